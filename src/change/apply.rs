@@ -1,0 +1,280 @@
+//! Applying and undoing steps. Thin: what to do was decided by the plan.
+
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::step::{Step, Switched};
+use crate::context::Context;
+use crate::error::{Error, IoContext, Result};
+use crate::guest::freeze;
+use crate::layer::{copy, create, merge};
+use crate::model::{Layer, Name, Record};
+use crate::qemu::nodes;
+use crate::qemu::qmp::Qmp;
+use crate::store::journal::{self, Journal};
+use crate::store::{VmLock, schema};
+use crate::sys::sparse::Method;
+use crate::vm::{live, stop};
+
+/// What became known while a change was carried out.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// The guest's file systems were frozen at the moment of the switch.
+    pub quiesced: bool,
+    /// How long they were frozen.
+    pub frozen: Option<Duration>,
+    /// How long the guest's CPUs stood still.
+    pub paused: Option<Duration>,
+    /// How the layers that were copied got there.
+    pub copied: Vec<Method>,
+    /// What went wrong beside the change, which succeeded.
+    pub warnings: Vec<String>,
+}
+
+/// Carries out steps on one VM.
+pub struct Executor<'a> {
+    context: &'a Context,
+    name: Name,
+    qmp: Option<Qmp>,
+    asked: bool,
+    frozen_at: Option<Instant>,
+    paused_at: Option<Instant>,
+    /// What became known so far.
+    pub report: Report,
+}
+
+impl<'a> Executor<'a> {
+    /// An executor for the VM `name`, whose lock the caller holds. It connects to its QEMU when a step needs it.
+    pub fn new(context: &'a Context, name: &Name) -> Self {
+        Self::with(context, name, None)
+    }
+
+    /// The same, with a connection that is already there.
+    pub fn with(context: &'a Context, name: &Name, qmp: Option<Qmp>) -> Self {
+        let asked = qmp.is_some();
+        Self { context, name: name.clone(), qmp, asked, frozen_at: None, paused_at: None, report: Report::default() }
+    }
+
+    /// An executor for a VM that does not run, and whose lock keeps it so.
+    pub fn with_no_qemu(context: &'a Context, name: &Name) -> Self {
+        Self { asked: true, ..Self::with(context, name, None) }
+    }
+
+    /// The connection to the VM's QEMU; `None` when it does not run.
+    pub async fn qmp(&mut self) -> Result<Option<&mut Qmp>> {
+        if !self.asked {
+            self.qmp = live::connect_if_running(self.context, &self.name).await?;
+            self.asked = true;
+        }
+        Ok(self.qmp.as_mut())
+    }
+
+    /// Gives the connection back.
+    pub fn into_qmp(self) -> Option<Qmp> {
+        self.qmp
+    }
+
+    /// Applies one step; one that has been applied already changes nothing.
+    pub async fn apply(&mut self, step: &Step) -> Result<()> {
+        let (context, store) = (self.context, &self.context.store);
+        match step {
+            Step::MakeLayer { layer, backing, virtual_bytes } => create::empty(store, layer, backing.as_ref(), *virtual_bytes),
+            Step::CopyFile { from, layer } => {
+                self.report.copied.extend(copy::file(context, from.clone(), layer).await?);
+                Ok(())
+            }
+            Step::CopyChain { source, layer } => {
+                self.report.copied.extend(copy::chain(context, source, layer).await?);
+                Ok(())
+            }
+            Step::LinkFile { file, layer } => create::link(store, layer, file),
+            Step::AddNodes { layers } => self.add_nodes(layers).await,
+            Step::Freeze { required } => self.freeze(*required).await,
+            Step::Switch { disks } => self.switch(disks).await,
+            Step::Thaw => {
+                self.thaw().await;
+                Ok(())
+            }
+            Step::StopQemu => {
+                self.qmp().await?;
+                if let Some(qmp) = self.qmp.take() {
+                    stop::quit(context, &self.name, qmp).await?;
+                }
+                Ok(())
+            }
+            Step::SetMode { layers, mode } => self.set_mode(layers, *mode),
+            Step::Save { record, .. } => {
+                let record = Record::try_from((**record).clone())?;
+                store.save(&self.name, &record)
+            }
+            Step::Merge { merges } => {
+                self.qmp().await?;
+                merge::run(context, self.qmp.as_mut(), merges, &mut self.paused_at).await
+            }
+            Step::Resume => self.resume().await,
+            Step::Trash { directory, what, layers, before } => {
+                let trash = store.open_trash(directory, what, &self.name)?;
+                let record = Record::try_from((**before).clone())?;
+                crate::store::atomic::write(&trash.join("vm.json"), &schema::render_record(&record)?)?;
+                layers.iter().try_for_each(|layer| store.trash_layer(&trash, layer))
+            }
+            Step::RemoveMerged { layers } => layers.iter().try_for_each(|layer| create::unmake(store, layer)),
+        }
+    }
+
+    /// Takes one step back; one that never happened needs nothing.
+    pub async fn undo(&mut self, step: &Step) -> Result<()> {
+        if let Some(layer) = step.makes() {
+            return create::unmake(&self.context.store, layer);
+        }
+        match step {
+            Step::AddNodes { layers } => self.remove_nodes(layers).await,
+            Step::Freeze { .. } => {
+                self.thaw().await;
+                Ok(())
+            }
+            Step::SetMode { layers, .. } => self.set_mode(layers, 0o600),
+            _ => Ok(()),
+        }
+    }
+
+    /// Forgets a change that was undone; a directory that never became a VM goes with it.
+    pub fn forget(&self, lock: &VmLock) -> Result<()> {
+        let store = &self.context.store;
+        journal::remove(store, lock.name())?;
+        store.unclaim(lock.name())
+    }
+
+    /// Did the journal's pivot happen? Asked of the kernel, of QEMU, of the file system, in that order; never of a note.
+    pub async fn pivot_happened(&mut self, journal: &Journal<Step>) -> Result<bool> {
+        match &journal.steps[journal.pivot] {
+            Step::Switch { disks } => self.switched(disks).await,
+            _ => Ok(self.saved(journal, journal.pivot)),
+        }
+    }
+
+    /// Is the record of the step at `at`, or of a later one, what `vm.json` says now?
+    pub fn saved(&self, journal: &Journal<Step>, at: usize) -> bool {
+        let Ok(now) = self.context.store.load(&self.name) else { return false };
+        journal.steps[at..].iter().any(|step| match step {
+            Step::Save { record, .. } => Record::try_from((**record).clone()).is_ok_and(|record| same(&record, &now)),
+            _ => false,
+        })
+    }
+
+    /// While QEMU lives it knows which layer its device is on. When it is dead, an overlay that was made and never switched to
+    /// is empty, and one that was switched to may hold the guest's writes: standing on it is right either way.
+    async fn switched(&mut self, disks: &[Switched]) -> Result<bool> {
+        if let Some(qmp) = self.qmp().await? {
+            let names = qmp.node_names().await?;
+            for disk in disks {
+                let active = match disk.target.as_str() {
+                    "nvram" => continue,
+                    target => qmp.active_layer(target).await?,
+                };
+                return Ok(active.is_some_and(|id| id == disk.overlay.id) && names.contains(&disk.overlay.node()));
+            }
+        }
+        Ok(disks.iter().all(|disk| self.context.store.layout.layer(&disk.overlay).exists()))
+    }
+
+    async fn live(&mut self) -> Result<&mut Qmp> {
+        let name = self.name.clone();
+        self.qmp().await?.ok_or_else(|| Error::qemu(format!("{name} has ended meanwhile")))
+    }
+
+    async fn add_nodes(&mut self, layers: &[Layer]) -> Result<()> {
+        let layout = self.context.store.layout.clone();
+        let qmp = self.live().await?;
+        for layer in layers {
+            for node in nodes::overlay_nodes(layer, &layout.layer(layer)) {
+                qmp.add_node(node).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn remove_nodes(&mut self, layers: &[Layer]) -> Result<()> {
+        let Some(qmp) = self.qmp().await? else { return Ok(()) };
+        let names = qmp.node_names().await?;
+        for layer in layers {
+            for node in [layer.node(), layer.file_node()] {
+                if names.contains(&node) {
+                    qmp.remove_node(&node).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn switch(&mut self, disks: &[Switched]) -> Result<()> {
+        let action = |disk: &Switched| {
+            json!({"type": "blockdev-snapshot", "data": {"node": disk.head.node(), "overlay": disk.overlay.node()}})
+        };
+        let actions: Vec<Value> = disks.iter().map(action).collect();
+        let qmp = self.live().await?;
+        qmp.call::<Value>("transaction", json!({"actions": actions})).await?;
+        Ok(())
+    }
+
+    async fn freeze(&mut self, required: bool) -> Result<()> {
+        let began = Instant::now();
+        match freeze::freeze(self.context, &self.name).await {
+            Ok(()) => {
+                self.frozen_at = Some(began);
+                self.report.quiesced = true;
+                Ok(())
+            }
+            Err(error) if required => Err(error),
+            Err(error) => {
+                // It may have frozen all the same, only without telling us.
+                self.thaw().await;
+                self.report.warnings.push(format!("the guest's file systems were not frozen: {}", error.full_message()));
+                Ok(())
+            }
+        }
+    }
+
+    async fn thaw(&mut self) {
+        let thawed = freeze::thaw(self.context, &self.name).await;
+        if let Some(began) = self.frozen_at.take() {
+            self.report.frozen = Some(began.elapsed());
+        }
+        if let Err(error) = thawed {
+            self.report.warnings.push(format!(
+                "the guest's file systems may still be frozen: {}; thaw them with: cowhand exec {} -- fsfreeze -u /",
+                error.full_message(),
+                self.name
+            ));
+        }
+    }
+
+    fn set_mode(&self, layers: &[Layer], mode: u32) -> Result<()> {
+        for layer in layers {
+            let path = self.context.store.layout.layer(layer);
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).on("set the permissions of", &path)?;
+        }
+        Ok(())
+    }
+
+    async fn resume(&mut self) -> Result<()> {
+        if let Some(qmp) = self.qmp().await? {
+            qmp.run(&qapi::qmp::cont {}).await?;
+        }
+        if let Some(began) = self.paused_at.take() {
+            self.report.paused = Some(began.elapsed());
+        }
+        Ok(())
+    }
+}
+
+/// The same record, but for what is only known after the plan was written (whether a snapshot is quiesced).
+fn same(planned: &Record, now: &Record) -> bool {
+    let mut planned = planned.clone();
+    for (snapshot, known) in planned.snapshots.iter_mut().zip(&now.snapshots) {
+        snapshot.quiesced = known.quiesced;
+    }
+    planned == *now
+}

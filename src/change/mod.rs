@@ -1,0 +1,92 @@
+//! A change to a VM is a list of steps with one point of no return, the *pivot*.
+//!
+//! ```text
+//! journal written ─▶ steps before the pivot ─▶ PIVOT ─▶ steps after it ─▶ journal removed
+//!                    failed or cut short:       failed or cut short after it:
+//!                    undone in reverse          carried on, by us or by the next command
+//! ```
+//! Every step is idempotent: applying it again, or undoing what never happened, does no harm. So the journal needs no notes on
+//! how far it got; whether the pivot happened is *observed* ([`recover`]). The same code undoes a change after an error, after
+//! Ctrl-C and after our own death.
+
+mod apply;
+pub mod recover;
+mod step;
+
+pub use apply::{Executor, Report};
+pub use step::{Merge, MergeKind, Step, Switched};
+
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::model::Layer;
+use crate::store::journal::{self, Journal};
+use crate::store::{VmLock, schema::RecordV1};
+
+/// What is going to happen, in order.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// The steps.
+    pub steps: Vec<Step>,
+    /// The index of the step after which there is no way back.
+    pub pivot: usize,
+}
+
+impl Plan {
+    /// A plan whose pivot is the first [`Step::Switch`], else the first [`Step::Save`].
+    pub fn new(steps: Vec<Step>) -> Self {
+        let first = |wanted: fn(&Step) -> bool| steps.iter().position(wanted);
+        let pivot = first(|step| matches!(step, Step::Switch { .. }))
+            .or_else(|| first(|step| matches!(step, Step::Save { .. })))
+            .unwrap_or(steps.len().saturating_sub(1));
+        Self { steps, pivot }
+    }
+}
+
+/// Carries out `plan` on the VM behind `lock`. An error before the pivot leaves everything as it was.
+pub async fn run(context: &Context, lock: &VmLock, plan: Plan, executor: &mut Executor<'_>) -> Result<Report> {
+    let store = &context.store;
+    let pins: Vec<Layer> = plan.steps.iter().flat_map(Step::layers).collect();
+    let mut journal =
+        Journal { schema: 1, operation: context.operation.clone(), steps: plan.steps, pivot: plan.pivot, pins };
+    journal.save(store, lock.name())?;
+    for at in 0..journal.steps.len() {
+        let result = executor.apply(&journal.steps[at]).await;
+        if executor.report.quiesced {
+            mark_quiesced(&mut journal.steps[at + 1..]);
+        }
+        let Err(error) = result else { continue };
+        // A switch that was sent and never answered may have happened: only QEMU knows, or nobody.
+        let happened = at > journal.pivot || (at == journal.pivot && executor.pivot_happened(&journal).await?);
+        if happened && at > journal.pivot {
+            return Err(error.hint("it is past the point of no return: the next command on this VM finishes it"));
+        }
+        if !happened {
+            return Err(undo(lock, &journal, at, executor, error).await);
+        }
+    }
+    journal::remove(store, lock.name())?;
+    Ok(std::mem::take(&mut executor.report))
+}
+
+/// Undoes the steps up to and with `at`, in reverse, and hands the error on.
+async fn undo(lock: &VmLock, journal: &Journal<Step>, at: usize, executor: &mut Executor<'_>, error: Error) -> Error {
+    match recover::roll_back(lock, journal, at, executor).await {
+        Ok(()) => error,
+        Err(second) => Error::damaged(format!("{} (and undoing it failed: {})", error.full_message(), second.full_message()))
+            .hint("the next command on this VM tries again to undo it"),
+    }
+}
+
+/// The guest is frozen: the snapshot that is about to be written down is a quiesced one.
+fn mark_quiesced(steps: &mut [Step]) {
+    for step in steps {
+        if let Step::Save { record, snapshot: Some(name) } = step
+            && let Ok(mut live) = crate::model::Record::try_from((**record).clone())
+        {
+            for snapshot in live.snapshots.iter_mut().filter(|snapshot| snapshot.name == *name) {
+                snapshot.quiesced = true;
+            }
+            **record = RecordV1::from(&live);
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Recovery: what the next command does about a change that was cut short.
+//!
+//! Before the pivot: the steps are undone in reverse. From the pivot on: they are carried on. A directory that never became a
+//! VM is removed. Recovering twice changes nothing the second time.
+
+use super::apply::Executor;
+use super::step::Step;
+use crate::context::Context;
+use crate::error::Result;
+use crate::store::journal::{self, Journal};
+use crate::store::{StoreLock, VmLock};
+
+/// What recovery found and did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recovered {
+    /// Nothing was cut short.
+    Nothing,
+    /// A change was undone: it never happened.
+    Undone,
+    /// A change was completed.
+    Completed,
+    /// A change is past its pivot and was left for later.
+    Left,
+}
+
+/// Recovers the VM behind `lock`.
+pub async fn recover(context: &Context, lock: &VmLock) -> Result<Recovered> {
+    settle(context, lock, true).await
+}
+
+/// Undoes what changes of this process were cut short, where they can still be undone. For Ctrl-C: what is past its point of no
+/// return may take long, and is left to the next command.
+pub async fn after_interrupt(context: &Context) -> Result<Vec<(String, Recovered)>> {
+    let mut results = Vec::new();
+    for name in context.store.directories()? {
+        let journal = context.store.layout.journal(&name).exists();
+        if !journal && context.store.exists(&name) {
+            continue;
+        }
+        if let Some(lock) = context.store.try_lock_vm(&name, &context.operation)? {
+            results.push((name.to_string(), settle(context, &lock, false).await?));
+        }
+    }
+    Ok(results)
+}
+
+/// Removes what commands that died have left of VMs that never came to be.
+pub async fn sweep(context: &Context, _: &StoreLock) -> Result<()> {
+    for name in context.store.directories()? {
+        if context.store.exists(&name) {
+            continue;
+        }
+        if let Some(lock) = context.store.try_lock_vm(&name, &context.operation)? {
+            settle(context, &lock, true).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn settle(context: &Context, lock: &VmLock, may_complete: bool) -> Result<Recovered> {
+    let (store, name) = (&context.store, lock.name());
+    let Some(journal) = Journal::<Step>::load(store, name)? else {
+        if !store.exists(name) {
+            store.unclaim(name)?;
+        }
+        return Ok(Recovered::Nothing);
+    };
+    let mut executor = Executor::new(context, name);
+    let outcome = if !executor.pivot_happened(&journal).await? {
+        roll_back(lock, &journal, journal.pivot, &mut executor).await?;
+        context.ui.note(&format!("{name}: `{}` was cut short and has been undone", journal.operation));
+        Recovered::Undone
+    } else if may_complete {
+        roll_forward(context, lock, &journal, &mut executor).await?;
+        context.ui.note(&format!("{name}: `{}` was cut short and has been completed", journal.operation));
+        Recovered::Completed
+    } else {
+        Recovered::Left
+    };
+    for warning in &executor.report.warnings {
+        context.ui.warn(warning);
+    }
+    Ok(outcome)
+}
+
+/// Undoes the steps up to and with `at`, in reverse, and forgets the change.
+pub(super) async fn roll_back(lock: &VmLock, journal: &Journal<Step>, at: usize, executor: &mut Executor<'_>) -> Result<()> {
+    for step in journal.steps[..=at].iter().rev() {
+        executor.undo(step).await?;
+    }
+    executor.forget(lock)
+}
+
+async fn roll_forward(context: &Context, lock: &VmLock, journal: &Journal<Step>, executor: &mut Executor<'_>) -> Result<()> {
+    // A record that has been saved proves every step before it.
+    let is_save = |step: &Step| matches!(step, Step::Save { .. });
+    let last_saved = (0..journal.steps.len()).rev().find(|at| is_save(&journal.steps[*at]) && executor.saved(journal, *at));
+    let from = last_saved.unwrap_or(journal.pivot) + 1;
+    for step in &journal.steps[from.max(journal.pivot + 1)..] {
+        executor.apply(step).await?;
+    }
+    journal::remove(&context.store, lock.name())
+}

@@ -1,0 +1,189 @@
+//! The steps a change is made of, as plain data that can be written to the journal.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{Layer, Name, Record};
+use crate::store::schema::RecordV1;
+
+/// One step. How each is applied, undone and observed: [`super::apply`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "step", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Step {
+    /// An empty qcow2 layer.
+    MakeLayer {
+        /// The new layer.
+        layer: Layer,
+        /// What it stands on.
+        backing: Option<Layer>,
+        /// The size the guest sees.
+        virtual_bytes: u64,
+    },
+    /// A layer copied from a file of the user's.
+    CopyFile {
+        /// The file.
+        from: PathBuf,
+        /// The new layer.
+        layer: Layer,
+    },
+    /// A layer that is an independent copy of another and all it stands on.
+    CopyChain {
+        /// What is copied.
+        source: Layer,
+        /// The new layer.
+        layer: Layer,
+    },
+    /// A layer that is a file of the user's, in its place.
+    LinkFile {
+        /// The file.
+        file: PathBuf,
+        /// The new layer.
+        layer: Layer,
+    },
+    /// Make overlays known to the running QEMU.
+    AddNodes {
+        /// The overlays.
+        layers: Vec<Layer>,
+    },
+    /// Freeze the guest's file systems through the guest agent; undone by a thaw.
+    Freeze {
+        /// The change fails when this does.
+        required: bool,
+    },
+    /// Put overlays on top of the heads of the running VM, all or none (QMP `transaction`).
+    Switch {
+        /// Which.
+        disks: Vec<Switched>,
+    },
+    /// Thaw the guest's file systems.
+    Thaw,
+    /// End QEMU (QMP `quit`).
+    StopQemu,
+    /// Set the permission bits of layers' files.
+    SetMode {
+        /// Which.
+        layers: Vec<Layer>,
+        /// The bits.
+        mode: u32,
+    },
+    /// Replace `vm.json`.
+    Save {
+        /// The new record.
+        record: Box<RecordV1>,
+        /// The snapshot the record adds, if any.
+        snapshot: Option<Name>,
+    },
+    /// Merge layers, in the VM's QEMU or offline; a guest whose active layer is merged is left paused.
+    Merge {
+        /// All of them: they switch together.
+        merges: Vec<Merge>,
+    },
+    /// Let the guest's CPUs go on after a merge.
+    Resume,
+    /// Move layers nobody names any more into the trash.
+    Trash {
+        /// The directory in the trash.
+        directory: String,
+        /// The verb.
+        what: String,
+        /// Which layers.
+        layers: Vec<Layer>,
+        /// The record before the change, for the way back.
+        before: Box<RecordV1>,
+    },
+    /// Remove layers whose data was merged into another.
+    RemoveMerged {
+        /// Which.
+        layers: Vec<Layer>,
+    },
+}
+
+/// One disk of a [`Step::Switch`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Switched {
+    /// The guest's name for the disk.
+    pub target: String,
+    /// The layer that was the head.
+    pub head: Layer,
+    /// The layer that becomes the head.
+    pub overlay: Layer,
+}
+
+/// One merge of two layers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Merge {
+    /// The guest's name for the disk.
+    pub target: String,
+    /// Which way the data moves.
+    pub kind: MergeKind,
+    /// The upper layer.
+    pub top: Layer,
+    /// The lower layer.
+    pub base: Layer,
+    /// What `base` stands on.
+    pub below: Option<Layer>,
+    /// What stands on `top`; `None` when it is an active layer.
+    pub overlay: Option<Layer>,
+    /// About how many bytes move.
+    pub bytes: u64,
+}
+
+/// Which way the data moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MergeKind {
+    /// `top` is written into `base`, and vanishes.
+    Commit,
+    /// `base` is copied into `top`, and vanishes.
+    Stream,
+}
+
+impl Merge {
+    /// The layer that is there no more afterwards.
+    pub fn vanishing(&self) -> &Layer {
+        match self.kind {
+            MergeKind::Commit => &self.top,
+            MergeKind::Stream => &self.base,
+        }
+    }
+
+    /// The name of its block job.
+    pub fn job(&self) -> String {
+        let verb = match self.kind {
+            MergeKind::Commit => "commit",
+            MergeKind::Stream => "stream",
+        };
+        format!("cw-{verb}-{}", self.top.id)
+    }
+}
+
+impl Step {
+    /// A new `vm.json`.
+    pub fn save(record: &Record) -> Self {
+        Self::Save { record: Box::new(RecordV1::from(record)), snapshot: None }
+    }
+
+    /// The layers that this step relies on or brings into being.
+    pub fn layers(&self) -> Vec<Layer> {
+        match self {
+            Self::MakeLayer { layer, backing, .. } => backing.iter().chain([layer]).cloned().collect(),
+            Self::CopyFile { layer, .. } | Self::LinkFile { layer, .. } => vec![layer.clone()],
+            Self::CopyChain { source, layer } => vec![source.clone(), layer.clone()],
+            Self::Merge { merges } => merges.iter().flat_map(|merge| [merge.top.clone(), merge.base.clone()]).collect(),
+            Self::Switch { disks } => disks.iter().flat_map(|disk| [disk.head.clone(), disk.overlay.clone()]).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The layer this step makes, which its undoing removes.
+    pub fn makes(&self) -> Option<&Layer> {
+        match self {
+            Self::MakeLayer { layer, .. } | Self::CopyFile { layer, .. } => Some(layer),
+            Self::CopyChain { layer, .. } | Self::LinkFile { layer, .. } => Some(layer),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,123 @@
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use serde_json::json;
+
+use super::App;
+use crate::error::{Error, IoContext, Result};
+use crate::model::{Firmware, KernelBoot, Name, Nic, PortForward, parse_size};
+use crate::vm::create::{self, DiskRequest, Request};
+
+/// Make a VM from disk images, or a blank one
+///
+/// Each --disk is copied into the store (sparse, or sharing blocks where the file system can), or with `,use` written in place.
+/// The format is read from the file once and recorded; QEMU never probes it.
+#[derive(Debug, Args)]
+pub struct Create {
+    /// What to call it: 1 to 64 letters, digits, dots, dashes, underscores
+    name: Name,
+    /// A disk image; can be repeated: FILE[,copy|use][,format=F][,ro]
+    #[arg(long, value_name = "FILE[,copy|use]")]
+    disk: Vec<DiskRequest>,
+    /// A blank disk of this size, behind the others; can be repeated
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    size: Vec<u64>,
+    /// Memory: 512M, 2G
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size)]
+    memory: u64,
+    /// Virtual CPUs
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    cpus: u32,
+    /// CPU model [default: host with KVM, max without]
+    #[arg(long, value_name = "MODEL")]
+    cpu: Option<String>,
+    /// Machine type; an alias is pinned to the version it stands for now
+    #[arg(long, value_name = "TYPE", default_value = "q35")]
+    machine: String,
+    /// What runs first
+    #[arg(long, value_name = "FIRMWARE", default_value = "bios")]
+    firmware: FirmwareArg,
+    /// Boot this kernel of the host instead of the disk's boot loader
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// The kernel's initial RAM disk
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    initrd: Option<PathBuf>,
+    /// The kernel's command line
+    #[arg(long, value_name = "TEXT", requires = "kernel")]
+    append: Option<String>,
+    /// Networking: user (NAT without privileges) or none
+    #[arg(long, value_name = "MODE", default_value = "user")]
+    net: Net,
+    /// Forward a port of the host into the guest; can be repeated: HOST:GUEST, ADDRESS:HOST:GUEST, with /udp for UDP
+    #[arg(short, long = "port", value_name = "HOST:GUEST")]
+    port: Vec<PortForward>,
+    /// A key and value of your own; can be repeated
+    #[arg(long, value_name = "K=V")]
+    tag: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum FirmwareArg {
+    Bios,
+    Uefi,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Net {
+    User,
+    None,
+}
+
+impl Create {
+    pub async fn run(self, app: &App) -> Result<()> {
+        let name = self.name.clone();
+        let request = self.request()?;
+        let record = create::create(&app.context, &name, &request).await?;
+        let text = format!("created {name}; start it: cowhand start {name}");
+        app.printer.done(&text, &json!({"name": name, "uuid": record.uuid}));
+        Ok(())
+    }
+
+    fn request(self) -> Result<Request> {
+        if self.net == Net::None && !self.port.is_empty() {
+            return Err(Error::usage("--port needs a network, and there is --net none"));
+        }
+        let nics = match self.net {
+            Net::User => vec![Nic { ports: self.port, ..Nic::new() }],
+            Net::None => Vec::new(),
+        };
+        let absolute = |path: PathBuf| std::path::absolute(&path).on("find", &path);
+        let kernel = match self.kernel {
+            Some(kernel) => Some(KernelBoot {
+                kernel: absolute(kernel)?,
+                initrd: self.initrd.map(absolute).transpose()?,
+                append: self.append,
+            }),
+            None => None,
+        };
+        Ok(Request {
+            disks: self.disk,
+            blank: self.size,
+            memory_bytes: self.memory,
+            cpus: self.cpus,
+            cpu: self.cpu,
+            firmware: match self.firmware {
+                FirmwareArg::Bios => Firmware::Bios,
+                FirmwareArg::Uefi => Firmware::Uefi,
+            },
+            machine: self.machine,
+            kernel,
+            nics,
+            tags: self.tag.iter().map(|tag| tag_pair(tag)).collect::<Result<_>>()?,
+        })
+    }
+}
+
+/// `K=V`.
+pub(super) fn tag_pair(text: &str) -> Result<(String, String)> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(Error::usage(format!("{text:?} is not K=V"))),
+    }
+}

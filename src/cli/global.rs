@@ -1,0 +1,108 @@
+//! Flags every verb has, and the environment behind them.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use etcetera::BaseStrategy;
+
+use crate::error::{Error, Result};
+use crate::output::{Color, Format, Terminal};
+use crate::settings::{Accel, Settings};
+use crate::ui::Ui;
+
+/// Flags every verb has.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// The directory with all VMs [default: /var/lib/cowhand for root, else $XDG_DATA_HOME/cowhand]
+    #[arg(long, global = true, value_name = "DIR", env = "COWHAND_STORE", hide_env_values = true)]
+    store: Option<PathBuf>,
+    /// The form of results
+    #[arg(long, global = true, value_name = "FORM", default_value = "table", hide_possible_values = false)]
+    pub format: Format,
+    /// Say only what was asked for; lists show names alone
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// Show every QMP command and program that is run (twice: answers in full)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Use colours (NO_COLOR is respected)
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    pub color: Color,
+    /// Who runs the guest's processor: KVM, or QEMU itself (slow)
+    #[arg(long, global = true, value_name = "ACCEL", env = "COWHAND_ACCEL", default_value = "auto", hide_env_values = true)]
+    accel: AccelArg,
+    /// How long to wait for another command on the same VM, in seconds
+    #[arg(long, global = true, value_name = "SECS", default_value_t = 60)]
+    wait: u64,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum AccelArg {
+    /// KVM where it has hardware behind it, else TCG with a warning
+    Auto,
+    /// KVM, or fail
+    Kvm,
+    /// Emulation
+    Tcg,
+}
+
+impl Global {
+    /// What the library needs to know, from flags and environment.
+    pub fn settings(&self) -> Result<Settings> {
+        let root = nix::unistd::geteuid().is_root();
+        let store = match &self.store {
+            Some(store) if store.as_os_str().is_empty() => return Err(Error::usage("the store's directory is empty")),
+            Some(store) => store.clone(),
+            None if root => PathBuf::from("/var/lib/cowhand"),
+            None => data_home()?.join("cowhand"),
+        };
+        Ok(Settings {
+            store,
+            runtime: runtime(root),
+            accel: match self.accel {
+                AccelArg::Auto => Accel::Auto,
+                AccelArg::Kvm => Accel::Kvm,
+                AccelArg::Tcg => Accel::Tcg,
+            },
+            qemu: non_empty("COWHAND_QEMU").unwrap_or_else(|| "qemu-system-x86_64".into()).into(),
+            search_path: std::env::var_os("PATH").unwrap_or_default(),
+            lock_wait: Duration::from_secs(self.wait),
+        })
+    }
+
+    /// Where notes, warnings and progress go.
+    pub fn ui(&self) -> Box<dyn Ui> {
+        Box::new(Terminal { quiet: self.quiet || self.format == Format::Json })
+    }
+}
+
+fn data_home() -> Result<PathBuf> {
+    let base = etcetera::choose_base_strategy()
+        .map_err(|source| Error::failed("where your home directory is is not known").hint("say --store DIR").because(source))?;
+    Ok(base.data_dir())
+}
+
+/// `$XDG_RUNTIME_DIR/cowhand`; without that variable `/run/cowhand` for root, and a private directory in /tmp else.
+fn runtime(root: bool) -> PathBuf {
+    match non_empty("XDG_RUNTIME_DIR") {
+        Some(directory) => PathBuf::from(directory).join("cowhand"),
+        None if root => PathBuf::from("/run/cowhand"),
+        None => PathBuf::from(format!("/tmp/cowhand-{}", nix::unistd::geteuid())),
+    }
+}
+
+fn non_empty(variable: &str) -> Option<std::ffi::OsString> {
+    std::env::var_os(variable).filter(|value| !value.is_empty())
+}
+
+/// Shows what is done under the hood, on standard error.
+pub fn trace(verbose: u8) {
+    let level = match verbose {
+        0 => return,
+        1 => tracing::Level::DEBUG,
+        _ => tracing::Level::TRACE,
+    };
+    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_ansi(false).without_time().init();
+}

@@ -1,0 +1,50 @@
+use clap::Args;
+use serde_json::Value;
+
+use super::App;
+use super::create::tag_pair;
+use crate::error::Result;
+use crate::output::{Format, json, table};
+use crate::vm::list::{self, Row};
+
+/// List the VMs, what they are doing and what they take
+///
+/// Columns of DISK: bytes on disk that are the VM's own (head and snapshots), and the size its disks show to the guest.
+#[derive(Debug, Args)]
+pub struct Ls {
+    /// Templates, too
+    #[arg(short, long)]
+    all: bool,
+    /// Only those where K is V: state, name, from, or a tag; can be repeated
+    #[arg(long, value_name = "K=V")]
+    filter: Vec<String>,
+}
+
+impl Ls {
+    pub async fn run(self, app: &App) -> Result<()> {
+        let filters = self.filter.iter().map(|filter| tag_pair(filter)).collect::<Result<Vec<_>>>()?;
+        let rows = list::list(&app.context).await?;
+        let template = |row: &Row| row.about.as_ref().is_ok_and(|about| about.record.is_template());
+        let shown: Vec<&Row> = rows
+            .iter()
+            .filter(|row| self.all || !template(row))
+            .filter(|row| filters.iter().all(|(key, value)| matches(row, key, value)))
+            .collect();
+        match (app.printer.format, app.printer.quiet) {
+            (Format::Json, _) => app.printer.result("", &Value::Array(shown.into_iter().map(json::vm).collect())),
+            (Format::Table, true) => shown.iter().for_each(|row| app.printer.text(row.name.as_str())),
+            (Format::Table, false) => app.printer.text(&table::vms(&shown)),
+        }
+        Ok(())
+    }
+}
+
+fn matches(row: &Row, key: &str, value: &str) -> bool {
+    let Ok(about) = &row.about else { return key == "state" && value == "broken" };
+    match key {
+        "name" => row.name.as_str() == value,
+        "state" => about.status.state.as_str() == value,
+        "from" => about.from.as_deref().is_some_and(|from| from == value || from.split('@').next() == Some(value)),
+        _ => about.record.config.tags.get(key.strip_prefix("tag.").unwrap_or(key)).is_some_and(|tag| tag == value),
+    }
+}

@@ -1,0 +1,205 @@
+//! The command line: one file per verb, each of which parses, calls the library and renders what comes back. The only room that
+//! reads the environment and decides exit codes.
+
+mod clone;
+mod console;
+mod cp;
+mod create;
+mod disk;
+mod exec;
+mod gc;
+mod generate;
+mod global;
+mod logs;
+mod ls;
+mod plan;
+mod rm;
+mod set;
+mod show;
+mod snapshot;
+mod start;
+mod stop;
+mod template;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::change::recover::{self, Recovered};
+use crate::context::Context;
+use crate::error::{Error, Kind, Result};
+use crate::output::Printer;
+use global::Global;
+
+/// Templates, clones and snapshots for QEMU virtual machines, without libvirt.
+///
+/// A VM's disks are chains of layers. A snapshot seals the layer on top and goes on in a new one; reverting, cloning and removing
+/// are moves in the tree that results. No daemon: the store is a directory, QEMU is started directly.
+#[derive(Debug, Parser)]
+#[command(name = "cowhand", version, propagate_version = true, max_term_width = 110, arg_required_else_help = true)]
+#[command(after_help = AFTER_HELP)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Exit codes:
+  0 done   1 failed   2 usage   3 no such thing   4 already exists   5 refused   6 locked
+  7 QEMU or the guest agent failed or timed out   8 the store needs recovery or is damaged
+  exec exits with the command's own code; 124 timeout, 125 our failure, 126 not executable, 127 not found
+
+Example:
+  cowhand create web --disk debian.qcow2 && cowhand start web
+  cowhand snapshot create web before
+  cowhand snapshot revert web@before";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Create(Box<create::Create>),
+    Ls(ls::Ls),
+    Show(show::Show),
+    Plan(plan::Plan),
+    Start(start::Start),
+    Stop(stop::Stop),
+    Pause(start::Pause),
+    Resume(start::Resume),
+    Rm(rm::Rm),
+    Rename(set::Rename),
+    Set(set::Set),
+    Logs(logs::Logs),
+    Console(console::Console),
+    Exec(exec::Exec),
+    Cp(cp::Cp),
+    Clone(clone::Clone),
+    #[command(subcommand)]
+    Template(template::Template),
+    #[command(subcommand)]
+    Snapshot(snapshot::Snapshot),
+    #[command(subcommand)]
+    Disk(disk::Disk),
+    Gc(gc::Gc),
+    Completions(generate::Completions),
+    Man(generate::Man),
+    Version(generate::Version),
+}
+
+/// What a verb works with.
+pub struct App {
+    context: Context,
+    printer: Printer,
+}
+
+impl Command {
+    async fn run(self, app: &App) -> Result<u8> {
+        let done = |()| 0;
+        match self {
+            Self::Create(verb) => verb.run(app).await.map(done),
+            Self::Ls(verb) => verb.run(app).await.map(done),
+            Self::Show(verb) => verb.run(app).await.map(done),
+            Self::Plan(verb) => verb.run(app).map(done),
+            Self::Start(verb) => verb.run(app).await.map(done),
+            Self::Stop(verb) => verb.run(app).await.map(done),
+            Self::Pause(verb) => verb.run(app).await.map(done),
+            Self::Resume(verb) => verb.run(app).await.map(done),
+            Self::Rm(verb) => verb.run(app).await.map(done),
+            Self::Rename(verb) => verb.run(app).await.map(done),
+            Self::Set(verb) => verb.run(app).await.map(done),
+            Self::Logs(verb) => verb.run(app).await.map(done),
+            Self::Console(verb) => verb.run(app).await.map(done),
+            Self::Exec(verb) => Ok(verb.run(app).await),
+            Self::Cp(verb) => verb.run(app).await.map(done),
+            Self::Clone(verb) => verb.run(app).await.map(done),
+            Self::Template(verb) => verb.run(app).await.map(done),
+            Self::Snapshot(verb) => verb.run(app).await.map(done),
+            Self::Disk(verb) => verb.run(app).map(done),
+            Self::Gc(verb) => verb.run(app).await.map(done),
+            Self::Completions(verb) => verb.run(app).map(done),
+            Self::Man(verb) => verb.run(app).map(done),
+            Self::Version(verb) => verb.run(app).map(done),
+        }
+    }
+}
+
+/// The program.
+pub fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    let matches = Cli::command().get_matches();
+    let cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
+    cli.global.color.apply();
+    global::trace(cli.global.verbose);
+    let printer = Printer { format: cli.global.format, quiet: cli.global.quiet };
+    let result = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| Error::failed("cannot start").because(source))
+        .and_then(|runtime| {
+            let result = runtime.block_on(run(cli, printer, operation(&words)));
+            // A thread that waits for a lock or for input must not keep us.
+            runtime.shutdown_background();
+            result
+        });
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            printer.error(&error);
+            ExitCode::from(error.kind().exit_code())
+        }
+    }
+}
+
+async fn run(cli: Cli, printer: Printer, operation: String) -> Result<u8> {
+    let settings = cli.global.settings()?;
+    let context = Context::open(settings, cli.global.ui(), operation)?;
+    let app = App { context, printer };
+    let interrupted = || Error::new(Kind::Interrupted, "interrupted");
+    let mut signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()]
+        .map(signal)
+        .into_iter()
+        .collect::<std::io::Result<Vec<_>>>()
+        .map_err(|source| Error::failed("cannot listen to signals").because(source))?;
+    let [interrupt, terminate, hangup] = &mut signals[..] else { return Err(interrupted()) };
+    tokio::select! {
+        result = cli.command.run(&app) => return result,
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+        _ = hangup.recv() => {}
+    }
+    // The operation's future is gone and its locks are free: put right what it was in the middle of, as after a crash.
+    let mut error = interrupted();
+    for (name, outcome) in recover::after_interrupt(&app.context).await? {
+        if outcome == Recovered::Left {
+            error = error.hint(format!("{name}: what was begun cannot be undone; the next command on {name} completes it"));
+        }
+    }
+    Err(error)
+}
+
+/// The command in the words of the user, for those who wait for its lock; without what may be secret or long.
+fn operation(words: &[String]) -> String {
+    let verb: Vec<&str> = words.iter().map(String::as_str).take_while(|word| *word != "--").collect();
+    let mut text = verb.join(" ").replace(|c: char| c.is_control(), " ");
+    if text.len() > 200 {
+        text = text.chars().take(200).collect();
+    }
+    text
+}
+
+/// Does the same to each name. All are tried and every error is shown; the last one decides the exit code.
+async fn each<T>(app: &App, names: &[T], mut verb: impl AsyncFnMut(&T) -> Result<()>) -> Result<()> {
+    let mut failed: Option<Error> = None;
+    for name in names {
+        if let Err(error) = verb(name).await
+            && let Some(earlier) = failed.replace(error)
+        {
+            app.printer.error(&earlier);
+        }
+    }
+    failed.map_or(Ok(()), Err)
+}

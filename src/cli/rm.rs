@@ -1,0 +1,36 @@
+use clap::Args;
+use serde_json::json;
+
+use super::{App, each};
+use crate::error::Result;
+use crate::model::Name;
+use crate::vm::remove::{self, Options, Which};
+
+/// Remove VMs; their disks go into the trash until `gc`
+///
+/// Refused while the VM runs, or while clones stand on its layers.
+#[derive(Debug, Args)]
+pub struct Rm {
+    /// The VMs
+    #[arg(required = true)]
+    names: Vec<Name>,
+    /// Running ones, too: their plug is pulled
+    #[arg(short, long)]
+    force: bool,
+    /// The clones that stand on them, too
+    #[arg(long)]
+    cascade: bool,
+}
+
+impl Rm {
+    pub async fn run(self, app: &App) -> Result<()> {
+        let options = Options { force: self.force, cascade: self.cascade };
+        each(app, &self.names, async |name| {
+            let gone = remove::remove(&app.context, name, Which::Vm, options).await?;
+            let names: Vec<&str> = gone.iter().map(Name::as_str).collect();
+            app.printer.done(&format!("removed {}", names.join(", ")), &json!({"removed": names}));
+            Ok(())
+        })
+        .await
+    }
+}

@@ -1,0 +1,45 @@
+use clap::Args;
+use serde_json::json;
+
+use super::App;
+use crate::error::Result;
+use crate::model::Name;
+use crate::vm::edit;
+
+/// Change the configuration of a stopped VM
+///
+/// Keys: memory, cpus, cpu, kernel, initrd, append, ports (HOST:GUEST,…), tag.KEY. An empty value takes a key away. All changes are
+/// made, or none.
+#[derive(Debug, Args)]
+pub struct Set {
+    /// The VM
+    name: Name,
+    /// KEY=VALUE
+    #[arg(required = true, value_name = "KEY=VALUE")]
+    changes: Vec<String>,
+}
+
+impl Set {
+    pub async fn run(self, app: &App) -> Result<()> {
+        edit::set(&app.context, &self.name, &self.changes).await?;
+        app.printer.done(&format!("changed {}", self.name), &json!({"name": self.name}));
+        Ok(())
+    }
+}
+
+/// Rename a stopped VM, or a template
+#[derive(Debug, Args)]
+pub struct Rename {
+    /// What it is called now
+    old: Name,
+    /// What it is to be called
+    new: Name,
+}
+
+impl Rename {
+    pub async fn run(self, app: &App) -> Result<()> {
+        edit::rename(&app.context, &self.old, &self.new).await?;
+        app.printer.done(&format!("renamed {} to {}", self.old, self.new), &json!({"name": self.new}));
+        Ok(())
+    }
+}

@@ -1,0 +1,240 @@
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::{Value, json as value};
+
+use super::{App, each};
+use crate::error::{Error, Result};
+use crate::model::{Name, PointRef, human};
+use crate::output::{Format, json, table, time, tree};
+use crate::snapshot::delete::{Removed, What};
+use crate::snapshot::plan::Quiesce;
+use crate::snapshot::revert::Then;
+use crate::snapshot::{create, delete, list, rename, revert};
+
+/// Take snapshots, go back to them, remove them
+#[derive(Debug, Subcommand)]
+pub enum Snapshot {
+    Create(Create),
+    Ls(Ls),
+    Tree(Tree),
+    Show(Show),
+    Rename(Rename),
+    Revert(Revert),
+    Rm(Rm),
+}
+
+impl Snapshot {
+    pub async fn run(self, app: &App) -> Result<()> {
+        match self {
+            Self::Create(verb) => verb.run(app).await,
+            Self::Ls(verb) => verb.run(app),
+            Self::Tree(verb) => verb.run(app),
+            Self::Show(verb) => verb.run(app),
+            Self::Rename(verb) => verb.run(app).await,
+            Self::Revert(verb) => verb.run(app).await,
+            Self::Rm(verb) => verb.run(app).await,
+        }
+    }
+}
+
+/// The snapshot of a point that has to name one.
+fn snapshot_of(point: &PointRef) -> Result<&Name> {
+    point.snapshot.as_ref().ok_or_else(|| {
+        Error::usage(format!("{point} names no snapshot"))
+            .hint(format!("write VM@SNAPSHOT; see what there is: cowhand snapshot ls {}", point.vm))
+    })
+}
+
+/// Take a snapshot of all disks of a VM, running or stopped, at one instant
+///
+/// The layers that were written so far are sealed and new overlays put on top: all of them, or none. While the VM runs its file systems
+/// are frozen for that instant if the guest agent is there.
+#[derive(Debug, Args)]
+pub struct Create {
+    /// The VM
+    vm: Name,
+    /// What to call it [default: made up from the time]
+    name: Option<Name>,
+    /// Freeze the guest's file systems first
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    quiesce: QuiesceArg,
+    /// Your own words
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    description: String,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum QuiesceArg {
+    /// If the guest agent is there; warn when it fails
+    Auto,
+    /// Or fail
+    Require,
+    /// No
+    Never,
+}
+
+impl Create {
+    async fn run(self, app: &App) -> Result<()> {
+        let request = create::Request {
+            name: self.name,
+            description: self.description,
+            quiesce: match self.quiesce {
+                QuiesceArg::Auto => Quiesce::Auto,
+                QuiesceArg::Require => Quiesce::Require,
+                QuiesceArg::Never => Quiesce::Never,
+            },
+        };
+        let taken = create::create(&app.context, &self.vm, &request).await?;
+        let row = list::show(&app.context, &self.vm, &taken.name)?;
+        let frozen = if taken.frozen.is_zero() { String::new() } else { format!(", frozen {}", time::short(taken.frozen)) };
+        let text = format!("took {}@{} in {}{frozen}", self.vm, taken.name, time::short(taken.total));
+        app.printer.done(&text, &json::taken(&row, &taken));
+        Ok(())
+    }
+}
+
+/// List the snapshots of a VM, oldest first; * marks the one its head stands on
+#[derive(Debug, Args)]
+pub struct Ls {
+    /// The VM
+    vm: Name,
+}
+
+impl Ls {
+    fn run(self, app: &App) -> Result<()> {
+        let rows = list::list(&app.context, &self.vm)?;
+        match (app.printer.format, app.printer.quiet) {
+            (Format::Table, true) => rows.iter().for_each(|row| app.printer.text(row.snapshot.name.as_str())),
+            _ => app.printer.result(&table::snapshots(&rows), &Value::Array(rows.iter().map(json::snapshot).collect())),
+        }
+        Ok(())
+    }
+}
+
+/// Draw the snapshots of a VM as a tree, with the place where it stands
+#[derive(Debug, Args)]
+pub struct Tree {
+    /// The VM
+    vm: Name,
+}
+
+impl Tree {
+    fn run(self, app: &App) -> Result<()> {
+        let drawn = list::tree(&app.context, &self.vm)?;
+        let rows = drawn.rows.iter().map(json::snapshot).collect();
+        app.printer.result(&tree::snapshots(&drawn), &Value::Array(rows));
+        Ok(())
+    }
+}
+
+/// Show one snapshot; VM@current is the one the head stands on
+#[derive(Debug, Args)]
+pub struct Show {
+    /// VM@SNAPSHOT
+    point: PointRef,
+}
+
+impl Show {
+    fn run(self, app: &App) -> Result<()> {
+        let row = list::show(&app.context, &self.point.vm, snapshot_of(&self.point)?)?;
+        app.printer.result(&table::snapshots(std::slice::from_ref(&row)), &json::snapshot(&row));
+        Ok(())
+    }
+}
+
+/// Rename a snapshot
+#[derive(Debug, Args)]
+pub struct Rename {
+    /// VM@SNAPSHOT
+    point: PointRef,
+    /// What it is to be called
+    new: Name,
+}
+
+impl Rename {
+    async fn run(self, app: &App) -> Result<()> {
+        rename::rename(&app.context, &self.point.vm, snapshot_of(&self.point)?, &self.new).await?;
+        app.printer.done(&format!("renamed {} to {}@{}", self.point, self.point.vm, self.new), &value!({"name": self.new}));
+        Ok(())
+    }
+}
+
+/// Take a VM back to a snapshot: its disks and its configuration
+///
+/// What was written since then goes into the trash. The VM runs afterwards if it ran before, unless told otherwise; its guest boots
+/// anew.
+#[derive(Debug, Args)]
+pub struct Revert {
+    /// VM@SNAPSHOT
+    point: PointRef,
+    /// Start it afterwards
+    #[arg(long, group = "then")]
+    running: bool,
+    /// Start it with its CPUs standing still
+    #[arg(long, group = "then")]
+    paused: bool,
+    /// Do not start it
+    #[arg(long, group = "then")]
+    stopped: bool,
+}
+
+impl Revert {
+    async fn run(self, app: &App) -> Result<()> {
+        let then = match (self.running, self.paused, self.stopped) {
+            (true, _, _) => Some(Then::Running),
+            (_, true, _) => Some(Then::Paused),
+            (_, _, true) => Some(Then::Stopped),
+            _ => None,
+        };
+        let name = revert::revert(&app.context, &self.point.vm, snapshot_of(&self.point)?, then).await?;
+        let text = format!("{vm} is back at {vm}@{name}", vm = self.point.vm);
+        app.printer.done(&text, &value!({"name": self.point.vm, "head": name}));
+        Ok(())
+    }
+}
+
+/// Remove snapshots; the layers they leave behind are merged, all other points keep their content
+#[derive(Debug, Args)]
+pub struct Rm {
+    /// VM@SNAPSHOT
+    #[arg(required = true)]
+    points: Vec<PointRef>,
+}
+
+impl Rm {
+    async fn run(self, app: &App) -> Result<()> {
+        each(app, &self.points, async |point| {
+            let removed = delete::remove(&app.context, &point.vm, snapshot_of(point)?).await?;
+            app.printer.done(&removed_text(&point.vm, &removed), &removed_json(&removed));
+            Ok(())
+        })
+        .await
+    }
+}
+
+fn removed_text(vm: &Name, removed: &Removed) -> String {
+    let mut text = format!("removed {vm}@{}", removed.name);
+    for outcome in &removed.outcomes {
+        let bytes = human(outcome.bytes);
+        let what = match &outcome.what {
+            What::Committed => format!("merged: {bytes} committed down"),
+            What::Streamed => format!("merged: {bytes} streamed up"),
+            What::Trashed => "into the trash".to_owned(),
+            What::Kept(why) => format!("its layer stays, hidden: {why}"),
+        };
+        text.push_str(&format!("\n  {}  {what}", outcome.target));
+    }
+    text
+}
+
+fn removed_json(removed: &Removed) -> Value {
+    let outcome = |outcome: &delete::Outcome| {
+        let (what, reason) = match &outcome.what {
+            What::Committed => ("committed", None),
+            What::Streamed => ("streamed", None),
+            What::Trashed => ("trashed", None),
+            What::Kept(why) => ("kept", Some(why)),
+        };
+        value!({"target": outcome.target, "what": what, "bytes": outcome.bytes, "reason": reason})
+    };
+    value!({"name": removed.name, "disks": removed.outcomes.iter().map(outcome).collect::<Vec<_>>()})
+}

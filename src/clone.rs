@@ -1,0 +1,222 @@
+//! Clones: new VMs on somebody's sealed layers (*thin*), or on copies of them (*full*).
+//!
+//! A clone shares no identity with its source: UUID, network addresses, generation id and NVRAM are its own. Ports of the host
+//! cannot be shared, so they are not taken over.
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use crate::change::{self, Executor, Plan, Step, recover};
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::layer::chain::Chain;
+use crate::model::{Config, Disk, Format, Layer, Name, Nic, Origin, PointRef, PortForward, Record, Role};
+use crate::snapshot;
+use crate::store::VmLock;
+use crate::sys::sparse::Method;
+use crate::template;
+use crate::vm::{open, start, status};
+
+/// How a clone gets its disks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Kind {
+    /// New overlays on the source's layers.
+    #[default]
+    Thin,
+    /// Independent copies.
+    Full,
+}
+
+impl Kind {
+    /// The word in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Thin => "thin",
+            Self::Full => "full",
+        }
+    }
+}
+
+/// Clones as asked for.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// A template, a snapshot or a stopped VM.
+    pub source: PointRef,
+    /// What they are to be called.
+    pub names: Vec<Name>,
+    /// Thin or full.
+    pub kind: Kind,
+    /// Ports of the host that lead into the (single) clone.
+    pub ports: Vec<PortForward>,
+}
+
+/// A clone that was made.
+#[derive(Debug)]
+pub struct Cloned {
+    /// Its name.
+    pub name: Name,
+    /// Thin or full.
+    pub kind: Kind,
+    /// How long it took.
+    pub took: Duration,
+    /// How its data got there.
+    pub reason: String,
+}
+
+/// Where a clone's configuration and layers come from.
+struct Source {
+    origin: Origin,
+    config: Config,
+}
+
+/// Makes the clones, one after another; each is whole or not there.
+pub async fn clone(context: &Context, request: &Request) -> Result<Vec<Cloned>> {
+    let store = &context.store;
+    let source_name = &request.source.vm;
+    let store_lock = store.lock(context).await?;
+    recover::sweep(context, &store_lock).await?;
+    refuse_taken(context, &request.names)?;
+    let (source_lock, record) = open::open(context, source_name).await?;
+    let source = source(context, &source_lock, record, request).await?;
+    if request.ports.is_empty() && source.config.nics.iter().any(|nic| !nic.ports.is_empty()) {
+        context.ui.note(&format!("the forwarded ports of {source_name} are not taken over: give the clone its own with -p"));
+    }
+    let mut claims = Vec::with_capacity(request.names.len());
+    for name in &request.names {
+        claims.push(store.claim(context, &store_lock, name).await?);
+    }
+    // A copy takes long, and the source's lock is enough to keep it as it is. An overlay is made in no time, under both.
+    let store_lock = (request.kind == Kind::Thin).then_some(store_lock);
+    let mut clones = Vec::with_capacity(request.names.len());
+    for claim in &claims {
+        let began = Instant::now();
+        match one(context, claim, &source, request).await {
+            Ok(reason) => clones.push(Cloned { name: claim.name().clone(), kind: request.kind, took: began.elapsed(), reason }),
+            Err(error) => {
+                claims.iter().try_for_each(|claim| store.unclaim(claim.name()))?;
+                return Err(match clones.len() {
+                    0 => error,
+                    made => error.hint(format!("{made} of {} clones were made and stay", request.names.len())),
+                });
+            }
+        }
+    }
+    drop(store_lock);
+    Ok(clones)
+}
+
+/// Starts clones that were just made.
+pub async fn start_all(context: &Context, clones: &[Cloned]) -> Result<()> {
+    for clone in clones {
+        start::start(context, &clone.name, false).await?;
+    }
+    Ok(())
+}
+
+fn refuse_taken(context: &Context, names: &[Name]) -> Result<()> {
+    match names.iter().find(|name| context.store.exists(name)) {
+        Some(name) => Err(Error::exists(format!("the name {name} is taken"))
+            .hint("choose another name, or see what is there: cowhand ls -a")),
+        None => Ok(()),
+    }
+}
+
+async fn source(context: &Context, lock: &VmLock, record: Record, request: &Request) -> Result<Source> {
+    let name = &request.source.vm;
+    let origin = |snapshot: Option<Name>| Origin { uuid: record.uuid, name: name.clone(), snapshot, template: record.is_template() };
+    let source = match &request.source.snapshot {
+        Some(snapshot) => {
+            let snapshot = record.snapshot(name, snapshot)?;
+            Source { origin: origin(Some(snapshot.name.clone())), config: snapshot.config.clone() }
+        }
+        None if record.is_template() => {
+            template::freeze::check_untouched(&context.store, name, &record)?;
+            Source { origin: origin(None), config: record.config.clone() }
+        }
+        None => {
+            if status::is_running(&context.store, name)? {
+                return Err(Error::refused(format!("{name} is running: its disks change while they would be cloned"))
+                    .hint(format!("clone a snapshot: cowhand snapshot create {name} NOW && cowhand clone {name}@NOW NEW"))
+                    .hint(format!("or stop it first: cowhand stop {name}")));
+            }
+            match request.kind {
+                Kind::Full => Source { origin: origin(None), config: record.config.clone() },
+                Kind::Thin => {
+                    let first = request.names.first().map(Name::as_str).unwrap_or_default();
+                    let wanted = snapshot::create::Request {
+                        name: free_name(&record, &format!("clone-{first}")),
+                        description: format!("the base of {first}"),
+                        ..Default::default()
+                    };
+                    let taken = snapshot::create::take_locked(context, lock, &record, &wanted).await?;
+                    context.ui.note(&format!("took the snapshot {name}@{} for the clone to stand on", taken.name));
+                    Source { origin: origin(Some(taken.name)), config: record.config.clone() }
+                }
+            }
+        }
+    };
+    for disk in source.config.volumes() {
+        Chain::of_disk(&context.store, disk)?;
+    }
+    Ok(source)
+}
+
+/// `stem`, if a snapshot can be called so and none is yet; else a name is made up from the time.
+fn free_name(record: &Record, stem: &str) -> Option<Name> {
+    let name: Name = stem.parse().ok()?;
+    (!record.snapshots.iter().any(|snapshot| snapshot.name == name)).then_some(name)
+}
+
+async fn one(context: &Context, claim: &VmLock, source: &Source, request: &Request) -> Result<String> {
+    let uuid = Uuid::new_v4();
+    start::runtime_directory(context, uuid)?;
+    let mut config = source.config.clone();
+    config.generation = Uuid::new_v4();
+    for nic in &mut config.nics {
+        *nic = Nic::new();
+    }
+    if !request.ports.is_empty() {
+        match config.nics.first_mut() {
+            Some(nic) => nic.ports.clone_from(&request.ports),
+            None => config.nics.push(Nic { ports: request.ports.clone(), ..Nic::new() }),
+        }
+    }
+    let mut steps = Vec::new();
+    match request.kind {
+        Kind::Thin => config.writable_mut().for_each(|disk| steps.push(overlay(disk))),
+        Kind::Full => config.disks.iter_mut().chain(&mut config.nvram).for_each(|disk| steps.push(copy(context, disk))),
+    }
+    let record = Record {
+        role: Role::Vm,
+        uuid,
+        created: Timestamp::now(),
+        origin: Some(source.origin.clone()),
+        config,
+        head: None,
+        snapshots: Vec::new(),
+    };
+    steps.push(Step::save(&record));
+    let report = change::run(context, claim, Plan::new(steps), &mut Executor::with_no_qemu(context, claim.name())).await?;
+    Ok(match request.kind {
+        Kind::Thin => "copy-on-write overlay".to_owned(),
+        Kind::Full if report.copied.iter().all(|method| *method == Method::Reflink) => "reflink: blocks are shared".to_owned(),
+        Kind::Full => "copied".to_owned(),
+    })
+}
+
+fn overlay(disk: &mut Disk) -> Step {
+    let layer = Layer::new(Format::Qcow2);
+    let backing = std::mem::replace(&mut disk.layer, layer.clone());
+    Step::MakeLayer { layer, backing: Some(backing), virtual_bytes: disk.virtual_bytes }
+}
+
+/// A chain of several layers becomes one qcow2; a single layer keeps its format.
+fn copy(context: &Context, disk: &mut Disk) -> Step {
+    let depth = Chain::of_disk(&context.store, disk).map_or(1, |chain| chain.links().len());
+    let format = if depth == 1 { disk.layer.format } else { Format::Qcow2 };
+    let layer = Layer::new(format);
+    let source = std::mem::replace(&mut disk.layer, layer.clone());
+    Step::CopyChain { source, layer }
+}

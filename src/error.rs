@@ -1,0 +1,198 @@
+//! What went wrong, on which object, why, and what to type next.
+//!
+//! Every public function of the library returns [`Error`]. Its [`Kind`] decides the exit code and is the `kind` of the JSON
+//! form; the message names the operation and the object; the source chain carries the words of QEMU or of the kernel and
+//! is never repeated in the message.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+/// What a caller can do about an error. One kind, one exit code (see `docs/cli.md`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Something else failed (exit 1).
+    Failed,
+    /// The request itself makes no sense (exit 2).
+    Usage,
+    /// No such VM, snapshot, template, disk or file (exit 3).
+    NotFound,
+    /// The name is taken (exit 4).
+    Exists,
+    /// Understood and refused, with the reason (exit 5).
+    Refused,
+    /// Another operation holds the lock (exit 6).
+    Locked,
+    /// QEMU or the guest agent failed or did not answer in time (exit 7).
+    Qemu,
+    /// The store needs recovery or is damaged (exit 8).
+    Damaged,
+    /// Interrupted by the user (exit 130, as shells report it).
+    Interrupted,
+}
+
+impl Kind {
+    /// The process exit code that stands for this kind.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Kind::Failed => 1,
+            Kind::Usage => 2,
+            Kind::NotFound => 3,
+            Kind::Exists => 4,
+            Kind::Refused => 5,
+            Kind::Locked => 6,
+            Kind::Qemu => 7,
+            Kind::Damaged => 8,
+            Kind::Interrupted => 130,
+        }
+    }
+
+    /// The word used in the JSON form of an error.
+    pub fn word(self) -> &'static str {
+        match self {
+            Kind::Failed => "failed",
+            Kind::Usage => "usage",
+            Kind::NotFound => "not-found",
+            Kind::Exists => "exists",
+            Kind::Refused => "refused",
+            Kind::Locked => "locked",
+            Kind::Qemu => "qemu",
+            Kind::Damaged => "damaged",
+            Kind::Interrupted => "interrupted",
+        }
+    }
+}
+
+/// The error of the library.
+#[derive(Debug)]
+pub struct Error {
+    kind: Kind,
+    message: String,
+    hints: Vec<String>,
+    dependents: Vec<String>,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+/// The result of the library.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+macro_rules! constructors {
+    ($($name:ident => $kind:ident),* $(,)?) => {
+        $(
+            #[doc = concat!("An error of [`Kind::", stringify!($kind), "`].")]
+            pub fn $name(message: impl Into<String>) -> Self {
+                Self::new(Kind::$kind, message)
+            }
+        )*
+    };
+}
+
+impl Error {
+    /// An error of `kind` that says `message`.
+    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), hints: Vec::new(), dependents: Vec::new(), source: None }
+    }
+
+    constructors! {
+        failed => Failed, usage => Usage, not_found => NotFound, exists => Exists, refused => Refused,
+        locked => Locked, qemu => Qemu, damaged => Damaged,
+    }
+
+    /// Adds a line that says what to type next.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hints.push(hint.into());
+        self
+    }
+
+    /// Names the objects that stand in the way.
+    #[must_use]
+    pub fn dependents(mut self, names: Vec<String>) -> Self {
+        self.dependents = names;
+        self
+    }
+
+    /// Adds the cause.
+    #[must_use]
+    pub fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// What a caller can do about it.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The message alone, without the cause.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// The message and every cause, joined with `: `.
+    pub fn full_message(&self) -> String {
+        let mut text = self.message.clone();
+        let mut cause = StdError::source(self);
+        while let Some(error) = cause {
+            text.push_str(": ");
+            text.push_str(error.to_string().trim_end());
+            cause = error.source();
+        }
+        text
+    }
+
+    /// What to type next, a line each.
+    pub fn hints(&self) -> &[String] {
+        &self.hints
+    }
+
+    /// The objects that stand in the way.
+    pub fn dependent_names(&self) -> &[String] {
+        &self.dependents
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source.as_deref().map(|source| source as &(dyn StdError + 'static))
+    }
+}
+
+/// Gives an I/O error the operation and the path it happened on.
+pub trait IoContext<T> {
+    /// `cannot <action> <path>`, with the kernel's reason as the cause.
+    fn on(self, action: &str, path: &Path) -> Result<T>;
+}
+
+impl<T> IoContext<T> for io::Result<T> {
+    fn on(self, action: &str, path: &Path) -> Result<T> {
+        self.map_err(|source| {
+            let error = Error::failed(format!("cannot {action} {}", path.display()));
+            let error = match source.kind() {
+                io::ErrorKind::StorageFull => error.hint("make room on that file system, then run the command again"),
+                io::ErrorKind::ReadOnlyFilesystem => error.hint("that file system is mounted read-only"),
+                _ => error,
+            };
+            error.because(source)
+        })
+    }
+}
+
+impl<T> IoContext<T> for rustix::io::Result<T> {
+    fn on(self, action: &str, path: &Path) -> Result<T> {
+        self.map_err(io::Error::from).on(action, path)
+    }
+}
+
+impl<T> IoContext<T> for nix::Result<T> {
+    fn on(self, action: &str, path: &Path) -> Result<T> {
+        self.map_err(io::Error::from).on(action, path)
+    }
+}

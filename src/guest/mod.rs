@@ -1,0 +1,6 @@
+//! The inside of a running guest, through its agent: commands, files, frozen file systems.
+
+pub mod exec;
+pub mod files;
+pub mod freeze;
+pub mod session;

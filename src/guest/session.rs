@@ -1,0 +1,63 @@
+//! A conversation with the guest agent of one VM. The agent's port serves one client at a time, so there is a lock for it, held
+//! for one conversation only: a long-running command in the guest keeps nobody else out.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+
+use crate::context::Context;
+use crate::error::{Error, IoContext, Result};
+use crate::model::Name;
+use crate::qemu::agent::{Agent, AgentError};
+use crate::sys::flock;
+use crate::vm::{open, status};
+
+/// A conversation, and the right to have it.
+pub struct Session {
+    /// The agent, in step with us.
+    pub agent: Agent,
+    _lock: File,
+}
+
+/// Begins a conversation; the agent may take `limit` to answer for the first time (it may still be booting).
+pub async fn open(context: &Context, name: &Name, limit: Duration) -> Result<Session> {
+    let store = &context.store;
+    if !store.exists(name) {
+        return Err(store.unknown(name));
+    }
+    if !status::is_running(store, name)? {
+        open::refuse_template(name, &store.load(name)?, "run something in")?;
+        return Err(Error::refused(format!("{name} is not running")).hint(format!("start it: cowhand start {name}")));
+    }
+    let sockets = status::sockets(store, name)
+        .ok_or_else(|| Error::damaged(format!("{name} runs, but where its sockets are is not known")))?;
+    let deadline = Instant::now() + limit;
+    let lock = take_turn(store.layout.agent_lock(name), deadline.saturating_duration_since(Instant::now())).await?;
+    match Agent::connect(&sockets.agent(), deadline.saturating_duration_since(Instant::now())).await {
+        Ok(agent) => Ok(Session { agent, _lock: lock }),
+        Err(AgentError::Absent) if !status::is_running(store, name)? => {
+            Err(Error::qemu(format!("{name} ended while it was spoken to")))
+        }
+        Err(error) => Err(Error::qemu(format!("the guest agent of {name} did not answer within {} s", limit.as_secs().max(1)))
+            .hint("is qemu-guest-agent installed and running in the guest? It may also still be booting")
+            .hint(format!("look at its console: cowhand console {name}"))
+            .because(error)),
+    }
+}
+
+async fn take_turn(path: PathBuf, limit: Duration) -> Result<File> {
+    let lock = flock::open(&path).on("open the lock", &path)?;
+    if flock::try_exclusive(&lock).on("lock", &path)? {
+        return Ok(lock);
+    }
+    let wait = tokio::task::spawn_blocking({
+        let lock = lock.try_clone().on("open the lock", &path)?;
+        move || flock::exclusive(&lock)
+    });
+    match timeout(limit, wait).await {
+        Ok(Ok(result)) => result.on("lock", &path).map(|()| lock),
+        _ => Err(Error::locked("another command is talking to the guest agent").hint("run the command again later")),
+    }
+}

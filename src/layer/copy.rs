@@ -1,0 +1,84 @@
+//! Copying layers: shared blocks where the file system can, else the data alone; a chain of several layers becomes one.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use super::chain::Chain;
+use super::create;
+use crate::context::Context;
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::model::Layer;
+use crate::qemu::offline::{self, Offline};
+use crate::sys::sparse::{self, Method};
+use crate::ui::Counter;
+
+/// How often a progress bar moves.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Stops the copying thread when its future is dropped.
+struct StopOnDrop(Arc<AtomicBool>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Copies the file `from` into the pool as `layer`, durably. One that exists already is left alone.
+pub async fn file(context: &Context, from: PathBuf, layer: &Layer) -> Result<Option<Method>> {
+    let store = &context.store;
+    if store.layout.layer(layer).exists() {
+        return Ok(None);
+    }
+    let partial = store.layout.partial_layer(layer);
+    let _ = std::fs::remove_file(&partial);
+    let total = std::fs::metadata(&from).map(|about| std::os::unix::fs::MetadataExt::blocks(&about) * 512).on("read", &from)?;
+    let (counter, stop) = (Counter::default(), StopOnDrop(Arc::default()));
+    let task = context.ui.task(&format!("copying {}", from.file_name().unwrap_or_default().to_string_lossy()), total);
+    let mut work = tokio::task::spawn_blocking({
+        let (from, partial, counter, stop) = (from.clone(), partial.clone(), counter.clone(), Arc::clone(&stop.0));
+        move || sparse::copy(&from, &partial, &counter, &stop)
+    });
+    let copied = loop {
+        match tokio::time::timeout(TICK, &mut work).await {
+            Ok(result) => break result,
+            Err(_) => task.update(counter.get(), total),
+        }
+    };
+    let method = match copied {
+        Ok(result) => result.on("copy", &from)?,
+        Err(panic) => return Err(Error::failed(format!("copying {} failed", from.display())).because(panic)),
+    };
+    create::finish(store, layer)?;
+    Ok(Some(method))
+}
+
+/// Makes `layer` an independent copy of the chain below `source`: a single layer is copied as a file, a longer chain is
+/// flattened into a new qcow2 by QEMU (`blockdev-backup`, `sync: full`, in the offline engine).
+pub async fn chain(context: &Context, source: &Layer, layer: &Layer) -> Result<Option<Method>> {
+    let store = &context.store;
+    let chain = Chain::read(store, source)?;
+    if chain.links().len() == 1 {
+        return file(context, chain.active().path.clone(), layer).await;
+    }
+    if store.layout.layer(layer).exists() {
+        return Ok(None);
+    }
+    let partial = store.layout.partial_layer(layer);
+    create::unmake(store, layer)?;
+    let total = chain.links().iter().map(|link| link.allocated_bytes).sum();
+    let task = context.ui.task(&format!("copying {source}"), total);
+    create::empty_at(&partial, None, chain.active().virtual_bytes)?;
+    let mut engine = Offline::start(context, &[offline::Open::read_only(&chain)]).await?;
+    let copied = engine.copy_into(&chain.active().layer.node(), &partial, &*task).await;
+    engine.quit().await;
+    if let Err(error) = copied {
+        let _ = std::fs::remove_file(&partial);
+        return Err(Error::new(Kind::Qemu, format!("cannot copy the chain of layer {source}")).because(error));
+    }
+    std::fs::File::open(&partial).and_then(|file| file.sync_all()).on("flush", &partial)?;
+    create::finish(store, layer)?;
+    Ok(Some(Method::Copied))
+}

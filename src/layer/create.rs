@@ -1,0 +1,62 @@
+//! Making layers: empty ones by writing a qcow2 header ourselves, others from the user's files.
+
+use std::fs::File;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+
+use super::qcow2;
+use crate::error::{IoContext, Result};
+use crate::model::{Format, Layer};
+use crate::store::{Store, atomic};
+
+/// Writes an empty qcow2 layer, standing on `backing` if there is one, and makes it durable.
+///
+/// It is written beside its place and renamed, so that a layer that exists is whole. One that exists already is left alone.
+pub fn empty(store: &Store, layer: &Layer, backing: Option<&Layer>, virtual_bytes: u64) -> Result<()> {
+    if store.layout.layer(layer).exists() {
+        return Ok(());
+    }
+    let backing_name = backing.map(Layer::file_name);
+    let backing = backing_name.as_deref().zip(backing.map(|layer| layer.format));
+    empty_at(&store.layout.partial_layer(layer), backing, virtual_bytes)?;
+    finish(store, layer)
+}
+
+/// Writes an empty qcow2 image to `path` (0600), replacing what is there, and flushes it.
+pub fn empty_at(path: &Path, backing: Option<(&str, Format)>, virtual_bytes: u64) -> Result<()> {
+    let image = qcow2::empty(virtual_bytes, backing)?;
+    let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path).on("create", path)?;
+    for (at, bytes) in &image.pieces {
+        file.write_all_at(bytes, *at).on("write", path)?;
+    }
+    file.set_len(image.length).on("write", path)?;
+    file.sync_all().on("flush", path)
+}
+
+/// Makes the user's own file a layer by a symbolic link: it stays where it is and is written in place.
+pub fn link(store: &Store, layer: &Layer, file: &Path) -> Result<()> {
+    let path = store.layout.layer(layer);
+    if path.is_symlink() {
+        return Ok(());
+    }
+    std::os::unix::fs::symlink(file, &path).on("create", &path)?;
+    atomic::sync_directory(&store.layout.layers())
+}
+
+/// Gives a layer that is whole its name.
+pub fn finish(store: &Store, layer: &Layer) -> Result<()> {
+    let partial = store.layout.partial_layer(layer);
+    std::fs::rename(&partial, store.layout.layer(layer)).on("rename", &partial)?;
+    atomic::sync_directory(&store.layout.layers())
+}
+
+/// Removes a layer that was just made and never used, finished or not.
+pub fn unmake(store: &Store, layer: &Layer) -> Result<()> {
+    for path in [store.layout.partial_layer(layer), store.layout.layer(layer)] {
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).on("remove", &path),
+            _ => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,159 @@
+//! Merging layers by QEMU's block jobs: `block-commit` and `block-stream`, in the VM's own QEMU where it has the layers open, else
+//! in the offline engine. Backing file names in headers stay relative to the pool.
+//!
+//! An active layer is merged in two phases. While the guest runs, its data is copied until the job is *ready*; then the guest is
+//! paused, the job makes its switch, and the guest stays paused until the caller has written down which layer is active now.
+//! Dying at any point of that leaves two layers with the same content, either of which may be called the active one.
+
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use super::chain::Chain;
+use super::pool;
+use crate::change::{Merge, MergeKind};
+use crate::context::Context;
+use crate::error::Result;
+use crate::model::human;
+use crate::qemu::offline::{Offline, Open};
+use crate::qemu::qmp::jobs::Milestone;
+use crate::qemu::qmp::{Qmp, QmpError};
+
+/// Carries out `merges`, those that are open in the VM's QEMU all at once. `paused_at` is set when the guest was paused.
+pub async fn run(
+    context: &Context,
+    mut live: Option<&mut Qmp>,
+    merges: &[Merge],
+    paused_at: &mut Option<Instant>,
+) -> Result<()> {
+    let (mut here, mut elsewhere) = (Vec::new(), Vec::new());
+    let nodes = match &mut live {
+        Some(qmp) => qmp.node_names().await?,
+        None => Vec::new(),
+    };
+    for merge in merges {
+        if nodes.contains(&merge.top.node()) && nodes.contains(&merge.base.node()) {
+            here.push(merge);
+        } else if !done(context, merge)? {
+            elsewhere.push(merge);
+        }
+    }
+    for merge in elsewhere {
+        offline(context, merge).await?;
+    }
+    match live {
+        Some(qmp) if !here.is_empty() => in_place(context, qmp, &here, paused_at).await,
+        _ => Ok(()),
+    }
+}
+
+/// Has this merge happened already, as the headers tell? The commit of an active layer shows in no header; doing it again is
+/// harmless, because nothing was written since.
+fn done(context: &Context, merge: &Merge) -> Result<bool> {
+    let stands_on = |layer, base: Option<&_>| {
+        pool::inspect(&context.store, layer).map(|info| info.backing.as_ref() == base)
+    };
+    match (merge.kind, &merge.overlay) {
+        (MergeKind::Stream, _) => stands_on(&merge.top, merge.below.as_ref()),
+        (MergeKind::Commit, Some(overlay)) => stands_on(overlay, Some(&merge.base)),
+        (MergeKind::Commit, None) => Ok(!context.store.layout.layer(&merge.top).exists()),
+    }
+}
+
+/// In the QEMU of the running VM.
+async fn in_place(context: &Context, qmp: &mut Qmp, merges: &[&Merge], paused_at: &mut Option<Instant>) -> Result<()> {
+    let mut active = Vec::new();
+    for merge in merges {
+        let is_active = merge.kind == MergeKind::Commit && merge.overlay.is_none();
+        if is_active && qmp.active_layer(&merge.target).await?.is_some_and(|id| id == merge.base.id) {
+            // An earlier attempt got as far as the switch.
+            release(qmp, merge).await;
+            continue;
+        }
+        let root = qmp.active_layer(&merge.target).await?.map_or_else(|| merge.top.node(), |id| format!("l-{id}"));
+        let task = context.ui.task(&label(merge), merge.bytes);
+        if qmp.job(&merge.job()).await?.is_none() {
+            start(qmp, merge, &root).await?;
+        }
+        let milestone = if is_active { Milestone::Ready } else { Milestone::Concluded };
+        let job = qmp.wait_for_job(&merge.job(), milestone, &*task).await?;
+        match is_active && job.status == "ready" {
+            true => active.push(*merge),
+            false => {
+                qmp.dismiss_job(&merge.job()).await?;
+                release(qmp, merge).await;
+            }
+        }
+    }
+    if active.is_empty() {
+        return Ok(());
+    }
+    if qmp.status(crate::qemu::qmp::REPLY).await?.running {
+        *paused_at = Some(Instant::now());
+        qmp.run(&qapi::qmp::stop {}).await?;
+    }
+    for merge in &active {
+        qmp.complete_job(&merge.job()).await?;
+    }
+    for merge in &active {
+        qmp.wait_for_job(&merge.job(), Milestone::Concluded, &crate::ui::Silent).await?;
+        qmp.dismiss_job(&merge.job()).await?;
+        release(qmp, merge).await;
+    }
+    Ok(())
+}
+
+/// In the offline engine.
+async fn offline(context: &Context, merge: &Merge) -> Result<()> {
+    let root = merge.overlay.as_ref().unwrap_or(&merge.top);
+    let chain = Chain::read(&context.store, root)?;
+    let mut engine = Offline::start(context, &[Open::writable(&chain)]).await?;
+    let task = context.ui.task(&label(merge), merge.bytes);
+    start(&mut engine.qmp, merge, &root.node()).await?;
+    let job = engine.qmp.wait_for_job(&merge.job(), Milestone::Ready, &*task).await?;
+    if job.status == "ready" {
+        engine.qmp.complete_job(&merge.job()).await?;
+        engine.qmp.wait_for_job(&merge.job(), Milestone::Concluded, &*task).await?;
+    }
+    engine.qmp.dismiss_job(&merge.job()).await?;
+    engine.quit().await;
+    Ok(())
+}
+
+async fn start(qmp: &mut Qmp, merge: &Merge, root: &str) -> Result<(), QmpError> {
+    let mut job = json!({"job-id": merge.job(), "auto-dismiss": false});
+    let command = match merge.kind {
+        MergeKind::Commit => {
+            job["device"] = root.into();
+            job["base-node"] = merge.base.node().into();
+            if merge.overlay.is_some() {
+                job["top-node"] = merge.top.node().into();
+                job["backing-file"] = merge.base.file_name().into();
+            }
+            "block-commit"
+        }
+        MergeKind::Stream => {
+            job["device"] = merge.top.node().into();
+            if let Some(below) = &merge.below {
+                job["base-node"] = below.node().into();
+                job["backing-file"] = below.file_name().into();
+            }
+            "block-stream"
+        }
+    };
+    qmp.call::<Value>(command, job).await.map(drop)
+}
+
+/// Closes the layer that vanished; should QEMU still want it, the file only stays open a little longer.
+async fn release(qmp: &mut Qmp, merge: &Merge) {
+    let layer = merge.vanishing();
+    for node in [layer.node(), layer.file_node()] {
+        if let Err(error) = qmp.remove_node(&node).await {
+            tracing::debug!(target: "qmp", "{node} stays open: {error}");
+        }
+    }
+}
+
+fn label(merge: &Merge) -> String {
+    format!("{}: merging {}", merge.target, human(merge.bytes))
+}

@@ -1,0 +1,12 @@
+//! Image files: what their headers say, how they stand on each other, how they are made, copied and merged.
+//!
+//! [`qcow2`], [`chain`] and [`collapse`] are pure; [`pool`] reads, [`create`], [`copy`] and [`merge`] act.
+
+pub mod chain;
+pub mod collapse;
+pub mod copy;
+pub mod create;
+pub mod import;
+pub mod merge;
+pub mod pool;
+pub mod qcow2;

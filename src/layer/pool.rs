@@ -1,0 +1,201 @@
+//! The census of the pool: every layer, what its header says it stands on, and who names it. Read, never stored.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use super::qcow2;
+use crate::error::{Error, IoContext, Result};
+use crate::model::{Format, Layer, LayerId, Name, Record};
+use crate::store::{Store, journal};
+
+/// What is known of one layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerInfo {
+    /// Identity and format.
+    pub layer: Layer,
+    /// The layer it stands on.
+    pub backing: Option<Layer>,
+    /// The size the guest sees, in bytes; 0 where only QEMU could tell (vmdk and the like).
+    pub virtual_bytes: u64,
+    /// Bytes on disk.
+    pub allocated_bytes: u64,
+    /// How many internal snapshots it carries.
+    pub internal_snapshots: u32,
+}
+
+/// Who names a layer.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Use {
+    /// It is (part of) the head of a VM, which writes to it.
+    Head(Name),
+    /// It belongs to a snapshot.
+    Snapshot(Name, Name),
+    /// It belongs to a template.
+    Template(Name),
+    /// A change under way in this VM relies on it.
+    Change(Name),
+}
+
+impl Use {
+    /// The VM or template behind the use.
+    pub fn owner(&self) -> &Name {
+        match self {
+            Self::Head(vm) | Self::Snapshot(vm, _) | Self::Template(vm) | Self::Change(vm) => vm,
+        }
+    }
+}
+
+/// All layers and who names them.
+#[derive(Debug, Clone, Default)]
+pub struct Pool {
+    /// By identity.
+    pub layers: BTreeMap<LayerId, LayerInfo>,
+    /// Names that point at a layer.
+    pub uses: BTreeMap<LayerId, Vec<Use>>,
+    /// VMs whose record or journal cannot be read: what they use is unknown.
+    pub unreadable: Vec<Name>,
+}
+
+impl Pool {
+    /// Reads the headers of all layers and the records of all VMs.
+    pub fn scan(store: &Store) -> Result<Self> {
+        let mut pool = Self::default();
+        let directory = store.layout.layers();
+        match std::fs::read_dir(&directory) {
+            Ok(entries) => {
+                for entry in entries {
+                    let name = entry.on("list", &directory)?.file_name();
+                    if let Some(layer) = name.to_str().and_then(Layer::from_file_name) {
+                        pool.layers.insert(layer.id.clone(), inspect(store, &layer)?);
+                    }
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).on("list", &directory),
+        }
+        for name in store.directories()? {
+            let record = if store.exists(&name) { store.load(&name).map(Some) } else { Ok(None) };
+            match (record, journal::pins(store, &name)) {
+                (Ok(record), Ok(pins)) => {
+                    if let Some(record) = record {
+                        pool.add_record(&name, &record);
+                    }
+                    for layer in pins {
+                        pool.add_use(&layer.id, Use::Change(name.clone()));
+                    }
+                }
+                _ => pool.unreadable.push(name),
+            }
+        }
+        Ok(pool)
+    }
+
+    /// Notes everything a record names.
+    pub fn add_record(&mut self, name: &Name, record: &Record) {
+        for disk in record.config.volumes() {
+            let r#use = if record.is_template() { Use::Template(name.clone()) } else { Use::Head(name.clone()) };
+            self.add_use(&disk.layer.id, r#use);
+        }
+        for snapshot in &record.snapshots {
+            for disk in snapshot.config.volumes() {
+                self.add_use(&disk.layer.id, Use::Snapshot(name.clone(), snapshot.name.clone()));
+            }
+        }
+    }
+
+    /// Forgets what `name`'s record and journal point at (they are about to change).
+    pub fn forget(&mut self, name: &Name) {
+        for uses in self.uses.values_mut() {
+            uses.retain(|r#use| r#use.owner() != name);
+        }
+    }
+
+    fn add_use(&mut self, id: &LayerId, r#use: Use) {
+        self.uses.entry(id.clone()).or_default().push(r#use);
+    }
+
+    /// Who names this layer.
+    pub fn uses(&self, id: &LayerId) -> &[Use] {
+        self.uses.get(id).map_or(&[], Vec::as_slice)
+    }
+
+    /// The layers that stand on this one.
+    pub fn children<'a>(&'a self, id: &'a LayerId) -> impl Iterator<Item = &'a LayerInfo> {
+        self.layers.values().filter(move |info| info.backing.as_ref().is_some_and(|backing| backing.id == *id))
+    }
+
+    /// The chain below (and with) a layer, active layer first. A loop or a missing layer is damage.
+    pub fn chain(&self, id: &LayerId) -> Result<Vec<&LayerInfo>> {
+        let mut chain: Vec<&LayerInfo> = Vec::new();
+        let mut next = Some(id);
+        while let Some(id) = next {
+            let info = self.layers.get(id).ok_or_else(|| Error::damaged(format!("layer {id} is missing from the store")))?;
+            if chain.iter().any(|seen| seen.layer.id == *id) {
+                return Err(Error::damaged(format!("layer {id} stands on itself")));
+            }
+            chain.push(info);
+            next = info.backing.as_ref().map(|backing| &backing.id);
+        }
+        Ok(chain)
+    }
+
+    /// The other VMs and templates that would lose data if these layers went: they name one, or stand on one.
+    pub fn dependents(&self, owner: &Name, layers: &[LayerId]) -> Vec<Name> {
+        let mut affected: Vec<&LayerId> = layers.iter().collect();
+        let mut at = 0;
+        while let Some(id) = affected.get(at).copied() {
+            affected.extend(self.children(id).map(|info| &info.layer.id).filter(|id| !affected.contains(id)).collect::<Vec<_>>());
+            at += 1;
+        }
+        let mut names: Vec<Name> =
+            affected.iter().flat_map(|id| self.uses(id)).map(|r#use| r#use.owner().clone()).filter(|name| name != owner).collect();
+        names.sort();
+        names.dedup();
+        names
+    }
+}
+
+/// Reads what one layer says of itself.
+pub fn inspect(store: &Store, layer: &Layer) -> Result<LayerInfo> {
+    let path = store.layout.layer(layer);
+    let about = match std::fs::metadata(&path) {
+        Ok(about) => about,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(Error::damaged(format!("layer {layer} is missing from the store"))
+                .hint(format!("its file should be {}", path.display())));
+        }
+        Err(error) => return Err(error).on("read", &path),
+    };
+    let mut info = LayerInfo {
+        layer: layer.clone(),
+        backing: None,
+        virtual_bytes: if layer.format == Format::Raw { about.len() } else { 0 },
+        allocated_bytes: about.blocks() * 512,
+        internal_snapshots: 0,
+    };
+    if layer.format == Format::Qcow2 {
+        let damaged = |why: &str| Error::damaged(format!("layer {layer} is damaged: {why}"));
+        let header = qcow2::parse(&read_start(&path)?)?.ok_or_else(|| damaged("it has no qcow2 header"))?;
+        info.virtual_bytes = header.virtual_bytes;
+        info.internal_snapshots = header.snapshots;
+        if let Some(name) = header.backing_file {
+            let backing = Layer::from_file_name(&name)
+                .ok_or_else(|| damaged(&format!("its backing file {name:?} is not a layer of the store")))?;
+            if header.backing_format.as_deref().is_some_and(|format| format != backing.format.as_str()) {
+                return Err(damaged(&format!("it takes its backing file {name:?} for {:?}", header.backing_format)));
+            }
+            info.backing = Some(backing);
+        }
+    }
+    Ok(info)
+}
+
+/// The first bytes of a file, enough for a header.
+pub fn read_start(path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(qcow2::HEADER_BYTES);
+    File::open(path).and_then(|file| file.take(qcow2::HEADER_BYTES as u64).read_to_end(&mut bytes)).on("read", path)?;
+    Ok(bytes)
+}

@@ -1,0 +1,214 @@
+//! The qcow2 header (QEMU's `docs/interop/qcow2.txt`): read without starting a program, and written for an empty image.
+//!
+//! An empty image is a header, a refcount table, refcount blocks and a zeroed L1 table; writing it ourselves takes a tenth of a
+//! millisecond where `qemu-img create` takes fifteen. Everything that moves data is left to QEMU.
+
+use crate::error::{Error, Result};
+use crate::model::Format;
+
+/// How much of a file [`parse`] wants to see: the header and its extensions lie in the first cluster.
+pub const HEADER_BYTES: usize = 4096;
+
+const MAGIC: u32 = u32::from_be_bytes(*b"QFI\xfb");
+const CLUSTER_BITS: u32 = 16;
+const CLUSTER: u64 = 1 << CLUSTER_BITS;
+const HEADER_LENGTH: u32 = 104;
+const EXTENSION_BACKING_FORMAT: u32 = 0xE279_2ACA;
+const INCOMPATIBLE_DATA_FILE: u64 = 1 << 2;
+/// One L1 entry covers an L2 table of 8192 clusters: 512 MiB.
+const BYTES_PER_L1_ENTRY: u64 = CLUSTER / 8 * CLUSTER;
+/// QEMU refuses a larger L1 table (32 MiB), which stands for 2 PiB here.
+const MAX_VIRTUAL: u64 = (32 << 20) / 8 * BYTES_PER_L1_ENTRY;
+
+/// What a qcow2 header says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    /// The size the guest sees, in bytes.
+    pub virtual_bytes: u64,
+    /// The backing file, as spelled in the header.
+    pub backing_file: Option<String>,
+    /// The backing file's format, where the header spells it out.
+    pub backing_format: Option<String>,
+    /// How many internal snapshots there are.
+    pub snapshots: u32,
+    /// The image is encrypted.
+    pub encrypted: bool,
+    /// Guest data lies in another file.
+    pub data_file: bool,
+}
+
+/// Reads a header from the first [`HEADER_BYTES`] of a file. `Ok(None)`: this is not a qcow2 image.
+pub fn parse(bytes: &[u8]) -> Result<Option<Header>> {
+    if be32(bytes, 0) != Some(MAGIC) {
+        return Ok(None);
+    }
+    let truncated = || Error::damaged("the qcow2 header is cut short");
+    let field32 = |at| be32(bytes, at).ok_or_else(truncated);
+    let field64 = |at| be64(bytes, at).ok_or_else(truncated);
+    let version = field32(4)?;
+    if !(2..=3).contains(&version) {
+        return Err(Error::refused(format!("qcow2 version {version} is not supported")));
+    }
+    let (name_at, name_length) = (field64(8)?, field32(16)? as usize);
+    let text = |at: usize, length: usize| {
+        let raw = at.checked_add(length).and_then(|end| bytes.get(at..end)).ok_or_else(truncated)?;
+        String::from_utf8(raw.to_vec()).map_err(|_| Error::refused("the name of the backing file is not UTF-8"))
+    };
+    let backing_file = match name_at {
+        0 => None,
+        at => Some(text(usize::try_from(at).map_err(|_| truncated())?, name_length)?),
+    };
+    let (features, mut at) = if version == 2 { (0, 72) } else { (field64(72)?, field32(100)? as usize) };
+    let mut backing_format = None;
+    while let (Some(kind), Some(length)) = (be32(bytes, at), be32(bytes, at + 4)) {
+        if kind == 0 || (name_at != 0 && at as u64 >= name_at) {
+            break;
+        }
+        if kind == EXTENSION_BACKING_FORMAT {
+            backing_format = Some(text(at + 8, length as usize)?);
+        }
+        at = at.saturating_add(8).saturating_add((length as usize).next_multiple_of(8));
+    }
+    Ok(Some(Header {
+        virtual_bytes: field64(24)?,
+        backing_file,
+        backing_format,
+        snapshots: field32(60)?,
+        encrypted: field32(32)? != 0,
+        data_file: features & INCOMPATIBLE_DATA_FILE != 0,
+    }))
+}
+
+/// The bytes of an empty image: `(offset, bytes)` pieces, and the length the file must have.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Empty {
+    /// What to write, and where; the rest of the file is zeros.
+    pub pieces: Vec<(u64, Vec<u8>)>,
+    /// The file's length in bytes.
+    pub length: u64,
+}
+
+/// An empty image of `virtual_bytes`, standing on `backing` (its name and format) if there is one.
+pub fn empty(virtual_bytes: u64, backing: Option<(&str, Format)>) -> Result<Empty> {
+    if virtual_bytes > MAX_VIRTUAL {
+        return Err(Error::refused(format!("a disk of {virtual_bytes} bytes is too large: qcow2 ends at {MAX_VIRTUAL}")));
+    }
+    let virtual_bytes = virtual_bytes.next_multiple_of(512);
+    let l1_entries = virtual_bytes.div_ceil(BYTES_PER_L1_ENTRY);
+    let l1_clusters = (l1_entries * 8).div_ceil(CLUSTER).max(1);
+    // One refcount block counts 32768 clusters and the L1 table has at most 512: one block is always enough.
+    let (table_at, block_at, l1_at) = (CLUSTER, 2 * CLUSTER, 3 * CLUSTER);
+    let used_clusters = 3 + l1_clusters;
+
+    let mut header = Vec::with_capacity(512);
+    let put32 = |bytes: &mut Vec<u8>, value: u32| bytes.extend(value.to_be_bytes());
+    let put64 = |bytes: &mut Vec<u8>, value: u64| bytes.extend(value.to_be_bytes());
+    let extensions = match backing {
+        Some((_, format)) => 8 + format.as_str().len().next_multiple_of(8) + 8,
+        None => 8,
+    };
+    put32(&mut header, MAGIC);
+    put32(&mut header, 3);
+    put64(&mut header, if backing.is_some() { u64::from(HEADER_LENGTH) + extensions as u64 } else { 0 });
+    put32(&mut header, backing.map_or(0, |(name, _)| name.len() as u32));
+    put32(&mut header, CLUSTER_BITS);
+    put64(&mut header, virtual_bytes);
+    put32(&mut header, 0); // not encrypted
+    put32(&mut header, l1_entries as u32);
+    put64(&mut header, l1_at);
+    put64(&mut header, table_at);
+    put32(&mut header, 1); // clusters of the refcount table
+    put32(&mut header, 0); // no snapshots
+    put64(&mut header, 0);
+    put64(&mut header, 0); // incompatible features
+    put64(&mut header, 0); // compatible features
+    put64(&mut header, 0); // autoclear features
+    put32(&mut header, 4); // refcounts of 16 bits
+    put32(&mut header, HEADER_LENGTH);
+    if let Some((name, format)) = backing {
+        put32(&mut header, EXTENSION_BACKING_FORMAT);
+        put32(&mut header, format.as_str().len() as u32);
+        header.extend(format.as_str().as_bytes());
+        header.resize(header.len().next_multiple_of(8), 0);
+        put64(&mut header, 0);
+        header.extend(name.as_bytes());
+    } else {
+        put64(&mut header, 0);
+    }
+
+    let refcounts = (0..used_clusters).flat_map(|_| 1u16.to_be_bytes()).collect();
+    Ok(Empty {
+        pieces: vec![(0, header), (table_at, block_at.to_be_bytes().to_vec()), (block_at, refcounts)],
+        length: used_clusters * CLUSTER,
+    })
+}
+
+/// The format a file's first bytes announce; a file that announces nothing is raw.
+pub fn sniff(bytes: &[u8]) -> Format {
+    match bytes {
+        [b'Q', b'F', b'I', 0xfb, ..] => Format::Qcow2,
+        [b'K', b'D', b'M', b'V', ..] | [b'C', b'O', b'W', b'D', ..] => Format::Vmdk,
+        _ if bytes.starts_with(b"# Disk DescriptorFile") => Format::Vmdk,
+        _ if bytes.starts_with(b"vhdxfile") => Format::Vhdx,
+        _ if bytes.starts_with(b"conectix") => Format::Vpc,
+        _ if bytes.get(64..68) == Some(&[0x7f, 0x10, 0xda, 0xbe]) => Format::Vdi,
+        _ => Format::Raw,
+    }
+}
+
+fn be32(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_be_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?))
+}
+
+fn be64(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_be_bytes(bytes.get(at..at.checked_add(8)?)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn bytes_of(image: &Empty) -> Vec<u8> {
+        let mut bytes = vec![0; image.length as usize];
+        for (at, piece) in &image.pieces {
+            bytes[*at as usize..*at as usize + piece.len()].copy_from_slice(piece);
+        }
+        bytes
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(megabytes in 1u64..(64 << 20), name in "[a-z0-9]{10}", raw in any::<bool>()) {
+            let format = if raw { Format::Raw } else { Format::Qcow2 };
+            let image = empty(megabytes << 20, Some((&name, format))).expect("an image");
+            let header = parse(&bytes_of(&image)[..HEADER_BYTES]).expect("a header").expect("qcow2");
+            prop_assert_eq!(header.virtual_bytes, megabytes << 20);
+            prop_assert_eq!(header.backing_file.as_deref(), Some(name.as_str()));
+            prop_assert_eq!(header.backing_format.as_deref(), Some(format.as_str()));
+            prop_assert_eq!((header.snapshots, header.encrypted, header.data_file), (0, false, false));
+        }
+
+        #[test]
+        fn a_hostile_header_is_an_error_and_never_a_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..600), magic in any::<bool>()) {
+            if magic && bytes.len() >= 8 {
+                bytes[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+            }
+            let _ = parse(&bytes);
+            let _ = sniff(&bytes);
+        }
+    }
+
+    #[test]
+    fn other_files_are_not_taken_for_qcow2() {
+        assert_eq!(parse(b"").expect("no error"), None);
+        assert_eq!(parse(&[0; 512]).expect("no error"), None);
+        assert_eq!(sniff(b"vhdxfile..."), Format::Vhdx);
+        assert_eq!(sniff(&[0; 512]), Format::Raw);
+    }
+
+    #[test]
+    fn a_disk_beyond_the_format_is_refused() {
+        assert!(empty(u64::MAX / 2, None).is_err());
+    }
+}

@@ -1,0 +1,39 @@
+//! cowhand: templates, clones and snapshots for QEMU virtual machines, without libvirt.
+//!
+//! The map of the house. Arrows point one way: `cli → output + domain → qemu, store → sys`, and everybody may use [`model`].
+//!
+//! | room | what it owns |
+//! |---|---|
+//! | [`cli`] | one file per verb: parse, call, render; the only place that reads the environment |
+//! | [`output`] | tables, trees, JSON, progress bars, how an error looks |
+//! | [`vm`] | create, start, stop, remove, rename, set; what state a VM is in |
+//! | [`snapshot`] | take a snapshot, revert to one, remove one, draw the tree |
+//! | [`template`], [`mod@clone`] | freeze a VM for ever; make new VMs from frozen points |
+//! | [`guest`] | exec and file copy through the guest agent |
+//! | [`change`] | the steps a change is made of, and recovery when it was cut short |
+//! | [`layer`] | image files: qcow2 headers, chains, the collapse planner, copying, merging |
+//! | [`qemu`] | argument vector, process, QMP, guest-agent protocol, the offline block engine |
+//! | [`store`] | where everything lies, atomic writes, locks, journal, references, trash |
+//! | [`model`] | names, layers, VMs and snapshots as plain data |
+//! | [`sys`] | system calls and programs; the only place where `unsafe` may stand |
+//!
+//! The library never prints, exits, reads the environment or guesses a path: the caller hands in [`settings::Settings`] and a
+//! [`ui::Ui`], and gets plain data back.
+
+pub mod change;
+pub mod cli;
+pub mod clone;
+pub mod context;
+pub mod error;
+pub mod guest;
+pub mod layer;
+pub mod model;
+pub mod output;
+pub mod qemu;
+pub mod settings;
+pub mod snapshot;
+pub mod store;
+pub mod sys;
+pub mod template;
+pub mod ui;
+pub mod vm;

@@ -1,0 +1,14 @@
+//! Names, layers, VMs and snapshots as plain data. No I/O happens here; every other room may use it.
+
+mod layer;
+mod name;
+mod record;
+mod size;
+
+pub use layer::{Format, Layer, LayerId};
+pub use name::{Name, PointRef};
+pub use record::{
+    Config, Disk, Firmware, KernelBoot, LayerStamp, Nic, Origin, PortForward, Protocol, Record, Role, Snapshot, SnapshotKind,
+    State, VmState,
+};
+pub use size::{human, parse_size};

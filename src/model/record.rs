@@ -1,0 +1,368 @@
+//! A VM or template as it is worked with. How it is written down is another matter: see [`crate::store::schema`].
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use super::{Layer, Name};
+use crate::error::{Error, Result};
+
+/// Everything we know of a VM or template. Its name is the name of its directory, its state is observed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Record {
+    /// VM or template.
+    pub role: Role,
+    /// Identity; also the SMBIOS UUID of the guest.
+    pub uuid: Uuid,
+    /// When it was made.
+    pub created: Timestamp,
+    /// What it was cloned from.
+    pub origin: Option<Origin>,
+    /// The machine, with the head: one writable layer per disk (a template's are sealed).
+    pub config: Config,
+    /// The snapshot the head stands on.
+    pub head: Option<Name>,
+    /// Oldest first; a parent always comes before its children.
+    pub snapshots: Vec<Snapshot>,
+}
+
+/// What a record stands for.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Role {
+    /// It can run.
+    Vm,
+    /// It is frozen: never started, never written.
+    Template {
+        /// When it was frozen.
+        frozen: Timestamp,
+        /// True when host-specific state was stripped from it.
+        sealed: bool,
+        /// What its files looked like then.
+        stamps: Vec<LayerStamp>,
+    },
+}
+
+/// What a template's file looked like when it was frozen, to notice an edit behind our back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerStamp {
+    /// Which layer.
+    pub layer: Layer,
+    /// The file's length in bytes.
+    pub bytes: u64,
+    /// The file's modification time, nanoseconds since 1970.
+    pub modified_ns: i128,
+}
+
+/// Where a clone comes from. The UUID follows a rename, the name is what it was called then.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// The UUID of the source.
+    pub uuid: Uuid,
+    /// Its name when the clone was made.
+    pub name: Name,
+    /// The snapshot, when it was not the head.
+    pub snapshot: Option<Name>,
+    /// True when the source was a template.
+    pub template: bool,
+}
+
+/// The machine: everything that goes into QEMU's argument vector, and its disks.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// A versioned machine type, such as `pc-q35-7.2`.
+    pub machine: String,
+    /// A CPU model; `None` means the best the accelerator has.
+    pub cpu: Option<String>,
+    /// Memory in bytes.
+    pub memory_bytes: u64,
+    /// Virtual CPUs.
+    pub cpus: u32,
+    /// What runs first.
+    pub firmware: Firmware,
+    /// Boot a kernel of the host instead of the firmware's boot device.
+    pub kernel: Option<KernelBoot>,
+    /// Network cards.
+    pub nics: Vec<Nic>,
+    /// The VM generation id (`vmgenid`): new with every clone and every revert.
+    pub generation: Uuid,
+    /// The disks, in the order the guest sees them.
+    pub disks: Vec<Disk>,
+    /// The variable store of UEFI firmware.
+    pub nvram: Option<Disk>,
+    /// The user's own key-value pairs.
+    pub tags: BTreeMap<String, String>,
+}
+
+impl Config {
+    /// The disks and the NVRAM: everything with a layer.
+    pub fn volumes(&self) -> impl Iterator<Item = &Disk> {
+        self.disks.iter().chain(&self.nvram)
+    }
+
+    /// The volumes a guest writes to: the ones a snapshot is made of.
+    pub fn writable(&self) -> impl Iterator<Item = &Disk> {
+        self.volumes().filter(|disk| !disk.read_only)
+    }
+
+    /// The same, to be changed.
+    pub fn writable_mut(&mut self) -> impl Iterator<Item = &mut Disk> {
+        self.disks.iter_mut().chain(&mut self.nvram).filter(|disk| !disk.read_only)
+    }
+
+    /// The layer of the volume `target`.
+    pub fn layer(&self, target: &str) -> Option<&Layer> {
+        self.volumes().find(|disk| disk.target == target).map(|disk| &disk.layer)
+    }
+}
+
+/// A disk, and the layer on top of its chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    /// The guest's name for it: `vda`, `vdb`, … or `nvram`.
+    pub target: String,
+    /// The active layer.
+    pub layer: Layer,
+    /// The size the guest sees, in bytes.
+    pub virtual_bytes: u64,
+    /// The guest cannot write to it; such a disk is in no snapshot.
+    pub read_only: bool,
+}
+
+/// What runs first in the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[allow(missing_docs)]
+pub enum Firmware {
+    #[default]
+    Bios,
+    Uefi,
+}
+
+/// Files of the host that QEMU boots directly (`-kernel`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KernelBoot {
+    /// The kernel image.
+    pub kernel: PathBuf,
+    /// The initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// The kernel command line.
+    pub append: Option<String>,
+}
+
+/// A network card with user-mode networking (`-netdev user`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Nic {
+    /// Its address, `52:54:00:…`.
+    pub mac: String,
+    /// Ports of the host that lead into the guest.
+    pub ports: Vec<PortForward>,
+}
+
+impl Nic {
+    /// A card with a new address (QEMU's own prefix, so it is locally administered) and no ports.
+    pub fn new() -> Self {
+        let random = Uuid::new_v4().into_bytes();
+        Self { mac: format!("52:54:00:{:02x}:{:02x}:{:02x}", random[0], random[1], random[2]), ports: Vec::new() }
+    }
+}
+
+impl Default for Nic {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// TCP or UDP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+}
+
+/// A port of the host that leads to a port of the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortForward {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The address to listen on.
+    pub address: std::net::Ipv4Addr,
+    /// The port to listen on.
+    pub host: u16,
+    /// The port in the guest.
+    pub guest: u16,
+}
+
+impl std::str::FromStr for PortForward {
+    type Err = Error;
+
+    /// `HOST:GUEST`, `ADDRESS:HOST:GUEST`, either with `/tcp` or `/udp` behind it. The address is 127.0.0.1 unless given.
+    fn from_str(text: &str) -> Result<Self> {
+        let bad = || {
+            Error::usage(format!("{text:?} is not a port forward"))
+                .hint("write HOST:GUEST or ADDRESS:HOST:GUEST, with /udp behind it for UDP: 8080:80, 0.0.0.0:2222:22, 53:53/udp")
+        };
+        let (ports, protocol) = match text.rsplit_once('/') {
+            None | Some((_, "tcp")) => (text.trim_end_matches("/tcp"), Protocol::Tcp),
+            Some((ports, "udp")) => (ports, Protocol::Udp),
+            Some(_) => return Err(bad()),
+        };
+        let port = |text: &str| text.parse::<u16>().ok().filter(|port| *port != 0).ok_or_else(bad);
+        let parts: Vec<&str> = ports.split(':').collect();
+        let (address, host, guest) = match parts[..] {
+            [host, guest] => (std::net::Ipv4Addr::LOCALHOST, host, guest),
+            [address, host, guest] => (address.parse().map_err(|_| bad())?, host, guest),
+            _ => return Err(bad()),
+        };
+        Ok(Self { protocol, address, host: port(host)?, guest: port(guest)? })
+    }
+}
+
+impl std::fmt::Display for PortForward {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let protocol = if self.protocol == Protocol::Udp { "/udp" } else { "" };
+        write!(f, "{}:{}:{}{protocol}", self.address, self.host, self.guest)
+    }
+}
+
+/// A named, sealed point in the life of a VM.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Snapshot {
+    /// Its name, unique in its VM.
+    pub name: Name,
+    /// The snapshot the head stood on when it was taken.
+    pub parent: Option<Name>,
+    /// How it is kept.
+    pub kind: SnapshotKind,
+    /// When it was taken.
+    pub created: Timestamp,
+    /// The user's words.
+    pub description: String,
+    /// True when the guest's file systems were frozen, or nothing was running.
+    pub quiesced: bool,
+    /// What the VM was doing.
+    pub vm_state: VmState,
+    /// The whole configuration at that moment, with the layers that were the head.
+    pub config: Config,
+}
+
+/// How a snapshot is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SnapshotKind {
+    /// The head's layers were sealed and new overlays put on top.
+    External,
+}
+
+impl SnapshotKind {
+    /// The word in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::External => "external",
+        }
+    }
+}
+
+/// What a VM was doing when its snapshot was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum VmState {
+    Running,
+    Paused,
+    Stopped,
+}
+
+impl VmState {
+    /// The word in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// What a VM is doing, as observed just now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// QEMU runs and so do the guest's CPUs.
+    Running,
+    /// QEMU runs, the guest's CPUs stand still.
+    Paused,
+    /// No QEMU, and the last one ended in order.
+    Stopped,
+    /// No QEMU, and the last one left its sockets behind.
+    Crashed,
+}
+
+impl State {
+    /// The word in JSON and tables.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+            Self::Crashed => "crashed",
+        }
+    }
+
+    /// Is there a QEMU?
+    pub fn is_live(self) -> bool {
+        matches!(self, Self::Running | Self::Paused)
+    }
+}
+
+impl Record {
+    /// Is it a template?
+    pub fn is_template(&self) -> bool {
+        matches!(self.role, Role::Template { .. })
+    }
+
+    /// The snapshot called `name`; `current` is the one the head stands on.
+    pub fn snapshot(&self, vm: &Name, name: &Name) -> Result<&Snapshot> {
+        let wanted = if name.as_str() == super::PointRef::CURRENT {
+            self.head.as_ref().ok_or_else(|| Error::not_found(format!("VM {vm} stands on no snapshot")))?
+        } else {
+            name
+        };
+        self.snapshots.iter().find(|snapshot| snapshot.name == *wanted).ok_or_else(|| {
+            let known: Vec<&str> = self.snapshots.iter().map(|snapshot| snapshot.name.as_str()).collect();
+            let error = Error::not_found(format!("VM {vm} has no snapshot {wanted}"));
+            if known.is_empty() {
+                error.hint(format!("it has none at all; take one: cowhand snapshot create {vm} {wanted}"))
+            } else {
+                error.hint(format!("it has: {}", known.join(", ")))
+            }
+        })
+    }
+
+    /// The snapshots whose parent is `name`.
+    pub fn children<'a>(&'a self, name: &'a Name) -> impl Iterator<Item = &'a Snapshot> {
+        self.snapshots.iter().filter(move |snapshot| snapshot.parent.as_ref() == Some(name))
+    }
+
+    /// Every layer the record names: the head's and the snapshots'.
+    pub fn layers(&self) -> impl Iterator<Item = &Layer> {
+        self.config.volumes().chain(self.snapshots.iter().flat_map(|snapshot| snapshot.config.volumes())).map(|disk| &disk.layer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn port_forwards_read_as_typed_and_never_guess() {
+        for (text, shown) in [
+            ("8080:80", "127.0.0.1:8080:80"),
+            ("0.0.0.0:2222:22/tcp", "0.0.0.0:2222:22"),
+            ("53:53/udp", "127.0.0.1:53:53/udp"),
+        ] {
+            assert_eq!(text.parse::<PortForward>().expect(text).to_string(), shown);
+        }
+        for bad in ["", "80", "0:80", "80:0", "a:b", "70000:1", "1:2:3", "1:2/sctp", "::1:2:3"] {
+            assert!(bad.parse::<PortForward>().is_err(), "{bad:?} was accepted");
+        }
+    }
+}

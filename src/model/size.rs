@@ -1,0 +1,69 @@
+//! Sizes as people type and read them: binary units, `1G` is 1024³ bytes (as `qemu-img` has it).
+
+use crate::error::{Error, Result};
+
+/// Bytes from text such as `512`, `64K`, `20G`, `1.5GiB`.
+pub fn parse_size(text: &str) -> Result<u64> {
+    let bad = || {
+        Error::usage(format!("{text:?} is not a size"))
+            .hint("a size is a number of bytes, or a number with K, M, G or T: 512M, 20G, 1.5T")
+    };
+    let lower = text.trim().to_ascii_lowercase();
+    let number = lower.trim_end_matches("ib").trim_end_matches('b');
+    let (digits, shift) = match number.chars().last() {
+        Some('k') => (&number[..number.len() - 1], 10),
+        Some('m') => (&number[..number.len() - 1], 20),
+        Some('g') => (&number[..number.len() - 1], 30),
+        Some('t') => (&number[..number.len() - 1], 40),
+        _ => (number, 0),
+    };
+    let digits = digits.trim_end();
+    if let Ok(whole) = digits.parse::<u64>() {
+        return whole.checked_shl(shift).filter(|bytes| bytes >> shift == whole).ok_or_else(bad);
+    }
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
+        return Err(bad());
+    }
+    let value: f64 = digits.parse().map_err(|_| bad())?;
+    let bytes = value * (1u64 << shift) as f64;
+    if bytes.fract() != 0.0 || bytes >= u64::MAX as f64 {
+        return Err(bad());
+    }
+    Ok(bytes as u64)
+}
+
+/// Bytes for people: `412 MiB`, `3.1 GiB`.
+pub fn human(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1023.95 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 || value >= 9.95 { format!("{value:.0} {}", UNITS[unit]) } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_binary_and_exact() {
+        for (text, bytes) in
+            [("512", 512), ("64K", 65536), ("1G", 1 << 30), ("1.5GiB", 3 << 29), ("20 g", 20 << 30), ("0", 0)]
+        {
+            assert_eq!(parse_size(text).expect(text), bytes, "{text}");
+        }
+        for bad in ["", "G", "1X", "-1", "1e9", "NaN", "inf", "0.3", "99999999999T", "1,5G"] {
+            assert!(parse_size(bad).is_err(), "{bad:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn sizes_read_well() {
+        for (bytes, text) in [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (432 << 20, "432 MiB"), (3 << 29, "1.5 GiB")] {
+            assert_eq!(human(bytes), text);
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! The JSON forms of results. Their keys are a contract: see `docs/cli.md`.
+
+use serde_json::{Value, json};
+
+use super::table::bus;
+use super::time::{milliseconds, rfc3339};
+use crate::clone::Cloned;
+use crate::model::{Name, Protocol};
+use crate::snapshot;
+use crate::template;
+use crate::vm::list::{ChainRow, Details, DiskRow, Row};
+
+/// An entry of `ls`.
+pub fn vm(row: &Row) -> Value {
+    match &row.about {
+        Ok(about) => {
+            let config = &about.record.config;
+            let mut entry = json!({
+                "name": row.name,
+                "state": about.status.state.as_str(),
+                "memory_bytes": config.memory_bytes,
+                "cpus": config.cpus,
+                "template": about.record.is_template(),
+                "from": about.from,
+                "snapshots": about.record.snapshots.len(),
+                "disk_bytes": about.own_bytes,
+                "virtual_bytes": about.virtual_bytes,
+                "expires": null,
+                "tags": config.tags,
+            });
+            if let Some(detail) = &about.status.detail {
+                entry["reason"] = json!(detail);
+            }
+            entry
+        }
+        Err(reason) => json!({
+            "name": row.name, "state": "broken", "memory_bytes": null, "cpus": null, "template": null, "from": null,
+            "snapshots": null, "disk_bytes": null, "virtual_bytes": null, "expires": null, "reason": reason,
+        }),
+    }
+}
+
+/// `show`.
+pub fn details(name: &Name, details: &Details) -> Value {
+    let record = &details.record;
+    let config = &record.config;
+    let disks: Vec<Value> = config
+        .volumes()
+        .zip(&details.chains)
+        .map(|(disk, chain)| {
+            let links = chain.as_ref().map(|chain| chain.links()).unwrap_or_default();
+            let mut entry = json!({
+                "target": disk.target,
+                "format": disk.layer.format,
+                "virtual_bytes": disk.virtual_bytes,
+                "allocated_bytes": links.first().map(|link| link.allocated_bytes),
+                "read_only": disk.read_only,
+                "chain": links.iter().map(|link| link.layer.file_name()).collect::<Vec<_>>(),
+            });
+            if let Err(reason) = chain {
+                entry["reason"] = json!(reason);
+            }
+            entry
+        })
+        .collect();
+    let nics: Vec<Value> = config
+        .nics
+        .iter()
+        .map(|nic| {
+            let port = |port: &crate::model::PortForward| {
+                let protocol = if port.protocol == Protocol::Udp { "udp" } else { "tcp" };
+                json!({"protocol": protocol, "address": port.address, "host": port.host, "guest": port.guest})
+            };
+            json!({"mac": nic.mac, "mode": "user", "ports": nic.ports.iter().map(port).collect::<Vec<_>>()})
+        })
+        .collect();
+    json!({
+        "name": name,
+        "state": details.status.state.as_str(),
+        "reason": details.status.detail,
+        "template": record.is_template(),
+        "uuid": record.uuid,
+        "created": rfc3339(record.created),
+        "machine": config.machine,
+        "accel": details.accel,
+        "cpu": config.cpu,
+        "memory_bytes": config.memory_bytes,
+        "cpus": config.cpus,
+        "firmware": format!("{:?}", config.firmware).to_lowercase(),
+        "kernel": config.kernel.as_ref().map(|boot| json!({
+            "kernel": boot.kernel, "initrd": boot.initrd, "append": boot.append,
+        })),
+        "from": details.from,
+        "disks": disks,
+        "nics": nics,
+        "generation": config.generation,
+        "tags": config.tags,
+        "head": record.head,
+        "pid": details.status.pid,
+    })
+}
+
+/// `disk ls`.
+pub fn disk(row: &DiskRow) -> Value {
+    json!({
+        "target": row.target,
+        "bus": bus(&row.target),
+        "format": row.format,
+        "file": row.file,
+        "virtual_bytes": row.virtual_bytes,
+        "allocated_bytes": row.allocated_bytes,
+        "read_only": row.read_only,
+    })
+}
+
+/// `disk chain`.
+pub fn chain(row: &ChainRow) -> Value {
+    let layers: Vec<Value> = row
+        .chain
+        .links()
+        .iter()
+        .enumerate()
+        .map(|(depth, link)| {
+            json!({
+                "id": link.layer.id,
+                "file": link.path,
+                "format": link.layer.format,
+                "virtual_bytes": link.virtual_bytes,
+                "allocated_bytes": link.allocated_bytes,
+                "snapshots": row.snapshots[depth],
+                "shared_by": row.shared_by[depth],
+            })
+        })
+        .collect();
+    json!({"target": row.target, "layers": layers})
+}
+
+/// An entry of `snapshot ls`.
+pub fn snapshot(row: &snapshot::list::Row) -> Value {
+    let snapshot = &row.snapshot;
+    json!({
+        "name": snapshot.name,
+        "parent": snapshot.parent,
+        "kind": snapshot.kind.as_str(),
+        "memory": false,
+        "vm_state": snapshot.vm_state.as_str(),
+        "created": rfc3339(snapshot.created),
+        "current": row.current,
+        "description": snapshot.description,
+        "quiesced": snapshot.quiesced,
+        "bytes": row.bytes,
+        "children": row.children,
+    })
+}
+
+/// `snapshot create`: the entry, and what it cost.
+pub fn taken(row: &snapshot::list::Row, taken: &snapshot::create::Taken) -> Value {
+    let mut entry = snapshot(row);
+    entry["pause_ms"] = json!(milliseconds(taken.paused));
+    entry["freeze_ms"] = json!(milliseconds(taken.frozen));
+    entry["total_ms"] = json!(milliseconds(taken.total));
+    entry
+}
+
+/// An entry of `clone`.
+pub fn cloned(clone: &Cloned) -> Value {
+    json!({"name": clone.name, "kind": clone.kind.as_str(), "ms": milliseconds(clone.took), "reason": clone.reason})
+}
+
+/// An entry of `template ls`.
+pub fn template(row: &template::list::Row) -> Value {
+    json!({
+        "name": row.name,
+        "sealed": row.sealed,
+        "warm": false,
+        "dependents": row.dependents,
+        "bytes": row.bytes,
+        "created": rfc3339(row.frozen),
+    })
+}

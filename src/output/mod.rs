@@ -1,0 +1,141 @@
+//! What people and scripts see: tables, trees, JSON, progress bars, errors. The only room, with `cli`, that prints.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+pub mod json;
+mod progress;
+pub mod table;
+pub mod time;
+pub mod tree;
+
+use std::io::{IsTerminal, Write};
+
+use anstyle::{AnsiColor, Style};
+use serde_json::{Value, json};
+
+pub use progress::Terminal;
+
+use crate::error::Error;
+
+const RED: Style = AnsiColor::Red.on_default().bold();
+const YELLOW: Style = AnsiColor::Yellow.on_default().bold();
+const CYAN: Style = AnsiColor::Cyan.on_default();
+
+/// The form of results.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Format {
+    /// For people; still parseable in a pipe.
+    #[default]
+    Table,
+    /// For scripts, with stable keys.
+    Json,
+}
+
+/// When to use colours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Color {
+    /// On a terminal, unless NO_COLOR is set.
+    #[default]
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+impl Color {
+    /// Makes this the choice of the whole process.
+    pub fn apply(self) {
+        match self {
+            Self::Auto => anstream::ColorChoice::Auto,
+            Self::Always => anstream::ColorChoice::Always,
+            Self::Never => anstream::ColorChoice::Never,
+        }
+        .write_global();
+    }
+}
+
+/// Prints results.
+#[derive(Debug, Clone, Copy)]
+pub struct Printer {
+    /// The form of results.
+    pub format: Format,
+    /// Say nothing that was not asked for.
+    pub quiet: bool,
+}
+
+impl Printer {
+    /// A result: `text` for people, `value` for scripts.
+    pub fn result(&self, text: &str, value: &Value) {
+        match self.format {
+            Format::Table => self.text(text),
+            Format::Json => self.text(&format!("{value:#}")),
+        }
+    }
+
+    /// That something was done: `text` for people unless they want quiet, `value` for scripts.
+    pub fn done(&self, text: &str, value: &Value) {
+        if self.format == Format::Json || !self.quiet {
+            self.result(text, value);
+        }
+    }
+
+    /// Text as it is, with a final newline.
+    pub fn text(&self, text: &str) {
+        let text = text.trim_end_matches('\n');
+        if !text.is_empty() {
+            // A reader that has gone away is no error of ours.
+            let _ = writeln!(anstream::stdout(), "{text}");
+        }
+    }
+
+    /// Bytes as they are: a guest's, escape sequences and all.
+    pub fn raw(&self, bytes: &[u8]) {
+        let mut out = std::io::stdout();
+        let _ = out.write_all(bytes).and_then(|()| out.flush());
+    }
+
+    /// The same, to standard error.
+    pub fn raw_error(&self, bytes: &[u8]) {
+        let mut out = std::io::stderr();
+        let _ = out.write_all(bytes).and_then(|()| out.flush());
+    }
+
+    /// An error, with its cause and what to type next.
+    pub fn error(&self, error: &Error) {
+        match self.format {
+            Format::Json => anstream::eprintln!("{}", error_json(error)),
+            Format::Table => anstream::eprint!("{}", error_text(error)),
+        }
+    }
+}
+
+/// An error for scripts.
+pub fn error_json(error: &Error) -> Value {
+    let mut inner = json!({
+        "kind": error.kind().word(),
+        "message": error.full_message(),
+        "hint": error.hints().join("\n"),
+    });
+    if !error.dependent_names().is_empty() {
+        inner["dependents"] = json!(error.dependent_names());
+    }
+    json!({ "error": inner })
+}
+
+/// An error for people.
+pub fn error_text(error: &Error) -> String {
+    let mut text = format!("{RED}error{RED:#}: {}\n", error.full_message());
+    for hint in error.hints() {
+        text.push_str(&format!(" {CYAN}hint{CYAN:#}: {hint}\n"));
+    }
+    text
+}
+
+fn warning(message: &str) -> String {
+    format!("{YELLOW}warning{YELLOW:#}: {message}")
+}
+
+/// Is somebody looking at standard error?
+fn stderr_is_terminal() -> bool {
+    std::io::stderr().is_terminal()
+}

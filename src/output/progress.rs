@@ -1,0 +1,62 @@
+//! The library's words to a person: notes and warnings on standard error, progress bars that vanish in a pipe.
+
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::ui::{Task, Ui};
+
+/// How long a task goes unseen: most are over before.
+const BAR: &str = "{msg} [{bar:24}] {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}";
+const SPINNER: &str = "{spinner} {msg} {bytes}";
+
+/// Shows notes, warnings and progress on standard error.
+#[derive(Debug)]
+pub struct Terminal {
+    /// Only warnings.
+    pub quiet: bool,
+}
+
+impl Ui for Terminal {
+    fn note(&self, message: &str) {
+        if !self.quiet {
+            anstream::eprintln!("{message}");
+        }
+    }
+
+    fn warn(&self, message: &str) {
+        anstream::eprintln!("{}", super::warning(message));
+    }
+
+    fn task(&self, label: &str, total: u64) -> Box<dyn Task> {
+        let visible = super::stderr_is_terminal() && !self.quiet;
+        let target = if visible { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(Some(total), target).with_message(label.to_owned());
+        bar.set_style(style(total));
+        bar.enable_steady_tick(Duration::from_millis(100));
+        Box::new(Bar(bar))
+    }
+}
+
+fn style(total: u64) -> ProgressStyle {
+    let template = if total == 0 { SPINNER } else { BAR };
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+struct Bar(ProgressBar);
+
+impl Task for Bar {
+    fn update(&self, done: u64, total: u64) {
+        if total != 0 && self.0.length() != Some(total) {
+            self.0.set_length(total);
+            self.0.set_style(style(total));
+        }
+        self.0.set_position(done);
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}

@@ -1,0 +1,187 @@
+//! Tables: no lines, two spaces between columns, the same on a terminal and in a pipe.
+
+use comfy_table::{CellAlignment, Table, presets};
+
+use crate::model::human;
+use crate::output::time;
+use crate::snapshot;
+use crate::template;
+use crate::vm::list::{About, ChainRow, Details, DiskRow, Row};
+
+/// A table from headings (a leading `>` aligns a column to the right) and rows.
+pub fn table(headings: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(headings.iter().map(|heading| heading.trim_start_matches('>')));
+    for row in rows {
+        table.add_row(row);
+    }
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 2));
+        if headings[index].starts_with('>') {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+}
+
+/// `cowhand ls`.
+pub fn vms(rows: &[&Row]) -> String {
+    let line = |row: &&Row| match &row.about {
+        Ok(about) => vm(row, about),
+        Err(reason) => {
+            let mut line = vec![row.name.to_string(), "broken".to_owned()];
+            line.extend(["-", "-", "-", "-", "-"].map(str::to_owned));
+            line.push(reason.clone());
+            line
+        }
+    };
+    table(&["NAME", "STATE", ">CPU", ">MEMORY", ">DISK (OWN/VIRTUAL)", ">SNAPSHOTS", "FROM", "EXPIRES"], rows.iter().map(line))
+}
+
+fn vm(row: &Row, about: &About) -> Vec<String> {
+    let config = &about.record.config;
+    let state = match (about.record.is_template(), &about.status.detail) {
+        (true, _) => "template".to_owned(),
+        (false, Some(detail)) => format!("{} ({detail})", about.status.state.as_str()),
+        (false, None) => about.status.state.as_str().to_owned(),
+    };
+    vec![
+        row.name.to_string(),
+        state,
+        config.cpus.to_string(),
+        human(config.memory_bytes),
+        format!("{} / {}", human(about.own_bytes), human(about.virtual_bytes)),
+        about.record.snapshots.len().to_string(),
+        about.from.clone().unwrap_or_else(|| "-".to_owned()),
+        "-".to_owned(),
+    ]
+}
+
+/// `cowhand show`.
+pub fn details(name: &str, details: &Details) -> String {
+    let record = &details.record;
+    let config = &record.config;
+    let state = if record.is_template() { "template" } else { details.status.state.as_str() };
+    let mut lines = vec![
+        ("name", name.to_owned()),
+        ("state", details.status.detail.as_ref().map_or(state.to_owned(), |detail| format!("{state} ({detail})"))),
+        ("uuid", record.uuid.to_string()),
+        ("created", time::minute(record.created)),
+        ("machine", config.machine.clone()),
+        ("cpus", config.cpus.to_string()),
+        ("memory", human(config.memory_bytes)),
+        ("firmware", format!("{:?}", config.firmware).to_lowercase()),
+    ];
+    lines.extend(details.accel.map(|accel| ("accel", accel.to_owned())));
+    lines.extend(config.cpu.clone().map(|cpu| ("cpu", cpu)));
+    lines.extend(details.status.pid.map(|pid| ("pid", pid.to_string())));
+    lines.extend(details.from.clone().map(|from| ("from", from)));
+    lines.extend(record.head.as_ref().map(|head| ("head", format!("on snapshot {head}"))));
+    if let Some(boot) = &config.kernel {
+        lines.push(("kernel", boot.kernel.display().to_string()));
+        lines.extend(boot.initrd.as_ref().map(|initrd| ("initrd", initrd.display().to_string())));
+        lines.extend(boot.append.clone().map(|append| ("append", append)));
+    }
+    for (disk, chain) in config.volumes().zip(&details.chains) {
+        let what = match chain {
+            Ok(chain) => format!(
+                "{} {}, {} on disk, {} layer(s){}",
+                human(disk.virtual_bytes),
+                disk.layer.format,
+                human(chain.active().allocated_bytes),
+                chain.links().len(),
+                if disk.read_only { ", read-only" } else { "" }
+            ),
+            Err(reason) => reason.clone(),
+        };
+        lines.push(("disk", format!("{}  {what}", disk.target)));
+    }
+    for nic in &config.nics {
+        let ports: Vec<String> = nic.ports.iter().map(|port| format!("{port}")).collect();
+        lines.push(("nic", format!("{} user  {}", nic.mac, ports.join(" "))));
+    }
+    lines.extend(config.tags.iter().map(|(key, value)| ("tag", format!("{key}={value}"))));
+    lines.into_iter().map(|(key, value)| format!("{key:<9} {}", value.trim_end())).collect::<Vec<_>>().join("\n")
+}
+
+/// `cowhand disk ls`.
+pub fn disks(rows: &[DiskRow]) -> String {
+    table(
+        &["TARGET", "BUS", "FORMAT", ">VIRTUAL", ">ON DISK", "FILE"],
+        rows.iter().map(|row| {
+            vec![
+                row.target.clone(),
+                bus(&row.target).to_owned(),
+                row.format.to_string(),
+                human(row.virtual_bytes),
+                human(row.allocated_bytes),
+                row.file.display().to_string(),
+            ]
+        }),
+    )
+}
+
+/// The bus of a disk: NVRAM is flash, everything else virtio.
+pub fn bus(target: &str) -> &'static str {
+    if target == "nvram" { "pflash" } else { "virtio" }
+}
+
+/// `cowhand disk chain`.
+pub fn chains(rows: &[ChainRow]) -> String {
+    let mut lines = Vec::new();
+    for row in rows {
+        for (depth, link) in row.chain.links().iter().enumerate() {
+            let join = |names: &[crate::model::Name]| match names {
+                [] => "-".to_owned(),
+                names => names.iter().map(|name| name.to_string()).collect::<Vec<_>>().join(", "),
+            };
+            lines.push(vec![
+                if depth == 0 { row.target.clone() } else { String::new() },
+                link.layer.file_name(),
+                human(link.virtual_bytes),
+                human(link.allocated_bytes),
+                join(&row.snapshots[depth]),
+                join(&row.shared_by[depth]),
+            ]);
+        }
+    }
+    table(&["DISK", "LAYER", ">VIRTUAL", ">ON DISK", "SNAPSHOTS", "SHARED BY"], lines)
+}
+
+/// `cowhand snapshot ls`.
+pub fn snapshots(rows: &[snapshot::list::Row]) -> String {
+    table(
+        &["NAME", "PARENT", "CREATED (UTC)", "KIND", ">SIZE", "VM WAS", "QUIESCED", "DESCRIPTION"],
+        rows.iter().map(|row| {
+            let snapshot = &row.snapshot;
+            vec![
+                format!("{}{}", snapshot.name, if row.current { " *" } else { "" }),
+                snapshot.parent.as_ref().map_or("-".to_owned(), |parent| parent.to_string()),
+                time::minute(snapshot.created),
+                snapshot.kind.as_str().to_owned(),
+                human(row.bytes),
+                snapshot.vm_state.as_str().to_owned(),
+                if snapshot.quiesced { "yes" } else { "no" }.to_owned(),
+                snapshot.description.clone(),
+            ]
+        }),
+    )
+}
+
+/// `cowhand template ls`.
+pub fn templates(rows: &[template::list::Row]) -> String {
+    table(
+        &["NAME", "FROZEN (UTC)", "SEALED", ">SIZE", "DEPENDENTS"],
+        rows.iter().map(|row| {
+            let dependents: Vec<String> = row.dependents.iter().map(|name| name.to_string()).collect();
+            vec![
+                row.name.to_string(),
+                time::minute(row.frozen),
+                if row.sealed { "yes" } else { "no" }.to_owned(),
+                human(row.bytes),
+                if dependents.is_empty() { "-".to_owned() } else { dependents.join(", ") },
+            ]
+        }),
+    )
+}

@@ -1,0 +1,141 @@
+//! The QEMU guest agent (`docs/interop/qemu-ga.rst`): JSON lines through a virtio-serial port, one client at a time.
+//!
+//! Every conversation begins with `guest-sync-delimited` and a random id, behind the byte 0xFF that makes the agent drop a line
+//! somebody else left unfinished; everything before the answer with that id is somebody else's and is thrown away. Bytes sent
+//! before the guest listens wait in the socket, so waiting for the answer to the first sync is waiting for the agent to come up.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::time::{Instant, timeout_at};
+
+/// How long the agent may take for an ordinary command.
+pub const REPLY: Duration = Duration::from_secs(30);
+
+/// What can go wrong between us and the agent.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum AgentError {
+    /// There is no socket, or nobody answers on it.
+    #[error("the guest agent does not answer")]
+    Absent,
+    /// The agent was there and went silent: the command may have been carried out or not.
+    #[error("the guest agent did not answer {command} within {seconds} s; whether it was carried out is unknown")]
+    Timeout { command: String, seconds: u64 },
+    /// The agent said no.
+    #[error("the guest agent refused {command}: \"{message}\"")]
+    Refused { command: String, message: String },
+    /// The answer was not what the command's documentation promises.
+    #[error("the guest agent's answer to {command} cannot be read")]
+    Decode { command: String, source: serde_json::Error },
+}
+
+impl From<AgentError> for crate::error::Error {
+    fn from(error: AgentError) -> Self {
+        let lifted = Self::qemu(error.to_string());
+        match error {
+            AgentError::Decode { source, .. } => lifted.because(source),
+            _ => lifted,
+        }
+    }
+}
+
+/// A conversation with the agent, in step.
+pub struct Agent {
+    stream: UnixStream,
+    buffer: Vec<u8>,
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    #[serde(rename = "return")]
+    value: Option<Value>,
+    error: Option<Refusal>,
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    #[serde(default)]
+    desc: String,
+}
+
+impl Agent {
+    /// Connects to the agent's socket and gets in step, all within `limit`.
+    pub async fn connect(socket: &Path, limit: Duration) -> Result<Self, AgentError> {
+        let deadline = Instant::now() + limit;
+        let stream = match timeout_at(deadline, UnixStream::connect(socket)).await {
+            Ok(Ok(stream)) => stream,
+            _ => return Err(AgentError::Absent),
+        };
+        let mut agent = Self { stream, buffer: Vec::new() };
+        match timeout_at(deadline, agent.sync()).await {
+            Ok(result) => result.map(|()| agent),
+            Err(_) => Err(AgentError::Absent),
+        }
+    }
+
+    /// Runs a typed command.
+    pub async fn run<C: qapi::Command>(&mut self, command: &C, limit: Duration) -> Result<C::Ok, AgentError> {
+        let decode = |source| AgentError::Decode { command: C::NAME.to_owned(), source };
+        let arguments = serde_json::to_value(command).map_err(decode)?;
+        tracing::debug!(target: "agent", "→ {}", C::NAME);
+        let line = json!({"execute": C::NAME, "arguments": arguments}).to_string();
+        let late = |_| AgentError::Timeout { command: C::NAME.to_owned(), seconds: limit.as_secs() };
+        let deadline = Instant::now() + limit;
+        timeout_at(deadline, self.send(line.as_bytes())).await.map_err(late)??;
+        let answer = timeout_at(deadline, self.line(b'\n')).await.map_err(late)??;
+        let answer: Answer = serde_json::from_slice(&answer).map_err(decode)?;
+        if let Some(refusal) = answer.error {
+            return Err(AgentError::Refused { command: C::NAME.to_owned(), message: refusal.desc });
+        }
+        serde_json::from_value(answer.value.unwrap_or_default()).map_err(decode)
+    }
+
+    /// Sends a command that is never answered when it works (`guest-shutdown`).
+    pub async fn tell<C: qapi::Command>(&mut self, command: &C) -> Result<(), AgentError> {
+        let decode = |source| AgentError::Decode { command: C::NAME.to_owned(), source };
+        let arguments = serde_json::to_value(command).map_err(decode)?;
+        tracing::debug!(target: "agent", "→ {}", C::NAME);
+        self.send(json!({"execute": C::NAME, "arguments": arguments}).to_string().as_bytes()).await
+    }
+
+    async fn sync(&mut self) -> Result<(), AgentError> {
+        // The schema's integers are signed; keep the sign out of it.
+        let id = uuid::Uuid::new_v4().as_u64_pair().0 >> 2;
+        let request = json!({"execute": "guest-sync-delimited", "arguments": {"id": id}}).to_string();
+        self.stream.write_all(&[0xff]).await.map_err(|_| AgentError::Absent)?;
+        self.send(request.as_bytes()).await?;
+        loop {
+            self.line(0xff).await?;
+            let line = self.line(b'\n').await?;
+            if serde_json::from_slice::<Value>(&line).is_ok_and(|answer| answer["return"] == id) {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn send(&mut self, line: &[u8]) -> Result<(), AgentError> {
+        let mut bytes = line.to_vec();
+        bytes.push(b'\n');
+        self.stream.write_all(&bytes).await.map_err(|_| AgentError::Absent)
+    }
+
+    /// Everything up to (and with) the byte `end`.
+    async fn line(&mut self, end: u8) -> Result<Vec<u8>, AgentError> {
+        let mut searched = 0;
+        loop {
+            if let Some(at) = self.buffer[searched..].iter().position(|byte| *byte == end) {
+                return Ok(self.buffer.drain(..=searched + at).collect());
+            }
+            searched = self.buffer.len();
+            match self.stream.read_buf(&mut self.buffer).await {
+                Ok(0) | Err(_) => return Err(AgentError::Absent),
+                Ok(_) => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! The argument vector: a machine in, `argv` out. Pure; `cowhand plan` prints what comes out of here, and `start` runs it.
+//!
+//! `-nodefaults -no-user-config`, a versioned machine type, and JSON wherever QEMU takes it, so that no name or path is ever
+//! parsed as an option list. Sources: `qemu-system-x86_64(1)`, QEMU's QAPI reference.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::accel::Chosen;
+use super::nodes;
+use crate::layer::chain::Chain;
+use crate::model::{Config, Firmware, Name, PortForward, Protocol};
+
+/// Where one VM's sockets lie.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sockets {
+    directory: PathBuf,
+}
+
+impl Sockets {
+    /// The longest path a Unix socket can have (`sun_path`, 108 bytes with the final zero).
+    pub const LONGEST: usize = 107;
+
+    /// The sockets in `directory`.
+    pub fn new(directory: PathBuf) -> Self {
+        Self { directory }
+    }
+
+    /// Their directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Ours: whoever connects holds the VM's lock.
+    pub fn qmp(&self) -> PathBuf {
+        self.directory.join("qmp.sock")
+    }
+
+    /// For observers, who ask one question and hang up.
+    pub fn status(&self) -> PathBuf {
+        self.directory.join("status.sock")
+    }
+
+    /// For the user's own tools.
+    pub fn user_qmp(&self) -> PathBuf {
+        self.directory.join("user-qmp.sock")
+    }
+
+    /// The guest agent.
+    pub fn agent(&self) -> PathBuf {
+        self.directory.join("agent.sock")
+    }
+
+    /// The serial console.
+    pub fn console(&self) -> PathBuf {
+        self.directory.join("console.sock")
+    }
+
+    /// All of them.
+    pub fn all(&self) -> [PathBuf; 5] {
+        [self.qmp(), self.status(), self.user_qmp(), self.agent(), self.console()]
+    }
+}
+
+/// Everything that goes into an argument vector.
+#[derive(Debug)]
+pub struct Machine<'a> {
+    /// The system emulator.
+    pub qemu: &'a Path,
+    /// The VM's name.
+    pub name: &'a Name,
+    /// The VM's identity.
+    pub uuid: Uuid,
+    /// The machine.
+    pub config: &'a Config,
+    /// The chain of every volume, in the order of [`Config::volumes`].
+    pub chains: &'a [Chain],
+    /// KVM or TCG.
+    pub accel: &'a Chosen,
+    /// The UEFI code, where the VM boots with UEFI.
+    pub uefi_code: Option<&'a Path>,
+    /// Where the sockets go.
+    pub sockets: &'a Sockets,
+    /// Where the serial console is recorded.
+    pub serial_log: &'a Path,
+    /// Leave the guest's CPUs standing still.
+    pub paused: bool,
+}
+
+/// The argument vector, the program first.
+pub fn argv(machine: &Machine<'_>) -> Vec<String> {
+    let config = machine.config;
+    let mut args = Args(vec![machine.qemu.to_string_lossy().into_owned()]);
+    args.flag("-nodefaults").flag("-no-user-config");
+    args.option("-name", format!("guest={},debug-threads=on", machine.name));
+    args.option("-uuid", machine.uuid.to_string());
+    args.option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
+    args.option("-msg", "timestamp=on");
+
+    let pflash = if config.nvram.is_some() { nvram_wiring(config) } else { String::new() };
+    args.option("-machine", format!("{},memory-backend=ram0{pflash}", config.machine));
+    args.option("-accel", machine.accel.accel);
+    args.option("-cpu", config.cpu.as_deref().unwrap_or(machine.accel.cpu));
+    args.option("-smp", config.cpus.to_string());
+    args.option("-m", format!("{}B", config.memory_bytes));
+    args.json("-object", json!({"qom-type": "memory-backend-ram", "id": "ram0", "size": config.memory_bytes}));
+    args.option("-rtc", "base=utc");
+    args.option("-display", "none");
+    args.json("-device", json!({"driver": "vmgenid", "guid": config.generation}));
+
+    monitors(&mut args, machine.sockets);
+    serial(&mut args, machine);
+    guest_agent(&mut args, machine.sockets);
+    args.json("-object", json!({"qom-type": "rng-random", "id": "rng0", "filename": "/dev/urandom"}));
+    args.json("-device", json!({"driver": "virtio-rng-pci", "id": "dev-rng0", "rng": "rng0"}));
+
+    if let Some(code) = machine.uefi_code {
+        args.json("-blockdev", json!({"driver": "file", "node-name": "uefi-file", "filename": code, "read-only": true}));
+        args.json("-blockdev", json!({"driver": "raw", "node-name": "uefi-code", "file": "uefi-file", "read-only": true}));
+    }
+    for (disk, chain) in config.volumes().zip(machine.chains) {
+        for node in nodes::chain_nodes(chain, !disk.read_only) {
+            args.json("-blockdev", node);
+        }
+    }
+    for (index, disk) in config.disks.iter().enumerate() {
+        args.json(
+            "-device",
+            json!({
+                "driver": "virtio-blk-pci",
+                "id": nodes::device_id(&disk.target),
+                "drive": disk.layer.node(),
+                "serial": disk.target,
+                "bootindex": index + 1,
+            }),
+        );
+    }
+    for (index, nic) in config.nics.iter().enumerate() {
+        let forwards: Vec<Value> = nic.ports.iter().map(|port| json!({"str": hostfwd(port)})).collect();
+        args.json("-netdev", json!({"type": "user", "id": format!("net{index}"), "hostfwd": forwards}));
+        let driver = "virtio-net-pci";
+        args.json("-device", json!({"driver": driver, "id": format!("dev-net{index}"), "netdev": format!("net{index}"), "mac": nic.mac}));
+    }
+    if let Some(boot) = &config.kernel {
+        args.option("-kernel", boot.kernel.to_string_lossy());
+        if let Some(initrd) = &boot.initrd {
+            args.option("-initrd", initrd.to_string_lossy());
+        }
+        if let Some(append) = &boot.append {
+            args.option("-append", append.as_str());
+        }
+    }
+    if machine.paused {
+        args.flag("-S");
+    }
+    args.0
+}
+
+fn nvram_wiring(config: &Config) -> String {
+    match (config.firmware, &config.nvram) {
+        (Firmware::Uefi, Some(nvram)) => format!(",pflash0=uefi-code,pflash1={}", nvram.layer.node()),
+        _ => String::new(),
+    }
+}
+
+fn monitors(args: &mut Args, sockets: &Sockets) {
+    for (id, path) in [("qmp", sockets.qmp()), ("status", sockets.status()), ("user-qmp", sockets.user_qmp())] {
+        args.option("-chardev", format!("socket,id={id},path={},server=on,wait=off", escape(&path)));
+        args.option("-mon", format!("chardev={id},mode=control"));
+    }
+}
+
+fn serial(args: &mut Args, machine: &Machine<'_>) {
+    let (socket, log) = (escape(&machine.sockets.console()), escape(machine.serial_log));
+    args.option("-chardev", format!("socket,id=console,path={socket},server=on,wait=off,logfile={log},logappend=on"));
+    args.json("-device", json!({"driver": "isa-serial", "id": "dev-serial0", "chardev": "console"}));
+}
+
+fn guest_agent(args: &mut Args, sockets: &Sockets) {
+    args.option("-chardev", format!("socket,id=agent,path={},server=on,wait=off", escape(&sockets.agent())));
+    args.json("-device", json!({"driver": "virtio-serial-pci", "id": "dev-serial1"}));
+    args.json(
+        "-device",
+        json!({"driver": "virtserialport", "id": "dev-agent", "bus": "dev-serial1.0", "chardev": "agent", "name": "org.qemu.guest_agent.0"}),
+    );
+}
+
+fn hostfwd(port: &PortForward) -> String {
+    let protocol = match port.protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+    };
+    format!("{protocol}:{}:{}-:{}", port.address, port.host, port.guest)
+}
+
+/// A path inside one of QEMU's option lists, where a comma is doubled.
+fn escape(path: &Path) -> String {
+    path.to_string_lossy().replace(',', ",,")
+}
+
+/// An argument vector as one line for a POSIX shell.
+pub fn shell_line(argv: &[String]) -> String {
+    let safe = |c: char| c.is_ascii_alphanumeric() || "-_=./:,@%+".contains(c);
+    let quote = |arg: &String| match arg.chars().all(safe) && !arg.is_empty() {
+        true => arg.clone(),
+        false => format!("'{}'", arg.replace('\'', r"'\''")),
+    };
+    argv.iter().map(quote).collect::<Vec<_>>().join(" ")
+}
+
+struct Args(Vec<String>);
+
+impl Args {
+    fn flag(&mut self, flag: &str) -> &mut Self {
+        self.0.push(flag.to_owned());
+        self
+    }
+
+    fn option(&mut self, flag: &str, value: impl Into<String>) {
+        self.0.push(flag.to_owned());
+        self.0.push(value.into());
+    }
+
+    fn json(&mut self, flag: &str, value: Value) {
+        self.option(flag, value.to_string());
+    }
+}

@@ -1,0 +1,11 @@
+//! QEMU: its argument vector, its process, QMP, the guest-agent protocol, and the engine for block jobs while nothing runs.
+
+pub mod accel;
+pub mod agent;
+pub mod cmdline;
+pub mod firmware;
+pub mod nodes;
+pub mod offline;
+pub mod probe;
+pub mod process;
+pub mod qmp;

@@ -1,0 +1,62 @@
+//! Block nodes as QEMU's `-blockdev` and `blockdev-add` take them (`BlockdevOptions` in QEMU's QAPI). Pure.
+//!
+//! Every layer has two nodes wherever it is open, `f-<id>` for the file and `l-<id>` for the format on top of it, so that a block
+//! job is written the same way for a running VM and for the offline engine. Formats and backing files are spelled out.
+
+use serde_json::{Value, json};
+
+use crate::layer::chain::{Chain, Link};
+use crate::model::{Format, Layer};
+
+/// The qdev id of the guest's device `target`.
+pub fn device_id(target: &str) -> String {
+    format!("dev-{target}")
+}
+
+/// The nodes of a chain in the order they have to be added: base first, active layer last.
+pub fn chain_nodes(chain: &Chain, writable: bool) -> Vec<Value> {
+    let links = chain.links();
+    let mut nodes = Vec::with_capacity(links.len() * 2);
+    for (depth, link) in links.iter().enumerate().rev() {
+        let backing = links.get(depth + 1).map(|below| &below.layer);
+        nodes.extend(layer_nodes(link, backing, writable && depth == 0));
+    }
+    nodes
+}
+
+/// The two nodes of one layer, standing on `backing`.
+pub fn layer_nodes(link: &Link, backing: Option<&Layer>, writable: bool) -> [Value; 2] {
+    let mut format = format_node(&link.layer, writable);
+    if link.layer.format == Format::Qcow2 {
+        format["backing"] = backing.map_or(Value::Null, |layer| Value::String(layer.node()));
+    }
+    [file_node(&link.layer, &link.path.to_string_lossy()), format]
+}
+
+/// The nodes of an overlay that is to be put on top of a running VM's head by `blockdev-snapshot`: QEMU connects it there.
+pub fn overlay_nodes(layer: &Layer, path: &std::path::Path) -> [Value; 2] {
+    let mut format = format_node(layer, true);
+    format["backing"] = Value::Null;
+    [file_node(layer, &path.to_string_lossy()), format]
+}
+
+fn file_node(layer: &Layer, path: &str) -> Value {
+    // auto-read-only: QEMU opens the file for writing only while the format node above is writable, which a commit changes.
+    json!({
+        "driver": "file",
+        "node-name": layer.file_node(),
+        "filename": path,
+        "auto-read-only": true,
+        "discard": "unmap",
+    })
+}
+
+fn format_node(layer: &Layer, writable: bool) -> Value {
+    json!({
+        "driver": layer.format.as_str(),
+        "node-name": layer.node(),
+        "file": layer.file_node(),
+        "read-only": !writable,
+        "discard": "unmap",
+    })
+}

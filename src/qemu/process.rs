@@ -1,0 +1,152 @@
+//! Starting QEMU and seeing it end.
+//!
+//! ```text
+//! locked run.lock ──spawn──▶ child ──creates qmp.sock──▶ greeting ──▶ running
+//!                              └──exits──▶ its last words are the error, nothing is left behind
+//! ```
+//! The descriptor of `run.lock` is inherited by QEMU alone: the lock is held exactly as long as QEMU lives, however it or we die.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::cmdline::Sockets;
+use super::qmp::Qmp;
+use crate::error::{Error, IoContext, Result};
+use crate::sys::flock;
+use crate::sys::pidfd::PidFd;
+use crate::sys::ready::{Ready, Watch};
+use crate::sys::command;
+
+/// How long QEMU may take from its start to its greeting. Loading a large initrd from a slow disk comes first.
+const START: Duration = Duration::from_secs(120);
+/// How often the run lock is tried again when an observer happens to look at it; each look takes microseconds.
+const LOCK_TRIES: u32 = 200;
+
+/// Files that go with a start.
+#[derive(Debug)]
+pub struct Files<'a> {
+    /// The lock QEMU inherits.
+    pub run_lock: &'a Path,
+    /// What QEMU prints.
+    pub log: &'a Path,
+}
+
+/// Starts QEMU and waits for its greeting. When it ends instead, the error quotes it.
+pub async fn start(argv: &[String], sockets: &Sockets, files: &Files<'_>) -> Result<Qmp> {
+    let lock = take_run_lock(files.run_lock)?;
+    let log = File::options().create(true).write(true).truncate(true).mode(0o600).open(files.log).on("open", files.log)?;
+    let socket = sockets.qmp();
+    let watch = Watch::new(sockets.directory()).on("watch", sockets.directory())?;
+    let mut child = command::detached(argv, &log, lock)
+        .map_err(|source| Error::failed(format!("cannot run {}", argv[0])).because(source))?;
+    let watched = PidFd::open(child.id().cast_signed()).map_err(|source| Error::failed("cannot watch QEMU").because(source))?;
+    let mut guard = Starting { process: Some(watched) };
+    let ready = guard.wait(watch, socket.clone()).await?;
+    let greeting = match ready {
+        Ready::Created => greet(&socket).await,
+        Ready::Ended => Err(Error::qemu("QEMU ended at its start")),
+        Ready::TimedOut => Err(Error::qemu(format!("QEMU did not start within {} s", START.as_secs()))),
+    };
+    let error = match greeting {
+        Ok(qmp) => {
+            guard.process = None;
+            return Ok(qmp);
+        }
+        Err(error) => error,
+    };
+    drop(guard);
+    let _ = child.wait();
+    clear(sockets);
+    let words = std::fs::read(files.log).map(|text| command::tail(&text)).unwrap_or_default();
+    Err(if words.is_empty() { error } else { error.because(quote(&words)) })
+}
+
+/// A QEMU that has not greeted us yet; dropped before it has, it is killed.
+struct Starting {
+    process: Option<PidFd>,
+}
+
+impl Starting {
+    async fn wait(&mut self, watch: Watch, socket: PathBuf) -> Result<Ready> {
+        let Some(process) = &self.process else { return Ok(Ready::Ended) };
+        let process = process.try_clone().map_err(|source| Error::failed("cannot watch QEMU").because(source))?;
+        let waiting = tokio::task::spawn_blocking(move || watch.wait(&socket, &process, START));
+        let ready = waiting.await.map_err(|panic| Error::failed("cannot watch QEMU").because(panic))?;
+        ready.map_err(|source| Error::failed("cannot watch QEMU").because(source))
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        if let Some(process) = &self.process {
+            let _ = process.kill();
+        }
+    }
+}
+
+/// QEMU's own words, without the time before each line.
+fn quote(words: &str) -> String {
+    let lines: Vec<&str> = words.lines().map(strip_timestamp).collect();
+    format!("\"{}\"", lines.join("\n"))
+}
+
+/// `-msg timestamp=on` puts `2026-11-22T09:12:01.123456Z ` before QEMU's own messages.
+fn strip_timestamp(line: &str) -> &str {
+    match line.split_once(' ') {
+        Some((stamp, rest)) if stamp.len() == 27 && stamp.ends_with('Z') && stamp.contains('T') => rest,
+        _ => line,
+    }
+}
+
+/// The socket's file appears a moment before QEMU listens on it.
+async fn greet(socket: &Path) -> Result<Qmp> {
+    loop {
+        match Qmp::connect(socket, START).await {
+            Err(super::qmp::QmpError::Connect { source, .. }) if source.kind() == io::ErrorKind::ConnectionRefused => {
+                tokio::task::yield_now().await;
+                // QEMU may have died between bind and listen: then its pid is gone and so is the reason to wait.
+                if !socket.exists() {
+                    return Err(Error::qemu("QEMU removed its socket again"));
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            other => return Ok(other?),
+        }
+    }
+}
+
+fn take_run_lock(path: &Path) -> Result<File> {
+    let lock = flock::open(path).on("open the lock", path)?;
+    for _ in 0..LOCK_TRIES {
+        if flock::try_exclusive(&lock).on("lock", path)? {
+            return Ok(lock);
+        }
+        // The caller has seen that no QEMU runs; an observer holds the lock for an instant, and flock tells no event for that.
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Err(Error::refused("it is running already"))
+}
+
+/// Removes the sockets of a QEMU that ended.
+pub fn clear_sockets(sockets: &Sockets) {
+    for path in sockets.all() {
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+/// Removes what a QEMU that ended badly has left of its sockets, and their directory.
+pub fn clear(sockets: &Sockets) {
+    clear_sockets(sockets);
+    let _ = std::fs::remove_dir(sockets.directory());
+}
+
+/// Waits until the process has ended; false when `limit` comes first.
+pub async fn wait_for_end(process: &PidFd, limit: Duration) -> Result<bool> {
+    match tokio::time::timeout(limit, process.ended()).await {
+        Ok(result) => result.map(|()| true).map_err(|source| Error::failed("cannot wait for QEMU").because(source)),
+        Err(_) => Ok(false),
+    }
+}

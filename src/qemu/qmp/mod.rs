@@ -1,0 +1,169 @@
+//! QMP, the machine protocol of QEMU (`docs/interop/qmp-spec.rst`): JSON objects, a line each, over a Unix socket.
+//!
+//! One task uses a connection at a time, so no reader runs in the background: whoever waits for a reply reads, keeps the
+//! events that come by, and drops replies nobody waits for any more. Giving up on a command is therefore harmless, and means
+//! *unknown outcome*: the command was sent.
+//!
+//! Commands and replies are the types of the `qapi` crate where those decode on every QEMU we support; elsewhere small structs
+//! of our own, which ignore what they do not know.
+
+pub mod block;
+pub mod error;
+pub mod jobs;
+mod wire;
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::time::Duration;
+
+use qapi::qmp;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::net::UnixStream;
+use tokio::time::{Instant, timeout_at};
+
+pub use error::QmpError;
+use wire::{Incoming, Wire};
+
+/// How long QEMU may take to answer an ordinary command before the answer counts as unknown.
+pub const REPLY: Duration = Duration::from_secs(60);
+/// How long an observer waits, who would rather know little than wait.
+pub const GLANCE: Duration = Duration::from_millis(500);
+
+/// An event: `JOB_STATUS_CHANGE`, `SHUTDOWN`, …
+#[derive(Debug, Clone, Deserialize)]
+pub struct Event {
+    /// What happened.
+    #[serde(rename = "event")]
+    pub name: String,
+    /// To whom, and how.
+    #[serde(default)]
+    pub data: Value,
+}
+
+/// A connection after the greeting and `qmp_capabilities`.
+pub struct Qmp {
+    wire: Wire,
+    next_id: u64,
+    events: VecDeque<Event>,
+    pid: Option<i32>,
+}
+
+/// What the guest's CPUs are doing, as `query-status` has it.
+#[derive(Debug, Clone, Deserialize)]
+pub struct RunState {
+    /// Do they run?
+    pub running: bool,
+    /// QEMU's word: `running`, `paused`, `io-error`, …
+    pub status: String,
+}
+
+impl Qmp {
+    /// Connects to a QMP socket and shakes hands, all within `limit`.
+    pub async fn connect(path: &Path, limit: Duration) -> Result<Self, QmpError> {
+        let deadline = Instant::now() + limit;
+        let connect = |source| QmpError::Connect { path: path.to_owned(), source };
+        let stream = match timeout_at(deadline, UnixStream::connect(path)).await {
+            Ok(stream) => stream.map_err(connect)?,
+            Err(_) => return Err(QmpError::Timeout { command: "connect".into(), seconds: limit.as_secs() }),
+        };
+        Self::handshake(stream, limit).await
+    }
+
+    /// Shakes hands over a connected socket: greeting, then `qmp_capabilities`.
+    pub async fn handshake(stream: UnixStream, limit: Duration) -> Result<Self, QmpError> {
+        let deadline = Instant::now() + limit;
+        let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
+        let mut qmp = Self { wire: Wire::new(stream), next_id: 0, events: VecDeque::new(), pid };
+        loop {
+            match qmp.receive("greeting", deadline, limit).await? {
+                Incoming::Greeting => break,
+                Incoming::Event(event) => qmp.events.push_back(event),
+                Incoming::Reply { .. } => {}
+            }
+        }
+        qmp.send::<qmp::qmp_capabilities>(&qmp::qmp_capabilities { enable: None }, limit).await?;
+        Ok(qmp)
+    }
+
+    /// The process at the other end (`SO_PEERCRED`).
+    pub fn pid(&self) -> Option<i32> {
+        self.pid
+    }
+
+    /// Runs a typed command.
+    pub async fn run<C: qapi::Command>(&mut self, command: &C) -> Result<C::Ok, QmpError> {
+        self.send(command, REPLY).await
+    }
+
+    /// Runs a command given as JSON, for those whose types are too closed.
+    pub async fn call<T: DeserializeOwned>(&mut self, command: &str, arguments: Value) -> Result<T, QmpError> {
+        self.exchange(command, arguments, REPLY).await
+    }
+
+    /// `query-status`.
+    pub async fn status(&mut self, limit: Duration) -> Result<RunState, QmpError> {
+        self.exchange("query-status", json!({}), limit).await
+    }
+
+    /// The next event, or `None` when `deadline` comes first.
+    pub async fn event(&mut self, deadline: Instant) -> Result<Option<Event>, QmpError> {
+        if let Some(event) = self.events.pop_front() {
+            return Ok(Some(event));
+        }
+        loop {
+            match timeout_at(deadline, self.wire.receive()).await {
+                Err(_) => return Ok(None),
+                Ok(incoming) => {
+                    if let Incoming::Event(event) = incoming? {
+                        return Ok(Some(event));
+                    }
+                }
+            }
+        }
+    }
+
+    async fn send<C: qapi::Command>(&mut self, command: &C, limit: Duration) -> Result<C::Ok, QmpError> {
+        let arguments = serde_json::to_value(command)
+            .map_err(|source| QmpError::Decode { command: C::NAME.into(), source })?;
+        self.exchange(C::NAME, arguments, limit).await
+    }
+
+    async fn exchange<A: Serialize, T: DeserializeOwned>(
+        &mut self,
+        command: &str,
+        arguments: A,
+        limit: Duration,
+    ) -> Result<T, QmpError> {
+        let deadline = Instant::now() + limit;
+        self.next_id += 1;
+        let id = self.next_id;
+        let line = json!({"execute": command, "arguments": arguments, "id": id}).to_string();
+        tracing::debug!(target: "qmp", "→ {line}");
+        let late = || QmpError::Timeout { command: command.into(), seconds: limit.as_secs() };
+        timeout_at(deadline, self.wire.send(&line)).await.map_err(|_| late())??;
+        loop {
+            match self.receive(command, deadline, limit).await? {
+                Incoming::Event(event) => self.events.push_back(event),
+                Incoming::Reply { id: Some(got), result } if got == id => {
+                    tracing::debug!(target: "qmp", "← {result:?}");
+                    let value = result.map_err(|refusal| QmpError::Refused {
+                        command: command.into(),
+                        class: refusal.class,
+                        message: refusal.desc,
+                    })?;
+                    return serde_json::from_value(value).map_err(|source| QmpError::Decode { command: command.into(), source });
+                }
+                Incoming::Reply { .. } | Incoming::Greeting => {}
+            }
+        }
+    }
+
+    async fn receive(&mut self, command: &str, deadline: Instant, limit: Duration) -> Result<Incoming, QmpError> {
+        match timeout_at(deadline, self.wire.receive()).await {
+            Ok(incoming) => incoming,
+            Err(_) => Err(QmpError::Timeout { command: command.into(), seconds: limit.as_secs() }),
+        }
+    }
+}

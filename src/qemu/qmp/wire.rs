@@ -1,0 +1,106 @@
+//! Lines in, lines out. Cancelling either loses nothing that was received.
+
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+use super::{Event, QmpError};
+
+/// The longest line that is read; QEMU's answers with many block nodes stay far below.
+const LONGEST: usize = 64 << 20;
+
+/// One parsed line.
+#[derive(Debug)]
+pub(super) enum Incoming {
+    /// `{"QMP": …}`, once.
+    Greeting,
+    /// `{"event": …}`.
+    Event(Event),
+    /// `{"return": …}` or `{"error": …}`.
+    Reply {
+        /// The id the command was sent with.
+        id: Option<u64>,
+        /// The value, or QEMU's refusal.
+        result: Result<Value, Refusal>,
+    },
+}
+
+/// `{"class": …, "desc": …}`.
+#[derive(Debug, Deserialize)]
+pub(super) struct Refusal {
+    #[serde(default)]
+    pub(super) class: String,
+    #[serde(default)]
+    pub(super) desc: String,
+}
+
+#[derive(Deserialize)]
+struct Line {
+    #[serde(rename = "QMP")]
+    greeting: Option<Value>,
+    event: Option<String>,
+    #[serde(default)]
+    data: Value,
+    #[serde(rename = "return")]
+    value: Option<Value>,
+    error: Option<Refusal>,
+    id: Option<u64>,
+}
+
+pub(super) struct Wire {
+    stream: UnixStream,
+    buffer: Vec<u8>,
+}
+
+impl Wire {
+    pub(super) fn new(stream: UnixStream) -> Self {
+        Self { stream, buffer: Vec::new() }
+    }
+
+    /// Sends one line. Cancelled half-way it leaves the connection useless, so the caller drops it then.
+    pub(super) async fn send(&mut self, line: &str) -> Result<(), QmpError> {
+        let mut bytes = line.as_bytes().to_vec();
+        bytes.push(b'\n');
+        self.stream.write_all(&bytes).await.map_err(|_| QmpError::Closed)
+    }
+
+    /// The next line that means something; lines that are no QMP are passed over.
+    pub(super) async fn receive(&mut self) -> Result<Incoming, QmpError> {
+        let mut searched = 0;
+        loop {
+            if let Some(end) = self.buffer[searched..].iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=searched + end).collect();
+                searched = 0;
+                if let Some(incoming) = parse(&line) {
+                    return Ok(incoming);
+                }
+                continue;
+            }
+            searched = self.buffer.len();
+            if searched > LONGEST {
+                return Err(QmpError::Closed);
+            }
+            match self.stream.read_buf(&mut self.buffer).await {
+                Ok(0) | Err(_) => return Err(QmpError::Closed),
+                Ok(_) => {}
+            }
+        }
+    }
+}
+
+/// What a line means; `None` for one that is not QMP.
+fn parse(line: &[u8]) -> Option<Incoming> {
+    let line: Line = serde_json::from_slice(line).ok()?;
+    if line.greeting.is_some() {
+        return Some(Incoming::Greeting);
+    }
+    if let Some(name) = line.event {
+        return Some(Incoming::Event(Event { name, data: line.data }));
+    }
+    match (line.value, line.error) {
+        (_, Some(refusal)) => Some(Incoming::Reply { id: line.id, result: Err(refusal) }),
+        (Some(value), None) => Some(Incoming::Reply { id: line.id, result: Ok(value) }),
+        (None, None) => None,
+    }
+}

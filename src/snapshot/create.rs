@@ -1,0 +1,112 @@
+//! Taking a snapshot: external, of all writable disks at one instant or of none.
+
+use std::time::{Duration, Instant};
+
+use super::plan::{self, Quiesce, Taking};
+use crate::change::{self, Executor, Plan};
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::layer::chain::Chain;
+use crate::model::{Name, PointRef, Record, State};
+use crate::store::VmLock;
+use crate::vm::{live, open};
+
+/// A snapshot as asked for.
+#[derive(Debug, Clone, Default)]
+pub struct Request {
+    /// Its name; made up from the time when there is none.
+    pub name: Option<Name>,
+    /// The user's words.
+    pub description: String,
+    /// Freeze the guest's file systems first?
+    pub quiesce: Quiesce,
+}
+
+/// What was taken, and what it cost.
+#[derive(Debug)]
+pub struct Taken {
+    /// The snapshot's name.
+    pub name: Name,
+    /// How long the guest's CPUs stood still.
+    pub paused: Duration,
+    /// How long the guest's file systems were frozen.
+    pub frozen: Duration,
+    /// All of it.
+    pub total: Duration,
+}
+
+/// Takes a snapshot of `vm`.
+pub async fn create(context: &Context, vm: &Name, request: &Request) -> Result<Taken> {
+    let (lock, record) = open::open_vm(context, vm, "take a snapshot of").await?;
+    take_locked(context, &lock, &record, request).await
+}
+
+/// Takes a snapshot of a VM whose lock is held.
+pub async fn take_locked(context: &Context, lock: &VmLock, record: &Record, request: &Request) -> Result<Taken> {
+    let began = Instant::now();
+    let vm = lock.name();
+    let name = choose_name(vm, record, request.name.as_ref())?;
+    if record.config.writable().next().is_none() {
+        return Err(Error::refused(format!("{vm} has no disk it can write to: there is nothing to take a snapshot of")));
+    }
+    for disk in record.config.writable() {
+        Chain::of_disk(&context.store, disk)?;
+    }
+    let mut qmp = live::connect_if_running(context, vm).await?;
+    let mut taking = Taking { name: name.clone(), description: request.description.clone(), state: State::Stopped, freeze: None };
+    if let Some(qmp) = &mut qmp {
+        if let Some(job) = qmp.jobs().await?.into_iter().find(|job| job.status != "concluded") {
+            return Err(Error::refused(format!("a block job is at work on {vm}: {} ({})", job.id, job.status))
+                .hint("wait for its end, then run the command again"));
+        }
+        let running = qmp.status(crate::qemu::qmp::REPLY).await?.running;
+        taking.state = if running { State::Running } else { State::Paused };
+        if running {
+            taking.freeze = freeze(qmp.agent_is_listening().await?, vm, request.quiesce)?;
+        }
+    }
+    let (_, steps) = plan::take(record, &taking);
+    let mut executor = Executor::with(context, vm, qmp);
+    let report = change::run(context, lock, Plan::new(steps), &mut executor).await?;
+    for warning in &report.warnings {
+        context.ui.warn(warning);
+    }
+    Ok(Taken {
+        name,
+        paused: report.paused.unwrap_or_default(),
+        frozen: report.frozen.unwrap_or_default(),
+        total: began.elapsed(),
+    })
+}
+
+/// Whether to freeze, and whether the snapshot fails when that fails.
+fn freeze(listening: bool, vm: &Name, quiesce: Quiesce) -> Result<Option<bool>> {
+    match (quiesce, listening) {
+        (Quiesce::Never, _) | (Quiesce::Auto, false) => Ok(None),
+        (Quiesce::Auto, true) => Ok(Some(false)),
+        (Quiesce::Require, true) => Ok(Some(true)),
+        (Quiesce::Require, false) => Err(Error::qemu(format!("the guest agent of {vm} is not there, so nothing can be frozen"))
+            .hint("install and start qemu-guest-agent in the guest, or take the snapshot with --quiesce never")),
+    }
+}
+
+fn choose_name(vm: &Name, record: &Record, wanted: Option<&Name>) -> Result<Name> {
+    let taken = |name: &Name| record.snapshots.iter().any(|snapshot| snapshot.name == *name);
+    match wanted {
+        Some(name) if name.as_str() == PointRef::CURRENT => {
+            Err(Error::usage("a snapshot cannot be called \"current\": that is how the one under the head is addressed"))
+        }
+        Some(name) if taken(name) => Err(Error::exists(format!("{vm} has a snapshot {name} already"))
+            .hint(format!("choose another name, or remove it: cowhand snapshot rm {vm}@{name}"))),
+        Some(name) => Ok(name.clone()),
+        None => {
+            let stem = format!("snap-{}", jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S"));
+            let numbered = (2u32..).map(|n| format!("{stem}-{n}"));
+            std::iter::once(stem.clone())
+                .chain(numbered)
+                .filter_map(|name| name.parse().ok())
+                .find(|name| !taken(name))
+                .ok_or_else(|| Error::failed("no name is free"))
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! Snapshots: taken, looked at, reverted to, removed. [`plan`] decides and is pure, the others act.
+
+pub mod create;
+pub mod delete;
+pub mod list;
+pub mod plan;
+pub mod rename;
+pub mod revert;

@@ -1,0 +1,29 @@
+//! Giving a snapshot another name.
+
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::model::{Name, PointRef};
+use crate::vm::open;
+
+/// Renames `vm@old` to `vm@new`.
+pub async fn rename(context: &Context, vm: &Name, old: &Name, new: &Name) -> Result<()> {
+    let (_lock, mut record) = open::open_vm(context, vm, "rename a snapshot of").await?;
+    let old = record.snapshot(vm, old)?.name.clone();
+    if new.as_str() == PointRef::CURRENT {
+        return Err(Error::usage("a snapshot cannot be called \"current\": that is how the one under the head is addressed"));
+    }
+    if record.snapshots.iter().any(|snapshot| snapshot.name == *new) {
+        return Err(Error::exists(format!("{vm} has a snapshot {new} already")));
+    }
+    let renamed = |name: &mut Name| {
+        if *name == old {
+            name.clone_from(new);
+        }
+    };
+    for snapshot in &mut record.snapshots {
+        renamed(&mut snapshot.name);
+        snapshot.parent.as_mut().map(renamed);
+    }
+    record.head.as_mut().map(renamed);
+    context.store.save(vm, &record)
+}

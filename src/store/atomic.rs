@@ -1,0 +1,22 @@
+//! Writing a small file so that a crash or a power cut leaves the old one or the new one, whole.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+
+use crate::error::{IoContext, Result};
+
+/// Replaces `path` with `bytes`: temporary file (0600) beside it, fsync, rename, fsync of the directory.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    let mut file = tempfile::Builder::new().prefix(".").suffix(".tmp").tempfile_in(directory).on("write in", directory)?;
+    file.write_all(bytes).on("write", path)?;
+    file.as_file().sync_all().on("flush", path)?;
+    file.persist(path).map_err(|error| error.error).on("replace", path)?;
+    sync_directory(directory)
+}
+
+/// Makes renames, creations and removals in `directory` survive a power cut.
+pub fn sync_directory(directory: &Path) -> Result<()> {
+    File::open(directory).and_then(|directory| directory.sync_all()).on("flush", directory)
+}

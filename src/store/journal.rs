@@ -1,0 +1,79 @@
+//! The journal of one VM: the steps of the change that is under way. Written before the first of them, removed after the last.
+//!
+//! What the steps are is the business of [`crate::change`]; here they only have to be written and read.
+
+use std::io;
+
+use serde::{Deserialize, Serialize};
+use serde::de::DeserializeOwned;
+
+use super::{Store, atomic};
+use crate::error::{Error, IoContext, Result};
+use crate::model::{Layer, Name};
+
+/// A change that is under way, or was when its process died.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Journal<S> {
+    /// The version of this form.
+    pub schema: u32,
+    /// In the words of the user (`snapshot create web@before`).
+    pub operation: String,
+    /// What it does, in order.
+    pub steps: Vec<S>,
+    /// The index of the step after which there is no way back.
+    pub pivot: usize,
+    /// Layers the change relies on or brings into being; nobody else may take them for unused.
+    pub pins: Vec<Layer>,
+}
+
+#[derive(Deserialize)]
+struct Pins {
+    pins: Vec<Layer>,
+}
+
+impl<S: Serialize + DeserializeOwned> Journal<S> {
+    /// The version written today.
+    pub const SCHEMA: u32 = 1;
+
+    /// Reads the journal of `name`, if a change was cut short.
+    pub fn load(store: &Store, name: &Name) -> Result<Option<Self>> {
+        let path = store.layout.journal(name);
+        let text = match std::fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).on("read", &path),
+        };
+        serde_json::from_slice(&text).map(Some).map_err(|error| {
+            Error::damaged(format!("the journal of {name} cannot be read: {}", path.display())).because(error)
+        })
+    }
+
+    /// Writes the journal of `name`, durably.
+    pub fn save(&self, store: &Store, name: &Name) -> Result<()> {
+        let text = serde_json::to_vec(self).map_err(|error| Error::failed("cannot write a journal").because(error))?;
+        atomic::write(&store.layout.journal(name), &text)
+    }
+}
+
+/// Removes the journal of `name`: its change is complete, or undone. Should a power cut bring it back, its steps find
+/// themselves done.
+pub fn remove(store: &Store, name: &Name) -> Result<()> {
+    let path = store.layout.journal(name);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).on("remove", &path),
+        _ => Ok(()),
+    }
+}
+
+/// The layers that the changes under way in `name` rely on; an unreadable journal is an error, because then nobody knows.
+pub fn pins(store: &Store, name: &Name) -> Result<Vec<Layer>> {
+    let path = store.layout.journal(name);
+    match std::fs::read(&path) {
+        Ok(text) => serde_json::from_slice::<Pins>(&text).map(|journal| journal.pins).map_err(|error| {
+            Error::damaged(format!("the journal of {name} cannot be read: {}", path.display())).because(error)
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error).on("read", &path),
+    }
+}

@@ -1,0 +1,108 @@
+//! Every file name of the store, in one place.
+
+use std::path::{Path, PathBuf};
+
+use crate::model::{Layer, Name};
+
+/// The store's map: pure path arithmetic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    root: PathBuf,
+}
+
+impl Layout {
+    /// The map of the store at `root`, an absolute path.
+    pub fn new(root: PathBuf) -> Self {
+        Self { root }
+    }
+
+    /// The store itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// `{"schema": 1}`.
+    pub fn store_json(&self) -> PathBuf {
+        self.root.join("store.json")
+    }
+
+    /// The lock that creating, deleting and scanning take.
+    pub fn store_lock(&self) -> PathBuf {
+        self.root.join("store.lock")
+    }
+
+    /// What the QEMU binary was found to be able to do.
+    pub fn probe_cache(&self) -> PathBuf {
+        self.root.join("qemu-probe.json")
+    }
+
+    /// The pool of layers.
+    pub fn layers(&self) -> PathBuf {
+        self.root.join("layers")
+    }
+
+    /// The file of a layer.
+    pub fn layer(&self, layer: &Layer) -> PathBuf {
+        self.layers().join(layer.file_name())
+    }
+
+    /// The file of a layer while it is being written; renamed when it is whole.
+    pub fn partial_layer(&self, layer: &Layer) -> PathBuf {
+        self.layers().join(format!("{}.part", layer.file_name()))
+    }
+
+    /// What was taken out of use.
+    pub fn trash(&self) -> PathBuf {
+        self.root.join("trash")
+    }
+
+    /// The directories of VMs and templates.
+    pub fn vms(&self) -> PathBuf {
+        self.root.join("vms")
+    }
+
+    /// The directory of one.
+    pub fn vm(&self, name: &Name) -> PathBuf {
+        self.vms().join(name.as_str())
+    }
+
+    /// Its record.
+    pub fn vm_json(&self, name: &Name) -> PathBuf {
+        self.vm(name).join("vm.json")
+    }
+
+    /// Its lock for changes.
+    pub fn lock(&self, name: &Name) -> PathBuf {
+        self.vm(name).join("lock")
+    }
+
+    /// The lock for a conversation with its guest agent.
+    pub fn agent_lock(&self, name: &Name) -> PathBuf {
+        self.vm(name).join("agent.lock")
+    }
+
+    /// The lock that its QEMU holds while it lives.
+    pub fn run_lock(&self, name: &Name) -> PathBuf {
+        self.vm(name).join("run.lock")
+    }
+
+    /// The change that is under way.
+    pub fn journal(&self, name: &Name) -> PathBuf {
+        self.vm(name).join("journal.json")
+    }
+
+    /// What QEMU said.
+    pub fn qemu_log(&self, name: &Name) -> PathBuf {
+        self.vm(name).join("qemu.log")
+    }
+
+    /// What the guest said on its serial console.
+    pub fn serial_log(&self, name: &Name) -> PathBuf {
+        self.vm(name).join("serial.log")
+    }
+
+    /// A symbolic link to the directory of its sockets.
+    pub fn run_link(&self, name: &Name) -> PathBuf {
+        self.vm(name).join("run")
+    }
+}

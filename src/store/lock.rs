@@ -1,0 +1,111 @@
+//! Who may change what. A lock is a flock on a file that is never unlinked by itself; the file says who holds it and why.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use super::Store;
+use crate::context::Context;
+use crate::error::{Error, IoContext, Result};
+use crate::model::Name;
+use crate::sys::flock as lock_file;
+
+/// The right to create and delete names and to rely on a scan of references. Held briefly.
+#[derive(Debug)]
+pub struct StoreLock(#[allow(dead_code)] File);
+
+/// The right to change one VM and to talk to its QEMU.
+#[derive(Debug)]
+pub struct VmLock {
+    name: Name,
+    _file: File,
+}
+
+impl VmLock {
+    /// Which VM.
+    pub fn name(&self) -> &Name {
+        &self.name
+    }
+}
+
+impl Store {
+    /// Takes the store's lock, waiting for its holder.
+    pub async fn lock(&self, context: &Context) -> Result<StoreLock> {
+        self.prepare()?;
+        acquire(context, &self.layout.store_lock(), "the store").await.map(StoreLock)
+    }
+
+    /// Takes the lock of one VM, waiting for its holder, who is named.
+    pub async fn lock_vm(&self, context: &Context, name: &Name) -> Result<VmLock> {
+        self.prepare()?;
+        if !self.layout.vm(name).exists() {
+            return Err(self.unknown(name));
+        }
+        let file = acquire(context, &self.layout.lock(name), name.as_str()).await?;
+        Ok(VmLock { name: name.clone(), _file: file })
+    }
+
+    /// Takes the lock of one VM only if nobody holds it.
+    pub fn try_lock_vm(&self, name: &Name, operation: &str) -> Result<Option<VmLock>> {
+        let path = self.layout.lock(name);
+        let file = match lock_file::open(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            other => other.on("open the lock", &path)?,
+        };
+        if !lock_file::try_exclusive(&file).on("lock", &path)? || !lock_file::is_still_at(&file, &path).on("check", &path)? {
+            return Ok(None);
+        }
+        sign(&file, operation);
+        Ok(Some(VmLock { name: name.clone(), _file: file }))
+    }
+}
+
+async fn acquire(context: &Context, path: &Path, what: &str) -> Result<File> {
+    loop {
+        let file = lock_file::open(path).on("open the lock", path)?;
+        if !lock_file::try_exclusive(&file).on("lock", path)? {
+            let holder = holder(path);
+            context.ui.note(&format!("waiting for {what}: {holder} is at work"));
+            wait_for(&file, path, what, &holder, context.settings.lock_wait).await?;
+        }
+        // Its directory may have been renamed or removed while we waited: then the lock we got guards nothing.
+        if lock_file::is_still_at(&file, path).on("check", path)? {
+            sign(&file, &context.operation);
+            return Ok(file);
+        }
+        if !path.parent().is_some_and(Path::exists) {
+            return Err(Error::not_found(format!("{what} is gone: it was removed or renamed meanwhile")));
+        }
+    }
+}
+
+/// Waits in a thread of its own, because flock(2) knows no time limit; a thread that waits in vain ends with the process.
+async fn wait_for(file: &File, path: &Path, what: &str, holder: &str, limit: std::time::Duration) -> Result<()> {
+    let waiting = file.try_clone().on("open the lock", path)?;
+    let (send, receive) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let _ = send.send(lock_file::exclusive(&waiting));
+    });
+    match tokio::time::timeout(limit, receive).await {
+        Ok(Ok(result)) => result.on("lock", path),
+        _ => Err(Error::locked(format!("{what} is locked by {holder}; waited {} s", limit.as_secs()))
+            .hint("run the command again later, or wait longer with --wait SECS")),
+    }
+}
+
+/// Writes down who holds the lock. Only information: a failure is no reason not to go on.
+fn sign(mut file: &File, operation: &str) {
+    let _ = file
+        .set_len(0)
+        .and_then(|()| file.seek(SeekFrom::Start(0)))
+        .and_then(|_| writeln!(file, "{} {operation}", std::process::id()));
+}
+
+fn holder(path: &Path) -> String {
+    let mut text = String::new();
+    let read = File::open(path).and_then(|file| file.take(4096).read_to_string(&mut text));
+    match (read, text.trim().split_once(' ')) {
+        (Ok(_), Some((pid, operation))) => format!("`{operation}` (pid {pid})"),
+        _ => "another command".to_owned(),
+    }
+}

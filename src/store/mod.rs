@@ -1,0 +1,150 @@
+//! The store on disk: where everything lies, how it is written so that a crash finds it whole, who may change it.
+//!
+//! Invariants:
+//! - `vms/<name>/vm.json` *is* the VM: it comes into being, changes and goes by one `rename(2)`.
+//! - A change to a VM, and every QMP connection to it, happens under the flock of `vms/<name>/lock`. Readers take no lock.
+//! - `store.lock` is held briefly to create or delete a name and to scan references. Order: store, then VMs by name.
+//! - Nothing that may hold a guest's writes is unlinked: it is renamed into `trash/`.
+
+pub mod atomic;
+pub mod journal;
+mod layout;
+mod lock;
+pub mod schema;
+pub mod trash;
+
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+pub use layout::Layout;
+pub use lock::{StoreLock, VmLock};
+
+use crate::context::Context;
+use crate::error::{Error, IoContext, Result};
+use crate::model::{Name, Record};
+
+/// A store. Opening one reads nothing and creates nothing.
+#[derive(Debug, Clone)]
+pub struct Store {
+    /// Where everything lies.
+    pub layout: Layout,
+}
+
+impl Store {
+    /// The store at `root`, which is made absolute so that QEMU, started in `/`, finds it.
+    pub fn at(root: &Path) -> Result<Self> {
+        let root = std::path::absolute(root).on("find the store", root)?;
+        Ok(Self { layout: Layout::new(root) })
+    }
+
+    /// Makes the store's directories where they are missing and checks that this version may change it.
+    pub fn prepare(&self) -> Result<()> {
+        let layout = &self.layout;
+        if !layout.store_json().exists() {
+            for directory in [layout.root(), &layout.layers(), &layout.vms(), &layout.trash()] {
+                make_directory(directory)?;
+            }
+            schema::write_store_file(&layout.store_json())?;
+        }
+        schema::check_store_file(&layout.store_json())
+    }
+
+    /// The names of all VMs and templates, sorted. A directory without a `vm.json` is not one (yet, or any more).
+    pub fn names(&self) -> Result<Vec<Name>> {
+        let mut names: Vec<Name> =
+            self.directories()?.into_iter().filter(|name| self.layout.vm_json(name).exists()).collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// Every directory below `vms/` with a proper name, a VM or not.
+    pub fn directories(&self) -> Result<Vec<Name>> {
+        let vms = self.layout.vms();
+        let entries = match std::fs::read_dir(&vms) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error).on("list", &vms),
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry.on("list", &vms)?;
+            names.extend(entry.file_name().to_str().and_then(|name| name.parse().ok()));
+        }
+        Ok(names)
+    }
+
+    /// Is there a VM or template of this name?
+    pub fn exists(&self, name: &Name) -> bool {
+        self.layout.vm_json(name).exists()
+    }
+
+    /// Reads the record of `name`.
+    pub fn load(&self, name: &Name) -> Result<Record> {
+        let path = self.layout.vm_json(name);
+        match std::fs::read(&path) {
+            Ok(text) => schema::parse_record(&text).map_err(|error| {
+                Error::damaged(format!("the record of {name} cannot be read: {}", path.display()))
+                    .because(error.full_message())
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(self.unknown(name)),
+            Err(error) => Err(error).on("read", &path),
+        }
+    }
+
+    /// Replaces the record of `name`, atomically and durably.
+    pub fn save(&self, name: &Name, record: &Record) -> Result<()> {
+        atomic::write(&self.layout.vm_json(name), &schema::render_record(record)?)
+    }
+
+    /// The error for a name nobody bears, with the nearest ones that somebody does.
+    pub fn unknown(&self, name: &Name) -> Error {
+        let error = Error::not_found(format!("there is no VM or template {name}"));
+        let names = self.names().unwrap_or_default();
+        let near = |other: &&Name| {
+            let (a, b) = (name.as_str().to_ascii_lowercase(), other.as_str().to_ascii_lowercase());
+            a.starts_with(&b) || b.starts_with(&a) || a.bytes().zip(b.bytes()).filter(|(a, b)| a != b).count() + a.len().abs_diff(b.len()) <= 2
+        };
+        match names.iter().find(near) {
+            Some(other) => error.hint(format!("did you mean {other}?")),
+            None => error.hint("cowhand ls -a    lists all there are"),
+        }
+    }
+
+    /// Makes the empty directory of a VM that is about to exist, and locks it.
+    pub async fn claim(&self, context: &Context, store_lock: &StoreLock, name: &Name) -> Result<VmLock> {
+        let _ = store_lock;
+        if self.exists(name) {
+            return Err(Error::exists(format!("the name {name} is taken"))
+                .hint("choose another name, or see what is there: cowhand ls -a"));
+        }
+        make_directory(&self.layout.vm(name))?;
+        self.lock_vm(context, name).await
+    }
+
+    /// Removes the directory of a VM that never came to exist. One with a journal is for recovery to clear up.
+    pub fn unclaim(&self, name: &Name) -> Result<()> {
+        let directory = self.layout.vm(name);
+        if self.exists(name) || self.layout.journal(name).exists() {
+            return Ok(());
+        }
+        match std::fs::remove_dir_all(&directory) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).on("remove", &directory),
+            _ => Ok(()),
+        }
+    }
+
+    /// The run directory of `name`, where its sockets lie, when it has been started at least once.
+    pub fn run_directory(&self, name: &Name) -> Option<PathBuf> {
+        std::fs::read_link(self.layout.run_link(name)).ok()
+    }
+}
+
+/// Makes a directory (0700) and its parents; one that is there already is fine.
+pub fn make_directory(path: &Path) -> Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|source| {
+        Error::failed(format!("cannot create the directory {}", path.display()))
+            .hint("choose another place with --store DIR or COWHAND_STORE")
+            .because(source)
+    })
+}

@@ -1,0 +1,337 @@
+//! Version 1 of `vm.json`. Released: fields may be added with a default, nothing else may change.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::error::{Error, Result};
+use crate::model::{
+    Config, Disk, Firmware, KernelBoot, Layer, LayerStamp, Name, Nic, Origin, PortForward, Record, Role, Snapshot, SnapshotKind,
+    VmState,
+};
+
+/// A VM or template, as written.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecordV1 {
+    schema: u32,
+    uuid: Uuid,
+    created: Timestamp,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    template: Option<TemplateV1>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    origin: Option<OriginV1>,
+    config: ConfigV1,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    head: Option<Name>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    snapshots: Vec<SnapshotV1>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TemplateV1 {
+    frozen: Timestamp,
+    sealed: bool,
+    stamps: Vec<StampV1>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StampV1 {
+    layer: Layer,
+    bytes: u64,
+    /// Nanoseconds since 1970 fit into 64 bits until the year 2262.
+    modified_ns: i64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OriginV1 {
+    uuid: Uuid,
+    name: Name,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    snapshot: Option<Name>,
+    template: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ConfigV1 {
+    machine: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cpu: Option<String>,
+    memory_bytes: u64,
+    cpus: u32,
+    firmware: FirmwareV1,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    kernel: Option<KernelV1>,
+    nics: Vec<NicV1>,
+    generation: Uuid,
+    disks: Vec<DiskV1>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    nvram: Option<DiskV1>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    tags: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum FirmwareV1 {
+    Bios,
+    Uefi,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KernelV1 {
+    kernel: PathBuf,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    initrd: Option<PathBuf>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    append: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NicV1 {
+    mac: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    ports: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DiskV1 {
+    target: String,
+    layer: Layer,
+    virtual_bytes: u64,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    read_only: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SnapshotV1 {
+    name: Name,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    parent: Option<Name>,
+    kind: KindV1,
+    created: Timestamp,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    description: String,
+    quiesced: bool,
+    vm_state: VmStateV1,
+    config: ConfigV1,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum KindV1 {
+    External,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum VmStateV1 {
+    Running,
+    Paused,
+    Stopped,
+}
+
+impl From<&Record> for RecordV1 {
+    fn from(record: &Record) -> Self {
+        let template = match &record.role {
+            Role::Vm => None,
+            Role::Template { frozen, sealed, stamps } => Some(TemplateV1 {
+                frozen: *frozen,
+                sealed: *sealed,
+                stamps: stamps.iter().map(StampV1::from).collect(),
+            }),
+        };
+        Self {
+            schema: 1,
+            uuid: record.uuid,
+            created: record.created,
+            template,
+            origin: record.origin.clone().map(|Origin { uuid, name, snapshot, template }| OriginV1 {
+                uuid,
+                name,
+                snapshot,
+                template,
+            }),
+            config: ConfigV1::from(&record.config),
+            head: record.head.clone(),
+            snapshots: record.snapshots.iter().map(SnapshotV1::from).collect(),
+        }
+    }
+}
+
+impl TryFrom<RecordV1> for Record {
+    type Error = Error;
+
+    fn try_from(record: RecordV1) -> Result<Self> {
+        let role = match record.template {
+            None => Role::Vm,
+            Some(template) => Role::Template {
+                frozen: template.frozen,
+                sealed: template.sealed,
+                stamps: template.stamps.into_iter().map(LayerStamp::from).collect(),
+            },
+        };
+        let record = Self {
+            role,
+            uuid: record.uuid,
+            created: record.created,
+            origin: record.origin.map(|OriginV1 { uuid, name, snapshot, template }| Origin { uuid, name, snapshot, template }),
+            config: record.config.try_into()?,
+            head: record.head,
+            snapshots: record.snapshots.into_iter().map(Snapshot::try_from).collect::<Result<_>>()?,
+        };
+        check_tree(&record)?;
+        Ok(record)
+    }
+}
+
+/// A record whose snapshots do not form a tree is damaged, and better refused than walked.
+fn check_tree(record: &Record) -> Result<()> {
+    let mut seen: Vec<&Name> = Vec::new();
+    for snapshot in &record.snapshots {
+        if seen.contains(&&snapshot.name) {
+            return Err(Error::damaged(format!("two snapshots are called {}", snapshot.name)));
+        }
+        if let Some(parent) = snapshot.parent.as_ref().filter(|parent| !seen.contains(parent)) {
+            return Err(Error::damaged(format!("snapshot {} stands on {parent}, which is not there", snapshot.name)));
+        }
+        seen.push(&snapshot.name);
+    }
+    match record.head.as_ref().filter(|head| !seen.contains(head)) {
+        Some(head) => Err(Error::damaged(format!("the head stands on snapshot {head}, which is not there"))),
+        None => Ok(()),
+    }
+}
+
+impl From<&LayerStamp> for StampV1 {
+    fn from(stamp: &LayerStamp) -> Self {
+        let modified_ns = i64::try_from(stamp.modified_ns).unwrap_or(i64::MAX);
+        Self { layer: stamp.layer.clone(), bytes: stamp.bytes, modified_ns }
+    }
+}
+
+impl From<StampV1> for LayerStamp {
+    fn from(stamp: StampV1) -> Self {
+        Self { layer: stamp.layer, bytes: stamp.bytes, modified_ns: stamp.modified_ns.into() }
+    }
+}
+
+impl From<&Config> for ConfigV1 {
+    fn from(config: &Config) -> Self {
+        Self {
+            machine: config.machine.clone(),
+            cpu: config.cpu.clone(),
+            memory_bytes: config.memory_bytes,
+            cpus: config.cpus,
+            firmware: match config.firmware {
+                Firmware::Bios => FirmwareV1::Bios,
+                Firmware::Uefi => FirmwareV1::Uefi,
+            },
+            kernel: config.kernel.clone().map(|KernelBoot { kernel, initrd, append }| KernelV1 { kernel, initrd, append }),
+            nics: config
+                .nics
+                .iter()
+                .map(|nic| NicV1 { mac: nic.mac.clone(), ports: nic.ports.iter().map(PortForward::to_string).collect() })
+                .collect(),
+            generation: config.generation,
+            disks: config.disks.iter().map(DiskV1::from).collect(),
+            nvram: config.nvram.as_ref().map(DiskV1::from),
+            tags: config.tags.clone(),
+        }
+    }
+}
+
+impl TryFrom<ConfigV1> for Config {
+    type Error = Error;
+
+    fn try_from(config: ConfigV1) -> Result<Self> {
+        let nic = |nic: NicV1| {
+            let ports = nic.ports.iter().map(|port| port.parse()).collect::<Result<_>>()?;
+            Ok::<_, Error>(Nic { mac: nic.mac, ports })
+        };
+        Ok(Self {
+            machine: config.machine,
+            cpu: config.cpu,
+            memory_bytes: config.memory_bytes,
+            cpus: config.cpus,
+            firmware: match config.firmware {
+                FirmwareV1::Bios => Firmware::Bios,
+                FirmwareV1::Uefi => Firmware::Uefi,
+            },
+            kernel: config.kernel.map(|KernelV1 { kernel, initrd, append }| KernelBoot { kernel, initrd, append }),
+            nics: config.nics.into_iter().map(nic).collect::<Result<_>>()?,
+            generation: config.generation,
+            disks: config.disks.into_iter().map(Disk::from).collect(),
+            nvram: config.nvram.map(Disk::from),
+            tags: config.tags,
+        })
+    }
+}
+
+impl From<&Disk> for DiskV1 {
+    fn from(disk: &Disk) -> Self {
+        let Disk { target, layer, virtual_bytes, read_only } = disk.clone();
+        Self { target, layer, virtual_bytes, read_only }
+    }
+}
+
+impl From<DiskV1> for Disk {
+    fn from(DiskV1 { target, layer, virtual_bytes, read_only }: DiskV1) -> Self {
+        Self { target, layer, virtual_bytes, read_only }
+    }
+}
+
+impl From<&Snapshot> for SnapshotV1 {
+    fn from(snapshot: &Snapshot) -> Self {
+        Self {
+            name: snapshot.name.clone(),
+            parent: snapshot.parent.clone(),
+            kind: match snapshot.kind {
+                SnapshotKind::External => KindV1::External,
+            },
+            created: snapshot.created,
+            description: snapshot.description.clone(),
+            quiesced: snapshot.quiesced,
+            vm_state: match snapshot.vm_state {
+                VmState::Running => VmStateV1::Running,
+                VmState::Paused => VmStateV1::Paused,
+                VmState::Stopped => VmStateV1::Stopped,
+            },
+            config: ConfigV1::from(&snapshot.config),
+        }
+    }
+}
+
+impl TryFrom<SnapshotV1> for Snapshot {
+    type Error = Error;
+
+    fn try_from(snapshot: SnapshotV1) -> Result<Self> {
+        Ok(Self {
+            name: snapshot.name,
+            parent: snapshot.parent,
+            kind: match snapshot.kind {
+                KindV1::External => SnapshotKind::External,
+            },
+            created: snapshot.created,
+            description: snapshot.description,
+            quiesced: snapshot.quiesced,
+            vm_state: match snapshot.vm_state {
+                VmStateV1::Running => VmState::Running,
+                VmStateV1::Paused => VmState::Paused,
+                VmStateV1::Stopped => VmState::Stopped,
+            },
+            config: snapshot.config.try_into()?,
+        })
+    }
+}

@@ -1,0 +1,53 @@
+//! Advisory locks (`flock(2)`). The kernel drops them when the last descriptor of the open file is closed, however its holders died.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use rustix::fs::{FlockOperation, flock};
+
+/// Opens a lock file for locking, creating it (0600) when it is not there. It is never unlinked by itself.
+pub fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
+/// Takes the lock without waiting; false when somebody else has it.
+pub fn try_exclusive(file: &File) -> io::Result<bool> {
+    held_elsewhere_is_false(flock(file, FlockOperation::NonBlockingLockExclusive))
+}
+
+/// Takes the lock, waiting for it as long as it takes.
+pub fn exclusive(file: &File) -> io::Result<()> {
+    Ok(flock(file, FlockOperation::LockExclusive)?)
+}
+
+/// Is the lock of this file held by anybody? A file that does not exist is held by nobody.
+///
+/// Takes the lock *shared* for an instant, so observers never see each other; whoever wants it exclusively retries.
+pub fn is_held(path: &Path) -> io::Result<bool> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    held_elsewhere_is_false(flock(&file, FlockOperation::NonBlockingLockShared)).map(|free| !free)
+}
+
+/// Does `path` still lead to the file that was opened? A directory may have been renamed away meanwhile.
+pub fn is_still_at(file: &File, path: &Path) -> io::Result<bool> {
+    let opened = file.metadata()?;
+    match std::fs::metadata(path) {
+        Ok(now) => Ok(now.ino() == opened.ino() && now.dev() == opened.dev()),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn held_elsewhere_is_false(result: rustix::io::Result<()>) -> io::Result<bool> {
+    match result {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,9 @@
+//! System calls and programs. The only room where `unsafe` may stand, and the only one that starts processes.
+
+pub mod command;
+pub mod flock;
+pub mod follow;
+pub mod pidfd;
+pub mod ready;
+pub mod sparse;
+pub mod terminal;

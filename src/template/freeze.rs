@@ -1,0 +1,75 @@
+//! Freezing a VM into a template: its files become read-only, its record says so, and what they looked like is noted, to notice
+//! an edit behind our back.
+
+use std::os::unix::fs::MetadataExt;
+
+use jiff::Timestamp;
+
+use crate::change::{self, Executor, Plan, Step};
+use crate::context::Context;
+use crate::error::{Error, IoContext, Result};
+use crate::layer::chain::Chain;
+use crate::model::{Layer, LayerStamp, Name, Record, Role};
+use crate::store::{Store, atomic};
+use crate::vm::{open, status};
+
+/// The mode of a template's files.
+pub const MODE: u32 = 0o444;
+
+/// Makes a template of the stopped VM `name`, called `new_name` if that is given.
+pub async fn freeze(context: &Context, name: &Name, new_name: Option<&Name>) -> Result<Name> {
+    let store = &context.store;
+    let _store_lock = store.lock(context).await?;
+    let (lock, mut record) = open::open_vm(context, name, "make a template of").await?;
+    if let Some(new_name) = new_name.filter(|new_name| store.layout.vm(new_name).exists()) {
+        return Err(Error::exists(format!("the name {new_name} is taken")).hint("choose another, or see what is there: cowhand ls -a"));
+    }
+    if status::is_running(store, name)? {
+        return Err(Error::refused(format!("{name} is running")).hint(format!("stop it first: cowhand stop {name}")));
+    }
+    if !record.snapshots.is_empty() {
+        let points: Vec<String> = record.snapshots.iter().map(|snapshot| format!("{name}@{}", snapshot.name)).collect();
+        return Err(Error::refused(format!("{name} has snapshots, and a template has none: {}", points.join(", ")))
+            .hint(format!("remove them: cowhand snapshot rm {}", points.join(" ")))
+            .hint(format!("or make the template of a copy: cowhand clone {name} NEW --full")));
+    }
+    if record.config.volumes().next().is_none() {
+        return Err(Error::refused(format!("{name} has no disk, so there is nothing to clone")));
+    }
+    for disk in record.config.volumes() {
+        Chain::of_disk(store, disk)?;
+    }
+    let layers: Vec<Layer> = record.config.volumes().map(|disk| disk.layer.clone()).collect();
+    let stamps = layers.iter().map(|layer| stamp(store, layer)).collect::<Result<_>>()?;
+    record.role = Role::Template { frozen: Timestamp::now(), sealed: false, stamps };
+    let steps = vec![Step::SetMode { layers, mode: MODE }, Step::save(&record)];
+    change::run(context, &lock, Plan::new(steps), &mut Executor::with_no_qemu(context, name)).await?;
+    let Some(new_name) = new_name else { return Ok(name.clone()) };
+    let from = store.layout.vm(name);
+    std::fs::rename(&from, store.layout.vm(new_name)).on("rename", &from)?;
+    atomic::sync_directory(&store.layout.vms())?;
+    Ok(new_name.clone())
+}
+
+fn stamp(store: &Store, layer: &Layer) -> Result<LayerStamp> {
+    let path = store.layout.layer(layer);
+    let about = std::fs::metadata(&path).on("read", &path)?;
+    let modified_ns = i128::from(about.mtime()) * 1_000_000_000 + i128::from(about.mtime_nsec());
+    Ok(LayerStamp { layer: layer.clone(), bytes: about.len(), modified_ns })
+}
+
+/// Refuses a template whose files are not what they were when it was frozen: every clone of it would be wrong.
+pub fn check_untouched(store: &Store, name: &Name, record: &Record) -> Result<()> {
+    let Role::Template { stamps, .. } = &record.role else { return Ok(()) };
+    for old in stamps {
+        let now = stamp(store, &old.layer)?;
+        if now != *old {
+            return Err(Error::damaged(format!(
+                "template {name} was changed behind our back: {} is not what it was when the template was made",
+                store.layout.layer(&old.layer).display()
+            ))
+            .hint("make the template anew; clones of it that exist may be damaged"));
+        }
+    }
+    Ok(())
+}

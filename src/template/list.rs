@@ -1,0 +1,56 @@
+//! Looking at templates. Takes no lock.
+
+use std::os::unix::fs::MetadataExt;
+
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::layer::pool::Pool;
+use crate::model::{LayerId, Name, Record, Role};
+
+/// A template, and who stands on it.
+#[derive(Debug, Clone)]
+pub struct Row {
+    /// Its name.
+    pub name: Name,
+    /// Its record.
+    pub record: Record,
+    /// When it was frozen.
+    pub frozen: jiff::Timestamp,
+    /// Host-specific state was stripped from it.
+    pub sealed: bool,
+    /// The VMs and templates that stand on it.
+    pub dependents: Vec<Name>,
+    /// Bytes on disk.
+    pub bytes: u64,
+}
+
+/// All templates.
+pub fn list(context: &Context) -> Result<Vec<Row>> {
+    let pool = Pool::scan(&context.store)?;
+    let names = context.store.names()?;
+    let records = names.into_iter().filter_map(|name| context.store.load(&name).ok().map(|record| (name, record)));
+    Ok(records.filter_map(|(name, record)| row(context, &pool, name, record)).collect())
+}
+
+/// One template.
+pub fn show(context: &Context, name: &Name) -> Result<Row> {
+    let record = context.store.load(name)?;
+    let pool = Pool::scan(&context.store)?;
+    row(context, &pool, name.clone(), record).ok_or_else(|| {
+        Error::refused(format!("{name} is a VM, not a template")).hint(format!("cowhand show {name}"))
+    })
+}
+
+fn row(context: &Context, pool: &Pool, name: Name, record: Record) -> Option<Row> {
+    let Role::Template { frozen, sealed, .. } = record.role else { return None };
+    let ids: Vec<LayerId> = record.layers().map(|layer| layer.id.clone()).collect();
+    let file_bytes = |layer| std::fs::metadata(context.store.layout.layer(layer)).map_or(0, |about| about.blocks() * 512);
+    Some(Row {
+        dependents: pool.dependents(&name, &ids),
+        bytes: record.layers().map(file_bytes).sum(),
+        frozen,
+        sealed,
+        name,
+        record,
+    })
+}

@@ -1,0 +1,257 @@
+//! Making a VM from disk files, or from nothing.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use crate::change::{self, Executor, Plan, Step};
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::layer::import::{self, Candidate};
+use crate::model::{Config, Disk, Firmware, Format, KernelBoot, Layer, Name, Nic, Record, Role};
+use crate::qemu::firmware;
+use crate::qemu::probe::Probe;
+use crate::store::Store;
+
+use super::start::runtime_directory;
+
+/// The least memory a guest can be given: below it no firmware starts.
+const MEMORY_MIN: u64 = 1 << 20;
+/// A q35 machine has 32 slots on its root bus, some of which we use ourselves.
+const DISKS_MAX: usize = 20;
+
+/// What becomes of a disk file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// Its content is copied into the store.
+    #[default]
+    Copy,
+    /// It stays where it is and is written in place.
+    Use,
+}
+
+/// A disk file as asked for: `FILE[,copy|use][,format=F][,ro]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskRequest {
+    /// The file.
+    pub path: PathBuf,
+    /// Copy it or use it.
+    pub mode: Mode,
+    /// What the user says it is.
+    pub format: Option<Format>,
+    /// The guest shall not write to it.
+    pub read_only: bool,
+}
+
+impl FromStr for DiskRequest {
+    type Err = Error;
+
+    /// Options are taken from the end as long as they are known ones, so that a path may contain commas.
+    fn from_str(text: &str) -> Result<Self> {
+        let mut request = Self { path: PathBuf::new(), mode: Mode::Copy, format: None, read_only: false };
+        let mut rest = text;
+        while let Some((before, option)) = rest.rsplit_once(',') {
+            match option.split_once('=') {
+                None if option == "copy" => request.mode = Mode::Copy,
+                None if option == "use" => request.mode = Mode::Use,
+                None if option == "ro" => request.read_only = true,
+                Some(("format", format)) => request.format = Some(format.parse()?),
+                _ => break,
+            }
+            rest = before;
+        }
+        if rest.is_empty() {
+            return Err(Error::usage(format!("{text:?} names no disk file")).hint("write FILE[,copy|use][,format=F][,ro]"));
+        }
+        request.path = rest.into();
+        Ok(request)
+    }
+}
+
+/// A VM as asked for.
+#[derive(Debug, Clone, Default)]
+pub struct Request {
+    /// Disks from files, in the guest's order.
+    pub disks: Vec<DiskRequest>,
+    /// Blank disks behind them, in bytes.
+    pub blank: Vec<u64>,
+    /// Memory in bytes.
+    pub memory_bytes: u64,
+    /// Virtual CPUs.
+    pub cpus: u32,
+    /// A CPU model.
+    pub cpu: Option<String>,
+    /// BIOS or UEFI.
+    pub firmware: Firmware,
+    /// A machine type or alias.
+    pub machine: String,
+    /// A kernel to boot directly.
+    pub kernel: Option<KernelBoot>,
+    /// Network cards.
+    pub nics: Vec<Nic>,
+    /// The user's own key-value pairs.
+    pub tags: BTreeMap<String, String>,
+}
+
+/// Makes the VM `name`. Everything is examined before anything is written.
+pub async fn create(context: &Context, name: &Name, request: &Request) -> Result<Record> {
+    check(request)?;
+    let candidates: Vec<Candidate> = request
+        .disks
+        .iter()
+        .map(|disk| import::examine(context, &disk.path, disk.format))
+        .collect::<Result<_>>()?;
+    let uuid = Uuid::new_v4();
+    runtime_directory(context, uuid)?;
+    let uefi = (request.firmware == Firmware::Uefi).then(firmware::find).transpose()?;
+    let machine = Probe::get(context)?.machine(&request.machine)?;
+
+    let store_lock = context.store.lock(context).await?;
+    change::recover::sweep(context, &store_lock).await?;
+    for (disk, candidate) in request.disks.iter().zip(&candidates) {
+        if disk.mode == Mode::Use {
+            refuse_used_twice(&context.store, &candidate.path)?;
+        }
+    }
+    let lock = context.store.claim(context, &store_lock, name).await?;
+    drop(store_lock);
+
+    let mut steps = Vec::new();
+    let mut disks = Vec::new();
+    for (request, candidate) in request.disks.iter().zip(candidates) {
+        let layer = Layer::new(candidate.format);
+        steps.push(match request.mode {
+            Mode::Copy => Step::CopyFile { from: candidate.path, layer: layer.clone() },
+            Mode::Use => Step::LinkFile { file: candidate.path, layer: layer.clone() },
+        });
+        disks.push((layer, candidate.virtual_bytes, request.read_only));
+    }
+    for bytes in &request.blank {
+        let layer = Layer::new(Format::Qcow2);
+        steps.push(Step::MakeLayer { layer: layer.clone(), backing: None, virtual_bytes: *bytes });
+        disks.push((layer, *bytes, false));
+    }
+    let disks = disks
+        .into_iter()
+        .enumerate()
+        .map(|(index, (layer, virtual_bytes, read_only))| Disk { target: target(index), layer, virtual_bytes, read_only })
+        .collect();
+    let nvram = uefi.map(|uefi| {
+        let layer = Layer::new(Format::Raw);
+        let virtual_bytes = uefi.variables.metadata().map_or(0, |about| about.len());
+        steps.push(Step::CopyFile { from: uefi.variables, layer: layer.clone() });
+        Disk { target: "nvram".to_owned(), layer, virtual_bytes, read_only: false }
+    });
+    let record = Record {
+        role: Role::Vm,
+        uuid,
+        created: Timestamp::now(),
+        origin: None,
+        config: Config {
+            machine,
+            cpu: request.cpu.clone(),
+            memory_bytes: request.memory_bytes,
+            cpus: request.cpus,
+            firmware: request.firmware,
+            kernel: request.kernel.clone(),
+            nics: request.nics.clone(),
+            generation: Uuid::new_v4(),
+            disks,
+            nvram,
+            tags: request.tags.clone(),
+        },
+        head: None,
+        snapshots: Vec::new(),
+    };
+    steps.push(Step::save(&record));
+    change::run(context, &lock, Plan::new(steps), &mut Executor::with_no_qemu(context, name)).await?;
+    Ok(record)
+}
+
+/// `vda`, `vdb`, …
+fn target(index: usize) -> String {
+    format!("vd{}", char::from(b'a' + u8::try_from(index).unwrap_or(25).min(25)))
+}
+
+fn check(request: &Request) -> Result<()> {
+    check_machine(request.memory_bytes, request.cpus, request.cpu.as_deref())?;
+    if request.disks.len() + request.blank.len() > DISKS_MAX {
+        return Err(Error::usage(format!("a VM has at most {DISKS_MAX} disks")));
+    }
+    if request.blank.contains(&0) {
+        return Err(Error::usage("a disk of 0 bytes is no disk").hint("say, for example, --size 20G"));
+    }
+    if request.disks.is_empty() && request.blank.is_empty() && request.kernel.is_none() {
+        return Err(Error::usage("a VM needs something to boot from")
+            .hint("--disk FILE for an existing image, --size 20G for a blank disk, or --kernel FILE"));
+    }
+    if let Some(boot) = &request.kernel {
+        check_kernel(boot)?;
+    }
+    Ok(())
+}
+
+/// The kernel and initrd have to be there, or QEMU would say so much later.
+pub(super) fn check_kernel(boot: &KernelBoot) -> Result<()> {
+    for (what, path) in [("kernel", Some(&boot.kernel)), ("initrd", boot.initrd.as_ref())] {
+        if let Some(path) = path.filter(|path| !path.is_file()) {
+            return Err(Error::not_found(format!("there is no {what} {}", path.display())));
+        }
+    }
+    Ok(())
+}
+
+/// Numbers no machine can have, and names that would be taken for options.
+pub(super) fn check_machine(memory_bytes: u64, cpus: u32, cpu: Option<&str>) -> Result<()> {
+    if memory_bytes < MEMORY_MIN {
+        return Err(Error::usage(format!("{memory_bytes} bytes of memory are too few")).hint("say, for example, --memory 1G"));
+    }
+    if memory_bytes % (1 << 20) != 0 {
+        return Err(Error::usage(format!("{memory_bytes} bytes of memory are not a whole number of MiB")));
+    }
+    if cpus == 0 || cpus > 255 {
+        return Err(Error::usage(format!("a machine has 1 to 255 CPUs, not {cpus}")));
+    }
+    if let Some(cpu) = cpu.filter(|cpu| !cpu.chars().all(|c| c.is_ascii_alphanumeric() || "-_.+,=".contains(c))) {
+        return Err(Error::usage(format!("{cpu:?} is not a CPU model")).hint("see: qemu-system-x86_64 -cpu help"));
+    }
+    Ok(())
+}
+
+fn refuse_used_twice(store: &Store, file: &Path) -> Result<()> {
+    let Ok(entries) = std::fs::read_dir(store.layout.layers()) else { return Ok(()) };
+    for entry in entries.flatten() {
+        if std::fs::read_link(entry.path()).is_ok_and(|target| target == file) {
+            return Err(Error::refused(format!("{} is used by another VM of this store", file.display()))
+                .hint("give each VM a file of its own: --disk FILE,copy"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_path_may_contain_commas_and_options_come_last() {
+        let disk: DiskRequest = "/a,b/c.img,use,format=raw,ro".parse().expect("a disk");
+        assert_eq!(disk.path, Path::new("/a,b/c.img"));
+        assert_eq!((disk.mode, disk.format, disk.read_only), (Mode::Use, Some(Format::Raw), true));
+        let plain: DiskRequest = "json:{},x".parse().expect("a disk");
+        assert_eq!((plain.path.as_path(), plain.mode), (Path::new("json:{},x"), Mode::Copy));
+        assert!(",use".parse::<DiskRequest>().is_err());
+        assert!("a.img,format=floppy".parse::<DiskRequest>().is_err());
+    }
+
+    #[test]
+    fn machines_that_cannot_be_are_refused() {
+        assert!(check_machine(1 << 30, 2, Some("Skylake-Client,+vmx")).is_ok());
+        for (memory, cpus, cpu) in [(0, 1, None), (1 << 30, 0, None), ((1 << 30) + 1, 1, None), (1 << 30, 1, Some("a b"))] {
+            assert!(check_machine(memory, cpus, cpu).is_err());
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Small changes: rename, set, pause, resume.
+
+use super::{create, live, open, status};
+use crate::context::Context;
+use crate::error::{Error, IoContext, Result};
+use crate::model::{KernelBoot, Name, Nic, Record, parse_size};
+use crate::store::atomic;
+
+/// The keys of [`set`], for messages and help.
+pub const KEYS: &str = "memory, cpus, cpu, kernel, initrd, append, ports, tag.KEY";
+
+/// Renames a stopped VM, or a template. Clones remember their source by its UUID, so they follow.
+pub async fn rename(context: &Context, old: &Name, new: &Name) -> Result<()> {
+    let store = &context.store;
+    let _store_lock = store.lock(context).await?;
+    let (_lock, _record) = open::open(context, old).await?;
+    refuse_running(context, old, "rename")?;
+    if store.layout.vm(new).exists() {
+        return Err(Error::exists(format!("the name {new} is taken")).hint("choose another, or see what is there: cowhand ls -a"));
+    }
+    let from = store.layout.vm(old);
+    std::fs::rename(&from, store.layout.vm(new)).on("rename", &from)?;
+    atomic::sync_directory(&store.layout.vms())
+}
+
+/// Changes the configuration of a stopped VM: all of `changes` (`KEY=VALUE`), or none.
+pub async fn set(context: &Context, name: &Name, changes: &[String]) -> Result<()> {
+    let (_lock, mut record) = open::open_vm(context, name, "change").await?;
+    refuse_running(context, name, "change")?;
+    for change in changes {
+        let (key, value) = change
+            .split_once('=')
+            .ok_or_else(|| Error::usage(format!("{change:?} is not KEY=VALUE")).hint(format!("keys: {KEYS}")))?;
+        apply(&mut record, key, value)?;
+    }
+    let config = &record.config;
+    create::check_machine(config.memory_bytes, config.cpus, config.cpu.as_deref())?;
+    if let Some(boot) = &config.kernel {
+        create::check_kernel(boot)?;
+    }
+    context.store.save(name, &record)
+}
+
+fn apply(record: &mut Record, key: &str, value: &str) -> Result<()> {
+    let config = &mut record.config;
+    let text = || (!value.is_empty()).then(|| value.to_owned());
+    match key {
+        "memory" => config.memory_bytes = parse_size(value)?,
+        "cpus" => config.cpus = value.parse().map_err(|_| Error::usage(format!("{value:?} is not a number of CPUs")))?,
+        "cpu" => config.cpu = text(),
+        "kernel" => match text() {
+            Some(kernel) => boot(record, true)?.kernel = std::path::absolute(&kernel).on("find", kernel.as_ref())?,
+            None => config.kernel = None,
+        },
+        "initrd" => {
+            let initrd = text().map(|path| std::path::absolute(&path).on("find", path.as_ref())).transpose()?;
+            boot(record, false)?.initrd = initrd;
+        }
+        "append" => boot(record, false)?.append = text(),
+        "ports" => {
+            let ports = value.split(',').filter(|port| !port.is_empty()).map(str::parse).collect::<Result<_>>()?;
+            match config.nics.first_mut() {
+                Some(nic) => nic.ports = ports,
+                None => config.nics.push(Nic { ports, ..Nic::new() }),
+            }
+        }
+        _ => match key.strip_prefix("tag.").filter(|tag| !tag.is_empty()) {
+            Some(tag) => match text() {
+                Some(value) => drop(config.tags.insert(tag.to_owned(), value)),
+                None => drop(config.tags.remove(tag)),
+            },
+            None => return Err(Error::usage(format!("there is nothing called {key:?} to set")).hint(format!("keys: {KEYS}"))),
+        },
+    }
+    Ok(())
+}
+
+fn boot(record: &mut Record, create: bool) -> Result<&mut KernelBoot> {
+    let boot = &mut record.config.kernel;
+    if boot.is_none() && create {
+        *boot = Some(KernelBoot { kernel: "".into(), initrd: None, append: None });
+    }
+    boot.as_mut().ok_or_else(|| Error::usage("it boots from its firmware, not from a kernel").hint("say kernel=FILE first"))
+}
+
+fn refuse_running(context: &Context, name: &Name, doing: &str) -> Result<()> {
+    if status::is_running(&context.store, name)? {
+        return Err(Error::refused(format!("cannot {doing} {name} while it runs")).hint(format!("stop it first: cowhand stop {name}")));
+    }
+    Ok(())
+}
+
+/// Lets the CPUs of a running VM stand still.
+pub async fn pause(context: &Context, name: &Name) -> Result<()> {
+    let (_lock, _) = open::open_vm(context, name, "pause").await?;
+    live::connect(context, name).await?.run(&qapi::qmp::stop {}).await?;
+    Ok(())
+}
+
+/// Lets them go on.
+pub async fn resume(context: &Context, name: &Name) -> Result<()> {
+    let (_lock, _) = open::open_vm(context, name, "resume").await?;
+    live::connect(context, name).await?.run(&qapi::qmp::cont {}).await?;
+    Ok(())
+}

@@ -1,0 +1,11 @@
+//! VMs: made, started, stopped, looked at, removed. Their state is observed every time, never stored.
+
+pub mod create;
+pub mod edit;
+pub mod list;
+pub mod live;
+pub mod open;
+pub mod remove;
+pub mod start;
+pub mod status;
+pub mod stop;

@@ -1,0 +1,204 @@
+//! Removing a VM or template: its directory and its layers go into the trash. Refused while others stand on them.
+
+use super::{live, open, status, stop};
+use crate::context::Context;
+use crate::error::{Error, IoContext, Result};
+use crate::layer::pool::Pool;
+use crate::model::{Layer, LayerId, Name, Record, human};
+use crate::store::{Store, StoreLock, atomic};
+
+/// What may be removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    /// A VM; a template is refused.
+    Vm,
+    /// A template; a VM is refused.
+    Template,
+}
+
+/// How far to go.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// Remove running VMs, too.
+    pub force: bool,
+    /// Remove what depends on it, too.
+    pub cascade: bool,
+}
+
+/// Removes `name` and, with `cascade`, everything that stands on it. Returns the names that are gone, dependents first.
+pub async fn remove(context: &Context, name: &Name, which: Which, options: Options) -> Result<Vec<Name>> {
+    if !context.store.layout.vm(name).exists() {
+        return Err(context.store.unknown(name));
+    }
+    let store_lock = context.store.lock(context).await?;
+    let record = context.store.load(name)?;
+    check_kind(name, &record, which)?;
+    let dependents = dependents(&context.store, name, &record)?;
+    if !dependents.is_empty() && !options.cascade {
+        return Err(refuse(context, name, &record, &dependents).await);
+    }
+    let mut gone = Vec::new();
+    // Whoever stands on a dependent is a dependent, too; the ones nobody stands on go first.
+    let mut waiting = dependents;
+    waiting.push(name.clone());
+    for victim in &waiting {
+        refuse_running(context, victim, options).await?;
+    }
+    while !waiting.is_empty() {
+        let before = waiting.len();
+        for victim in std::mem::take(&mut waiting) {
+            let record = context.store.load(&victim)?;
+            if self::dependents(&context.store, &victim, &record)?.is_empty() {
+                remove_one(context, &store_lock, &victim).await?;
+                gone.push(victim);
+            } else {
+                waiting.push(victim);
+            }
+        }
+        if waiting.len() == before {
+            return Err(Error::damaged(format!("{name} and what stands on it depend on each other")));
+        }
+    }
+    Ok(gone)
+}
+
+/// The VMs and templates that stand on the layers of `name`.
+pub fn dependents(store: &Store, name: &Name, record: &Record) -> Result<Vec<Name>> {
+    let pool = Pool::scan(store)?;
+    let ids: Vec<LayerId> = record.layers().map(|layer| layer.id.clone()).collect();
+    Ok(pool.dependents(name, &ids))
+}
+
+fn check_kind(name: &Name, record: &Record, which: Which) -> Result<()> {
+    match (which, record.is_template()) {
+        (Which::Vm, true) => Err(Error::refused(format!("{name} is a template"))
+            .hint(format!("if you mean it: cowhand template rm {name}"))),
+        (Which::Template, false) => {
+            Err(Error::refused(format!("{name} is a VM, not a template")).hint(format!("to remove it: cowhand rm {name}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn refuse(context: &Context, name: &Name, record: &Record, dependents: &[Name]) -> Error {
+    let mut shown = Vec::new();
+    for dependent in dependents {
+        let running = status::observe(context, dependent).await.is_ok_and(|status| status.state.is_live());
+        shown.push(if running { format!("{dependent} (running)") } else { dependent.to_string() });
+    }
+    let (kind, verb) = if record.is_template() { ("template", "template rm") } else { ("VM", "rm") };
+    let count = match dependents.len() {
+        1 => "another VM".to_owned(),
+        many => format!("{many} others"),
+    };
+    let names: Vec<String> = dependents.iter().map(Name::to_string).collect();
+    Error::refused(format!("{kind} {name} is the base of {count}: {}", shown.join(", ")))
+        .hint(format!("remove them first: cowhand rm {}", names.join(" ")))
+        .hint(format!("or all together: cowhand {verb} {name} --cascade"))
+        .dependents(names)
+}
+
+async fn refuse_running(context: &Context, name: &Name, options: Options) -> Result<()> {
+    if !options.force && status::is_running(&context.store, name)? {
+        return Err(Error::refused(format!("{name} is running"))
+            .hint(format!("stop it first: cowhand stop {name}"))
+            .hint(format!("or remove it as it is: cowhand rm --force {name}")));
+    }
+    Ok(())
+}
+
+async fn remove_one(context: &Context, _: &StoreLock, name: &Name) -> Result<()> {
+    let store = &context.store;
+    let (_lock, record) = open::open(context, name).await?;
+    if let Some(qmp) = live::connect_if_running(context, name).await? {
+        stop::quit(context, name, qmp).await?;
+    }
+    let layers = freed(store, name, &record)?;
+    let trash = store.open_trash(&Store::trash_name("rm", name), "rm", name)?;
+    let directory = store.layout.vm(name);
+    std::fs::rename(&directory, trash.join("vm")).on("move to the trash", &directory)?;
+    atomic::sync_directory(&store.layout.vms())?;
+    // From here on it is gone; a layer that stays in the pool now is unnamed, and `gc` finds it.
+    for layer in &layers {
+        store.trash_layer(&trash, layer)?;
+    }
+    atomic::sync_directory(&store.layout.layers())
+}
+
+/// The layers nobody names and nobody stands on once `name` is gone: its own, and hidden ones below.
+fn freed(store: &Store, name: &Name, record: &Record) -> Result<Vec<Layer>> {
+    let mut pool = Pool::scan(store)?;
+    pool.forget(name);
+    let mut freed = Vec::new();
+    let mut next: Vec<LayerId> = record.layers().map(|layer| layer.id.clone()).collect();
+    while let Some(id) = next.pop() {
+        let Some(info) = pool.layers.get(&id) else { continue };
+        if !pool.uses(&id).is_empty() || pool.children(&id).next().is_some() {
+            continue;
+        }
+        freed.push(info.layer.clone());
+        // What is named comes round again when the layer above it has gone; what is not, is reached only from there.
+        next.extend(info.backing.as_ref().map(|backing| backing.id.clone()));
+        pool.layers.remove(&id);
+    }
+    Ok(freed)
+}
+
+/// What `gc` found and removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Collected {
+    /// The directory of the trash, or the layer.
+    pub what: String,
+    /// Bytes on disk.
+    pub bytes: u64,
+}
+
+/// Empties the trash of what has been there for longer than `age`, after moving layers that nobody names into it.
+pub async fn collect(context: &Context, age: std::time::Duration, dry_run: bool) -> Result<Vec<Collected>> {
+    let store = &context.store;
+    let store_lock = store.lock(context).await?;
+    if !dry_run {
+        crate::change::recover::sweep(context, &store_lock).await?;
+        trash_orphans(context)?;
+    }
+    let now = jiff::Timestamp::now();
+    let mut collected = Vec::new();
+    for found in store.list_trash()? {
+        let old = found.entry.as_ref().is_none_or(|entry| {
+            now.duration_since(entry.when).unsigned_abs() >= age || entry.when > now
+        });
+        if !old {
+            continue;
+        }
+        let what = found.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if !dry_run {
+            std::fs::remove_dir_all(&found.path).on("remove", &found.path)?;
+        }
+        collected.push(Collected { what, bytes: found.bytes });
+    }
+    Ok(collected)
+}
+
+/// Layers that nobody names and nobody stands on, left by commands that died. Not while a record cannot be read: it might
+/// name them.
+fn trash_orphans(context: &Context) -> Result<()> {
+    let store = &context.store;
+    let mut pool = Pool::scan(store)?;
+    if let Some(unreadable) = pool.unreadable.first() {
+        context.ui.warn(&format!("unused layers are kept: what {unreadable} uses is unknown, because its record cannot be read"));
+        return Ok(());
+    }
+    let name: Name = "orphans".parse()?;
+    let mut trash = None;
+    loop {
+        let unused = |id: &LayerId| pool.uses(id).is_empty() && pool.children(id).next().is_none();
+        let Some(id) = pool.layers.keys().find(|id| unused(id)).cloned() else { return Ok(()) };
+        let Some(info) = pool.layers.remove(&id) else { return Ok(()) };
+        let directory = match &trash {
+            Some(directory) => directory,
+            None => trash.insert(store.open_trash(&Store::trash_name("gc", &name), "gc", &name)?),
+        };
+        store.trash_layer(directory, &info.layer)?;
+        context.ui.note(&format!("layer {} ({}) was used by nobody", info.layer, human(info.allocated_bytes)));
+    }
+}

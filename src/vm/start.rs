@@ -1,0 +1,140 @@
+//! Starting a VM, and saying how it would be started.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+use super::open;
+use super::status;
+use crate::context::Context;
+use crate::error::{Error, IoContext, Result};
+use crate::layer::chain::Chain;
+use crate::model::{Firmware, Name, Record, State};
+use crate::qemu::accel::{self, Chosen, Host};
+use crate::qemu::cmdline::{self, Machine, Sockets};
+use crate::qemu::probe::Probe;
+use crate::qemu::qmp::Qmp;
+use crate::qemu::{firmware, process};
+use crate::store::{VmLock, make_directory};
+
+/// Starts `name`; with `paused`, its CPUs wait for `resume`.
+pub async fn start(context: &Context, name: &Name, paused: bool) -> Result<()> {
+    let (lock, record) = open::open_vm(context, name, "start").await?;
+    match status::observe(context, name).await?.state {
+        State::Running | State::Paused => {
+            Err(Error::refused(format!("{name} is running already")).hint(format!("see it: cowhand show {name}")))
+        }
+        State::Stopped | State::Crashed => start_locked(context, &lock, &record, paused).await.map(drop),
+    }
+}
+
+/// Starts a VM whose lock is held and which does not run.
+pub async fn start_locked(context: &Context, lock: &VmLock, record: &Record, paused: bool) -> Result<Qmp> {
+    let (store, name) = (&context.store, lock.name());
+    if let Some(old) = status::sockets(store, name) {
+        process::clear(&old);
+    }
+    let sockets = Sockets::new(runtime_directory(context, record.uuid)?);
+    let chosen = accel::choose(context.settings.accel, &Host::observe())?;
+    if let Some(warning) = &chosen.warning {
+        context.ui.warn(warning);
+    }
+    let argv = argv(context, name, record, &chosen, &sockets, paused)?;
+    make_directory(sockets.directory())?;
+    private(sockets.directory())?;
+    process::clear_sockets(&sockets);
+    point_run_link(&store.layout.run_link(name), sockets.directory())?;
+    create_private(&store.layout.serial_log(name))?;
+    let (run_lock, log) = (store.layout.run_lock(name), store.layout.qemu_log(name));
+    let files = process::Files { run_lock: &run_lock, log: &log };
+    process::start(&argv, &sockets, &files).await.map_err(|error| match error.kind() {
+        crate::error::Kind::Qemu => prefix(error, name),
+        _ => error,
+    })
+}
+
+fn prefix(error: Error, name: &Name) -> Error {
+    Error::qemu(format!("{name} did not start")).because(error.full_message()).hint(format!("the whole command: cowhand plan {name}"))
+}
+
+/// The argument vector `name` would be started with. Writes nothing but QEMU's probe cache.
+pub fn plan(context: &Context, name: &Name, paused: bool) -> Result<Vec<String>> {
+    let record = context.store.load(name)?;
+    open::refuse_template(name, &record, "start")?;
+    let chosen = accel::choose(context.settings.accel, &Host::observe())?;
+    let sockets = Sockets::new(runtime_directory(context, record.uuid)?);
+    argv(context, name, &record, &chosen, &sockets, paused)
+}
+
+fn argv(
+    context: &Context,
+    name: &Name,
+    record: &Record,
+    accel: &Chosen,
+    sockets: &Sockets,
+    paused: bool,
+) -> Result<Vec<String>> {
+    let probe = Probe::get(context)?;
+    let config = &record.config;
+    probe.machine(&config.machine)?;
+    if let Some(boot) = &config.kernel {
+        super::create::check_kernel(boot)?;
+    }
+    let chains: Vec<Chain> =
+        config.volumes().map(|disk| Chain::of_disk(&context.store, disk)).collect::<Result<_>>().map_err(|error| {
+            Error::damaged(format!("a disk of {name} is damaged")).because(error.full_message())
+        })?;
+    let uefi = (config.firmware == Firmware::Uefi).then(firmware::find).transpose()?;
+    Ok(cmdline::argv(&Machine {
+        qemu: &probe.path,
+        name,
+        uuid: record.uuid,
+        config,
+        chains: &chains,
+        accel,
+        uefi_code: uefi.as_ref().map(|uefi| uefi.code.as_path()),
+        sockets,
+        serial_log: &context.store.layout.serial_log(name),
+        paused,
+    }))
+}
+
+/// Where the sockets of the VM with this UUID go. Refused when a socket's path would be longer than the kernel allows.
+pub fn runtime_directory(context: &Context, uuid: Uuid) -> Result<PathBuf> {
+    let short = uuid.simple().to_string();
+    let directory = context.settings.runtime.join(&short[..12]);
+    let longest = Sockets::new(directory.clone()).all().iter().map(|path| path.as_os_str().len()).max().unwrap_or(0);
+    if longest > Sockets::LONGEST {
+        return Err(Error::refused(format!(
+            "sockets below {} would have paths of {longest} bytes; the kernel allows {}",
+            context.settings.runtime.display(),
+            Sockets::LONGEST
+        ))
+        .hint("set XDG_RUNTIME_DIR to a shorter directory"));
+    }
+    Ok(directory)
+}
+
+/// The directory has to be ours alone: whoever owns a QMP socket owns the host's user.
+fn private(directory: &Path) -> Result<()> {
+    let about = directory.symlink_metadata().on("look at", directory)?;
+    if !about.is_dir() || about.uid() != nix::unistd::geteuid().as_raw() || about.mode() & 0o077 != 0 {
+        return Err(Error::refused(format!("{} is not a directory of yours alone", directory.display()))
+            .hint(format!("remove it, or see who made it: ls -ld {}", directory.display())));
+    }
+    Ok(())
+}
+
+fn create_private(path: &Path) -> Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    std::fs::File::options().create(true).append(true).mode(0o600).open(path).map(drop).on("open", path)
+}
+
+fn point_run_link(link: &Path, directory: &Path) -> Result<()> {
+    if std::fs::read_link(link).is_ok_and(|target| target == directory) {
+        return Ok(());
+    }
+    let _ = std::fs::remove_file(link);
+    std::os::unix::fs::symlink(directory, link).on("create", link)
+}

@@ -1,0 +1,134 @@
+//! Stopping a VM: the guest is asked, through its agent and then by the ACPI power button; `--force` pulls the plug.
+
+use std::time::Duration;
+
+use qapi::qga::{GuestShutdownMode, guest_shutdown};
+use tokio::time::Instant;
+
+use super::{live, open, status};
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::guest::session;
+use crate::model::{Name, State};
+use crate::qemu::process;
+use crate::qemu::qmp::Qmp;
+use crate::sys::pidfd::PidFd;
+
+/// How long QEMU may take to end once it was told to; it only flushes.
+const QUIT: Duration = Duration::from_secs(30);
+/// How long the guest agent may take to say that it is there before the power button is tried.
+const AGENT: Duration = Duration::from_secs(3);
+/// The power button is pressed again this often: a guest that is still booting does not see the first time.
+const PRESS_AGAIN: Duration = Duration::from_secs(10);
+
+/// How a VM came to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stopped {
+    /// It did not run.
+    Already,
+    /// The guest agent shut it down.
+    Agent,
+    /// The guest shut down at the ACPI power button.
+    Acpi,
+    /// QEMU was ended without asking the guest.
+    Forced,
+}
+
+/// Stops `name` within `limit`. When the guest does not comply it goes on running, and the error says so.
+pub async fn stop(context: &Context, name: &Name, force: bool, limit: Duration) -> Result<Stopped> {
+    let (_lock, _) = open::open_vm(context, name, "stop").await?;
+    let observed = status::observe(context, name).await?;
+    if !observed.state.is_live() {
+        if let Some(sockets) = status::sockets(&context.store, name) {
+            process::clear(&sockets);
+        }
+        return Ok(Stopped::Already);
+    }
+    if force {
+        match live::connect_if_running(context, name).await {
+            Ok(Some(qmp)) => quit(context, name, qmp).await?,
+            Ok(None) => {}
+            Err(_) => kill(context, name).await?,
+        }
+        return Ok(Stopped::Forced);
+    }
+    if observed.state == State::Paused {
+        return Err(Error::refused(format!("{name} is paused: its guest cannot shut down"))
+            .hint(format!("let it go on first: cowhand resume {name}"))
+            .hint(format!("or pull the plug: cowhand stop --force {name}")));
+    }
+    let mut qmp = live::connect(context, name).await?;
+    let process = process_of(&qmp, name)?;
+    ask(context, name, &mut qmp, &process, limit).await
+}
+
+async fn ask(context: &Context, name: &Name, qmp: &mut Qmp, process: &PidFd, limit: Duration) -> Result<Stopped> {
+    let deadline = Instant::now() + limit;
+    let mut how = Stopped::Acpi;
+    if qmp.agent_is_listening().await? && ask_agent(context, name).await.is_ok() {
+        how = Stopped::Agent;
+        let patience = limit / 2;
+        if ended(context, name, process, patience).await? {
+            return Ok(how);
+        }
+    }
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            break;
+        }
+        // It may be gone already: then there is nobody to press the button of.
+        let _ = qmp.run(&qapi::qmp::system_powerdown {}).await;
+        if ended(context, name, process, left.min(PRESS_AGAIN)).await? {
+            return Ok(how);
+        }
+    }
+    Err(Error::qemu(format!("the guest of {name} did not shut down within {} s; it goes on running", limit.as_secs()))
+        .hint(format!("give it longer: cowhand stop --timeout {} {name}", limit.as_secs().max(1) * 3))
+        .hint(format!("or pull the plug: cowhand stop --force {name}")))
+}
+
+async fn ask_agent(context: &Context, name: &Name) -> Result<()> {
+    let mut session = session::open(context, name, AGENT).await?;
+    Ok(session.agent.tell(&guest_shutdown { mode: Some(GuestShutdownMode::Powerdown) }).await?)
+}
+
+async fn ended(context: &Context, name: &Name, process: &PidFd, limit: Duration) -> Result<bool> {
+    let ended = process::wait_for_end(process, limit).await?;
+    if ended && let Some(sockets) = status::sockets(&context.store, name) {
+        process::clear(&sockets);
+    }
+    Ok(ended)
+}
+
+/// Ends QEMU by QMP `quit`, which writes out what it has cached; kills it when it does not end.
+pub async fn quit(context: &Context, name: &Name, mut qmp: Qmp) -> Result<()> {
+    let process = process_of(&qmp, name)?;
+    let told = qmp.run(&qapi::qmp::quit {}).await;
+    if told.is_err() || !process::wait_for_end(&process, QUIT).await? {
+        process.kill().map_err(|source| Error::qemu(format!("cannot kill the QEMU of {name}")).because(source))?;
+        process::wait_for_end(&process, QUIT).await?;
+    }
+    if let Some(sockets) = status::sockets(&context.store, name) {
+        process::clear(&sockets);
+    }
+    Ok(())
+}
+
+/// Kills a QEMU that does not answer; who it is, the kernel says (`SO_PEERCRED` of its socket).
+async fn kill(context: &Context, name: &Name) -> Result<()> {
+    let unknown = || Error::qemu(format!("the QEMU of {name} does not answer and its process is not known"));
+    let sockets = status::sockets(&context.store, name).ok_or_else(unknown)?;
+    let stream = tokio::net::UnixStream::connect(sockets.status()).await.map_err(|source| unknown().because(source))?;
+    let pid = stream.peer_cred().ok().and_then(|peer| peer.pid()).ok_or_else(unknown)?;
+    let process = PidFd::open(pid).map_err(|source| unknown().because(source))?;
+    process.kill().map_err(|source| Error::qemu(format!("cannot kill the QEMU of {name}")).because(source))?;
+    process::wait_for_end(&process, QUIT).await?;
+    process::clear(&sockets);
+    Ok(())
+}
+
+fn process_of(qmp: &Qmp, name: &Name) -> Result<PidFd> {
+    let unknown = || Error::qemu(format!("cannot watch the QEMU of {name}"));
+    PidFd::open(qmp.pid().ok_or_else(unknown)?).map_err(|source| unknown().because(source))
+}
