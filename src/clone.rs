@@ -81,7 +81,9 @@ pub async fn clone(context: &Context, request: &Request) -> Result<Vec<Cloned>> 
     let (source_lock, record) = open::open(context, source_name).await?;
     let source = source(context, &source_lock, record, request).await?;
     if request.ports.is_empty() && source.config.nics.iter().any(|nic| !nic.ports.is_empty()) {
-        context.ui.note(&format!("the forwarded ports of {source_name} are not taken over: give the clone its own with -p"));
+        context
+            .ui
+            .note(&format!("the forwarded ports of {source_name} are not taken over: give the clone its own with -p"));
     }
     let mut claims = Vec::with_capacity(request.names.len());
     for name in &request.names {
@@ -93,7 +95,9 @@ pub async fn clone(context: &Context, request: &Request) -> Result<Vec<Cloned>> 
     for claim in &claims {
         let began = Instant::now();
         match one(context, claim, &source, request).await {
-            Ok(reason) => clones.push(Cloned { name: claim.name().clone(), kind: request.kind, took: began.elapsed(), reason }),
+            Ok(reason) => {
+                clones.push(Cloned { name: claim.name().clone(), kind: request.kind, took: began.elapsed(), reason })
+            }
             Err(error) => {
                 claims.iter().try_for_each(|claim| store.unclaim(claim.name()))?;
                 return Err(match clones.len() {
@@ -125,7 +129,12 @@ fn refuse_taken(context: &Context, names: &[Name]) -> Result<()> {
 
 async fn source(context: &Context, lock: &VmLock, record: Record, request: &Request) -> Result<Source> {
     let name = &request.source.vm;
-    let origin = |snapshot: Option<Name>| Origin { uuid: record.uuid, name: name.clone(), snapshot, template: record.is_template() };
+    let origin = |snapshot: Option<Name>| Origin {
+        uuid: record.uuid,
+        name: name.clone(),
+        snapshot,
+        template: record.is_template(),
+    };
     let source = match &request.source.snapshot {
         Some(snapshot) => {
             let snapshot = record.snapshot(name, snapshot)?;
@@ -138,7 +147,9 @@ async fn source(context: &Context, lock: &VmLock, record: Record, request: &Requ
         None => {
             if status::is_running(&context.store, name)? {
                 return Err(Error::refused(format!("{name} is running: its disks change while they would be cloned"))
-                    .hint(format!("clone a snapshot: cowhand snapshot create {name} NOW && cowhand clone {name}@NOW NEW"))
+                    .hint(format!(
+                        "clone a snapshot: cowhand snapshot create {name} NOW && cowhand clone {name}@NOW NEW"
+                    ))
                     .hint(format!("or stop it first: cowhand stop {name}")));
             }
             match request.kind {
@@ -198,10 +209,13 @@ async fn one(context: &Context, claim: &VmLock, source: &Source, request: &Reque
         snapshots: Vec::new(),
     };
     steps.push(Step::save(&record));
-    let report = change::run(context, claim, Plan::new(steps), &mut Executor::with_no_qemu(context, claim.name())).await?;
+    let report =
+        change::run(context, claim, Plan::new(steps), &mut Executor::with_no_qemu(context, claim.name())).await?;
     Ok(match request.kind {
         Kind::Thin => "copy-on-write overlay".to_owned(),
-        Kind::Full if report.copied.iter().all(|method| *method == Method::Reflink) => "reflink: blocks are shared".to_owned(),
+        Kind::Full if report.copied.iter().all(|method| *method == Method::Reflink) => {
+            "reflink: blocks are shared".to_owned()
+        }
         Kind::Full => "copied".to_owned(),
     })
 }

@@ -80,7 +80,9 @@ impl<'a> Executor<'a> {
     pub async fn apply(&mut self, step: &Step) -> Result<()> {
         let (context, store) = (self.context, &self.context.store);
         match step {
-            Step::MakeLayer { layer, backing, virtual_bytes } => create::empty(store, layer, backing.as_ref(), *virtual_bytes),
+            Step::MakeLayer { layer, backing, virtual_bytes } => {
+                create::empty(store, layer, backing.as_ref(), *virtual_bytes)
+            }
             Step::CopyFile { from, layer } => {
                 self.report.copied.extend(copy::file(context, from.clone(), layer).await?);
                 Ok(())
@@ -157,7 +159,9 @@ impl<'a> Executor<'a> {
 
     /// Is the record of the step at `at`, or of a later one, what `vm.json` says now?
     pub fn saved(&self, journal: &Journal<Step>, at: usize) -> bool {
-        let Ok(now) = self.context.store.load(&self.name) else { return false };
+        let Ok(now) = self.context.store.load(&self.name) else {
+            return false;
+        };
         journal.steps[at..].iter().any(|step| match step {
             Step::Save { record, .. } => Record::try_from((**record).clone()).is_ok_and(|record| same(&record, &now)),
             _ => false,
@@ -197,7 +201,9 @@ impl<'a> Executor<'a> {
     }
 
     async fn remove_nodes(&mut self, layers: &[Layer]) -> Result<()> {
-        let Some(qmp) = self.qmp().await? else { return Ok(()) };
+        let Some(qmp) = self.qmp().await? else {
+            return Ok(());
+        };
         let names = qmp.node_names().await?;
         for layer in layers {
             for node in [layer.node(), layer.file_node()] {
@@ -210,9 +216,7 @@ impl<'a> Executor<'a> {
     }
 
     async fn switch(&mut self, disks: &[Switched]) -> Result<()> {
-        let action = |disk: &Switched| {
-            json!({"type": "blockdev-snapshot", "data": {"node": disk.head.node(), "overlay": disk.overlay.node()}})
-        };
+        let action = |disk: &Switched| json!({"type": "blockdev-snapshot", "data": {"node": disk.head.node(), "overlay": disk.overlay.node()}});
         let actions: Vec<Value> = disks.iter().map(action).collect();
         let qmp = self.live().await?;
         qmp.call::<Value>("transaction", json!({"actions": actions})).await?;
@@ -231,7 +235,9 @@ impl<'a> Executor<'a> {
             Err(error) => {
                 // It may have frozen all the same, only without telling us.
                 self.thaw().await;
-                self.report.warnings.push(format!("the guest's file systems were not frozen: {}", error.full_message()));
+                self.report
+                    .warnings
+                    .push(format!("the guest's file systems were not frozen: {}", error.full_message()));
                 Ok(())
             }
         }
@@ -254,7 +260,8 @@ impl<'a> Executor<'a> {
     fn set_mode(&self, layers: &[Layer], mode: u32) -> Result<()> {
         for layer in layers {
             let path = self.context.store.layout.layer(layer);
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).on("set the permissions of", &path)?;
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))
+                .on("set the permissions of", &path)?;
         }
         Ok(())
     }

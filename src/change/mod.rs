@@ -72,8 +72,10 @@ pub async fn run(context: &Context, lock: &VmLock, plan: Plan, executor: &mut Ex
 async fn undo(lock: &VmLock, journal: &Journal<Step>, at: usize, executor: &mut Executor<'_>, error: Error) -> Error {
     match recover::roll_back(lock, journal, at, executor).await {
         Ok(()) => error,
-        Err(second) => Error::damaged(format!("{} (and undoing it failed: {})", error.full_message(), second.full_message()))
-            .hint("the next command on this VM tries again to undo it"),
+        Err(second) => {
+            Error::damaged(format!("{} (and undoing it failed: {})", error.full_message(), second.full_message()))
+                .hint("the next command on this VM tries again to undo it")
+        }
     }
 }
 

@@ -84,17 +84,28 @@ async fn settle(context: &Context, lock: &VmLock, may_complete: bool) -> Result<
 }
 
 /// Undoes the steps up to and with `at`, in reverse, and forgets the change.
-pub(super) async fn roll_back(lock: &VmLock, journal: &Journal<Step>, at: usize, executor: &mut Executor<'_>) -> Result<()> {
+pub(super) async fn roll_back(
+    lock: &VmLock,
+    journal: &Journal<Step>,
+    at: usize,
+    executor: &mut Executor<'_>,
+) -> Result<()> {
     for step in journal.steps[..=at].iter().rev() {
         executor.undo(step).await?;
     }
     executor.forget(lock)
 }
 
-async fn roll_forward(context: &Context, lock: &VmLock, journal: &Journal<Step>, executor: &mut Executor<'_>) -> Result<()> {
+async fn roll_forward(
+    context: &Context,
+    lock: &VmLock,
+    journal: &Journal<Step>,
+    executor: &mut Executor<'_>,
+) -> Result<()> {
     // A record that has been saved proves every step before it.
     let is_save = |step: &Step| matches!(step, Step::Save { .. });
-    let last_saved = (0..journal.steps.len()).rev().find(|at| is_save(&journal.steps[*at]) && executor.saved(journal, *at));
+    let last_saved =
+        (0..journal.steps.len()).rev().find(|at| is_save(&journal.steps[*at]) && executor.saved(journal, *at));
     let from = last_saved.unwrap_or(journal.pivot) + 1;
     for step in &journal.steps[from.max(journal.pivot + 1)..] {
         executor.apply(step).await?;

@@ -51,7 +51,15 @@ impl Clone {
         }
         let lines: Vec<String> = clones
             .iter()
-            .map(|clone| format!("cloned {} to {} ({}, {})", self.source, clone.name, clone.kind.as_str(), time::short(clone.took)))
+            .map(|clone| {
+                format!(
+                    "cloned {} to {} ({}, {})",
+                    self.source,
+                    clone.name,
+                    clone.kind.as_str(),
+                    time::short(clone.took)
+                )
+            })
             .collect();
         app.printer.done(&lines.join("\n"), &Value::Array(clones.iter().map(json::cloned).collect()));
         Ok(())

@@ -93,8 +93,9 @@ impl Exec {
             }
             Err(Failure::TimedOut { pid }) => {
                 let seconds = self.timeout.unwrap_or_default();
-                let error = Error::qemu(format!("the command did not end within {seconds} s; it goes on in {}", self.name))
-                    .hint(format!("end it: cowhand exec {} -- kill {pid}", self.name));
+                let error =
+                    Error::qemu(format!("the command did not end within {seconds} s; it goes on in {}", self.name))
+                        .hint(format!("end it: cowhand exec {} -- kill {pid}", self.name));
                 fail(124, &error)
             }
             Err(Failure::NotExecutable(message)) => fail(126, &Error::failed(message)),

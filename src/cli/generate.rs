@@ -33,7 +33,8 @@ pub struct Man {
 impl Man {
     pub fn run(self, app: &App) -> Result<()> {
         clap_mangen::generate_to(Cli::command(), &self.directory).on("write manual pages to", &self.directory)?;
-        app.printer.done(&format!("manual pages are in {}", self.directory.display()), &json!({"directory": self.directory}));
+        app.printer
+            .done(&format!("manual pages are in {}", self.directory.display()), &json!({"directory": self.directory}));
         Ok(())
     }
 }

@@ -31,7 +31,14 @@ pub struct Global {
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
     pub color: Color,
     /// Who runs the guest's processor: KVM, or QEMU itself (slow)
-    #[arg(long, global = true, value_name = "ACCEL", env = "COWHAND_ACCEL", default_value = "auto", hide_env_values = true)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "ACCEL",
+        env = "COWHAND_ACCEL",
+        default_value = "auto",
+        hide_env_values = true
+    )]
     accel: AccelArg,
     /// How long to wait for another command on the same VM, in seconds
     #[arg(long, global = true, value_name = "SECS", default_value_t = 60)]
@@ -53,7 +60,9 @@ impl Global {
     pub fn settings(&self) -> Result<Settings> {
         let root = nix::unistd::geteuid().is_root();
         let store = match &self.store {
-            Some(store) if store.as_os_str().is_empty() => return Err(Error::usage("the store's directory is empty")),
+            Some(store) if store.as_os_str().is_empty() => {
+                return Err(Error::usage("the store's directory is empty"));
+            }
             Some(store) => store.clone(),
             None if root => PathBuf::from("/var/lib/cowhand"),
             None => data_home()?.join("cowhand"),
@@ -79,8 +88,9 @@ impl Global {
 }
 
 fn data_home() -> Result<PathBuf> {
-    let base = etcetera::choose_base_strategy()
-        .map_err(|source| Error::failed("where your home directory is is not known").hint("say --store DIR").because(source))?;
+    let base = etcetera::choose_base_strategy().map_err(|source| {
+        Error::failed("where your home directory is is not known").hint("say --store DIR").because(source)
+    })?;
     Ok(base.data_dir())
 }
 

@@ -46,7 +46,8 @@ impl Logs {
             }
         };
         // In a thread, so that Ctrl-C is heard while nothing comes.
-        let result = tokio::task::spawn_blocking(work).await.map_err(|panic| Error::failed("cannot read").because(panic))?;
+        let result =
+            tokio::task::spawn_blocking(work).await.map_err(|panic| Error::failed("cannot read").because(panic))?;
         result.on("read", &path)
     }
 }

@@ -40,7 +40,9 @@ impl Ls {
 }
 
 fn matches(row: &Row, key: &str, value: &str) -> bool {
-    let Ok(about) = &row.about else { return key == "state" && value == "broken" };
+    let Ok(about) = &row.about else {
+        return key == "state" && value == "broken";
+    };
     match key {
         "name" => row.name.as_str() == value,
         "state" => about.status.state.as_str() == value,

@@ -164,7 +164,9 @@ async fn run(cli: Cli, printer: Printer, operation: String) -> Result<u8> {
         .into_iter()
         .collect::<std::io::Result<Vec<_>>>()
         .map_err(|source| Error::failed("cannot listen to signals").because(source))?;
-    let [interrupt, terminate, hangup] = &mut signals[..] else { return Err(interrupted()) };
+    let [interrupt, terminate, hangup] = &mut signals[..] else {
+        return Err(interrupted());
+    };
     tokio::select! {
         result = cli.command.run(&app) => return result,
         _ = interrupt.recv() => {}
@@ -175,7 +177,8 @@ async fn run(cli: Cli, printer: Printer, operation: String) -> Result<u8> {
     let mut error = interrupted();
     for (name, outcome) in recover::after_interrupt(&app.context).await? {
         if outcome == Recovered::Left {
-            error = error.hint(format!("{name}: what was begun cannot be undone; the next command on {name} completes it"));
+            error =
+                error.hint(format!("{name}: what was begun cannot be undone; the next command on {name} completes it"));
         }
     }
     Err(error)

@@ -85,7 +85,8 @@ impl Create {
         };
         let taken = create::create(&app.context, &self.vm, &request).await?;
         let row = list::show(&app.context, &self.vm, &taken.name)?;
-        let frozen = if taken.frozen.is_zero() { String::new() } else { format!(", frozen {}", time::short(taken.frozen)) };
+        let frozen =
+            if taken.frozen.is_zero() { String::new() } else { format!(", frozen {}", time::short(taken.frozen)) };
         let text = format!("took {}@{} in {}{frozen}", self.vm, taken.name, time::short(taken.total));
         app.printer.done(&text, &json::taken(&row, &taken));
         Ok(())
@@ -153,7 +154,8 @@ pub struct Rename {
 impl Rename {
     async fn run(self, app: &App) -> Result<()> {
         rename::rename(&app.context, &self.point.vm, snapshot_of(&self.point)?, &self.new).await?;
-        app.printer.done(&format!("renamed {} to {}@{}", self.point, self.point.vm, self.new), &value!({"name": self.new}));
+        app.printer
+            .done(&format!("renamed {} to {}@{}", self.point, self.point.vm, self.new), &value!({"name": self.new}));
         Ok(())
     }
 }

@@ -46,8 +46,11 @@ pub struct Create {
 impl Create {
     async fn run(self, app: &App) -> Result<()> {
         if !self.no_seal {
-            return Err(Error::refused(format!("cannot seal {}: this version does not strip host-specific state", self.vm))
-                .hint(format!("clean it inside the guest, then: cowhand template create {} --no-seal", self.vm)));
+            return Err(Error::refused(format!(
+                "cannot seal {}: this version does not strip host-specific state",
+                self.vm
+            ))
+            .hint(format!("clean it inside the guest, then: cowhand template create {} --no-seal", self.vm)));
         }
         let name = freeze::freeze(&app.context, &self.vm, self.new_name.as_ref()).await?;
         let text = format!("{name} is a template now; make a VM of it: cowhand clone {name} NEW");

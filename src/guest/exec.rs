@@ -73,8 +73,10 @@ impl From<AgentError> for Failure {
 
 /// Runs a command in `name` and waits for its end.
 pub async fn exec(context: &Context, name: &Name, request: &Request) -> Result<Finished, Failure> {
-    let (program, arguments) =
-        request.command.split_first().ok_or_else(|| Error::usage("no command was given").hint("cowhand exec NAME -- COMMAND"))?;
+    let (program, arguments) = request
+        .command
+        .split_first()
+        .ok_or_else(|| Error::usage("no command was given").hint("cowhand exec NAME -- COMMAND"))?;
     let pid = {
         let mut session = session::open(context, name, request.agent_limit).await?;
         let command = guest_exec {
@@ -86,7 +88,9 @@ pub async fn exec(context: &Context, name: &Name, request: &Request) -> Result<F
         };
         match session.agent.run(&command, REPLY).await {
             Ok(started) => started.pid,
-            Err(AgentError::Refused { message, .. }) => return Err(cannot_start(program, &message)),
+            Err(AgentError::Refused { message, .. }) => {
+                return Err(cannot_start(program, &message));
+            }
             Err(error) => return Err(error.into()),
         }
     };

@@ -75,7 +75,9 @@ pub async fn copy_in(context: &Context, name: &Name, from: &Path, to: &str, agen
         Ok(done)
     }
     .await
-    .map_err(|error: Error| Error::qemu(format!("{to} in the guest of {name} is incomplete")).because(error.full_message()));
+    .map_err(|error: Error| {
+        Error::qemu(format!("{to} in the guest of {name} is incomplete")).because(error.full_message())
+    });
     close(&mut session, handle).await;
     result
 }

@@ -40,10 +40,12 @@ pub async fn open(context: &Context, name: &Name, limit: Duration) -> Result<Ses
         Err(AgentError::Absent) if !status::is_running(store, name)? => {
             Err(Error::qemu(format!("{name} ended while it was spoken to")))
         }
-        Err(error) => Err(Error::qemu(format!("the guest agent of {name} did not answer within {} s", limit.as_secs().max(1)))
-            .hint("is qemu-guest-agent installed and running in the guest? It may also still be booting")
-            .hint(format!("look at its console: cowhand console {name}"))
-            .because(error)),
+        Err(error) => {
+            Err(Error::qemu(format!("the guest agent of {name} did not answer within {} s", limit.as_secs().max(1)))
+                .hint("is qemu-guest-agent installed and running in the guest? It may also still be booting")
+                .hint(format!("look at its console: cowhand console {name}"))
+                .because(error))
+        }
     }
 }
 

@@ -70,7 +70,9 @@ pub fn plan(pool: &Pool, layer: &LayerId, permissions: Permissions<'_>) -> Vec<A
     let mut dropped: Vec<LayerId> = Vec::new();
     let mut next = Some(layer.clone());
     while let Some(id) = next.take() {
-        let Some(info) = pool.layers.get(&id) else { break };
+        let Some(info) = pool.layers.get(&id) else {
+            break;
+        };
         if !pool.uses(&id).is_empty() {
             break;
         }
@@ -195,7 +197,8 @@ mod tests {
 
     #[test]
     fn a_layer_with_two_children_stays() {
-        let pool = pool(&[(None, 900), (Some(0), 5), (Some(0), 5)], &[(1, head()), (2, Use::Snapshot(name("vm"), name("s")))]);
+        let pool =
+            pool(&[(None, 900), (Some(0), 5), (Some(0), 5)], &[(1, head()), (2, Use::Snapshot(name("vm"), name("s")))]);
         assert_eq!(run(&pool, 0), [Action::Keep { layer: layer(0), why: Why::Children(vec![layer(1), layer(2)]) }]);
     }
 

@@ -34,7 +34,8 @@ pub async fn file(context: &Context, from: PathBuf, layer: &Layer) -> Result<Opt
     }
     let partial = store.layout.partial_layer(layer);
     let _ = std::fs::remove_file(&partial);
-    let total = std::fs::metadata(&from).map(|about| std::os::unix::fs::MetadataExt::blocks(&about) * 512).on("read", &from)?;
+    let total =
+        std::fs::metadata(&from).map(|about| std::os::unix::fs::MetadataExt::blocks(&about) * 512).on("read", &from)?;
     let (counter, stop) = (Counter::default(), StopOnDrop(Arc::default()));
     let task = context.ui.task(&format!("copying {}", from.file_name().unwrap_or_default().to_string_lossy()), total);
     let mut work = tokio::task::spawn_blocking({
@@ -49,7 +50,9 @@ pub async fn file(context: &Context, from: PathBuf, layer: &Layer) -> Result<Opt
     };
     let method = match copied {
         Ok(result) => result.on("copy", &from)?,
-        Err(panic) => return Err(Error::failed(format!("copying {} failed", from.display())).because(panic)),
+        Err(panic) => {
+            return Err(Error::failed(format!("copying {} failed", from.display())).because(panic));
+        }
     };
     create::finish(store, layer)?;
     Ok(Some(method))

@@ -54,7 +54,9 @@ pub fn finish(store: &Store, layer: &Layer) -> Result<()> {
 pub fn unmake(store: &Store, layer: &Layer) -> Result<()> {
     for path in [store.layout.partial_layer(layer), store.layout.layer(layer)] {
         match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).on("remove", &path),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).on("remove", &path);
+            }
             _ => {}
         }
     }

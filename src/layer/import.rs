@@ -57,12 +57,15 @@ pub fn examine(context: &Context, path: &Path, format: Option<Format>) -> Result
         _ => size_from_qemu_img(context, &resolved, format)?,
     };
     if virtual_bytes == 0 {
-        return Err(Error::refused(format!("{shown} is an empty disk of 0 bytes"))
-            .hint("for a blank disk, say --size 20G"));
+        return Err(
+            Error::refused(format!("{shown} is an empty disk of 0 bytes")).hint("for a blank disk, say --size 20G")
+        );
     }
-    if virtual_bytes % 512 != 0 {
-        return Err(Error::refused(format!("{shown} has {virtual_bytes} bytes, which is not a whole number of 512-byte sectors"))
-            .hint(format!("fill it up first: truncate -s %512 {shown}")));
+    if !virtual_bytes.is_multiple_of(512) {
+        return Err(Error::refused(format!(
+            "{shown} has {virtual_bytes} bytes, which is not a whole number of 512-byte sectors"
+        ))
+        .hint(format!("fill it up first: truncate -s %512 {shown}")));
     }
     Ok(Candidate { path: resolved, format, virtual_bytes })
 }
@@ -73,8 +76,10 @@ fn qcow2_size(start: &[u8], path: &Path) -> Result<u64> {
         .map_err(|error| Error::refused(format!("{shown} cannot be used")).because(error))?
         .ok_or_else(|| Error::refused(format!("{shown} has no qcow2 header")))?;
     if let Some(backing) = header.backing_file {
-        return Err(Error::refused(format!("{shown} is an overlay: it stands on {backing}, which is outside the store"))
-            .hint(format!("make it one file first: qemu-img convert -O qcow2 {shown} whole.qcow2")));
+        return Err(Error::refused(format!(
+            "{shown} is an overlay: it stands on {backing}, which is outside the store"
+        ))
+        .hint(format!("make it one file first: qemu-img convert -O qcow2 {shown} whole.qcow2")));
     }
     if header.data_file {
         return Err(Error::refused(format!("{shown} keeps its data in another file"))
@@ -103,8 +108,10 @@ fn size_from_qemu_img(context: &Context, path: &Path, format: Format) -> Result<
     let info: Info =
         serde_json::from_slice(&text).map_err(|error| Error::qemu("cannot read what qemu-img says").because(error))?;
     match info.backing {
-        Some(backing) => Err(Error::refused(format!("{} stands on {backing}, which is outside the store", path.display()))
-            .hint(format!("make it one file first: qemu-img convert -O qcow2 {} whole.qcow2", path.display()))),
+        Some(backing) => {
+            Err(Error::refused(format!("{} stands on {backing}, which is outside the store", path.display()))
+                .hint(format!("make it one file first: qemu-img convert -O qcow2 {} whole.qcow2", path.display())))
+        }
         None => Ok(info.virtual_size),
     }
 }

@@ -50,9 +50,8 @@ pub async fn run(
 /// Has this merge happened already, as the headers tell? The commit of an active layer shows in no header; doing it again is
 /// harmless, because nothing was written since.
 fn done(context: &Context, merge: &Merge) -> Result<bool> {
-    let stands_on = |layer, base: Option<&_>| {
-        pool::inspect(&context.store, layer).map(|info| info.backing.as_ref() == base)
-    };
+    let stands_on =
+        |layer, base: Option<&_>| pool::inspect(&context.store, layer).map(|info| info.backing.as_ref() == base);
     match (merge.kind, &merge.overlay) {
         (MergeKind::Stream, _) => stands_on(&merge.top, merge.below.as_ref()),
         (MergeKind::Commit, Some(overlay)) => stands_on(overlay, Some(&merge.base)),

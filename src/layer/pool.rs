@@ -132,7 +132,8 @@ impl Pool {
         let mut chain: Vec<&LayerInfo> = Vec::new();
         let mut next = Some(id);
         while let Some(id) = next {
-            let info = self.layers.get(id).ok_or_else(|| Error::damaged(format!("layer {id} is missing from the store")))?;
+            let info =
+                self.layers.get(id).ok_or_else(|| Error::damaged(format!("layer {id} is missing from the store")))?;
             if chain.iter().any(|seen| seen.layer.id == *id) {
                 return Err(Error::damaged(format!("layer {id} stands on itself")));
             }
@@ -147,11 +148,17 @@ impl Pool {
         let mut affected: Vec<&LayerId> = layers.iter().collect();
         let mut at = 0;
         while let Some(id) = affected.get(at).copied() {
-            affected.extend(self.children(id).map(|info| &info.layer.id).filter(|id| !affected.contains(id)).collect::<Vec<_>>());
+            affected.extend(
+                self.children(id).map(|info| &info.layer.id).filter(|id| !affected.contains(id)).collect::<Vec<_>>(),
+            );
             at += 1;
         }
-        let mut names: Vec<Name> =
-            affected.iter().flat_map(|id| self.uses(id)).map(|r#use| r#use.owner().clone()).filter(|name| name != owner).collect();
+        let mut names: Vec<Name> = affected
+            .iter()
+            .flat_map(|id| self.uses(id))
+            .map(|r#use| r#use.owner().clone())
+            .filter(|name| name != owner)
+            .collect();
         names.sort();
         names.dedup();
         names

@@ -91,7 +91,9 @@ pub struct Empty {
 /// An empty image of `virtual_bytes`, standing on `backing` (its name and format) if there is one.
 pub fn empty(virtual_bytes: u64, backing: Option<(&str, Format)>) -> Result<Empty> {
     if virtual_bytes > MAX_VIRTUAL {
-        return Err(Error::refused(format!("a disk of {virtual_bytes} bytes is too large: qcow2 ends at {MAX_VIRTUAL}")));
+        return Err(Error::refused(format!(
+            "a disk of {virtual_bytes} bytes is too large: qcow2 ends at {MAX_VIRTUAL}"
+        )));
     }
     let virtual_bytes = virtual_bytes.next_multiple_of(512);
     let l1_entries = virtual_bytes.div_ceil(BYTES_PER_L1_ENTRY);

@@ -8,7 +8,7 @@ mod size;
 pub use layer::{Format, Layer, LayerId};
 pub use name::{Name, PointRef};
 pub use record::{
-    Config, Disk, Firmware, KernelBoot, LayerStamp, Nic, Origin, PortForward, Protocol, Record, Role, Snapshot, SnapshotKind,
-    State, VmState,
+    Config, Disk, Firmware, KernelBoot, LayerStamp, Nic, Origin, PortForward, Protocol, Record, Role, Snapshot,
+    SnapshotKind, State, VmState,
 };
 pub use size::{human, parse_size};

@@ -29,10 +29,13 @@ impl FromStr for Name {
 
     fn from_str(text: &str) -> Result<Self> {
         let bad = |why: String| {
-            Error::usage(format!("{text:?} is not a name: {why}"))
-                .hint("a name is 1 to 64 letters, digits, dots, dashes and underscores, and starts with a letter or digit")
+            Error::usage(format!("{text:?} is not a name: {why}")).hint(
+                "a name is 1 to 64 letters, digits, dots, dashes and underscores, and starts with a letter or digit",
+            )
         };
-        let Some(first) = text.chars().next() else { return Err(bad("it is empty".into())) };
+        let Some(first) = text.chars().next() else {
+            return Err(bad("it is empty".into()));
+        };
         if text.chars().count() > Self::MAX {
             return Err(bad(format!("it has {} characters, {} are allowed", text.chars().count(), Self::MAX)));
         }
@@ -107,7 +110,9 @@ mod tests {
     #[test]
     fn names_that_could_leave_the_store_or_confuse_qemu_are_refused() {
         let long = "x".repeat(200);
-        for bad in ["", ".", "..", ".hidden", "-n", "a/b", "a b", "a,b", "a@b", "a\n", "é", "a%s", "json:{}", long.as_str()] {
+        for bad in
+            ["", ".", "..", ".hidden", "-n", "a/b", "a b", "a,b", "a@b", "a\n", "é", "a%s", "json:{}", long.as_str()]
+        {
             assert!(bad.parse::<Name>().is_err(), "{bad:?} was accepted");
         }
     }

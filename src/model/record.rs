@@ -344,7 +344,10 @@ impl Record {
 
     /// Every layer the record names: the head's and the snapshots'.
     pub fn layers(&self) -> impl Iterator<Item = &Layer> {
-        self.config.volumes().chain(self.snapshots.iter().flat_map(|snapshot| snapshot.config.volumes())).map(|disk| &disk.layer)
+        self.config
+            .volumes()
+            .chain(self.snapshots.iter().flat_map(|snapshot| snapshot.config.volumes()))
+            .map(|disk| &disk.layer)
     }
 }
 

@@ -36,7 +36,10 @@ pub fn vms(rows: &[&Row]) -> String {
             line
         }
     };
-    table(&["NAME", "STATE", ">CPU", ">MEMORY", ">DISK (OWN/VIRTUAL)", ">SNAPSHOTS", "FROM", "EXPIRES"], rows.iter().map(line))
+    table(
+        &["NAME", "STATE", ">CPU", ">MEMORY", ">DISK (OWN/VIRTUAL)", ">SNAPSHOTS", "FROM", "EXPIRES"],
+        rows.iter().map(line),
+    )
 }
 
 fn vm(row: &Row, about: &About) -> Vec<String> {

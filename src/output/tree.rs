@@ -18,8 +18,12 @@ fn below(tree: &list::Tree, parent: Option<&Name>, width: usize) -> Vec<Tree<Str
     let mut leaves = Vec::new();
     for (row, clones) in tree.rows.iter().zip(&tree.clones).filter(|(row, _)| row.snapshot.parent.as_ref() == parent) {
         let name = &row.snapshot.name;
-        let mut line =
-            format!("{name:<width$}  {}  disk  {:>8}", time::minute(row.snapshot.created), human(row.bytes), name = name.as_str());
+        let mut line = format!(
+            "{name:<width$}  {}  disk  {:>8}",
+            time::minute(row.snapshot.created),
+            human(row.bytes),
+            name = name.as_str()
+        );
         if row.snapshot.quiesced {
             line.push_str("  quiesced");
         }

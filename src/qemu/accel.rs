@@ -28,7 +28,8 @@ pub struct Host {
 impl Host {
     /// Looks at this host.
     pub fn observe() -> Self {
-        let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm").map(drop).map_err(|error| error.to_string());
+        let kvm =
+            OpenOptions::new().read(true).write(true).open("/dev/kvm").map(drop).map_err(|error| error.to_string());
         let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
         Self { kvm, hardware: flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm") }

@@ -117,8 +117,14 @@ pub fn argv(machine: &Machine<'_>) -> Vec<String> {
     args.json("-device", json!({"driver": "virtio-rng-pci", "id": "dev-rng0", "rng": "rng0"}));
 
     if let Some(code) = machine.uefi_code {
-        args.json("-blockdev", json!({"driver": "file", "node-name": "uefi-file", "filename": code, "read-only": true}));
-        args.json("-blockdev", json!({"driver": "raw", "node-name": "uefi-code", "file": "uefi-file", "read-only": true}));
+        args.json(
+            "-blockdev",
+            json!({"driver": "file", "node-name": "uefi-file", "filename": code, "read-only": true}),
+        );
+        args.json(
+            "-blockdev",
+            json!({"driver": "raw", "node-name": "uefi-code", "file": "uefi-file", "read-only": true}),
+        );
     }
     for (disk, chain) in config.volumes().zip(machine.chains) {
         for node in nodes::chain_nodes(chain, !disk.read_only) {
@@ -141,7 +147,10 @@ pub fn argv(machine: &Machine<'_>) -> Vec<String> {
         let forwards: Vec<Value> = nic.ports.iter().map(|port| json!({"str": hostfwd(port)})).collect();
         args.json("-netdev", json!({"type": "user", "id": format!("net{index}"), "hostfwd": forwards}));
         let driver = "virtio-net-pci";
-        args.json("-device", json!({"driver": driver, "id": format!("dev-net{index}"), "netdev": format!("net{index}"), "mac": nic.mac}));
+        args.json(
+            "-device",
+            json!({"driver": driver, "id": format!("dev-net{index}"), "netdev": format!("net{index}"), "mac": nic.mac}),
+        );
     }
     if let Some(boot) = &config.kernel {
         args.option("-kernel", boot.kernel.to_string_lossy());
@@ -160,7 +169,9 @@ pub fn argv(machine: &Machine<'_>) -> Vec<String> {
 
 fn nvram_wiring(config: &Config) -> String {
     match (config.firmware, &config.nvram) {
-        (Firmware::Uefi, Some(nvram)) => format!(",pflash0=uefi-code,pflash1={}", nvram.layer.node()),
+        (Firmware::Uefi, Some(nvram)) => {
+            format!(",pflash0=uefi-code,pflash1={}", nvram.layer.node())
+        }
         _ => String::new(),
     }
 }

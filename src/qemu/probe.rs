@@ -77,7 +77,8 @@ struct Machine {
 
 fn ask(path: PathBuf, stamp: (u64, i64, i64)) -> Result<Probe> {
     let args = ["-nodefaults", "-no-user-config", "-machine", "none", "-display", "none", "-qmp", "stdio"];
-    let script = ["qmp_capabilities", "query-machines", "quit"].map(|name| format!("{{\"execute\":\"{name}\"}}\n")).concat();
+    let script =
+        ["qmp_capabilities", "query-machines", "quit"].map(|name| format!("{{\"execute\":\"{name}\"}}\n")).concat();
     let output = command::conversation(&path, args, script.as_bytes())?;
     parse(path.clone(), stamp, &output).ok_or_else(|| {
         Error::qemu(format!("{} does not answer as QEMU does", path.display())).because(command::tail(&output))
@@ -107,7 +108,9 @@ fn parse(path: PathBuf, stamp: (u64, i64, i64), output: &[u8]) -> Option<Probe> 
 pub fn storage_daemon(emulator: &Path, context: &Context) -> Option<PathBuf> {
     let name = Path::new("qemu-storage-daemon");
     let beside = emulator.parent().map(|directory| directory.join(name));
-    beside.and_then(|path| command::find(&path, &context.settings.search_path)).or_else(|| command::find(name, &context.settings.search_path))
+    beside
+        .and_then(|path| command::find(&path, &context.settings.search_path))
+        .or_else(|| command::find(name, &context.settings.search_path))
 }
 
 #[cfg(test)]

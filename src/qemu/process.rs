@@ -15,10 +15,10 @@ use std::time::Duration;
 use super::cmdline::Sockets;
 use super::qmp::Qmp;
 use crate::error::{Error, IoContext, Result};
+use crate::sys::command;
 use crate::sys::flock;
 use crate::sys::pidfd::PidFd;
 use crate::sys::ready::{Ready, Watch};
-use crate::sys::command;
 
 /// How long QEMU may take from its start to its greeting. Loading a large initrd from a slow disk comes first.
 const START: Duration = Duration::from_secs(120);
@@ -37,12 +37,14 @@ pub struct Files<'a> {
 /// Starts QEMU and waits for its greeting. When it ends instead, the error quotes it.
 pub async fn start(argv: &[String], sockets: &Sockets, files: &Files<'_>) -> Result<Qmp> {
     let lock = take_run_lock(files.run_lock)?;
-    let log = File::options().create(true).write(true).truncate(true).mode(0o600).open(files.log).on("open", files.log)?;
+    let log =
+        File::options().create(true).write(true).truncate(true).mode(0o600).open(files.log).on("open", files.log)?;
     let socket = sockets.qmp();
     let watch = Watch::new(sockets.directory()).on("watch", sockets.directory())?;
     let mut child = command::detached(argv, &log, lock)
         .map_err(|source| Error::failed(format!("cannot run {}", argv[0])).because(source))?;
-    let watched = PidFd::open(child.id().cast_signed()).map_err(|source| Error::failed("cannot watch QEMU").because(source))?;
+    let watched =
+        PidFd::open(child.id().cast_signed()).map_err(|source| Error::failed("cannot watch QEMU").because(source))?;
     let mut guard = Starting { process: Some(watched) };
     let ready = guard.wait(watch, socket.clone()).await?;
     let greeting = match ready {
@@ -71,7 +73,9 @@ struct Starting {
 
 impl Starting {
     async fn wait(&mut self, watch: Watch, socket: PathBuf) -> Result<Ready> {
-        let Some(process) = &self.process else { return Ok(Ready::Ended) };
+        let Some(process) = &self.process else {
+            return Ok(Ready::Ended);
+        };
         let process = process.try_clone().map_err(|source| Error::failed("cannot watch QEMU").because(source))?;
         let waiting = tokio::task::spawn_blocking(move || watch.wait(&socket, &process, START));
         let ready = waiting.await.map_err(|panic| Error::failed("cannot watch QEMU").because(panic))?;

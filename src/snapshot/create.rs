@@ -47,13 +47,16 @@ pub async fn take_locked(context: &Context, lock: &VmLock, record: &Record, requ
     let vm = lock.name();
     let name = choose_name(vm, record, request.name.as_ref())?;
     if record.config.writable().next().is_none() {
-        return Err(Error::refused(format!("{vm} has no disk it can write to: there is nothing to take a snapshot of")));
+        return Err(Error::refused(format!(
+            "{vm} has no disk it can write to: there is nothing to take a snapshot of"
+        )));
     }
     for disk in record.config.writable() {
         Chain::of_disk(&context.store, disk)?;
     }
     let mut qmp = live::connect_if_running(context, vm).await?;
-    let mut taking = Taking { name: name.clone(), description: request.description.clone(), state: State::Stopped, freeze: None };
+    let mut taking =
+        Taking { name: name.clone(), description: request.description.clone(), state: State::Stopped, freeze: None };
     if let Some(qmp) = &mut qmp {
         if let Some(job) = qmp.jobs().await?.into_iter().find(|job| job.status != "concluded") {
             return Err(Error::refused(format!("a block job is at work on {vm}: {} ({})", job.id, job.status))
@@ -85,17 +88,19 @@ fn freeze(listening: bool, vm: &Name, quiesce: Quiesce) -> Result<Option<bool>> 
         (Quiesce::Never, _) | (Quiesce::Auto, false) => Ok(None),
         (Quiesce::Auto, true) => Ok(Some(false)),
         (Quiesce::Require, true) => Ok(Some(true)),
-        (Quiesce::Require, false) => Err(Error::qemu(format!("the guest agent of {vm} is not there, so nothing can be frozen"))
-            .hint("install and start qemu-guest-agent in the guest, or take the snapshot with --quiesce never")),
+        (Quiesce::Require, false) => {
+            Err(Error::qemu(format!("the guest agent of {vm} is not there, so nothing can be frozen"))
+                .hint("install and start qemu-guest-agent in the guest, or take the snapshot with --quiesce never"))
+        }
     }
 }
 
 fn choose_name(vm: &Name, record: &Record, wanted: Option<&Name>) -> Result<Name> {
     let taken = |name: &Name| record.snapshots.iter().any(|snapshot| snapshot.name == *name);
     match wanted {
-        Some(name) if name.as_str() == PointRef::CURRENT => {
-            Err(Error::usage("a snapshot cannot be called \"current\": that is how the one under the head is addressed"))
-        }
+        Some(name) if name.as_str() == PointRef::CURRENT => Err(Error::usage(
+            "a snapshot cannot be called \"current\": that is how the one under the head is addressed",
+        )),
         Some(name) if taken(name) => Err(Error::exists(format!("{vm} has a snapshot {name} already"))
             .hint(format!("choose another name, or remove it: cowhand snapshot rm {vm}@{name}"))),
         Some(name) => Ok(name.clone()),

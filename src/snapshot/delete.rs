@@ -54,7 +54,9 @@ pub async fn remove(context: &Context, vm: &Name, snapshot: &Name) -> Result<Rem
     let dropped = plan::without(&record, &name);
     let mut pool = Pool::scan(&context.store)?;
     if let Some(stranger) = pool.unreadable.iter().find(|other| *other != vm) {
-        context.ui.warn(&format!("the record of {stranger} cannot be read; layers it may rely on are found by their headers"));
+        context.ui.warn(&format!(
+            "the record of {stranger} cannot be read; layers it may rely on are found by their headers"
+        ));
     }
     pool.forget(vm);
     pool.add_record(vm, &dropped);
@@ -63,7 +65,9 @@ pub async fn remove(context: &Context, vm: &Name, snapshot: &Name) -> Result<Rem
     let permissions = Permissions { owner: vm, foreign: &neighbours.foreign };
     let disks = actions(&pool, &record, &name, permissions);
     if let Some(count) = internal_snapshots(&disks) {
-        return Err(Error::refused(format!("{vm}@{name} carries {count} internal snapshots, which a merge would lose")));
+        return Err(Error::refused(format!(
+            "{vm}@{name} carries {count} internal snapshots, which a merge would lose"
+        )));
     }
     let mut qmp = live::connect_if_running(context, vm).await?;
     let running = match &mut qmp {
@@ -73,7 +77,8 @@ pub async fn remove(context: &Context, vm: &Name, snapshot: &Name) -> Result<Rem
     let steps = plan::remove(&record, &dropped, &disks, running, Store::trash_name("snapshot-rm", vm));
     let mut executor = Executor::with(context, vm, qmp);
     change::run(context, &lock, Plan::new(steps), &mut executor).await?;
-    let outcomes = disks.iter().flat_map(|disk| disk.actions.iter().map(|(action, _)| outcome(&disk.target, action, &pool)));
+    let outcomes =
+        disks.iter().flat_map(|disk| disk.actions.iter().map(|(action, _)| outcome(&disk.target, action, &pool)));
     Ok(Removed { name, outcomes: outcomes.collect() })
 }
 
@@ -160,7 +165,9 @@ fn outcome(target: &str, action: &Action, pool: &Pool) -> Outcome {
             (What::Kept(format!("{} layers stand on it ({})", children.len(), users.join(", "))), 0)
         }
         Action::Keep { why: Why::InUse, .. } => (What::Kept("a running VM has it open".to_owned()), 0),
-        Action::Keep { why: Why::InternalSnapshots(count), .. } => (What::Kept(format!("it carries {count} internal snapshots")), 0),
+        Action::Keep { why: Why::InternalSnapshots(count), .. } => {
+            (What::Kept(format!("it carries {count} internal snapshots")), 0)
+        }
     };
     Outcome { target: target.to_owned(), what, bytes }
 }

@@ -94,14 +94,20 @@ pub fn revert(record: &Record, snapshot: &Snapshot, live: bool, trash: String) -
     let kept: Vec<&Layer> = after.layers().collect();
     let layers: Vec<Layer> =
         record.config.writable().map(|disk| disk.layer.clone()).filter(|layer| !kept.contains(&layer)).collect();
-    steps.push(Step::Trash { directory: trash, what: "revert".to_owned(), layers, before: Box::new(RecordV1::from(record)) });
+    steps.push(Step::Trash {
+        directory: trash,
+        what: "revert".to_owned(),
+        layers,
+        before: Box::new(RecordV1::from(record)),
+    });
     (after, steps)
 }
 
 /// The record without `name`: what stood on it stands on its parent.
 pub fn without(record: &Record, name: &Name) -> Record {
     let mut after = record.clone();
-    let parent = record.snapshots.iter().find(|snapshot| snapshot.name == *name).and_then(|snapshot| snapshot.parent.clone());
+    let parent =
+        record.snapshots.iter().find(|snapshot| snapshot.name == *name).and_then(|snapshot| snapshot.parent.clone());
     after.snapshots.retain(|snapshot| snapshot.name != *name);
     for snapshot in after.snapshots.iter_mut().filter(|snapshot| snapshot.parent.as_ref() == Some(name)) {
         snapshot.parent.clone_from(&parent);

@@ -10,7 +10,9 @@ pub async fn rename(context: &Context, vm: &Name, old: &Name, new: &Name) -> Res
     let (_lock, mut record) = open::open_vm(context, vm, "rename a snapshot of").await?;
     let old = record.snapshot(vm, old)?.name.clone();
     if new.as_str() == PointRef::CURRENT {
-        return Err(Error::usage("a snapshot cannot be called \"current\": that is how the one under the head is addressed"));
+        return Err(Error::usage(
+            "a snapshot cannot be called \"current\": that is how the one under the head is addressed",
+        ));
     }
     if record.snapshots.iter().any(|snapshot| snapshot.name == *new) {
         return Err(Error::exists(format!("{vm} has a snapshot {new} already")));

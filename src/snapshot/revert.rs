@@ -27,8 +27,9 @@ pub async fn revert(context: &Context, vm: &Name, snapshot: &Name, then: Option<
     let (lock, record) = open::open_vm(context, vm, "revert").await?;
     let snapshot = record.snapshot(vm, snapshot)?.clone();
     for disk in snapshot.config.volumes() {
-        Chain::of_disk(&context.store, disk)
-            .map_err(|error| Error::damaged(format!("snapshot {vm}@{} is damaged", snapshot.name)).because(error.full_message()))?;
+        Chain::of_disk(&context.store, disk).map_err(|error| {
+            Error::damaged(format!("snapshot {vm}@{} is damaged", snapshot.name)).because(error.full_message())
+        })?;
     }
     let mut qmp = live::connect_if_running(context, vm).await?;
     let mut before = State::Stopped;

@@ -9,7 +9,8 @@ use crate::error::{IoContext, Result};
 /// Replaces `path` with `bytes`: temporary file (0600) beside it, fsync, rename, fsync of the directory.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let directory = path.parent().unwrap_or(Path::new("/"));
-    let mut file = tempfile::Builder::new().prefix(".").suffix(".tmp").tempfile_in(directory).on("write in", directory)?;
+    let mut file =
+        tempfile::Builder::new().prefix(".").suffix(".tmp").tempfile_in(directory).on("write in", directory)?;
     file.write_all(bytes).on("write", path)?;
     file.as_file().sync_all().on("flush", path)?;
     file.persist(path).map_err(|error| error.error).on("replace", path)?;

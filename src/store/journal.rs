@@ -4,8 +4,8 @@
 
 use std::io;
 
-use serde::{Deserialize, Serialize};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use super::{Store, atomic};
 use crate::error::{Error, IoContext, Result};

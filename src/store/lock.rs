@@ -52,7 +52,9 @@ impl Store {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             other => other.on("open the lock", &path)?,
         };
-        if !lock_file::try_exclusive(&file).on("lock", &path)? || !lock_file::is_still_at(&file, &path).on("check", &path)? {
+        if !lock_file::try_exclusive(&file).on("lock", &path)?
+            || !lock_file::is_still_at(&file, &path).on("check", &path)?
+        {
             return Ok(None);
         }
         sign(&file, operation);

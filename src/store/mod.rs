@@ -103,7 +103,9 @@ impl Store {
         let names = self.names().unwrap_or_default();
         let near = |other: &&Name| {
             let (a, b) = (name.as_str().to_ascii_lowercase(), other.as_str().to_ascii_lowercase());
-            a.starts_with(&b) || b.starts_with(&a) || a.bytes().zip(b.bytes()).filter(|(a, b)| a != b).count() + a.len().abs_diff(b.len()) <= 2
+            a.starts_with(&b)
+                || b.starts_with(&a)
+                || a.bytes().zip(b.bytes()).filter(|(a, b)| a != b).count() + a.len().abs_diff(b.len()) <= 2
         };
         match names.iter().find(near) {
             Some(other) => error.hint(format!("did you mean {other}?")),

@@ -47,7 +47,8 @@ impl Store {
         if !about.exists() {
             make_directory(&path.join("layers"))?;
             let entry = Entry { what: what.to_owned(), vm: vm.clone(), when: Timestamp::now() };
-            let text = serde_json::to_vec(&entry).map_err(|error| Error::failed("cannot describe trash").because(error))?;
+            let text =
+                serde_json::to_vec(&entry).map_err(|error| Error::failed("cannot describe trash").because(error))?;
             atomic::write(&about, &text)?;
         }
         Ok(path)
@@ -84,7 +85,9 @@ impl Store {
 /// Bytes on disk below a directory; links are not followed.
 fn bytes_below(path: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
-    let Ok(entries) = std::fs::read_dir(path) else { return 0 };
+    let Ok(entries) = std::fs::read_dir(path) else {
+        return 0;
+    };
     entries
         .flatten()
         .map(|entry| match entry.metadata() {

@@ -22,7 +22,8 @@ pub async fn freeze(context: &Context, name: &Name, new_name: Option<&Name>) -> 
     let _store_lock = store.lock(context).await?;
     let (lock, mut record) = open::open_vm(context, name, "make a template of").await?;
     if let Some(new_name) = new_name.filter(|new_name| store.layout.vm(new_name).exists()) {
-        return Err(Error::exists(format!("the name {new_name} is taken")).hint("choose another, or see what is there: cowhand ls -a"));
+        return Err(Error::exists(format!("the name {new_name} is taken"))
+            .hint("choose another, or see what is there: cowhand ls -a"));
     }
     if status::is_running(store, name)? {
         return Err(Error::refused(format!("{name} is running")).hint(format!("stop it first: cowhand stop {name}")));
@@ -44,7 +45,9 @@ pub async fn freeze(context: &Context, name: &Name, new_name: Option<&Name>) -> 
     record.role = Role::Template { frozen: Timestamp::now(), sealed: false, stamps };
     let steps = vec![Step::SetMode { layers, mode: MODE }, Step::save(&record)];
     change::run(context, &lock, Plan::new(steps), &mut Executor::with_no_qemu(context, name)).await?;
-    let Some(new_name) = new_name else { return Ok(name.clone()) };
+    let Some(new_name) = new_name else {
+        return Ok(name.clone());
+    };
     let from = store.layout.vm(name);
     std::fs::rename(&from, store.layout.vm(new_name)).on("rename", &from)?;
     atomic::sync_directory(&store.layout.vms())?;
@@ -60,7 +63,9 @@ fn stamp(store: &Store, layer: &Layer) -> Result<LayerStamp> {
 
 /// Refuses a template whose files are not what they were when it was frozen: every clone of it would be wrong.
 pub fn check_untouched(store: &Store, name: &Name, record: &Record) -> Result<()> {
-    let Role::Template { stamps, .. } = &record.role else { return Ok(()) };
+    let Role::Template { stamps, .. } = &record.role else {
+        return Ok(());
+    };
     for old in stamps {
         let now = stamp(store, &old.layer)?;
         if now != *old {

@@ -36,15 +36,17 @@ pub fn list(context: &Context) -> Result<Vec<Row>> {
 pub fn show(context: &Context, name: &Name) -> Result<Row> {
     let record = context.store.load(name)?;
     let pool = Pool::scan(&context.store)?;
-    row(context, &pool, name.clone(), record).ok_or_else(|| {
-        Error::refused(format!("{name} is a VM, not a template")).hint(format!("cowhand show {name}"))
-    })
+    row(context, &pool, name.clone(), record)
+        .ok_or_else(|| Error::refused(format!("{name} is a VM, not a template")).hint(format!("cowhand show {name}")))
 }
 
 fn row(context: &Context, pool: &Pool, name: Name, record: Record) -> Option<Row> {
-    let Role::Template { frozen, sealed, .. } = record.role else { return None };
+    let Role::Template { frozen, sealed, .. } = record.role else {
+        return None;
+    };
     let ids: Vec<LayerId> = record.layers().map(|layer| layer.id.clone()).collect();
-    let file_bytes = |layer| std::fs::metadata(context.store.layout.layer(layer)).map_or(0, |about| about.blocks() * 512);
+    let file_bytes =
+        |layer| std::fs::metadata(context.store.layout.layer(layer)).map_or(0, |about| about.blocks() * 512);
     Some(Row {
         dependents: pool.dependents(&name, &ids),
         bytes: record.layers().map(file_bytes).sum(),

@@ -64,7 +64,9 @@ impl FromStr for DiskRequest {
             rest = before;
         }
         if rest.is_empty() {
-            return Err(Error::usage(format!("{text:?} names no disk file")).hint("write FILE[,copy|use][,format=F][,ro]"));
+            return Err(
+                Error::usage(format!("{text:?} names no disk file")).hint("write FILE[,copy|use][,format=F][,ro]")
+            );
         }
         request.path = rest.into();
         Ok(request)
@@ -99,11 +101,8 @@ pub struct Request {
 /// Makes the VM `name`. Everything is examined before anything is written.
 pub async fn create(context: &Context, name: &Name, request: &Request) -> Result<Record> {
     check(request)?;
-    let candidates: Vec<Candidate> = request
-        .disks
-        .iter()
-        .map(|disk| import::examine(context, &disk.path, disk.format))
-        .collect::<Result<_>>()?;
+    let candidates: Vec<Candidate> =
+        request.disks.iter().map(|disk| import::examine(context, &disk.path, disk.format)).collect::<Result<_>>()?;
     let uuid = Uuid::new_v4();
     runtime_directory(context, uuid)?;
     let uefi = (request.firmware == Firmware::Uefi).then(firmware::find).transpose()?;
@@ -137,7 +136,12 @@ pub async fn create(context: &Context, name: &Name, request: &Request) -> Result
     let disks = disks
         .into_iter()
         .enumerate()
-        .map(|(index, (layer, virtual_bytes, read_only))| Disk { target: target(index), layer, virtual_bytes, read_only })
+        .map(|(index, (layer, virtual_bytes, read_only))| Disk {
+            target: target(index),
+            layer,
+            virtual_bytes,
+            read_only,
+        })
         .collect();
     let nvram = uefi.map(|uefi| {
         let layer = Layer::new(Format::Raw);
@@ -207,9 +211,11 @@ pub(super) fn check_kernel(boot: &KernelBoot) -> Result<()> {
 /// Numbers no machine can have, and names that would be taken for options.
 pub(super) fn check_machine(memory_bytes: u64, cpus: u32, cpu: Option<&str>) -> Result<()> {
     if memory_bytes < MEMORY_MIN {
-        return Err(Error::usage(format!("{memory_bytes} bytes of memory are too few")).hint("say, for example, --memory 1G"));
+        return Err(
+            Error::usage(format!("{memory_bytes} bytes of memory are too few")).hint("say, for example, --memory 1G")
+        );
     }
-    if memory_bytes % (1 << 20) != 0 {
+    if !memory_bytes.is_multiple_of(1 << 20) {
         return Err(Error::usage(format!("{memory_bytes} bytes of memory are not a whole number of MiB")));
     }
     if cpus == 0 || cpus > 255 {
@@ -222,7 +228,9 @@ pub(super) fn check_machine(memory_bytes: u64, cpus: u32, cpu: Option<&str>) -> 
 }
 
 fn refuse_used_twice(store: &Store, file: &Path) -> Result<()> {
-    let Ok(entries) = std::fs::read_dir(store.layout.layers()) else { return Ok(()) };
+    let Ok(entries) = std::fs::read_dir(store.layout.layers()) else {
+        return Ok(());
+    };
     for entry in entries.flatten() {
         if std::fs::read_link(entry.path()).is_ok_and(|target| target == file) {
             return Err(Error::refused(format!("{} is used by another VM of this store", file.display()))
@@ -250,7 +258,9 @@ mod tests {
     #[test]
     fn machines_that_cannot_be_are_refused() {
         assert!(check_machine(1 << 30, 2, Some("Skylake-Client,+vmx")).is_ok());
-        for (memory, cpus, cpu) in [(0, 1, None), (1 << 30, 0, None), ((1 << 30) + 1, 1, None), (1 << 30, 1, Some("a b"))] {
+        for (memory, cpus, cpu) in
+            [(0, 1, None), (1 << 30, 0, None), ((1 << 30) + 1, 1, None), (1 << 30, 1, Some("a b"))]
+        {
             assert!(check_machine(memory, cpus, cpu).is_err());
         }
     }

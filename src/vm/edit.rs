@@ -16,7 +16,8 @@ pub async fn rename(context: &Context, old: &Name, new: &Name) -> Result<()> {
     let (_lock, _record) = open::open(context, old).await?;
     refuse_running(context, old, "rename")?;
     if store.layout.vm(new).exists() {
-        return Err(Error::exists(format!("the name {new} is taken")).hint("choose another, or see what is there: cowhand ls -a"));
+        return Err(Error::exists(format!("the name {new} is taken"))
+            .hint("choose another, or see what is there: cowhand ls -a"));
     }
     let from = store.layout.vm(old);
     std::fs::rename(&from, store.layout.vm(new)).on("rename", &from)?;
@@ -46,7 +47,9 @@ fn apply(record: &mut Record, key: &str, value: &str) -> Result<()> {
     let text = || (!value.is_empty()).then(|| value.to_owned());
     match key {
         "memory" => config.memory_bytes = parse_size(value)?,
-        "cpus" => config.cpus = value.parse().map_err(|_| Error::usage(format!("{value:?} is not a number of CPUs")))?,
+        "cpus" => {
+            config.cpus = value.parse().map_err(|_| Error::usage(format!("{value:?} is not a number of CPUs")))?
+        }
         "cpu" => config.cpu = text(),
         "kernel" => match text() {
             Some(kernel) => boot(record, true)?.kernel = std::path::absolute(&kernel).on("find", kernel.as_ref())?,
@@ -69,7 +72,11 @@ fn apply(record: &mut Record, key: &str, value: &str) -> Result<()> {
                 Some(value) => drop(config.tags.insert(tag.to_owned(), value)),
                 None => drop(config.tags.remove(tag)),
             },
-            None => return Err(Error::usage(format!("there is nothing called {key:?} to set")).hint(format!("keys: {KEYS}"))),
+            None => {
+                return Err(
+                    Error::usage(format!("there is nothing called {key:?} to set")).hint(format!("keys: {KEYS}"))
+                );
+            }
         },
     }
     Ok(())
@@ -80,12 +87,14 @@ fn boot(record: &mut Record, create: bool) -> Result<&mut KernelBoot> {
     if boot.is_none() && create {
         *boot = Some(KernelBoot { kernel: "".into(), initrd: None, append: None });
     }
-    boot.as_mut().ok_or_else(|| Error::usage("it boots from its firmware, not from a kernel").hint("say kernel=FILE first"))
+    boot.as_mut()
+        .ok_or_else(|| Error::usage("it boots from its firmware, not from a kernel").hint("say kernel=FILE first"))
 }
 
 fn refuse_running(context: &Context, name: &Name, doing: &str) -> Result<()> {
     if status::is_running(&context.store, name)? {
-        return Err(Error::refused(format!("cannot {doing} {name} while it runs")).hint(format!("stop it first: cowhand stop {name}")));
+        return Err(Error::refused(format!("cannot {doing} {name} while it runs"))
+            .hint(format!("stop it first: cowhand stop {name}")));
     }
     Ok(())
 }

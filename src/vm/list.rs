@@ -44,7 +44,8 @@ pub struct About {
 /// Every VM and template.
 pub async fn list(context: &Context) -> Result<Vec<Row>> {
     let names = context.store.names()?;
-    let records: Vec<(Name, Result<Record>)> = names.into_iter().map(|name| (name.clone(), context.store.load(&name))).collect();
+    let records: Vec<(Name, Result<Record>)> =
+        names.into_iter().map(|name| (name.clone(), context.store.load(&name))).collect();
     let by_uuid: BTreeMap<Uuid, Name> =
         records.iter().filter_map(|(name, record)| Some((record.as_ref().ok()?.uuid, name.clone()))).collect();
     let mut rows = Vec::with_capacity(records.len());
@@ -90,7 +91,11 @@ fn own_bytes(store: &Store, record: &Record) -> u64 {
     let mut layers: Vec<&Layer> = record.layers().collect();
     layers.sort();
     layers.dedup();
-    layers.into_iter().filter_map(|layer| std::fs::metadata(store.layout.layer(layer)).ok()).map(|about| about.blocks() * 512).sum()
+    layers
+        .into_iter()
+        .filter_map(|layer| std::fs::metadata(store.layout.layer(layer)).ok())
+        .map(|about| about.blocks() * 512)
+        .sum()
 }
 
 /// What `show` tells.
@@ -124,11 +129,8 @@ pub async fn show(context: &Context, name: &Name) -> Result<Details> {
         Some(sockets) => accel(&sockets.status()).await,
         None => None,
     };
-    let chains = record
-        .config
-        .volumes()
-        .map(|disk| Chain::of_disk(store, disk).map_err(|error| error.full_message()))
-        .collect();
+    let chains =
+        record.config.volumes().map(|disk| Chain::of_disk(store, disk).map_err(|error| error.full_message())).collect();
     Ok(Details { from: origin(&record, name_of), accel, chains, status, record })
 }
 
@@ -218,6 +220,7 @@ pub fn chains(context: &Context, name: &Name, target: Option<&str>) -> Result<Ve
 pub fn disk<'a>(name: &Name, record: &'a Record, target: &str) -> Result<&'a crate::model::Disk> {
     record.config.volumes().find(|disk| disk.target == target).ok_or_else(|| {
         let known: Vec<&str> = record.config.volumes().map(|disk| disk.target.as_str()).collect();
-        crate::error::Error::not_found(format!("{name} has no disk {target}")).hint(format!("it has: {}", known.join(", ")))
+        crate::error::Error::not_found(format!("{name} has no disk {target}"))
+            .hint(format!("it has: {}", known.join(", ")))
     })
 }

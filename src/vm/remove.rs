@@ -71,10 +71,13 @@ pub fn dependents(store: &Store, name: &Name, record: &Record) -> Result<Vec<Nam
 
 fn check_kind(name: &Name, record: &Record, which: Which) -> Result<()> {
     match (which, record.is_template()) {
-        (Which::Vm, true) => Err(Error::refused(format!("{name} is a template"))
-            .hint(format!("if you mean it: cowhand template rm {name}"))),
+        (Which::Vm, true) => {
+            Err(Error::refused(format!("{name} is a template"))
+                .hint(format!("if you mean it: cowhand template rm {name}")))
+        }
         (Which::Template, false) => {
-            Err(Error::refused(format!("{name} is a VM, not a template")).hint(format!("to remove it: cowhand rm {name}")))
+            Err(Error::refused(format!("{name} is a VM, not a template"))
+                .hint(format!("to remove it: cowhand rm {name}")))
         }
         _ => Ok(()),
     }
@@ -132,7 +135,9 @@ fn freed(store: &Store, name: &Name, record: &Record) -> Result<Vec<Layer>> {
     let mut freed = Vec::new();
     let mut next: Vec<LayerId> = record.layers().map(|layer| layer.id.clone()).collect();
     while let Some(id) = next.pop() {
-        let Some(info) = pool.layers.get(&id) else { continue };
+        let Some(info) = pool.layers.get(&id) else {
+            continue;
+        };
         if !pool.uses(&id).is_empty() || pool.children(&id).next().is_some() {
             continue;
         }
@@ -164,9 +169,10 @@ pub async fn collect(context: &Context, age: std::time::Duration, dry_run: bool)
     let now = jiff::Timestamp::now();
     let mut collected = Vec::new();
     for found in store.list_trash()? {
-        let old = found.entry.as_ref().is_none_or(|entry| {
-            now.duration_since(entry.when).unsigned_abs() >= age || entry.when > now
-        });
+        let old = found
+            .entry
+            .as_ref()
+            .is_none_or(|entry| now.duration_since(entry.when).unsigned_abs() >= age || entry.when > now);
         if !old {
             continue;
         }
@@ -185,15 +191,21 @@ fn trash_orphans(context: &Context) -> Result<()> {
     let store = &context.store;
     let mut pool = Pool::scan(store)?;
     if let Some(unreadable) = pool.unreadable.first() {
-        context.ui.warn(&format!("unused layers are kept: what {unreadable} uses is unknown, because its record cannot be read"));
+        context.ui.warn(&format!(
+            "unused layers are kept: what {unreadable} uses is unknown, because its record cannot be read"
+        ));
         return Ok(());
     }
     let name: Name = "orphans".parse()?;
     let mut trash = None;
     loop {
         let unused = |id: &LayerId| pool.uses(id).is_empty() && pool.children(id).next().is_none();
-        let Some(id) = pool.layers.keys().find(|id| unused(id)).cloned() else { return Ok(()) };
-        let Some(info) = pool.layers.remove(&id) else { return Ok(()) };
+        let Some(id) = pool.layers.keys().find(|id| unused(id)).cloned() else {
+            return Ok(());
+        };
+        let Some(info) = pool.layers.remove(&id) else {
+            return Ok(());
+        };
         let directory = match &trash {
             Some(directory) => directory,
             None => trash.insert(store.open_trash(&Store::trash_name("gc", &name), "gc", &name)?),

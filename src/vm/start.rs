@@ -55,7 +55,9 @@ pub async fn start_locked(context: &Context, lock: &VmLock, record: &Record, pau
 }
 
 fn prefix(error: Error, name: &Name) -> Error {
-    Error::qemu(format!("{name} did not start")).because(error.full_message()).hint(format!("the whole command: cowhand plan {name}"))
+    Error::qemu(format!("{name} did not start"))
+        .because(error.full_message())
+        .hint(format!("the whole command: cowhand plan {name}"))
 }
 
 /// The argument vector `name` would be started with. Writes nothing but QEMU's probe cache.
@@ -82,9 +84,11 @@ fn argv(
         super::create::check_kernel(boot)?;
     }
     let chains: Vec<Chain> =
-        config.volumes().map(|disk| Chain::of_disk(&context.store, disk)).collect::<Result<_>>().map_err(|error| {
-            Error::damaged(format!("a disk of {name} is damaged")).because(error.full_message())
-        })?;
+        config
+            .volumes()
+            .map(|disk| Chain::of_disk(&context.store, disk))
+            .collect::<Result<_>>()
+            .map_err(|error| Error::damaged(format!("a disk of {name} is damaged")).because(error.full_message()))?;
     let uefi = (config.firmware == Firmware::Uefi).then(firmware::find).transpose()?;
     Ok(cmdline::argv(&Machine {
         qemu: &probe.path,

@@ -66,7 +66,9 @@ impl Qmp {
         let connect = |source| QmpError::Connect { path: path.to_owned(), source };
         let stream = match timeout_at(deadline, UnixStream::connect(path)).await {
             Ok(stream) => stream.map_err(connect)?,
-            Err(_) => return Err(QmpError::Timeout { command: "connect".into(), seconds: limit.as_secs() }),
+            Err(_) => {
+                return Err(QmpError::Timeout { command: "connect".into(), seconds: limit.as_secs() });
+            }
         };
         Self::handshake(stream, limit).await
     }
@@ -125,8 +127,8 @@ impl Qmp {
     }
 
     async fn send<C: qapi::Command>(&mut self, command: &C, limit: Duration) -> Result<C::Ok, QmpError> {
-        let arguments = serde_json::to_value(command)
-            .map_err(|source| QmpError::Decode { command: C::NAME.into(), source })?;
+        let arguments =
+            serde_json::to_value(command).map_err(|source| QmpError::Decode { command: C::NAME.into(), source })?;
         self.exchange(C::NAME, arguments, limit).await
     }
 
@@ -153,7 +155,8 @@ impl Qmp {
                         class: refusal.class,
                         message: refusal.desc,
                     })?;
-                    return serde_json::from_value(value).map_err(|source| QmpError::Decode { command: command.into(), source });
+                    return serde_json::from_value(value)
+                        .map_err(|source| QmpError::Decode { command: command.into(), source });
                 }
                 Incoming::Reply { .. } | Incoming::Greeting => {}
             }

@@ -49,8 +49,8 @@ pub fn write_store_file(path: &Path) -> Result<()> {
 /// Refuses a store that a newer version has written.
 pub fn check_store_file(path: &Path) -> Result<()> {
     let text = std::fs::read(path).on("read", path)?;
-    let version: Versioned =
-        parse(&text).map_err(|error| Error::damaged(format!("cannot read {}", path.display())).because(error.full_message()))?;
+    let version: Versioned = parse(&text)
+        .map_err(|error| Error::damaged(format!("cannot read {}", path.display())).because(error.full_message()))?;
     if version.schema > CURRENT { Err(too_new(version.schema)) } else { Ok(()) }
 }
 

@@ -9,8 +9,8 @@ use uuid::Uuid;
 
 use crate::error::{Error, Result};
 use crate::model::{
-    Config, Disk, Firmware, KernelBoot, Layer, LayerStamp, Name, Nic, Origin, PortForward, Record, Role, Snapshot, SnapshotKind,
-    VmState,
+    Config, Disk, Firmware, KernelBoot, Layer, LayerStamp, Name, Nic, Origin, PortForward, Record, Role, Snapshot,
+    SnapshotKind, VmState,
 };
 
 /// A VM or template, as written.
@@ -186,7 +186,12 @@ impl TryFrom<RecordV1> for Record {
             role,
             uuid: record.uuid,
             created: record.created,
-            origin: record.origin.map(|OriginV1 { uuid, name, snapshot, template }| Origin { uuid, name, snapshot, template }),
+            origin: record.origin.map(|OriginV1 { uuid, name, snapshot, template }| Origin {
+                uuid,
+                name,
+                snapshot,
+                template,
+            }),
             config: record.config.try_into()?,
             head: record.head,
             snapshots: record.snapshots.into_iter().map(Snapshot::try_from).collect::<Result<_>>()?,
@@ -238,11 +243,18 @@ impl From<&Config> for ConfigV1 {
                 Firmware::Bios => FirmwareV1::Bios,
                 Firmware::Uefi => FirmwareV1::Uefi,
             },
-            kernel: config.kernel.clone().map(|KernelBoot { kernel, initrd, append }| KernelV1 { kernel, initrd, append }),
+            kernel: config.kernel.clone().map(|KernelBoot { kernel, initrd, append }| KernelV1 {
+                kernel,
+                initrd,
+                append,
+            }),
             nics: config
                 .nics
                 .iter()
-                .map(|nic| NicV1 { mac: nic.mac.clone(), ports: nic.ports.iter().map(PortForward::to_string).collect() })
+                .map(|nic| NicV1 {
+                    mac: nic.mac.clone(),
+                    ports: nic.ports.iter().map(PortForward::to_string).collect(),
+                })
                 .collect(),
             generation: config.generation,
             disks: config.disks.iter().map(DiskV1::from).collect(),
