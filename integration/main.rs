@@ -1,1 +1,22 @@
+//! Real QEMU, real guests, real files. A test says in its name what the user would lose if it failed.
+//!
+//! The guests come from `scripts/guest`; `COWHAND_QEMU` chooses the QEMU. Each test has a store and sockets of its own, and its
+//! VMs end with it.
+#![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs)]
 
+mod lab;
+
+mod clones;
+mod crash;
+mod create;
+mod debian;
+mod documentation;
+mod engine;
+mod kvm;
+mod lifecycle;
+mod locks;
+mod qcow2;
+mod snapshots;
+mod templates;
+mod uefi;
+mod user;

@@ -1,0 +1,187 @@
+//! Killed in the middle: the next command puts things right, and nothing is lost.
+
+use std::time::Duration;
+
+use crate::lab::{Done, Lab, eventually, kill};
+
+#[test]
+fn a_killed_clone_leaves_nothing() {
+    let lab = Lab::new();
+    let source = lab.path().join("data.raw");
+    std::fs::write(&source, vec![1; 300 << 20]).unwrap();
+    lab.ok(&["create", "base", "--disk", &format!("{},use", source.to_str().unwrap())]);
+    let files = lab.layer_files();
+    let child = lab.spawn(&["clone", "base", "x", "--full"]);
+    eventually("the beginning of the copy", || lab.layer_files().iter().any(|file| file.ends_with(".part")));
+    kill(child.id().cast_signed());
+    child.wait_with_output().unwrap();
+    assert_eq!(lab.json(&["ls"]).as_array().unwrap().len(), 1, "half a clone is not listed");
+    lab.run(&["start", "x"]).fails(3, &[]);
+    lab.ok(&["create", "other", "--size", "64M"]);
+    lab.ok(&["rm", "other"]);
+    assert_eq!(lab.layer_files(), files);
+    assert_eq!(lab.vm_directories(), ["base"]);
+    lab.ok(&["clone", "base", "x", "--full"]);
+}
+
+#[test]
+fn an_interrupted_clone_cleans_up_after_itself() {
+    let lab = Lab::new();
+    let source = lab.path().join("data.raw");
+    std::fs::write(&source, vec![1; 300 << 20]).unwrap();
+    lab.ok(&["create", "base", "--disk", &format!("{},use", source.to_str().unwrap())]);
+    let files = lab.layer_files();
+    let child = lab.spawn(&["clone", "base", "x", "--full"]);
+    eventually("the beginning of the copy", || lab.layer_files().iter().any(|file| file.ends_with(".part")));
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id().cast_signed()), nix::sys::signal::Signal::SIGINT)
+        .unwrap();
+    let done = Done::from(child.wait_with_output().unwrap());
+    assert_eq!(done.code, 130, "{done:?}");
+    assert_eq!(lab.layer_files(), files);
+    assert_eq!(lab.vm_directories(), ["base"]);
+}
+
+/// Kills a command after ever longer times, until it is quick enough to end by itself; `check` must hold after each recovery.
+fn killed_at_every_moment(
+    lab: &Lab,
+    prepare: impl Fn(u32),
+    args: &dyn Fn(u32) -> Vec<String>,
+    check: impl Fn(u32, bool),
+) {
+    let mut delay = Duration::ZERO;
+    for round in 0.. {
+        prepare(round);
+        let args = args(round);
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let mut child = lab.spawn(&args);
+        std::thread::sleep(delay);
+        let ended = child.try_wait().unwrap().is_some();
+        if !ended {
+            kill(child.id().cast_signed());
+        }
+        let survived = Done::from(child.wait_with_output().unwrap()).code == 0;
+        check(round, survived);
+        if ended {
+            assert!(round > 2, "it was never killed");
+            return;
+        }
+        delay += Duration::from_micros(700) + delay / 8;
+    }
+}
+
+#[test]
+fn a_snapshot_killed_at_any_moment_is_there_or_not_and_the_guest_keeps_its_writes() {
+    let lab = Lab::new();
+    lab.booted("web");
+    killed_at_every_moment(
+        &lab,
+        |round| lab.write("web", "/root/a", &format!("round {round}")),
+        &|round| vec!["snapshot".into(), "create".into(), "web".into(), format!("s{round}")],
+        |round, _| {
+            // The next command recovers; then the guest works, is not frozen, and what was written before is there.
+            lab.ok(&["snapshot", "create", "web", &format!("after{round}"), "--quiesce", "never"]);
+            assert_eq!(lab.read("web", "/root/a"), Some(format!("round {round}")));
+            assert!(!lab.store().join("vms/web/journal.json").exists());
+        },
+    );
+    lab.ok(&["stop", "--force", "web"]);
+    lab.ok(&["start", "web"]);
+    assert!(lab.read("web", "/root/a").unwrap().starts_with("round"));
+    lab.check_images();
+    assert_no_orphans(&lab);
+}
+
+#[test]
+fn a_merge_killed_at_any_moment_is_finished_by_the_next_command() {
+    let lab = Lab::new();
+    lab.booted("web");
+    killed_at_every_moment(
+        &lab,
+        |round| {
+            lab.write("web", "/root/a", &format!("before {round}"));
+            lab.ok(&["snapshot", "create", "web", &format!("s{round}")]);
+            lab.sh(
+                "web",
+                &format!(
+                    "echo 'after {round}' > /root/a; dd if=/dev/urandom of=/root/b bs=1M count=8 2>/dev/null; sync"
+                ),
+            );
+        },
+        &|round| vec!["snapshot".into(), "rm".into(), format!("web@s{round}")],
+        |round, _| {
+            lab.ok(&["resume", "web"]);
+            assert_eq!(lab.state("web"), "running");
+            assert_eq!(lab.read("web", "/root/a"), Some(format!("after {round}")));
+            if lab.json(&["snapshot", "ls", "web"]) != serde_json::json!([]) {
+                lab.ok(&["snapshot", "rm", &format!("web@s{round}")]);
+            }
+            assert_eq!(lab.chain("web").len(), 1, "the merge was not finished");
+        },
+    );
+    lab.check_images();
+    assert_no_orphans(&lab);
+}
+
+#[test]
+fn a_merge_whose_qemu_is_killed_too_is_finished_offline() {
+    let lab = Lab::new();
+    lab.booted("web");
+    for (round, delay) in [0, 20, 40, 60, 80, 120].into_iter().enumerate() {
+        lab.write("web", "/root/a", "before");
+        lab.ok(&["snapshot", "create", "web", "s"]);
+        lab.sh(
+            "web",
+            &format!("echo 'after {round}' > /root/a; dd if=/dev/urandom of=/root/b bs=1M count=16 2>/dev/null; sync"),
+        );
+        let pid = lab.pid("web");
+        let child = lab.spawn(&["snapshot", "rm", "web@s"]);
+        std::thread::sleep(Duration::from_millis(delay));
+        kill(child.id().cast_signed());
+        kill(pid);
+        child.wait_with_output().unwrap();
+        eventually("the end of QEMU", || lab.state("web") == "crashed");
+        lab.ok(&["start", "web"]);
+        assert_eq!(lab.read("web", "/root/a"), Some(format!("after {round}")));
+        if lab.json(&["snapshot", "ls", "web"]) != serde_json::json!([]) {
+            lab.ok(&["snapshot", "rm", "web@s"]);
+        }
+        assert_eq!(lab.chain("web").len(), 1);
+    }
+    lab.check_images();
+    assert_no_orphans(&lab);
+}
+
+#[test]
+fn a_revert_killed_at_any_moment_leaves_the_vm_before_or_after_it() {
+    let lab = Lab::new();
+    lab.booted("web");
+    lab.write("web", "/root/a", "old");
+    lab.ok(&["snapshot", "create", "web", "s"]);
+    killed_at_every_moment(
+        &lab,
+        |_| {
+            if lab.state("web") != "running" {
+                lab.ok(&["start", "web"]);
+            }
+            lab.write("web", "/root/a", "new");
+        },
+        &|_| vec!["snapshot".into(), "revert".into(), "web@s".into()],
+        |_, _| {
+            if !["running", "paused"].contains(&lab.state("web").as_str()) {
+                lab.ok(&["start", "web"]);
+            }
+            let text = lab.read("web", "/root/a").unwrap();
+            assert!(text == "old" || text == "new", "{text}");
+        },
+    );
+    lab.check_images();
+    assert_no_orphans(&lab);
+}
+
+/// Every layer in the pool is named by somebody, or stood on.
+fn assert_no_orphans(lab: &Lab) {
+    lab.ok(&["stop", "--force", "web"]);
+    let before = lab.layer_files();
+    lab.ok(&["gc", "--older-than", "0"]);
+    assert_eq!(lab.layer_files(), before, "layers were left that nobody uses");
+}

@@ -1,0 +1,302 @@
+//! A laboratory: one store, one directory for sockets, and words to speak of guests instead of processes.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// Long enough for a noisy machine, short enough to end.
+pub const PATIENCE: Duration = Duration::from_secs(300);
+
+pub struct Lab {
+    directory: tempfile::TempDir,
+}
+
+/// What a command did.
+#[derive(Debug)]
+pub struct Done {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
+}
+
+impl Done {
+    /// The command must have worked.
+    #[track_caller]
+    pub fn ok(self) -> String {
+        assert_eq!(self.code, 0, "it failed:\n{}\n{}", self.out, self.err);
+        self.out
+    }
+
+    /// The command must have failed with this exit code and these words.
+    #[track_caller]
+    pub fn fails(self, code: i32, words: &[&str]) -> Self {
+        assert_eq!(self.code, code, "\nstdout: {}\nstderr: {}", self.out, self.err);
+        for word in words {
+            assert!(self.err.contains(word), "{word:?} is not in: {}", self.err);
+        }
+        self
+    }
+}
+
+impl From<Output> for Done {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code().unwrap_or_else(|| 128 + output.status.signal().unwrap_or(0)),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+impl Lab {
+    pub fn new() -> Self {
+        // Short: the sockets' paths have to fit into 108 bytes.
+        let directory = tempfile::Builder::new().prefix("cw").tempdir_in("/tmp").unwrap();
+        std::fs::create_dir(directory.path().join("run")).unwrap();
+        Self { directory }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    pub fn store(&self) -> PathBuf {
+        self.path().join("store")
+    }
+
+    /// `cowhand …`, ready to be started.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cowhand"));
+        command.args(args).env("COWHAND_STORE", self.store()).env("XDG_RUNTIME_DIR", self.path().join("run"));
+        command.env("COWHAND_ACCEL", "tcg").env_remove("NO_COLOR").stdin(Stdio::null());
+        command
+    }
+
+    /// Runs `cowhand …` to its end.
+    pub fn run(&self, args: &[&str]) -> Done {
+        self.command(args).output().unwrap().into()
+    }
+
+    /// Runs it; it must work.
+    #[track_caller]
+    pub fn ok(&self, args: &[&str]) -> String {
+        self.run(args).ok()
+    }
+
+    /// Runs it with `--format json`; it must work.
+    #[track_caller]
+    pub fn json(&self, args: &[&str]) -> Value {
+        let text = self.ok(&[&["--format", "json"], args].concat());
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}"))
+    }
+
+    /// Starts it and does not wait.
+    pub fn spawn(&self, args: &[&str]) -> Child {
+        self.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// Makes the VM `name` from the tiny guest, with more options.
+    #[track_caller]
+    pub fn tiny(&self, name: &str, options: &[&str]) {
+        let guest = guest("tiny");
+        let mut args = vec!["create", name, "--disk"];
+        let disk = guest.disk();
+        args.extend([disk.as_str(), "--kernel", &guest.kernel, "--initrd", &guest.initrd, "--append", &guest.cmdline]);
+        args.extend(["--memory", "192M", "--cpus", "1"]);
+        args.extend(options);
+        self.ok(&args);
+    }
+
+    /// Makes and starts the VM `name` from the tiny guest, and waits until its agent answers.
+    #[track_caller]
+    pub fn booted(&self, name: &str) {
+        self.tiny(name, &[]);
+        self.ok(&["start", name]);
+        self.sh(name, "true");
+    }
+
+    /// Runs a shell command in a guest; it must work.
+    #[track_caller]
+    pub fn sh(&self, vm: &str, script: &str) -> String {
+        self.ok(&["exec", "--timeout", "200", vm, "--", "sh", "-c", script])
+    }
+
+    /// Writes a file in a guest, down to its disk.
+    #[track_caller]
+    pub fn write(&self, vm: &str, path: &str, text: &str) {
+        self.sh(vm, &format!("echo '{text}' > {path}; sync"));
+    }
+
+    /// The text of a file in a guest, or `None` when there is none.
+    #[track_caller]
+    pub fn read(&self, vm: &str, path: &str) -> Option<String> {
+        let text = self.sh(vm, &format!("cat {path} 2>/dev/null || echo NONE"));
+        Some(text.trim().to_owned()).filter(|text| text != "NONE")
+    }
+
+    #[track_caller]
+    pub fn state(&self, vm: &str) -> String {
+        self.json(&["show", vm])["state"].as_str().unwrap().to_owned()
+    }
+
+    #[track_caller]
+    pub fn pid(&self, vm: &str) -> i32 {
+        i32::try_from(self.json(&["show", vm])["pid"].as_i64().unwrap()).unwrap()
+    }
+
+    /// The ids of the layers under the first disk, active layer first.
+    #[track_caller]
+    pub fn chain(&self, vm: &str) -> Vec<String> {
+        let chains = self.json(&["disk", "chain", vm]);
+        let layers = chains[0]["layers"].as_array().unwrap();
+        layers.iter().map(|layer| layer["id"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// Says `commands` on the QMP socket that is there for the user's own tools; each must be answered with a return.
+    #[track_caller]
+    pub fn user_qmp(&self, vm: &str, commands: &[Value]) -> Vec<Value> {
+        let socket = self.store().join("vms").join(vm).join("run/user-qmp.sock");
+        let mut stream = UnixStream::connect(std::fs::canonicalize(socket).unwrap()).unwrap();
+        let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map(|line| line.unwrap());
+        let hello = serde_json::json!({"execute": "qmp_capabilities"});
+        let mut answers = Vec::new();
+        for command in [&hello].into_iter().chain(commands) {
+            writeln!(stream, "{command}").unwrap();
+            let answer = lines
+                .by_ref()
+                .map(|line| serde_json::from_str::<Value>(&line).unwrap())
+                .find(|line| line.get("return").is_some() || line.get("error").is_some())
+                .unwrap();
+            assert!(answer.get("error").is_none(), "{command}: {answer}");
+            answers.push(answer["return"].clone());
+        }
+        answers
+    }
+
+    /// The files in the pool, whole or not.
+    pub fn layer_files(&self) -> Vec<String> {
+        files_in(&self.store().join("layers"))
+    }
+
+    /// The directories of VMs, of those that never came to be, too.
+    pub fn vm_directories(&self) -> Vec<String> {
+        files_in(&self.store().join("vms"))
+    }
+
+    /// Everything in the store with its content's size, to show that a refused command changed nothing.
+    pub fn fingerprint(&self) -> BTreeMap<PathBuf, u64> {
+        let mut all = BTreeMap::new();
+        walk(&self.store(), &mut all);
+        // What observers and lockers may touch.
+        all.retain(|path, _| !path.ends_with("lock") && !path.ends_with("store.lock") && !path.ends_with("run.lock"));
+        all
+    }
+
+    /// Every image of the pool must be sound.
+    #[track_caller]
+    pub fn check_images(&self) {
+        for file in self.layer_files().iter().filter(|file| file.ends_with(".qcow2")) {
+            let path = self.store().join("layers").join(file);
+            let output = Command::new("qemu-img").args(["check", "-U", "-f", "qcow2"]).arg(&path).output().unwrap();
+            assert!(output.status.success(), "{file}: {}", Done::from(output).out);
+        }
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for name in self.vm_directories() {
+            let _ = self.run(&["stop", "--force", "--wait", "20", &name]);
+        }
+    }
+}
+
+fn files_in(directory: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+fn walk(path: &Path, all: &mut BTreeMap<PathBuf, u64>) {
+    let Ok(entries) = std::fs::read_dir(path) else { return };
+    for entry in entries.map(Result::unwrap) {
+        let about = entry.metadata().unwrap();
+        all.insert(entry.path(), if about.is_file() { about.len() } else { 0 });
+        if about.is_dir() {
+            walk(&entry.path(), all);
+        }
+    }
+}
+
+/// A guest made by `scripts/guest`.
+#[derive(Debug, Clone)]
+pub struct Guest {
+    image: PathBuf,
+    pub kernel: String,
+    pub initrd: String,
+    pub cmdline: String,
+}
+
+impl Guest {
+    pub fn disk(&self) -> String {
+        self.image.to_str().unwrap().to_owned()
+    }
+}
+
+/// The guest called `name`, made if it is not in the cache.
+pub fn guest(name: &str) -> Guest {
+    static MADE: OnceLock<Mutex<BTreeMap<String, Guest>>> = OnceLock::new();
+    let mut made = MADE.get_or_init(Mutex::default).lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    made.entry(name.to_owned()).or_insert_with(|| make(name)).clone()
+}
+
+fn make(name: &str) -> Guest {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/guest");
+    let output = Command::new(script).arg(name).output().unwrap();
+    assert!(output.status.success(), "scripts/guest {name}: {}", String::from_utf8_lossy(&output.stderr));
+    let image = PathBuf::from(String::from_utf8(output.stdout).unwrap().trim());
+    let beside = |extension: &str| image.with_extension(extension).to_str().unwrap().to_owned();
+    Guest {
+        kernel: beside("vmlinuz"),
+        initrd: beside("initrd"),
+        cmdline: std::fs::read_to_string(beside("cmdline")).unwrap_or_default().trim().to_owned(),
+        image,
+    }
+}
+
+/// Waits until `condition` holds.
+#[track_caller]
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what} did not come about");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A test that cannot run here says so, and why.
+pub fn skip(test: &str, why: &str) {
+    eprintln!("SKIPPED {test}: {why}");
+}
+
+/// Kills a process at once.
+pub fn kill(pid: i32) {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+}
+
+/// Runs `qemu-img`; it must work.
+#[track_caller]
+pub fn qemu_img(args: &[&str]) -> String {
+    let output = Command::new("qemu-img").args(args).output().unwrap();
+    assert!(output.status.success(), "qemu-img {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}

@@ -1,0 +1,185 @@
+//! A VM's life: starting, stopping, pausing, dying, and what its guest says and does meanwhile.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use crate::lab::{Done, Lab, eventually, kill};
+
+#[test]
+fn a_guest_can_be_spoken_to_stopped_and_started_again() {
+    let lab = Lab::new();
+    lab.booted("web");
+    assert_eq!(lab.state("web"), "running");
+    assert!(lab.ok(&["exec", "web", "--", "cat", "/etc/os-release"]).contains("cowhand tiny guest"));
+    lab.run(&["start", "web"]).fails(5, &["running already"]);
+
+    // exec: exit codes are the command's own, or the documented ones.
+    let code = |args: &[&str]| lab.run(&[&["exec"], args].concat()).code;
+    assert_eq!(code(&["web", "--", "sh", "-c", "exit 42"]), 42);
+    assert_eq!(code(&["web", "--", "/no/such/program"]), 127);
+    assert_eq!(code(&["web", "--", "/etc/os-release"]), 126);
+    assert_eq!(code(&["--timeout", "1", "web", "--", "sleep", "30"]), 124);
+    assert_eq!(lab.ok(&["exec", "-e", "WHO=me", "web", "--", "/bin/sh", "-c", "echo $WHO"]), "me\n");
+    let mut child =
+        lab.command(&["exec", "-i", "web", "--", "cat"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"through the agent").unwrap();
+    assert_eq!(Done::from(child.wait_with_output().unwrap()).ok(), "through the agent");
+
+    // Files, there and back, with every byte value and more than one message's worth.
+    let bytes: Vec<u8> = (0..700_000_usize).map(|n| (n % 256) as u8).collect();
+    let (there, back) = (lab.path().join("there"), lab.path().join("back"));
+    std::fs::write(&there, &bytes).unwrap();
+    lab.ok(&["cp", there.to_str().unwrap(), "web:/root/"]);
+    lab.ok(&["cp", "web:/root/there", back.to_str().unwrap()]);
+    assert!(std::fs::read(&back).unwrap() == bytes, "the file came back changed");
+    lab.run(&["cp", "web:/no/such/file", back.to_str().unwrap()]).fails(3, &["/no/such/file"]);
+    assert!(std::fs::read(&back).unwrap() == bytes, "a failed copy damaged the target");
+
+    // The serial console: what the guest printed is kept, and can be talked to.
+    eventually("the guest's greeting", || lab.ok(&["logs", "web"]).contains("cowhand tiny guest is up"));
+    let mut console = lab.command(&["console", "web"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    console.stdin.take().unwrap().write_all(b"\necho con''sole\n").unwrap();
+    assert!(Done::from(console.wait_with_output().unwrap()).ok().contains("console"));
+
+    // Pausing.
+    lab.ok(&["pause", "web"]);
+    assert_eq!(lab.state("web"), "paused");
+    lab.run(&["stop", "web"]).fails(5, &["paused", "resume"]);
+    lab.ok(&["resume", "web"]);
+    assert_eq!(lab.state("web"), "running");
+
+    // What must not happen to a running VM.
+    for args in [
+        &["rm", "web"][..],
+        &["set", "web", "cpus=2"],
+        &["rename", "web", "x"],
+        &["template", "create", "web", "--no-seal"],
+        &["clone", "web", "x"],
+    ] {
+        lab.run(args).fails(5, &["web"]);
+    }
+
+    lab.write("web", "/root/kept", "kept");
+    assert!(lab.ok(&["stop", "web"]).contains("guest agent"));
+    assert_eq!(lab.state("web"), "stopped");
+    assert!(lab.ok(&["stop", "web"]).contains("was not running"));
+    lab.ok(&["set", "web", "memory=256M", "tag.role=test"]);
+    lab.ok(&["rename", "web", "site"]);
+    lab.ok(&["start", "site"]);
+    assert_eq!(lab.read("site", "/root/kept").as_deref(), Some("kept"));
+    assert_eq!(lab.json(&["ls", "--filter", "role=test"])[0]["memory_bytes"], 256 << 20);
+    lab.ok(&["rm", "--force", "site"]);
+    assert_eq!(lab.json(&["ls", "-a"]), serde_json::json!([]));
+}
+
+#[test]
+fn a_guest_without_an_agent_is_stopped_by_its_power_button() {
+    let lab = Lab::new();
+    lab.booted("web");
+    // The agent is told to end by its own last command; init would start it again.
+    lab.sh("web", "(sleep 1; sed -i /qemu-ga/d /etc/inittab; kill -HUP 1; sleep 1; killall qemu-ga) >/dev/null 2>&1 &");
+    eventually("the agent's end", || lab.run(&["exec", "--agent-timeout", "1", "web", "--", "true"]).code == 125);
+    assert!(lab.ok(&["stop", "web"]).contains("power button"));
+    assert_eq!(lab.state("web"), "stopped");
+}
+
+#[test]
+fn a_guest_that_will_not_stop_goes_on_running_and_is_said_to() {
+    let lab = Lab::new();
+    lab.ok(&["create", "deaf", "--size", "64M", "--memory", "64M"]);
+    lab.ok(&["start", "deaf"]);
+    lab.run(&["stop", "--timeout", "1", "deaf"]).fails(7, &["goes on running", "--force"]);
+    assert_eq!(lab.state("deaf"), "running");
+    lab.ok(&["stop", "--force", "deaf"]);
+    assert_eq!(lab.state("deaf"), "stopped");
+}
+
+#[test]
+fn a_killed_qemu_is_called_crashed_and_starts_again() {
+    let lab = Lab::new();
+    lab.booted("web");
+    lab.write("web", "/root/kept", "kept");
+    kill(lab.pid("web"));
+    eventually("the end of QEMU", || lab.state("web") == "crashed");
+    lab.ok(&["start", "web"]);
+    assert_eq!(lab.read("web", "/root/kept").as_deref(), Some("kept"));
+}
+
+#[test]
+fn a_guest_that_powers_itself_off_is_stopped_not_crashed() {
+    let lab = Lab::new();
+    lab.booted("web");
+    lab.run(&["exec", "--timeout", "5", "web", "--", "poweroff"]);
+    eventually("the end of QEMU", || lab.state("web") == "stopped");
+}
+
+#[test]
+fn the_printed_plan_starts_the_vm_when_a_shell_runs_it() {
+    let lab = Lab::new();
+    lab.tiny("web", &[]);
+    lab.ok(&["start", "web"]);
+    lab.ok(&["stop", "--force", "web"]);
+    let line = lab.ok(&["plan", "web"]);
+    let argv = lab.json(&["plan", "web"]);
+    assert!(argv.as_array().unwrap().iter().any(|arg| arg == "-nodefaults"));
+    let sockets = lab.path().join("run/cowhand");
+    std::fs::create_dir_all(sockets.join(&lab.json(&["show", "web"])["uuid"].as_str().unwrap().replace('-', "")[..12]))
+        .unwrap();
+    let mut shell = Command::new("sh").args(["-c", &format!("exec {line}")]).spawn().unwrap();
+    eventually("a guest that prints", || lab.ok(&["logs", "web"]).contains("cowhand tiny guest is up"));
+    shell.kill().unwrap();
+    shell.wait().unwrap();
+}
+
+#[test]
+fn qemu_that_refuses_its_options_is_quoted_and_nothing_is_left_running() {
+    let lab = Lab::new();
+    lab.ok(&["create", "web", "--size", "64M", "--memory", "64M", "--cpu", "no-such-model"]);
+    lab.run(&["start", "web"]).fails(7, &["no-such-model", "cowhand plan"]);
+    assert_eq!(lab.state("web"), "stopped");
+    lab.ok(&["set", "web", "cpu="]);
+    lab.ok(&["start", "web"]);
+}
+
+#[test]
+fn a_forwarded_port_leads_to_the_guest_and_a_taken_one_is_named() {
+    let lab = Lab::new();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = listener.local_addr().unwrap().port();
+    lab.tiny("web", &["-p", &format!("{taken}:80")]);
+    lab.run(&["start", "web"]).fails(7, &[&taken.to_string()]);
+    drop(listener);
+    lab.ok(&["start", "web"]);
+    lab.sh("web", "true");
+    let fetch = || {
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", taken)).ok()?;
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
+        std::io::read_to_string(stream).ok()
+    };
+    eventually("the guest's page", || fetch().is_some_and(|page| page.contains("hello from the tiny guest")));
+}
+
+#[test]
+fn one_broken_vm_is_listed_as_broken_and_all_others_work() {
+    let lab = Lab::new();
+    for name in ["good", "typo", "empty", "torn", "newer"] {
+        lab.ok(&["create", name, "--size", "64M"]);
+    }
+    let record = |name: &str| lab.store().join("vms").join(name).join("vm.json");
+    let text = std::fs::read_to_string(record("typo")).unwrap();
+    std::fs::write(record("typo"), text.replace("\"cpus\"", "\"cpuz\"")).unwrap();
+    std::fs::write(record("empty"), "").unwrap();
+    std::fs::write(record("torn"), &text[..text.len() / 2]).unwrap();
+    std::fs::write(record("newer"), text.replace("\"schema\": 1", "\"schema\": 99")).unwrap();
+    let rows = lab.json(&["ls"]);
+    let row = |name: &str| rows.as_array().unwrap().iter().find(|row| row["name"] == name).unwrap();
+    assert_eq!(row("good")["state"], "stopped");
+    for (name, reason) in [("typo", "cpuz"), ("empty", "empty"), ("torn", "EOF"), ("newer", "newer version")] {
+        assert_eq!(row(name)["state"], "broken");
+        assert!(row(name)["reason"].as_str().unwrap().contains(reason), "{}", row(name));
+        lab.run(&["start", name]).fails(8, &[reason]);
+    }
+    lab.ok(&["snapshot", "create", "good", "s"]);
+    lab.ok(&["snapshot", "rm", "good@s"]);
+    lab.ok(&["rm", "good"]);
+}

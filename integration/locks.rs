@@ -1,0 +1,65 @@
+//! Two commands at once on one VM: one waits, says for whom, and both end well.
+
+use std::process::Stdio;
+
+use crate::lab::{Done, Lab, eventually};
+
+#[test]
+fn a_snapshot_during_a_stop_waits_and_says_for_whom() {
+    let lab = Lab::new();
+    lab.booted("web");
+    // The guest takes its time to shut down.
+    lab.sh("web", "printf '#!/bin/sh\\nsleep 4\\nexec /bin/poweroff\\n' > /sbin/shutdown");
+    let stop = lab.spawn(&["stop", "web"]);
+    let lock = lab.store().join("vms/web/lock");
+    eventually("the stop's signature", || std::fs::read_to_string(&lock).is_ok_and(|text| text.contains("stop web")));
+    let snapshot = Done::from(lab.command(&["snapshot", "create", "web", "s"]).output().unwrap());
+    assert!(snapshot.err.contains("waiting for web: `stop web` (pid"), "{}", snapshot.err);
+    snapshot.ok();
+    Done::from(stop.wait_with_output().unwrap()).ok();
+    assert_eq!(lab.json(&["snapshot", "ls", "web"])[0]["vm_state"], "stopped");
+}
+
+#[test]
+fn a_wait_that_is_too_long_ends_with_the_holders_name() {
+    let lab = Lab::new();
+    lab.booted("web");
+    lab.sh("web", "printf '#!/bin/sh\\nsleep 6\\nexec /bin/poweroff\\n' > /sbin/shutdown");
+    let stop = lab.spawn(&["stop", "web"]);
+    let lock = lab.store().join("vms/web/lock");
+    eventually("the stop's signature", || std::fs::read_to_string(&lock).is_ok_and(|text| text.contains("stop web")));
+    lab.run(&["--wait", "0", "snapshot", "create", "web", "s"]).fails(6, &["`stop web` (pid", "--wait"]);
+    // Observers take no lock.
+    assert_eq!(lab.json(&["ls"])[0]["name"], "web");
+    Done::from(stop.wait_with_output().unwrap()).ok();
+}
+
+#[test]
+fn many_snapshots_at_once_are_all_taken() {
+    let lab = Lab::new();
+    lab.ok(&["create", "web", "--size", "64M", "--memory", "64M"]);
+    lab.ok(&["start", "web"]);
+    let children: Vec<_> = (0..8).map(|n| lab.spawn(&["snapshot", "create", "web", &format!("s{n}")])).collect();
+    children.into_iter().for_each(|child| drop(Done::from(child.wait_with_output().unwrap()).ok()));
+    assert_eq!(lab.json(&["snapshot", "ls", "web"]).as_array().unwrap().len(), 8);
+    assert_eq!(lab.chain("web").len(), 9);
+}
+
+#[test]
+fn a_template_is_never_removed_under_a_clone_that_is_being_made() {
+    let lab = Lab::new();
+    for round in 0..5 {
+        let base = format!("base{round}");
+        lab.ok(&["create", &base, "--size", "64M"]);
+        lab.ok(&["template", "create", &base, "--no-seal"]);
+        let clone = lab.spawn(&["clone", &base, &format!("c{round}"), "-n", "10"]);
+        let remove = lab.command(&["template", "rm", &base]).stderr(Stdio::piped()).spawn().unwrap();
+        let clone = Done::from(clone.wait_with_output().unwrap());
+        let remove = Done::from(remove.wait_with_output().unwrap());
+        // Either order is fine; what is not is a clone on nothing.
+        assert_eq!([clone.code, remove.code].iter().filter(|code| **code == 0).count(), 1, "{clone:?} {remove:?}");
+        for row in lab.json(&["ls"]).as_array().unwrap() {
+            lab.ok(&["disk", "chain", row["name"].as_str().unwrap()]);
+        }
+    }
+}

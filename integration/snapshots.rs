@@ -1,0 +1,238 @@
+//! Snapshots of running and stopped guests: what is in them, what comes back, what is left after a removal.
+
+use serde_json::json;
+
+use crate::lab::{Lab, qemu_img};
+
+#[test]
+fn a_revert_brings_back_what_was_deleted_and_takes_away_what_came_later() {
+    let lab = Lab::new();
+    lab.booted("web");
+    lab.write("web", "/root/a", "one");
+    let taken = lab.json(&["snapshot", "create", "web", "s1", "--description", "first words"]);
+    for key in [
+        "name",
+        "parent",
+        "kind",
+        "memory",
+        "vm_state",
+        "created",
+        "current",
+        "description",
+        "quiesced",
+        "bytes",
+        "children",
+        "pause_ms",
+        "freeze_ms",
+        "total_ms",
+    ] {
+        assert!(taken.get(key).is_some(), "{key} is not in {taken}");
+    }
+    assert_eq!((&taken["quiesced"], &taken["vm_state"]), (&true.into(), &"running".into()));
+    assert!(taken["freeze_ms"].as_f64().unwrap() > 0.0);
+    lab.run(&["snapshot", "create", "web", "s1"]).fails(4, &["s1"]);
+    lab.write("web", "/root/a", "two");
+    lab.write("web", "/root/later", "later");
+    lab.ok(&["snapshot", "create", "web", "s2"]);
+    lab.write("web", "/root/a", "three");
+
+    for (point, a, later) in [("s1", "one", None), ("s2", "two", Some("later")), ("s1", "one", None)] {
+        lab.ok(&["snapshot", "revert", &format!("web@{point}")]);
+        assert_eq!(lab.state("web"), "running", "it ran before, so it runs again");
+        assert_eq!(lab.read("web", "/root/a").as_deref(), Some(a));
+        assert_eq!(lab.read("web", "/root/later").as_deref(), later);
+        assert_eq!(lab.json(&["show", "web"])["head"], point);
+    }
+    let tree = lab.ok(&["snapshot", "tree", "web"]);
+    assert!(tree.contains("● you are here") && tree.contains("s2"), "{tree}");
+    lab.ok(&["snapshot", "revert", "web@s2", "--stopped"]);
+    assert_eq!(lab.state("web"), "stopped");
+    lab.ok(&["snapshot", "revert", "web@current", "--paused"]);
+    assert_eq!(lab.state("web"), "paused");
+    lab.check_images();
+}
+
+#[test]
+fn removing_any_snapshot_of_a_line_keeps_every_other_point() {
+    let lab = Lab::new();
+    lab.booted("web");
+    let base = lab.chain("web").len();
+    for point in ["s1", "s2", "s3"] {
+        lab.write("web", "/root/a", point);
+        lab.ok(&["snapshot", "create", "web", point]);
+    }
+    lab.write("web", "/root/a", "head");
+    // The middle one while it runs, the first one while it is stopped, the last one (under the head) while it runs.
+    lab.ok(&["snapshot", "rm", "web@s2"]);
+    assert_eq!(lab.read("web", "/root/a").as_deref(), Some("head"));
+    assert_eq!(lab.chain("web").len(), base + 2);
+    lab.ok(&["stop", "web"]);
+    lab.ok(&["snapshot", "rm", "web@s1"]);
+    lab.ok(&["start", "web"]);
+    assert_eq!(lab.read("web", "/root/a").as_deref(), Some("head"));
+    lab.ok(&["clone", "web@s3", "old"]);
+    lab.ok(&["start", "old"]);
+    assert_eq!(lab.read("old", "/root/a").as_deref(), Some("s3"));
+    lab.ok(&["rm", "--force", "old"]);
+    lab.ok(&["snapshot", "rm", "web@s3"]);
+    assert_eq!(lab.state("web"), "running", "the guest was paused for the switch and must go on");
+    assert_eq!(lab.read("web", "/root/a").as_deref(), Some("head"));
+    assert_eq!(lab.chain("web").len(), base);
+    lab.write("web", "/root/a", "after");
+    lab.ok(&["stop", "web"]);
+    lab.ok(&["start", "web"]);
+    assert_eq!(
+        lab.read("web", "/root/a").as_deref(),
+        Some("after"),
+        "the merged layer must be the one that is written"
+    );
+    lab.check_images();
+}
+
+#[test]
+fn a_paused_guest_stays_paused_through_snapshot_and_removal() {
+    let lab = Lab::new();
+    lab.booted("web");
+    lab.ok(&["pause", "web"]);
+    let taken = lab.json(&["snapshot", "create", "web", "s"]);
+    assert_eq!(
+        (&taken["vm_state"], &taken["quiesced"]),
+        (&"paused".into(), &true.into()),
+        "what stands still is consistent"
+    );
+    assert_eq!(lab.state("web"), "paused");
+    lab.ok(&["snapshot", "rm", "web@s"]);
+    assert_eq!(lab.state("web"), "paused");
+    lab.ok(&["resume", "web"]);
+    lab.sh("web", "true");
+}
+
+#[test]
+fn all_disks_switch_together_and_a_read_only_one_is_left_out() {
+    let lab = Lab::new();
+    let seed = lab.path().join("seed.raw");
+    std::fs::write(&seed, vec![7; 1 << 20]).unwrap();
+    lab.tiny("web", &["--size", "64M", "--size", "64M", "--disk", &format!("{},ro", seed.to_str().unwrap())]);
+    lab.ok(&["start", "web"]);
+    lab.sh("web", "echo one | dd of=/dev/vdc conv=fsync 2>/dev/null; echo two | dd of=/dev/vdd conv=fsync 2>/dev/null");
+    lab.ok(&["snapshot", "create", "web", "s"]);
+    let depth = |target: &str| {
+        let chains = lab.json(&["disk", "chain", "web", target]);
+        chains[0]["layers"].as_array().unwrap().len()
+    };
+    assert_eq!(["vda", "vdb", "vdc", "vdd"].map(depth), [2, 1, 2, 2]);
+    lab.sh("web", "echo xxx | dd of=/dev/vdc conv=fsync 2>/dev/null; echo xxx | dd of=/dev/vdd conv=fsync 2>/dev/null");
+    lab.ok(&["snapshot", "revert", "web@s"]);
+    assert_eq!(lab.sh("web", "head -c3 /dev/vdc; head -c3 /dev/vdd"), "onetwo");
+    lab.ok(&["snapshot", "rm", "web@s"]);
+    assert_eq!(["vda", "vdb", "vdc", "vdd"].map(depth), [1; 4]);
+    assert_eq!(lab.sh("web", "head -c3 /dev/vdc; head -c3 /dev/vdd"), "onetwo");
+}
+
+#[test]
+fn a_snapshot_and_a_revert_during_somebodys_block_job_are_refused_and_name_it() {
+    let lab = Lab::new();
+    lab.ok(&["create", "web", "--size", "64M", "--size", "64M", "--memory", "64M"]);
+    lab.ok(&["snapshot", "create", "web", "s"]);
+    lab.ok(&["start", "web"]);
+    let target = lab.path().join("backup.qcow2");
+    qemu_img(&["create", "-q", "-f", "qcow2", target.to_str().unwrap(), "64M"]);
+    let device = lab.json(&["disk", "chain", "web", "vdb"])[0]["layers"][0]["id"].as_str().unwrap().to_owned();
+    lab.user_qmp(
+        "web",
+        &[
+            json!({"execute": "blockdev-add", "arguments": {"driver": "qcow2", "node-name": "backup", "file": {"driver": "file", "filename": target}}}),
+            json!({"execute": "blockdev-backup", "arguments": {"job-id": "mine", "device": format!("l-{device}"), "target": "backup", "sync": "full", "speed": 1}}),
+        ],
+    );
+    let before = lab.fingerprint();
+    lab.run(&["snapshot", "create", "web", "t"]).fails(5, &["mine"]);
+    lab.run(&["snapshot", "revert", "web@s"]).fails(5, &["mine"]);
+    assert_eq!(lab.fingerprint(), before);
+    assert_eq!(lab.state("web"), "running");
+}
+
+#[test]
+fn quiesce_require_fails_without_an_agent_and_leaves_nothing_behind() {
+    let lab = Lab::new();
+    lab.ok(&["create", "web", "--size", "64M", "--memory", "64M"]);
+    lab.ok(&["start", "web"]);
+    let before = lab.fingerprint();
+    lab.run(&["snapshot", "create", "web", "s", "--quiesce", "require"]).fails(7, &["guest agent", "--quiesce never"]);
+    assert_eq!(lab.fingerprint(), before);
+    let taken = lab.json(&["snapshot", "create", "web", "s"]);
+    assert_eq!(taken["quiesced"], false);
+}
+
+#[test]
+fn two_hundred_and_fifty_snapshots_in_a_row_can_be_taken_and_removed() {
+    let lab = Lab::new();
+    lab.ok(&["create", "web", "--size", "64M", "--memory", "64M"]);
+    lab.ok(&["start", "web"]);
+    let names: Vec<String> = (0..250).map(|n| format!("s{n}")).collect();
+    for name in &names {
+        lab.ok(&["snapshot", "create", "web", name, "--quiesce", "never"]);
+    }
+    assert_eq!(lab.chain("web").len(), 251);
+    lab.ok(&["stop", "--force", "web"]);
+    lab.ok(&["start", "web"]);
+    let points: Vec<String> = names.iter().map(|name| format!("web@{name}")).collect();
+    let mut args = vec!["snapshot", "rm"];
+    args.extend(points.iter().take(40).map(String::as_str));
+    lab.ok(&args);
+    assert_eq!(lab.chain("web").len(), 211);
+    lab.check_images();
+}
+
+#[test]
+fn a_branch_keeps_its_layers_and_a_fork_is_hidden_until_one_child_is_left() {
+    let lab = Lab::new();
+    lab.booted("web");
+    lab.write("web", "/root/a", "fork");
+    lab.ok(&["snapshot", "create", "web", "fork"]);
+    lab.write("web", "/root/a", "left");
+    lab.ok(&["snapshot", "create", "web", "left"]);
+    lab.ok(&["snapshot", "revert", "web@fork"]);
+    lab.write("web", "/root/a", "right");
+    assert!(lab.ok(&["snapshot", "rm", "web@fork"]).contains("hidden"));
+    assert_eq!(lab.read("web", "/root/a").as_deref(), Some("right"));
+    // The other branch goes: the fork has one child left and is merged into it.
+    lab.ok(&["snapshot", "rm", "web@left"]);
+    assert_eq!(lab.chain("web").len(), 1);
+    assert_eq!(lab.read("web", "/root/a").as_deref(), Some("right"));
+    lab.check_images();
+}
+
+#[test]
+fn the_configuration_comes_back_with_the_snapshot() {
+    let lab = Lab::new();
+    lab.ok(&["create", "web", "--size", "64M", "--memory", "128M"]);
+    lab.ok(&["snapshot", "create", "web", "s"]);
+    let generation = lab.json(&["show", "web"])["generation"].clone();
+    lab.ok(&["set", "web", "memory=256M", "cpus=4"]);
+    lab.ok(&["snapshot", "revert", "web@s"]);
+    let shown = lab.json(&["show", "web"]);
+    assert_eq!((&shown["memory_bytes"], &shown["cpus"]), (&(128 << 20).into(), &2.into()));
+    assert_ne!(shown["generation"], generation, "the guest must notice that it went back");
+}
+
+#[test]
+fn a_snapshot_on_a_base_of_another_format_works() {
+    let lab = Lab::new();
+    for format in ["raw", "vmdk", "vhdx"] {
+        let raw = lab.path().join("data.raw");
+        std::fs::write(&raw, vec![1; 2 << 20]).unwrap();
+        let image = lab.path().join(format!("disk.{format}"));
+        qemu_img(&["convert", "-f", "raw", "-O", format, raw.to_str().unwrap(), image.to_str().unwrap()]);
+        lab.tiny(format, &["--disk", image.to_str().unwrap()]);
+        lab.ok(&["start", format]);
+        lab.sh(format, "true");
+        lab.ok(&["snapshot", "create", format, "s"]);
+        lab.sh(format, "echo changed | dd of=/dev/vdb conv=fsync 2>/dev/null");
+        lab.ok(&["snapshot", "rm", &format!("{format}@s")]);
+        assert_eq!(lab.sh(format, "head -c7 /dev/vdb"), "changed", "{format}");
+        let chains = lab.json(&["disk", "chain", format, "vdb"]);
+        assert_eq!(chains[0]["layers"].as_array().unwrap().len(), 1, "{format}");
+        lab.ok(&["stop", "--force", format]);
+    }
+}
