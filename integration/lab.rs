@@ -195,7 +195,12 @@ impl Lab {
         let mut all = BTreeMap::new();
         walk(&self.store(), &mut all);
         // What observers and lockers may touch.
-        all.retain(|path, _| !path.ends_with("lock") && !path.ends_with("store.lock") && !path.ends_with("run.lock"));
+        all.retain(|path, _| {
+            !path.ends_with("lock")
+                && !path.ends_with("store.lock")
+                && !path.ends_with("run.lock")
+                && !path.ends_with("qemu-probe.json")
+        });
         all
     }
 

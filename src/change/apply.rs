@@ -173,11 +173,9 @@ impl<'a> Executor<'a> {
     async fn switched(&mut self, disks: &[Switched]) -> Result<bool> {
         if let Some(qmp) = self.qmp().await? {
             let names = qmp.node_names().await?;
-            for disk in disks {
-                let active = match disk.target.as_str() {
-                    "nvram" => continue,
-                    target => qmp.active_layer(target).await?,
-                };
+            // All of them have switched, or none: one tells for all.
+            if let Some(disk) = disks.first() {
+                let active = qmp.active_layer(&disk.target).await?;
                 return Ok(active.is_some_and(|id| id == disk.overlay.id) && names.contains(&disk.overlay.node()));
             }
         }

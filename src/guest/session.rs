@@ -14,6 +14,9 @@ use crate::qemu::agent::{Agent, AgentError};
 use crate::sys::flock;
 use crate::vm::{open, status};
 
+/// How soon a socket that is not there yet is looked for again.
+const RETRY: Duration = Duration::from_millis(20);
+
 /// A conversation, and the right to have it.
 pub struct Session {
     /// The agent, in step with us.
@@ -35,18 +38,24 @@ pub async fn open(context: &Context, name: &Name, limit: Duration) -> Result<Ses
         .ok_or_else(|| Error::damaged(format!("{name} runs, but where its sockets are is not known")))?;
     let deadline = Instant::now() + limit;
     let lock = take_turn(store.layout.agent_lock(name), deadline.saturating_duration_since(Instant::now())).await?;
-    match Agent::connect(&sockets.agent(), deadline.saturating_duration_since(Instant::now())).await {
-        Ok(agent) => Ok(Session { agent, _lock: lock }),
-        Err(AgentError::Absent) if !status::is_running(store, name)? => {
-            Err(Error::qemu(format!("{name} ended while it was spoken to")))
-        }
-        Err(error) => {
-            Err(Error::qemu(format!("the guest agent of {name} did not answer within {} s", limit.as_secs().max(1)))
-                .hint("is qemu-guest-agent installed and running in the guest? It may also still be booting")
-                .hint(format!("look at its console: cowhand console {name}"))
-                .because(error))
+    loop {
+        match Agent::connect(&sockets.agent(), deadline.saturating_duration_since(Instant::now())).await {
+            Ok(agent) => return Ok(Session { agent, _lock: lock }),
+            Err(_) if !status::is_running(store, name)? => {
+                return Err(Error::qemu(format!("{name} ended while it was spoken to")));
+            }
+            // QEMU is only just starting, and its sockets are not there yet.
+            Err(AgentError::Unreachable(_)) if Instant::now() < deadline => tokio::time::sleep(RETRY).await,
+            Err(error) => return Err(no_answer(name, limit, error)),
         }
     }
+}
+
+fn no_answer(name: &Name, limit: Duration, error: AgentError) -> Error {
+    Error::qemu(format!("the guest agent of {name} did not answer within {} s", limit.as_secs().max(1)))
+        .hint("is qemu-guest-agent installed and running in the guest? It may also still be booting")
+        .hint(format!("look at its console: cowhand console {name}"))
+        .because(error)
 }
 
 async fn take_turn(path: PathBuf, limit: Duration) -> Result<File> {

@@ -27,15 +27,16 @@ pub async fn run(
     paused_at: &mut Option<Instant>,
 ) -> Result<()> {
     let (mut here, mut elsewhere) = (Vec::new(), Vec::new());
-    let nodes = match &mut live {
-        Some(qmp) => qmp.node_names().await?,
-        None => Vec::new(),
-    };
     for merge in merges {
-        if nodes.contains(&merge.top.node()) && nodes.contains(&merge.base.node()) {
-            here.push(merge);
-        } else if !done(context, merge)? {
-            elsewhere.push(merge);
+        let place = match &mut live {
+            Some(qmp) => place(context, qmp, merge).await?,
+            None => Place::Elsewhere,
+        };
+        match (place, &mut live) {
+            (Place::Here, _) => here.push(merge),
+            (Place::Switched, Some(qmp)) => release(qmp, merge).await,
+            _ if !done(context, merge)? => elsewhere.push(merge),
+            _ => {}
         }
     }
     for merge in elsewhere {
@@ -45,6 +46,31 @@ pub async fn run(
         Some(qmp) if !here.is_empty() => in_place(context, qmp, &here, paused_at).await,
         _ => Ok(()),
     }
+}
+
+/// Where a merge has to be done, seen from a running VM.
+enum Place {
+    /// Its QEMU has the layers open.
+    Here,
+    /// An earlier attempt got as far as the switch.
+    Switched,
+    /// Its QEMU knows nothing of them.
+    Elsewhere,
+}
+
+/// The chain in QEMU is the one the headers tell, from the layer its device is on: QEMU changes both together.
+async fn place(context: &Context, qmp: &mut Qmp, merge: &Merge) -> Result<Place> {
+    if qmp.job(&merge.job()).await?.is_some() {
+        return Ok(Place::Here);
+    }
+    let active = qmp.active_layer(&merge.target).await?.and_then(|id| context.store.find_layer(&id));
+    let Some(active) = active else { return Ok(Place::Elsewhere) };
+    if merge.kind == MergeKind::Commit && merge.overlay.is_none() && active == merge.base {
+        return Ok(Place::Switched);
+    }
+    let chain = Chain::read(&context.store, &active)?;
+    let open = chain.contains(&merge.top.id) && chain.contains(&merge.base.id);
+    Ok(if open { Place::Here } else { Place::Elsewhere })
 }
 
 /// Has this merge happened already, as the headers tell? The commit of an active layer shows in no header; doing it again is
@@ -64,11 +90,6 @@ async fn in_place(context: &Context, qmp: &mut Qmp, merges: &[&Merge], paused_at
     let mut active = Vec::new();
     for merge in merges {
         let is_active = merge.kind == MergeKind::Commit && merge.overlay.is_none();
-        if is_active && qmp.active_layer(&merge.target).await?.is_some_and(|id| id == merge.base.id) {
-            // An earlier attempt got as far as the switch.
-            release(qmp, merge).await;
-            continue;
-        }
         let root = qmp.active_layer(&merge.target).await?.map_or_else(|| merge.top.node(), |id| format!("l-{id}"));
         let task = context.ui.task(&label(merge), merge.bytes);
         if qmp.job(&merge.job()).await?.is_none() {

@@ -20,9 +20,12 @@ pub const REPLY: Duration = Duration::from_secs(30);
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum AgentError {
-    /// There is no socket, or nobody answers on it.
-    #[error("the guest agent does not answer")]
+    /// Nobody answers on the socket, or QEMU hung up.
+    #[error("it is silent")]
     Absent,
+    /// There is no socket, or nobody listens on it.
+    #[error("its socket cannot be reached")]
+    Unreachable(#[source] std::io::Error),
     /// The agent was there and went silent: the command may have been carried out or not.
     #[error("the guest agent did not answer {command} within {seconds} s; whether it was carried out is unknown")]
     Timeout { command: String, seconds: u64 },
@@ -68,8 +71,8 @@ impl Agent {
     pub async fn connect(socket: &Path, limit: Duration) -> Result<Self, AgentError> {
         let deadline = Instant::now() + limit;
         let stream = match timeout_at(deadline, UnixStream::connect(socket)).await {
-            Ok(Ok(stream)) => stream,
-            _ => return Err(AgentError::Absent),
+            Ok(stream) => stream.map_err(AgentError::Unreachable)?,
+            Err(_) => return Err(AgentError::Absent),
         };
         let mut agent = Self { stream, buffer: Vec::new() };
         match timeout_at(deadline, agent.sync()).await {

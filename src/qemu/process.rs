@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::cmdline::Sockets;
-use super::qmp::Qmp;
+use super::qmp::{Qmp, QmpError};
 use crate::error::{Error, IoContext, Result};
 use crate::sys::command;
 use crate::sys::flock;
@@ -45,10 +45,11 @@ pub async fn start(argv: &[String], sockets: &Sockets, files: &Files<'_>) -> Res
         .map_err(|source| Error::failed(format!("cannot run {}", argv[0])).because(source))?;
     let watched =
         PidFd::open(child.id().cast_signed()).map_err(|source| Error::failed("cannot watch QEMU").because(source))?;
+    let process = watched.try_clone().map_err(|source| Error::failed("cannot watch QEMU").because(source))?;
     let mut guard = Starting { process: Some(watched) };
     let ready = guard.wait(watch, socket.clone()).await?;
     let greeting = match ready {
-        Ready::Created => greet(&socket).await,
+        Ready::Created => greet(&socket, &process).await,
         Ready::Ended => Err(Error::qemu("QEMU ended at its start")),
         Ready::TimedOut => Err(Error::qemu(format!("QEMU did not start within {} s", START.as_secs()))),
     };
@@ -105,18 +106,16 @@ fn strip_timestamp(line: &str) -> &str {
     }
 }
 
-/// The socket's file appears a moment before QEMU listens on it.
-async fn greet(socket: &Path) -> Result<Qmp> {
+/// The socket's file appears a moment before QEMU listens on it, and stays behind when QEMU ends in that moment.
+async fn greet(socket: &Path, process: &PidFd) -> Result<Qmp> {
     loop {
         match Qmp::connect(socket, START).await {
-            Err(super::qmp::QmpError::Connect { source, .. }) if source.kind() == io::ErrorKind::ConnectionRefused => {
-                tokio::task::yield_now().await;
-                // QEMU may have died between bind and listen: then its pid is gone and so is the reason to wait.
-                if !socket.exists() {
-                    return Err(Error::qemu("QEMU removed its socket again"));
+            Err(QmpError::Connect { source, .. }) if source.kind() == io::ErrorKind::ConnectionRefused => {
+                if wait_for_end(process, Duration::from_millis(1)).await? {
+                    return Err(Error::qemu("QEMU ended at its start"));
                 }
-                tokio::time::sleep(Duration::from_millis(1)).await;
             }
+            Err(QmpError::Closed) => return Err(Error::qemu("QEMU ended at its start")),
             other => return Ok(other?),
         }
     }

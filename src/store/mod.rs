@@ -22,7 +22,7 @@ pub use lock::{StoreLock, VmLock};
 
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
-use crate::model::{Name, Record};
+use crate::model::{Format, Layer, LayerId, Name, Record};
 
 /// A store. Opening one reads nothing and creates nothing.
 #[derive(Debug, Clone)]
@@ -134,6 +134,12 @@ impl Store {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).on("remove", &directory),
             _ => Ok(()),
         }
+    }
+
+    /// The layer with this identity, if its file is in the pool.
+    pub fn find_layer(&self, id: &LayerId) -> Option<Layer> {
+        let layers = Format::ALL.into_iter().map(|format| Layer { id: id.clone(), format });
+        layers.into_iter().find(|layer| self.layout.layer(layer).exists())
     }
 
     /// The run directory of `name`, where its sockets lie, when it has been started at least once.

@@ -6,12 +6,14 @@ use qapi::qga::{GuestShutdownMode, guest_shutdown};
 use tokio::time::Instant;
 
 use super::{live, open, status};
+use crate::change::recover;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::guest::session;
 use crate::model::{Name, State};
 use crate::qemu::process;
 use crate::qemu::qmp::Qmp;
+use crate::store::VmLock;
 use crate::sys::pidfd::PidFd;
 
 /// How long QEMU may take to end once it was told to; it only flushes.
@@ -36,7 +38,9 @@ pub enum Stopped {
 
 /// Stops `name` within `limit`. When the guest does not comply it goes on running, and the error says so.
 pub async fn stop(context: &Context, name: &Name, force: bool, limit: Duration) -> Result<Stopped> {
-    let (_lock, _) = open::open_vm(context, name, "stop").await?;
+    // Held to the end: whoever changes the VM meanwhile waits.
+    let _lock =
+        if force { lock_whatever_comes(context, name).await? } else { open::open_vm(context, name, "stop").await?.0 };
     let observed = status::observe(context, name).await?;
     if !observed.state.is_live() {
         if let Some(sockets) = status::sockets(&context.store, name) {
@@ -60,6 +64,18 @@ pub async fn stop(context: &Context, name: &Name, force: bool, limit: Duration) 
     let mut qmp = live::connect(context, name).await?;
     let process = process_of(&qmp, name)?;
     ask(context, name, &mut qmp, &process, limit).await
+}
+
+/// A plug can be pulled even when an earlier change cannot be put right: that may be the way to put it right afterwards.
+async fn lock_whatever_comes(context: &Context, name: &Name) -> Result<VmLock> {
+    let lock = context.store.lock_vm(context, name).await?;
+    if let Err(error) = recover::recover(context, &lock).await {
+        context.ui.warn(&format!("{name}: an earlier change is not put right yet: {}", error.full_message()));
+    }
+    if let Ok(record) = context.store.load(name) {
+        open::refuse_template(name, &record, "stop")?;
+    }
+    Ok(lock)
 }
 
 async fn ask(context: &Context, name: &Name, qmp: &mut Qmp, process: &PidFd, limit: Duration) -> Result<Stopped> {
