@@ -12,7 +12,7 @@ use crate::guest::freeze;
 use crate::layer::{copy, create, merge};
 use crate::model::{Layer, Name, Record};
 use crate::qemu::nodes;
-use crate::qemu::qmp::Qmp;
+use crate::qemu::qmp::{Qmp, QmpError};
 use crate::store::journal::{self, Journal};
 use crate::store::{VmLock, schema};
 use crate::sys::sparse::Method;
@@ -171,13 +171,11 @@ impl<'a> Executor<'a> {
     /// While QEMU lives it knows which layer its device is on. When it is dead, an overlay that was made and never switched to
     /// is empty, and one that was switched to may hold the guest's writes: standing on it is right either way.
     async fn switched(&mut self, disks: &[Switched]) -> Result<bool> {
-        if let Some(qmp) = self.qmp().await? {
-            let names = qmp.node_names().await?;
-            // All of them have switched, or none: one tells for all.
-            if let Some(disk) = disks.first() {
-                let active = qmp.active_layer(&disk.target).await?;
-                return Ok(active.is_some_and(|id| id == disk.overlay.id) && names.contains(&disk.overlay.node()));
-            }
+        // All of them have switched, or none: one tells for all.
+        if let Some(qmp) = self.qmp().await?
+            && let Some(disk) = disks.first()
+        {
+            return Ok(qmp.active_layer(&disk.target).await?.is_some_and(|id| id == disk.overlay.id));
         }
         Ok(disks.iter().all(|disk| self.context.store.layout.layer(&disk.overlay).exists()))
     }
@@ -202,12 +200,11 @@ impl<'a> Executor<'a> {
         let Some(qmp) = self.qmp().await? else {
             return Ok(());
         };
-        let names = qmp.node_names().await?;
-        for layer in layers {
-            for node in [layer.node(), layer.file_node()] {
-                if names.contains(&node) {
-                    qmp.remove_node(&node).await?;
-                }
+        for node in layers.iter().flat_map(|layer| [layer.node(), layer.file_node()]) {
+            match qmp.remove_node(&node).await {
+                // Refused: it was never added.
+                Ok(()) | Err(QmpError::Refused { .. }) => {}
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(())

@@ -327,12 +327,14 @@ impl Record {
             name
         };
         self.snapshots.iter().find(|snapshot| snapshot.name == *wanted).ok_or_else(|| {
-            let known: Vec<&str> = self.snapshots.iter().map(|snapshot| snapshot.name.as_str()).collect();
+            let known: Vec<&str> =
+                self.snapshots.iter().rev().take(10).map(|snapshot| snapshot.name.as_str()).collect();
+            let more = if self.snapshots.len() > known.len() { ", …" } else { "" };
             let error = Error::not_found(format!("VM {vm} has no snapshot {wanted}"));
             if known.is_empty() {
                 error.hint(format!("it has none at all; take one: cowhand snapshot create {vm} {wanted}"))
             } else {
-                error.hint(format!("it has: {}", known.join(", ")))
+                error.hint(format!("it has: {}{more}", known.join(", ")))
             }
         })
     }

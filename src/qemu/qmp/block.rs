@@ -7,12 +7,6 @@ use super::{Qmp, QmpError};
 use crate::model::{Layer, LayerId};
 
 #[derive(Deserialize)]
-struct NamedNode {
-    #[serde(rename = "node-name", default)]
-    name: String,
-}
-
-#[derive(Deserialize)]
 struct Chardev {
     label: String,
     #[serde(rename = "frontend-open")]
@@ -20,12 +14,6 @@ struct Chardev {
 }
 
 impl Qmp {
-    /// The names of all block nodes (`query-named-block-nodes`, flat).
-    pub async fn node_names(&mut self) -> Result<Vec<String>, QmpError> {
-        let nodes: Vec<NamedNode> = self.call("query-named-block-nodes", json!({"flat": true})).await?;
-        Ok(nodes.into_iter().map(|node| node.name).collect())
-    }
-
     /// The layer the guest's device `target` (`vda`, `nvram`) is on just now: the `drive` property of the device (`qom-get`), which
     /// is the name of its root node. `None` while a block job has put a filter on top.
     ///
