@@ -66,7 +66,8 @@ fn parse<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T> {
         let at = error.path().to_string();
         let inner = error.into_inner();
         let reason = inner.to_string();
-        let reason = reason.split(" at line ").next().unwrap_or_default().replace('`', "\"");
+        let reason = reason.split(" at line ").next().unwrap_or_default();
+        let reason = reason.split(", expected one of ").next().unwrap_or_default().replace('`', "\"");
         let place = if at == "." { String::new() } else { format!(" at {at}") };
         Error::damaged(format!("line {}: {reason}{place}", inner.line()))
     })

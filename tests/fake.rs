@@ -1,0 +1,136 @@
+//! A fake QEMU: a VM directory whose run lock is held and whose sockets answer as a test says.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+
+use serde_json::{Value, json};
+
+pub const GREETING: &str =
+    r#"{"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""}, "capabilities": ["oob"]}}"#;
+
+/// What a fake does with a command.
+pub enum Answer {
+    /// `{"return": …}`
+    Return(Value),
+    /// `{"error": …}`
+    Refuse(&'static str),
+    /// Lines as they are.
+    Lines(Vec<String>),
+    /// Hang up without a word.
+    HangUp,
+}
+
+/// The commands a fake was given, in order.
+pub type Heard = Arc<Mutex<Vec<Value>>>;
+
+/// Serves QMP on `path`, for every connection anew.
+pub fn serve(path: &Path, answer: impl Fn(&str, &Value) -> Answer + Send + Sync + 'static) -> Heard {
+    let listener = UnixListener::bind(path).unwrap();
+    let heard = Heard::default();
+    let log = Arc::clone(&heard);
+    let answer = Arc::new(answer);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (answer, log) = (Arc::clone(&answer), Arc::clone(&log));
+            std::thread::spawn(move || converse(stream.unwrap(), &*answer, &log));
+        }
+    });
+    heard
+}
+
+fn converse(mut stream: UnixStream, answer: &dyn Fn(&str, &Value) -> Answer, log: &Heard) {
+    let lines = BufReader::new(stream.try_clone().unwrap()).lines();
+    if writeln!(stream, "{GREETING}").is_err() {
+        return;
+    }
+    for line in lines.map_while(Result::ok) {
+        let command: Value = serde_json::from_str(&line).unwrap();
+        log.lock().unwrap().push(command.clone());
+        let (name, id) = (command["execute"].as_str().unwrap(), &command["id"]);
+        let reply = match name {
+            "qmp_capabilities" => Answer::Return(json!({})),
+            name => answer(name, &command["arguments"]),
+        };
+        let text = match reply {
+            Answer::Return(value) => json!({"return": value, "id": id}).to_string(),
+            Answer::Refuse(words) => json!({"error": {"class": "GenericError", "desc": words}, "id": id}).to_string(),
+            Answer::Lines(lines) => lines.join("\n").replace("\"ID\"", &id.to_string()),
+            Answer::HangUp => return,
+        };
+        if writeln!(stream, "{text}").is_err() {
+            return;
+        }
+    }
+}
+
+/// A store with one VM that "runs" in a fake QEMU.
+pub struct FakeVm {
+    directory: tempfile::TempDir,
+    _lock: File,
+    pub heard: Heard,
+}
+
+impl FakeVm {
+    /// The VM `web` with two disks; `answer` gets its name of the first disk's layer, too.
+    pub fn new(answer: impl Fn(&str, &Value, &str) -> Answer + Send + Sync + 'static) -> Self {
+        let directory = tempfile::Builder::new().prefix("cwf").tempdir_in("/tmp").unwrap();
+        let made = run(directory.path(), &["create", "web", "--size", "64M", "--size", "64M"]);
+        assert!(made.0 == 0, "{}", made.2);
+        let vm = directory.path().join("store/vms/web");
+        let sockets = directory.path().join("sockets");
+        std::fs::create_dir(&sockets).unwrap();
+        std::os::unix::fs::symlink(&sockets, vm.join("run")).unwrap();
+        let lock = File::create(vm.join("run.lock")).unwrap();
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        let record: Value = serde_json::from_slice(&std::fs::read(vm.join("vm.json")).unwrap()).unwrap();
+        let layer = record["config"]["disks"][0]["layer"]["id"].as_str().unwrap().to_owned();
+        let heard = serve(&sockets.join("qmp.sock"), move |name, arguments| answer(name, arguments, &layer));
+        Self { directory, _lock: lock, heard }
+    }
+
+    /// Runs `cowhand …`: exit code, standard output, standard error.
+    pub fn run(&self, args: &[&str]) -> (i32, String, String) {
+        run(self.directory.path(), args)
+    }
+
+    /// The names of the commands QEMU was given.
+    pub fn heard(&self) -> Vec<String> {
+        self.heard.lock().unwrap().iter().map(|command| command["execute"].as_str().unwrap().to_owned()).collect()
+    }
+
+    pub fn layers(&self) -> usize {
+        std::fs::read_dir(self.directory.path().join("store/layers")).unwrap().count()
+    }
+
+    pub fn record(&self) -> Value {
+        serde_json::from_slice(&std::fs::read(self.file("vm.json")).unwrap()).unwrap()
+    }
+
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.directory.path().join("store/vms/web").join(name)
+    }
+}
+
+/// Runs `cowhand …` with a store below `root`. The QEMU it finds only knows its machine types.
+pub fn run(root: &Path, args: &[&str]) -> (i32, String, String) {
+    let qemu = root.join("qemu");
+    if !qemu.exists() {
+        let machines = r#"{"return": [{"name": "pc-q35-7.2", "alias": "q35"}]}"#;
+        std::fs::write(&qemu, format!("#!/bin/sh\ncat >/dev/null\necho '{GREETING}'\necho '{machines}'\n")).unwrap();
+        std::fs::set_permissions(&qemu, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    let output = Command::new(env!("CARGO_BIN_EXE_cowhand"))
+        .args(args)
+        .env("COWHAND_STORE", root.join("store"))
+        .env("XDG_RUNTIME_DIR", root)
+        .env("COWHAND_QEMU", &qemu)
+        .env("COWHAND_ACCEL", "tcg")
+        .output()
+        .unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
+}

@@ -1,0 +1,31 @@
+//! The form of `vm.json`. The fixture is what version 0.1 wrote; it must be readable for ever, and is written back the same.
+
+use cowhand::store::schema::{parse_record, render_record};
+
+const V1: &str = include_str!("fixtures/vm-v1.json");
+
+#[test]
+fn what_the_first_version_wrote_is_read_and_written_back_unchanged() {
+    let record = parse_record(V1.as_bytes()).unwrap();
+    assert_eq!(record.snapshots.len(), 2);
+    assert_eq!(String::from_utf8(render_record(&record).unwrap()).unwrap(), V1);
+}
+
+#[test]
+fn damage_is_named_by_line_and_reason() {
+    for (from, to, words) in [
+        ("\"cpus\"", "\"cpuz\"", "line 13: unknown field \"cpuz\""),
+        ("\"schema\": 1", "\"schema\": 2", "newer version of cowhand (schema 2"),
+        ("\"parent\": \"s1\"", "\"parent\": \"gone\"", "snapshot s2 stands on gone, which is not there"),
+        ("\"head\": \"s2\"", "\"head\": \"gone\"", "the head stands on snapshot gone"),
+        ("\"name\": \"s2\"", "\"name\": \"../s2\"", "is not a name"),
+        ("\"id\": \"head000000\"", "\"id\": \"../etc\"", "is not the id of a layer"),
+    ] {
+        assert!(V1.contains(from), "{from}");
+        let error = parse_record(V1.replacen(from, to, 1).as_bytes()).unwrap_err().full_message();
+        assert!(error.contains(words), "{from} → {to}: {error}");
+    }
+    for end in [0, 1, V1.len() / 3, V1.len() - 3] {
+        assert!(parse_record(&V1.as_bytes()[..end]).is_err());
+    }
+}

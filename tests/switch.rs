@@ -1,0 +1,102 @@
+//! A snapshot of a running VM when QEMU refuses, hangs up or dies in the middle: nothing is switched, or all of it is kept.
+
+use serde_json::{Value, json};
+
+use crate::fake::{Answer, FakeVm};
+
+fn ordinary(name: &str, layer: &str) -> Answer {
+    match name {
+        "query-jobs" => Answer::Return(json!([])),
+        "query-status" => Answer::Return(json!({"running": true, "status": "running", "something-new": 1})),
+        "query-chardev" => Answer::Return(json!([{"label": "agent", "frontend-open": false, "filename": ""}])),
+        "qom-get" => Answer::Return(json!(format!("l-{layer}"))),
+        _ => Answer::Return(json!({})),
+    }
+}
+
+#[test]
+fn a_snapshot_whose_group_has_one_bad_disk_switches_none_and_leaves_nothing() {
+    let vm = FakeVm::new(|name, _: &Value, layer| match name {
+        "transaction" => Answer::Refuse("Cannot find device='l-second'"),
+        name => ordinary(name, layer),
+    });
+    let before = (vm.record(), vm.layers());
+    let (code, _, error) = vm.run(&["snapshot", "create", "web", "s"]);
+    assert_eq!(code, 7, "{error}");
+    assert!(error.contains("QEMU refused transaction: \"Cannot find device='l-second'\""), "{error}");
+    assert_eq!((vm.record(), vm.layers()), before);
+    assert!(!vm.file("journal.json").exists());
+    // Both overlays had been added to QEMU; both are taken out again, the format before the file.
+    let removed = vm.heard().iter().filter(|name| *name == "blockdev-del").count();
+    assert_eq!(removed, 4);
+}
+
+#[test]
+fn an_overlay_qemu_cannot_open_leaves_nothing_behind() {
+    let vm = FakeVm::new(|name, arguments, layer| match (name, arguments["driver"].as_str()) {
+        ("blockdev-add", Some("qcow2")) => Answer::Refuse("Could not open: No space left on device"),
+        ("blockdev-del", _) => Answer::Refuse("Failed to find node"),
+        _ => ordinary(name, layer),
+    });
+    let before = (vm.record(), vm.layers());
+    let (code, _, error) = vm.run(&["snapshot", "create", "web", "s"]);
+    assert_eq!(code, 7, "{error}");
+    assert!(error.contains("No space left on device"), "{error}");
+    assert_eq!((vm.record(), vm.layers()), before);
+    assert!(!vm.heard().contains(&"transaction".to_owned()));
+}
+
+/// QEMU hangs up when the transaction is sent: whether it happened is unknown. `qom-get` is the truth afterwards.
+fn hangs_up(switched: bool) -> FakeVm {
+    FakeVm::new(move |name, arguments, layer| match name {
+        "transaction" => {
+            let overlay = arguments["actions"][0]["data"]["overlay"].as_str().unwrap().to_owned();
+            std::fs::write(std::env::temp_dir().join(format!("cw-overlay-{layer}")), overlay).unwrap();
+            Answer::HangUp
+        }
+        "qom-get" if switched => {
+            let note = std::env::temp_dir().join(format!("cw-overlay-{layer}"));
+            Answer::Return(json!(std::fs::read_to_string(note).unwrap()))
+        }
+        name => ordinary(name, layer),
+    })
+}
+
+#[test]
+fn a_snapshot_without_an_answer_is_completed_when_qemu_did_switch() {
+    let vm = hangs_up(true);
+    let (code, _, error) = vm.run(&["snapshot", "create", "web", "s"]);
+    assert_ne!(code, 0);
+    assert!(error.contains("closed the connection"), "{error}");
+    assert_eq!(vm.run(&["resume", "web"]).0, 0, "the next command puts it right");
+    assert_eq!(vm.record()["snapshots"][0]["name"], "s");
+    assert_eq!(vm.layers(), 4);
+    assert!(!vm.file("journal.json").exists());
+}
+
+#[test]
+fn a_snapshot_without_an_answer_is_undone_when_qemu_did_not_switch() {
+    let vm = hangs_up(false);
+    let before = (vm.record(), vm.layers());
+    let (code, _, _) = vm.run(&["snapshot", "create", "web", "s"]);
+    assert_ne!(code, 0);
+    assert_eq!(vm.run(&["resume", "web"]).0, 0);
+    assert_eq!((vm.record(), vm.layers()), before);
+    assert!(!vm.file("journal.json").exists());
+}
+
+#[test]
+fn events_old_replies_and_noise_between_are_passed_over() {
+    let vm = FakeVm::new(|name, _: &Value, layer| match name {
+        "query-status" => Answer::Lines(vec![
+            r#"{"event": "A_NEW_EVENT", "data": {"x": [1]}, "timestamp": {"seconds": 1, "microseconds": 2}}"#.into(),
+            r#"{"return": {"running": false, "status": "from another time"}, "id": 999999}"#.into(),
+            "this is no JSON".into(),
+            r#"{"return": {"running": true, "status": "running"}, "id": "ID"}"#.into(),
+        ]),
+        name => ordinary(name, layer),
+    });
+    let (code, _, error) = vm.run(&["snapshot", "create", "web", "s"]);
+    assert_eq!(code, 0, "{error}");
+    assert_eq!(vm.record()["snapshots"][0]["vm_state"], "running");
+}
