@@ -39,6 +39,7 @@ pub struct Executor<'a> {
     name: Name,
     qmp: Option<Qmp>,
     asked: bool,
+    recovering: bool,
     frozen_at: Option<Instant>,
     paused_at: Option<Instant>,
     /// What became known so far.
@@ -54,12 +55,26 @@ impl<'a> Executor<'a> {
     /// The same, with a connection that is already there.
     pub fn with(context: &'a Context, name: &Name, qmp: Option<Qmp>) -> Self {
         let asked = qmp.is_some();
-        Self { context, name: name.clone(), qmp, asked, frozen_at: None, paused_at: None, report: Report::default() }
+        Self {
+            context,
+            name: name.clone(),
+            qmp,
+            asked,
+            recovering: false,
+            frozen_at: None,
+            paused_at: None,
+            report: Report::default(),
+        }
     }
 
     /// An executor for a VM that does not run, and whose lock keeps it so.
     pub fn with_no_qemu(context: &'a Context, name: &Name) -> Self {
         Self { asked: true, ..Self::with(context, name, None) }
+    }
+
+    /// An executor that puts right what another process left.
+    pub fn recovering(context: &'a Context, name: &Name) -> Self {
+        Self { recovering: true, ..Self::with(context, name, None) }
     }
 
     /// The connection to the VM's QEMU; `None` when it does not run.
@@ -96,7 +111,9 @@ impl<'a> Executor<'a> {
             Step::Freeze { required } => self.freeze(*required).await,
             Step::Switch { disks } => self.switch(disks).await,
             Step::Thaw => {
-                self.thaw().await;
+                if self.frozen_at.is_some() || self.recovering {
+                    self.thaw().await;
+                }
                 Ok(())
             }
             Step::StopQemu => {
@@ -133,7 +150,8 @@ impl<'a> Executor<'a> {
         }
         match step {
             Step::AddNodes { layers } => self.remove_nodes(layers).await,
-            Step::Freeze { .. } => {
+            // What somebody else has frozen is not ours to thaw. After a crash nobody knows who it was, and a thaw is the lesser evil.
+            Step::Freeze { .. } if self.frozen_at.is_some() || self.recovering => {
                 self.thaw().await;
                 Ok(())
             }
@@ -228,8 +246,6 @@ impl<'a> Executor<'a> {
             }
             Err(error) if required => Err(error),
             Err(error) => {
-                // It may have frozen all the same, only without telling us.
-                self.thaw().await;
                 self.report
                     .warnings
                     .push(format!("the guest's file systems were not frozen: {}", error.full_message()));

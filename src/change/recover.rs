@@ -65,7 +65,7 @@ async fn settle(context: &Context, lock: &VmLock, may_complete: bool) -> Result<
         }
         return Ok(Recovered::Nothing);
     };
-    let mut executor = Executor::new(context, name);
+    let mut executor = Executor::recovering(context, name);
     let outcome = if !executor.pivot_happened(&journal).await? {
         roll_back(lock, &journal, journal.pivot, &mut executor).await?;
         context.ui.note(&format!("{name}: `{}` was cut short and has been undone", journal.operation));

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::qcow2;
-use crate::error::{Error, IoContext, Result};
+use crate::error::{Error, IoContext, Kind, Result};
 use crate::model::{Format, Layer, LayerId, Name, Record};
 use crate::store::{Store, journal};
 
@@ -55,6 +55,8 @@ pub struct Pool {
     pub layers: BTreeMap<LayerId, LayerInfo>,
     /// Names that point at a layer.
     pub uses: BTreeMap<LayerId, Vec<Use>>,
+    /// Layers whose header cannot be read, or that went while we looked.
+    pub damaged: Vec<Layer>,
     /// VMs whose record or journal cannot be read: what they use is unknown.
     pub unreadable: Vec<Name>,
 }
@@ -69,7 +71,12 @@ impl Pool {
                 for entry in entries {
                     let name = entry.on("list", &directory)?.file_name();
                     if let Some(layer) = name.to_str().and_then(Layer::from_file_name) {
-                        pool.layers.insert(layer.id.clone(), inspect(store, &layer)?);
+                        match inspect(store, &layer) {
+                            Ok(info) => drop(pool.layers.insert(layer.id.clone(), info)),
+                            // One damaged layer concerns those who stand on it, and nobody else.
+                            Err(error) if error.kind() == Kind::Damaged => pool.damaged.push(layer),
+                            Err(error) => return Err(error),
+                        }
                     }
                 }
             }

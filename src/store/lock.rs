@@ -37,10 +37,10 @@ impl Store {
 
     /// Takes the lock of one VM, waiting for its holder, who is named.
     pub async fn lock_vm(&self, context: &Context, name: &Name) -> Result<VmLock> {
-        self.prepare()?;
         if !self.layout.vm(name).exists() {
             return Err(self.unknown(name));
         }
+        self.prepare()?;
         let file = acquire(context, &self.layout.lock(name), name.as_str()).await?;
         Ok(VmLock { name: name.clone(), _file: file })
     }

@@ -29,6 +29,8 @@ pub struct Found {
     pub path: PathBuf,
     /// What.
     pub entry: Option<Entry>,
+    /// When it was put there; where nothing says so, when the directory was last changed.
+    pub when: Timestamp,
     /// How much it holds on disk, in bytes.
     pub bytes: u64,
 }
@@ -74,8 +76,11 @@ impl Store {
         let mut found = Vec::new();
         for entry in entries {
             let path = entry.on("list", &trash)?.path();
-            let about = std::fs::read(path.join("entry.json")).ok().and_then(|text| serde_json::from_slice(&text).ok());
-            found.push(Found { bytes: bytes_below(&path), entry: about, path });
+            let about: Option<Entry> =
+                std::fs::read(path.join("entry.json")).ok().and_then(|text| serde_json::from_slice(&text).ok());
+            let changed = path.metadata().and_then(|about| about.modified()).ok().and_then(|time| time.try_into().ok());
+            let when = about.as_ref().map(|entry| entry.when).or(changed).unwrap_or_else(Timestamp::now);
+            found.push(Found { bytes: bytes_below(&path), entry: about, when, path });
         }
         found.sort_by(|a, b| a.path.cmp(&b.path));
         Ok(found)

@@ -169,10 +169,8 @@ pub async fn collect(context: &Context, age: std::time::Duration, dry_run: bool)
     let now = jiff::Timestamp::now();
     let mut collected = Vec::new();
     for found in store.list_trash()? {
-        let old = found
-            .entry
-            .as_ref()
-            .is_none_or(|entry| now.duration_since(entry.when).unsigned_abs() >= age || entry.when > now);
+        // A clock that was set back is no reason to keep things for ever.
+        let old = found.when > now || now.duration_since(found.when).unsigned_abs() >= age;
         if !old {
             continue;
         }

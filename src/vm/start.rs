@@ -42,6 +42,7 @@ pub async fn start_locked(context: &Context, lock: &VmLock, record: &Record, pau
     }
     let argv = argv(context, name, record, &chosen, &sockets, paused)?;
     make_directory(sockets.directory())?;
+    private(&context.settings.runtime)?;
     private(sockets.directory())?;
     process::clear_sockets(&sockets);
     point_run_link(&store.layout.run_link(name), sockets.directory())?;

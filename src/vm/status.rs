@@ -10,7 +10,7 @@ use crate::context::Context;
 use crate::error::{IoContext, Result};
 use crate::model::{Name, State};
 use crate::qemu::cmdline::Sockets;
-use crate::qemu::qmp::{GLANCE, Qmp};
+use crate::qemu::qmp::Qmp;
 use crate::store::Store;
 use crate::sys::flock;
 
@@ -46,7 +46,7 @@ pub async fn observe(context: &Context, name: &Name) -> Result<Status> {
     }
     let mut status = Status { state: State::Running, pid: None, detail: None };
     let answer = match sockets {
-        Some(sockets) => ask(&sockets).await,
+        Some(sockets) => Qmp::glance(&sockets.status()).await,
         None => None,
     };
     match answer {
@@ -62,10 +62,4 @@ pub async fn observe(context: &Context, name: &Name) -> Result<Status> {
         None => status.detail = Some("QEMU does not answer".to_owned()),
     }
     Ok(status)
-}
-
-async fn ask(sockets: &Sockets) -> Option<(Option<i32>, crate::qemu::qmp::RunState)> {
-    let mut qmp = Qmp::connect(&sockets.status(), GLANCE).await.ok()?;
-    let run = qmp.status(GLANCE).await.ok()?;
-    Some((qmp.pid(), run))
 }

@@ -89,6 +89,24 @@ impl Qmp {
         Ok(qmp)
     }
 
+    /// What an observer wants to know, in one round trip: the process at the other end and `query-status`. `None` when nobody
+    /// answers within [`GLANCE`].
+    pub async fn glance(path: &Path) -> Option<(Option<i32>, RunState)> {
+        let look = async {
+            let stream = UnixStream::connect(path).await.ok()?;
+            let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
+            let mut wire = Wire::new(stream);
+            // QEMU reads what was sent before its greeting.
+            wire.send("{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"query-status\",\"id\":1}").await.ok()?;
+            loop {
+                if let Incoming::Reply { id: Some(1), result } = wire.receive().await.ok()? {
+                    return Some((pid, serde_json::from_value(result.ok()?).ok()?));
+                }
+            }
+        };
+        timeout_at(Instant::now() + GLANCE, look).await.ok().flatten()
+    }
+
     /// The process at the other end (`SO_PEERCRED`).
     pub fn pid(&self) -> Option<i32> {
         self.pid
