@@ -87,7 +87,7 @@ fn a_snapshot_killed_at_any_moment_is_there_or_not_and_the_guest_keeps_its_write
     lab.ok(&["stop", "--force", "web"]);
     lab.ok(&["start", "web"]);
     assert!(lab.read("web", "/root/a").unwrap().starts_with("round"));
-    lab.check_images();
+    lab.check_images_after_a_kill();
     assert_no_orphans(&lab);
 }
 
@@ -118,7 +118,7 @@ fn a_merge_killed_at_any_moment_is_finished_by_the_next_command() {
             assert_eq!(lab.chain("web").len(), 1, "the merge was not finished");
         },
     );
-    lab.check_images();
+    lab.check_images_after_a_kill();
     assert_no_orphans(&lab);
 }
 
@@ -147,7 +147,7 @@ fn a_merge_whose_qemu_is_killed_too_is_finished_offline() {
         }
         assert_eq!(lab.chain("web").len(), 1);
     }
-    lab.check_images();
+    lab.check_images_after_a_kill();
     assert_no_orphans(&lab);
 }
 
@@ -176,7 +176,7 @@ fn a_revert_killed_at_any_moment_leaves_the_vm_before_or_after_it() {
             assert!(text == "old" || text == "new", "{text}");
         },
     );
-    lab.check_images();
+    lab.check_images_after_a_kill();
     assert_no_orphans(&lab);
 }
 

@@ -46,3 +46,10 @@ fn shell_words(line: &str) -> Vec<String> {
     }
     words
 }
+
+#[test]
+fn the_binary_needs_no_library_of_the_host() {
+    let output = std::process::Command::new("file").args(["-b", env!("CARGO_BIN_EXE_cowhand")]).output().unwrap();
+    let words = String::from_utf8(output.stdout).unwrap();
+    assert!(words.contains("statically linked"), "{words}");
+}
