@@ -79,7 +79,7 @@ fn merging_under_a_running_clone_does_not_change_its_data() {
     assert_eq!(lab.read("clone", "/root/a").as_deref(), Some("s2"));
     // s1's layer is open in two QEMUs: it has to wait, and the command says so.
     let said = lab.ok(&["snapshot", "rm", "web@s1"]);
-    assert!(said.contains("a running VM has it open"), "{said}");
+    assert!(said.contains("another VM has it open"), "{said}");
     lab.ok(&["snapshot", "rm", "web@s2"]);
     for vm in ["web", "clone"] {
         lab.ok(&["stop", "--force", vm]);

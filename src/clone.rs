@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::change::{self, Executor, Plan, Step, recover};
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::layer::chain::Chain;
+use crate::layer::chain::{self, Chain};
 use crate::model::{Config, Disk, Format, Layer, Name, Nic, Origin, PointRef, PortForward, Record, Role};
 use crate::snapshot;
 use crate::store::VmLock;
@@ -87,7 +87,7 @@ pub async fn clone(context: &Context, request: &Request) -> Result<Vec<Cloned>> 
     }
     let mut claims = Vec::with_capacity(request.names.len());
     for name in &request.names {
-        claims.push(store.claim(context, &store_lock, name).await?);
+        claims.push(store.claim(context, &store_lock, name)?);
     }
     // A copy takes long, and the source's lock is enough to keep it as it is. An overlay is made in no time, under both.
     let store_lock = (request.kind == Kind::Thin).then_some(store_lock);
@@ -135,7 +135,7 @@ async fn source(context: &Context, lock: &VmLock, record: Record, request: &Requ
         snapshot,
         template: record.is_template(),
     };
-    let source = match &request.source.snapshot {
+    let mut source = match &request.source.snapshot {
         Some(snapshot) => {
             let snapshot = record.snapshot(name, snapshot)?;
             Source { origin: origin(Some(snapshot.name.clone())), config: snapshot.config.clone() }
@@ -145,7 +145,7 @@ async fn source(context: &Context, lock: &VmLock, record: Record, request: &Requ
             Source { origin: origin(None), config: record.config.clone() }
         }
         None => {
-            if status::is_running(&context.store, name)? {
+            if status::is_running(context, name)? {
                 return Err(Error::refused(format!("{name} is running: its disks change while they would be cloned"))
                     .hint(format!(
                         "clone a snapshot: cowhand snapshot create {name} NOW && cowhand clone {name}@NOW NEW"
@@ -168,9 +168,7 @@ async fn source(context: &Context, lock: &VmLock, record: Record, request: &Requ
             }
         }
     };
-    for disk in source.config.volumes() {
-        Chain::of_disk(&context.store, disk)?;
-    }
+    chain::refresh(&context.store, &mut source.config)?;
     Ok(source)
 }
 

@@ -1,6 +1,6 @@
 //! What every operation needs: the settings, the store and somebody to tell.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::settings::Settings;
 use crate::store::Store;
 use crate::ui::Ui;
@@ -20,6 +20,11 @@ pub struct Context {
 impl Context {
     /// Opens the store named in `settings`; nothing is created until an operation changes something.
     pub fn open(settings: Settings, ui: Box<dyn Ui>, operation: impl Into<String>) -> Result<Self> {
+        for path in [&settings.store, &settings.runtime] {
+            if path.to_str().is_none() {
+                return Err(Error::usage(format!("{} is not UTF-8, and QEMU takes paths as JSON", path.display())));
+            }
+        }
         let store = Store::at(&settings.store)?;
         Ok(Self { settings, store, ui, operation: operation.into() })
     }

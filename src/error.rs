@@ -174,7 +174,8 @@ pub trait IoContext<T> {
 impl<T> IoContext<T> for io::Result<T> {
     fn on(self, action: &str, path: &Path) -> Result<T> {
         self.map_err(|source| {
-            let error = Error::failed(format!("cannot {action} {}", path.display()));
+            let kind = if source.kind() == io::ErrorKind::NotFound { Kind::NotFound } else { Kind::Failed };
+            let error = Error::new(kind, format!("cannot {action} {}", path.display()));
             let error = match source.kind() {
                 io::ErrorKind::StorageFull => error.hint("make room on that file system, then run the command again"),
                 io::ErrorKind::ReadOnlyFilesystem => error.hint("that file system is mounted read-only"),

@@ -29,6 +29,8 @@ pub struct Report {
     pub paused: Option<Duration>,
     /// How the layers that were copied got there.
     pub copied: Vec<Method>,
+    /// Why layers that were to be merged were not; they stay as they were.
+    pub unmerged: Option<String>,
     /// What went wrong beside the change, which succeeded.
     pub warnings: Vec<String>,
 }
@@ -123,15 +125,25 @@ impl<'a> Executor<'a> {
                 }
                 Ok(())
             }
-            Step::SetMode { layers, mode } => self.set_mode(layers, *mode),
+            Step::SetMode { layers, mode, .. } => layers.iter().try_for_each(|layer| self.set_mode(layer, *mode)),
+            Step::Save { .. } if self.report.unmerged.is_some() => Ok(()),
             Step::Save { record, .. } => {
                 let record = Record::try_from((**record).clone())?;
                 store.save(&self.name, &record)
             }
             Step::Merge { merges } => {
                 self.qmp().await?;
-                merge::run(context, self.qmp.as_mut(), merges, &mut self.paused_at).await
+                match merge::run(context, self.qmp.as_mut(), merges, &mut self.paused_at).await {
+                    Err(merge::Failure::Untouched(error)) => {
+                        self.report.unmerged = Some(error.full_message());
+                        Ok(())
+                    }
+                    Err(merge::Failure::Halfway(error)) => Err(error),
+                    Ok(()) => Ok(()),
+                }
             }
+            // These belong to a merge that did not happen.
+            Step::RemoveMerged { .. } | Step::Resume if self.report.unmerged.is_some() => Ok(()),
             Step::Resume => self.resume().await,
             Step::Trash { directory, what, layers, before } => {
                 let trash = store.open_trash(directory, what, &self.name)?;
@@ -155,7 +167,9 @@ impl<'a> Executor<'a> {
                 self.thaw().await;
                 Ok(())
             }
-            Step::SetMode { layers, .. } => self.set_mode(layers, 0o600),
+            Step::SetMode { layers, before, .. } => {
+                layers.iter().zip(before).try_for_each(|(layer, mode)| self.set_mode(layer, *mode))
+            }
             _ => Ok(()),
         }
     }
@@ -193,7 +207,14 @@ impl<'a> Executor<'a> {
         if let Some(qmp) = self.qmp().await?
             && let Some(disk) = disks.first()
         {
-            return Ok(qmp.active_layer(&disk.target).await?.is_some_and(|id| id == disk.overlay.id));
+            let active = qmp.active_layer(&disk.target).await?.ok_or_else(|| {
+                Error::refused(format!(
+                    "a block job is at work on {}, so what became of an earlier change cannot be seen",
+                    disk.target
+                ))
+                .hint("wait for the end of the job, then run the command again")
+            })?;
+            return Ok(active == disk.overlay.id);
         }
         Ok(disks.iter().all(|disk| self.context.store.layout.layer(&disk.overlay).exists()))
     }
@@ -220,8 +241,9 @@ impl<'a> Executor<'a> {
         };
         for node in layers.iter().flat_map(|layer| [layer.node(), layer.file_node()]) {
             match qmp.remove_node(&node).await {
-                // Refused: it was never added.
-                Ok(()) | Err(QmpError::Refused { .. }) => {}
+                Ok(()) => {}
+                // It was never added. Any other refusal means that it is in use, and its file must stay.
+                Err(QmpError::Refused { message, .. }) if message.contains("Failed to find node") => {}
                 Err(error) => return Err(error.into()),
             }
         }
@@ -268,13 +290,23 @@ impl<'a> Executor<'a> {
         }
     }
 
-    fn set_mode(&self, layers: &[Layer], mode: u32) -> Result<()> {
-        for layer in layers {
-            let path = self.context.store.layout.layer(layer);
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))
-                .on("set the permissions of", &path)?;
+    fn set_mode(&self, layer: &Layer, mode: u32) -> Result<()> {
+        let path = self.context.store.layout.layer(layer);
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).on("set the permissions of", &path)
+    }
+
+    /// Forgets the connection, so that the next step makes a new one: this one may be out of step, or dead.
+    pub fn reconnect(&mut self) {
+        if self.qmp.take().is_some() {
+            self.asked = false;
         }
-        Ok(())
+    }
+
+    /// Thaws what this change has frozen, if it has.
+    pub async fn thaw_ours(&mut self) {
+        if self.frozen_at.is_some() {
+            self.thaw().await;
+        }
     }
 
     async fn resume(&mut self) -> Result<()> {

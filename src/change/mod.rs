@@ -14,7 +14,7 @@ pub mod recover;
 mod step;
 
 pub use apply::{Executor, Report};
-pub use step::{Merge, MergeKind, Step, Switched};
+pub use step::{Step, Switched};
 
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -55,13 +55,26 @@ pub async fn run(context: &Context, lock: &VmLock, plan: Plan, executor: &mut Ex
             mark_quiesced(&mut journal.steps[at + 1..]);
         }
         let Err(error) = result else { continue };
-        // A switch that was sent and never answered may have happened: only QEMU knows, or nobody.
-        let happened = at > journal.pivot || (at == journal.pivot && executor.pivot_happened(&journal).await?);
-        if happened && at > journal.pivot {
+        if at > journal.pivot {
+            executor.thaw_ours().await;
             return Err(error.hint("it is past the point of no return: the next command on this VM finishes it"));
         }
-        if !happened {
-            return Err(undo(lock, &journal, at, executor, error).await);
+        // A switch that was sent and never answered may have happened: only QEMU knows, or nobody.
+        executor.reconnect();
+        let happened = match at == journal.pivot {
+            true => executor.pivot_happened(&journal).await,
+            false => Ok(false),
+        };
+        match happened {
+            Ok(true) => {}
+            Ok(false) => return Err(undo(lock, &journal, at, executor, error).await),
+            Err(second) => {
+                executor.thaw_ours().await;
+                return Err(error.hint(format!(
+                    "whether it happened is unknown ({}); the next command on this VM finds out",
+                    second.full_message()
+                )));
+            }
         }
     }
     journal::remove(store, lock.name())?;

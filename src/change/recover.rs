@@ -38,7 +38,10 @@ pub async fn after_interrupt(context: &Context) -> Result<Vec<(String, Recovered
             continue;
         }
         if let Some(lock) = context.store.try_lock_vm(&name, &context.operation)? {
-            results.push((name.to_string(), settle(context, &lock, false).await?));
+            match settle(context, &lock, false).await {
+                Ok(recovered) => results.push((name.to_string(), recovered)),
+                Err(error) => context.ui.warn(&format!("{name}: {}", error.full_message())),
+            }
         }
     }
     Ok(results)
@@ -50,8 +53,10 @@ pub async fn sweep(context: &Context, _: &StoreLock) -> Result<()> {
         if context.store.exists(&name) {
             continue;
         }
-        if let Some(lock) = context.store.try_lock_vm(&name, &context.operation)? {
-            settle(context, &lock, true).await?;
+        if let Some(lock) = context.store.try_lock_vm(&name, &context.operation)?
+            && let Err(error) = settle(context, &lock, true).await
+        {
+            context.ui.warn(&format!("what is left of {name} cannot be cleared up: {}", error.full_message()));
         }
     }
     Ok(())
@@ -70,13 +75,18 @@ async fn settle(context: &Context, lock: &VmLock, may_complete: bool) -> Result<
         roll_back(lock, &journal, journal.pivot, &mut executor).await?;
         context.ui.note(&format!("{name}: `{}` was cut short and has been undone", journal.operation));
         Recovered::Undone
-    } else if may_complete {
+    } else if may_complete || !remaining(&journal, &executor).iter().any(|step| matches!(step, Step::Merge { .. })) {
         roll_forward(context, lock, &journal, &mut executor).await?;
         context.ui.note(&format!("{name}: `{}` was cut short and has been completed", journal.operation));
         Recovered::Completed
     } else {
         Recovered::Left
     };
+    if let Some(why) = &executor.report.unmerged {
+        context
+            .ui
+            .warn(&format!("{name}: layers that nobody names stay, hidden, because they could not be merged: {why}"));
+    }
     for warning in &executor.report.warnings {
         context.ui.warn(warning);
     }
@@ -102,13 +112,17 @@ async fn roll_forward(
     journal: &Journal<Step>,
     executor: &mut Executor<'_>,
 ) -> Result<()> {
-    // A record that has been saved proves every step before it.
-    let is_save = |step: &Step| matches!(step, Step::Save { .. });
-    let last_saved =
-        (0..journal.steps.len()).rev().find(|at| is_save(&journal.steps[*at]) && executor.saved(journal, *at));
-    let from = last_saved.unwrap_or(journal.pivot) + 1;
-    for step in &journal.steps[from.max(journal.pivot + 1)..] {
+    let steps = remaining(journal, executor).to_vec();
+    for step in &steps {
         executor.apply(step).await?;
     }
     journal::remove(&context.store, lock.name())
+}
+
+/// What is still to be done behind the pivot. A record that has been saved proves every step before it.
+fn remaining<'a>(journal: &'a Journal<Step>, executor: &Executor<'_>) -> &'a [Step] {
+    let is_save = |step: &Step| matches!(step, Step::Save { .. });
+    let saved = (0..journal.steps.len()).rev().find(|at| is_save(&journal.steps[*at]) && executor.saved(journal, *at));
+    let from = saved.unwrap_or(journal.pivot).max(journal.pivot) + 1;
+    &journal.steps[from..]
 }

@@ -28,12 +28,12 @@ impl Console {
     pub async fn run(self, app: &App) -> Result<()> {
         let store = &app.context.store;
         open::refuse_template(&self.name, &store.load(&self.name)?, "open the console of")?;
-        if !status::is_running(store, &self.name)? {
+        if !status::is_running(&app.context, &self.name)? {
             return Err(Error::refused(format!("{} is not running", self.name))
                 .hint(format!("start it: cowhand start {}", self.name))
                 .hint(format!("what it printed before: cowhand logs {}", self.name)));
         }
-        let path = status::sockets(store, &self.name)
+        let path = status::sockets(&app.context, &self.name)
             .ok_or_else(|| Error::damaged("where its console is is not known"))?
             .console();
         let socket = UnixStream::connect(&path).on("connect to", &path)?;

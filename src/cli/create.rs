@@ -37,7 +37,7 @@ pub struct Create {
     /// What runs first
     #[arg(long, value_name = "FIRMWARE", default_value = "bios")]
     firmware: FirmwareArg,
-    /// Boot this kernel of the host instead of the disk's boot loader
+    /// Boot this kernel of the host instead of the disk's boot loader; it is not copied, so keep it there
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
     /// The kernel's initial RAM disk

@@ -59,11 +59,15 @@ impl Exec {
         }
         let mut input = None;
         if self.interactive {
-            let mut bytes = Vec::new();
-            if let Err(source) = std::io::stdin().read_to_end(&mut bytes) {
-                return fail(OURS, &Error::failed("cannot read standard input").because(source));
+            // In a thread, so that Ctrl-C is heard while nothing comes.
+            let read = tokio::task::spawn_blocking(|| {
+                let mut bytes = Vec::new();
+                std::io::stdin().read_to_end(&mut bytes).map(|_| bytes)
+            });
+            match read.await.map_err(std::io::Error::other).flatten() {
+                Ok(bytes) => input = Some(bytes),
+                Err(source) => return fail(OURS, &Error::failed("cannot read standard input").because(source)),
             }
-            input = Some(bytes);
         }
         let request = Request {
             command: self.command,

@@ -49,7 +49,7 @@ pub struct Cli {
 const AFTER_HELP: &str = "\
 Exit codes:
   0 done   1 failed   2 usage   3 no such thing   4 already exists   5 refused   6 locked
-  7 QEMU or the guest agent failed or timed out   8 the store needs recovery or is damaged
+  7 QEMU or the guest agent failed or timed out   8 the store needs recovery or is damaged   130 interrupted
   exec exits with the command's own code; 124 timeout, 125 our failure, 126 not executable, 127 not found
 
 Example:
@@ -175,7 +175,12 @@ async fn run(cli: Cli, printer: Printer, operation: String) -> Result<u8> {
     }
     // The operation's future is gone and its locks are free: put right what it was in the middle of, as after a crash.
     let mut error = interrupted();
-    for (name, outcome) in recover::after_interrupt(&app.context).await? {
+    let recovered = tokio::select! {
+        recovered = recover::after_interrupt(&app.context) => recovered?,
+        _ = interrupt.recv() => return Err(error.hint("not even put right: the next command on that VM does it")),
+        _ = terminate.recv() => return Err(error.hint("not even put right: the next command on that VM does it")),
+    };
+    for (name, outcome) in recovered {
         if outcome == Recovered::Left {
             error =
                 error.hint(format!("{name}: what was begun cannot be undone; the next command on {name} completes it"));

@@ -9,8 +9,8 @@ use crate::vm::start;
 
 /// Print the exact QEMU command a VM would be started with
 ///
-/// One line for a shell, or with --format json an array of arguments. Pasted into a shell while the VM does not run, it starts it
-/// (make the directory of the sockets first, if it is not there: it is part of the line).
+/// One line for a shell, or with --format json an array of arguments. Pasted into a shell while the VM does not run, it starts it, in
+/// the foreground.
 #[derive(Debug, Args)]
 pub struct Plan {
     /// The VM

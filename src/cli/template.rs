@@ -35,7 +35,7 @@ impl Template {
 pub struct Create {
     /// The VM
     vm: Name,
-    /// Leave host-specific state (machine-id, host keys, logs) as it is: clones will share it
+    /// Leave host-specific state (machine-id, host keys, logs) as it is: clones will share it (needed: this version does not strip it)
     #[arg(long)]
     no_seal: bool,
     /// Rename it at the same time
@@ -45,6 +45,8 @@ pub struct Create {
 
 impl Create {
     async fn run(self, app: &App) -> Result<()> {
+        let record = app.context.store.load(&self.vm)?;
+        crate::vm::open::refuse_template(&self.vm, &record, "make a template of")?;
         if !self.no_seal {
             return Err(Error::refused(format!(
                 "cannot seal {}: this version does not strip host-specific state",

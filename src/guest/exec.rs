@@ -77,31 +77,37 @@ pub async fn exec(context: &Context, name: &Name, request: &Request) -> Result<F
         .command
         .split_first()
         .ok_or_else(|| Error::usage("no command was given").hint("cowhand exec NAME -- COMMAND"))?;
-    let pid = {
+    session::refuse_paused(context, name).await?;
+    let command = guest_exec {
+        path: program.clone(),
+        arg: Some(arguments.to_vec()),
+        env: (!request.environment.is_empty()).then(|| request.environment.clone()),
+        input_data: request.input.clone(),
+        capture_output: Some(GuestExecCaptureOutput::flag(true)),
+    };
+    let pid = loop {
         let mut session = session::open(context, name, request.agent_limit).await?;
-        let command = guest_exec {
-            path: program.clone(),
-            arg: Some(arguments.to_vec()),
-            env: (!request.environment.is_empty()).then(|| request.environment.clone()),
-            input_data: request.input.clone(),
-            capture_output: Some(GuestExecCaptureOutput::flag(true)),
-        };
         match session.agent.run(&command, REPLY).await {
-            Ok(started) => started.pid,
-            Err(AgentError::Refused { message, .. }) => {
-                return Err(cannot_start(program, &message));
-            }
+            Ok(started) => break started.pid,
+            Err(error) if is_frozen(&error) => {}
+            Err(AgentError::Refused { message, .. }) => return Err(cannot_start(program, &message)),
             Err(error) => return Err(error.into()),
         }
+        drop(session);
+        tokio::time::sleep(LAST_LOOK).await;
     };
     let deadline = request.limit.map(|limit| Instant::now() + limit);
     let mut pause = FIRST_LOOK;
     loop {
         let status = {
             let mut session = session::open(context, name, REPLY).await?;
-            session.agent.run(&guest_exec_status { pid }, REPLY).await?
+            match session.agent.run(&guest_exec_status { pid }, REPLY).await {
+                Ok(status) => Some(status),
+                Err(error) if is_frozen(&error) => None,
+                Err(error) => return Err(error.into()),
+            }
         };
-        if status.exited {
+        if let Some(status) = status.filter(|status| status.exited) {
             let code = match (status.exitcode, status.signal) {
                 (Some(code), _) => u8::try_from(code & 0xff).unwrap_or(1),
                 (None, Some(signal)) => u8::try_from(128 + (signal & 0x7f)).unwrap_or(1),
@@ -120,6 +126,11 @@ pub async fn exec(context: &Context, name: &Name, request: &Request) -> Result<F
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LAST_LOOK);
     }
+}
+
+/// While file systems are frozen for a snapshot the agent runs nothing and tells nothing; that takes a moment.
+fn is_frozen(error: &AgentError) -> bool {
+    matches!(error, AgentError::Refused { message, .. } if message.contains("frozen"))
 }
 
 /// The agent's refusal names the reason only in words, GLib's: `Failed to execute child process “x” (No such file or directory)`.

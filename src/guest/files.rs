@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::time::Duration;
 
-use qapi::qga::{guest_file_close, guest_file_flush, guest_file_open, guest_file_read, guest_file_write};
+use qapi::qga::{guest_exec, guest_file_close, guest_file_flush, guest_file_open, guest_file_read, guest_file_write};
 
 use super::session::{self, Session};
 use crate::context::Context;
@@ -79,7 +79,22 @@ pub async fn copy_in(context: &Context, name: &Name, from: &Path, to: &str, agen
         Error::qemu(format!("{to} in the guest of {name} is incomplete")).because(error.full_message())
     });
     close(&mut session, handle).await;
+    let mode = std::os::unix::fs::PermissionsExt::mode(&about.permissions()) & 0o7777;
+    set_mode(&mut session, to, mode).await;
     result
+}
+
+/// The agent makes files that everybody may write to. Where the guest has no chmod, that stays so.
+async fn set_mode(session: &mut Session, path: &str, mode: u32) {
+    let arguments = vec![format!("{mode:o}"), "--".to_owned(), path.to_owned()];
+    let chmod = guest_exec {
+        path: "chmod".to_owned(),
+        arg: Some(arguments),
+        env: None,
+        input_data: None,
+        capture_output: None,
+    };
+    let _ = session.agent.run(&chmod, REPLY).await;
 }
 
 async fn write_all(session: &mut Session, handle: i64, mut bytes: &[u8]) -> Result<()> {
@@ -97,6 +112,11 @@ async fn open(session: &mut Session, name: &Name, path: &str, mode: &str) -> Res
     session.agent.run(&command, REPLY).await.map_err(|error| match error {
         AgentError::Refused { message, .. } => {
             let error = format!("cannot open {path} in the guest of {name}");
+            let error = if message.contains("Is a directory") {
+                format!("{error}: it is a directory, name a file in it")
+            } else {
+                error
+            };
             let kind = if message.contains("No such file") { Error::not_found(error) } else { Error::qemu(error) };
             kind.because(format!("\"{message}\""))
         }

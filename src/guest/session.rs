@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
-use crate::model::Name;
+use crate::model::{Name, State};
 use crate::qemu::agent::{Agent, AgentError};
 use crate::sys::flock;
 use crate::vm::{open, status};
@@ -30,22 +30,25 @@ pub async fn open(context: &Context, name: &Name, limit: Duration) -> Result<Ses
     if !store.exists(name) {
         return Err(store.unknown(name));
     }
-    if !status::is_running(store, name)? {
+    if !status::is_running(context, name)? {
         open::refuse_template(name, &store.load(name)?, "run something in")?;
         return Err(Error::refused(format!("{name} is not running")).hint(format!("start it: cowhand start {name}")));
     }
-    let sockets = status::sockets(store, name)
+    let sockets = status::sockets(context, name)
         .ok_or_else(|| Error::damaged(format!("{name} runs, but where its sockets are is not known")))?;
     let deadline = Instant::now() + limit;
     let lock = take_turn(store.layout.agent_lock(name), deadline.saturating_duration_since(Instant::now())).await?;
     loop {
         match Agent::connect(&sockets.agent(), deadline.saturating_duration_since(Instant::now())).await {
             Ok(agent) => return Ok(Session { agent, _lock: lock }),
-            Err(_) if !status::is_running(store, name)? => {
+            Err(_) if !status::is_running(context, name)? => {
                 return Err(Error::qemu(format!("{name} ended while it was spoken to")));
             }
             // QEMU is only just starting, and its sockets are not there yet.
-            Err(AgentError::Unreachable(_)) if Instant::now() < deadline => tokio::time::sleep(RETRY).await,
+            // Or it hung up, and is about to end.
+            Err(AgentError::Unreachable(_) | AgentError::Absent) if Instant::now() < deadline => {
+                tokio::time::sleep(RETRY).await;
+            }
             Err(error) => return Err(no_answer(name, limit, error)),
         }
     }
@@ -56,6 +59,16 @@ fn no_answer(name: &Name, limit: Duration, error: AgentError) -> Error {
         .hint("is qemu-guest-agent installed and running in the guest? It may also still be booting")
         .hint(format!("look at its console: cowhand console {name}"))
         .because(error)
+}
+
+/// A guest whose CPUs stand still answers nobody.
+pub async fn refuse_paused(context: &Context, name: &Name) -> Result<()> {
+    if context.store.exists(name) && status::observe(context, name).await?.state == State::Paused {
+        return Err(
+            Error::refused(format!("{name} is paused")).hint(format!("let it go on first: cowhand resume {name}"))
+        );
+    }
+    Ok(())
 }
 
 async fn take_turn(path: PathBuf, limit: Duration) -> Result<File> {

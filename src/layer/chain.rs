@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::pool;
 use crate::error::{Error, Result};
-use crate::model::{Disk, Layer, LayerId};
+use crate::model::{Config, Disk, Layer, LayerId};
 use crate::store::Store;
 
 /// The longest chain that is followed; beyond it something is wrong.
@@ -75,14 +75,16 @@ impl Chain {
     pub fn contains(&self, id: &LayerId) -> bool {
         self.0.iter().any(|link| link.layer.id == *id)
     }
+}
 
-    /// The layer that stands on `id`.
-    pub fn above(&self, id: &LayerId) -> Option<&Link> {
-        self.0.windows(2).find(|pair| pair[1].layer.id == *id).map(|pair| &pair[0])
+/// Reads the chains of all volumes, which shows that they are whole, and takes over the sizes that the images have now: a disk
+/// may have grown behind our back, and an overlay as small as the record says would hide its end.
+pub fn refresh(store: &Store, config: &mut Config) -> Result<()> {
+    for disk in config.disks.iter_mut().chain(&mut config.nvram) {
+        let chain = Chain::of_disk(store, disk)?;
+        if chain.active().virtual_bytes != 0 {
+            disk.virtual_bytes = chain.active().virtual_bytes;
+        }
     }
-
-    /// The layer below `id`.
-    pub fn below(&self, id: &LayerId) -> Option<&Link> {
-        self.0.windows(2).find(|pair| pair[0].layer.id == *id).map(|pair| &pair[1])
-    }
+    Ok(())
 }

@@ -53,6 +53,8 @@ pub enum Why {
     InternalSnapshots(u32),
     /// Neither direction is allowed: the layers are in use elsewhere.
     InUse,
+    /// Nobody can be sure who uses what, for this reason.
+    Uncertain(String),
 }
 
 /// Which layers may be written.
@@ -62,6 +64,8 @@ pub struct Permissions<'a> {
     pub owner: &'a Name,
     /// Layers that a VM other than `owner` has open, or might open: they must not be written.
     pub foreign: &'a [LayerId],
+    /// Why nobody can be sure who uses what; then nothing is touched.
+    pub uncertain: Option<&'a str>,
 }
 
 /// What becomes of `layer` now that `pool` shows who still names it. At most one merge; dropping goes on downwards.
@@ -74,6 +78,10 @@ pub fn plan(pool: &Pool, layer: &LayerId, permissions: Permissions<'_>) -> Vec<A
             break;
         };
         if !pool.uses(&id).is_empty() {
+            break;
+        }
+        if let Some(why) = permissions.uncertain {
+            actions.push(Action::Keep { layer: info.layer.clone(), why: Why::Uncertain(why.to_owned()) });
             break;
         }
         let children: Vec<&LayerInfo> = pool.children(&id).filter(|child| !dropped.contains(&child.layer.id)).collect();
@@ -99,13 +107,14 @@ fn merge(pool: &Pool, layer: &LayerInfo, child: &LayerInfo, permissions: Permiss
     }
     let foreign = |info: &LayerInfo| permissions.foreign.contains(&info.layer.id);
     let ours = |r#use: &Use| r#use.owner() == permissions.owner;
+    let named_by_us = |uses: &[Use]| !uses.is_empty() && uses.iter().all(ours);
     let grandchildren = pool.children(&child.layer.id).count();
     let can_commit = matches!(layer.layer.format, Format::Qcow2 | Format::Raw)
         && !foreign(layer)
         && !foreign(child)
-        && pool.uses(&child.layer.id).iter().all(ours)
+        && named_by_us(pool.uses(&child.layer.id))
         && grandchildren <= 1
-        && pool.children(&child.layer.id).all(|grandchild| !foreign(grandchild))
+        && pool.children(&child.layer.id).all(|grandchild| !foreign(grandchild) && !template(pool, grandchild))
         && child.internal_snapshots == 0
         && child.virtual_bytes >= layer.virtual_bytes;
     let can_stream = child.layer.format == Format::Qcow2 && !foreign(child) && !template(pool, child);
@@ -161,7 +170,7 @@ mod tests {
 
     fn run(pool: &Pool, n: usize) -> Vec<Action> {
         let vm = name("vm");
-        plan(pool, &id(n), Permissions { owner: &vm, foreign: &[] })
+        plan(pool, &id(n), Permissions { owner: &vm, foreign: &[], uncertain: None })
     }
 
     fn head() -> Use {
@@ -211,10 +220,30 @@ mod tests {
     }
 
     #[test]
+    fn an_overlay_nobody_is_known_to_name_is_never_committed_away() {
+        // It may be the head of a VM whose record cannot be read.
+        let pool = pool(&[(None, 900), (Some(0), 5)], &[]);
+        assert!(!run(&pool, 0).iter().any(|action| matches!(action, Action::Commit { .. })));
+        let (vm, why) = (name("vm"), Some("a record cannot be read"));
+        let kept = plan(&pool, &id(1), Permissions { owner: &vm, foreign: &[], uncertain: why });
+        assert!(matches!(kept[..], [Action::Keep { why: Why::Uncertain(_), .. }]));
+    }
+
+    #[test]
+    fn the_header_of_a_template_is_never_rewritten() {
+        let uses = [(1, Use::Snapshot(name("vm"), name("s2"))), (2, Use::Template(name("tpl")))];
+        let pool = pool(&[(None, 900), (Some(0), 5), (Some(1), 5)], &uses);
+        assert!(
+            matches!(run(&pool, 0)[..], [Action::Stream { .. }]),
+            "a commit would rewrite the template's backing file"
+        );
+    }
+
+    #[test]
     fn a_layer_open_elsewhere_waits() {
         let pool = pool(&[(None, 900), (Some(0), 5)], &[(1, Use::Head(name("clone")))]);
         let (vm, foreign) = (name("vm"), [id(0), id(1)]);
-        let actions = plan(&pool, &id(0), Permissions { owner: &vm, foreign: &foreign });
+        let actions = plan(&pool, &id(0), Permissions { owner: &vm, foreign: &foreign, uncertain: None });
         assert_eq!(actions, [Action::Keep { layer: layer(0), why: Why::InUse }]);
     }
 
@@ -253,13 +282,16 @@ mod tests {
             let pool = pool(&layers, &uses);
             let foreign = [id(foreign.index(layers.len()))];
             let vm = name("vm");
-            for action in plan(&pool, &id(start.index(layers.len())), Permissions { owner: &vm, foreign: &foreign }) {
+            for action in plan(&pool, &id(start.index(layers.len())), Permissions { owner: &vm, foreign: &foreign, uncertain: None }) {
                 match action {
                     Action::Drop(layer) => prop_assert!(pool.uses(&layer.id).is_empty()),
                     Action::Commit { top, base, .. } => {
                         prop_assert!(pool.uses(&base.id).is_empty() && !foreign.contains(&base.id) && !foreign.contains(&top.id));
                         prop_assert_eq!(pool.children(&base.id).filter(|child| child.layer.id != top.id).filter(|child| !pool.uses(&child.layer.id).is_empty()).count(), 0);
-                        prop_assert!(pool.uses(&top.id).iter().all(|r#use| r#use.owner() == &vm));
+                        prop_assert!(!pool.uses(&top.id).is_empty() && pool.uses(&top.id).iter().all(|r#use| r#use.owner() == &vm));
+                        let above: Vec<_> = pool.children(&top.id).collect();
+                        prop_assert!(above.len() <= 1, "only one header can be rewritten");
+                        prop_assert!(above.iter().all(|info| !foreign.contains(&info.layer.id) && !template(&pool, info)));
                     }
                     Action::Stream { top, gone, .. } => {
                         prop_assert!(!foreign.contains(&top.id));

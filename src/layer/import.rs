@@ -11,7 +11,7 @@ use super::{pool, qcow2};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::model::Format;
-use crate::sys::command;
+use crate::sys::{command, image_lock};
 
 /// A file that can become a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +41,11 @@ pub fn examine(context: &Context, path: &Path, format: Option<Format>) -> Result
     if !about.is_file() {
         return Err(Error::refused(format!("{shown} is not an ordinary file"))
             .hint("copy the device into a file first: qemu-img convert -O qcow2 DEVICE FILE"));
+    }
+    if image_lock::is_written_to(&resolved).on("look at the locks of", &resolved)? {
+        return Err(
+            Error::refused(format!("{shown} is in use: a running QEMU writes to it")).hint("stop that VM first")
+        );
     }
     let start = pool::read_start(&resolved)?;
     let seen = qcow2::sniff(&start);

@@ -11,13 +11,20 @@ use serde_json::{Value, json};
 
 use super::chain::Chain;
 use super::pool;
-use crate::change::{Merge, MergeKind};
 use crate::context::Context;
-use crate::error::Result;
-use crate::model::human;
+use crate::error::{Error, Result};
+use crate::model::{Merge, MergeKind, human};
 use crate::qemu::offline::{Offline, Open};
 use crate::qemu::qmp::jobs::Milestone;
 use crate::qemu::qmp::{Qmp, QmpError};
+
+/// Why a merge did not come to its end.
+pub enum Failure {
+    /// Nothing has switched: every layer holds what it held, and is where it was.
+    Untouched(Error),
+    /// Something has, or nobody knows: it has to be carried on.
+    Halfway(Error),
+}
 
 /// Carries out `merges`, those that are open in the VM's QEMU all at once. `paused_at` is set when the guest was paused.
 pub async fn run(
@@ -25,27 +32,34 @@ pub async fn run(
     mut live: Option<&mut Qmp>,
     merges: &[Merge],
     paused_at: &mut Option<Instant>,
-) -> Result<()> {
+) -> Result<(), Failure> {
     let (mut here, mut elsewhere) = (Vec::new(), Vec::new());
     for merge in merges {
         let place = match &mut live {
-            Some(qmp) => place(context, qmp, merge).await?,
+            Some(qmp) => place(context, qmp, merge).await.map_err(Failure::Halfway)?,
             None => Place::Elsewhere,
         };
         match (place, &mut live) {
             (Place::Here, _) => here.push(merge),
             (Place::Switched, Some(qmp)) => release(qmp, merge).await,
-            _ if !done(context, merge)? => elsewhere.push(merge),
+            _ if !done(context, merge).map_err(Failure::Halfway)? => elsewhere.push(merge),
             _ => {}
         }
     }
+    // What an earlier attempt has finished must not be forgotten.
+    let mut untouched = here.len() + elsewhere.len() == merges.len();
     for merge in elsewhere {
-        offline(context, merge).await?;
+        offline(context, merge).await.map_err(|error| failure(untouched, error))?;
+        untouched = false;
     }
     match live {
-        Some(qmp) if !here.is_empty() => in_place(context, qmp, &here, paused_at).await,
+        Some(qmp) if !here.is_empty() => in_place(context, qmp, &here, paused_at, untouched).await,
         _ => Ok(()),
     }
+}
+
+fn failure(untouched: bool, error: Error) -> Failure {
+    if untouched { Failure::Untouched(error) } else { Failure::Halfway(error) }
 }
 
 /// Where a merge has to be done, seen from a running VM.
@@ -86,39 +100,87 @@ fn done(context: &Context, merge: &Merge) -> Result<bool> {
 }
 
 /// In the QEMU of the running VM.
-async fn in_place(context: &Context, qmp: &mut Qmp, merges: &[&Merge], paused_at: &mut Option<Instant>) -> Result<()> {
+async fn in_place(
+    context: &Context,
+    qmp: &mut Qmp,
+    merges: &[&Merge],
+    paused_at: &mut Option<Instant>,
+    mut untouched: bool,
+) -> Result<(), Failure> {
     let mut active = Vec::new();
     for merge in merges {
-        let is_active = merge.kind == MergeKind::Commit && merge.overlay.is_none();
-        let root = qmp.active_layer(&merge.target).await?.map_or_else(|| merge.top.node(), |id| format!("l-{id}"));
-        let task = context.ui.task(&label(merge), merge.bytes);
-        if qmp.job(&merge.job()).await?.is_none() {
-            start(qmp, merge, &root).await?;
-        }
-        let milestone = if is_active { Milestone::Ready } else { Milestone::Concluded };
-        let job = qmp.wait_for_job(&merge.job(), milestone, &*task).await?;
-        match is_active && job.status == "ready" {
-            true => active.push(*merge),
-            false => {
-                qmp.dismiss_job(&merge.job()).await?;
-                release(qmp, merge).await;
+        match copy(context, qmp, merge).await {
+            Ok(true) => active.push(*merge),
+            Ok(false) => untouched = false,
+            Err(error) if untouched && !error.is_unknown() => {
+                cancel(qmp, merges).await.map_err(|error| Failure::Halfway(error.into()))?;
+                return Err(Failure::Untouched(error.into()));
             }
+            Err(error) => return Err(Failure::Halfway(error.into())),
         }
     }
+    switch(qmp, &active, paused_at).await.map_err(|error| {
+        let error = Error::from(error);
+        Failure::Halfway(if paused_at.is_some() { error.hint("the guest is paused until then") } else { error })
+    })
+}
+
+/// Copies the data of one merge. True: it is ready and waits for the switch. False: it is over.
+async fn copy(context: &Context, qmp: &mut Qmp, merge: &Merge) -> Result<bool, QmpError> {
+    let root = qmp.active_layer(&merge.target).await?.map_or_else(|| merge.top.node(), |id| format!("l-{id}"));
+    let task = context.ui.task(&label(merge), merge.bytes);
+    if qmp.job(&merge.job()).await?.is_none() {
+        start(qmp, merge, &root).await?;
+    }
+    let milestone = if merge.is_active() { Milestone::Ready } else { Milestone::Concluded };
+    let job = qmp.wait_for_job(&merge.job(), milestone, &*task).await?;
+    if merge.is_active() && job.status == "ready" {
+        return Ok(true);
+    }
+    qmp.dismiss_job(&merge.job()).await?;
+    release(qmp, merge).await;
+    Ok(false)
+}
+
+/// Lets the active merges make their switch, with the guest paused, and makes everything durable: `stop` flushes all disks, so that
+/// a layer can be removed once its data is in another.
+async fn switch(qmp: &mut Qmp, active: &[&Merge], paused_at: &mut Option<Instant>) -> Result<(), QmpError> {
+    let running = qmp.status(crate::qemu::qmp::REPLY).await?.running;
+    let began = Instant::now();
+    qmp.run(&qapi::qmp::stop {}).await?;
     if active.is_empty() {
+        if running {
+            qmp.run(&qapi::qmp::cont {}).await?;
+        }
         return Ok(());
     }
-    if qmp.status(crate::qemu::qmp::REPLY).await?.running {
-        *paused_at = Some(Instant::now());
-        qmp.run(&qapi::qmp::stop {}).await?;
+    if running {
+        *paused_at = Some(began);
     }
-    for merge in &active {
+    for merge in active {
         qmp.complete_job(&merge.job()).await?;
     }
-    for merge in &active {
+    for merge in active {
         qmp.wait_for_job(&merge.job(), Milestone::Concluded, &crate::ui::Silent).await?;
         qmp.dismiss_job(&merge.job()).await?;
         release(qmp, merge).await;
+    }
+    Ok(())
+}
+
+/// Calls off the jobs of merges none of which has switched.
+async fn cancel(qmp: &mut Qmp, merges: &[&Merge]) -> Result<(), QmpError> {
+    for merge in merges {
+        if qmp.job(&merge.job()).await?.is_none() {
+            continue;
+        }
+        let cancelled = qmp.call::<Value>("block-job-cancel", json!({"device": merge.job(), "force": true})).await;
+        tracing::debug!(target: "qmp", "{}: {cancelled:?}", merge.job());
+        match qmp.wait_for_job(&merge.job(), Milestone::Concluded, &crate::ui::Silent).await {
+            Ok(_) => qmp.dismiss_job(&merge.job()).await?,
+            Err(QmpError::Job { .. }) => {}
+            Err(error) => return Err(error),
+        }
     }
     Ok(())
 }

@@ -63,7 +63,25 @@ pub struct Pool {
 
 impl Pool {
     /// Reads the headers of all layers and the records of all VMs.
+    ///
+    /// Others may be at work meanwhile. A layer that is seen was pinned by a journal before it was made, and is named by the record
+    /// before that journal goes: so layers are read first, then per VM the journal, then the record. A VM that is renamed while we
+    /// look makes us look again.
     pub fn scan(store: &Store) -> Result<Self> {
+        let mut names = store.directories()?;
+        names.sort();
+        loop {
+            let pool = Self::scan_once(store, &names)?;
+            let mut now = store.directories()?;
+            now.sort();
+            if now == names {
+                return Ok(pool);
+            }
+            names = now;
+        }
+    }
+
+    fn scan_once(store: &Store, names: &[Name]) -> Result<Self> {
         let mut pool = Self::default();
         let directory = store.layout.layers();
         match std::fs::read_dir(&directory) {
@@ -83,21 +101,32 @@ impl Pool {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error).on("list", &directory),
         }
-        for name in store.directories()? {
-            let record = if store.exists(&name) { store.load(&name).map(Some) } else { Ok(None) };
-            match (record, journal::pins(store, &name)) {
+        for name in names {
+            let pins = journal::pins(store, name);
+            let record = if store.exists(name) { store.load(name).map(Some) } else { Ok(None) };
+            match (record, pins) {
                 (Ok(record), Ok(pins)) => {
                     if let Some(record) = record {
-                        pool.add_record(&name, &record);
+                        pool.add_record(name, &record);
                     }
                     for layer in pins {
                         pool.add_use(&layer.id, Use::Change(name.clone()));
                     }
                 }
-                _ => pool.unreadable.push(name),
+                _ => pool.unreadable.push(name.clone()),
             }
         }
+        // What went while we looked was not damaged.
+        pool.damaged.retain(|layer| store.layout.layer(layer).symlink_metadata().is_ok());
         Ok(pool)
+    }
+
+    /// Why nobody can be sure who uses what: somebody's record or a layer's header cannot be read.
+    pub fn uncertainty(&self, except: &Name) -> Option<String> {
+        let unreadable = self.unreadable.iter().find(|name| *name != except);
+        let record = unreadable.map(|name| format!("the record of {name} cannot be read, so what it uses is unknown"));
+        let header = || self.damaged.first().map(|layer| format!("the header of layer {layer} cannot be read"));
+        record.or_else(header)
     }
 
     /// Notes everything a record names.
@@ -150,22 +179,33 @@ impl Pool {
         Ok(chain)
     }
 
-    /// The other VMs and templates that would lose data if these layers went: they name one, or stand on one.
+    /// The other VMs and templates that stand on these layers, and would lose data if they went.
     pub fn dependents(&self, owner: &Name, layers: &[LayerId]) -> Vec<Name> {
-        let mut affected: Vec<&LayerId> = layers.iter().collect();
-        let mut at = 0;
-        while let Some(id) = affected.get(at).copied() {
-            affected.extend(
-                self.children(id).map(|info| &info.layer.id).filter(|id| !affected.contains(id)).collect::<Vec<_>>(),
-            );
-            at += 1;
+        let mut above: Vec<&LayerId> = Vec::new();
+        let mut next: Vec<&LayerId> = layers.iter().collect();
+        while let Some(id) = next.pop() {
+            for child in self.children(id).map(|info| &info.layer.id) {
+                if !above.contains(&child) {
+                    above.push(child);
+                    next.push(child);
+                }
+            }
         }
-        let mut names: Vec<Name> = affected
-            .iter()
-            .flat_map(|id| self.uses(id))
-            .map(|r#use| r#use.owner().clone())
-            .filter(|name| name != owner)
-            .collect();
+        self.owners(owner, above.into_iter())
+    }
+
+    /// The other VMs and templates that name this layer or stand on it.
+    pub fn sharers(&self, owner: &Name, layer: &LayerId) -> Vec<Name> {
+        let mut names = self.owners(owner, std::iter::once(layer));
+        names.extend(self.dependents(owner, std::slice::from_ref(layer)));
+        names.sort();
+        names.dedup();
+        names
+    }
+
+    fn owners<'a>(&self, except: &Name, layers: impl Iterator<Item = &'a LayerId>) -> Vec<Name> {
+        let uses = layers.flat_map(|id| self.uses(id));
+        let mut names: Vec<Name> = uses.map(|r#use| r#use.owner().clone()).filter(|name| name != except).collect();
         names.sort();
         names.dedup();
         names

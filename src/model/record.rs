@@ -110,11 +110,6 @@ impl Config {
     pub fn writable_mut(&mut self) -> impl Iterator<Item = &mut Disk> {
         self.disks.iter_mut().chain(&mut self.nvram).filter(|disk| !disk.read_only)
     }
-
-    /// The layer of the volume `target`.
-    pub fn layer(&self, target: &str) -> Option<&Layer> {
-        self.volumes().find(|disk| disk.target == target).map(|disk| &disk.layer)
-    }
 }
 
 /// A disk, and the layer on top of its chain.

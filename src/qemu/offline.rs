@@ -19,6 +19,7 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::layer::chain::Chain;
 use crate::sys::command;
+use crate::sys::pidfd::PidFd;
 use crate::ui::Task;
 
 /// How long the engine may take to greet us.
@@ -104,7 +105,10 @@ impl Offline {
     /// Ends the engine in order, so that everything is written.
     pub async fn quit(mut self) {
         let _ = self.qmp.run(&qapi::qmp::quit {}).await;
-        let _ = self.child.wait();
+        if let Ok(process) = PidFd::open(self.child.id().cast_signed()) {
+            // It only has to write out what it has; should it hang, dropping it kills it.
+            let _ = tokio::time::timeout(START, process.ended()).await;
+        }
     }
 }
 

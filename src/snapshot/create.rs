@@ -6,10 +6,10 @@ use super::plan::{self, Quiesce, Taking};
 use crate::change::{self, Executor, Plan};
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::layer::chain::Chain;
+use crate::layer::chain;
 use crate::model::{Name, PointRef, Record, State};
 use crate::store::VmLock;
-use crate::vm::{live, open};
+use crate::vm::{live, open, status};
 
 /// A snapshot as asked for.
 #[derive(Debug, Clone, Default)]
@@ -51,12 +51,11 @@ pub async fn take_locked(context: &Context, lock: &VmLock, record: &Record, requ
             "{vm} has no disk it can write to: there is nothing to take a snapshot of"
         )));
     }
-    for disk in record.config.writable() {
-        Chain::of_disk(&context.store, disk)?;
-    }
+    let mut record = record.clone();
+    chain::refresh(&context.store, &mut record.config)?;
     let mut qmp = live::connect_if_running(context, vm).await?;
-    let mut taking =
-        Taking { name: name.clone(), description: request.description.clone(), state: State::Stopped, freeze: None };
+    let state = status::observe(context, vm).await?.state;
+    let mut taking = Taking { name: name.clone(), description: request.description.clone(), state, freeze: None };
     if let Some(qmp) = &mut qmp {
         if let Some(job) = qmp.jobs().await?.into_iter().find(|job| job.status != "concluded") {
             return Err(Error::refused(format!("a block job is at work on {vm}: {} ({})", job.id, job.status))
@@ -68,7 +67,7 @@ pub async fn take_locked(context: &Context, lock: &VmLock, record: &Record, requ
             taking.freeze = freeze(qmp.agent_is_listening().await?, vm, request.quiesce)?;
         }
     }
-    let (_, steps) = plan::take(record, &taking);
+    let (_, steps) = plan::take(&record, &taking);
     let mut executor = Executor::with(context, vm, qmp);
     let report = change::run(context, lock, Plan::new(steps), &mut executor).await?;
     for warning in &report.warnings {

@@ -52,17 +52,14 @@ pub async fn remove(context: &Context, vm: &Name, snapshot: &Name) -> Result<Rem
     let (lock, record) = open::open_vm(context, vm, "remove a snapshot of").await?;
     let name = record.snapshot(vm, snapshot)?.name.clone();
     let dropped = plan::without(&record, &name);
-    let mut pool = Pool::scan(&context.store)?;
-    if let Some(stranger) = pool.unreadable.iter().find(|other| *other != vm) {
-        context.ui.warn(&format!(
-            "the record of {stranger} cannot be read; layers it may rely on are found by their headers"
-        ));
-    }
-    pool.forget(vm);
-    pool.add_record(vm, &dropped);
-    // Stopped VMs that share layers with this one are kept from starting; running ones keep their layers from being written.
-    let neighbours = lock_neighbours(context, &pool, vm, &record)?;
-    let permissions = Permissions { owner: vm, foreign: &neighbours.foreign };
+    let pool = census(context, vm, &dropped)?;
+    // Stopped VMs that stand on what is merged are kept from starting; running ones keep their layers from being written.
+    let neighbours = lock_neighbours(context, &pool, vm, &record, &name)?;
+    // What they did until we had their locks shows in a second look.
+    let pool = census(context, vm, &dropped)?;
+    let foreign = neighbours.foreign(&pool)?;
+    let uncertain = pool.uncertainty(vm);
+    let permissions = Permissions { owner: vm, foreign: &foreign, uncertain: uncertain.as_deref() };
     let disks = actions(&pool, &record, &name, permissions);
     if let Some(count) = internal_snapshots(&disks) {
         return Err(Error::refused(format!(
@@ -82,22 +79,51 @@ pub async fn remove(context: &Context, vm: &Name, snapshot: &Name) -> Result<Rem
     Ok(Removed { name, outcomes: outcomes.collect() })
 }
 
-struct Held {
-    _locks: Vec<VmLock>,
-    foreign: Vec<LayerId>,
+/// The pool as it is when the name is gone.
+fn census(context: &Context, vm: &Name, dropped: &Record) -> Result<Pool> {
+    let mut pool = Pool::scan(&context.store)?;
+    pool.forget(vm);
+    pool.add_record(vm, dropped);
+    Ok(pool)
 }
 
-fn lock_neighbours(context: &Context, pool: &Pool, vm: &Name, record: &Record) -> Result<Held> {
-    let ids: Vec<LayerId> = record.layers().map(|layer| layer.id.clone()).collect();
-    let mut held = Held { _locks: Vec::new(), foreign: Vec::new() };
+struct Bystanders {
+    _locks: Vec<VmLock>,
+    busy: Vec<Name>,
+}
+
+impl Bystanders {
+    /// The layers of those who are busy, which must not be written.
+    fn foreign(&self, pool: &Pool) -> Result<Vec<LayerId>> {
+        let mut layers = Vec::new();
+        for name in &self.busy {
+            layers.extend(open_layers(pool, name)?);
+        }
+        Ok(layers)
+    }
+}
+
+/// Locks those who stand on the layers that lose their name, and on the nameless ones below them.
+fn lock_neighbours(context: &Context, pool: &Pool, vm: &Name, record: &Record, snapshot: &Name) -> Result<Bystanders> {
+    let mut ids: Vec<LayerId> = Vec::new();
+    let removed = record.snapshots.iter().filter(|candidate| candidate.name == *snapshot);
+    for disk in removed.flat_map(|snapshot| snapshot.config.writable()) {
+        let mut next = Some(disk.layer.id.clone());
+        while let Some(info) =
+            next.and_then(|id| pool.layers.get(&id)).filter(|info| pool.uses(&info.layer.id).is_empty())
+        {
+            ids.push(info.layer.id.clone());
+            next = info.backing.as_ref().map(|backing| backing.id.clone());
+        }
+    }
+    let mut held = Bystanders { _locks: Vec::new(), busy: Vec::new() };
     for other in pool.dependents(vm, &ids) {
         let lock = context.store.try_lock_vm(&other, &context.operation)?;
-        let idle = lock.is_some()
-            && !context.store.layout.journal(&other).exists()
-            && !status::is_running(&context.store, &other)?;
+        let idle =
+            lock.is_some() && !context.store.layout.journal(&other).exists() && !status::is_running(context, &other)?;
         held._locks.extend(lock);
         if !idle {
-            held.foreign.extend(open_layers(pool, &other)?);
+            held.busy.push(other);
         }
     }
     Ok(held)
@@ -161,10 +187,17 @@ fn outcome(target: &str, action: &Action, pool: &Pool) -> Outcome {
                     other => other.owner().to_string(),
                 })
                 .collect();
+            users.sort();
             users.dedup();
+            if users.is_empty() {
+                users.push("hidden ones themselves".to_owned());
+            }
             (What::Kept(format!("{} layers stand on it ({})", children.len(), users.join(", "))), 0)
         }
-        Action::Keep { why: Why::InUse, .. } => (What::Kept("a running VM has it open".to_owned()), 0),
+        Action::Keep { why: Why::Uncertain(why), .. } => (What::Kept(why.clone()), 0),
+        Action::Keep { why: Why::InUse, .. } => {
+            (What::Kept("another VM has it open, or relies on it as it is".to_owned()), 0)
+        }
         Action::Keep { why: Why::InternalSnapshots(count), .. } => {
             (What::Kept(format!("it carries {count} internal snapshots")), 0)
         }

@@ -3,9 +3,9 @@
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use crate::change::{Merge, MergeKind, Step, Switched};
+use crate::change::{Step, Switched};
 use crate::layer::collapse::Action;
-use crate::model::{Format, Layer, Name, Record, Snapshot, SnapshotKind, State, VmState};
+use crate::model::{Format, Layer, Merge, MergeKind, Name, Record, Snapshot, SnapshotKind, State, VmState};
 use crate::store::schema::RecordV1;
 
 /// Freeze the guest's file systems first?
@@ -41,8 +41,8 @@ pub fn take(record: &Record, taking: &Taking) -> (Record, Vec<Step>) {
         kind: SnapshotKind::External,
         created: Timestamp::now(),
         description: taking.description.clone(),
-        // What stands still is consistent. A freeze that works is noted when it has.
-        quiesced: taking.state != State::Running,
+        // What stands still is consistent, unless it was killed. A freeze that works is noted when it has.
+        quiesced: matches!(taking.state, State::Paused | State::Stopped),
         vm_state: match taking.state {
             State::Running => VmState::Running,
             State::Paused => VmState::Paused,
@@ -163,7 +163,7 @@ pub fn remove(before: &Record, dropped: &Record, disks: &[DiskActions], running:
     for merge in merges.iter().filter(|merge| merge.kind == MergeKind::Commit) {
         repoint(&mut repointed, &merge.top, &merge.base);
     }
-    let switches_head = merges.iter().any(|merge| merge.kind == MergeKind::Commit && merge.overlay.is_none());
+    let switches_head = merges.iter().any(Merge::is_active);
     let vanishing: Vec<Layer> = merges.iter().map(|merge| merge.vanishing().clone()).collect();
     let mut steps = vec![Step::save(dropped)];
     if !merges.is_empty() {

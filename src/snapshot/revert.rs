@@ -6,10 +6,10 @@ use super::plan;
 use crate::change::{self, Executor, Plan};
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::layer::chain::Chain;
+use crate::layer::chain;
 use crate::model::{Name, PointRef, State};
 use crate::store::Store;
-use crate::vm::{live, open, start};
+use crate::vm::{live, open, start, status};
 
 /// What the VM does afterwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,12 +25,10 @@ pub enum Then {
 /// Reverts `vm` to `snapshot`. Without `then` it runs afterwards if it ran before. Returns the snapshot's name.
 pub async fn revert(context: &Context, vm: &Name, snapshot: &Name, then: Option<Then>) -> Result<Name> {
     let (lock, record) = open::open_vm(context, vm, "revert").await?;
-    let snapshot = record.snapshot(vm, snapshot)?.clone();
-    for disk in snapshot.config.volumes() {
-        Chain::of_disk(&context.store, disk).map_err(|error| {
-            Error::damaged(format!("snapshot {vm}@{} is damaged", snapshot.name)).because(error.full_message())
-        })?;
-    }
+    let mut snapshot = record.snapshot(vm, snapshot)?.clone();
+    chain::refresh(&context.store, &mut snapshot.config).map_err(|error| {
+        Error::damaged(format!("snapshot {vm}@{} is damaged", snapshot.name)).because(error.full_message())
+    })?;
     let mut qmp = live::connect_if_running(context, vm).await?;
     let mut before = State::Stopped;
     if let Some(qmp) = &mut qmp {
@@ -48,7 +46,14 @@ pub async fn revert(context: &Context, vm: &Name, snapshot: &Name, then: Option<
     });
     let (after, steps) = plan::revert(&record, &snapshot, qmp.is_some(), Store::trash_name("revert", vm));
     let mut executor = Executor::with(context, vm, qmp);
-    change::run(context, &lock, Plan::new(steps), &mut executor).await?;
+    change::run(context, &lock, Plan::new(steps), &mut executor).await.map_err(|error| {
+        let ended = before.is_live() && status::is_running(context, vm).is_ok_and(|running| !running);
+        if ended {
+            error.hint(format!("its guest has been ended for the revert; start it again: cowhand start {vm}"))
+        } else {
+            error
+        }
+    })?;
     if then != Then::Stopped {
         start::start_locked(context, &lock, &after, then == Then::Paused).await.map_err(|error| {
             let point = PointRef { vm: vm.clone(), snapshot: Some(snapshot.name.clone()) };

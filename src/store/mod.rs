@@ -21,7 +21,7 @@ pub use layout::Layout;
 pub use lock::{StoreLock, VmLock};
 
 use crate::context::Context;
-use crate::error::{Error, IoContext, Result};
+use crate::error::{Error, IoContext, Kind, Result};
 use crate::model::{Format, Layer, LayerId, Name, Record};
 
 /// A store. Opening one reads nothing and creates nothing.
@@ -42,6 +42,7 @@ impl Store {
     pub fn prepare(&self) -> Result<()> {
         let layout = &self.layout;
         if !layout.store_json().exists() {
+            self.refuse_foreign_directory()?;
             for directory in [layout.root(), &layout.layers(), &layout.vms(), &layout.trash()] {
                 make_directory(directory)?;
             }
@@ -50,10 +51,26 @@ impl Store {
         schema::check_store_file(&layout.store_json())
     }
 
+    /// A directory with other things in it is not made a store by a slip of the fingers.
+    fn refuse_foreign_directory(&self) -> Result<()> {
+        let ours = ["layers", "vms", "trash", "store.lock", "qemu-probe.json", "lost+found"];
+        let Ok(mut entries) = std::fs::read_dir(self.layout.root()) else { return Ok(()) };
+        let foreign = entries.find_map(|entry| {
+            let name = entry.ok()?.file_name().to_string_lossy().into_owned();
+            (!ours.contains(&name.as_str()) && !name.ends_with(".tmp")).then_some(name)
+        });
+        match foreign {
+            Some(name) => {
+                Err(Error::refused(format!("{} is no store: it contains {name}", self.layout.root().display()))
+                    .hint("name an empty directory, or one that does not exist yet: --store DIR, COWHAND_STORE"))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// The names of all VMs and templates, sorted. A directory without a `vm.json` is not one (yet, or any more).
     pub fn names(&self) -> Result<Vec<Name>> {
-        let mut names: Vec<Name> =
-            self.directories()?.into_iter().filter(|name| self.layout.vm_json(name).exists()).collect();
+        let mut names: Vec<Name> = self.directories()?.into_iter().filter(|name| self.exists(name)).collect();
         names.sort();
         Ok(names)
     }
@@ -76,7 +93,8 @@ impl Store {
 
     /// Is there a VM or template of this name?
     pub fn exists(&self, name: &Name) -> bool {
-        self.layout.vm_json(name).exists()
+        // One that has run once and lost its record is there, and broken: what it stands on must not be taken for unused.
+        self.layout.vm_json(name).exists() || self.layout.run_lock(name).exists()
     }
 
     /// Reads the record of `name`.
@@ -87,9 +105,16 @@ impl Store {
                 Error::damaged(format!("the record of {name} cannot be read: {}", path.display()))
                     .because(error.full_message())
             }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.exists(name) => {
+                Err(Error::damaged(format!("the record of {name} is missing: {}", path.display())))
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(self.unknown(name)),
             Err(error) => Err(error).on("read", &path),
         }
+        .map_err(|error| match error.kind() {
+            Kind::Damaged => error.hint(format!("if it cannot be mended: cowhand rm --force {name}")),
+            _ => error,
+        })
     }
 
     /// Replaces the record of `name`, atomically and durably.
@@ -103,9 +128,8 @@ impl Store {
         let names = self.names().unwrap_or_default();
         let near = |other: &&Name| {
             let (a, b) = (name.as_str().to_ascii_lowercase(), other.as_str().to_ascii_lowercase());
-            a.starts_with(&b)
-                || b.starts_with(&a)
-                || a.bytes().zip(b.bytes()).filter(|(a, b)| a != b).count() + a.len().abs_diff(b.len()) <= 2
+            let differing = a.bytes().zip(b.bytes()).filter(|(a, b)| a != b).count() + a.len().abs_diff(b.len());
+            a.len().min(b.len()) >= 3 && (differing <= 2 || a.starts_with(&b) || b.starts_with(&a))
         };
         match names.iter().find(near) {
             Some(other) => error.hint(format!("did you mean {other}?")),
@@ -114,14 +138,22 @@ impl Store {
     }
 
     /// Makes the empty directory of a VM that is about to exist, and locks it.
-    pub async fn claim(&self, context: &Context, store_lock: &StoreLock, name: &Name) -> Result<VmLock> {
+    pub fn claim(&self, context: &Context, store_lock: &StoreLock, name: &Name) -> Result<VmLock> {
         let _ = store_lock;
+        let taken = || {
+            Error::exists(format!("the name {name} is taken"))
+                .hint("choose another name, or see what is there: cowhand ls -a")
+        };
         if self.exists(name) {
-            return Err(Error::exists(format!("the name {name} is taken"))
-                .hint("choose another name, or see what is there: cowhand ls -a"));
+            return Err(taken());
         }
         make_directory(&self.layout.vm(name))?;
-        self.lock_vm(context, name).await
+        // Whoever is making a VM of this name just now holds its lock until it is there.
+        let Some(lock) = self.try_lock_vm(name, &context.operation)? else {
+            return Err(Error::exists(format!("the name {name} is taken: another command is making it"))
+                .hint("choose another name, or run the command again later"));
+        };
+        if self.exists(name) { Err(taken()) } else { Ok(lock) }
     }
 
     /// Removes the directory of a VM that never came to exist. One with a journal is for recovery to clear up.

@@ -3,6 +3,7 @@
 pub mod command;
 pub mod flock;
 pub mod follow;
+pub mod image_lock;
 pub mod pidfd;
 pub mod ready;
 pub mod sparse;

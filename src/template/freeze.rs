@@ -25,7 +25,7 @@ pub async fn freeze(context: &Context, name: &Name, new_name: Option<&Name>) -> 
         return Err(Error::exists(format!("the name {new_name} is taken"))
             .hint("choose another, or see what is there: cowhand ls -a"));
     }
-    if status::is_running(store, name)? {
+    if status::is_running(context, name)? {
         return Err(Error::refused(format!("{name} is running")).hint(format!("stop it first: cowhand stop {name}")));
     }
     if !record.snapshots.is_empty() {
@@ -41,9 +41,10 @@ pub async fn freeze(context: &Context, name: &Name, new_name: Option<&Name>) -> 
         Chain::of_disk(store, disk)?;
     }
     let layers: Vec<Layer> = record.config.volumes().map(|disk| disk.layer.clone()).collect();
+    let before = layers.iter().map(|layer| mode(store, layer)).collect::<Result<_>>()?;
     let stamps = layers.iter().map(|layer| stamp(store, layer)).collect::<Result<_>>()?;
     record.role = Role::Template { frozen: Timestamp::now(), sealed: false, stamps };
-    let steps = vec![Step::SetMode { layers, mode: MODE }, Step::save(&record)];
+    let steps = vec![Step::SetMode { layers, before, mode: MODE }, Step::save(&record)];
     change::run(context, &lock, Plan::new(steps), &mut Executor::with_no_qemu(context, name)).await?;
     let Some(new_name) = new_name else {
         return Ok(name.clone());
@@ -52,6 +53,11 @@ pub async fn freeze(context: &Context, name: &Name, new_name: Option<&Name>) -> 
     std::fs::rename(&from, store.layout.vm(new_name)).on("rename", &from)?;
     atomic::sync_directory(&store.layout.vms())?;
     Ok(new_name.clone())
+}
+
+fn mode(store: &Store, layer: &Layer) -> Result<u32> {
+    let path = store.layout.layer(layer);
+    Ok(std::fs::metadata(&path).on("read", &path)?.mode() & 0o7777)
 }
 
 fn stamp(store: &Store, layer: &Layer) -> Result<LayerStamp> {

@@ -115,8 +115,10 @@ pub async fn create(context: &Context, name: &Name, request: &Request) -> Result
             refuse_used_twice(&context.store, &candidate.path)?;
         }
     }
-    let lock = context.store.claim(context, &store_lock, name).await?;
-    drop(store_lock);
+    let lock = context.store.claim(context, &store_lock, name)?;
+    // Nobody else may come to use the same file before our link to it is there; a copy, which takes long, needs no such care.
+    let uses_files = request.disks.iter().any(|disk| disk.mode == Mode::Use);
+    let _store_lock = uses_files.then_some(store_lock);
 
     let mut steps = Vec::new();
     let mut disks = Vec::new();
@@ -188,6 +190,9 @@ fn check(request: &Request) -> Result<()> {
     if request.blank.contains(&0) {
         return Err(Error::usage("a disk of 0 bytes is no disk").hint("say, for example, --size 20G"));
     }
+    if let Some(bytes) = request.blank.iter().find(|bytes| !bytes.is_multiple_of(512)) {
+        return Err(Error::usage(format!("a disk of {bytes} bytes is not a whole number of 512-byte sectors")));
+    }
     if request.disks.is_empty() && request.blank.is_empty() && request.kernel.is_none() {
         return Err(Error::usage("a VM needs something to boot from")
             .hint("--disk FILE for an existing image, --size 20G for a blank disk, or --kernel FILE"));
@@ -201,8 +206,13 @@ fn check(request: &Request) -> Result<()> {
 /// The kernel and initrd have to be there, or QEMU would say so much later.
 pub(super) fn check_kernel(boot: &KernelBoot) -> Result<()> {
     for (what, path) in [("kernel", Some(&boot.kernel)), ("initrd", boot.initrd.as_ref())] {
-        if let Some(path) = path.filter(|path| !path.is_file()) {
-            return Err(Error::not_found(format!("there is no {what} {}", path.display())));
+        let Some(path) = path else { continue };
+        if path.to_str().is_none() {
+            return Err(Error::refused(format!("the path of the {what} is not UTF-8: {}", path.display())));
+        }
+        if !path.is_file() {
+            return Err(Error::not_found(format!("there is no {what} {}", path.display()))
+                .hint("it is not copied into the store; name another: cowhand set NAME kernel=FILE initrd=FILE"));
         }
     }
     Ok(())
@@ -228,6 +238,10 @@ pub(super) fn check_machine(memory_bytes: u64, cpus: u32, cpu: Option<&str>) -> 
 }
 
 fn refuse_used_twice(store: &Store, file: &Path) -> Result<()> {
+    if store.layout.root().canonicalize().is_ok_and(|root| file.starts_with(root)) {
+        return Err(Error::refused(format!("{} belongs to the store", file.display()))
+            .hint("clone the VM it belongs to: cowhand clone NAME NEW"));
+    }
     let Ok(entries) = std::fs::read_dir(store.layout.layers()) else {
         return Ok(());
     };

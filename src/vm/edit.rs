@@ -92,7 +92,7 @@ fn boot(record: &mut Record, create: bool) -> Result<&mut KernelBoot> {
 }
 
 fn refuse_running(context: &Context, name: &Name, doing: &str) -> Result<()> {
-    if status::is_running(&context.store, name)? {
+    if status::is_running(context, name)? {
         return Err(Error::refused(format!("cannot {doing} {name} while it runs"))
             .hint(format!("stop it first: cowhand stop {name}")));
     }

@@ -125,7 +125,7 @@ pub async fn show(context: &Context, name: &Name) -> Result<Details> {
     let status = status::observe(context, name).await?;
     let names = store.names()?;
     let name_of = |uuid| names.iter().find(|name| store.load(name).is_ok_and(|record| record.uuid == uuid)).cloned();
-    let accel = match status::sockets(store, name).filter(|_| status.state.is_live()) {
+    let accel = match status::sockets(context, name).filter(|_| status.state.is_live()) {
         Some(sockets) => accel(&sockets.status()).await,
         None => None,
     };
@@ -209,7 +209,7 @@ pub fn chains(context: &Context, name: &Name, target: Option<&str>) -> Result<Ve
         rows.push(ChainRow {
             target: disk.target.clone(),
             snapshots: ids.iter().map(|id| pool.uses(id).iter().filter_map(own).collect()).collect(),
-            shared_by: ids.iter().map(|id| pool.dependents(name, &[(*id).clone()])).collect(),
+            shared_by: ids.iter().map(|id| pool.sharers(name, id)).collect(),
             chain,
         });
     }

@@ -13,15 +13,15 @@ const GREETING: Duration = Duration::from_secs(30);
 
 /// Connects, if the VM runs.
 pub async fn connect_if_running(context: &Context, name: &Name) -> Result<Option<Qmp>> {
-    if !status::is_running(&context.store, name)? {
+    if !status::is_running(context, name)? {
         return Ok(None);
     }
-    let sockets = status::sockets(&context.store, name)
+    let sockets = status::sockets(context, name)
         .ok_or_else(|| Error::damaged(format!("{name} runs, but where its sockets are is not known")))?;
     match Qmp::connect(&sockets.qmp(), GREETING).await {
         Ok(qmp) => Ok(Some(qmp)),
         // It may have ended between the look and the call.
-        Err(_) if !status::is_running(&context.store, name)? => Ok(None),
+        Err(_) if !status::is_running(context, name)? => Ok(None),
         Err(error) => Err(Error::qemu(format!("{name} runs, but its QEMU does not answer"))
             .hint(format!("if it never does again: cowhand stop --force {name}"))
             .because(error)),

@@ -2,7 +2,7 @@
 
 use super::{live, open, status, stop};
 use crate::context::Context;
-use crate::error::{Error, IoContext, Result};
+use crate::error::{Error, IoContext, Kind, Result};
 use crate::layer::pool::Pool;
 use crate::model::{Layer, LayerId, Name, Record, human};
 use crate::store::{Store, StoreLock, atomic};
@@ -31,7 +31,10 @@ pub async fn remove(context: &Context, name: &Name, which: Which, options: Optio
         return Err(context.store.unknown(name));
     }
     let store_lock = context.store.lock(context).await?;
-    let record = context.store.load(name)?;
+    let record = match context.store.load(name) {
+        Err(error) if error.kind() == Kind::Damaged && options.force => return remove_broken(context, name).await,
+        other => other?,
+    };
     check_kind(name, &record, which)?;
     let dependents = dependents(&context.store, name, &record)?;
     if !dependents.is_empty() && !options.cascade {
@@ -102,12 +105,29 @@ async fn refuse(context: &Context, name: &Name, record: &Record, dependents: &[N
 }
 
 async fn refuse_running(context: &Context, name: &Name, options: Options) -> Result<()> {
-    if !options.force && status::is_running(&context.store, name)? {
+    if !options.force && status::is_running(context, name)? {
         return Err(Error::refused(format!("{name} is running"))
             .hint(format!("stop it first: cowhand stop {name}"))
             .hint(format!("or remove it as it is: cowhand rm --force {name}")));
     }
     Ok(())
+}
+
+/// Moves what is left of a VM whose record cannot be read into the trash. Its layers stay: nobody knows which they are, and `gc` finds
+/// those that nobody else uses.
+async fn remove_broken(context: &Context, name: &Name) -> Result<Vec<Name>> {
+    let store = &context.store;
+    let _lock = store.lock_vm(context, name).await?;
+    if status::is_running(context, name)? {
+        return Err(
+            Error::refused(format!("{name} is running")).hint(format!("stop it first: cowhand stop --force {name}"))
+        );
+    }
+    let trash = store.open_trash(&Store::trash_name("rm", name), "rm", name)?;
+    let directory = store.layout.vm(name);
+    std::fs::rename(&directory, trash.join("vm")).on("move to the trash", &directory)?;
+    atomic::sync_directory(&store.layout.vms())?;
+    Ok(vec![name.clone()])
 }
 
 async fn remove_one(context: &Context, _: &StoreLock, name: &Name) -> Result<()> {
@@ -116,7 +136,7 @@ async fn remove_one(context: &Context, _: &StoreLock, name: &Name) -> Result<()>
     if let Some(qmp) = live::connect_if_running(context, name).await? {
         stop::quit(context, name, qmp).await?;
     }
-    let layers = freed(store, name, &record)?;
+    let layers = freed(context, name, &record)?;
     let trash = store.open_trash(&Store::trash_name("rm", name), "rm", name)?;
     let directory = store.layout.vm(name);
     std::fs::rename(&directory, trash.join("vm")).on("move to the trash", &directory)?;
@@ -129,10 +149,14 @@ async fn remove_one(context: &Context, _: &StoreLock, name: &Name) -> Result<()>
 }
 
 /// The layers nobody names and nobody stands on once `name` is gone: its own, and hidden ones below.
-fn freed(store: &Store, name: &Name, record: &Record) -> Result<Vec<Layer>> {
-    let mut pool = Pool::scan(store)?;
+fn freed(context: &Context, name: &Name, record: &Record) -> Result<Vec<Layer>> {
+    let mut pool = Pool::scan(&context.store)?;
     pool.forget(name);
     let mut freed = Vec::new();
+    if let Some(why) = pool.uncertainty(name) {
+        context.ui.warn(&format!("the layers of {name} stay in the pool: {why}"));
+        return Ok(freed);
+    }
     let mut next: Vec<LayerId> = record.layers().map(|layer| layer.id.clone()).collect();
     while let Some(id) = next.pop() {
         let Some(info) = pool.layers.get(&id) else {
@@ -164,7 +188,6 @@ pub async fn collect(context: &Context, age: std::time::Duration, dry_run: bool)
     let store_lock = store.lock(context).await?;
     if !dry_run {
         crate::change::recover::sweep(context, &store_lock).await?;
-        trash_orphans(context)?;
     }
     let now = jiff::Timestamp::now();
     let mut collected = Vec::new();
@@ -180,6 +203,10 @@ pub async fn collect(context: &Context, age: std::time::Duration, dry_run: bool)
         }
         collected.push(Collected { what, bytes: found.bytes });
     }
+    // What is found now goes at the next time: so there is one, should it have been a mistake.
+    if !dry_run {
+        trash_orphans(context)?;
+    }
     Ok(collected)
 }
 
@@ -188,13 +215,11 @@ pub async fn collect(context: &Context, age: std::time::Duration, dry_run: bool)
 fn trash_orphans(context: &Context) -> Result<()> {
     let store = &context.store;
     let mut pool = Pool::scan(store)?;
-    if let Some(unreadable) = pool.unreadable.first() {
-        context.ui.warn(&format!(
-            "unused layers are kept: what {unreadable} uses is unknown, because its record cannot be read"
-        ));
+    let name: Name = "orphans".parse()?;
+    if let Some(why) = pool.uncertainty(&name) {
+        context.ui.warn(&format!("layers that seem unused are kept: {why}"));
         return Ok(());
     }
-    let name: Name = "orphans".parse()?;
     let mut trash = None;
     loop {
         let unused = |id: &LayerId| pool.uses(id).is_empty() && pool.children(id).next().is_none();

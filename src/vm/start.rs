@@ -32,7 +32,7 @@ pub async fn start(context: &Context, name: &Name, paused: bool) -> Result<()> {
 /// Starts a VM whose lock is held and which does not run.
 pub async fn start_locked(context: &Context, lock: &VmLock, record: &Record, paused: bool) -> Result<Qmp> {
     let (store, name) = (&context.store, lock.name());
-    if let Some(old) = status::sockets(store, name) {
+    if let Some(old) = status::sockets(context, name) {
         process::clear(&old);
     }
     let sockets = Sockets::new(runtime_directory(context, record.uuid)?);
@@ -61,13 +61,20 @@ fn prefix(error: Error, name: &Name) -> Error {
         .hint(format!("the whole command: cowhand plan {name}"))
 }
 
-/// The argument vector `name` would be started with. Writes nothing but QEMU's probe cache.
+/// The argument vector `name` would be started with. Makes the directory of its sockets, without which a shell could not start it,
+/// and notes where that is, so that a VM that is started by hand is seen.
 pub fn plan(context: &Context, name: &Name, paused: bool) -> Result<Vec<String>> {
     let record = context.store.load(name)?;
     open::refuse_template(name, &record, "start")?;
     let chosen = accel::choose(context.settings.accel, &Host::observe())?;
     let sockets = Sockets::new(runtime_directory(context, record.uuid)?);
-    argv(context, name, &record, &chosen, &sockets, paused)
+    let argv = argv(context, name, &record, &chosen, &sockets, paused)?;
+    if !status::is_running(context, name)? {
+        make_directory(sockets.directory())?;
+        // A store that cannot be written has a VM that cannot be started, but its plan can be read.
+        let _ = point_run_link(&context.store.layout.run_link(name), sockets.directory());
+    }
+    Ok(argv)
 }
 
 fn argv(
@@ -126,7 +133,7 @@ fn private(directory: &Path) -> Result<()> {
     let about = directory.symlink_metadata().on("look at", directory)?;
     if !about.is_dir() || about.uid() != nix::unistd::geteuid().as_raw() || about.mode() & 0o077 != 0 {
         return Err(Error::refused(format!("{} is not a directory of yours alone", directory.display()))
-            .hint(format!("remove it, or see who made it: ls -ld {}", directory.display())));
+            .hint(format!("if it is yours: chmod 700 {}", directory.display())));
     }
     Ok(())
 }

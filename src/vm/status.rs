@@ -3,15 +3,18 @@
 //! | `run.lock` | then | state |
 //! |---|---|---|
 //! | held | QEMU says whether the CPUs run | running, paused |
+//! | free | its QMP socket answers: it was started by hand | running, paused |
 //! | free | its QMP socket was left behind | crashed: a QEMU that ends in order removes it |
 //! | free | nothing was left | stopped |
 
+use std::os::unix::net::UnixStream;
+
+use super::start;
 use crate::context::Context;
 use crate::error::{IoContext, Result};
 use crate::model::{Name, State};
 use crate::qemu::cmdline::Sockets;
 use crate::qemu::qmp::Qmp;
-use crate::store::Store;
 use crate::sys::flock;
 
 /// What was observed.
@@ -25,21 +28,28 @@ pub struct Status {
     pub detail: Option<String>,
 }
 
-/// Does QEMU run, by the lock it holds?
-pub fn is_running(store: &Store, name: &Name) -> Result<bool> {
-    let lock = store.layout.run_lock(name);
-    flock::is_held(&lock).on("look at the lock", &lock)
+/// Does QEMU run? By the lock it holds; or, when it was started by somebody else (with the command `plan` prints), by answering on
+/// its socket.
+pub fn is_running(context: &Context, name: &Name) -> Result<bool> {
+    let lock = context.store.layout.run_lock(name);
+    if flock::is_held(&lock).on("look at the lock", &lock)? {
+        return Ok(true);
+    }
+    // The socket of a QEMU that is gone refuses at once.
+    Ok(sockets(context, name).is_some_and(|sockets| UnixStream::connect(sockets.qmp()).is_ok()))
 }
 
-/// The sockets of a VM that has been started at least once.
-pub fn sockets(store: &Store, name: &Name) -> Option<Sockets> {
-    store.run_directory(name).map(Sockets::new)
+/// The sockets of a VM: where they were put at its last start, else where they would go.
+pub fn sockets(context: &Context, name: &Name) -> Option<Sockets> {
+    let linked = context.store.run_directory(name);
+    let planned = || start::runtime_directory(context, context.store.load(name).ok()?.uuid).ok();
+    linked.or_else(planned).map(Sockets::new)
 }
 
 /// Observes the VM.
 pub async fn observe(context: &Context, name: &Name) -> Result<Status> {
-    let sockets = sockets(&context.store, name);
-    if !is_running(&context.store, name)? {
+    let sockets = sockets(context, name);
+    if !is_running(context, name)? {
         let left_behind = sockets.is_some_and(|sockets| sockets.qmp().exists());
         let state = if left_behind { State::Crashed } else { State::Stopped };
         return Ok(Status { state, pid: None, detail: None });

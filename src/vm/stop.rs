@@ -43,7 +43,7 @@ pub async fn stop(context: &Context, name: &Name, force: bool, limit: Duration) 
         if force { lock_whatever_comes(context, name).await? } else { open::open_vm(context, name, "stop").await?.0 };
     let observed = status::observe(context, name).await?;
     if !observed.state.is_live() {
-        if let Some(sockets) = status::sockets(&context.store, name) {
+        if let Some(sockets) = status::sockets(context, name) {
             process::clear(&sockets);
         }
         return Ok(Stopped::Already);
@@ -111,7 +111,7 @@ async fn ask_agent(context: &Context, name: &Name) -> Result<()> {
 
 async fn ended(context: &Context, name: &Name, process: &PidFd, limit: Duration) -> Result<bool> {
     let ended = process::wait_for_end(process, limit).await?;
-    if ended && let Some(sockets) = status::sockets(&context.store, name) {
+    if ended && let Some(sockets) = status::sockets(context, name) {
         process::clear(&sockets);
     }
     Ok(ended)
@@ -125,7 +125,7 @@ pub async fn quit(context: &Context, name: &Name, mut qmp: Qmp) -> Result<()> {
         process.kill().map_err(|source| Error::qemu(format!("cannot kill the QEMU of {name}")).because(source))?;
         process::wait_for_end(&process, QUIT).await?;
     }
-    if let Some(sockets) = status::sockets(&context.store, name) {
+    if let Some(sockets) = status::sockets(context, name) {
         process::clear(&sockets);
     }
     Ok(())
@@ -134,7 +134,7 @@ pub async fn quit(context: &Context, name: &Name, mut qmp: Qmp) -> Result<()> {
 /// Kills a QEMU that does not answer; who it is, the kernel says (`SO_PEERCRED` of its socket).
 async fn kill(context: &Context, name: &Name) -> Result<()> {
     let unknown = || Error::qemu(format!("the QEMU of {name} does not answer and its process is not known"));
-    let sockets = status::sockets(&context.store, name).ok_or_else(unknown)?;
+    let sockets = status::sockets(context, name).ok_or_else(unknown)?;
     let stream = tokio::net::UnixStream::connect(sockets.status()).await.map_err(|source| unknown().because(source))?;
     let pid = stream.peer_cred().ok().and_then(|peer| peer.pid()).ok_or_else(unknown)?;
     let process = PidFd::open(pid).map_err(|source| unknown().because(source))?;

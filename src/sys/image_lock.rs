@@ -1,0 +1,29 @@
+//! QEMU's own locks on image files (`block/file-posix.c`): open-file-description locks on single bytes, one per permission.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+
+/// The byte that stands for the permission to write.
+const WRITE: i64 = 100 + 1;
+
+/// Does some QEMU on this host write to the image at `path`? Only looks; takes no lock.
+pub fn is_written_to(path: &Path) -> io::Result<bool> {
+    let file = File::open(path)?;
+    let mut lock = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: WRITE,
+        l_len: 1,
+        l_pid: 0,
+    };
+    match fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock)) {
+        Ok(_) => Ok(lock.l_type != libc::F_UNLCK as libc::c_short),
+        // A file system without such locks: QEMU has none there, either.
+        Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOLCK | nix::errno::Errno::EOPNOTSUPP) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
