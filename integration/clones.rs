@@ -101,6 +101,61 @@ fn a_clone_under_another_name_is_refused_before_anything_is_made() {
 }
 
 #[test]
+fn a_vm_whose_record_cannot_be_read_loses_nothing_when_its_neighbours_change() {
+    let lab = Lab::new();
+    lab.ok(&["create", "a", "--size", "64M"]);
+    lab.ok(&["snapshot", "create", "a", "s0"]);
+    lab.ok(&["snapshot", "create", "a", "s"]);
+    lab.ok(&["clone", "a@s", "b"]);
+    lab.ok(&["snapshot", "revert", "a@s0"]);
+    let record = lab.store().join("vms/b/vm.json");
+    let text = std::fs::read_to_string(&record).unwrap();
+    std::fs::write(&record, text.replace("\"schema\": 1", "\"schema\": 99")).unwrap();
+    let said = lab.ok(&["snapshot", "rm", "a@s"]);
+    assert!(said.contains("the record of b cannot be read"), "{said}");
+    lab.ok(&["gc", "--older-than", "0"]);
+    std::fs::write(&record, text).unwrap();
+    assert_eq!(lab.chain("b").len(), 3);
+    lab.ok(&["start", "b"]);
+}
+
+#[test]
+fn a_hidden_layer_under_a_running_clone_waits_and_blocks_nobody() {
+    let lab = Lab::new();
+    lab.ok(&["create", "a", "--size", "64M", "--memory", "64M"]);
+    for point in ["s0", "s", "t"] {
+        lab.ok(&["snapshot", "create", "a", point]);
+    }
+    lab.ok(&["clone", "a@s", "b"]);
+    lab.ok(&["snapshot", "rm", "a@s"]);
+    lab.ok(&["snapshot", "revert", "a@s0"]);
+    lab.ok(&["snapshot", "rm", "a@s0"]);
+    lab.ok(&["start", "b"]);
+    lab.ok(&["snapshot", "rm", "a@t"]);
+    lab.ok(&["start", "a"]);
+    lab.ok(&["stop", "--force", "a", "b"]);
+    for vm in ["a", "b"] {
+        lab.ok(&["disk", "chain", vm]);
+        lab.ok(&["start", vm]);
+    }
+}
+
+#[test]
+fn a_shared_read_only_disk_ties_nobody_to_anybody() {
+    let lab = Lab::new();
+    let seed = lab.path().join("seed.raw");
+    std::fs::write(&seed, vec![7; 1 << 20]).unwrap();
+    lab.ok(&["create", "base", "--size", "64M", "--disk", &format!("{},ro", seed.to_str().unwrap())]);
+    lab.ok(&["template", "create", "base", "--no-seal"]);
+    lab.ok(&["clone", "base", "one"]);
+    lab.ok(&["clone", "base", "two"]);
+    lab.ok(&["rm", "one"]);
+    lab.ok(&["gc", "--older-than", "0"]);
+    lab.ok(&["start", "two"]);
+    lab.run(&["template", "rm", "base"]).fails(5, &["two"]);
+}
+
+#[test]
 fn a_hundred_clones_at_once_are_all_whole() {
     let lab = Lab::new();
     lab.ok(&["create", "base", "--size", "64M"]);

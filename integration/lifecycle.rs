@@ -117,18 +117,43 @@ fn a_guest_that_powers_itself_off_is_stopped_not_crashed() {
 fn the_printed_plan_starts_the_vm_when_a_shell_runs_it() {
     let lab = Lab::new();
     lab.tiny("web", &[]);
-    lab.ok(&["start", "web"]);
-    lab.ok(&["stop", "--force", "web"]);
     let line = lab.ok(&["plan", "web"]);
     let argv = lab.json(&["plan", "web"]);
     assert!(argv.as_array().unwrap().iter().any(|arg| arg == "-nodefaults"));
-    let sockets = lab.path().join("run/cowhand");
-    std::fs::create_dir_all(sockets.join(&lab.json(&["show", "web"])["uuid"].as_str().unwrap().replace('-', "")[..12]))
-        .unwrap();
     let mut shell = Command::new("sh").args(["-c", &format!("exec {line}")]).spawn().unwrap();
-    eventually("a guest that prints", || lab.ok(&["logs", "web"]).contains("cowhand tiny guest is up"));
-    shell.kill().unwrap();
+    eventually("a guest that prints", || lab.run(&["logs", "web"]).out.contains("cowhand tiny guest is up"));
+    // It is seen, though we did not start it.
+    assert_eq!(lab.state("web"), "running");
+    lab.run(&["start", "web"]).fails(5, &["running already"]);
+    lab.run(&["rm", "web"]).fails(5, &["running"]);
+    lab.ok(&["snapshot", "create", "web", "s"]);
+    assert_eq!(lab.chain("web").len(), 2);
+    lab.ok(&["stop", "--force", "web"]);
     shell.wait().unwrap();
+    assert_eq!(lab.state("web"), "stopped");
+}
+
+#[test]
+fn a_record_that_is_gone_is_not_an_invitation_to_throw_its_disks_away() {
+    let lab = Lab::new();
+    lab.ok(&["create", "web", "--size", "64M", "--memory", "64M"]);
+    lab.ok(&["start", "web"]);
+    lab.ok(&["stop", "--force", "web"]);
+    let record = lab.store().join("vms/web/vm.json");
+    let text = std::fs::read(&record).unwrap();
+    std::fs::remove_file(&record).unwrap();
+    let files = lab.layer_files();
+    lab.ok(&["gc", "--older-than", "0"]);
+    assert_eq!(lab.layer_files(), files);
+    assert_eq!(lab.json(&["ls"])[0]["state"], "broken");
+    lab.run(&["create", "web", "--size", "64M"]).fails(4, &["taken"]);
+    std::fs::write(&record, text).unwrap();
+    lab.ok(&["start", "web"]);
+    lab.ok(&["stop", "--force", "web"]);
+    std::fs::write(&record, "{").unwrap();
+    lab.run(&["rm", "web"]).fails(8, &["rm --force web"]);
+    lab.ok(&["rm", "--force", "web"]);
+    assert_eq!(lab.json(&["ls"]), serde_json::json!([]));
 }
 
 #[test]

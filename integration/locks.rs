@@ -63,3 +63,42 @@ fn a_template_is_never_removed_under_a_clone_that_is_being_made() {
         }
     }
 }
+
+#[test]
+fn of_two_creates_with_one_name_only_one_makes_it() {
+    let lab = Lab::new();
+    let source = lab.path().join("data.raw");
+    std::fs::write(&source, vec![1; 300 << 20]).unwrap();
+    let first = lab.spawn(&["create", "web", "--disk", source.to_str().unwrap()]);
+    eventually("the beginning of the copy", || lab.layer_files().iter().any(|file| file.ends_with(".part")));
+    lab.run(&["create", "web", "--size", "64M"]).fails(4, &["web is taken"]);
+    Done::from(first.wait_with_output().unwrap()).ok();
+    assert_eq!(lab.json(&["disk", "ls", "web"])[0]["virtual_bytes"], 300 << 20, "the first one's disk was replaced");
+}
+
+#[test]
+fn emptying_the_trash_beside_snapshots_takes_nothing_that_is_used() {
+    let lab = Lab::new();
+    lab.ok(&["create", "web", "--size", "64M", "--memory", "64M"]);
+    lab.ok(&["start", "web"]);
+    let children: Vec<_> = (0..12)
+        .flat_map(|n| {
+            [lab.spawn(&["snapshot", "create", "web", &format!("s{n}")]), lab.spawn(&["gc", "--older-than", "0"])]
+        })
+        .collect();
+    children.into_iter().for_each(|child| drop(Done::from(child.wait_with_output().unwrap()).ok()));
+    assert_eq!(lab.chain("web").len(), 13);
+    lab.ok(&["stop", "--force", "web"]);
+    lab.ok(&["start", "web"]);
+}
+
+#[test]
+fn a_command_in_the_guest_survives_a_freeze() {
+    let lab = Lab::new();
+    lab.booted("web");
+    let exec = lab.spawn(&["exec", "web", "--", "sh", "-c", "sleep 3; echo done"]);
+    for n in 0..6 {
+        lab.ok(&["snapshot", "create", "web", &format!("s{n}"), "--quiesce", "require"]);
+    }
+    assert_eq!(Done::from(exec.wait_with_output().unwrap()).ok(), "done\n");
+}

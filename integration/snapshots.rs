@@ -236,3 +236,44 @@ fn a_snapshot_on_a_base_of_another_format_works() {
         lab.ok(&["stop", "--force", format]);
     }
 }
+
+#[test]
+fn a_disk_that_grew_behind_our_back_keeps_its_end() {
+    let lab = Lab::new();
+    let disk = lab.path().join("disk.raw");
+    std::fs::write(&disk, vec![1; 16 << 20]).unwrap();
+    lab.ok(&["create", "web", "--disk", &format!("{},use", disk.to_str().unwrap())]);
+    std::fs::File::options().write(true).open(&disk).unwrap().set_len(64 << 20).unwrap();
+    lab.ok(&["snapshot", "create", "web", "s"]);
+    lab.ok(&["clone", "web@s", "copy"]);
+    for vm in ["web", "copy"] {
+        let layers = lab.json(&["disk", "chain", vm])[0]["layers"].clone();
+        assert!(layers.as_array().unwrap().iter().all(|layer| layer["virtual_bytes"] == 64 << 20), "{layers}");
+    }
+}
+
+#[test]
+fn a_merge_that_cannot_be_done_leaves_the_layer_hidden_and_the_vm_usable() {
+    let lab = Lab::new();
+    lab.ok(&["create", "web", "--size", "64M", "--memory", "64M"]);
+    lab.ok(&["snapshot", "create", "web", "s"]);
+    // An offline engine that does not start.
+    let bin = lab.path().join("bin");
+    std::fs::create_dir(&bin).unwrap();
+    let qemu = std::env::var("COWHAND_QEMU").unwrap_or_else(|_| "/usr/bin/qemu-system-x86_64".to_owned());
+    for (name, script) in [
+        ("qemu-system-x86_64", format!("exec '{qemu}' \"$@\"")),
+        ("qemu-storage-daemon", "echo out of luck >&2; exit 1".to_owned()),
+    ] {
+        std::fs::write(bin.join(name), format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(bin.join(name), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    let mut command = lab.command(&["snapshot", "rm", "web@s"]);
+    let done: crate::lab::Done = command.env("COWHAND_QEMU", bin.join("qemu-system-x86_64")).output().unwrap().into();
+    let said = done.ok();
+    assert!(said.contains("could not be merged") && said.contains("out of luck"), "{said}");
+    assert_eq!(lab.json(&["snapshot", "ls", "web"]), json!([]));
+    assert_eq!(lab.chain("web").len(), 2);
+    lab.ok(&["start", "web"]);
+    lab.ok(&["snapshot", "create", "web", "again"]);
+}

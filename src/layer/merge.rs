@@ -40,7 +40,7 @@ pub async fn run(
             None => Place::Elsewhere,
         };
         match (place, &mut live) {
-            (Place::Here, _) => here.push(merge),
+            (Place::Here { root }, _) => here.push((merge, root)),
             (Place::Switched, Some(qmp)) => release(qmp, merge).await,
             _ if !done(context, merge).map_err(Failure::Halfway)? => elsewhere.push(merge),
             _ => {}
@@ -65,7 +65,10 @@ fn failure(untouched: bool, error: Error) -> Failure {
 /// Where a merge has to be done, seen from a running VM.
 enum Place {
     /// Its QEMU has the layers open.
-    Here,
+    Here {
+        /// The node the device is on; `None` when the job is at work already.
+        root: Option<String>,
+    },
     /// An earlier attempt got as far as the switch.
     Switched,
     /// Its QEMU knows nothing of them.
@@ -75,7 +78,7 @@ enum Place {
 /// The chain in QEMU is the one the headers tell, from the layer its device is on: QEMU changes both together.
 async fn place(context: &Context, qmp: &mut Qmp, merge: &Merge) -> Result<Place> {
     if qmp.job(&merge.job()).await?.is_some() {
-        return Ok(Place::Here);
+        return Ok(Place::Here { root: None });
     }
     let active = qmp.active_layer(&merge.target).await?.and_then(|id| context.store.find_layer(&id));
     let Some(active) = active else { return Ok(Place::Elsewhere) };
@@ -84,7 +87,7 @@ async fn place(context: &Context, qmp: &mut Qmp, merge: &Merge) -> Result<Place>
     }
     let chain = Chain::read(&context.store, &active)?;
     let open = chain.contains(&merge.top.id) && chain.contains(&merge.base.id);
-    Ok(if open { Place::Here } else { Place::Elsewhere })
+    Ok(if open { Place::Here { root: Some(active.node()) } } else { Place::Elsewhere })
 }
 
 /// Has this merge happened already, as the headers tell? The commit of an active layer shows in no header; doing it again is
@@ -103,13 +106,13 @@ fn done(context: &Context, merge: &Merge) -> Result<bool> {
 async fn in_place(
     context: &Context,
     qmp: &mut Qmp,
-    merges: &[&Merge],
+    merges: &[(&Merge, Option<String>)],
     paused_at: &mut Option<Instant>,
     mut untouched: bool,
 ) -> Result<(), Failure> {
     let mut active = Vec::new();
-    for merge in merges {
-        match copy(context, qmp, merge).await {
+    for (merge, root) in merges {
+        match copy(context, qmp, merge, root.as_deref()).await {
             Ok(true) => active.push(*merge),
             Ok(false) => untouched = false,
             Err(error) if untouched && !error.is_unknown() => {
@@ -126,11 +129,10 @@ async fn in_place(
 }
 
 /// Copies the data of one merge. True: it is ready and waits for the switch. False: it is over.
-async fn copy(context: &Context, qmp: &mut Qmp, merge: &Merge) -> Result<bool, QmpError> {
-    let root = qmp.active_layer(&merge.target).await?.map_or_else(|| merge.top.node(), |id| format!("l-{id}"));
+async fn copy(context: &Context, qmp: &mut Qmp, merge: &Merge, root: Option<&str>) -> Result<bool, QmpError> {
     let task = context.ui.task(&label(merge), merge.bytes);
-    if qmp.job(&merge.job()).await?.is_none() {
-        start(qmp, merge, &root).await?;
+    if let Some(root) = root {
+        start(qmp, merge, root).await?;
     }
     let milestone = if merge.is_active() { Milestone::Ready } else { Milestone::Concluded };
     let job = qmp.wait_for_job(&merge.job(), milestone, &*task).await?;
@@ -169,8 +171,8 @@ async fn switch(qmp: &mut Qmp, active: &[&Merge], paused_at: &mut Option<Instant
 }
 
 /// Calls off the jobs of merges none of which has switched.
-async fn cancel(qmp: &mut Qmp, merges: &[&Merge]) -> Result<(), QmpError> {
-    for merge in merges {
+async fn cancel(qmp: &mut Qmp, merges: &[(&Merge, Option<String>)]) -> Result<(), QmpError> {
+    for (merge, _) in merges {
         if qmp.job(&merge.job()).await?.is_none() {
             continue;
         }

@@ -71,7 +71,8 @@ impl Qmp {
             }
             let tick = Instant::now() + TICK;
             while let Some(event) = self.event(tick).await? {
-                if event.name == "JOB_STATUS_CHANGE" && event.data["id"] == id {
+                let news = matches!(event.data["status"].as_str(), Some("ready" | "concluded" | "null"));
+                if event.name == "JOB_STATUS_CHANGE" && event.data["id"] == id && news {
                     break;
                 }
             }
