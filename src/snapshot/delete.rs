@@ -73,10 +73,10 @@ pub async fn remove(context: &Context, vm: &Name, snapshot: &Name) -> Result<Rem
     };
     let steps = plan::remove(&record, &dropped, &disks, running, Store::trash_name("snapshot-rm", vm));
     let mut executor = Executor::with(context, vm, qmp);
-    change::run(context, &lock, Plan::new(steps), &mut executor).await?;
-    let outcomes =
-        disks.iter().flat_map(|disk| disk.actions.iter().map(|(action, _)| outcome(&disk.target, action, &pool)));
-    Ok(Removed { name, outcomes: outcomes.collect() })
+    let report = change::run(context, &lock, Plan::new(steps), &mut executor).await?;
+    let planned = disks.iter().flat_map(|disk| disk.actions.iter().map(|(action, _)| (&disk.target, action)));
+    let outcomes = planned.map(|(target, action)| outcome(target, action, &pool, report.unmerged.as_deref())).collect();
+    Ok(Removed { name, outcomes })
 }
 
 /// The pool as it is when the name is gone.
@@ -173,8 +173,11 @@ fn internal_snapshots(disks: &[DiskActions]) -> Option<u32> {
     })
 }
 
-fn outcome(target: &str, action: &Action, pool: &Pool) -> Outcome {
+fn outcome(target: &str, action: &Action, pool: &Pool, unmerged: Option<&str>) -> Outcome {
     let (what, bytes) = match action {
+        Action::Commit { .. } | Action::Stream { .. } if let Some(why) = unmerged => {
+            (What::Kept(format!("it could not be merged: {why}")), 0)
+        }
         Action::Drop(_) => (What::Trashed, 0),
         Action::Commit { bytes, .. } => (What::Committed, *bytes),
         Action::Stream { bytes, .. } => (What::Streamed, *bytes),
