@@ -64,7 +64,7 @@ impl Exec {
                 let mut bytes = Vec::new();
                 std::io::stdin().read_to_end(&mut bytes).map(|_| bytes)
             });
-            match read.await.map_err(std::io::Error::other).flatten() {
+            match read.await.map_err(std::io::Error::other).and_then(|read| read) {
                 Ok(bytes) => input = Some(bytes),
                 Err(source) => return fail(OURS, &Error::failed("cannot read standard input").because(source)),
             }
