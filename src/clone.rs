@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::change::{self, Executor, Plan, Step, recover};
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::layer::chain::{self, Chain};
+use crate::layer::chain;
 use crate::model::{Config, Disk, Format, Layer, Name, Nic, Origin, PointRef, PortForward, Record, Role};
 use crate::snapshot;
 use crate::store::VmLock;
@@ -226,7 +226,7 @@ fn overlay(disk: &mut Disk) -> Step {
 
 /// A chain of several layers becomes one qcow2; a single layer keeps its format.
 fn copy(context: &Context, disk: &mut Disk) -> Step {
-    let depth = Chain::of_disk(&context.store, disk).map_or(1, |chain| chain.links().len());
+    let depth = chain::of_disk(&context.store, disk).map_or(1, |chain| chain.links().len());
     let format = if depth == 1 { disk.layer.format } else { Format::Qcow2 };
     let layer = Layer::new(format);
     let source = std::mem::replace(&mut disk.layer, layer.clone());

@@ -2,8 +2,7 @@
 
 use std::path::Path;
 
-use cowhand::layer::chain::{Chain, Link};
-use cowhand::model::{Config, Disk, Firmware, Format, KernelBoot, Layer, Nic};
+use cowhand::model::{Chain, Config, Disk, Firmware, Format, KernelBoot, Layer, Link, Nic};
 use cowhand::qemu::accel::Chosen;
 use cowhand::qemu::cmdline::{Machine, Sockets, argv, shell_line};
 

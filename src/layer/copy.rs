@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use super::chain::Chain;
-use super::create;
+use super::{chain as chains, create};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::model::Layer;
@@ -62,7 +61,7 @@ pub async fn file(context: &Context, from: PathBuf, layer: &Layer) -> Result<Opt
 /// flattened into a new qcow2 by QEMU (`blockdev-backup`, `sync: full`, in the offline engine).
 pub async fn chain(context: &Context, source: &Layer, layer: &Layer) -> Result<Option<Method>> {
     let store = &context.store;
-    let chain = Chain::read(store, source)?;
+    let chain = chains::read(store, source)?;
     if chain.links().len() == 1 {
         return file(context, chain.active().path.clone(), layer).await;
     }

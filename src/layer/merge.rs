@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::chain::Chain;
+use super::chain;
 use super::pool;
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -85,7 +85,7 @@ async fn place(context: &Context, qmp: &mut Qmp, merge: &Merge) -> Result<Place>
     if merge.kind == MergeKind::Commit && merge.overlay.is_none() && active == merge.base {
         return Ok(Place::Switched);
     }
-    let chain = Chain::read(&context.store, &active)?;
+    let chain = chain::read(&context.store, &active)?;
     let open = chain.contains(&merge.top.id) && chain.contains(&merge.base.id);
     Ok(if open { Place::Here { root: Some(active.node()) } } else { Place::Elsewhere })
 }
@@ -190,7 +190,7 @@ async fn cancel(qmp: &mut Qmp, merges: &[(&Merge, Option<String>)]) -> Result<()
 /// In the offline engine.
 async fn offline(context: &Context, merge: &Merge) -> Result<()> {
     let root = merge.overlay.as_ref().unwrap_or(&merge.top);
-    let chain = Chain::read(&context.store, root)?;
+    let chain = chain::read(&context.store, root)?;
     let mut engine = Offline::start(context, &[Open::writable(&chain)]).await?;
     let task = context.ui.task(&label(merge), merge.bytes);
     start(&mut engine.qmp, merge, &root.node()).await?;

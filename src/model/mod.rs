@@ -1,11 +1,13 @@
 //! Names, layers, VMs and snapshots as plain data. No I/O happens here; every other room may use it.
 
+mod chain;
 mod layer;
 mod merge;
 mod name;
 mod record;
 mod size;
 
+pub use chain::{Chain, Link};
 pub use layer::{Format, Layer, LayerId};
 pub use merge::{Merge, MergeKind};
 pub use name::{Name, PointRef};

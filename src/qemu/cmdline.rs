@@ -10,8 +10,7 @@ use uuid::Uuid;
 
 use super::accel::Chosen;
 use super::nodes;
-use crate::layer::chain::Chain;
-use crate::model::{Config, Firmware, Name, PortForward, Protocol};
+use crate::model::{Chain, Config, Firmware, Name, PortForward, Protocol};
 
 /// Where one VM's sockets lie.
 #[derive(Debug, Clone, PartialEq, Eq)]

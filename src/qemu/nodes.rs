@@ -5,8 +5,7 @@
 
 use serde_json::{Value, json};
 
-use crate::layer::chain::{Chain, Link};
-use crate::model::{Format, Layer};
+use crate::model::{Chain, Format, Layer, Link};
 
 /// The qdev id of the guest's device `target`.
 pub fn device_id(target: &str) -> String {

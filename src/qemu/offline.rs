@@ -17,7 +17,7 @@ use super::qmp::jobs::Milestone;
 use super::qmp::{Qmp, QmpError};
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::layer::chain::Chain;
+use crate::model::Chain;
 use crate::sys::command;
 use crate::sys::pidfd::PidFd;
 use crate::ui::Task;

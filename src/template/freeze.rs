@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use crate::change::{self, Executor, Plan, Step};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
-use crate::layer::chain::Chain;
+use crate::layer::chain;
 use crate::model::{Layer, LayerStamp, Name, Record, Role};
 use crate::store::{Store, atomic};
 use crate::vm::{open, status};
@@ -38,7 +38,7 @@ pub async fn freeze(context: &Context, name: &Name, new_name: Option<&Name>) -> 
         return Err(Error::refused(format!("{name} has no disk, so there is nothing to clone")));
     }
     for disk in record.config.volumes() {
-        Chain::of_disk(store, disk)?;
+        chain::of_disk(store, disk)?;
     }
     let layers: Vec<Layer> = record.config.volumes().map(|disk| disk.layer.clone()).collect();
     let before = layers.iter().map(|layer| mode(store, layer)).collect::<Result<_>>()?;

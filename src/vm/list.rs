@@ -11,9 +11,9 @@ use uuid::Uuid;
 use super::status::{self, Status};
 use crate::context::Context;
 use crate::error::Result;
-use crate::layer::chain::Chain;
+use crate::layer::chain;
 use crate::layer::pool::{Pool, Use};
-use crate::model::{Format, Layer, LayerId, Name, Record};
+use crate::model::{Chain, Format, Layer, LayerId, Name, Record};
 use crate::qemu::qmp::{GLANCE, Qmp};
 use crate::store::Store;
 
@@ -130,7 +130,7 @@ pub async fn show(context: &Context, name: &Name) -> Result<Details> {
         None => None,
     };
     let chains =
-        record.config.volumes().map(|disk| Chain::of_disk(store, disk).map_err(|error| error.full_message())).collect();
+        record.config.volumes().map(|disk| chain::of_disk(store, disk).map_err(|error| error.full_message())).collect();
     Ok(Details { from: origin(&record, name_of), accel, chains, status, record })
 }
 
@@ -200,7 +200,7 @@ pub fn chains(context: &Context, name: &Name, target: Option<&str>) -> Result<Ve
     let pool = Pool::scan(&context.store)?;
     let mut rows = Vec::new();
     for disk in record.config.volumes().filter(|disk| target.is_none_or(|target| disk.target == target)) {
-        let chain = Chain::of_disk(&context.store, disk)?;
+        let chain = chain::of_disk(&context.store, disk)?;
         let ids: Vec<&LayerId> = chain.links().iter().map(|link| &link.layer.id).collect();
         let own = |r#use: &Use| match r#use {
             Use::Snapshot(vm, snapshot) if vm == name => Some(snapshot.clone()),

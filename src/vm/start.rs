@@ -9,8 +9,8 @@ use super::open;
 use super::status;
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
-use crate::layer::chain::Chain;
-use crate::model::{Firmware, Name, Record, State};
+use crate::layer::chain;
+use crate::model::{Chain, Firmware, Name, Record, State};
 use crate::qemu::accel::{self, Chosen, Host};
 use crate::qemu::cmdline::{self, Machine, Sockets};
 use crate::qemu::probe::Probe;
@@ -94,7 +94,7 @@ fn argv(
     let chains: Vec<Chain> =
         config
             .volumes()
-            .map(|disk| Chain::of_disk(&context.store, disk))
+            .map(|disk| chain::of_disk(&context.store, disk))
             .collect::<Result<_>>()
             .map_err(|error| Error::damaged(format!("a disk of {name} is damaged")).because(error.full_message()))?;
     let uefi = (config.firmware == Firmware::Uefi).then(firmware::find).transpose()?;
