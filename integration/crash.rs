@@ -7,9 +7,7 @@ use crate::lab::{Done, Lab, eventually, kill};
 #[test]
 fn a_killed_clone_leaves_nothing() {
     let lab = Lab::new();
-    let source = lab.path().join("data.raw");
-    std::fs::write(&source, vec![1; 300 << 20]).unwrap();
-    lab.ok(&["create", "base", "--disk", &format!("{},use", source.to_str().unwrap())]);
+    lab.large("base", 300);
     let files = lab.layer_files();
     let child = lab.spawn(&["clone", "base", "x", "--full"]);
     eventually("the beginning of the copy", || lab.layer_files().iter().any(|file| file.ends_with(".part")));
@@ -27,9 +25,7 @@ fn a_killed_clone_leaves_nothing() {
 #[test]
 fn an_interrupted_clone_cleans_up_after_itself() {
     let lab = Lab::new();
-    let source = lab.path().join("data.raw");
-    std::fs::write(&source, vec![1; 300 << 20]).unwrap();
-    lab.ok(&["create", "base", "--disk", &format!("{},use", source.to_str().unwrap())]);
+    lab.large("base", 300);
     let files = lab.layer_files();
     let child = lab.spawn(&["clone", "base", "x", "--full"]);
     eventually("the beginning of the copy", || lab.layer_files().iter().any(|file| file.ends_with(".part")));

@@ -36,7 +36,7 @@ pub struct Files<'a> {
 
 /// Starts QEMU and waits for its greeting. When it ends instead, the error quotes it.
 pub async fn start(argv: &[String], sockets: &Sockets, files: &Files<'_>) -> Result<Qmp> {
-    let lock = take_run_lock(files.run_lock)?;
+    let lock = take_run_lock(files.run_lock).await?;
     let log =
         File::options().create(true).write(true).truncate(true).mode(0o600).open(files.log).on("open", files.log)?;
     let socket = sockets.qmp();
@@ -121,14 +121,14 @@ async fn greet(socket: &Path, process: &PidFd) -> Result<Qmp> {
     }
 }
 
-fn take_run_lock(path: &Path) -> Result<File> {
+async fn take_run_lock(path: &Path) -> Result<File> {
     let lock = flock::open(path).on("open the lock", path)?;
     for _ in 0..LOCK_TRIES {
         if flock::try_exclusive(&lock).on("lock", path)? {
             return Ok(lock);
         }
         // The caller has seen that no QEMU runs; an observer holds the lock for an instant, and flock tells no event for that.
-        std::thread::sleep(Duration::from_millis(1));
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
     Err(Error::refused("it is running already"))
 }

@@ -36,7 +36,7 @@ pub fn is_running(context: &Context, name: &Name) -> Result<bool> {
         return Ok(true);
     }
     // The socket of a QEMU that is gone refuses at once.
-    Ok(sockets(context, name).is_some_and(|sockets| UnixStream::connect(sockets.qmp()).is_ok()))
+    Ok(sockets(context, name).is_some_and(|sockets| UnixStream::connect(sockets.status()).is_ok()))
 }
 
 /// The sockets of a VM: where they were put at its last start, else where they would go.
