@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::process::Command;
 
-use crate::lab::{Lab, eventually, skip};
+use crate::lab::{Done, Lab, eventually, skip};
 
 #[test]
 fn clones_of_one_template_share_no_identity_and_no_writes() {
@@ -162,7 +162,7 @@ fn a_hundred_clones_at_once_are_all_whole() {
     lab.ok(&["template", "create", "base", "--no-seal"]);
     let children: Vec<_> = (0..20).map(|n| lab.spawn(&["clone", "base", &format!("c{n}"), "-n", "5"])).collect();
     for child in children {
-        crate::lab::Done::from(child.wait_with_output().unwrap()).ok();
+        Done::from(child.wait_with_output().unwrap()).ok();
     }
     let rows = lab.json(&["ls"]);
     assert_eq!(rows.as_array().unwrap().len(), 100);
@@ -177,12 +177,8 @@ fn a_full_clone_that_finds_no_room_leaves_nothing() {
         return skip(test, "a loop device cannot be mounted here");
     };
     let lab = Lab::new();
-    let source = lab.path().join("data.raw");
-    std::fs::write(&source, vec![1; 20 << 20]).unwrap();
-    let run = |args: &[&str]| -> crate::lab::Done {
-        lab.command(args).env("COWHAND_STORE", disk.path()).output().unwrap().into()
-    };
-    run(&["create", "base", "--disk", source.to_str().unwrap()]).ok();
+    let run = |args: &[&str]| disk.run(&lab, args);
+    disk.create_base(&lab);
     run(&["clone", "base", "x", "--full"]).fails(1, &["No space left", "make room"]);
     let files = |what: &str| std::fs::read_dir(disk.path().join(what)).unwrap().count();
     assert_eq!((files("vms"), files("layers")), (1, 1));
@@ -196,12 +192,8 @@ fn a_full_clone_shares_blocks_where_the_file_system_can() {
         return skip(test, "neither btrfs nor xfs can be made and mounted here");
     };
     let lab = Lab::new();
-    let source = lab.path().join("data.raw");
-    std::fs::write(&source, vec![1; 20 << 20]).unwrap();
-    let run = |args: &[&str]| -> crate::lab::Done {
-        lab.command(args).env("COWHAND_STORE", disk.path()).output().unwrap().into()
-    };
-    run(&["create", "base", "--disk", source.to_str().unwrap()]).ok();
+    let run = |args: &[&str]| disk.run(&lab, args);
+    disk.create_base(&lab);
     let made: serde_json::Value =
         serde_json::from_str(&run(&["--format", "json", "clone", "base", "x", "--full"]).ok()).unwrap();
     assert!(made[0]["reason"].as_str().unwrap().contains("reflink"), "{made}");
@@ -227,6 +219,18 @@ impl Mounted {
 
     fn path(&self) -> std::path::PathBuf {
         self.0.path().join("mnt/store")
+    }
+
+    /// `cowhand …` with its store on this file system.
+    fn run(&self, lab: &Lab, args: &[&str]) -> Done {
+        lab.command(args).env("COWHAND_STORE", self.path()).output().unwrap().into()
+    }
+
+    /// The VM `base` with 20 MiB of data.
+    fn create_base(&self, lab: &Lab) {
+        let source = lab.path().join("data.raw");
+        std::fs::write(&source, vec![1; 20 << 20]).unwrap();
+        self.run(lab, &["create", "base", "--disk", source.to_str().unwrap()]).ok();
     }
 }
 

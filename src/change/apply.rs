@@ -283,7 +283,7 @@ impl<'a> Executor<'a> {
         }
         if let Err(error) = thawed {
             self.report.warnings.push(format!(
-                "the guest's file systems may still be frozen: {}; thaw them with: cowhand exec {} -- fsfreeze -u /",
+                "the guest's file systems may still be frozen: {}; thaw them on its console (fsfreeze --unfreeze /): cowhand console {}",
                 error.full_message(),
                 self.name
             ));

@@ -85,15 +85,20 @@ pub async fn exec(context: &Context, name: &Name, request: &Request) -> Result<F
         input_data: request.input.clone(),
         capture_output: Some(GuestExecCaptureOutput::flag(true)),
     };
+    let patience = Instant::now() + request.agent_limit;
+    let mut limit = request.agent_limit;
     let pid = loop {
-        let mut session = session::open(context, name, request.agent_limit).await?;
+        let mut session = session::open(context, name, limit).await?;
         match session.agent.run(&command, REPLY).await {
             Ok(started) => break started.pid,
-            Err(error) if is_frozen(&error) => {}
+            Err(error) if is_frozen(&error) && Instant::now() < patience => {}
+            Err(error) if is_frozen(&error) => return Err(stays_frozen(name, error)),
             Err(AgentError::Refused { message, .. }) => return Err(cannot_start(program, &message)),
             Err(error) => return Err(error.into()),
         }
         drop(session);
+        // It is there: from now on it has as long as any other answer, however little of the patience is left.
+        limit = REPLY;
         tokio::time::sleep(LAST_LOOK).await;
     };
     let deadline = request.limit.map(|limit| Instant::now() + limit);
@@ -131,6 +136,13 @@ pub async fn exec(context: &Context, name: &Name, request: &Request) -> Result<F
 /// While file systems are frozen for a snapshot the agent runs nothing and tells nothing; that takes a moment.
 fn is_frozen(error: &AgentError) -> bool {
     matches!(error, AgentError::Refused { message, .. } if message.contains("frozen"))
+}
+
+/// Somebody froze the guest and did not thaw it; until then its agent runs nothing.
+fn stays_frozen(name: &Name, error: AgentError) -> Failure {
+    let error =
+        Error::qemu(format!("the file systems of {name} stay frozen, so nothing can be run in it")).because(error);
+    Failure::Ours(error.hint(format!("thaw them on its console (fsfreeze --unfreeze /): cowhand console {name}")))
 }
 
 /// The agent's refusal names the reason only in words, GLib's: `Failed to execute child process “x” (No such file or directory)`.
