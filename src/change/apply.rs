@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::memory;
 use super::step::{Step, Switched};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
@@ -13,6 +14,7 @@ use crate::layer::{copy, create, merge};
 use crate::model::{Layer, Name, Record};
 use crate::qemu::nodes;
 use crate::qemu::qmp::{Qmp, QmpError};
+use crate::qemu::ram::Saving;
 use crate::store::journal::{self, Journal};
 use crate::store::{VmLock, schema};
 use crate::sys::sparse::Method;
@@ -31,19 +33,24 @@ pub struct Report {
     pub copied: Vec<Method>,
     /// Why layers that were to be merged were not; they stay as they were.
     pub unmerged: Option<String>,
+    /// Bytes on disk of the memory that was saved.
+    pub memory: Option<u64>,
+    /// Why memory that was to be saved was not; the disks are as they should be.
+    pub memory_lost: Option<String>,
     /// What went wrong beside the change, which succeeded.
     pub warnings: Vec<String>,
 }
 
 /// Carries out steps on one VM.
 pub struct Executor<'a> {
-    context: &'a Context,
-    name: Name,
-    qmp: Option<Qmp>,
+    pub(super) context: &'a Context,
+    pub(super) name: Name,
+    pub(super) qmp: Option<Qmp>,
     asked: bool,
     recovering: bool,
     frozen_at: Option<Instant>,
-    paused_at: Option<Instant>,
+    pub(super) paused_at: Option<Instant>,
+    pub(super) saving: Option<Saving>,
     /// What became known so far.
     pub report: Report,
 }
@@ -65,6 +72,7 @@ impl<'a> Executor<'a> {
             recovering: false,
             frozen_at: None,
             paused_at: None,
+            saving: None,
             report: Report::default(),
         }
     }
@@ -111,6 +119,11 @@ impl<'a> Executor<'a> {
             Step::LinkFile { file, layer } => create::link(store, layer, file),
             Step::AddNodes { layers } => self.add_nodes(layers).await,
             Step::Freeze { required } => self.freeze(*required).await,
+            Step::BeginMemory { image, running } => self.begin_memory(image, *running).await,
+            Step::Pause { resume } => self.pause(*resume).await,
+            Step::SaveMemory { image, heads, resume } => self.save_memory(image, heads, *resume).await,
+            Step::LoadMemory { image, record } => self.load_memory(image, record).await,
+            Step::RemoveMemory { images } => images.iter().try_for_each(|image| memory::remove(store, image)),
             Step::Switch { disks } => self.switch(disks).await,
             Step::Thaw => {
                 if self.frozen_at.is_some() || self.recovering {
@@ -162,6 +175,9 @@ impl<'a> Executor<'a> {
         }
         match step {
             Step::AddNodes { layers } => self.remove_nodes(layers).await,
+            Step::BeginMemory { image, .. } => self.call_off_memory(image).await,
+            Step::Pause { resume: true } if self.paused_at.is_some() || self.recovering => self.resume().await,
+            Step::LoadMemory { record, .. } => self.end_if_on(record).await,
             // What somebody else has frozen is not ours to thaw. After a crash nobody knows who it was, and a thaw is the lesser evil.
             Step::Freeze { .. } if self.frozen_at.is_some() || self.recovering => {
                 self.thaw().await;
@@ -219,7 +235,7 @@ impl<'a> Executor<'a> {
         Ok(disks.iter().all(|disk| self.context.store.layout.layer(&disk.overlay).exists()))
     }
 
-    async fn live(&mut self) -> Result<&mut Qmp> {
+    pub(super) async fn live(&mut self) -> Result<&mut Qmp> {
         let name = self.name.clone();
         self.qmp().await?.ok_or_else(|| Error::qemu(format!("{name} has ended meanwhile")))
     }
@@ -309,7 +325,7 @@ impl<'a> Executor<'a> {
         }
     }
 
-    async fn resume(&mut self) -> Result<()> {
+    pub(super) async fn resume(&mut self) -> Result<()> {
         if let Some(qmp) = self.qmp().await? {
             qmp.run(&qapi::qmp::cont {}).await?;
         }
@@ -320,11 +336,12 @@ impl<'a> Executor<'a> {
     }
 }
 
-/// The same record, but for what is only known after the plan was written (whether a snapshot is quiesced).
+/// The same record, but for what is only known after the plan was written: whether a snapshot is quiesced, and its memory.
 fn same(planned: &Record, now: &Record) -> bool {
     let mut planned = planned.clone();
     for (snapshot, known) in planned.snapshots.iter_mut().zip(&now.snapshots) {
         snapshot.quiesced = known.quiesced;
+        snapshot.memory.clone_from(&known.memory);
     }
     planned == *now
 }

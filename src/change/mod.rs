@@ -10,6 +10,7 @@
 //! Ctrl-C and after our own death.
 
 mod apply;
+mod memory;
 pub mod recover;
 mod step;
 
@@ -51,9 +52,7 @@ pub async fn run(context: &Context, lock: &VmLock, plan: Plan, executor: &mut Ex
     journal.save(store, lock.name())?;
     for at in 0..journal.steps.len() {
         let result = executor.apply(&journal.steps[at]).await;
-        if executor.report.quiesced {
-            mark_quiesced(&mut journal.steps[at + 1..]);
-        }
+        amend(&mut journal.steps[at + 1..], &executor.report);
         let Err(error) = result else { continue };
         if at > journal.pivot {
             executor.thaw_ours().await;
@@ -92,14 +91,23 @@ async fn undo(lock: &VmLock, journal: &Journal<Step>, at: usize, executor: &mut 
     }
 }
 
-/// The guest is frozen: the snapshot that is about to be written down is a quiesced one.
-fn mark_quiesced(steps: &mut [Step]) {
+/// Writes into the records that are about to be saved what only became known on the way.
+fn amend(steps: &mut [Step], report: &Report) {
+    if !report.quiesced && report.memory.is_none() && report.memory_lost.is_none() {
+        return;
+    }
     for step in steps {
         if let Step::Save { record, snapshot: Some(name) } = step
             && let Ok(mut live) = crate::model::Record::try_from((**record).clone())
         {
             for snapshot in live.snapshots.iter_mut().filter(|snapshot| snapshot.name == *name) {
-                snapshot.quiesced = true;
+                snapshot.quiesced |= report.quiesced;
+                if report.memory_lost.is_some() {
+                    snapshot.memory = None;
+                }
+                if let Some((memory, bytes)) = snapshot.memory.as_mut().zip(report.memory) {
+                    memory.bytes = bytes;
+                }
             }
             **record = RecordV1::from(&live);
         }

@@ -87,6 +87,9 @@ async fn settle(context: &Context, lock: &VmLock, may_complete: bool) -> Result<
             .ui
             .warn(&format!("{name}: layers that nobody names stay, hidden, because they could not be merged: {why}"));
     }
+    if let Some(why) = &executor.report.memory_lost {
+        context.ui.warn(&format!("{name}: the snapshot that was being taken holds the disks alone: {why}"));
+    }
     for warning in &executor.report.warnings {
         context.ui.warn(warning);
     }
@@ -112,9 +115,10 @@ async fn roll_forward(
     journal: &Journal<Step>,
     executor: &mut Executor<'_>,
 ) -> Result<()> {
-    let steps = remaining(journal, executor).to_vec();
-    for step in &steps {
-        executor.apply(step).await?;
+    let mut steps = remaining(journal, executor).to_vec();
+    for at in 0..steps.len() {
+        executor.apply(&steps[at]).await?;
+        super::amend(&mut steps[at + 1..], &executor.report);
     }
     journal::remove(&context.store, lock.name())
 }

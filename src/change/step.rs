@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Layer, Merge, Name, Record};
+use crate::model::{Layer, Merge, Name, RamImage, Record};
 use crate::store::schema::RecordV1;
 
 /// One step. How each is applied, undone and observed: [`super::apply`].
@@ -45,6 +45,39 @@ pub enum Step {
     AddNodes {
         /// The overlays.
         layers: Vec<Layer>,
+    },
+    /// Get ready to save the guest's memory, which still runs; undone by calling that off.
+    BeginMemory {
+        /// The file.
+        image: RamImage,
+        /// The guest's CPUs run.
+        running: bool,
+    },
+    /// Let the guest's CPUs stand still; undone by letting them go on.
+    Pause {
+        /// They ran before.
+        resume: bool,
+    },
+    /// Save the guest's memory as it is now, and let its CPUs go on as soon as may be.
+    SaveMemory {
+        /// The file.
+        image: RamImage,
+        /// The layers that are the head by now.
+        heads: Vec<Layer>,
+        /// The guest's CPUs ran before.
+        resume: bool,
+    },
+    /// Start QEMU with the memory of a snapshot, its CPUs standing still; undone by ending it.
+    LoadMemory {
+        /// The file.
+        image: RamImage,
+        /// The VM as it will be.
+        record: Box<RecordV1>,
+    },
+    /// Remove memory that no snapshot has any more.
+    RemoveMemory {
+        /// The files.
+        images: Vec<RamImage>,
     },
     /// Freeze the guest's file systems through the guest agent; undone by a thaw.
     Freeze {

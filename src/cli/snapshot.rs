@@ -1,9 +1,11 @@
+use std::time::Duration;
+
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json as value};
 
 use super::{App, each};
 use crate::error::{Error, Result};
-use crate::model::{Name, PointRef, human};
+use crate::model::{Name, PointRef, human, parse_age};
 use crate::output::{Format, json, table, time, tree};
 use crate::snapshot::delete::{Removed, What};
 use crate::snapshot::plan::Quiesce;
@@ -57,9 +59,23 @@ pub struct Create {
     /// Freeze the guest's file systems first
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     quiesce: QuiesceArg,
+    /// Save the guest's memory, too: after a revert it goes on where it was. It stands still for an instant only
+    #[arg(long)]
+    memory: bool,
+    /// Compress the memory; slower
+    #[arg(long, value_name = "METHOD", requires = "memory")]
+    compress: Option<Compress>,
     /// Your own words
     #[arg(long, value_name = "TEXT", default_value = "")]
     description: String,
+    /// Let `gc` remove it when it is that old: 12h, 7d
+    #[arg(long, value_name = "AGE", value_parser = parse_age)]
+    expires: Option<Duration>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Compress {
+    Zstd,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -82,14 +98,26 @@ impl Create {
                 QuiesceArg::Require => Quiesce::Require,
                 QuiesceArg::Never => Quiesce::Never,
             },
+            memory: self.memory,
+            compress: self.compress.is_some(),
+            expires: self.expires.map(|age| jiff::Timestamp::now() + age),
         };
         let taken = create::create(&app.context, &self.vm, &request).await?;
         let row = list::show(&app.context, &self.vm, &taken.name)?;
         let frozen =
             if taken.frozen.is_zero() { String::new() } else { format!(", frozen {}", time::short(taken.frozen)) };
-        let text = format!("took {}@{} in {}{frozen}", self.vm, taken.name, time::short(taken.total));
+        let paused =
+            if taken.paused.is_zero() { String::new() } else { format!(", paused {}", time::short(taken.paused)) };
+        let text = format!("took {}@{} in {}{frozen}{paused}", self.vm, taken.name, time::short(taken.total));
         app.printer.done(&text, &json::taken(&row, &taken));
-        Ok(())
+        match taken.memory_lost {
+            None => Ok(()),
+            Some(why) => {
+                Err(Error::qemu(format!("{}@{} holds the disks alone: its memory was not saved", self.vm, taken.name))
+                    .hint(format!("if it is of no use so: cowhand snapshot rm {}@{}", self.vm, taken.name))
+                    .because(why))
+            }
+        }
     }
 }
 
@@ -162,8 +190,8 @@ impl Rename {
 
 /// Take a VM back to a snapshot: its disks and its configuration
 ///
-/// What was written since then goes into the trash. The VM runs afterwards if it ran before, unless told otherwise; its guest boots
-/// anew.
+/// What was written since then goes into the trash. A snapshot with memory goes on as its guest was at that moment; else the VM runs
+/// afterwards if it ran before, and its guest boots anew.
 #[derive(Debug, Args)]
 pub struct Revert {
     /// VM@SNAPSHOT
@@ -177,6 +205,9 @@ pub struct Revert {
     /// Do not start it
     #[arg(long, group = "then")]
     stopped: bool,
+    /// Leave the snapshot's memory alone: take back the disks, and let the guest boot
+    #[arg(long)]
+    cold: bool,
 }
 
 impl Revert {
@@ -187,7 +218,13 @@ impl Revert {
             (_, _, true) => Some(Then::Stopped),
             _ => None,
         };
-        let name = revert::revert(&app.context, &self.point.vm, snapshot_of(&self.point)?, then).await?;
+        let name = revert::revert(
+            &app.context,
+            &self.point.vm,
+            snapshot_of(&self.point)?,
+            revert::Request { then, cold: self.cold },
+        )
+        .await?;
         let text = format!("{vm} is back at {vm}@{name}", vm = self.point.vm);
         app.printer.done(&text, &value!({"name": self.point.vm, "head": name}));
         Ok(())

@@ -2,6 +2,7 @@
 
 mod chain;
 mod layer;
+mod memory;
 mod merge;
 mod name;
 mod record;
@@ -9,10 +10,11 @@ mod size;
 
 pub use chain::{Chain, Link};
 pub use layer::{Format, Layer, LayerId};
+pub use memory::{Fingerprint, Memory, RamImage};
 pub use merge::{Merge, MergeKind};
 pub use name::{Name, PointRef};
 pub use record::{
     Config, Disk, Firmware, KernelBoot, LayerStamp, Nic, Origin, PortForward, Protocol, Record, Role, Snapshot,
     SnapshotKind, State, VmState,
 };
-pub use size::{human, parse_size};
+pub use size::{human, parse_age, parse_size};

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{Layer, Name};
+use super::{Layer, Memory, Name, RamImage};
 use crate::error::{Error, Result};
 
 /// Everything we know of a VM or template. Its name is the name of its directory, its state is observed.
@@ -238,22 +238,32 @@ pub struct Snapshot {
     pub quiesced: bool,
     /// What the VM was doing.
     pub vm_state: VmState,
+    /// The guest's memory at that moment.
+    pub memory: Option<Memory>,
+    /// When `gc` may remove it.
+    pub expires: Option<Timestamp>,
     /// The whole configuration at that moment, with the layers that were the head.
     pub config: Config,
 }
 
 /// How a snapshot is kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SnapshotKind {
     /// The head's layers were sealed and new overlays put on top.
     External,
+    /// Every layer that was written keeps it inside itself (a qcow2 snapshot).
+    Internal {
+        /// Its name in the images.
+        tag: String,
+    },
 }
 
 impl SnapshotKind {
     /// The word in JSON.
-    pub fn as_str(self) -> &'static str {
+    pub fn as_str(&self) -> &'static str {
         match self {
             Self::External => "external",
+            Self::Internal { .. } => "internal",
         }
     }
 }
@@ -305,6 +315,21 @@ impl State {
     /// Is there a QEMU?
     pub fn is_live(self) -> bool {
         matches!(self, Self::Running | Self::Paused)
+    }
+}
+
+impl Snapshot {
+    /// The name it has inside the images, when it is an internal one.
+    pub fn tag(&self) -> Option<&str> {
+        match &self.kind {
+            SnapshotKind::External => None,
+            SnapshotKind::Internal { tag } => Some(tag),
+        }
+    }
+
+    /// The file its memory lies in.
+    pub fn ram_image(&self) -> Option<&RamImage> {
+        self.memory.as_ref().and_then(|memory| memory.image.as_ref())
     }
 }
 

@@ -1,4 +1,6 @@
-//! Sizes as people type and read them: binary units, `1G` is 1024³ bytes (as `qemu-img` has it).
+//! Sizes and ages as people type and read them: binary units, `1G` is 1024³ bytes (as `qemu-img` has it).
+
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 
@@ -46,6 +48,20 @@ pub fn human(bytes: u64) -> String {
     } else {
         format!("{value:.1} {}", UNITS[unit])
     }
+}
+
+/// `90s`, `30m`, `12h`, `7d`, or seconds.
+pub fn parse_age(text: &str) -> Result<Duration> {
+    let bad = || Error::usage(format!("{text:?} is not an age")).hint("write a number with s, m, h or d: 30m, 12h, 7d");
+    let (number, unit) = match text.chars().last() {
+        Some('s') => (&text[..text.len() - 1], 1),
+        Some('m') => (&text[..text.len() - 1], 60),
+        Some('h') => (&text[..text.len() - 1], 3600),
+        Some('d') => (&text[..text.len() - 1], 86400),
+        _ => (text, 1),
+    };
+    let number: u64 = number.parse().map_err(|_| bad())?;
+    number.checked_mul(unit).map(Duration::from_secs).ok_or_else(bad)
 }
 
 #[cfg(test)]

@@ -23,6 +23,8 @@ pub struct Host {
     pub kvm: std::result::Result<(), String>,
     /// The processor announces `vmx` or `svm`.
     pub hardware: bool,
+    /// The processor's own name.
+    pub model: String,
 }
 
 impl Host {
@@ -32,7 +34,12 @@ impl Host {
             OpenOptions::new().read(true).write(true).open("/dev/kvm").map(drop).map_err(|error| error.to_string());
         let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
-        Self { kvm, hardware: flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm") }
+        let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
+        Self {
+            kvm,
+            hardware: flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm"),
+            model: model.trim_start_matches([' ', '\t', ':']).to_owned(),
+        }
     }
 }
 
@@ -64,7 +71,7 @@ mod tests {
     use super::*;
 
     fn host(kvm: bool, hardware: bool) -> Host {
-        Host { kvm: if kvm { Ok(()) } else { Err("Permission denied".into()) }, hardware }
+        Host { kvm: if kvm { Ok(()) } else { Err("Permission denied".into()) }, hardware, model: String::new() }
     }
 
     #[test]

@@ -84,8 +84,19 @@ pub struct Machine<'a> {
     pub sockets: &'a Sockets,
     /// Where the serial console is recorded.
     pub serial_log: &'a Path,
-    /// Leave the guest's CPUs standing still.
-    pub paused: bool,
+    /// What it does once it is there.
+    pub how: How,
+}
+
+/// What a QEMU does once it is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// The guest boots.
+    Running,
+    /// The guest's CPUs stand still.
+    Paused,
+    /// It waits for the memory of a guest.
+    Incoming,
 }
 
 /// The argument vector, the program first.
@@ -160,8 +171,11 @@ pub fn argv(machine: &Machine<'_>) -> Vec<String> {
             args.option("-append", append.as_str());
         }
     }
-    if machine.paused {
+    if machine.how != How::Running {
         args.flag("-S");
+    }
+    if machine.how == How::Incoming {
+        args.option("-incoming", "defer");
     }
     args.0
 }

@@ -9,3 +9,4 @@ pub mod offline;
 pub mod probe;
 pub mod process;
 pub mod qmp;
+pub mod ram;

@@ -63,8 +63,16 @@ pub async fn start(argv: &[String], sockets: &Sockets, files: &Files<'_>) -> Res
     drop(guard);
     let _ = child.wait();
     clear(sockets);
-    let words = std::fs::read(files.log).map(|text| command::tail(&text)).unwrap_or_default();
-    Err(if words.is_empty() { error } else { error.because(quote(&words)) })
+    Err(match last_words(files.log) {
+        Some(words) => error.because(words),
+        None => error,
+    })
+}
+
+/// What a QEMU printed, quoted; `None` when it said nothing.
+pub fn last_words(log: &Path) -> Option<String> {
+    let words = std::fs::read(log).map(|text| command::tail(&text)).unwrap_or_default();
+    (!words.is_empty()).then(|| quote(&words))
 }
 
 /// A QEMU that has not greeted us yet; dropped before it has, it is killed.

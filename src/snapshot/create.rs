@@ -2,12 +2,14 @@
 
 use std::time::{Duration, Instant};
 
+use super::memory;
 use super::plan::{self, Quiesce, Taking};
 use crate::change::{self, Executor, Plan};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::layer::chain;
-use crate::model::{Name, PointRef, Record, State};
+use crate::model::{Memory, Name, PointRef, RamImage, Record, State};
+use crate::qemu::qmp::Qmp;
 use crate::store::VmLock;
 use crate::vm::{live, open, status};
 
@@ -20,6 +22,12 @@ pub struct Request {
     pub description: String,
     /// Freeze the guest's file systems first?
     pub quiesce: Quiesce,
+    /// Save the guest's memory, too.
+    pub memory: bool,
+    /// Compress it (zstd).
+    pub compress: bool,
+    /// How long it is kept from `gc`.
+    pub expires: Option<jiff::Timestamp>,
 }
 
 /// What was taken, and what it cost.
@@ -33,6 +41,8 @@ pub struct Taken {
     pub frozen: Duration,
     /// All of it.
     pub total: Duration,
+    /// Why the memory that was asked for is not in it.
+    pub memory_lost: Option<String>,
 }
 
 /// Takes a snapshot of `vm`.
@@ -55,15 +65,32 @@ pub async fn take_locked(context: &Context, lock: &VmLock, record: &Record, requ
     chain::refresh(&context.store, &mut record.config)?;
     let mut qmp = live::connect_if_running(context, vm).await?;
     let state = status::observe(context, vm).await?.state;
-    let mut taking = Taking { name: name.clone(), description: request.description.clone(), state, freeze: None };
+    memory::check_space(context, &record.config, qmp.as_ref().filter(|_| request.memory).and_then(Qmp::pid))?;
+    let mut taking = Taking {
+        name: name.clone(),
+        description: request.description.clone(),
+        state,
+        freeze: None,
+        memory: None,
+        expires: request.expires,
+    };
+    if request.memory && request.quiesce == Quiesce::Require {
+        return Err(Error::usage(
+            "memory and disks of one instant need no freeze, and a frozen guest would wake up frozen",
+        )
+        .hint("leave out --quiesce or --memory"));
+    }
+    if request.memory && qmp.is_none() {
+        context.ui.warn(&format!("{vm} does not run: it has no memory to save, so the snapshot holds the disks alone"));
+    }
     if let Some(qmp) = &mut qmp {
-        if let Some(job) = qmp.jobs().await?.into_iter().find(|job| job.status != "concluded") {
-            return Err(Error::refused(format!("a block job is at work on {vm}: {} ({})", job.id, job.status))
-                .hint("wait for its end, then run the command again"));
-        }
+        live::refuse_job(vm, qmp).await?;
         let running = qmp.status(crate::qemu::qmp::REPLY).await?.running;
         taking.state = if running { State::Running } else { State::Paused };
-        if running {
+        if request.memory {
+            let writer = memory::fingerprint(qmp, &record.config).await?;
+            taking.memory = Some(Memory { image: Some(RamImage::new(request.compress)), bytes: 0, writer });
+        } else if running {
             taking.freeze = freeze(qmp.agent_is_listening().await?, vm, request.quiesce)?;
         }
     }
@@ -78,6 +105,7 @@ pub async fn take_locked(context: &Context, lock: &VmLock, record: &Record, requ
         paused: report.paused.unwrap_or_default(),
         frozen: report.frozen.unwrap_or_default(),
         total: began.elapsed(),
+        memory_lost: report.memory_lost,
     })
 }
 

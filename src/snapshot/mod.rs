@@ -3,6 +3,7 @@
 pub mod create;
 pub mod delete;
 pub mod list;
+pub mod memory;
 pub mod plan;
 pub mod rename;
 pub mod revert;

@@ -5,7 +5,9 @@ use uuid::Uuid;
 
 use crate::change::{Step, Switched};
 use crate::layer::collapse::Action;
-use crate::model::{Format, Layer, Merge, MergeKind, Name, Record, Snapshot, SnapshotKind, State, VmState};
+use crate::model::{
+    Format, Layer, Memory, Merge, MergeKind, Name, RamImage, Record, Snapshot, SnapshotKind, State, VmState,
+};
 use crate::store::schema::RecordV1;
 
 /// Freeze the guest's file systems first?
@@ -31,6 +33,10 @@ pub struct Taking {
     pub state: State,
     /// Freeze first, and fail when that fails.
     pub freeze: Option<bool>,
+    /// Save the guest's memory, too.
+    pub memory: Option<Memory>,
+    /// When `gc` may remove it.
+    pub expires: Option<Timestamp>,
 }
 
 /// The record after the snapshot, and the steps.
@@ -48,6 +54,8 @@ pub fn take(record: &Record, taking: &Taking) -> (Record, Vec<Step>) {
             State::Paused => VmState::Paused,
             State::Stopped | State::Crashed => VmState::Stopped,
         },
+        memory: taking.memory.clone(),
+        expires: taking.expires,
         config: record.config.clone(),
     };
     let mut after = record.clone();
@@ -65,18 +73,43 @@ pub fn take(record: &Record, taking: &Taking) -> (Record, Vec<Step>) {
         });
         switched.push(Switched { target: disk.target.clone(), head, overlay });
     }
+    let image = taking.memory.as_ref().and_then(|memory| memory.image.clone());
+    let running = taking.state == State::Running;
     if taking.state.is_live() && !switched.is_empty() {
         steps.push(Step::AddNodes { layers: switched.iter().map(|disk| disk.overlay.clone()).collect() });
-        steps.extend(taking.freeze.map(|required| Step::Freeze { required }));
-        steps.push(Step::Switch { disks: switched });
-        steps.extend(taking.freeze.map(|_| Step::Thaw));
+        match image {
+            // Memory and disks of one instant need no freeze: a guest that is taken up again goes on where it was.
+            Some(image) => {
+                steps.push(Step::BeginMemory { image: image.clone(), running });
+                steps.push(Step::Pause { resume: running });
+                let heads = switched.iter().map(|disk| disk.overlay.clone()).collect();
+                steps.push(Step::Switch { disks: switched });
+                steps.push(Step::SaveMemory { image, heads, resume: running });
+            }
+            None => {
+                steps.extend(taking.freeze.map(|required| Step::Freeze { required }));
+                steps.push(Step::Switch { disks: switched });
+                steps.extend(taking.freeze.map(|_| Step::Thaw));
+            }
+        }
     }
     steps.push(Step::Save { record: Box::new(RecordV1::from(&after)), snapshot: Some(taking.name.clone()) });
     (after, steps)
 }
 
+/// A revert that is about to be made.
+#[derive(Debug, Clone)]
+pub struct Reverting {
+    /// QEMU runs.
+    pub live: bool,
+    /// The snapshot's memory is taken up; its guest runs afterwards, or stands still.
+    pub memory: Option<(RamImage, bool)>,
+    /// The directory in the trash for the old head.
+    pub trash: String,
+}
+
 /// The record after a revert to `snapshot`, and the steps: new overlays on its layers, the old head into the trash.
-pub fn revert(record: &Record, snapshot: &Snapshot, live: bool, trash: String) -> (Record, Vec<Step>) {
+pub fn revert(record: &Record, snapshot: &Snapshot, reverting: &Reverting) -> (Record, Vec<Step>) {
     let mut after = record.clone();
     after.config = snapshot.config.clone();
     after.config.generation = Uuid::new_v4();
@@ -87,19 +120,25 @@ pub fn revert(record: &Record, snapshot: &Snapshot, live: bool, trash: String) -
         let backing = std::mem::replace(&mut disk.layer, overlay.clone());
         steps.push(Step::MakeLayer { layer: overlay, backing: Some(backing), virtual_bytes: disk.virtual_bytes });
     }
-    if live {
+    if reverting.live {
         steps.push(Step::StopQemu);
+    }
+    if let Some((image, _)) = &reverting.memory {
+        steps.push(Step::LoadMemory { image: image.clone(), record: Box::new(RecordV1::from(&after)) });
     }
     steps.push(Step::save(&after));
     let kept: Vec<&Layer> = after.layers().collect();
     let layers: Vec<Layer> =
         record.config.writable().map(|disk| disk.layer.clone()).filter(|layer| !kept.contains(&layer)).collect();
     steps.push(Step::Trash {
-        directory: trash,
+        directory: reverting.trash.clone(),
         what: "revert".to_owned(),
         layers,
         before: Box::new(RecordV1::from(record)),
     });
+    if let Some((_, true)) = reverting.memory {
+        steps.push(Step::Resume);
+    }
     (after, steps)
 }
 
@@ -177,6 +216,16 @@ pub fn remove(before: &Record, dropped: &Record, disks: &[DiskActions], running:
     }
     if !vanishing.is_empty() {
         steps.push(Step::RemoveMerged { layers: vanishing });
+    }
+    let images: Vec<RamImage> = before
+        .snapshots
+        .iter()
+        .filter_map(Snapshot::ram_image)
+        .filter(|image| dropped.snapshots.iter().all(|kept| kept.ram_image() != Some(*image)))
+        .cloned()
+        .collect();
+    if !images.is_empty() {
+        steps.push(Step::RemoveMemory { images });
     }
     if !trashed.is_empty() {
         let before = Box::new(RecordV1::from(before));

@@ -2,12 +2,15 @@
 //!
 //! Everything is prepared before QEMU is ended, so that a revert that cannot be done leaves the VM as it was.
 
-use super::plan;
+use super::memory;
+use super::plan::{self, Reverting};
 use crate::change::{self, Executor, Plan};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::layer::chain;
-use crate::model::{Name, PointRef, State};
+use crate::model::{Name, PointRef, Record, State, VmState};
+use crate::qemu::cmdline::How;
+use crate::qemu::qmp::REPLY;
 use crate::store::Store;
 use crate::vm::{live, open, start, status};
 
@@ -22,44 +25,72 @@ pub enum Then {
     Stopped,
 }
 
-/// Reverts `vm` to `snapshot`. Without `then` it runs afterwards if it ran before. Returns the snapshot's name.
-pub async fn revert(context: &Context, vm: &Name, snapshot: &Name, then: Option<Then>) -> Result<Name> {
+/// A revert as asked for.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Request {
+    /// What the VM does afterwards; without it, what the snapshot's memory says, else what the VM did before.
+    pub then: Option<Then>,
+    /// Leave the snapshot's memory alone: the guest boots anew.
+    pub cold: bool,
+}
+
+/// Reverts `vm` to `snapshot`. Returns the snapshot's name.
+pub async fn revert(context: &Context, vm: &Name, snapshot: &Name, request: Request) -> Result<Name> {
     let (lock, record) = open::open_vm(context, vm, "revert").await?;
     let mut snapshot = record.snapshot(vm, snapshot)?.clone();
     chain::refresh(&context.store, &mut snapshot.config).map_err(|error| {
         Error::damaged(format!("snapshot {vm}@{} is damaged", snapshot.name)).because(error.full_message())
     })?;
     let mut qmp = live::connect_if_running(context, vm).await?;
-    let mut before = State::Stopped;
-    if let Some(qmp) = &mut qmp {
-        if let Some(job) = qmp.jobs().await?.into_iter().find(|job| job.status != "concluded") {
-            return Err(Error::refused(format!("a block job is at work on {vm}: {} ({})", job.id, job.status))
-                .hint("wait for its end, then run the command again"));
+    let before = match &mut qmp {
+        None => State::Stopped,
+        Some(qmp) => {
+            live::refuse_job(vm, qmp).await?;
+            if qmp.status(REPLY).await?.running { State::Running } else { State::Paused }
         }
-        let running = qmp.status(crate::qemu::qmp::REPLY).await?.running;
-        before = if running { State::Running } else { State::Paused };
-    }
-    let then = then.unwrap_or(match before {
-        State::Running => Then::Running,
-        State::Paused => Then::Paused,
-        State::Stopped | State::Crashed => Then::Stopped,
+    };
+    let memory = snapshot.memory.as_ref().filter(|_| !request.cold && request.then != Some(Then::Stopped));
+    let then = request.then.unwrap_or(match (memory.is_some(), snapshot.vm_state, before) {
+        (true, VmState::Running, _) | (false, _, State::Running) => Then::Running,
+        (true, _, _) | (false, _, State::Paused) => Then::Paused,
+        (false, _, State::Stopped | State::Crashed) => Then::Stopped,
     });
-    let (after, steps) = plan::revert(&record, &snapshot, qmp.is_some(), Store::trash_name("revert", vm));
+    let image = memory.and_then(|memory| memory.image.clone());
+    let reverting = Reverting {
+        live: qmp.is_some(),
+        memory: image.map(|image| (image, then == Then::Running)),
+        trash: Store::trash_name("revert", vm),
+    };
+    let (after, steps) = plan::revert(&record, &snapshot, &reverting);
+    if let Some(memory) = memory {
+        let planned = Record { config: snapshot.config.clone(), ..after.clone() };
+        memory::check(context, vm, &planned, &snapshot, memory)?;
+    }
     let mut executor = Executor::with(context, vm, qmp);
-    change::run(context, &lock, Plan::new(steps), &mut executor).await.map_err(|error| {
-        let ended = before.is_live() && status::is_running(context, vm).is_ok_and(|running| !running);
-        if ended {
-            error.hint(format!("its guest has been ended for the revert; start it again: cowhand start {vm}"))
-        } else {
-            error
-        }
-    })?;
-    if then != Then::Stopped {
-        start::start_locked(context, &lock, &after, then == Then::Paused).await.map_err(|error| {
+    if let Err(error) = change::run(context, &lock, Plan::new(steps), &mut executor).await {
+        drop(executor);
+        return Err(start_again(context, vm, &record, before, error).await);
+    }
+    if then != Then::Stopped && reverting.memory.is_none() {
+        let how = if then == Then::Paused { How::Paused } else { How::Running };
+        start::start_locked(context, vm, &after, how).await.map_err(|error| {
             let point = PointRef { vm: vm.clone(), snapshot: Some(snapshot.name.clone()) };
             let hinted = Error::new(error.kind(), format!("{vm} is back at {point}, but did not start"));
             hinted.hint(format!("try again: cowhand start {vm}")).because(error.full_message())
         })?;
     }
     Ok(snapshot.name)
+}
+
+/// After a revert that failed: a guest that was ended for it boots again, where it was.
+async fn start_again(context: &Context, vm: &Name, record: &Record, before: State, error: Error) -> Error {
+    let unchanged = context.store.load(vm).is_ok_and(|now| now == *record);
+    if !before.is_live() || !unchanged || !status::is_running(context, vm).is_ok_and(|running| !running) {
+        return error;
+    }
+    let how = if before == State::Paused { How::Paused } else { How::Running };
+    match start::start_locked(context, vm, record, how).await {
+        Ok(_) => error.hint(format!("{vm} is where it was; its guest had been ended for the revert and boots anew")),
+        Err(_) => error.hint(format!("its guest has been ended for the revert; start it again: cowhand start {vm}")),
+    }
 }

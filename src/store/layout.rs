@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::model::{Layer, Name};
+use crate::model::{Layer, Name, RamImage};
 
 /// The store's map: pure path arithmetic.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +49,21 @@ impl Layout {
     /// The file of a layer while it is being written; renamed when it is whole.
     pub fn partial_layer(&self, layer: &Layer) -> PathBuf {
         self.layers().join(format!("{}.part", layer.file_name()))
+    }
+
+    /// The memory of guests at their snapshots.
+    pub fn rams(&self) -> PathBuf {
+        self.root.join("ram")
+    }
+
+    /// The file of one of them.
+    pub fn ram(&self, image: &RamImage) -> PathBuf {
+        self.rams().join(image.file_name())
+    }
+
+    /// The same while it is being written; renamed when it is whole.
+    pub fn partial_ram(&self, image: &RamImage) -> PathBuf {
+        self.rams().join(format!("{}.part", image.file_name()))
     }
 
     /// What was taken out of use.

@@ -1,10 +1,13 @@
 //! System calls and programs. The only room where `unsafe` may stand, and the only one that starts processes.
 
 pub mod command;
+pub mod fd_passing;
 pub mod flock;
 pub mod follow;
 pub mod image_lock;
 pub mod pidfd;
+pub mod pipe;
 pub mod ready;
+pub mod space;
 pub mod sparse;
 pub mod terminal;

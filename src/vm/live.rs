@@ -34,3 +34,12 @@ pub async fn connect(context: &Context, name: &Name) -> Result<Qmp> {
         .await?
         .ok_or_else(|| Error::refused(format!("{name} is not running")).hint(format!("start it: cowhand start {name}")))
 }
+
+/// Refuses while a block job is at work, naming it.
+pub async fn refuse_job(name: &Name, qmp: &mut Qmp) -> Result<()> {
+    match qmp.jobs().await?.into_iter().find(|job| job.status != "concluded") {
+        Some(job) => Err(Error::refused(format!("a block job is at work on {name}: {} ({})", job.id, job.status))
+            .hint("wait for its end, then run the command again")),
+        None => Ok(()),
+    }
+}

@@ -12,11 +12,11 @@ use crate::error::{Error, IoContext, Result};
 use crate::layer::chain;
 use crate::model::{Chain, Firmware, Name, Record, State};
 use crate::qemu::accel::{self, Chosen, Host};
-use crate::qemu::cmdline::{self, Machine, Sockets};
+use crate::qemu::cmdline::{self, How, Machine, Sockets};
 use crate::qemu::probe::Probe;
 use crate::qemu::qmp::Qmp;
 use crate::qemu::{firmware, process};
-use crate::store::{VmLock, make_directory};
+use crate::store::make_directory;
 
 /// Starts `name`; with `paused`, its CPUs wait for `resume`.
 pub async fn start(context: &Context, name: &Name, paused: bool) -> Result<()> {
@@ -25,13 +25,16 @@ pub async fn start(context: &Context, name: &Name, paused: bool) -> Result<()> {
         State::Running | State::Paused => {
             Err(Error::refused(format!("{name} is running already")).hint(format!("see it: cowhand show {name}")))
         }
-        State::Stopped | State::Crashed => start_locked(context, &lock, &record, paused).await.map(drop),
+        State::Stopped | State::Crashed => {
+            let how = if paused { How::Paused } else { How::Running };
+            start_locked(context, lock.name(), &record, how).await.map(drop)
+        }
     }
 }
 
-/// Starts a VM whose lock is held and which does not run.
-pub async fn start_locked(context: &Context, lock: &VmLock, record: &Record, paused: bool) -> Result<Qmp> {
-    let (store, name) = (&context.store, lock.name());
+/// Starts a VM whose lock the caller holds and which does not run.
+pub async fn start_locked(context: &Context, name: &Name, record: &Record, how: How) -> Result<Qmp> {
+    let store = &context.store;
     if let Some(old) = status::sockets(context, name) {
         process::clear(&old);
     }
@@ -40,7 +43,7 @@ pub async fn start_locked(context: &Context, lock: &VmLock, record: &Record, pau
     if let Some(warning) = &chosen.warning {
         context.ui.warn(warning);
     }
-    let argv = argv(context, name, record, &chosen, &sockets, paused)?;
+    let argv = argv(context, name, record, &chosen, &sockets, how)?;
     make_directory(sockets.directory())?;
     private(&context.settings.runtime)?;
     private(sockets.directory())?;
@@ -68,7 +71,8 @@ pub fn plan(context: &Context, name: &Name, paused: bool) -> Result<Vec<String>>
     open::refuse_template(name, &record, "start")?;
     let chosen = accel::choose(context.settings.accel, &Host::observe())?;
     let sockets = Sockets::new(runtime_directory(context, record.uuid)?);
-    let argv = argv(context, name, &record, &chosen, &sockets, paused)?;
+    let how = if paused { How::Paused } else { How::Running };
+    let argv = argv(context, name, &record, &chosen, &sockets, how)?;
     if !status::is_running(context, name)? {
         make_directory(sockets.directory())?;
         // A store that cannot be written has a VM that cannot be started, but its plan can be read.
@@ -77,13 +81,14 @@ pub fn plan(context: &Context, name: &Name, paused: bool) -> Result<Vec<String>>
     Ok(argv)
 }
 
-fn argv(
+/// The argument vector of `record`, as it would be started here and now.
+pub fn argv(
     context: &Context,
     name: &Name,
     record: &Record,
     accel: &Chosen,
     sockets: &Sockets,
-    paused: bool,
+    how: How,
 ) -> Result<Vec<String>> {
     let probe = Probe::get(context)?;
     let config = &record.config;
@@ -108,7 +113,7 @@ fn argv(
         uefi_code: uefi.as_ref().map(|uefi| uefi.code.as_path()),
         sockets,
         serial_log: &context.store.layout.serial_log(name),
-        paused,
+        how,
     }))
 }
 
@@ -136,6 +141,11 @@ fn private(directory: &Path) -> Result<()> {
             .hint(format!("if it is yours: chmod 700 {}", directory.display())));
     }
     Ok(())
+}
+
+/// What the last QEMU of `name` said before it ended, quoted.
+pub fn last_words(context: &Context, name: &Name) -> Option<String> {
+    process::last_words(&context.store.layout.qemu_log(name))
 }
 
 fn create_private(path: &Path) -> Result<()> {

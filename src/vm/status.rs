@@ -65,7 +65,7 @@ pub async fn observe(context: &Context, name: &Name) -> Result<Status> {
             if !run.running {
                 status.state = State::Paused;
             }
-            if !matches!(run.status.as_str(), "running" | "paused" | "prelaunch") {
+            if !matches!(run.status.as_str(), "running" | "paused" | "prelaunch" | "postmigrate") {
                 status.detail = Some(run.status);
             }
         }

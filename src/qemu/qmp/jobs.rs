@@ -36,6 +36,8 @@ pub struct Job {
 pub enum Milestone {
     /// All data is there and stays in step; `job-complete` makes the switch.
     Ready,
+    /// All data is there; `job-finalize` changes the links (jobs with `auto-finalize: false`).
+    Pending,
     /// It is over.
     Concluded,
 }
@@ -67,11 +69,12 @@ impl Qmp {
                     return Ok(job);
                 }
                 "ready" if milestone == Milestone::Ready => return Ok(job),
+                "pending" if milestone == Milestone::Pending => return Ok(job),
                 _ => {}
             }
             let tick = Instant::now() + TICK;
             while let Some(event) = self.event(tick).await? {
-                let news = matches!(event.data["status"].as_str(), Some("ready" | "concluded" | "null"));
+                let news = matches!(event.data["status"].as_str(), Some("ready" | "pending" | "concluded" | "null"));
                 if event.name == "JOB_STATUS_CHANGE" && event.data["id"] == id && news {
                     break;
                 }
@@ -82,6 +85,11 @@ impl Qmp {
     /// Lets a ready job make its switch.
     pub async fn complete_job(&mut self, id: &str) -> Result<(), QmpError> {
         self.run(&qapi::qmp::job_complete { id: id.to_owned() }).await.map(drop)
+    }
+
+    /// Lets a pending job change the links.
+    pub async fn finalize_job(&mut self, id: &str) -> Result<(), QmpError> {
+        self.run(&qapi::qmp::job_finalize { id: id.to_owned() }).await.map(drop)
     }
 
     /// Forgets a concluded job.

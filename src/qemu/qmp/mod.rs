@@ -10,9 +10,11 @@
 pub mod block;
 pub mod error;
 pub mod jobs;
+pub mod migration;
 mod wire;
 
 use std::collections::VecDeque;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::time::Duration;
 
@@ -48,6 +50,7 @@ pub struct Qmp {
     next_id: u64,
     events: VecDeque<Event>,
     pid: Option<i32>,
+    version: String,
 }
 
 /// What the guest's CPUs are doing, as `query-status` has it.
@@ -77,10 +80,14 @@ impl Qmp {
     pub async fn handshake(stream: UnixStream, limit: Duration) -> Result<Self, QmpError> {
         let deadline = Instant::now() + limit;
         let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
-        let mut qmp = Self { wire: Wire::new(stream), next_id: 0, events: VecDeque::new(), pid };
+        let mut qmp =
+            Self { wire: Wire::new(stream), next_id: 0, events: VecDeque::new(), pid, version: String::new() };
         loop {
             match qmp.receive("greeting", deadline, limit).await? {
-                Incoming::Greeting => break,
+                Incoming::Greeting(version) => {
+                    qmp.version = version;
+                    break;
+                }
                 Incoming::Event(event) => qmp.events.push_back(event),
                 Incoming::Reply { .. } => {}
             }
@@ -110,6 +117,17 @@ impl Qmp {
     /// The process at the other end (`SO_PEERCRED`).
     pub fn pid(&self) -> Option<i32> {
         self.pid
+    }
+
+    /// QEMU's version, from its greeting: `7.2.22`.
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// Hands QEMU a file descriptor under a name (`getfd`).
+    pub async fn give_fd(&mut self, name: &str, fd: BorrowedFd<'_>) -> Result<(), QmpError> {
+        let arguments = json!({"fdname": name});
+        self.exchange_with::<_, Value>("getfd", arguments, REPLY, Some(fd)).await.map(drop)
     }
 
     /// Runs a typed command.
@@ -144,6 +162,17 @@ impl Qmp {
         }
     }
 
+    /// Waits for the event `name`, dropping others.
+    pub async fn wait_for_event(&mut self, name: &str) -> Result<(), QmpError> {
+        let deadline = Instant::now() + REPLY;
+        while let Some(event) = self.event(deadline).await? {
+            if event.name == name {
+                return Ok(());
+            }
+        }
+        Err(QmpError::Timeout { command: name.to_owned(), seconds: REPLY.as_secs() })
+    }
+
     async fn send<C: qapi::Command>(&mut self, command: &C, limit: Duration) -> Result<C::Ok, QmpError> {
         let arguments =
             serde_json::to_value(command).map_err(|source| QmpError::Decode { command: C::NAME.into(), source })?;
@@ -156,13 +185,29 @@ impl Qmp {
         arguments: A,
         limit: Duration,
     ) -> Result<T, QmpError> {
+        self.exchange_with(command, arguments, limit, None).await
+    }
+
+    async fn exchange_with<A: Serialize, T: DeserializeOwned>(
+        &mut self,
+        command: &str,
+        arguments: A,
+        limit: Duration,
+        fd: Option<BorrowedFd<'_>>,
+    ) -> Result<T, QmpError> {
         let deadline = Instant::now() + limit;
         self.next_id += 1;
         let id = self.next_id;
         let line = json!({"execute": command, "arguments": arguments, "id": id}).to_string();
         tracing::debug!(target: "qmp", "→ {line}");
         let late = || QmpError::Timeout { command: command.into(), seconds: limit.as_secs() };
-        timeout_at(deadline, self.wire.send(&line)).await.map_err(|_| late())??;
+        let send = async {
+            match fd {
+                Some(fd) => self.wire.send_with(&line, fd).await,
+                None => self.wire.send(&line).await,
+            }
+        };
+        timeout_at(deadline, send).await.map_err(|_| late())??;
         loop {
             match self.receive(command, deadline, limit).await? {
                 Incoming::Event(event) => self.events.push_back(event),
@@ -176,7 +221,7 @@ impl Qmp {
                     return serde_json::from_value(value)
                         .map_err(|source| QmpError::Decode { command: command.into(), source });
                 }
-                Incoming::Reply { .. } | Incoming::Greeting => {}
+                Incoming::Reply { .. } | Incoming::Greeting(_) => {}
             }
         }
     }

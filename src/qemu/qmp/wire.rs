@@ -1,11 +1,14 @@
 //! Lines in, lines out. Cancelling either loses nothing that was received.
 
+use std::os::fd::{AsFd, BorrowedFd};
+
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 
 use super::{Event, QmpError};
+use crate::sys::fd_passing;
 
 /// The longest line that is read; QEMU's answers with many block nodes stay far below.
 const LONGEST: usize = 64 << 20;
@@ -13,8 +16,8 @@ const LONGEST: usize = 64 << 20;
 /// One parsed line.
 #[derive(Debug)]
 pub(super) enum Incoming {
-    /// `{"QMP": …}`, once.
-    Greeting,
+    /// `{"QMP": …}`, once, with QEMU's version.
+    Greeting(String),
     /// `{"event": …}`.
     Event(Event),
     /// `{"return": …}` or `{"error": …}`.
@@ -65,6 +68,16 @@ impl Wire {
         self.stream.write_all(&bytes).await.map_err(|_| QmpError::Closed)
     }
 
+    /// Sends one line together with a file descriptor (`SCM_RIGHTS`), for `getfd`.
+    pub(super) async fn send_with(&mut self, line: &str, fd: BorrowedFd<'_>) -> Result<(), QmpError> {
+        let bytes = format!("{line}\n").into_bytes();
+        let sent = self.stream.async_io(Interest::WRITABLE, || fd_passing::send(self.stream.as_fd(), &bytes, fd)).await;
+        match sent {
+            Ok(sent) => self.stream.write_all(&bytes[sent..]).await.map_err(|_| QmpError::Closed),
+            Err(_) => Err(QmpError::Closed),
+        }
+    }
+
     /// The next line that means something; lines that are no QMP are passed over.
     pub(super) async fn receive(&mut self) -> Result<Incoming, QmpError> {
         let mut searched = 0;
@@ -92,8 +105,9 @@ impl Wire {
 /// What a line means; `None` for one that is not QMP.
 fn parse(line: &[u8]) -> Option<Incoming> {
     let line: Line = serde_json::from_slice(line).ok()?;
-    if line.greeting.is_some() {
-        return Some(Incoming::Greeting);
+    if let Some(greeting) = line.greeting {
+        let number = |part| greeting.pointer(&format!("/version/qemu/{part}")).and_then(Value::as_u64).unwrap_or(0);
+        return Some(Incoming::Greeting(format!("{}.{}.{}", number("major"), number("minor"), number("micro"))));
     }
     if let Some(name) = line.event {
         return Some(Incoming::Event(Event { name, data: line.data }));

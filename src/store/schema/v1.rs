@@ -9,8 +9,8 @@ use uuid::Uuid;
 
 use crate::error::{Error, Result};
 use crate::model::{
-    Config, Disk, Firmware, KernelBoot, Layer, LayerStamp, Name, Nic, Origin, PortForward, Record, Role, Snapshot,
-    SnapshotKind, VmState,
+    Config, Disk, Fingerprint, Firmware, KernelBoot, Layer, LayerStamp, Memory, Name, Nic, Origin, PortForward,
+    RamImage, Record, Role, Snapshot, SnapshotKind, VmState,
 };
 
 /// A VM or template, as written.
@@ -125,13 +125,30 @@ struct SnapshotV1 {
     description: String,
     quiesced: bool,
     vm_state: VmStateV1,
+    /// The name inside the images, of an internal snapshot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tag: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    memory: Option<MemoryV1>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    expires: Option<Timestamp>,
     config: ConfigV1,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MemoryV1 {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    image: Option<RamImage>,
+    bytes: u64,
+    writer: Fingerprint,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum KindV1 {
     External,
+    Internal,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -311,7 +328,11 @@ impl From<&Snapshot> for SnapshotV1 {
             parent: snapshot.parent.clone(),
             kind: match snapshot.kind {
                 SnapshotKind::External => KindV1::External,
+                SnapshotKind::Internal { .. } => KindV1::Internal,
             },
+            tag: snapshot.tag().map(str::to_owned),
+            memory: snapshot.memory.clone().map(|Memory { image, bytes, writer }| MemoryV1 { image, bytes, writer }),
+            expires: snapshot.expires,
             created: snapshot.created,
             description: snapshot.description.clone(),
             quiesced: snapshot.quiesced,
@@ -332,9 +353,15 @@ impl TryFrom<SnapshotV1> for Snapshot {
         Ok(Self {
             name: snapshot.name,
             parent: snapshot.parent,
-            kind: match snapshot.kind {
-                KindV1::External => SnapshotKind::External,
+            kind: match (snapshot.kind, snapshot.tag) {
+                (KindV1::External, _) => SnapshotKind::External,
+                (KindV1::Internal, Some(tag)) => SnapshotKind::Internal { tag },
+                (KindV1::Internal, None) => {
+                    return Err(Error::damaged("an internal snapshot has no tag"));
+                }
             },
+            memory: snapshot.memory.map(|MemoryV1 { image, bytes, writer }| Memory { image, bytes, writer }),
+            expires: snapshot.expires,
             created: snapshot.created,
             description: snapshot.description,
             quiesced: snapshot.quiesced,

@@ -1,0 +1,154 @@
+//! The steps that save a guest's memory and take it up again.
+
+use std::time::Instant;
+
+use super::apply::Executor;
+use crate::error::{Error, IoContext, Result};
+use crate::model::{Layer, RamImage, Record};
+use crate::qemu::cmdline::How;
+use crate::qemu::qmp::{Qmp, REPLY};
+use crate::qemu::ram::{self, Saving, Way};
+use crate::store::schema::RecordV1;
+use crate::store::{Store, atomic, make_directory};
+use crate::vm::{start, status, stop};
+
+impl Executor<'_> {
+    pub(super) async fn begin_memory(&mut self, image: &RamImage, running: bool) -> Result<()> {
+        let context = self.context;
+        make_directory(&context.store.layout.rams())?;
+        let path = context.store.layout.partial_ram(image);
+        let qmp = self.live().await?;
+        let saving = Saving::begin(qmp, &path, image.compressed, running).await?;
+        if running && let Way::Stopped(why) = &saving.way {
+            context.ui.note(&format!("the guest stands still while its memory is saved: {why}"));
+        }
+        self.saving = Some(saving);
+        Ok(())
+    }
+
+    pub(super) async fn call_off_memory(&mut self, image: &RamImage) -> Result<()> {
+        // Closes our end of the pipe, should QEMU wait for room in it.
+        self.saving = None;
+        if let Some(qmp) = self.qmp().await? {
+            call_off(qmp).await?;
+        }
+        remove(&self.context.store, image)
+    }
+
+    pub(super) async fn pause(&mut self, resume: bool) -> Result<()> {
+        let began = Instant::now();
+        self.live().await?.run(&qapi::qmp::stop {}).await?;
+        if resume {
+            self.paused_at = Some(began);
+        }
+        Ok(())
+    }
+
+    /// A failure here loses the memory, not the snapshot: the disks have switched.
+    pub(super) async fn save_memory(&mut self, image: &RamImage, heads: &[Layer], resume: bool) -> Result<()> {
+        let saved = match self.saving.take() {
+            Some(saving) => self.save(saving, image, heads, resume).await,
+            // Whoever saved it has died, and the stream with it.
+            None => Err(Error::failed("the command that saved its memory was cut short")),
+        };
+        match saved {
+            Ok(bytes) => self.report.memory = Some(bytes),
+            Err(error) => {
+                self.report.memory_lost = Some(error.full_message());
+                if let Some(qmp) = self.qmp().await? {
+                    call_off(qmp).await?;
+                }
+                remove(&self.context.store, image)?;
+                if resume {
+                    self.resume().await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn save(&mut self, mut saving: Saving, image: &RamImage, heads: &[Layer], resume: bool) -> Result<u64> {
+        let context = self.context;
+        let task = context.ui.task(&format!("{}: saving memory", self.name), 0);
+        let qmp = self.live().await?;
+        saving.take(qmp, &*task).await?;
+        if resume {
+            self.resume().await?;
+        }
+        let stopped = matches!(saving.way, Way::Stopped(_));
+        let bytes = saving.finish(self.live().await?, &*task).await?;
+        if stopped && !resume {
+            self.take_disks_back(heads).await?;
+        } else if !resume && self.live().await?.status(REPLY).await?.running {
+            self.live().await?.run(&qapi::qmp::stop {}).await?;
+        }
+        let layout = &context.store.layout;
+        let partial = layout.partial_ram(image);
+        std::fs::rename(&partial, layout.ram(image)).on("rename", &partial)?;
+        atomic::sync_directory(&layout.rams())?;
+        Ok(bytes)
+    }
+
+    async fn take_disks_back(&mut self, heads: &[Layer]) -> Result<()> {
+        let nodes: Vec<String> = heads.iter().map(Layer::node).collect();
+        let sockets = status::sockets(self.context, &self.name);
+        let socket = sockets.map(|sockets| sockets.directory().join("nbd.sock"));
+        let socket = socket.ok_or_else(|| Error::damaged("where its sockets are is not known"))?;
+        let taken = ram::take_disks_back(self.live().await?, &nodes, &socket).await;
+        let _ = std::fs::remove_file(&socket);
+        Ok(taken?)
+    }
+
+    pub(super) async fn load_memory(&mut self, image: &RamImage, record: &RecordV1) -> Result<()> {
+        let context = self.context;
+        let record = Record::try_from(record.clone())?;
+        let mut qmp = start::start_locked(context, &self.name, &record, How::Incoming).await?;
+        let task = context.ui.task(&format!("{}: loading memory", self.name), 0);
+        let loaded = ram::load(&mut qmp, &context.store.layout.ram(image), image.compressed, &*task).await;
+        match loaded {
+            Ok(()) => {
+                self.qmp = Some(qmp);
+                Ok(())
+            }
+            Err(error) => {
+                // It has ended by itself, saying why, or it is of no use.
+                stop::quit(context, &self.name, qmp).await?;
+                let words = start::last_words(context, &self.name);
+                Err(Error::qemu(format!("the memory of {} cannot be loaded", self.name))
+                    .because(words.unwrap_or_else(|| error.full_message())))
+            }
+        }
+    }
+
+    /// Ends the QEMU that was started on the layers of `record`; one that runs on others is the one from before.
+    pub(super) async fn end_if_on(&mut self, record: &RecordV1) -> Result<()> {
+        let record = Record::try_from(record.clone())?;
+        let Some(disk) = record.config.writable().next().cloned() else { return Ok(()) };
+        let Some(qmp) = self.qmp().await? else { return Ok(()) };
+        if qmp.active_layer(&disk.target).await?.is_some_and(|id| id == disk.layer.id)
+            && let Some(qmp) = self.qmp.take()
+        {
+            stop::quit(self.context, &self.name, qmp).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Calls off a migration that is under way and lets QEMU be as it was.
+async fn call_off(qmp: &mut Qmp) -> Result<()> {
+    if !qmp.migration().await?.is_over() {
+        qmp.cancel_migration().await?;
+    }
+    Ok(qmp.set_capability("background-snapshot", false).await?)
+}
+
+/// Removes memory, whole or not.
+pub(super) fn remove(store: &Store, image: &RamImage) -> Result<()> {
+    for path in [store.layout.partial_ram(image), store.layout.ram(image)] {
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).on("remove", &path),
+            _ => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,116 @@
+//! Migration as QEMU's QAPI has it, used to write a guest's memory to a file and to read it back.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::{Qmp, QmpError};
+
+/// How often progress is asked for; state changes arrive as events.
+const TICK: Duration = Duration::from_millis(100);
+/// No limit on bandwidth: the largest number QEMU takes.
+const UNLIMITED: u64 = 9_223_372_036_853_727_232;
+
+/// What `query-migrate` says.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct Migration {
+    /// `setup`, `active`, `completed`, `failed`, …; `None` before the first one.
+    #[serde(default)]
+    pub status: Option<String>,
+    /// Why it failed.
+    #[serde(rename = "error-desc", default)]
+    pub error: Option<String>,
+    #[serde(default)]
+    ram: Ram,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+struct Ram {
+    #[serde(default)]
+    normal: u64,
+    #[serde(default)]
+    duplicate: u64,
+    #[serde(default)]
+    total: u64,
+    #[serde(default)]
+    remaining: u64,
+}
+
+impl Migration {
+    /// Is it over, one way or the other? (`None`: there was none.)
+    pub fn is_over(&self) -> bool {
+        !matches!(
+            self.status.as_deref(),
+            Some("setup" | "active" | "cancelling" | "device" | "pre-switchover" | "wait-unplug")
+        )
+    }
+
+    /// Has it worked?
+    pub fn is_complete(&self) -> bool {
+        self.status.as_deref() == Some("completed")
+    }
+
+    /// Has the first page of memory been written?
+    pub fn has_begun(&self) -> bool {
+        self.ram.normal + self.ram.duplicate > 0
+    }
+
+    /// Bytes of guest memory done, and in all.
+    pub fn progress(&self) -> (u64, u64) {
+        (self.ram.total.saturating_sub(self.ram.remaining), self.ram.total)
+    }
+}
+
+impl Qmp {
+    /// `query-migrate`.
+    pub async fn migration(&mut self) -> Result<Migration, QmpError> {
+        self.call("query-migrate", json!({})).await
+    }
+
+    /// Sets a migration capability.
+    pub async fn set_capability(&mut self, name: &str, on: bool) -> Result<(), QmpError> {
+        let capabilities = json!([{"capability": name, "state": on}]);
+        self.call::<Value>("migrate-set-capabilities", json!({"capabilities": capabilities})).await.map(drop)
+    }
+
+    /// Events on every change of a migration's state, and no limit on its speed.
+    pub async fn prepare_migration(&mut self) -> Result<(), QmpError> {
+        self.set_capability("events", true).await?;
+        self.call::<Value>("migrate-set-parameters", json!({"max-bandwidth": UNLIMITED})).await.map(drop)
+    }
+
+    /// Begins to write the guest's memory and devices to the descriptor handed over as `fd`.
+    pub async fn migrate_to(&mut self, fd: &str) -> Result<(), QmpError> {
+        self.call::<Value>("migrate", json!({"uri": format!("fd:{fd}")})).await.map(drop)
+    }
+
+    /// Begins to read them from there, in a QEMU that was started with `-incoming defer`.
+    pub async fn migrate_from(&mut self, fd: &str) -> Result<(), QmpError> {
+        self.call::<Value>("migrate-incoming", json!({"uri": format!("fd:{fd}")})).await.map(drop)
+    }
+
+    /// Calls a migration off and waits for its end.
+    pub async fn cancel_migration(&mut self) -> Result<(), QmpError> {
+        self.call::<Value>("migrate_cancel", json!({})).await?;
+        self.wait_for_migration(|_| {}).await.map(drop)
+    }
+
+    /// Waits until the migration is over, telling how far it is.
+    pub async fn wait_for_migration(&mut self, mut told: impl FnMut(&Migration)) -> Result<Migration, QmpError> {
+        loop {
+            let migration = self.migration().await?;
+            told(&migration);
+            if migration.is_over() {
+                return Ok(migration);
+            }
+            let tick = Instant::now() + TICK;
+            while let Some(event) = self.event(tick).await? {
+                if event.name == "MIGRATION" {
+                    break;
+                }
+            }
+        }
+    }
+}

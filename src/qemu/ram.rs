@@ -1,0 +1,258 @@
+//! A guest's memory and devices as a file: QEMU's own migration stream, through a pipe, compressed if asked for.
+//!
+//! ```text
+//!                      guest runs          │ paused │          guest runs
+//! migrate ─▶ QEMU touches every page ─▶ [gate] ─▶ write-protects ─▶ writes pages ─▶ writes devices ─▶ end
+//!                                            stop │ disks switch │ cont
+//! ```
+//! With `background-snapshot` QEMU keeps the pages of one instant (userfaultfd write-protect) while the guest goes on. Before that
+//! instant it touches every page, which takes long. The *gate* takes that out of the pause: the pipe is full, so that QEMU, at the
+//! end of the touching, waits for room; then the guest is stopped, its disks switch, and the gate is opened. Newer QEMUs hold
+//! their big lock at that place, where waiting would stop all of QEMU: with them the guest is stopped first.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::qmp::migration::Migration;
+use super::qmp::{Qmp, QmpError};
+use crate::error::{Error, IoContext, Result};
+use crate::sys::pipe;
+use crate::ui::Task;
+
+/// The name of the descriptor in QEMU.
+const FD: &str = "cw-ram";
+/// QEMU's thread for background snapshots (`-name …,debug-threads=on`).
+const THREADS: [&str; 1] = ["bg_snapshot"];
+/// How long QEMU may take to touch every page before the gate is given up.
+const TOUCH: Duration = Duration::from_secs(120);
+/// How often it is looked whether it waits; the kernel tells no event for that.
+const LOOK: Duration = Duration::from_millis(1);
+/// zstd's own default.
+const LEVEL: i32 = 3;
+const CHUNK: usize = 1 << 20;
+
+/// How the memory is being saved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Way {
+    /// The guest goes on while its pages are written; `gated` where touching them is kept out of the pause.
+    Background {
+        /// The gate is closed until [`Saving::open`].
+        gated: bool,
+    },
+    /// The guest stands still until all of it is written, for this reason.
+    Stopped(String),
+}
+
+/// Memory that is being written to a file.
+pub struct Saving {
+    /// How.
+    pub way: Way,
+    path: PathBuf,
+    compress: bool,
+    pipe: Option<(File, usize)>,
+    relay: Option<JoinHandle<io::Result<()>>>,
+}
+
+impl Saving {
+    /// Prepares to write to `path`, which is replaced. With the gate, QEMU is at work already when this returns, and the guest runs on.
+    pub async fn begin(qmp: &mut Qmp, path: &Path, compress: bool, running: bool) -> Result<Self> {
+        qmp.prepare_migration().await?;
+        let old = is_old(qmp.version());
+        let way = match running {
+            // It would let a paused guest run when it has write-protected its memory.
+            false if old => Way::Stopped("the guest is paused".to_owned()),
+            _ => match qmp.set_capability("background-snapshot", true).await {
+                Ok(()) => Way::Background { gated: running && old && qmp.pid().is_some() },
+                Err(QmpError::Refused { message, .. }) => Way::Stopped(format!("QEMU says \"{message}\"")),
+                Err(error) => return Err(error.into()),
+            },
+        };
+        let cannot = |source| Error::failed("cannot make a pipe").because(source);
+        let (read, write, filled) = match way {
+            Way::Background { gated: true } => pipe::full().map_err(cannot)?,
+            _ => pipe::wide().map(|(read, write)| (read, write, 0)).map_err(cannot)?,
+        };
+        let saving = Self { way, path: path.to_owned(), compress, pipe: Some((read, filled)), relay: None };
+        qmp.give_fd(FD, write.as_fd()).await?;
+        drop(write);
+        if saving.is_gated() {
+            qmp.migrate_to(FD).await?;
+            saving.wait_for_gate(qmp).await?;
+        }
+        Ok(saving)
+    }
+
+    fn is_gated(&self) -> bool {
+        self.way == Way::Background { gated: true }
+    }
+
+    /// Waits until QEMU has touched every page. Being wrong about it costs pause, nothing else: the gate stays closed.
+    async fn wait_for_gate(&self, qmp: &mut Qmp) -> Result<()> {
+        let deadline = Instant::now() + TOUCH;
+        let Some(pid) = qmp.pid() else { return Ok(()) };
+        while Instant::now() < deadline {
+            match pipe::is_waiting_for_room(pid, &THREADS) {
+                Some(true) => return Ok(()),
+                Some(false) => {}
+                // The thread has not begun yet, or it has failed.
+                None => {
+                    let migration = qmp.migration().await?;
+                    if migration.is_over() {
+                        return Err(failed(&migration));
+                    }
+                }
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(())
+    }
+
+    /// With the guest stopped and its disks switched: lets QEMU take the instant. When this returns the guest may run, or, where it has to
+    /// stand still, all is written.
+    pub async fn take(&mut self, qmp: &mut Qmp, task: &dyn Task) -> Result<()> {
+        self.open()?;
+        if !self.is_gated() {
+            qmp.migrate_to(FD).await?;
+        }
+        if let Way::Stopped(_) = self.way {
+            return self.written(qmp, task).await;
+        }
+        loop {
+            // The first page is counted after write-protection is in place; the state alone is changed before.
+            let migration = qmp.migration().await?;
+            if migration.has_begun() {
+                return Ok(());
+            }
+            if migration.is_over() {
+                return if migration.is_complete() { Ok(()) } else { Err(failed(&migration)) };
+            }
+        }
+    }
+
+    /// Waits until all is written and on the disk. The file's length in bytes.
+    pub async fn finish(mut self, qmp: &mut Qmp, task: &dyn Task) -> Result<u64> {
+        let result = self.written(qmp, task).await;
+        if let Way::Background { .. } = self.way {
+            qmp.set_capability("background-snapshot", false).await?;
+        }
+        // Without QEMU's end of the pipe the thread ends by itself.
+        let relayed = match self.relay.take() {
+            Some(relay) => relay.await.unwrap_or_else(|panic| Err(io::Error::other(panic))),
+            None => Ok(()),
+        };
+        // A full disk shows here; QEMU only sees that nobody reads any more.
+        relayed.on("write", &self.path)?;
+        result?;
+        std::fs::metadata(&self.path).map(|about| about.len()).on("read", &self.path)
+    }
+
+    async fn written(&mut self, qmp: &mut Qmp, task: &dyn Task) -> Result<()> {
+        let migration = qmp
+            .wait_for_migration(|migration| {
+                let (done, total) = migration.progress();
+                task.update(done, total);
+            })
+            .await?;
+        if migration.is_complete() { Ok(()) } else { Err(failed(&migration)) }
+    }
+
+    fn open(&mut self) -> Result<()> {
+        let Some((read, filled)) = self.pipe.take() else { return Ok(()) };
+        let _ = std::fs::remove_file(&self.path);
+        let file =
+            File::options().write(true).create_new(true).mode(0o600).open(&self.path).on("create", &self.path)?;
+        pipe::widen(&read);
+        let compress = self.compress;
+        self.relay = Some(tokio::task::spawn_blocking(move || relay_out(read, filled, file, compress)));
+        Ok(())
+    }
+}
+
+/// Has this QEMU its setup phase outside its big lock? So it is with 7.2, and not with 10.0.
+fn is_old(version: &str) -> bool {
+    version.starts_with("7.")
+}
+
+/// Lets QEMU write to the disks of a paused guest again. A migration that is over has given them up, and takes them back when the guest
+/// goes on, which this one shall not; a block export takes them back, too (`blk_exp_add` in QEMU's `block/export/export.c`).
+pub async fn take_disks_back(qmp: &mut Qmp, nodes: &[String], socket: &Path) -> Result<(), QmpError> {
+    const EXPORT: &str = "cw-take-back";
+    let address = json!({"addr": {"type": "unix", "data": {"path": socket}}});
+    qmp.call::<Value>("nbd-server-start", address).await?;
+    for node in nodes {
+        let export = json!({"type": "nbd", "id": EXPORT, "node-name": node});
+        qmp.call::<Value>("block-export-add", export).await?;
+        qmp.call::<Value>("block-export-del", json!({"id": EXPORT})).await?;
+        qmp.wait_for_event("BLOCK_EXPORT_DELETED").await?;
+    }
+    qmp.call::<Value>("nbd-server-stop", json!({})).await.map(drop)
+}
+
+fn failed(migration: &Migration) -> Error {
+    let why = migration.error.clone().unwrap_or_else(|| format!("{:?}", migration.status.as_deref().unwrap_or("none")));
+    Error::qemu("the guest's memory could not be moved").because(format!("QEMU says \"{why}\""))
+}
+
+fn relay_out(mut pipe: File, skip: usize, mut file: File, compress: bool) -> io::Result<()> {
+    io::copy(&mut (&mut pipe).take(skip as u64), &mut io::sink())?;
+    if compress {
+        let mut encoder = zstd::Encoder::new(&mut file, LEVEL)?;
+        copy(&mut pipe, &mut encoder)?;
+        encoder.finish()?;
+    } else {
+        copy(&mut pipe, &mut file)?;
+    }
+    file.sync_all()
+}
+
+fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(read) => to.write_all(&buffer[..read])?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Reads the memory at `path` into a QEMU that was started with `-incoming defer`. When this returns its CPUs stand still.
+pub async fn load(qmp: &mut Qmp, path: &Path, compressed: bool, task: &dyn Task) -> Result<()> {
+    qmp.prepare_migration().await?;
+    let file = File::open(path).on("open", path)?;
+    let (fd, feeder) = match compressed {
+        false => (OwnedFd::from(file), None),
+        true => {
+            let (read, write) = pipe::wide().map_err(|source| Error::failed("cannot make a pipe").because(source))?;
+            let feeder = tokio::task::spawn_blocking(move || feed(file, write.into()));
+            (OwnedFd::from(read), Some(feeder))
+        }
+    };
+    qmp.give_fd(FD, fd.as_fd()).await?;
+    drop(fd);
+    qmp.migrate_from(FD).await?;
+    let migration = qmp
+        .wait_for_migration(|migration| {
+            let (done, total) = migration.progress();
+            task.update(done, total);
+        })
+        .await?;
+    if let Some(feeder) = feeder {
+        feeder.await.unwrap_or_else(|panic| Err(io::Error::other(panic))).on("read", path)?;
+    }
+    if migration.is_complete() { Ok(()) } else { Err(failed(&migration)) }
+}
+
+fn feed(file: File, mut pipe: File) -> io::Result<()> {
+    let mut decoder = zstd::Decoder::new(file)?;
+    copy(&mut decoder, &mut pipe)
+}

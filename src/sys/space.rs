@@ -1,0 +1,17 @@
+//! How much room there is, and how much memory a process has in use.
+
+use std::io;
+use std::path::Path;
+
+/// Bytes that are free for us on the file system of `path` (`statvfs(3)`).
+pub fn free(path: &Path) -> io::Result<u64> {
+    let about = rustix::fs::statvfs(path)?;
+    Ok(about.f_bavail.saturating_mul(about.f_frsize))
+}
+
+/// Bytes of memory the process `pid` has in use (`/proc/<pid>/statm`).
+pub fn resident(pid: i32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let pages: u64 = text.split_whitespace().nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
+}
