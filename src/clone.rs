@@ -69,6 +69,8 @@ pub struct Cloned {
 struct Source {
     origin: Origin,
     config: Config,
+    /// The layers carry it as an internal snapshot of this name.
+    tag: Option<String>,
 }
 
 /// Makes the clones, one after another; each is whole or not there.
@@ -138,11 +140,15 @@ async fn source(context: &Context, lock: &VmLock, record: Record, request: &Requ
     let mut source = match &request.source.snapshot {
         Some(snapshot) => {
             let snapshot = record.snapshot(name, snapshot)?;
-            Source { origin: origin(Some(snapshot.name.clone())), config: snapshot.config.clone() }
+            Source {
+                origin: origin(Some(snapshot.name.clone())),
+                config: snapshot.config.clone(),
+                tag: snapshot.tag().map(str::to_owned),
+            }
         }
         None if record.is_template() => {
             template::freeze::check_untouched(&context.store, name, &record)?;
-            Source { origin: origin(None), config: record.config.clone() }
+            Source { origin: origin(None), config: record.config.clone(), tag: None }
         }
         None => {
             if status::is_running(context, name)? {
@@ -153,7 +159,7 @@ async fn source(context: &Context, lock: &VmLock, record: Record, request: &Requ
                     .hint(format!("or stop it first: cowhand stop {name}")));
             }
             match request.kind {
-                Kind::Full => Source { origin: origin(None), config: record.config.clone() },
+                Kind::Full => Source { origin: origin(None), config: record.config.clone(), tag: None },
                 Kind::Thin => {
                     let first = request.names.first().map(Name::as_str).unwrap_or_default();
                     let wanted = snapshot::create::Request {
@@ -163,12 +169,16 @@ async fn source(context: &Context, lock: &VmLock, record: Record, request: &Requ
                     };
                     let taken = snapshot::create::take_locked(context, lock, &record, &wanted).await?;
                     context.ui.note(&format!("took the snapshot {name}@{} for the clone to stand on", taken.name));
-                    Source { origin: origin(Some(taken.name)), config: record.config.clone() }
+                    Source { origin: origin(Some(taken.name)), config: record.config.clone(), tag: None }
                 }
             }
         }
     };
-    chain::refresh(&context.store, &mut source.config)?;
+    if source.tag.is_none() {
+        chain::refresh(&context.store, &mut source.config)?;
+    } else if request.kind == Kind::Thin {
+        context.ui.note("an internal snapshot cannot be stood on: its content is copied");
+    }
     Ok(source)
 }
 
@@ -193,9 +203,14 @@ async fn one(context: &Context, claim: &VmLock, source: &Source, request: &Reque
         }
     }
     let mut steps = Vec::new();
-    match request.kind {
-        Kind::Thin => config.writable_mut().for_each(|disk| steps.push(overlay(disk))),
-        Kind::Full => config.disks.iter_mut().chain(&mut config.nvram).for_each(|disk| steps.push(copy(context, disk))),
+    match (request.kind, &source.tag) {
+        (_, Some(tag)) => config.disks.iter_mut().chain(&mut config.nvram).for_each(|disk| {
+            steps.push(if disk.read_only { copy(context, disk) } else { copy_internal(disk, tag) });
+        }),
+        (Kind::Thin, None) => config.writable_mut().for_each(|disk| steps.push(overlay(disk))),
+        (Kind::Full, None) => {
+            config.disks.iter_mut().chain(&mut config.nvram).for_each(|disk| steps.push(copy(context, disk)))
+        }
     }
     let record = Record {
         role: Role::Vm,
@@ -210,6 +225,7 @@ async fn one(context: &Context, claim: &VmLock, source: &Source, request: &Reque
     let report =
         change::run(context, claim, Plan::new(steps), &mut Executor::with_no_qemu(context, claim.name())).await?;
     Ok(match request.kind {
+        _ if source.tag.is_some() => "copied out of the internal snapshot".to_owned(),
         Kind::Thin => "copy-on-write overlay".to_owned(),
         Kind::Full if report.copied.iter().all(|method| *method == Method::Reflink) => {
             "reflink: blocks are shared".to_owned()
@@ -222,6 +238,12 @@ fn overlay(disk: &mut Disk) -> Step {
     let layer = Layer::new(Format::Qcow2);
     let backing = std::mem::replace(&mut disk.layer, layer.clone());
     Step::MakeLayer { layer, backing: Some(backing), virtual_bytes: disk.virtual_bytes }
+}
+
+fn copy_internal(disk: &mut Disk, tag: &str) -> Step {
+    let layer = Layer::new(Format::Qcow2);
+    let source = std::mem::replace(&mut disk.layer, layer.clone());
+    Step::CopyInternal { source, tag: tag.to_owned(), layer }
 }
 
 /// A chain of several layers becomes one qcow2; a single layer keeps its format.

@@ -8,6 +8,7 @@
 //! | [`output`] | tables, trees, JSON, progress bars, how an error looks |
 //! | [`vm`] | create, start, stop, remove, rename, set; what state a VM is in |
 //! | [`snapshot`] | take a snapshot, revert to one, remove one, draw the tree |
+//! | [`disk`], [`image`] | merge, resize and check the disks of a VM by hand; image files outside the store |
 //! | [`template`], [`mod@clone`] | freeze a VM for ever; make new VMs from frozen points |
 //! | [`guest`] | exec and file copy through the guest agent |
 //! | [`change`] | the steps a change is made of, and recovery when it was cut short |
@@ -24,8 +25,10 @@ pub mod change;
 pub mod cli;
 pub mod clone;
 pub mod context;
+pub mod disk;
 pub mod error;
 pub mod guest;
+pub mod image;
 pub mod layer;
 pub mod model;
 pub mod output;

@@ -10,13 +10,16 @@ use super::step::{Step, Switched};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::guest::freeze;
-use crate::layer::{copy, create, merge};
+use crate::layer::{chain, copy, create, merge, pool, stamp};
 use crate::model::{Layer, Name, Record};
 use crate::qemu::nodes;
+use crate::qemu::offline::{Offline, Open};
 use crate::qemu::qmp::{Qmp, QmpError};
 use crate::qemu::ram::Saving;
+use crate::store::VmLock;
 use crate::store::journal::{self, Journal};
-use crate::store::{VmLock, schema};
+use crate::store::schema::RecordV1;
+use crate::store::trash::{Entry, Stamp};
 use crate::sys::sparse::Method;
 use crate::vm::{live, stop};
 
@@ -112,6 +115,7 @@ impl<'a> Executor<'a> {
                 self.report.copied.extend(copy::file(context, from.clone(), layer).await?);
                 Ok(())
             }
+            Step::WrapFile { from, layer } => create::whole(store, from, layer),
             Step::CopyChain { source, layer } => {
                 self.report.copied.extend(copy::chain(context, source, layer).await?);
                 Ok(())
@@ -123,6 +127,12 @@ impl<'a> Executor<'a> {
             Step::Pause { resume } => self.pause(*resume).await,
             Step::SaveMemory { image, heads, resume } => self.save_memory(image, heads, *resume).await,
             Step::LoadMemory { image, record } => self.load_memory(image, record).await,
+            Step::InternalSave { tag, layers, live } => self.internal_save(tag, layers, *live).await,
+            Step::InternalRevert { tag, layers, memory, .. } => {
+                self.internal_revert(tag, layers, memory.as_deref()).await
+            }
+            Step::InternalDelete { tag, layers } => self.internal_delete(tag, layers).await,
+            Step::CopyInternal { source, tag, layer } => copy::inner(context, source, tag, layer).await,
             Step::RemoveMemory { images } => images.iter().try_for_each(|image| memory::remove(store, image)),
             Step::Switch { disks } => self.switch(disks).await,
             Step::Thaw => {
@@ -155,14 +165,23 @@ impl<'a> Executor<'a> {
                     Ok(()) => Ok(()),
                 }
             }
+            Step::Resize { target, layer, after, .. } => self.resize(target, layer, *after).await,
             // These belong to a merge that did not happen.
             Step::RemoveMerged { .. } | Step::Resume if self.report.unmerged.is_some() => Ok(()),
             Step::Resume => self.resume().await,
-            Step::Trash { directory, what, layers, before } => {
-                let trash = store.open_trash(directory, what, &self.name)?;
-                let record = Record::try_from((**before).clone())?;
-                crate::store::atomic::write(&trash.join("vm.json"), &schema::render_record(&record)?)?;
-                layers.iter().try_for_each(|layer| store.trash_layer(&trash, layer))
+            Step::Trash { directory, what, layers, before, way_back } => {
+                self.trash(directory, what, layers, before, way_back.as_ref())
+            }
+            Step::RestoreLayers { directory, layers } => {
+                let trash = store.layout.trash().join(directory);
+                layers.iter().try_for_each(|layer| store.restore_layer(&trash, layer))
+            }
+            Step::DropTrash { directory } => {
+                let path = store.layout.trash().join(directory);
+                match std::fs::remove_dir_all(&path) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).on("remove", &path),
+                    _ => Ok(()),
+                }
             }
             Step::RemoveMerged { layers } => layers.iter().try_for_each(|layer| create::unmake(store, layer)),
         }
@@ -175,9 +194,16 @@ impl<'a> Executor<'a> {
         }
         match step {
             Step::AddNodes { layers } => self.remove_nodes(layers).await,
+            Step::RestoreLayers { directory, layers } => {
+                let store = &self.context.store;
+                let trash = store.layout.trash().join(directory);
+                layers.iter().try_for_each(|layer| store.trash_layer(&trash, layer))
+            }
             Step::BeginMemory { image, .. } => self.call_off_memory(image).await,
             Step::Pause { resume: true } if self.paused_at.is_some() || self.recovering => self.resume().await,
             Step::LoadMemory { record, .. } => self.end_if_on(record).await,
+            Step::InternalSave { tag, layers, .. } => self.internal_delete(tag, layers).await,
+            Step::InternalRevert { back, layers, old_pid, .. } => self.internal_back(back, layers, *old_pid).await,
             // What somebody else has frozen is not ours to thaw. After a crash nobody knows who it was, and a thaw is the lesser evil.
             Step::Freeze { .. } if self.frozen_at.is_some() || self.recovering => {
                 self.thaw().await;
@@ -201,6 +227,7 @@ impl<'a> Executor<'a> {
     pub async fn pivot_happened(&mut self, journal: &Journal<Step>) -> Result<bool> {
         match &journal.steps[journal.pivot] {
             Step::Switch { disks } => self.switched(disks).await,
+            Step::Resize { layer, after, .. } => Ok(pool::inspect(&self.context.store, layer)?.virtual_bytes == *after),
             _ => Ok(self.saved(journal, journal.pivot)),
         }
     }
@@ -266,6 +293,23 @@ impl<'a> Executor<'a> {
         Ok(())
     }
 
+    async fn resize(&mut self, target: &str, layer: &Layer, bytes: u64) -> Result<()> {
+        let context = self.context;
+        if pool::inspect(&context.store, layer)?.virtual_bytes == bytes {
+            return Ok(());
+        }
+        if let Some(qmp) = self.qmp().await? {
+            let device = nodes::device_id(target);
+            qmp.call::<Value>("block_resize", json!({"device": device, "size": bytes})).await?;
+            return Ok(());
+        }
+        let chain = chain::read(&context.store, layer)?;
+        let mut engine = Offline::start(context, &[Open::writable(&chain)]).await?;
+        let resized = engine.qmp.call::<Value>("block_resize", json!({"node-name": layer.node(), "size": bytes})).await;
+        engine.quit().await;
+        resized.map(drop).map_err(Error::from)
+    }
+
     async fn switch(&mut self, disks: &[Switched]) -> Result<()> {
         let action = |disk: &Switched| json!({"type": "blockdev-snapshot", "data": {"node": disk.head.node(), "overlay": disk.overlay.node()}});
         let actions: Vec<Value> = disks.iter().map(action).collect();
@@ -304,6 +348,28 @@ impl<'a> Executor<'a> {
                 self.name
             ));
         }
+    }
+
+    fn trash(
+        &self,
+        directory: &str,
+        what: &str,
+        layers: &[Layer],
+        before: &RecordV1,
+        way_back: Option<&String>,
+    ) -> Result<()> {
+        let store = &self.context.store;
+        let mut entry = Entry::new(what, &self.name, &self.context.operation);
+        entry.layers = layers.to_vec();
+        entry.way_back = way_back.cloned();
+        // Of layers that have been moved already, the entry of the first attempt tells.
+        for layer in layers.iter().filter(|layer| store.layout.layer(layer).exists()) {
+            entry.below.extend(stamp::below(store, layer)?.into_iter().map(Stamp::from));
+        }
+        let trash = store.open_trash(directory, &entry)?;
+        let record = Record::try_from(before.clone())?;
+        store.save_record(&trash.join("vm.json"), &record)?;
+        layers.iter().try_for_each(|layer| store.trash_layer(&trash, layer))
     }
 
     fn set_mode(&self, layer: &Layer, mode: u32) -> Result<()> {

@@ -10,6 +10,7 @@
 //! Ctrl-C and after our own death.
 
 mod apply;
+mod internal;
 mod memory;
 pub mod recover;
 mod step;
@@ -33,10 +34,10 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// A plan whose pivot is the first [`Step::Switch`], else the first [`Step::Save`].
+    /// A plan whose pivot is the first [`Step::Switch`] or [`Step::Resize`], else the first [`Step::Save`].
     pub fn new(steps: Vec<Step>) -> Self {
         let first = |wanted: fn(&Step) -> bool| steps.iter().position(wanted);
-        let pivot = first(|step| matches!(step, Step::Switch { .. }))
+        let pivot = first(|step| matches!(step, Step::Switch { .. } | Step::Resize { .. }))
             .or_else(|| first(|step| matches!(step, Step::Save { .. })))
             .unwrap_or(steps.len().saturating_sub(1));
         Self { steps, pivot }

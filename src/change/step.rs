@@ -27,6 +27,13 @@ pub enum Step {
         /// The new layer.
         layer: Layer,
     },
+    /// A qcow2 layer with the content of a small raw file.
+    WrapFile {
+        /// The file.
+        from: PathBuf,
+        /// The new layer.
+        layer: Layer,
+    },
     /// A layer that is an independent copy of another and all it stands on.
     CopyChain {
         /// What is copied.
@@ -74,6 +81,44 @@ pub enum Step {
         /// The VM as it will be.
         record: Box<RecordV1>,
     },
+    /// Take an internal snapshot: of a running VM with its memory, by its QEMU; else by `qemu-img`.
+    InternalSave {
+        /// Its name in the images.
+        tag: String,
+        /// The layers, which are the head.
+        layers: Vec<Layer>,
+        /// The VM runs.
+        live: bool,
+    },
+    /// Make the layers of the head what they were at an internal snapshot. Undone by going to another one, which was taken just before.
+    InternalRevert {
+        /// Where to.
+        tag: String,
+        /// The way back.
+        back: String,
+        /// The layers.
+        layers: Vec<Layer>,
+        /// Take up its memory, in a new QEMU.
+        memory: Option<Box<RecordV1>>,
+        /// The QEMU that ran before.
+        old_pid: Option<i32>,
+    },
+    /// Remove an internal snapshot from layers.
+    InternalDelete {
+        /// Its name in the images.
+        tag: String,
+        /// The layers.
+        layers: Vec<Layer>,
+    },
+    /// A layer that is an independent copy of what an internal snapshot holds.
+    CopyInternal {
+        /// The layer that carries it.
+        source: Layer,
+        /// Its name in there.
+        tag: String,
+        /// The new layer.
+        layer: Layer,
+    },
     /// Remove memory that no snapshot has any more.
     RemoveMemory {
         /// The files.
@@ -114,6 +159,17 @@ pub enum Step {
         /// All of them: they switch together.
         merges: Vec<Merge>,
     },
+    /// Give a disk another size.
+    Resize {
+        /// The guest's name for it.
+        target: String,
+        /// Its active layer.
+        layer: Layer,
+        /// Bytes before.
+        before: u64,
+        /// Bytes after.
+        after: u64,
+    },
     /// Let the guest's CPUs go on after a merge.
     Resume,
     /// Move layers nobody names any more into the trash.
@@ -126,6 +182,21 @@ pub enum Step {
         layers: Vec<Layer>,
         /// The record before the change, for the way back.
         before: Box<RecordV1>,
+        /// The internal snapshot in the head's layers that holds what they were.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        way_back: Option<String>,
+    },
+    /// Move layers out of the trash, back into the pool; undone by moving them into it again.
+    RestoreLayers {
+        /// The directory in the trash.
+        directory: String,
+        /// Which layers.
+        layers: Vec<Layer>,
+    },
+    /// Remove a directory of the trash that has served its purpose.
+    DropTrash {
+        /// Which.
+        directory: String,
     },
     /// Remove layers whose data was merged into another.
     RemoveMerged {
@@ -156,8 +227,15 @@ impl Step {
     pub fn layers(&self) -> Vec<Layer> {
         match self {
             Self::MakeLayer { layer, backing, .. } => backing.iter().chain([layer]).cloned().collect(),
-            Self::CopyFile { layer, .. } | Self::LinkFile { layer, .. } => vec![layer.clone()],
-            Self::CopyChain { source, layer } => vec![source.clone(), layer.clone()],
+            Self::CopyFile { layer, .. } | Self::LinkFile { layer, .. } | Self::WrapFile { layer, .. } => {
+                vec![layer.clone()]
+            }
+            Self::CopyChain { source, layer } | Self::CopyInternal { source, layer, .. } => {
+                vec![source.clone(), layer.clone()]
+            }
+            Self::Resize { layer, .. } => vec![layer.clone()],
+            Self::RestoreLayers { layers, .. } => layers.clone(),
+            Self::InternalSave { layers, .. } | Self::InternalRevert { layers, .. } => layers.clone(),
             Self::Merge { merges } => merges.iter().flat_map(|merge| [merge.top.clone(), merge.base.clone()]).collect(),
             Self::Switch { disks } => disks.iter().flat_map(|disk| [disk.head.clone(), disk.overlay.clone()]).collect(),
             _ => Vec::new(),
@@ -167,8 +245,9 @@ impl Step {
     /// The layer this step makes, which its undoing removes.
     pub fn makes(&self) -> Option<&Layer> {
         match self {
-            Self::MakeLayer { layer, .. } | Self::CopyFile { layer, .. } => Some(layer),
-            Self::CopyChain { layer, .. } | Self::LinkFile { layer, .. } => Some(layer),
+            Self::MakeLayer { layer, .. } | Self::CopyFile { layer, .. } | Self::WrapFile { layer, .. } => Some(layer),
+            Self::CopyChain { layer, .. } | Self::CopyInternal { layer, .. } => Some(layer),
+            Self::LinkFile { layer, .. } => Some(layer),
             _ => None,
         }
     }

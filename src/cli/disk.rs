@@ -1,24 +1,34 @@
 use clap::{Args, Subcommand};
-use serde_json::Value;
+use serde_json::{Value, json as value};
 
 use super::App;
-use crate::error::Result;
-use crate::model::Name;
+use crate::disk::merge::{self, Merged};
+use crate::disk::{check, resize};
+use crate::error::{Error, Result};
+use crate::model::{MergeKind, Name, human, parse_size};
 use crate::output::{json, table};
 use crate::vm::list;
 
-/// Look at the disks of a VM
+/// Look at the disks of a VM, merge their layers by hand, resize and check them
 #[derive(Debug, Subcommand)]
 pub enum Disk {
     Ls(Ls),
     Chain(Chain),
+    Check(Check),
+    Resize(Resize),
+    Commit(Commit),
+    Stream(Stream),
 }
 
 impl Disk {
-    pub fn run(self, app: &App) -> Result<()> {
+    pub async fn run(self, app: &App) -> Result<()> {
         match self {
             Self::Ls(verb) => verb.run(app),
             Self::Chain(verb) => verb.run(app),
+            Self::Check(verb) => verb.run(app).await,
+            Self::Resize(verb) => verb.run(app).await,
+            Self::Commit(verb) => verb.run(app).await,
+            Self::Stream(verb) => verb.run(app).await,
         }
     }
 }
@@ -53,4 +63,152 @@ impl Chain {
         app.printer.result(&table::chains(&rows), &Value::Array(rows.iter().map(json::chain).collect()));
         Ok(())
     }
+}
+
+/// Check every layer below a VM (`qemu-img check`); exit code 8 when data may be lost
+#[derive(Debug, Args)]
+pub struct Check {
+    /// The VM or template
+    vm: Name,
+    /// One disk [default: all]
+    disk: Option<String>,
+    /// Put right the active layers; the VM has to be stopped
+    #[arg(long)]
+    repair: bool,
+}
+
+impl Check {
+    async fn run(self, app: &App) -> Result<()> {
+        let found = check::check(&app.context, &self.vm, self.disk.as_deref(), self.repair).await?;
+        let entries = found.iter().map(json::checked_layer).collect();
+        app.printer.result(&table::checks(&found), &Value::Array(entries));
+        let damaged: Vec<String> =
+            found.iter().filter(|found| found.is_damaged()).map(|found| found.layer.to_string()).collect();
+        if damaged.is_empty() {
+            return Ok(());
+        }
+        let error = Error::damaged(format!("{}: layers are damaged: {}", self.vm, damaged.join(", ")));
+        Err(error
+            .hint(format!("cowhand disk check {} --repair    mends the active layer as far as it can be", self.vm)))
+    }
+}
+
+/// Give a disk another size, running or stopped; the guest's partitions and file systems are the guest's business
+#[derive(Debug, Args)]
+pub struct Resize {
+    /// The VM
+    vm: Name,
+    /// The disk: vda, vdb, …
+    disk: String,
+    /// The new size: 20G; or +5G for that much more
+    #[arg(value_name = "SIZE")]
+    size: String,
+    /// Make it smaller; refused while there is data behind the new end
+    #[arg(long)]
+    shrink: bool,
+}
+
+impl Resize {
+    async fn run(self, app: &App) -> Result<()> {
+        let bytes = match self.size.strip_prefix('+') {
+            None => parse_size(&self.size)?,
+            Some(more) => {
+                let rows = list::disks(&app.context, &self.vm)?;
+                let now = rows.iter().find(|row| row.target == self.disk).map_or(0, |row| row.virtual_bytes);
+                now.checked_add(parse_size(more)?).ok_or_else(|| Error::usage(format!("{} is too much", self.size)))?
+            }
+        };
+        let resized = resize::resize(&app.context, &self.vm, &self.disk, bytes, self.shrink).await?;
+        let text = format!("{} of {}: {} → {}", self.disk, self.vm, human(resized.before), human(resized.after));
+        app.printer.done(
+            &text,
+            &value!({"target": self.disk, "before_bytes": resized.before, "virtual_bytes": resized.after}),
+        );
+        Ok(())
+    }
+}
+
+/// Merge a layer down into the one below, or further down into --base
+///
+/// Snapshots whose layers are written to are given up; --dry-run says which. Where clones, templates or branches stand on them it is refused.
+/// To remove a snapshot and keep all others, use `snapshot rm`.
+#[derive(Debug, Args)]
+pub struct Commit {
+    /// The VM
+    vm: Name,
+    /// The disk: vda, vdb, …
+    disk: String,
+    /// The layer to begin with: an id, a file name, or a snapshot's name [default: the active layer]
+    #[arg(long, value_name = "LAYER")]
+    top: Option<String>,
+    /// The layer to merge into [default: the one below]
+    #[arg(long, value_name = "LAYER")]
+    base: Option<String>,
+    /// Only say what would be merged
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl Commit {
+    async fn run(self, app: &App) -> Result<()> {
+        let (top, base) = (self.top.as_deref(), self.base.as_deref());
+        let merged = merge::commit(&app.context, &self.vm, &self.disk, top, base, self.dry_run).await?;
+        tell(app, &self.vm, &merged, self.dry_run);
+        Ok(())
+    }
+}
+
+/// Copy what lies below the active layer up into it, so that it stands on --base, or on nothing
+///
+/// Snapshots, clones and templates keep their layers and their content.
+#[derive(Debug, Args)]
+pub struct Stream {
+    /// The VM
+    vm: Name,
+    /// The disk: vda, vdb, …
+    disk: String,
+    /// The layer to stand on afterwards: an id, a file name, or a snapshot's name [default: none]
+    #[arg(long, value_name = "LAYER")]
+    base: Option<String>,
+    /// Only say what would be copied
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl Stream {
+    async fn run(self, app: &App) -> Result<()> {
+        let merged = merge::stream(&app.context, &self.vm, &self.disk, self.base.as_deref(), self.dry_run).await?;
+        tell(app, &self.vm, &merged, self.dry_run);
+        Ok(())
+    }
+}
+
+/// What was merged, or would be.
+pub(super) fn tell(app: &App, vm: &Name, merged: &Merged, dry_run: bool) {
+    let would = if dry_run { "would be " } else { "" };
+    let mut lines = Vec::new();
+    for merge in &merged.merges {
+        let layers = merge.between.len() + 1;
+        let layers = if layers == 1 { "1 layer".to_owned() } else { format!("{layers} layers") };
+        lines.push(match merge.kind {
+            MergeKind::Commit => {
+                format!("{}: {layers} ({}) {would}committed down into {}", merge.target, human(merge.bytes), merge.base)
+            }
+            MergeKind::Stream => {
+                format!("{}: {layers} ({}) {would}streamed up into {}", merge.target, human(merge.bytes), merge.top)
+            }
+        });
+    }
+    if !merged.given_up.is_empty() {
+        let names: Vec<String> = merged.given_up.iter().map(|name| format!("{vm}@{name}")).collect();
+        lines.push(format!("snapshots {would}given up for it: {}", names.join(", ")));
+    }
+    if merged.merges.is_empty() {
+        lines.push(format!("{vm}: there is nothing to merge"));
+    }
+    let merges: Vec<Value> = merged.merges.iter().map(json::merge).collect();
+    app.printer.done(
+        &lines.join("\n"),
+        &value!({"name": vm, "merges": merges, "given_up": merged.given_up, "dry_run": dry_run}),
+    );
 }

@@ -6,11 +6,11 @@ use serde_json::json;
 use super::App;
 use crate::error::Result;
 use crate::model::{human, parse_age};
-use crate::vm::remove;
+use crate::vm::gc;
 
-/// Empty the trash, and put into it what dead commands have left
+/// Remove expired snapshots and old trash, merge what need not stay hidden, clear up after dead commands
 ///
-/// Removed VMs, the heads that reverts left, and removed snapshots stay in the trash until then.
+/// Removed VMs, the heads that reverts left, and removed snapshots stay in the trash until then, for `undo`.
 #[derive(Debug, Args)]
 pub struct Gc {
     /// Only say what would go
@@ -23,12 +23,14 @@ pub struct Gc {
 
 impl Gc {
     pub async fn run(self, app: &App) -> Result<()> {
-        let collected = remove::collect(&app.context, self.older_than, self.dry_run).await?;
+        let collected = gc::collect(&app.context, self.older_than, self.dry_run).await?;
         let total: u64 = collected.iter().map(|item| item.bytes).sum();
         let verb = if self.dry_run { "would free" } else { "freed" };
-        let mut text: String = collected.iter().map(|item| format!("{}  {}\n", item.what, human(item.bytes))).collect();
+        let mut text: String =
+            collected.iter().map(|item| format!("{}  {}  {}\n", item.what, item.why, human(item.bytes))).collect();
         text.push_str(&format!("{verb} {}", human(total)));
-        let items: Vec<_> = collected.iter().map(|item| json!({"what": item.what, "bytes": item.bytes})).collect();
+        let items: Vec<_> =
+            collected.iter().map(|item| json!({"what": item.what, "why": item.why, "bytes": item.bytes})).collect();
         app.printer.done(&text, &json!({"bytes": total, "dry_run": self.dry_run, "removed": items}));
         Ok(())
     }

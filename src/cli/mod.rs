@@ -7,9 +7,11 @@ mod cp;
 mod create;
 mod disk;
 mod exec;
+mod flatten;
 mod gc;
 mod generate;
 mod global;
+mod image;
 mod logs;
 mod ls;
 mod plan;
@@ -20,6 +22,7 @@ mod snapshot;
 mod start;
 mod stop;
 mod template;
+mod undo;
 
 use std::process::ExitCode;
 
@@ -81,6 +84,10 @@ enum Command {
     Snapshot(snapshot::Snapshot),
     #[command(subcommand)]
     Disk(disk::Disk),
+    Undo(undo::Undo),
+    Flatten(flatten::Flatten),
+    #[command(subcommand)]
+    Image(image::Image),
     Gc(gc::Gc),
     Completions(generate::Completions),
     Man(generate::Man),
@@ -115,7 +122,10 @@ impl Command {
             Self::Clone(verb) => verb.run(app).await.map(done),
             Self::Template(verb) => verb.run(app).await.map(done),
             Self::Snapshot(verb) => verb.run(app).await.map(done),
-            Self::Disk(verb) => verb.run(app).map(done),
+            Self::Disk(verb) => verb.run(app).await.map(done),
+            Self::Flatten(verb) => verb.run(app).await.map(done),
+            Self::Image(verb) => verb.run(app).await.map(done),
+            Self::Undo(verb) => verb.run(app).await.map(done),
             Self::Gc(verb) => verb.run(app).await.map(done),
             Self::Completions(verb) => verb.run(app).map(done),
             Self::Man(verb) => verb.run(app).map(done),

@@ -7,7 +7,7 @@ use super::{App, each};
 use crate::error::{Error, Result};
 use crate::model::{Name, PointRef, human, parse_age};
 use crate::output::{Format, json, table, time, tree};
-use crate::snapshot::delete::{Removed, What};
+use crate::snapshot::delete::{Removed, What, Which};
 use crate::snapshot::plan::Quiesce;
 use crate::snapshot::revert::Then;
 use crate::snapshot::{create, delete, list, rename, revert};
@@ -59,6 +59,9 @@ pub struct Create {
     /// Freeze the guest's file systems first
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     quiesce: QuiesceArg,
+    /// Keep it inside the qcow2 images; of a running VM, with its memory
+    #[arg(long)]
+    internal: bool,
     /// Save the guest's memory, too: after a revert it goes on where it was. It stands still for an instant only
     #[arg(long)]
     memory: bool,
@@ -98,6 +101,7 @@ impl Create {
                 QuiesceArg::Require => Quiesce::Require,
                 QuiesceArg::Never => Quiesce::Never,
             },
+            internal: self.internal,
             memory: self.memory,
             compress: self.compress.is_some(),
             expires: self.expires.map(|age| jiff::Timestamp::now() + age),
@@ -237,27 +241,50 @@ pub struct Rm {
     /// VM@SNAPSHOT
     #[arg(required = true)]
     points: Vec<PointRef>,
+    /// Everything that stands on them, too
+    #[arg(long, conflicts_with = "children_only")]
+    children: bool,
+    /// Everything that stands on them, and not they themselves
+    #[arg(long)]
+    children_only: bool,
+    /// Only say what would be merged, and how much would move
+    #[arg(long)]
+    dry_run: bool,
 }
 
 impl Rm {
     async fn run(self, app: &App) -> Result<()> {
+        let which = match (self.children, self.children_only) {
+            (true, _) => Which::WithChildren,
+            (_, true) => Which::ChildrenOnly,
+            _ => Which::Alone,
+        };
         each(app, &self.points, async |point| {
-            let removed = delete::remove(&app.context, &point.vm, snapshot_of(point)?).await?;
-            app.printer.done(&removed_text(&point.vm, &removed), &removed_json(&removed));
+            let removed = delete::remove(&app.context, &point.vm, snapshot_of(point)?, which, self.dry_run).await?;
+            let verb = if self.dry_run { "would remove" } else { "removed" };
+            if removed.is_empty() {
+                app.printer.done(&format!("nothing stands on {point}"), &Value::Array(Vec::new()));
+            }
+            for removed in &removed {
+                let mut entry = removed_json(removed);
+                entry["dry_run"] = self.dry_run.into();
+                app.printer.done(&removed_text(verb, &point.vm, removed), &entry);
+            }
             Ok(())
         })
         .await
     }
 }
 
-fn removed_text(vm: &Name, removed: &Removed) -> String {
-    let mut text = format!("removed {vm}@{}", removed.name);
+fn removed_text(verb: &str, vm: &Name, removed: &Removed) -> String {
+    let mut text = format!("{verb} {vm}@{}", removed.name);
     for outcome in &removed.outcomes {
         let bytes = human(outcome.bytes);
         let what = match &outcome.what {
             What::Committed => format!("merged: {bytes} committed down"),
             What::Streamed => format!("merged: {bytes} streamed up"),
             What::Trashed => "into the trash".to_owned(),
+            What::Internal => format!("taken out of the image: {bytes} freed"),
             What::Kept(why) => format!("its layer stays, hidden: {why}"),
         };
         text.push_str(&format!("\n  {}  {what}", outcome.target));
@@ -271,6 +298,7 @@ fn removed_json(removed: &Removed) -> Value {
             What::Committed => ("committed", None),
             What::Streamed => ("streamed", None),
             What::Trashed => ("trashed", None),
+            What::Internal => ("internal", None),
             What::Kept(why) => ("kept", Some(why)),
         };
         value!({"target": outcome.target, "what": what, "bytes": outcome.bytes, "reason": reason})

@@ -9,6 +9,7 @@ use super::{chain as chains, create};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::model::Layer;
+use crate::qemu::img::Img;
 use crate::qemu::offline::{self, Offline};
 use crate::sys::sparse::{self, Method};
 use crate::ui::Counter;
@@ -62,7 +63,8 @@ pub async fn file(context: &Context, from: PathBuf, layer: &Layer) -> Result<Opt
 pub async fn chain(context: &Context, source: &Layer, layer: &Layer) -> Result<Option<Method>> {
     let store = &context.store;
     let chain = chains::read(store, source)?;
-    if chain.links().len() == 1 {
+    // A file is copied with all that is in it; internal snapshots belong to the source.
+    if chain.links().len() == 1 && chain.active().internal_snapshots == 0 {
         return file(context, chain.active().path.clone(), layer).await;
     }
     if store.layout.layer(layer).exists() {
@@ -83,4 +85,21 @@ pub async fn chain(context: &Context, source: &Layer, layer: &Layer) -> Result<O
     std::fs::File::open(&partial).and_then(|file| file.sync_all()).on("flush", &partial)?;
     create::finish(store, layer)?;
     Ok(Some(Method::Copied))
+}
+
+/// Makes `layer` an independent copy of what the internal snapshot `tag` of `source` holds (`qemu-img convert -l`).
+pub async fn inner(context: &Context, source: &Layer, tag: &str, layer: &Layer) -> Result<()> {
+    let store = &context.store;
+    if store.layout.layer(layer).exists() {
+        return Ok(());
+    }
+    let partial = store.layout.partial_layer(layer);
+    create::unmake(store, layer)?;
+    create::private(&partial)?;
+    let from = (store.layout.layer(source), source.format);
+    let task = context.ui.task(&format!("copying {tag}"), 0);
+    Img::find(context)?.convert((&from.0, from.1), Some(tag), (&partial, layer.format)).await?;
+    drop(task);
+    std::fs::File::open(&partial).and_then(|file| file.sync_all()).on("flush", &partial)?;
+    create::finish(store, layer)
 }

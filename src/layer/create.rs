@@ -24,13 +24,31 @@ pub fn empty(store: &Store, layer: &Layer, backing: Option<&Layer>, virtual_byte
 
 /// Writes an empty qcow2 image to `path` (0600), replacing what is there, and flushes it.
 pub fn empty_at(path: &Path, backing: Option<(&str, Format)>, virtual_bytes: u64) -> Result<()> {
-    let image = qcow2::empty(virtual_bytes, backing)?;
+    write(path, &qcow2::empty(virtual_bytes, backing)?)
+}
+
+/// Writes a small file's content as a qcow2 layer, and makes it durable. One that exists already is left alone.
+pub fn whole(store: &Store, from: &Path, layer: &Layer) -> Result<()> {
+    if store.layout.layer(layer).exists() {
+        return Ok(());
+    }
+    let data = std::fs::read(from).on("read", from)?;
+    write(&store.layout.partial_layer(layer), &qcow2::whole(&data)?)?;
+    finish(store, layer)
+}
+
+fn write(path: &Path, image: &qcow2::Empty) -> Result<()> {
     let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path).on("create", path)?;
     for (at, bytes) in &image.pieces {
         file.write_all_at(bytes, *at).on("write", path)?;
     }
     file.set_len(image.length).on("write", path)?;
     file.sync_all().on("flush", path)
+}
+
+/// Makes an empty file that nobody else may read, for a program that would make it readable.
+pub fn private(path: &Path) -> Result<()> {
+    File::options().write(true).create(true).truncate(true).mode(0o600).open(path).map(drop).on("create", path)
 }
 
 /// Makes the user's own file a layer by a symbolic link: it stays where it is and is written in place.

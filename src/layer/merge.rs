@@ -3,7 +3,8 @@
 //!
 //! An active layer is merged in two phases. While the guest runs, its data is copied until the job is *ready*; then the guest is
 //! paused, the job makes its switch, and the guest stays paused until the caller has written down which layer is active now.
-//! Dying at any point of that leaves two layers with the same content, either of which may be called the active one.
+//! Dying at any point of that leaves two layers with the same content, either of which may be called the active one. Other merges wait
+//! with all data copied (`auto-finalize: false`), too, so that the disks of a VM move together.
 
 use std::time::Instant;
 
@@ -13,9 +14,9 @@ use super::chain;
 use super::pool;
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::model::{Merge, MergeKind, human};
+use crate::model::{Chain, Layer, Merge, MergeKind, human};
 use crate::qemu::offline::{Offline, Open};
-use crate::qemu::qmp::jobs::Milestone;
+use crate::qemu::qmp::jobs::{Job, Milestone};
 use crate::qemu::qmp::{Qmp, QmpError};
 
 /// Why a merge did not come to its end.
@@ -26,7 +27,8 @@ pub enum Failure {
     Halfway(Error),
 }
 
-/// Carries out `merges`, those that are open in the VM's QEMU all at once. `paused_at` is set when the guest was paused.
+/// Carries out `merges`: those that are open in the VM's QEMU there, the others in the offline engine; in either place all switch
+/// together, or none. `paused_at` is set when the guest was paused.
 pub async fn run(
     context: &Context,
     mut live: Option<&mut Qmp>,
@@ -48,18 +50,20 @@ pub async fn run(
     }
     // What an earlier attempt has finished must not be forgotten.
     let mut untouched = here.len() + elsewhere.len() == merges.len();
-    for merge in elsewhere {
-        offline(context, merge).await.map_err(|error| failure(untouched, error))?;
+    if !elsewhere.is_empty() {
+        offline(context, &elsewhere, untouched).await?;
         untouched = false;
     }
     match live {
-        Some(qmp) if !here.is_empty() => in_place(context, qmp, &here, paused_at, untouched).await,
+        Some(qmp) if !here.is_empty() => {
+            let ready = copy(context, qmp, &here, untouched).await?;
+            switch(qmp, &ready, paused_at).await.map_err(|error| {
+                let error = Error::from(error);
+                Failure::Halfway(if paused_at.is_some() { error.hint("the guest is paused until then") } else { error })
+            })
+        }
         _ => Ok(()),
     }
-}
-
-fn failure(untouched: bool, error: Error) -> Failure {
-    if untouched { Failure::Untouched(error) } else { Failure::Halfway(error) }
 }
 
 /// Where a merge has to be done, seen from a running VM.
@@ -102,70 +106,74 @@ fn done(context: &Context, merge: &Merge) -> Result<bool> {
     }
 }
 
-/// In the QEMU of the running VM.
-async fn in_place(
+/// Copies the data of all of them, as far as they can go without changing who stands on whom. When one fails, all are called off.
+async fn copy<'a>(
     context: &Context,
     qmp: &mut Qmp,
-    merges: &[(&Merge, Option<String>)],
-    paused_at: &mut Option<Instant>,
-    mut untouched: bool,
-) -> Result<(), Failure> {
-    let mut active = Vec::new();
+    merges: &[(&'a Merge, Option<String>)],
+    untouched: bool,
+) -> Result<Vec<(&'a Merge, Job)>, Failure> {
+    match copy_all(context, qmp, merges).await {
+        Ok(ready) => Ok(ready),
+        Err(error) if untouched && !error.is_unknown() => {
+            cancel(qmp, merges).await.map_err(|error| Failure::Halfway(error.into()))?;
+            Err(Failure::Untouched(error.into()))
+        }
+        Err(error) => Err(Failure::Halfway(error.into())),
+    }
+}
+
+async fn copy_all<'a>(
+    context: &Context,
+    qmp: &mut Qmp,
+    merges: &[(&'a Merge, Option<String>)],
+) -> Result<Vec<(&'a Merge, Job)>, QmpError> {
     for (merge, root) in merges {
-        match copy(context, qmp, merge, root.as_deref()).await {
-            Ok(true) => active.push(*merge),
-            Ok(false) => untouched = false,
-            Err(error) if untouched && !error.is_unknown() => {
-                cancel(qmp, merges).await.map_err(|error| Failure::Halfway(error.into()))?;
-                return Err(Failure::Untouched(error.into()));
-            }
-            Err(error) => return Err(Failure::Halfway(error.into())),
+        if let Some(root) = root {
+            start(qmp, merge, root).await?;
         }
     }
-    switch(qmp, &active, paused_at).await.map_err(|error| {
-        let error = Error::from(error);
-        Failure::Halfway(if paused_at.is_some() { error.hint("the guest is paused until then") } else { error })
-    })
+    let mut ready = Vec::with_capacity(merges.len());
+    for (merge, _) in merges {
+        let task = context.ui.task(&label(merge), merge.bytes);
+        let milestone = if merge.is_active() { Milestone::Ready } else { Milestone::Pending };
+        ready.push((*merge, qmp.wait_for_job(&merge.job(), milestone, &*task).await?));
+    }
+    Ok(ready)
 }
 
-/// Copies the data of one merge. True: it is ready and waits for the switch. False: it is over.
-async fn copy(context: &Context, qmp: &mut Qmp, merge: &Merge, root: Option<&str>) -> Result<bool, QmpError> {
-    let task = context.ui.task(&label(merge), merge.bytes);
-    if let Some(root) = root {
-        start(qmp, merge, root).await?;
-    }
-    let milestone = if merge.is_active() { Milestone::Ready } else { Milestone::Concluded };
-    let job = qmp.wait_for_job(&merge.job(), milestone, &*task).await?;
-    if merge.is_active() && job.status == "ready" {
-        return Ok(true);
-    }
-    qmp.dismiss_job(&merge.job()).await?;
-    release(qmp, merge).await;
-    Ok(false)
-}
-
-/// Lets the active merges make their switch, with the guest paused, and makes everything durable: `stop` flushes all disks, so that
-/// a layer can be removed once its data is in another.
-async fn switch(qmp: &mut Qmp, active: &[&Merge], paused_at: &mut Option<Instant>) -> Result<(), QmpError> {
+/// Lets all of them make their switch, with the guest paused, and makes everything durable: `stop` flushes all disks, so that a layer can
+/// be removed once its data is in another. The guest stays paused when its active layer has changed: the record has to say so first.
+async fn switch(qmp: &mut Qmp, merges: &[(&Merge, Job)], paused_at: &mut Option<Instant>) -> Result<(), QmpError> {
     let running = qmp.status(crate::qemu::qmp::REPLY).await?.running;
     let began = Instant::now();
     qmp.run(&qapi::qmp::stop {}).await?;
-    if active.is_empty() {
-        if running {
-            qmp.run(&qapi::qmp::cont {}).await?;
-        }
-        return Ok(());
-    }
-    if running {
+    let switches_head = merges.iter().any(|(merge, _)| merge.is_active());
+    if running && switches_head {
         *paused_at = Some(began);
     }
-    for merge in active {
-        qmp.complete_job(&merge.job()).await?;
+    finalize(qmp, merges).await?;
+    for (merge, _) in merges {
+        release(qmp, merge).await;
     }
-    for merge in active {
+    if running && !switches_head {
+        qmp.run(&qapi::qmp::cont {}).await?;
+    }
+    Ok(())
+}
+
+/// Lets jobs that have copied everything change who stands on whom, and forgets them.
+async fn finalize(qmp: &mut Qmp, merges: &[(&Merge, Job)]) -> Result<(), QmpError> {
+    for (merge, job) in merges {
+        match job.status.as_str() {
+            "ready" => qmp.complete_job(&merge.job()).await?,
+            "pending" => qmp.finalize_job(&merge.job()).await?,
+            _ => {}
+        }
+    }
+    for (merge, _) in merges {
         qmp.wait_for_job(&merge.job(), Milestone::Concluded, &crate::ui::Silent).await?;
         qmp.dismiss_job(&merge.job()).await?;
-        release(qmp, merge).await;
     }
     Ok(())
 }
@@ -187,25 +195,24 @@ async fn cancel(qmp: &mut Qmp, merges: &[(&Merge, Option<String>)]) -> Result<()
     Ok(())
 }
 
-/// In the offline engine.
-async fn offline(context: &Context, merge: &Merge) -> Result<()> {
-    let root = merge.overlay.as_ref().unwrap_or(&merge.top);
-    let chain = chain::read(&context.store, root)?;
-    let mut engine = Offline::start(context, &[Open::writable(&chain)]).await?;
-    let task = context.ui.task(&label(merge), merge.bytes);
-    start(&mut engine.qmp, merge, &root.node()).await?;
-    let job = engine.qmp.wait_for_job(&merge.job(), Milestone::Ready, &*task).await?;
-    if job.status == "ready" {
-        engine.qmp.complete_job(&merge.job()).await?;
-        engine.qmp.wait_for_job(&merge.job(), Milestone::Concluded, &*task).await?;
-    }
-    engine.qmp.dismiss_job(&merge.job()).await?;
+/// In the offline engine, one for all of them.
+async fn offline(context: &Context, merges: &[&Merge], untouched: bool) -> Result<(), Failure> {
+    let failure = |error: Error| if untouched { Failure::Untouched(error) } else { Failure::Halfway(error) };
+    let roots: Vec<&Layer> = merges.iter().map(|merge| merge.overlay.as_ref().unwrap_or(&merge.top)).collect();
+    let chains: Vec<Chain> =
+        roots.iter().map(|root| chain::read(&context.store, root)).collect::<Result<_>>().map_err(failure)?;
+    let open: Vec<Open> = chains.iter().map(Open::writable).collect();
+    let mut engine = Offline::start(context, &open).await.map_err(failure)?;
+    let rooted: Vec<(&Merge, Option<String>)> =
+        merges.iter().zip(&roots).map(|(merge, root)| (*merge, Some(root.node()))).collect();
+    let ready = copy(context, &mut engine.qmp, &rooted, untouched).await?;
+    finalize(&mut engine.qmp, &ready).await.map_err(|error| Failure::Halfway(error.into()))?;
     engine.quit().await;
     Ok(())
 }
 
 async fn start(qmp: &mut Qmp, merge: &Merge, root: &str) -> Result<(), QmpError> {
-    let mut job = json!({"job-id": merge.job(), "auto-dismiss": false});
+    let mut job = json!({"job-id": merge.job(), "auto-dismiss": false, "auto-finalize": merge.is_active()});
     let command = match merge.kind {
         MergeKind::Commit => {
             job["device"] = root.into();
@@ -230,10 +237,11 @@ async fn start(qmp: &mut Qmp, merge: &Merge, root: &str) -> Result<(), QmpError>
 
 /// Closes the layer that vanished; should QEMU still want it, the file only stays open a little longer.
 async fn release(qmp: &mut Qmp, merge: &Merge) {
-    let layer = merge.vanishing();
-    for node in [layer.node(), layer.file_node()] {
-        if let Err(error) = qmp.remove_node(&node).await {
-            tracing::debug!(target: "qmp", "{node} stays open: {error}");
+    for layer in merge.vanishing() {
+        for node in [layer.node(), layer.file_node()] {
+            if let Err(error) = qmp.remove_node(&node).await {
+                tracing::debug!(target: "qmp", "{node} stays open: {error}");
+            }
         }
     }
 }

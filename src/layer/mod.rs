@@ -10,3 +10,4 @@ pub mod import;
 pub mod merge;
 pub mod pool;
 pub mod qcow2;
+pub mod stamp;

@@ -145,6 +145,27 @@ pub fn empty(virtual_bytes: u64, backing: Option<(&str, Format)>) -> Result<Empt
     })
 }
 
+/// An image with content, for small ones (UEFI variables): at most what one L2 table maps.
+pub fn whole(data: &[u8]) -> Result<Empty> {
+    if data.len() as u64 > BYTES_PER_L1_ENTRY {
+        return Err(Error::refused("the image is too large to be written in one piece"));
+    }
+    let mut image = empty(data.len() as u64, None)?;
+    let (l1_at, l2_at) = (3 * CLUSTER, image.length);
+    let first = l2_at + CLUSTER;
+    let clusters = (data.len() as u64).div_ceil(CLUSTER);
+    // Bit 63: the cluster is used once.
+    let used = |at: u64| (at | 1 << 63).to_be_bytes();
+    let refcounts = (0..(first / CLUSTER + clusters)).flat_map(|_| 1u16.to_be_bytes()).collect();
+    image.pieces.pop();
+    image.pieces.push((2 * CLUSTER, refcounts));
+    image.pieces.push((l1_at, used(l2_at).to_vec()));
+    image.pieces.push((l2_at, (0..clusters).flat_map(|n| used(first + n * CLUSTER)).collect()));
+    image.pieces.push((first, data.to_vec()));
+    image.length = first + clusters * CLUSTER;
+    Ok(image)
+}
+
 /// The format a file's first bytes announce; a file that announces nothing is raw.
 pub fn sniff(bytes: &[u8]) -> Format {
     match bytes {

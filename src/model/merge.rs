@@ -1,10 +1,10 @@
-//! A merge of two layers, as data that can be written to a journal.
+//! A merge of layers that stand on each other, as data that can be written to a journal.
 
 use serde::{Deserialize, Serialize};
 
 use super::Layer;
 
-/// One merge of two layers.
+/// One merge.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Merge {
@@ -12,14 +12,20 @@ pub struct Merge {
     pub target: String,
     /// Which way the data moves.
     pub kind: MergeKind,
-    /// The upper layer.
+    /// The uppermost layer.
     pub top: Layer,
-    /// The lower layer.
+    /// The layers between `top` and `base`, from above to below.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub between: Vec<Layer>,
+    /// The lowest layer.
     pub base: Layer,
     /// What `base` stands on.
     pub below: Option<Layer>,
     /// What stands on `top`; `None` when it is an active layer.
     pub overlay: Option<Layer>,
+    /// Layers that stay although their data was copied: somebody else needs them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept: Vec<Layer>,
     /// About how many bytes move.
     pub bytes: u64,
 }
@@ -28,19 +34,35 @@ pub struct Merge {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MergeKind {
-    /// `top` is written into `base`, and vanishes.
+    /// `top` and what is between are written into `base`, and vanish.
     Commit,
-    /// `base` is copied into `top`, and vanishes.
+    /// `base` and what is between are copied into `top`, and vanish.
     Stream,
 }
 
 impl Merge {
-    /// The layer that is there no more afterwards.
-    pub fn vanishing(&self) -> &Layer {
-        match self.kind {
-            MergeKind::Commit => &self.top,
-            MergeKind::Stream => &self.base,
+    /// A merge of two layers of which one stands on the other.
+    pub fn pair(target: &str, kind: MergeKind, top: &Layer, base: &Layer, bytes: u64) -> Self {
+        Self {
+            target: target.to_owned(),
+            kind,
+            top: top.clone(),
+            between: Vec::new(),
+            base: base.clone(),
+            below: None,
+            overlay: None,
+            kept: Vec::new(),
+            bytes,
         }
+    }
+
+    /// The layers that are there no more afterwards.
+    pub fn vanishing(&self) -> Vec<&Layer> {
+        let gone: Vec<&Layer> = match self.kind {
+            MergeKind::Commit => [&self.top].into_iter().chain(&self.between).collect(),
+            MergeKind::Stream => self.between.iter().chain([&self.base]).collect(),
+        };
+        gone.into_iter().filter(|layer| !self.kept.contains(layer)).collect()
     }
 
     /// The name of its block job.

@@ -1,11 +1,15 @@
 //! The JSON forms of results. Their keys are a contract: see `docs/cli.md`.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use super::table::bus;
 use super::time::{milliseconds, rfc3339};
 use crate::clone::Cloned;
-use crate::model::{Name, Protocol};
+use crate::disk::check::Found;
+use crate::model::{Merge, Name, Protocol};
+use crate::qemu::img::{Checked, Info};
 use crate::snapshot;
 use crate::template;
 use crate::vm::list::{ChainRow, Details, DiskRow, Row};
@@ -178,5 +182,58 @@ pub fn template(row: &template::list::Row) -> Value {
         "dependents": row.dependents,
         "bytes": row.bytes,
         "created": rfc3339(row.frozen),
+    })
+}
+
+/// A merge of `disk commit`, `disk stream` and `flatten`.
+pub fn merge(merge: &Merge) -> Value {
+    json!({
+        "target": merge.target,
+        "kind": merge.kind,
+        "top": merge.top.id,
+        "base": merge.base.id,
+        "layers": merge.between.len() + 1,
+        "bytes": merge.bytes,
+    })
+}
+
+/// What `qemu-img check` found.
+pub fn checked(checked: &Checked) -> Value {
+    json!({
+        "corruptions": checked.corruptions,
+        "leaks": checked.leaks,
+        "errors": checked.errors,
+        "fixed": checked.corruptions_fixed + checked.leaks_fixed,
+    })
+}
+
+/// A layer of `disk check`.
+pub fn checked_layer(found: &Found) -> Value {
+    json!({
+        "target": found.target,
+        "id": found.layer.id,
+        "format": found.layer.format,
+        "damaged": found.is_damaged(),
+        "in_use": found.in_use,
+        "check": found.checked.as_ref().map(checked),
+    })
+}
+
+/// `image info`.
+pub fn image(path: &Path, info: &Info) -> Value {
+    let snapshots: Vec<Value> = info
+        .snapshots
+        .iter()
+        .map(|inner| json!({"id": inner.id, "name": inner.name, "vm_state_bytes": inner.vm_state_bytes, "created": inner.created}))
+        .collect();
+    json!({
+        "file": path,
+        "format": info.format,
+        "virtual_bytes": info.virtual_bytes,
+        "allocated_bytes": info.allocated_bytes,
+        "backing": info.backing,
+        "backing_format": info.backing_format,
+        "encrypted": info.encrypted,
+        "snapshots": snapshots,
     })
 }

@@ -1,12 +1,17 @@
 //! Tables: no lines, two spaces between columns, the same on a terminal and in a pipe.
 
+use std::path::Path;
+
 use comfy_table::{CellAlignment, Table, presets};
 
+use crate::disk::check::Found;
 use crate::model::human;
 use crate::output::time;
+use crate::qemu::img::Info;
 use crate::snapshot;
 use crate::template;
 use crate::vm::list::{About, ChainRow, Details, DiskRow, Row};
+use crate::vm::undo::Undoable;
 
 /// A table from headings (a leading `>` aligns a column to the right) and rows.
 pub fn table(headings: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
@@ -172,6 +177,22 @@ pub fn snapshots(rows: &[snapshot::list::Row]) -> String {
     )
 }
 
+/// `cowhand undo --list`.
+pub fn undoables(rows: &[Undoable]) -> String {
+    table(
+        &["VM", "WHEN (UTC)", ">SIZE", "COMMAND", "CAN BE TAKEN BACK"],
+        rows.iter().map(|row| {
+            vec![
+                row.vm.to_string(),
+                time::minute(row.entry.when),
+                human(row.bytes),
+                row.entry.operation.clone(),
+                row.obstacle.clone().map_or_else(|| "yes".to_owned(), |why| format!("no: {why}")),
+            ]
+        }),
+    )
+}
+
 /// `cowhand template ls`.
 pub fn templates(rows: &[template::list::Row]) -> String {
     table(
@@ -187,4 +208,37 @@ pub fn templates(rows: &[template::list::Row]) -> String {
             ]
         }),
     )
+}
+
+/// `cowhand disk check`.
+pub fn checks(found: &[Found]) -> String {
+    table(
+        &["DISK", "LAYER", "FOUND"],
+        found.iter().map(|found| vec![found.target.clone(), found.layer.file_name(), found.words()]),
+    )
+}
+
+/// `cowhand image info`.
+pub fn image(path: &Path, info: &Info) -> String {
+    let mut lines = vec![
+        ("file", path.display().to_string()),
+        ("format", info.format.clone()),
+        ("virtual", human(info.virtual_bytes)),
+        ("on disk", human(info.allocated_bytes)),
+    ];
+    if let Some(backing) = &info.backing {
+        let format = info.backing_format.as_deref().unwrap_or("unnamed format");
+        lines.push(("backing", format!("{backing} ({format})")));
+    }
+    if info.encrypted {
+        lines.push(("encrypted", "yes".to_owned()));
+    }
+    for inner in &info.snapshots {
+        let memory = match inner.vm_state_bytes {
+            0 => "disk".to_owned(),
+            bytes => format!("disk and {} of memory", human(bytes)),
+        };
+        lines.push(("snapshot", format!("{} {}  {memory}", inner.id, inner.name)));
+    }
+    lines.into_iter().map(|(key, value)| format!("{key:<9} {value}")).collect::<Vec<_>>().join("\n")
 }

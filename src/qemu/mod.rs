@@ -4,6 +4,7 @@ pub mod accel;
 pub mod agent;
 pub mod cmdline;
 pub mod firmware;
+pub mod img;
 pub mod nodes;
 pub mod offline;
 pub mod probe;

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::internal;
 use super::memory;
 use super::plan::{self, Quiesce, Taking};
 use crate::change::{self, Executor, Plan};
@@ -22,6 +23,8 @@ pub struct Request {
     pub description: String,
     /// Freeze the guest's file systems first?
     pub quiesce: Quiesce,
+    /// Keep it inside the images.
+    pub internal: bool,
     /// Save the guest's memory, too.
     pub memory: bool,
     /// Compress it (zstd).
@@ -87,14 +90,20 @@ pub async fn take_locked(context: &Context, lock: &VmLock, record: &Record, requ
         live::refuse_job(vm, qmp).await?;
         let running = qmp.status(crate::qemu::qmp::REPLY).await?.running;
         taking.state = if running { State::Running } else { State::Paused };
-        if request.memory {
+        if request.memory && !request.internal {
             let writer = memory::fingerprint(qmp, &record.config).await?;
             taking.memory = Some(Memory { image: Some(RamImage::new(request.compress)), bytes: 0, writer });
         } else if running {
             taking.freeze = freeze(qmp.agent_is_listening().await?, vm, request.quiesce)?;
         }
     }
-    let (_, steps) = plan::take(&record, &taking);
+    let steps = if request.internal {
+        internal::refuse_formats(vm, &record)?;
+        taking.freeze = None;
+        internal::take(qmp.as_mut(), &record, &taking, &internal::free_tag(&record, &name)).await?
+    } else {
+        plan::take(&record, &taking).1
+    };
     let mut executor = Executor::with(context, vm, qmp);
     let report = change::run(context, lock, Plan::new(steps), &mut executor).await?;
     for warning in &report.warnings {

@@ -1,18 +1,18 @@
 //! Removing a snapshot: its name goes, then the layers it leaves unnamed are merged or trashed as [`crate::layer::collapse`]
 //! says. The data of every other point stays as it is.
 
-use std::collections::BTreeSet;
-
-use super::plan::{self, DiskActions, Neighbours};
+use super::bystanders::{self, Bystanders};
+use super::internal;
+use super::plan::{self, Moves};
 use crate::change::{self, Executor, Plan};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::layer::collapse::{self, Action, Permissions, Why};
-use crate::layer::pool::Pool;
-use crate::model::{LayerId, Name, Record};
+use crate::layer::pool::{self, Pool};
+use crate::model::{Layer, LayerId, Name, Record, Snapshot};
 use crate::qemu::qmp::REPLY;
 use crate::store::{Store, VmLock};
-use crate::vm::{live, open, status};
+use crate::vm::{live, open};
 
 /// What was done to the disks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,134 +43,198 @@ pub enum What {
     Streamed,
     /// It went into the trash.
     Trashed,
+    /// It was inside the layer, which stays.
+    Internal,
     /// It stays, for this reason.
     Kept(String),
 }
 
-/// Removes `vm@snapshot`.
-pub async fn remove(context: &Context, vm: &Name, snapshot: &Name) -> Result<Removed> {
-    let (lock, record) = open::open_vm(context, vm, "remove a snapshot of").await?;
+/// What is removed along with a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Which {
+    /// Nothing: what stands on it stands on its parent then.
+    #[default]
+    Alone,
+    /// Everything that stands on it.
+    WithChildren,
+    /// Everything that stands on it, and not itself.
+    ChildrenOnly,
+}
+
+/// Removes `vm@snapshot`, or with `dry_run` only says what that would do. Several are removed one by one, from the leaves down.
+pub async fn remove(
+    context: &Context,
+    vm: &Name,
+    snapshot: &Name,
+    which: Which,
+    dry_run: bool,
+) -> Result<Vec<Removed>> {
+    let (lock, mut record) = open::open_vm(context, vm, "remove a snapshot of").await?;
     let name = record.snapshot(vm, snapshot)?.name.clone();
-    let dropped = plan::without(&record, &name);
-    let pool = census(context, vm, &dropped)?;
-    // Stopped VMs that stand on what is merged are kept from starting; running ones keep their layers from being written.
-    let neighbours = lock_neighbours(context, &pool, vm, &record, &name)?;
-    // What they did until we had their locks shows in a second look.
-    let pool = census(context, vm, &dropped)?;
-    let foreign = neighbours.foreign(&pool)?;
-    let uncertain = pool.uncertainty(vm);
-    let permissions = Permissions { owner: vm, foreign: &foreign, uncertain: uncertain.as_deref() };
-    let disks = actions(&pool, &record, &name, permissions);
-    if let Some(count) = internal_snapshots(&disks) {
-        return Err(Error::refused(format!(
-            "{vm}@{name} carries {count} internal snapshots, which a merge would lose"
-        )));
+    let names = plan::victims(&record, &name, which);
+    for name in &names {
+        refuse_carrier(&context.store, vm, &record, name, &names)?;
     }
+    let mut removed = Vec::with_capacity(names.len());
+    for name in &names {
+        let one = if dry_run {
+            let outcomes = Doomed::look(context, vm, &record, name)?.outcomes(None);
+            record = plan::without(&record, name);
+            Removed { name: name.clone(), outcomes }
+        } else {
+            let one = remove_one(context, &lock, &record, name).await.map_err(|error| match removed.len() {
+                0 => error,
+                count => error.hint(format!("{count} of {} were removed and stay so", names.len())),
+            })?;
+            record = context.store.load(vm)?;
+            one
+        };
+        removed.push(one);
+    }
+    Ok(removed)
+}
+
+async fn remove_one(context: &Context, lock: &VmLock, record: &Record, name: &Name) -> Result<Removed> {
+    let vm = lock.name();
+    if let Some(tag) = record.snapshot(vm, name)?.tag() {
+        return internal::remove(context, lock, record, name, tag).await;
+    }
+    let doomed = Doomed::look(context, vm, record, name)?;
     let mut qmp = live::connect_if_running(context, vm).await?;
     let running = match &mut qmp {
         Some(qmp) => qmp.status(REPLY).await?.running,
         None => false,
     };
-    let steps = plan::remove(&record, &dropped, &disks, running, Store::trash_name("snapshot-rm", vm));
+    let trash = Store::trash_name("snapshot-rm", vm);
+    let steps = plan::collapse(record, &doomed.dropped, doomed.moves(), running, "snapshot-rm", trash);
     let mut executor = Executor::with(context, vm, qmp);
-    let report = change::run(context, &lock, Plan::new(steps), &mut executor).await?;
-    let planned = disks.iter().flat_map(|disk| disk.actions.iter().map(|(action, _)| (&disk.target, action)));
-    let outcomes = planned.map(|(target, action)| outcome(target, action, &pool, report.unmerged.as_deref())).collect();
-    Ok(Removed { name, outcomes })
+    let report = change::run(context, lock, Plan::new(steps), &mut executor).await?;
+    Ok(Removed { name: name.clone(), outcomes: doomed.outcomes(report.unmerged.as_deref()) })
 }
 
-/// The pool as it is when the name is gone.
-fn census(context: &Context, vm: &Name, dropped: &Record) -> Result<Pool> {
-    let mut pool = Pool::scan(&context.store)?;
-    pool.forget(vm);
-    pool.add_record(vm, dropped);
-    Ok(pool)
-}
-
-struct Bystanders {
-    _locks: Vec<VmLock>,
-    busy: Vec<Name>,
-}
-
-impl Bystanders {
-    /// The layers of those who are busy, which must not be written.
-    fn foreign(&self, pool: &Pool) -> Result<Vec<LayerId>> {
-        let mut layers = Vec::new();
-        for name in &self.busy {
-            layers.extend(open_layers(pool, name)?);
+/// Merges layers below `vm` that nobody names and that need not stay. A VM somebody else works on is left for the next time.
+pub async fn merge_hidden(context: &Context, vm: &Name) -> Result<Vec<Outcome>> {
+    let mut all = Vec::new();
+    let Some(lock) = context.store.try_lock_vm(vm, &context.operation)? else { return Ok(all) };
+    crate::change::recover::recover(context, &lock).await?;
+    loop {
+        let record = context.store.load(vm)?;
+        let Some(hidden) = Doomed::hidden(context, vm, &record)? else { return Ok(all) };
+        if record.is_template() {
+            return Ok(all);
         }
-        Ok(layers)
+        let mut qmp = live::connect_if_running(context, vm).await?;
+        let running = match &mut qmp {
+            Some(qmp) => qmp.status(REPLY).await?.running,
+            None => false,
+        };
+        let steps = plan::collapse(&record, &record, hidden.moves(), running, "gc", Store::trash_name("gc", vm));
+        let report = change::run(context, &lock, Plan::new(steps), &mut Executor::with(context, vm, qmp)).await?;
+        if let Some(why) = report.unmerged {
+            return Err(Error::qemu("they could not be merged").because(why));
+        }
+        all.extend(hidden.outcomes(None));
     }
 }
 
-/// Locks those who stand on the layers that lose their name, and on the nameless ones below them.
-fn lock_neighbours(context: &Context, pool: &Pool, vm: &Name, record: &Record, snapshot: &Name) -> Result<Bystanders> {
-    let mut ids: Vec<LayerId> = Vec::new();
-    let removed = record.snapshots.iter().filter(|candidate| candidate.name == *snapshot);
-    for disk in removed.flat_map(|snapshot| snapshot.config.writable()) {
-        let mut next = Some(disk.layer.id.clone());
-        while let Some(info) =
-            next.and_then(|id| pool.layers.get(&id)).filter(|info| pool.uses(&info.layer.id).is_empty())
-        {
-            ids.push(info.layer.id.clone());
-            next = info.backing.as_ref().map(|backing| backing.id.clone());
-        }
+/// Refuses to remove a point whose layers carry internal snapshots that stay: a merge would lose them.
+fn refuse_carrier(store: &Store, vm: &Name, record: &Record, name: &Name, victims: &[Name]) -> Result<()> {
+    let snapshot = record.snapshot(vm, name)?;
+    if snapshot.tag().is_some() {
+        return Ok(());
     }
-    let mut held = Bystanders { _locks: Vec::new(), busy: Vec::new() };
-    for other in pool.dependents(vm, &ids) {
-        let lock = context.store.try_lock_vm(&other, &context.operation)?;
-        let idle =
-            lock.is_some() && !context.store.layout.journal(&other).exists() && !status::is_running(context, &other)?;
-        held._locks.extend(lock);
-        if !idle {
-            held.busy.push(other);
+    for disk in snapshot.config.writable() {
+        let inside =
+            |other: &&Snapshot| other.tag().is_some() && other.config.writable().any(|inner| inner.layer == disk.layer);
+        let ours: Vec<&Name> = record.snapshots.iter().filter(inside).map(|other| &other.name).collect();
+        let staying: Vec<String> =
+            ours.iter().filter(|other| !victims.contains(other)).map(|other| format!("{vm}@{other}")).collect();
+        if !staying.is_empty() {
+            return Err(Error::refused(format!(
+                "the layer of {vm}@{name} ({}) carries the internal snapshots {}, which a merge would lose",
+                disk.target,
+                staying.join(", ")
+            ))
+            .hint(format!("remove them first: cowhand snapshot rm {}", staying.join(" ")))
+            .dependents(staying));
         }
-    }
-    Ok(held)
-}
-
-/// Every layer that `vm`, running, has open or a change of it relies on.
-fn open_layers(pool: &Pool, vm: &Name) -> Result<BTreeSet<LayerId>> {
-    let mut open = BTreeSet::new();
-    for (id, _) in pool.uses.iter().filter(|(_, uses)| uses.iter().any(|r#use| r#use.owner() == vm)) {
-        if pool.layers.contains_key(id) {
-            open.extend(pool.chain(id)?.into_iter().map(|info| info.layer.id.clone()));
+        let all = pool::inspect(store, &disk.layer)?.internal_snapshots as usize;
+        if all > ours.len() {
+            return Err(Error::refused(format!(
+                "the layer of {vm}@{name} ({}) carries {} internal snapshots that somebody else made, which a merge would lose",
+                disk.target,
+                all - ours.len()
+            ))
+            .hint(format!("see them: cowhand disk chain {vm}, cowhand image info FILE")));
         }
     }
-    Ok(open)
+    Ok(())
 }
 
-fn actions(pool: &Pool, record: &Record, name: &Name, permissions: Permissions<'_>) -> Vec<DiskActions> {
-    let snapshot = record.snapshots.iter().filter(|snapshot| snapshot.name == *name);
-    snapshot
-        .flat_map(|snapshot| snapshot.config.writable())
-        .map(|disk| DiskActions {
-            target: disk.target.clone(),
-            actions: collapse::plan(pool, &disk.layer.id, permissions)
-                .into_iter()
-                .map(|action| (action.clone(), between(pool, &action)))
-                .collect(),
-        })
-        .collect()
+/// A snapshot that is about to go, and what becomes of the layers it names. Holds the locks that keep others from getting in the way.
+struct Doomed {
+    pool: Pool,
+    dropped: Record,
+    disks: Vec<(String, Vec<Action>)>,
+    _neighbours: Bystanders,
 }
 
-fn between(pool: &Pool, action: &Action) -> Neighbours {
-    let (top, base) = match action {
-        Action::Commit { top, base, .. } => (top, base),
-        Action::Stream { top, gone, .. } => (top, gone),
-        Action::Drop(_) | Action::Keep { .. } => return Neighbours::default(),
-    };
-    Neighbours {
-        overlay: pool.children(&top.id).next().map(|info| info.layer.clone()),
-        below: pool.layers.get(&base.id).and_then(|info| info.backing.clone()),
+impl Doomed {
+    fn look(context: &Context, vm: &Name, record: &Record, name: &Name) -> Result<Self> {
+        let going = record.snapshots.iter().filter(|snapshot| snapshot.name == *name);
+        let disks = going.flat_map(|snapshot| snapshot.config.writable());
+        let layers: Vec<(String, Layer)> = disks.map(|disk| (disk.target.clone(), disk.layer.clone())).collect();
+        Self::at(context, vm, plan::without(record, name), &layers)
     }
-}
 
-fn internal_snapshots(disks: &[DiskActions]) -> Option<u32> {
-    disks.iter().flat_map(|disk| &disk.actions).find_map(|(action, _)| match action {
-        Action::Keep { why: Why::InternalSnapshots(count), .. } => Some(*count),
-        _ => None,
-    })
+    /// What becomes of `layers` when the record of `vm` says `dropped`.
+    fn at(context: &Context, vm: &Name, dropped: Record, layers: &[(String, Layer)]) -> Result<Self> {
+        let ids: Vec<LayerId> = layers.iter().map(|(_, layer)| layer.id.clone()).collect();
+        let neighbours = Bystanders::lock(context, vm, &dropped, &ids)?;
+        // What they did until we had their locks shows in a second look.
+        let pool = bystanders::census(context, vm, &dropped)?;
+        let foreign = neighbours.foreign(&pool)?;
+        let uncertain = pool.uncertainty(vm);
+        let permissions = Permissions { owner: vm, foreign: &foreign, uncertain: uncertain.as_deref() };
+        let plan = |(target, layer): &(String, Layer)| (target.clone(), collapse::plan(&pool, &layer.id, permissions));
+        let disks = layers.iter().map(plan).collect();
+        Ok(Self { pool, dropped, disks, _neighbours: neighbours })
+    }
+
+    /// A layer below `vm` that nobody names, with something that can be done about it.
+    fn hidden(context: &Context, vm: &Name, record: &Record) -> Result<Option<Self>> {
+        let pool = bystanders::census(context, vm, record)?;
+        let volumes = record.snapshots.iter().flat_map(|snapshot| snapshot.config.writable());
+        let mut seen = Vec::new();
+        for disk in record.config.writable().chain(volumes) {
+            for info in pool.chain(&disk.layer.id)? {
+                let id = &info.layer.id;
+                if !pool.uses(id).is_empty() || seen.contains(id) {
+                    continue;
+                }
+                seen.push(id.clone());
+                let doomed = Self::at(context, vm, record.clone(), &[(disk.target.clone(), info.layer.clone())])?;
+                if !doomed.moves().merges.is_empty() {
+                    return Ok(Some(doomed));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn moves(&self) -> Moves {
+        let mut moves = Moves::default();
+        for (target, actions) in &self.disks {
+            moves.add(target, actions, &self.pool);
+        }
+        moves
+    }
+
+    fn outcomes(&self, unmerged: Option<&str>) -> Vec<Outcome> {
+        let planned =
+            self.disks.iter().flat_map(|(target, actions)| actions.iter().map(move |action| (target, action)));
+        planned.map(|(target, action)| outcome(target, action, &self.pool, unmerged)).collect()
+    }
 }
 
 fn outcome(target: &str, action: &Action, pool: &Pool, unmerged: Option<&str>) -> Outcome {

@@ -36,7 +36,8 @@ pub fn show(context: &Context, vm: &Name, snapshot: &Name) -> Result<Row> {
 fn row(context: &Context, record: &Record, snapshot: &Snapshot) -> Row {
     Row {
         current: record.head.as_ref() == Some(&snapshot.name),
-        bytes: bytes(context, &snapshot.config),
+        // An internal one has no layer of its own.
+        bytes: if snapshot.tag().is_some() { 0 } else { bytes(context, &snapshot.config) },
         children: record.children(&snapshot.name).map(|child| child.name.clone()).collect(),
         snapshot: snapshot.clone(),
     }

@@ -3,8 +3,10 @@
 use jiff::Timestamp;
 use uuid::Uuid;
 
+use super::delete::Which;
 use crate::change::{Step, Switched};
 use crate::layer::collapse::Action;
+use crate::layer::pool::Pool;
 use crate::model::{
     Format, Layer, Memory, Merge, MergeKind, Name, RamImage, Record, Snapshot, SnapshotKind, State, VmState,
 };
@@ -39,8 +41,8 @@ pub struct Taking {
     pub expires: Option<Timestamp>,
 }
 
-/// The record after the snapshot, and the steps.
-pub fn take(record: &Record, taking: &Taking) -> (Record, Vec<Step>) {
+/// The record with the snapshot; its layers are still the head's.
+pub fn named(record: &Record, taking: &Taking) -> Record {
     let snapshot = Snapshot {
         name: taking.name.clone(),
         parent: record.head.clone(),
@@ -61,6 +63,12 @@ pub fn take(record: &Record, taking: &Taking) -> (Record, Vec<Step>) {
     let mut after = record.clone();
     after.snapshots.push(snapshot);
     after.head = Some(taking.name.clone());
+    after
+}
+
+/// The record after the snapshot, and the steps.
+pub fn take(record: &Record, taking: &Taking) -> (Record, Vec<Step>) {
+    let mut after = named(record, taking);
     let mut steps = Vec::new();
     let mut switched = Vec::new();
     for disk in after.config.writable_mut() {
@@ -110,10 +118,7 @@ pub struct Reverting {
 
 /// The record after a revert to `snapshot`, and the steps: new overlays on its layers, the old head into the trash.
 pub fn revert(record: &Record, snapshot: &Snapshot, reverting: &Reverting) -> (Record, Vec<Step>) {
-    let mut after = record.clone();
-    after.config = snapshot.config.clone();
-    after.config.generation = Uuid::new_v4();
-    after.head = Some(snapshot.name.clone());
+    let mut after = back_at(record, snapshot);
     let mut steps = Vec::new();
     for disk in after.config.writable_mut() {
         let overlay = Layer::new(Format::Qcow2);
@@ -130,16 +135,25 @@ pub fn revert(record: &Record, snapshot: &Snapshot, reverting: &Reverting) -> (R
     let kept: Vec<&Layer> = after.layers().collect();
     let layers: Vec<Layer> =
         record.config.writable().map(|disk| disk.layer.clone()).filter(|layer| !kept.contains(&layer)).collect();
-    steps.push(Step::Trash {
-        directory: reverting.trash.clone(),
-        what: "revert".to_owned(),
-        layers,
-        before: Box::new(RecordV1::from(record)),
-    });
+    steps.push(trash(record, reverting.trash.clone(), "revert", layers, None));
     if let Some((_, true)) = reverting.memory {
         steps.push(Step::Resume);
     }
     (after, steps)
+}
+
+/// The record with its head's configuration as it was at `snapshot`, layers and all; a generation id is never used twice.
+pub fn back_at(record: &Record, snapshot: &Snapshot) -> Record {
+    let mut after = record.clone();
+    after.config = snapshot.config.clone();
+    after.config.generation = Uuid::new_v4();
+    after.head = Some(snapshot.name.clone());
+    after
+}
+
+/// The step that keeps what a change takes out of use, for `undo`.
+pub fn trash(before: &Record, directory: String, what: &str, layers: Vec<Layer>, way_back: Option<String>) -> Step {
+    Step::Trash { directory, what: what.to_owned(), layers, before: Box::new(RecordV1::from(before)), way_back }
 }
 
 /// The record without `name`: what stood on it stands on its parent.
@@ -157,53 +171,75 @@ pub fn without(record: &Record, name: &Name) -> Record {
     after
 }
 
-/// One disk's actions, with what is needed to carry them out.
-#[derive(Debug, Clone)]
-pub struct DiskActions {
-    /// `vda`, …
-    pub target: String,
-    /// From the collapse planner, with what the merged layers stand between.
-    pub actions: Vec<(Action, Neighbours)>,
-}
-
-/// What a merge happens between.
-#[derive(Debug, Clone, Default)]
-pub struct Neighbours {
-    /// What stands on the upper layer.
-    pub overlay: Option<Layer>,
-    /// What the lower layer stands on.
-    pub below: Option<Layer>,
-}
-
-/// The steps of a removal: drop the name, merge, re-point what was named after a vanished layer, clean up.
-pub fn remove(before: &Record, dropped: &Record, disks: &[DiskActions], running: bool, trash: String) -> Vec<Step> {
-    let mut merges = Vec::new();
-    let mut trashed = Vec::new();
-    for disk in disks {
-        for (action, neighbours) in &disk.actions {
-            let merge = |kind, top: &Layer, base: &Layer, bytes: u64| Merge {
-                target: disk.target.clone(),
-                kind,
-                top: top.clone(),
-                base: base.clone(),
-                below: neighbours.below.clone(),
-                overlay: neighbours.overlay.clone(),
-                bytes,
-            };
-            match action {
-                Action::Drop(layer) => trashed.push(layer.clone()),
-                Action::Commit { top, base, bytes } => merges.push(merge(MergeKind::Commit, top, base, *bytes)),
-                Action::Stream { top, gone, bytes } => merges.push(merge(MergeKind::Stream, top, gone, *bytes)),
-                Action::Keep { .. } => {}
-            }
+/// The snapshots that go when `name` is removed in this way, from the leaves down.
+pub fn victims(record: &Record, name: &Name, which: Which) -> Vec<Name> {
+    if which == Which::Alone {
+        return vec![name.clone()];
+    }
+    // A parent always comes before its children: one pass finds them all.
+    let mut names = vec![name.clone()];
+    for snapshot in &record.snapshots {
+        if snapshot.parent.as_ref().is_some_and(|parent| names.contains(parent)) {
+            names.push(snapshot.name.clone());
         }
     }
+    if which == Which::ChildrenOnly {
+        names.remove(0);
+    }
+    names.reverse();
+    names
+}
+
+/// What becomes of the layers of one VM.
+#[derive(Debug, Clone, Default)]
+pub struct Moves {
+    /// Layers that are merged.
+    pub merges: Vec<Merge>,
+    /// Layers that go into the trash.
+    pub trashed: Vec<Layer>,
+}
+
+impl Moves {
+    /// Adds what the collapse planner has decided for one disk.
+    pub fn add(&mut self, target: &str, actions: &[Action], pool: &Pool) {
+        for action in actions {
+            let (kind, top, base, bytes) = match action {
+                Action::Drop(layer) => {
+                    self.trashed.push(layer.clone());
+                    continue;
+                }
+                Action::Keep { .. } => continue,
+                Action::Commit { top, base, bytes } => (MergeKind::Commit, top, base, *bytes),
+                Action::Stream { top, gone, bytes } => (MergeKind::Stream, top, gone, *bytes),
+            };
+            self.merges.push(Merge {
+                overlay: pool.children(&top.id).next().map(|info| info.layer.clone()),
+                below: pool.layers.get(&base.id).and_then(|info| info.backing.clone()),
+                ..Merge::pair(target, kind, top, base, bytes)
+            });
+        }
+    }
+}
+
+/// The steps that give up names and merge what they leave: save the record without the names, merge, re-point what was named after a
+/// vanished layer, clean up. `dropped` is the record without the names.
+pub fn collapse(
+    before: &Record,
+    dropped: &Record,
+    moves: Moves,
+    running: bool,
+    what: &str,
+    trash: String,
+) -> Vec<Step> {
+    let Moves { merges, trashed } = moves;
     let mut repointed = dropped.clone();
     for merge in merges.iter().filter(|merge| merge.kind == MergeKind::Commit) {
-        repoint(&mut repointed, &merge.top, &merge.base);
+        for gone in merge.vanishing() {
+            repoint(&mut repointed, gone, &merge.base);
+        }
     }
     let switches_head = merges.iter().any(Merge::is_active);
-    let vanishing: Vec<Layer> = merges.iter().map(|merge| merge.vanishing().clone()).collect();
+    let vanishing: Vec<Layer> = merges.iter().flat_map(Merge::vanishing).cloned().collect();
     let mut steps = vec![Step::save(dropped)];
     if !merges.is_empty() {
         steps.push(Step::Merge { merges });
@@ -217,19 +253,14 @@ pub fn remove(before: &Record, dropped: &Record, disks: &[DiskActions], running:
     if !vanishing.is_empty() {
         steps.push(Step::RemoveMerged { layers: vanishing });
     }
-    let images: Vec<RamImage> = before
-        .snapshots
-        .iter()
-        .filter_map(Snapshot::ram_image)
-        .filter(|image| dropped.snapshots.iter().all(|kept| kept.ram_image() != Some(*image)))
-        .cloned()
-        .collect();
+    let named = |image: &RamImage| dropped.snapshots.iter().any(|kept| kept.ram_image() == Some(image));
+    let images: Vec<RamImage> =
+        before.snapshots.iter().filter_map(Snapshot::ram_image).filter(|image| !named(image)).cloned().collect();
     if !images.is_empty() {
         steps.push(Step::RemoveMemory { images });
     }
     if !trashed.is_empty() {
-        let before = Box::new(RecordV1::from(before));
-        steps.push(Step::Trash { directory: trash, what: "snapshot-rm".to_owned(), layers: trashed, before });
+        steps.push(self::trash(before, trash, what, trashed, None));
     }
     steps
 }

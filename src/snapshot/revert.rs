@@ -2,15 +2,16 @@
 //!
 //! Everything is prepared before QEMU is ended, so that a revert that cannot be done leaves the VM as it was.
 
+use super::internal;
 use super::memory;
 use super::plan::{self, Reverting};
 use crate::change::{self, Executor, Plan};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::layer::chain;
-use crate::model::{Name, PointRef, Record, State, VmState};
+use crate::model::{Name, PointRef, Record, Snapshot, State, VmState};
 use crate::qemu::cmdline::How;
-use crate::qemu::qmp::REPLY;
+use crate::qemu::qmp::{Qmp, REPLY};
 use crate::store::Store;
 use crate::vm::{live, open, start, status};
 
@@ -38,9 +39,12 @@ pub struct Request {
 pub async fn revert(context: &Context, vm: &Name, snapshot: &Name, request: Request) -> Result<Name> {
     let (lock, record) = open::open_vm(context, vm, "revert").await?;
     let mut snapshot = record.snapshot(vm, snapshot)?.clone();
-    chain::refresh(&context.store, &mut snapshot.config).map_err(|error| {
-        Error::damaged(format!("snapshot {vm}@{} is damaged", snapshot.name)).because(error.full_message())
-    })?;
+    // What an internal one had for sizes shows when it is back.
+    if snapshot.tag().is_none() {
+        chain::refresh(&context.store, &mut snapshot.config).map_err(|error| {
+            Error::damaged(format!("snapshot {vm}@{} is damaged", snapshot.name)).because(error.full_message())
+        })?;
+    }
     let mut qmp = live::connect_if_running(context, vm).await?;
     let before = match &mut qmp {
         None => State::Stopped,
@@ -55,13 +59,17 @@ pub async fn revert(context: &Context, vm: &Name, snapshot: &Name, request: Requ
         (true, _, _) | (false, _, State::Paused) => Then::Paused,
         (false, _, State::Stopped | State::Crashed) => Then::Stopped,
     });
-    let image = memory.and_then(|memory| memory.image.clone());
-    let reverting = Reverting {
-        live: qmp.is_some(),
-        memory: image.map(|image| (image, then == Then::Running)),
-        trash: Store::trash_name("revert", vm),
+    let trash = Store::trash_name("revert", vm);
+    let (after, steps) = if snapshot.tag().is_some() {
+        refuse_lost_memory(vm, &record, &snapshot, memory.is_some())?;
+        let old_pid = qmp.as_ref().and_then(Qmp::pid);
+        let running = memory.map(|_| then == Then::Running);
+        internal::revert(&record, &internal::Reverting { snapshot: &snapshot, old_pid, memory: running, trash })
+    } else {
+        let image = memory.and_then(|memory| memory.image.clone());
+        let memory = image.map(|image| (image, then == Then::Running));
+        plan::revert(&record, &snapshot, &Reverting { live: qmp.is_some(), memory, trash })
     };
-    let (after, steps) = plan::revert(&record, &snapshot, &reverting);
     if let Some(memory) = memory {
         let planned = Record { config: snapshot.config.clone(), ..after.clone() };
         memory::check(context, vm, &planned, &snapshot, memory)?;
@@ -71,7 +79,7 @@ pub async fn revert(context: &Context, vm: &Name, snapshot: &Name, request: Requ
         drop(executor);
         return Err(start_again(context, vm, &record, before, error).await);
     }
-    if then != Then::Stopped && reverting.memory.is_none() {
+    if then != Then::Stopped && memory.is_none() {
         let how = if then == Then::Paused { How::Paused } else { How::Running };
         start::start_locked(context, vm, &after, how).await.map_err(|error| {
             let point = PointRef { vm: vm.clone(), snapshot: Some(snapshot.name.clone()) };
@@ -80,6 +88,18 @@ pub async fn revert(context: &Context, vm: &Name, snapshot: &Name, request: Requ
         })?;
     }
     Ok(snapshot.name)
+}
+
+/// The memory of an internal snapshot lies in the image, and can be loaded from nowhere else.
+fn refuse_lost_memory(vm: &Name, record: &Record, snapshot: &Snapshot, wanted: bool) -> Result<()> {
+    if !wanted || internal::is_in_head(record, snapshot) {
+        return Ok(());
+    }
+    let point = PointRef { vm: vm.clone(), snapshot: Some(snapshot.name.clone()) };
+    Err(Error::refused(format!(
+        "the memory of {point} lies in a layer that was sealed by a later snapshot, where it cannot be loaded from"
+    ))
+    .hint(format!("take back the disks alone, and let the guest boot: cowhand snapshot revert {point} --cold")))
 }
 
 /// After a revert that failed: a guest that was ended for it boots again, where it was.

@@ -66,6 +66,15 @@ pub fn remove(store: &Store, name: &Name) -> Result<()> {
     }
 }
 
+/// The journal of `name` as it is written; empty when there is none.
+pub fn text(store: &Store, name: &Name) -> Result<String> {
+    let path = store.layout.journal(name);
+    match std::fs::read_to_string(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        other => other.on("read", &path),
+    }
+}
+
 /// The layers that the changes under way in `name` rely on; an unreadable journal is an error, because then nobody knows.
 pub fn pins(store: &Store, name: &Name) -> Result<Vec<Layer>> {
     let path = store.layout.journal(name);

@@ -119,7 +119,12 @@ impl Store {
 
     /// Replaces the record of `name`, atomically and durably.
     pub fn save(&self, name: &Name, record: &Record) -> Result<()> {
-        atomic::write(&self.layout.vm_json(name), &schema::render_record(record)?)
+        self.save_record(&self.layout.vm_json(name), record)
+    }
+
+    /// Writes a record somewhere else, where it is kept for `undo`.
+    pub fn save_record(&self, path: &Path, record: &Record) -> Result<()> {
+        atomic::write(path, &schema::render_record(record)?)
     }
 
     /// The error for a name nobody bears, with the nearest ones that somebody does.

@@ -1,5 +1,5 @@
 //! The trash: what was taken out of use, whole, until it is emptied. One directory per occasion:
-//! `<UTC time>-<what>-<name>/` with `entry.json`, `layers/` and, for a VM, `vm/`.
+//! `<UTC time>-<what>-<name>/` with `entry.json`, `layers/`, `ram/`, the record before (`vm.json`) or all of a removed VM (`vm/`).
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,17 +9,66 @@ use serde::{Deserialize, Serialize};
 
 use super::{Store, atomic, make_directory};
 use crate::error::{Error, IoContext, Result};
-use crate::model::{Layer, Name};
+use crate::model::{Layer, LayerStamp, Name, RamImage};
 
 /// What a directory of the trash says of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
-    /// The verb that put it there: `rm`, `revert`, `snapshot-rm`.
+    /// The verb that put it there: `rm`, `revert`, `set`, `undo`, `snapshot-rm`.
     pub what: String,
     /// The VM it belonged to.
     pub vm: Name,
     /// When.
     pub when: Timestamp,
+    /// The command, in the words of the user.
+    #[serde(default)]
+    pub operation: String,
+    /// The layers in it.
+    #[serde(default)]
+    pub layers: Vec<Layer>,
+    /// What those layers stand on, as it was then: without it they mean nothing.
+    #[serde(default)]
+    pub below: Vec<Stamp>,
+    /// The internal snapshot in the layers of the head that holds what they were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub way_back: Option<String>,
+}
+
+/// A layer's file as it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    /// Which.
+    pub layer: Layer,
+    bytes: u64,
+    modified_ns: i64,
+}
+
+impl From<LayerStamp> for Stamp {
+    fn from(stamp: LayerStamp) -> Self {
+        let modified_ns = i64::try_from(stamp.modified_ns).unwrap_or(i64::MAX);
+        Self { layer: stamp.layer, bytes: stamp.bytes, modified_ns }
+    }
+}
+
+impl From<Stamp> for LayerStamp {
+    fn from(stamp: Stamp) -> Self {
+        Self { layer: stamp.layer, bytes: stamp.bytes, modified_ns: stamp.modified_ns.into() }
+    }
+}
+
+impl Entry {
+    /// An entry for what is about to be put there.
+    pub fn new(what: &str, vm: &Name, operation: &str) -> Self {
+        Self {
+            what: what.to_owned(),
+            vm: vm.clone(),
+            when: Timestamp::now(),
+            operation: operation.to_owned(),
+            layers: Vec::new(),
+            below: Vec::new(),
+            way_back: None,
+        }
+    }
 }
 
 /// A directory of the trash and what it says of itself (`None`: unreadable).
@@ -42,18 +91,39 @@ impl Store {
         format!("{}-{what}-{vm}", now.strftime("%Y%m%dT%H%M%S%3fZ"))
     }
 
-    /// Makes (or finds again) the trash directory `directory`.
-    pub fn open_trash(&self, directory: &str, what: &str, vm: &Name) -> Result<PathBuf> {
+    /// Makes the trash directory `directory`, which says `entry` of itself, or finds it again.
+    pub fn open_trash(&self, directory: &str, entry: &Entry) -> Result<PathBuf> {
         let path = self.layout.trash().join(directory);
         let about = path.join("entry.json");
         if !about.exists() {
             make_directory(&path.join("layers"))?;
-            let entry = Entry { what: what.to_owned(), vm: vm.clone(), when: Timestamp::now() };
             let text =
-                serde_json::to_vec(&entry).map_err(|error| Error::failed("cannot describe trash").because(error))?;
+                serde_json::to_vec(entry).map_err(|error| Error::failed("cannot describe trash").because(error))?;
             atomic::write(&about, &text)?;
         }
         Ok(path)
+    }
+
+    /// Moves a layer out of a trash directory, back into the pool; one that is not in there has been moved already.
+    pub fn restore_layer(&self, trash: &Path, layer: &Layer) -> Result<()> {
+        let from = trash.join("layers").join(layer.file_name());
+        match std::fs::rename(&from, self.layout.layer(layer)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).on("move out of the trash", &from),
+            _ => Ok(()),
+        }
+    }
+
+    /// Moves memory into a trash directory, or back out of it.
+    pub fn move_memory(&self, trash: &Path, image: &RamImage, back: bool) -> Result<()> {
+        let (here, there) = (self.layout.ram(image), trash.join("ram").join(image.file_name()));
+        let (from, to) = if back { (&there, &here) } else { (&here, &there) };
+        if let Some(directory) = to.parent() {
+            make_directory(directory)?;
+        }
+        match std::fs::rename(from, to) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).on("move", from),
+            _ => Ok(()),
+        }
     }
 
     /// Moves a layer into a trash directory; one that is not in the pool any more has been moved already.

@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 
 use command_fds::CommandFdExt;
 
+use super::pidfd::PidFd;
 use crate::error::{Error, Result};
 
 /// How much of a failing program's standard error is kept.
@@ -42,6 +43,38 @@ where
         return Ok(output.stdout);
     }
     Err(Error::qemu(format!("{} failed ({})", program.display(), output.status)).because(tail(&output.stderr)))
+}
+
+/// Runs a program without blocking the caller; `paths` follow `args`, behind `--`. An exit code that is not in `fine` is an error that
+/// quotes its last words. Dropped half-way, the program is killed.
+pub async fn run(program: &Path, args: &[&str], paths: &[&Path], fine: &[i32]) -> Result<Vec<u8>> {
+    let cannot = |source: io::Error| Error::failed(format!("cannot run {}", program.display())).because(source);
+    let mut command = Command::new(program);
+    command.args(args).arg("--").args(paths).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    dies_with_us(&mut command);
+    tracing::debug!(target: "run", "{command:?}");
+    let child = command.spawn().map_err(cannot)?;
+    let _guard = KillOnDrop(PidFd::open(child.id().cast_signed()).map_err(cannot)?);
+    let output = tokio::task::spawn_blocking(move || child.wait_with_output()).await;
+    let output = output.unwrap_or_else(|panic| Err(io::Error::other(panic))).map_err(cannot)?;
+    match output.status.code() {
+        Some(code) if fine.contains(&code) => Ok(output.stdout),
+        _ => {
+            let what = args.first().copied().unwrap_or_default();
+            let name = program.file_name().unwrap_or_default().to_string_lossy();
+            Err(Error::qemu(format!("{name} {what} failed ({})", output.status))
+                .because(format!("\"{}\"", tail(&output.stderr))))
+        }
+    }
+}
+
+struct KillOnDrop(PidFd);
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        // Of one that has ended it is harmless.
+        let _ = self.0.kill();
+    }
 }
 
 /// Runs a program, gives it `input` and returns what it printed; a non-zero exit is an error that quotes it.

@@ -8,8 +8,8 @@ use jiff::Timestamp;
 use crate::change::{self, Executor, Plan, Step};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
-use crate::layer::chain;
-use crate::model::{Layer, LayerStamp, Name, Record, Role};
+use crate::layer::{chain, stamp};
+use crate::model::{Layer, Name, Record, Role};
 use crate::store::{Store, atomic};
 use crate::vm::{open, status};
 
@@ -42,7 +42,7 @@ pub async fn freeze(context: &Context, name: &Name, new_name: Option<&Name>) -> 
     }
     let layers: Vec<Layer> = record.config.volumes().map(|disk| disk.layer.clone()).collect();
     let before = layers.iter().map(|layer| mode(store, layer)).collect::<Result<_>>()?;
-    let stamps = layers.iter().map(|layer| stamp(store, layer)).collect::<Result<_>>()?;
+    let stamps = layers.iter().map(|layer| stamp::of(store, layer)).collect::<Result<_>>()?;
     record.role = Role::Template { frozen: Timestamp::now(), sealed: false, stamps };
     let steps = vec![Step::SetMode { layers, before, mode: MODE }, Step::save(&record)];
     change::run(context, &lock, Plan::new(steps), &mut Executor::with_no_qemu(context, name)).await?;
@@ -60,27 +60,17 @@ fn mode(store: &Store, layer: &Layer) -> Result<u32> {
     Ok(std::fs::metadata(&path).on("read", &path)?.mode() & 0o7777)
 }
 
-fn stamp(store: &Store, layer: &Layer) -> Result<LayerStamp> {
-    let path = store.layout.layer(layer);
-    let about = std::fs::metadata(&path).on("read", &path)?;
-    let modified_ns = i128::from(about.mtime()) * 1_000_000_000 + i128::from(about.mtime_nsec());
-    Ok(LayerStamp { layer: layer.clone(), bytes: about.len(), modified_ns })
-}
-
 /// Refuses a template whose files are not what they were when it was frozen: every clone of it would be wrong.
 pub fn check_untouched(store: &Store, name: &Name, record: &Record) -> Result<()> {
     let Role::Template { stamps, .. } = &record.role else {
         return Ok(());
     };
-    for old in stamps {
-        let now = stamp(store, &old.layer)?;
-        if now != *old {
-            return Err(Error::damaged(format!(
-                "template {name} was changed behind our back: {} is not what it was when the template was made",
-                store.layout.layer(&old.layer).display()
-            ))
-            .hint("make the template anew; clones of it that exist may be damaged"));
-        }
+    match stamp::changed(store, stamps) {
+        None => Ok(()),
+        Some(layer) => Err(Error::damaged(format!(
+            "template {name} was changed behind our back: {} is not what it was when the template was made",
+            store.layout.layer(layer).display()
+        ))
+        .hint("make the template anew; clones of it that exist may be damaged")),
     }
-    Ok(())
 }

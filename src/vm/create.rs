@@ -146,9 +146,10 @@ pub async fn create(context: &Context, name: &Name, request: &Request) -> Result
         })
         .collect();
     let nvram = uefi.map(|uefi| {
-        let layer = Layer::new(Format::Raw);
+        // qcow2 from the beginning, so that internal snapshots have it, too.
+        let layer = Layer::new(Format::Qcow2);
         let virtual_bytes = uefi.variables.metadata().map_or(0, |about| about.len());
-        steps.push(Step::CopyFile { from: uefi.variables, layer: layer.clone() });
+        steps.push(Step::WrapFile { from: uefi.variables, layer: layer.clone() });
         Disk { target: "nvram".to_owned(), layer, virtual_bytes, read_only: false }
     });
     let record = Record {

@@ -4,7 +4,8 @@ use super::{create, live, open, status};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::model::{KernelBoot, Name, Nic, Record, parse_size};
-use crate::store::atomic;
+use crate::store::trash::Entry;
+use crate::store::{Store, atomic};
 
 /// The keys of [`set`], for messages and help.
 pub const KEYS: &str = "memory, cpus, cpu, kernel, initrd, append, ports, tag.KEY";
@@ -27,6 +28,7 @@ pub async fn rename(context: &Context, old: &Name, new: &Name) -> Result<()> {
 /// Changes the configuration of a stopped VM: all of `changes` (`KEY=VALUE`), or none.
 pub async fn set(context: &Context, name: &Name, changes: &[String]) -> Result<()> {
     let (_lock, mut record) = open::open_vm(context, name, "change").await?;
+    let before = record.clone();
     refuse_running(context, name, "change")?;
     for change in changes {
         let (key, value) = change
@@ -39,7 +41,14 @@ pub async fn set(context: &Context, name: &Name, changes: &[String]) -> Result<(
     if let Some(boot) = &config.kernel {
         create::check_kernel(boot)?;
     }
-    context.store.save(name, &record)
+    if record == before {
+        return Ok(());
+    }
+    // For `undo`.
+    let store = &context.store;
+    let trash = store.open_trash(&Store::trash_name("set", name), &Entry::new("set", name, &context.operation))?;
+    store.save_record(&trash.join("vm.json"), &before)?;
+    store.save(name, &record)
 }
 
 fn apply(record: &mut Record, key: &str, value: &str) -> Result<()> {
@@ -91,7 +100,7 @@ fn boot(record: &mut Record, create: bool) -> Result<&mut KernelBoot> {
         .ok_or_else(|| Error::usage("it boots from its firmware, not from a kernel").hint("say kernel=FILE first"))
 }
 
-fn refuse_running(context: &Context, name: &Name, doing: &str) -> Result<()> {
+pub(super) fn refuse_running(context: &Context, name: &Name, doing: &str) -> Result<()> {
     if status::is_running(context, name)? {
         return Err(Error::refused(format!("cannot {doing} {name} while it runs"))
             .hint(format!("stop it first: cowhand stop {name}")));

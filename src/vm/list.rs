@@ -10,10 +10,10 @@ use uuid::Uuid;
 
 use super::status::{self, Status};
 use crate::context::Context;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::layer::chain;
 use crate::layer::pool::{Pool, Use};
-use crate::model::{Chain, Format, Layer, LayerId, Name, Record};
+use crate::model::{Chain, Config, Disk, Format, Layer, LayerId, Name, Record};
 use crate::qemu::qmp::{GLANCE, Qmp};
 use crate::store::Store;
 
@@ -69,7 +69,7 @@ pub async fn list(context: &Context) -> Result<Vec<Row>> {
 }
 
 /// Why a record cannot be read, without the path everybody knows.
-fn reason(error: &crate::error::Error) -> String {
+fn reason(error: &Error) -> String {
     let full = error.full_message();
     match full.split_once("vm.json: ") {
         Some((_, why)) => format!("vm.json {why}"),
@@ -217,10 +217,14 @@ pub fn chains(context: &Context, name: &Name, target: Option<&str>) -> Result<Ve
 }
 
 /// The disk `target` of a VM, or an error that names those it has.
-pub fn disk<'a>(name: &Name, record: &'a Record, target: &str) -> Result<&'a crate::model::Disk> {
-    record.config.volumes().find(|disk| disk.target == target).ok_or_else(|| {
-        let known: Vec<&str> = record.config.volumes().map(|disk| disk.target.as_str()).collect();
-        crate::error::Error::not_found(format!("{name} has no disk {target}"))
-            .hint(format!("it has: {}", known.join(", ")))
+pub fn disk<'a>(name: &Name, record: &'a Record, target: &str) -> Result<&'a Disk> {
+    disk_of(name, &record.config, target)
+}
+
+/// The same, of a configuration.
+pub fn disk_of<'a>(name: &Name, config: &'a Config, target: &str) -> Result<&'a Disk> {
+    config.volumes().find(|disk| disk.target == target).ok_or_else(|| {
+        let known: Vec<&str> = config.volumes().map(|disk| disk.target.as_str()).collect();
+        Error::not_found(format!("{name} has no disk {target}")).hint(format!("it has: {}", known.join(", ")))
     })
 }

@@ -2,6 +2,7 @@
 
 pub mod create;
 pub mod edit;
+pub mod gc;
 pub mod list;
 pub mod live;
 pub mod open;
@@ -9,3 +10,4 @@ pub mod remove;
 pub mod start;
 pub mod status;
 pub mod stop;
+pub mod undo;

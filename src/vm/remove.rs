@@ -4,7 +4,9 @@ use super::{live, open, status, stop};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::layer::pool::Pool;
-use crate::model::{Layer, LayerId, Name, Record, human};
+use crate::layer::stamp;
+use crate::model::{Layer, LayerId, Name, Record, Snapshot};
+use crate::store::trash::{Entry, Stamp};
 use crate::store::{Store, StoreLock, atomic};
 
 /// What may be removed.
@@ -99,7 +101,8 @@ async fn refuse(context: &Context, name: &Name, record: &Record, dependents: &[N
     };
     let names: Vec<String> = dependents.iter().map(Name::to_string).collect();
     Error::refused(format!("{kind} {name} is the base of {count}: {}", shown.join(", ")))
-        .hint(format!("remove them first: cowhand rm {}", names.join(" ")))
+        .hint(format!("cowhand flatten {}    makes them independent of it", names.join(" ")))
+        .hint(format!("or remove them first: cowhand rm {}", names.join(" ")))
         .hint(format!("or all together: cowhand {verb} {name} --cascade"))
         .dependents(names)
 }
@@ -123,7 +126,7 @@ async fn remove_broken(context: &Context, name: &Name) -> Result<Vec<Name>> {
             Error::refused(format!("{name} is running")).hint(format!("stop it first: cowhand stop --force {name}"))
         );
     }
-    let trash = store.open_trash(&Store::trash_name("rm", name), "rm", name)?;
+    let trash = store.open_trash(&Store::trash_name("rm", name), &Entry::new("rm", name, &context.operation))?;
     let directory = store.layout.vm(name);
     std::fs::rename(&directory, trash.join("vm")).on("move to the trash", &directory)?;
     atomic::sync_directory(&store.layout.vms())?;
@@ -137,13 +140,22 @@ async fn remove_one(context: &Context, _: &StoreLock, name: &Name) -> Result<()>
         stop::quit(context, name, qmp).await?;
     }
     let layers = freed(context, name, &record)?;
-    let trash = store.open_trash(&Store::trash_name("rm", name), "rm", name)?;
+    let mut entry = Entry::new("rm", name, &context.operation);
+    entry.layers.clone_from(&layers);
+    for layer in &layers {
+        entry.below.extend(stamp::below(store, layer).unwrap_or_default().into_iter().map(Stamp::from));
+    }
+    entry.below.retain(|stamp| !layers.contains(&stamp.layer));
+    let trash = store.open_trash(&Store::trash_name("rm", name), &entry)?;
     let directory = store.layout.vm(name);
     std::fs::rename(&directory, trash.join("vm")).on("move to the trash", &directory)?;
     atomic::sync_directory(&store.layout.vms())?;
     // From here on it is gone; a layer that stays in the pool now is unnamed, and `gc` finds it.
     for layer in &layers {
         store.trash_layer(&trash, layer)?;
+    }
+    for image in record.snapshots.iter().filter_map(Snapshot::ram_image) {
+        store.move_memory(&trash, image, false)?;
     }
     atomic::sync_directory(&store.layout.layers())
 }
@@ -171,69 +183,4 @@ fn freed(context: &Context, name: &Name, record: &Record) -> Result<Vec<Layer>> 
         pool.layers.remove(&id);
     }
     Ok(freed)
-}
-
-/// What `gc` found and removed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Collected {
-    /// The directory of the trash, or the layer.
-    pub what: String,
-    /// Bytes on disk.
-    pub bytes: u64,
-}
-
-/// Empties the trash of what has been there for longer than `age`, after moving layers that nobody names into it.
-pub async fn collect(context: &Context, age: std::time::Duration, dry_run: bool) -> Result<Vec<Collected>> {
-    let store = &context.store;
-    let store_lock = store.lock(context).await?;
-    if !dry_run {
-        crate::change::recover::sweep(context, &store_lock).await?;
-    }
-    let now = jiff::Timestamp::now();
-    let mut collected = Vec::new();
-    for found in store.list_trash()? {
-        // A clock that was set back is no reason to keep things for ever.
-        let old = found.when > now || now.duration_since(found.when).unsigned_abs() >= age;
-        if !old {
-            continue;
-        }
-        let what = found.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if !dry_run {
-            std::fs::remove_dir_all(&found.path).on("remove", &found.path)?;
-        }
-        collected.push(Collected { what, bytes: found.bytes });
-    }
-    // What is found now goes at the next time: so there is one, should it have been a mistake.
-    if !dry_run {
-        trash_orphans(context)?;
-    }
-    Ok(collected)
-}
-
-/// Layers that nobody names and nobody stands on, left by commands that died. Not while a record cannot be read: it might
-/// name them.
-fn trash_orphans(context: &Context) -> Result<()> {
-    let store = &context.store;
-    let mut pool = Pool::scan(store)?;
-    let name: Name = "orphans".parse()?;
-    if let Some(why) = pool.uncertainty(&name) {
-        context.ui.warn(&format!("layers that seem unused are kept: {why}"));
-        return Ok(());
-    }
-    let mut trash = None;
-    loop {
-        let unused = |id: &LayerId| pool.uses(id).is_empty() && pool.children(id).next().is_none();
-        let Some(id) = pool.layers.keys().find(|id| unused(id)).cloned() else {
-            return Ok(());
-        };
-        let Some(info) = pool.layers.remove(&id) else {
-            return Ok(());
-        };
-        let directory = match &trash {
-            Some(directory) => directory,
-            None => trash.insert(store.open_trash(&Store::trash_name("gc", &name), "gc", &name)?),
-        };
-        store.trash_layer(directory, &info.layer)?;
-        context.ui.note(&format!("layer {} ({}) was used by nobody", info.layer, human(info.allocated_bytes)));
-    }
 }

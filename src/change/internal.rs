@@ -1,0 +1,125 @@
+//! The steps of internal snapshots: inside qcow2 images, by the running QEMU (`snapshot-save`, `-load`, `-delete`) or by `qemu-img`.
+
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use super::apply::Executor;
+use crate::error::{Error, Result};
+use crate::model::{Layer, Record};
+use crate::qemu::cmdline::How;
+use crate::qemu::img::Img;
+use crate::qemu::qmp::jobs::Milestone;
+use crate::qemu::qmp::{Qmp, REPLY};
+use crate::store::schema::RecordV1;
+use crate::ui::Task;
+use crate::vm::{start, stop};
+
+impl Executor<'_> {
+    pub(super) async fn internal_save(&mut self, tag: &str, layers: &[Layer], live: bool) -> Result<()> {
+        if !live {
+            let missing = self.without(layers, tag).await?;
+            for layer in &missing {
+                Img::find(self.context)?.snapshot(&self.context.store.layout.layer(layer), tag).await?;
+            }
+            return Ok(());
+        }
+        let task = self.context.ui.task(&format!("{}: saving memory and disks", self.name), 0);
+        let began = Instant::now();
+        let qmp = self.live().await?;
+        let running = qmp.status(REPLY).await?.running;
+        job(qmp, "snapshot-save", tag, layers, &*task).await?;
+        // The guest stands still while it is saved; QEMU lets it go on by itself.
+        if running {
+            self.report.paused = Some(began.elapsed());
+        }
+        Ok(())
+    }
+
+    pub(super) async fn internal_revert(
+        &mut self,
+        tag: &str,
+        layers: &[Layer],
+        memory: Option<&RecordV1>,
+    ) -> Result<()> {
+        let Some(record) = memory else {
+            for layer in layers {
+                Img::find(self.context)?.apply(&self.context.store.layout.layer(layer), tag).await?;
+            }
+            return Ok(());
+        };
+        let record = Record::try_from(record.clone())?;
+        let mut qmp = start::start_locked(self.context, &self.name, &record, How::Paused).await?;
+        let task = self.context.ui.task(&format!("{}: loading memory and disks", self.name), 0);
+        if let Err(error) = job(&mut qmp, "snapshot-load", tag, layers, &*task).await {
+            stop::quit(self.context, &self.name, qmp).await?;
+            return Err(error);
+        }
+        self.qmp = Some(qmp);
+        Ok(())
+    }
+
+    /// The way back from [`Self::internal_revert`]; where that never began, the QEMU from before still runs, or the way back is not there.
+    pub(super) async fn internal_back(&mut self, back: &str, layers: &[Layer], old_pid: Option<i32>) -> Result<()> {
+        if let Some(qmp) = self.qmp().await? {
+            if qmp.pid() == old_pid {
+                return Ok(());
+            }
+            if let Some(qmp) = self.qmp.take() {
+                stop::quit(self.context, &self.name, qmp).await?;
+            }
+        }
+        if !self.without(layers, back).await?.is_empty() {
+            return Ok(());
+        }
+        for layer in layers {
+            Img::find(self.context)?.apply(&self.context.store.layout.layer(layer), back).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn internal_delete(&mut self, tag: &str, layers: &[Layer]) -> Result<()> {
+        let missing = self.without(layers, tag).await?;
+        let there: Vec<Layer> = layers.iter().filter(|layer| !missing.contains(layer)).cloned().collect();
+        if there.is_empty() {
+            return Ok(());
+        }
+        if let Some(qmp) = self.qmp().await? {
+            return job(qmp, "snapshot-delete", tag, &there, &crate::ui::Silent).await;
+        }
+        for layer in &there {
+            Img::find(self.context)?.delete(&self.context.store.layout.layer(layer), tag).await?;
+        }
+        Ok(())
+    }
+
+    /// Those of `layers` that do not carry an internal snapshot called `tag`.
+    async fn without(&self, layers: &[Layer], tag: &str) -> Result<Vec<Layer>> {
+        let img = Img::find(self.context)?;
+        let mut missing = Vec::new();
+        for layer in layers {
+            let info = img.info(&self.context.store.layout.layer(layer), layer.format).await?;
+            if info.snapshots.iter().all(|inner| inner.name != tag) {
+                missing.push(layer.clone());
+            }
+        }
+        Ok(missing)
+    }
+}
+
+/// Runs one of QEMU's snapshot jobs on all `layers`; the first one holds the memory.
+async fn job(qmp: &mut Qmp, command: &str, tag: &str, layers: &[Layer], task: &dyn Task) -> Result<()> {
+    let id = format!("cw-{command}");
+    let devices: Vec<String> = layers.iter().map(Layer::node).collect();
+    let mut arguments = json!({"job-id": id, "tag": tag, "devices": devices});
+    if command != "snapshot-delete" {
+        arguments["vmstate"] = devices.first().cloned().unwrap_or_default().into();
+    }
+    // What an earlier attempt has left of its job.
+    if qmp.job(&id).await?.is_some_and(|old| old.status == "concluded") {
+        qmp.dismiss_job(&id).await?;
+    }
+    qmp.call::<Value>(command, arguments).await?;
+    qmp.wait_for_job(&id, Milestone::Concluded, task).await.map_err(Error::from)?;
+    Ok(qmp.dismiss_job(&id).await?)
+}

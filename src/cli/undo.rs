@@ -1,0 +1,52 @@
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::App;
+use crate::error::Result;
+use crate::model::{Name, human};
+use crate::output::{table, time};
+use crate::vm::undo::{self, Undoable};
+
+/// Take back the last revert, reset, rm or set
+///
+/// What they put out of use lies in the trash until `gc`. Several can be taken back, one after another, the last one first. A VM that runs
+/// is ended for it and boots again.
+#[derive(Debug, Args)]
+pub struct Undo {
+    /// Whose [default: the last one of all VMs]
+    vm: Option<Name>,
+    /// Only show what can be taken back, the last one first
+    #[arg(long)]
+    list: bool,
+}
+
+impl Undo {
+    pub async fn run(self, app: &App) -> Result<()> {
+        if self.list {
+            let rows = undo::list(&app.context, self.vm.as_ref())?;
+            app.printer.result(&table::undoables(&rows), &Value::Array(rows.iter().map(entry).collect()));
+            return Ok(());
+        }
+        let done = undo::undo(&app.context, self.vm.as_ref()).await?;
+        let text = format!(
+            "took back `{}` of {} ({})",
+            done.entry.operation,
+            time::minute(done.entry.when),
+            human(done.bytes)
+        );
+        app.printer.done(&text, &entry(&done));
+        Ok(())
+    }
+}
+
+fn entry(row: &Undoable) -> Value {
+    json!({
+        "vm": row.vm,
+        "what": row.entry.what,
+        "operation": row.entry.operation,
+        "when": time::rfc3339(row.entry.when),
+        "bytes": row.bytes,
+        "possible": row.obstacle.is_none(),
+        "reason": row.obstacle,
+    })
+}

@@ -1,0 +1,88 @@
+//! Checking the images below a VM: every layer of every chain (`qemu-img check`), which shows at the same time that the chain is whole.
+
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::layer::chain;
+use crate::model::{Format, Layer, Name};
+use crate::qemu::img::{Checked, Img};
+use crate::vm::{list, open, status};
+
+/// What was found in one layer.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// The disk.
+    pub target: String,
+    /// The layer.
+    pub layer: Layer,
+    /// What `qemu-img check` says; `None`: the format has nothing to check.
+    pub checked: Option<Checked>,
+    /// It is written to while it is looked at: clusters may seem to leak.
+    pub in_use: bool,
+}
+
+/// Checks the disks of `vm`, or the one called `target`. With `repair`, puts right the active layer of a stopped VM.
+pub async fn check(context: &Context, vm: &Name, target: Option<&str>, repair: bool) -> Result<Vec<Found>> {
+    let (_lock, record) = match repair {
+        true => {
+            let (lock, record) = open::open_vm(context, vm, "repair").await?;
+            (Some(lock), record)
+        }
+        // Only looks.
+        false => (None, context.store.load(vm)?),
+    };
+    if let Some(target) = target {
+        list::disk(vm, &record, target)?;
+    }
+    let running = status::is_running(context, vm)?;
+    if repair && running {
+        return Err(Error::refused(format!("{vm} is running: its images cannot be repaired"))
+            .hint(format!("stop it first: cowhand stop {vm}")));
+    }
+    let img = Img::find(context)?;
+    let mut found = Vec::new();
+    for disk in record.config.volumes().filter(|disk| target.is_none_or(|target| disk.target == target)) {
+        let chain = chain::of_disk(&context.store, disk)?;
+        for (depth, link) in chain.links().iter().enumerate() {
+            let in_use = running && depth == 0 && !disk.read_only;
+            let checked = match link.layer.format {
+                Format::Raw => None,
+                format => Some(img.check(&link.path, format, true, repair && depth == 0).await?),
+            };
+            found.push(Found { target: disk.target.clone(), layer: link.layer.clone(), checked, in_use });
+        }
+    }
+    Ok(found)
+}
+
+impl Found {
+    /// Is data lost, or may it be?
+    pub fn is_damaged(&self) -> bool {
+        self.checked.as_ref().is_some_and(|checked| {
+            !self.in_use && (checked.corruptions > checked.corruptions_fixed || checked.errors > 0)
+        })
+    }
+
+    /// In words.
+    pub fn words(&self) -> String {
+        let Some(checked) = &self.checked else { return "nothing to check (raw)".to_owned() };
+        let mut words = Vec::new();
+        if checked.corruptions > 0 {
+            words.push(format!("{} corruptions", checked.corruptions));
+        }
+        if checked.leaks > 0 {
+            words.push(format!("{} leaked clusters (space, not data)", checked.leaks));
+        }
+        if checked.errors > 0 {
+            words.push(format!("{} places that could not be read", checked.errors));
+        }
+        let fixed = checked.corruptions_fixed + checked.leaks_fixed;
+        if fixed > 0 {
+            words.push(format!("{fixed} put right"));
+        }
+        match (words.is_empty(), self.in_use) {
+            (true, _) => "sound".to_owned(),
+            (false, true) => format!("{}, seen while it is written to", words.join(", ")),
+            (false, false) => words.join(", "),
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! `disk commit`, `disk stream` and `flatten`: merging layers because a user says so, running or stopped.
+
+use super::plan::{self, Subject};
+use crate::change::{self, Executor, Plan, Report};
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::layer::collapse::{self, Permissions};
+use crate::layer::pool::LayerInfo;
+use crate::model::{LayerId, Merge, Name, Record, human};
+use crate::qemu::qmp::REPLY;
+use crate::snapshot::bystanders::{self, Bystanders};
+use crate::snapshot::plan::{Moves, collapse as steps, without};
+use crate::store::{Store, VmLock};
+use crate::vm::{list, live, open};
+
+/// What was, or would be, done.
+#[derive(Debug, Clone, Default)]
+pub struct Merged {
+    /// The merges, of other disks, too, whose layers lost their names.
+    pub merges: Vec<Merge>,
+    /// Snapshots that were given up.
+    pub given_up: Vec<Name>,
+}
+
+/// Commits `top` (the active layer) of a disk into `base` (the layer below).
+pub async fn commit(
+    context: &Context,
+    vm: &Name,
+    target: &str,
+    top: Option<&str>,
+    base: Option<&str>,
+    dry_run: bool,
+) -> Result<Merged> {
+    let (lock, record) = open::open_vm(context, vm, "merge layers of").await?;
+    let disk = list::disk(vm, &record, target)?.clone();
+    // Whoever stands on any layer of the chain could be hurt.
+    let pool = bystanders::census(context, vm, &record)?;
+    let ids: Vec<LayerId> = pool.chain(&disk.layer.id)?.iter().map(|info| info.layer.id.clone()).collect();
+    let nameless = Record { snapshots: Vec::new(), head: None, ..record.clone() };
+    let neighbours = Bystanders::lock(context, vm, &nameless, &ids)?;
+    let pool = bystanders::census(context, vm, &record)?;
+    let foreign = neighbours.foreign(&pool)?;
+    let uncertain = pool.uncertainty(vm);
+    let permissions = Permissions { owner: vm, foreign: &foreign, uncertain: uncertain.as_deref() };
+    let chain: Vec<&LayerInfo> = pool.chain(&disk.layer.id)?;
+    let subject = Subject { vm, record: &record, target, chain: &chain };
+    let top = top.map(|top| subject.place(top)).transpose()?.unwrap_or(0);
+    let base = base.map(|base| subject.place(base)).transpose()?;
+    let wanted = plan::commit(&pool, subject, top, base, permissions)?;
+    let dropped = wanted.given_up.iter().fold(record.clone(), |record, name| without(&record, name));
+    // The snapshots that are given up leave layers of other disks without a name.
+    let mut moves = Moves { merges: vec![wanted.merge], trashed: Vec::new() };
+    let after = bystanders::census(context, vm, &dropped)?;
+    for name in &wanted.given_up {
+        for disk in record.snapshot(vm, name)?.config.writable().filter(|disk| disk.target != target) {
+            moves.add(&disk.target, &collapse::plan(&after, &disk.layer.id, permissions), &after);
+        }
+    }
+    let merged = Merged { merges: moves.merges.clone(), given_up: wanted.given_up };
+    if !dry_run {
+        carry_out(context, &lock, &record, &dropped, moves, "disk-commit").await?;
+    }
+    Ok(merged)
+}
+
+/// Copies what lies between the active layer of a disk and `base` into the active layer; without a base, everything.
+pub async fn stream(context: &Context, vm: &Name, target: &str, base: Option<&str>, dry_run: bool) -> Result<Merged> {
+    let (lock, record) = open::open_vm(context, vm, "merge layers of").await?;
+    let pool = bystanders::census(context, vm, &record)?;
+    let disk = list::disk(vm, &record, target)?;
+    let chain: Vec<&LayerInfo> = pool.chain(&disk.layer.id)?;
+    let subject = Subject { vm, record: &record, target, chain: &chain };
+    let base = base.map(|base| subject.place(base)).transpose()?;
+    let merge = plan::stream(&pool, subject, base)?;
+    finish_streams(context, &lock, &record, merge.into_iter().collect(), dry_run).await
+}
+
+/// Makes the disks of `vm` (or the one called `target`) stand on nothing, all at once.
+pub async fn flatten(context: &Context, vm: &Name, target: Option<&str>, dry_run: bool) -> Result<Merged> {
+    let (lock, record) = open::open_vm(context, vm, "flatten").await?;
+    if let Some(target) = target {
+        list::disk(vm, &record, target)?;
+    }
+    let pool = bystanders::census(context, vm, &record)?;
+    let mut merges = Vec::new();
+    for disk in record.config.writable().filter(|disk| target.is_none_or(|target| disk.target == target)) {
+        let chain: Vec<&LayerInfo> = pool.chain(&disk.layer.id)?;
+        let subject = Subject { vm, record: &record, target: &disk.target, chain: &chain };
+        merges.extend(plan::stream(&pool, subject, None)?);
+    }
+    finish_streams(context, &lock, &record, merges, dry_run).await
+}
+
+async fn finish_streams(
+    context: &Context,
+    lock: &VmLock,
+    record: &Record,
+    merges: Vec<Merge>,
+    dry_run: bool,
+) -> Result<Merged> {
+    let merged = Merged { merges: merges.clone(), given_up: Vec::new() };
+    if !dry_run && !merges.is_empty() {
+        let moves = Moves { merges, trashed: Vec::new() };
+        carry_out(context, lock, record, record, moves, "disk-stream").await?;
+    }
+    Ok(merged)
+}
+
+async fn carry_out(
+    context: &Context,
+    lock: &VmLock,
+    record: &Record,
+    dropped: &Record,
+    moves: Moves,
+    what: &str,
+) -> Result<Report> {
+    let vm = lock.name();
+    let mut qmp = live::connect_if_running(context, vm).await?;
+    let running = match &mut qmp {
+        Some(qmp) => {
+            live::refuse_job(vm, qmp).await?;
+            qmp.status(REPLY).await?.running
+        }
+        None => false,
+    };
+    let bytes: u64 = moves.merges.iter().map(|merge| merge.bytes).sum();
+    let steps = steps(record, dropped, moves, running, what, Store::trash_name(what, vm));
+    let report = change::run(context, lock, Plan::new(steps), &mut Executor::with(context, vm, qmp)).await?;
+    match &report.unmerged {
+        None => Ok(report),
+        Some(why) => Err(Error::qemu(format!("the layers of {vm} could not be merged ({})", human(bytes)))
+            .hint("every layer holds what it held; after the cause is mended, run the command again")
+            .because(why.clone())),
+    }
+}

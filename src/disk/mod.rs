@@ -1,0 +1,6 @@
+//! Disks of a VM, by hand: merge layers, grow them, check them. [`plan`] decides and is pure, the others act.
+
+pub mod check;
+pub mod merge;
+pub mod plan;
+pub mod resize;

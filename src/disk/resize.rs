@@ -1,0 +1,86 @@
+//! Changing the size of a disk: of a running VM by QMP `block_resize`, else in the offline engine.
+
+use crate::change::{self, Executor, Plan, Step};
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::layer::{chain, pool};
+use crate::model::{Format, Name, Record, human};
+use crate::qemu::img::Img;
+use crate::vm::{list, live, open};
+
+/// What was done, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resized {
+    /// The size before.
+    pub before: u64,
+    /// The size now.
+    pub after: u64,
+}
+
+/// Gives the disk `target` of `vm` the size `bytes`. Making it smaller has to be asked for, and is refused where data would be cut off.
+pub async fn resize(context: &Context, vm: &Name, target: &str, bytes: u64, shrink: bool) -> Result<Resized> {
+    let (lock, mut record) = open::open_vm(context, vm, "resize a disk of").await?;
+    chain::refresh(&context.store, &mut record.config)?;
+    let disk = list::disk(vm, &record, target)?.clone();
+    if target == "nvram" || disk.read_only {
+        return Err(Error::refused(format!("{target} of {vm} cannot be resized: its size is the machine's business")));
+    }
+    if bytes == 0 || !bytes.is_multiple_of(512) {
+        return Err(Error::usage(format!("{bytes} bytes are not a whole number of 512-byte sectors")));
+    }
+    if !matches!(disk.layer.format, Format::Raw | Format::Qcow2) {
+        return Err(Error::refused(format!("{target} of {vm} is {}, which cannot be resized", disk.layer.format))
+            .hint(format!("take a snapshot first, on which it goes on as qcow2: cowhand snapshot create {vm}")));
+    }
+    let resized = Resized { before: disk.virtual_bytes, after: bytes };
+    let mut qmp = live::connect_if_running(context, vm).await?;
+    if let Some(qmp) = &mut qmp {
+        live::refuse_job(vm, qmp).await?;
+    }
+    if bytes < disk.virtual_bytes {
+        refuse_shrinking(context, vm, &record, target, bytes, shrink, qmp.is_some()).await?;
+    }
+    let mut after = record.clone();
+    for disk in after.config.disks.iter_mut().filter(|disk| disk.target == target) {
+        disk.virtual_bytes = bytes;
+    }
+    let steps = vec![
+        Step::Resize { target: target.to_owned(), layer: disk.layer, before: disk.virtual_bytes, after: bytes },
+        Step::save(&after),
+    ];
+    if bytes != disk.virtual_bytes {
+        change::run(context, &lock, Plan::new(steps), &mut Executor::with(context, vm, qmp)).await?;
+    }
+    Ok(resized)
+}
+
+async fn refuse_shrinking(
+    context: &Context,
+    vm: &Name,
+    record: &Record,
+    target: &str,
+    bytes: u64,
+    shrink: bool,
+    running: bool,
+) -> Result<()> {
+    let disk = list::disk(vm, record, target)?;
+    let path = context.store.layout.layer(&disk.layer);
+    let used = Img::find(context)?.end_of_data(&path, disk.layer.format).await?;
+    let what = format!("{target} of {vm} has {} and would have {}", human(disk.virtual_bytes), human(bytes));
+    if used > bytes {
+        return Err(Error::refused(format!("{what}: its data reaches up to {} ({used} bytes)", human(used)))
+            .hint("shrink the file systems and partitions in the guest first; their unused blocks have to be discarded (fstrim), too"));
+    }
+    if !shrink {
+        return Err(Error::refused(format!("{what}: a guest may count on what it has"))
+            .hint("if you mean it, and the partition table ends before that: --shrink"));
+    }
+    if running {
+        return Err(Error::refused(format!("{what}: that cannot be done while it runs"))
+            .hint(format!("stop it first: cowhand stop {vm}")));
+    }
+    if pool::inspect(&context.store, &disk.layer)?.internal_snapshots > 0 {
+        return Err(Error::refused(format!("{what}: its layer carries internal snapshots of the larger size")));
+    }
+    Ok(())
+}

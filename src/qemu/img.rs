@@ -1,0 +1,160 @@
+//! `qemu-img`, for what block jobs cannot do while no VM runs: internal snapshots, checking, converting, mapping. Formats are always named.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::probe;
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::model::Format;
+use crate::sys::command;
+
+/// The program.
+pub struct Img(PathBuf);
+
+/// What `qemu-img info` says.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Info {
+    /// QEMU's name for the format.
+    pub format: String,
+    /// The size the guest sees, in bytes.
+    #[serde(rename = "virtual-size")]
+    pub virtual_bytes: u64,
+    /// Bytes on disk.
+    #[serde(rename = "actual-size", default)]
+    pub allocated_bytes: u64,
+    /// The backing file, as the image spells it.
+    #[serde(rename = "backing-filename", default)]
+    pub backing: Option<String>,
+    /// The backing file's format, where the image says.
+    #[serde(rename = "backing-filename-format", default)]
+    pub backing_format: Option<String>,
+    /// The internal snapshots.
+    #[serde(default)]
+    pub snapshots: Vec<Inner>,
+    /// It is encrypted.
+    #[serde(default)]
+    pub encrypted: bool,
+}
+
+/// An internal snapshot, as the image has it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Inner {
+    /// QEMU's number for it.
+    pub id: String,
+    /// Its tag.
+    pub name: String,
+    /// Bytes of memory and device state; 0: disk only.
+    #[serde(rename = "vm-state-size", default)]
+    pub vm_state_bytes: u64,
+    /// Seconds since 1970.
+    #[serde(rename = "date-sec", default)]
+    pub created: i64,
+}
+
+/// What `qemu-img check` found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct Checked {
+    /// Clusters that are wrong: data may be lost.
+    #[serde(default)]
+    pub corruptions: u64,
+    /// Clusters nobody uses: space, not data.
+    #[serde(default)]
+    pub leaks: u64,
+    /// What could not be looked at.
+    #[serde(rename = "check-errors", default)]
+    pub errors: u64,
+    /// What was put right.
+    #[serde(rename = "corruptions-fixed", default)]
+    pub corruptions_fixed: u64,
+    /// What was put right.
+    #[serde(rename = "leaks-fixed", default)]
+    pub leaks_fixed: u64,
+}
+
+#[derive(Deserialize)]
+struct Extent {
+    start: u64,
+    length: u64,
+    data: bool,
+    #[serde(default)]
+    zero: bool,
+}
+
+impl Img {
+    /// The one that belongs to the system emulator of the settings, or the one in the search path.
+    pub fn find(context: &Context) -> Result<Self> {
+        let beside = probe::Probe::get(context).ok().and_then(|probe| {
+            let path = probe.path.parent()?.join("qemu-img");
+            command::find(&path, &context.settings.search_path)
+        });
+        beside
+            .or_else(|| command::find(Path::new("qemu-img"), &context.settings.search_path))
+            .map(Self)
+            .ok_or_else(|| Error::failed("qemu-img is not in PATH").hint("install it (apt-get install qemu-utils)"))
+    }
+
+    /// `qemu-img info`, also of an image in use.
+    pub async fn info(&self, path: &Path, format: Format) -> Result<Info> {
+        let text = self.run(["info", "-U", "--output=json", "-f", format.as_str()], &[path]).await?;
+        decode(&text)
+    }
+
+    /// Makes an internal snapshot.
+    pub async fn snapshot(&self, path: &Path, tag: &str) -> Result<()> {
+        self.inner("-c", path, tag).await
+    }
+
+    /// Makes an image what it was at an internal snapshot.
+    pub async fn apply(&self, path: &Path, tag: &str) -> Result<()> {
+        self.inner("-a", path, tag).await
+    }
+
+    /// Removes an internal snapshot.
+    pub async fn delete(&self, path: &Path, tag: &str) -> Result<()> {
+        self.inner("-d", path, tag).await
+    }
+
+    /// `qemu-img check`; with `repair`, puts right what it can.
+    pub async fn check(&self, path: &Path, format: Format, in_use: bool, repair: bool) -> Result<Checked> {
+        let mut args = vec!["check", "--output=json", "-f", format.as_str()];
+        args.extend(in_use.then_some("-U"));
+        args.extend(repair.then_some(["-r", "all"]).into_iter().flatten());
+        // 2: corruptions, 3: leaks; both are told in words.
+        let text = command::run(&self.0, &args, &[path], &[0, 2, 3]).await?;
+        decode(&text)
+    }
+
+    /// Copies the content of an image, or of an internal snapshot of it, into a new one. `progress` hears per cent.
+    pub async fn convert(&self, from: (&Path, Format), tag: Option<&str>, to: (&Path, Format)) -> Result<()> {
+        let inner = tag.map(|tag| format!("snapshot.name={tag}"));
+        let mut args = vec!["convert", "-U", "-f", from.1.as_str(), "-O", to.1.as_str()];
+        args.extend(inner.iter().flat_map(|inner| ["-l", inner.as_str()]));
+        self.run(args, &[from.0, to.0]).await.map(drop)
+    }
+
+    /// The end of the last data of an image, in bytes: what lies behind it reads as zeros (`qemu-img map`).
+    pub async fn end_of_data(&self, path: &Path, format: Format) -> Result<u64> {
+        let text = self.run(["map", "-U", "--output=json", "-f", format.as_str()], &[path]).await?;
+        let extents: Vec<Extent> = decode(&text)?;
+        let data = extents.iter().filter(|extent| extent.data && !extent.zero);
+        Ok(data.map(|extent| extent.start + extent.length).max().unwrap_or(0))
+    }
+
+    /// `qemu-img snapshot` knows no `-f`: the format is named in image options, where a comma is doubled.
+    async fn inner(&self, flag: &str, path: &Path, tag: &str) -> Result<()> {
+        let file = path.to_string_lossy().replace(',', ",,");
+        let options = format!("driver=qcow2,file.driver=file,file.filename={file}");
+        self.run(["snapshot", "--image-opts", flag, tag], &[Path::new(&options)]).await.map(drop)
+    }
+
+    async fn run<'a>(&self, args: impl IntoIterator<Item = &'a str>, paths: &[&Path]) -> Result<Vec<u8>> {
+        let args: Vec<&str> = args.into_iter().collect();
+        command::run(&self.0, &args, paths, &[0]).await
+    }
+}
+
+fn decode<T: serde::de::DeserializeOwned>(text: &[u8]) -> Result<T> {
+    serde_json::from_slice(text).map_err(|error| Error::qemu("cannot read what qemu-img says").because(error))
+}

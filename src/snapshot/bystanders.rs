@@ -1,0 +1,74 @@
+//! The others: VMs that stand on layers which are about to be merged. Stopped ones are kept from starting by their locks; running or busy
+//! ones keep their layers from being written.
+
+use std::collections::BTreeSet;
+
+use crate::context::Context;
+use crate::error::Result;
+use crate::layer::pool::Pool;
+use crate::model::{LayerId, Name, Record};
+use crate::store::VmLock;
+use crate::vm::status;
+
+/// The pool as it is when the record of `vm` says `after`.
+pub fn census(context: &Context, vm: &Name, after: &Record) -> Result<Pool> {
+    let mut pool = Pool::scan(&context.store)?;
+    pool.forget(vm);
+    pool.add_record(vm, after);
+    Ok(pool)
+}
+
+/// Those who stand on some layers: locked, or busy.
+pub struct Bystanders {
+    _locks: Vec<VmLock>,
+    busy: Vec<Name>,
+}
+
+impl Bystanders {
+    /// Locks those who stand on `layers`, which lose their name when the record of `vm` says `after`, and on the nameless ones below.
+    pub fn lock(context: &Context, vm: &Name, after: &Record, layers: &[LayerId]) -> Result<Self> {
+        let pool = census(context, vm, after)?;
+        let mut ids: Vec<LayerId> = Vec::new();
+        for layer in layers {
+            let mut next = Some(layer.clone());
+            while let Some(info) =
+                next.and_then(|id| pool.layers.get(&id)).filter(|info| pool.uses(&info.layer.id).is_empty())
+            {
+                ids.push(info.layer.id.clone());
+                next = info.backing.as_ref().map(|backing| backing.id.clone());
+            }
+        }
+        let mut held = Self { _locks: Vec::new(), busy: Vec::new() };
+        for other in pool.dependents(vm, &ids) {
+            let lock = context.store.try_lock_vm(&other, &context.operation)?;
+            let idle = lock.is_some()
+                && !context.store.layout.journal(&other).exists()
+                && !status::is_running(context, &other)?;
+            held._locks.extend(lock);
+            if !idle {
+                held.busy.push(other);
+            }
+        }
+        Ok(held)
+    }
+
+    /// The layers of those who are busy, which must not be written.
+    pub fn foreign(&self, pool: &Pool) -> Result<Vec<LayerId>> {
+        let mut layers = Vec::new();
+        for name in &self.busy {
+            layers.extend(open_layers(pool, name)?);
+        }
+        Ok(layers)
+    }
+}
+
+/// Every layer that `vm`, running, has open or a change of it relies on.
+fn open_layers(pool: &Pool, vm: &Name) -> Result<BTreeSet<LayerId>> {
+    let mut open = BTreeSet::new();
+    for (id, _) in pool.uses.iter().filter(|(_, uses)| uses.iter().any(|r#use| r#use.owner() == vm)) {
+        if pool.layers.contains_key(id) {
+            open.extend(pool.chain(id)?.into_iter().map(|info| info.layer.id.clone()));
+        }
+    }
+    Ok(open)
+}

@@ -1,0 +1,166 @@
+//! Internal snapshots: kept inside the qcow2 images themselves. The head goes on in the same layers.
+//!
+//! | the VM | taken | gone back to | removed |
+//! |---|---|---|---|
+//! | runs | `snapshot-save`, with memory | a new QEMU and `snapshot-load` | `snapshot-delete` |
+//! | is stopped | `qemu-img snapshot -c`, disks alone | `qemu-img snapshot -a` | `qemu-img snapshot -d` |
+//!
+//! Before the head's layers are taken back, their state is kept as another internal snapshot, for `undo`. Once the layers have been sealed
+//! by an external snapshot they are not written any more: going back then copies what the internal snapshot holds into new layers.
+
+use super::delete::{Outcome, Removed, What};
+use super::memory;
+use super::plan;
+use crate::change::{self, Executor, Plan, Step};
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::layer::pool;
+use crate::model::{Disk, Format, Layer, LayerId, Memory, Name, Record, Snapshot, SnapshotKind, human};
+use crate::qemu::qmp::Qmp;
+use crate::store::VmLock;
+use crate::vm::status;
+
+/// Refuses a disk that cannot carry internal snapshots, naming it.
+pub fn refuse_formats(vm: &Name, record: &Record) -> Result<()> {
+    let Some(disk) = record.config.writable().find(|disk| disk.layer.format != Format::Qcow2) else { return Ok(()) };
+    Err(Error::refused(format!(
+        "disk {} of {vm} is {}, and only qcow2 can carry an internal snapshot",
+        disk.target, disk.layer.format
+    ))
+    .hint(format!("take an external one, on which the disk goes on as qcow2: cowhand snapshot create {vm}")))
+}
+
+/// A tag for a snapshot called `name` that no other one of this VM has: after a rename they may differ.
+pub fn free_tag(record: &Record, name: &Name) -> String {
+    let taken = record.snapshots.iter().any(|other| other.tag() == Some(name.as_str()));
+    if taken { format!("{name}.{}", LayerId::random()) } else { name.to_string() }
+}
+
+/// The steps that take one. `writer` is the QEMU that runs.
+pub async fn take(qmp: Option<&mut Qmp>, record: &Record, taking: &plan::Taking, tag: &str) -> Result<Vec<Step>> {
+    let live = qmp.is_some();
+    let memory = match qmp {
+        Some(qmp) => Some(Memory { image: None, bytes: 0, writer: memory::fingerprint(qmp, &record.config).await? }),
+        None => None,
+    };
+    let mut after = plan::named(record, taking);
+    let layers = layers(record.config.writable());
+    if let Some(snapshot) = after.snapshots.last_mut() {
+        snapshot.kind = SnapshotKind::Internal { tag: tag.to_owned() };
+        snapshot.memory = memory;
+    }
+    Ok(vec![Step::InternalSave { tag: tag.to_owned(), layers, live }, Step::save(&after)])
+}
+
+fn layers<'a>(disks: impl Iterator<Item = &'a Disk>) -> Vec<Layer> {
+    disks.map(|disk| disk.layer.clone()).collect()
+}
+
+/// Are the layers that carry the snapshot the head's own still?
+pub fn is_in_head(record: &Record, snapshot: &Snapshot) -> bool {
+    let place = |disk: &Disk| (disk.target.clone(), disk.layer.clone());
+    let of = |config: &crate::model::Config| config.writable().map(place).collect::<Vec<_>>();
+    of(&record.config) == of(&snapshot.config)
+}
+
+/// How a revert to an internal snapshot goes.
+#[derive(Debug)]
+pub struct Reverting<'a> {
+    /// The snapshot.
+    pub snapshot: &'a Snapshot,
+    /// The QEMU that runs.
+    pub old_pid: Option<i32>,
+    /// Take up its memory; the guest runs afterwards, or stands still.
+    pub memory: Option<bool>,
+    /// The directory in the trash.
+    pub trash: String,
+}
+
+/// The record after a revert, and the steps.
+pub fn revert(record: &Record, reverting: &Reverting<'_>) -> (Record, Vec<Step>) {
+    let snapshot = reverting.snapshot;
+    let tag = snapshot.tag().unwrap_or_default().to_owned();
+    let mut after = plan::back_at(record, snapshot);
+    let mut steps = Vec::new();
+    let stop = reverting.old_pid.map(|_| Step::StopQemu);
+    let mut trashed = Vec::new();
+    let mut way_back = None;
+    if is_in_head(record, snapshot) {
+        let layers = layers(record.config.writable());
+        let back = format!("cw-undo-{}", LayerId::random());
+        steps.extend(stop);
+        steps.push(Step::InternalSave { tag: back.clone(), layers: layers.clone(), live: false });
+        let memory = reverting.memory.map(|_| Box::new(crate::store::schema::RecordV1::from(&after)));
+        let old_pid = reverting.old_pid;
+        steps.push(Step::InternalRevert { tag, back: back.clone(), layers, memory, old_pid });
+        way_back = Some(back);
+    } else {
+        for disk in after.config.writable_mut() {
+            let layer = Layer::new(Format::Qcow2);
+            let source = std::mem::replace(&mut disk.layer, layer.clone());
+            steps.push(Step::CopyInternal { source, tag: tag.clone(), layer });
+        }
+        steps.extend(stop);
+        let kept: Vec<&Layer> = after.layers().collect();
+        trashed = layers(record.config.writable()).into_iter().filter(|layer| !kept.contains(&layer)).collect();
+    }
+    steps.push(Step::save(&after));
+    steps.push(plan::trash(record, reverting.trash.clone(), "revert", trashed, way_back));
+    if reverting.memory == Some(true) {
+        steps.push(Step::Resume);
+    }
+    (after, steps)
+}
+
+/// Removes an internal snapshot: nothing moves.
+pub(super) async fn remove(
+    context: &Context,
+    lock: &VmLock,
+    record: &Record,
+    name: &Name,
+    tag: &str,
+) -> Result<Removed> {
+    let vm = lock.name();
+    let snapshot = record.snapshot(vm, name)?;
+    let disks: Vec<&Disk> = snapshot.config.writable().collect();
+    refuse_sealed_elsewhere(context, vm, record, snapshot)?;
+    let size = |disk: &&Disk| pool::inspect(&context.store, &disk.layer).map(|info| info.allocated_bytes);
+    let before: Vec<u64> = disks.iter().map(size).collect::<Result<_>>()?;
+    let steps = vec![
+        Step::save(&plan::without(record, name)),
+        Step::InternalDelete { tag: tag.to_owned(), layers: layers(snapshot.config.writable()) },
+    ];
+    change::run(context, lock, Plan::new(steps), &mut Executor::new(context, vm)).await?;
+    let outcomes = disks.iter().zip(before).map(|(disk, before)| {
+        let now = size(disk).unwrap_or(before);
+        Outcome { target: disk.target.clone(), what: What::Internal, bytes: before.saturating_sub(now) }
+    });
+    Ok(Removed { name: name.clone(), outcomes: outcomes.collect() })
+}
+
+/// A sealed layer can be written only while nobody has it open.
+fn refuse_sealed_elsewhere(context: &Context, vm: &Name, record: &Record, snapshot: &Snapshot) -> Result<()> {
+    if is_in_head(record, snapshot) {
+        return Ok(());
+    }
+    let pool = pool::Pool::scan(&context.store)?;
+    for disk in snapshot.config.writable() {
+        let mut users = pool.sharers(vm, &disk.layer.id);
+        users.push(vm.clone());
+        for user in users {
+            if context.store.load(&user).is_ok_and(|record| record.is_template()) {
+                return Err(Error::refused(format!("the layer of {vm}@{} belongs to template {user}", snapshot.name)));
+            }
+            if status::is_running(context, &user)? {
+                return Err(Error::refused(format!(
+                    "{user} is running, and has the layer of {vm}@{} ({}, {}) open",
+                    snapshot.name,
+                    disk.target,
+                    human(disk.virtual_bytes)
+                ))
+                .hint(format!("stop it first: cowhand stop {user}")));
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,177 @@
+//! Collecting garbage: snapshots that have expired, layers that stayed hidden and need not any more, what dead commands have left, and
+//! old trash.
+
+use jiff::Timestamp;
+
+use super::status;
+use crate::context::Context;
+use crate::error::{IoContext, Result};
+use crate::layer::pool::Pool;
+use crate::model::{LayerId, Name, human};
+use crate::qemu::img::Img;
+use crate::snapshot::delete::{self, Which};
+use crate::store::schema;
+use crate::store::trash::{Entry, Found};
+use crate::store::{Store, journal};
+
+/// What `gc` found and removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Collected {
+    /// The directory of the trash, or `VM@SNAPSHOT`.
+    pub what: String,
+    /// Why.
+    pub why: &'static str,
+    /// Bytes on disk that are free now; of a snapshot, that were merged.
+    pub bytes: u64,
+}
+
+/// Removes snapshots that have expired, merges what stayed hidden, empties the trash of what has been there for longer than `age`, and moves
+/// into it what nobody uses.
+pub async fn collect(context: &Context, age: std::time::Duration, dry_run: bool) -> Result<Vec<Collected>> {
+    let store = &context.store;
+    let now = Timestamp::now();
+    let mut collected = expire(context, now, dry_run).await?;
+    if !dry_run {
+        merge_hidden(context).await?;
+    }
+    let store_lock = store.lock(context).await?;
+    if !dry_run {
+        crate::change::recover::sweep(context, &store_lock).await?;
+    }
+    for found in store.list_trash()? {
+        // A clock that was set back is no reason to keep things for ever.
+        let old = found.when > now || now.duration_since(found.when).unsigned_abs() >= age;
+        if !old || (!dry_run && !forget_way_back(context, &found).await?) {
+            continue;
+        }
+        let what = found.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if !dry_run {
+            std::fs::remove_dir_all(&found.path).on("remove", &found.path)?;
+        }
+        collected.push(Collected { what, why: "trash", bytes: found.bytes });
+    }
+    // What is found now goes at the next time: so there is one, should it have been a mistake.
+    if !dry_run {
+        trash_orphans(context)?;
+    }
+    Ok(collected)
+}
+
+/// Removes what `--expires` has set a date for; what cannot be removed stays, with a warning.
+async fn expire(context: &Context, now: Timestamp, dry_run: bool) -> Result<Vec<Collected>> {
+    let mut collected = Vec::new();
+    for vm in context.store.names()? {
+        let Ok(record) = context.store.load(&vm) else { continue };
+        // From the leaves down, so that as little as possible is merged twice.
+        let expired = record.snapshots.iter().rev().filter(|snapshot| snapshot.expires.is_some_and(|at| at <= now));
+        for snapshot in expired {
+            let what = format!("{vm}@{}", snapshot.name);
+            match delete::remove(context, &vm, &snapshot.name, Which::Alone, dry_run).await {
+                Ok(removed) => {
+                    let bytes = removed.iter().flat_map(|one| &one.outcomes).map(|outcome| outcome.bytes).sum();
+                    collected.push(Collected { what, why: "expired", bytes });
+                }
+                Err(error) => context.ui.warn(&format!("{what} has expired and stays: {}", error.full_message())),
+            }
+        }
+    }
+    Ok(collected)
+}
+
+/// Merges layers that nobody names, and that stayed because others stood on them which have gone meanwhile.
+async fn merge_hidden(context: &Context) -> Result<()> {
+    for vm in context.store.names()? {
+        match delete::merge_hidden(context, &vm).await {
+            Ok(outcomes) => {
+                for outcome in outcomes {
+                    context.ui.note(&format!(
+                        "{vm}: a hidden layer of {} was merged ({})",
+                        outcome.target,
+                        human(outcome.bytes)
+                    ));
+                }
+            }
+            Err(error) => context.ui.warn(&format!("{vm}: hidden layers stay: {}", error.full_message())),
+        }
+    }
+    Ok(())
+}
+
+/// Takes the internal snapshot that a trash directory relies on out of the images it lies in. False: it cannot be done now.
+async fn forget_way_back(context: &Context, found: &Found) -> Result<bool> {
+    let Some((vm, tag)) = found.entry.as_ref().and_then(|entry| Some((&entry.vm, entry.way_back.as_ref()?))) else {
+        return Ok(true);
+    };
+    let Ok(text) = std::fs::read(found.path.join("vm.json")) else { return Ok(true) };
+    let Ok(before) = schema::parse_record(&text) else { return Ok(true) };
+    let Some(_lock) = context.store.try_lock_vm(vm, &context.operation)? else {
+        return Ok(!context.store.exists(vm));
+    };
+    if status::is_running(context, vm)? {
+        return Ok(false);
+    }
+    let img = Img::find(context)?;
+    for disk in before.config.writable() {
+        let path = context.store.layout.layer(&disk.layer);
+        if path.exists() && img.info(&path, disk.layer.format).await?.snapshots.iter().any(|inner| inner.name == *tag) {
+            img.delete(&path, tag).await?;
+        }
+    }
+    Ok(true)
+}
+
+/// Layers that nobody names and nobody stands on, left by commands that died. Not while a record cannot be read: it might
+/// name them.
+fn trash_orphans(context: &Context) -> Result<()> {
+    let store = &context.store;
+    let mut pool = Pool::scan(store)?;
+    let name: Name = "orphans".parse()?;
+    if let Some(why) = pool.uncertainty(&name) {
+        context.ui.warn(&format!("layers that seem unused are kept: {why}"));
+        return Ok(());
+    }
+    let mut trash = None;
+    loop {
+        let unused = |id: &LayerId| pool.uses(id).is_empty() && pool.children(id).next().is_none();
+        let Some(id) = pool.layers.keys().find(|id| unused(id)).cloned() else {
+            break;
+        };
+        let Some(info) = pool.layers.remove(&id) else {
+            break;
+        };
+        let directory = match &trash {
+            Some(directory) => directory,
+            None => trash.insert(
+                store.open_trash(&Store::trash_name("gc", &name), &Entry::new("gc", &name, &context.operation))?,
+            ),
+        };
+        store.trash_layer(directory, &info.layer)?;
+        context.ui.note(&format!("layer {} ({}) was used by nobody", info.layer, human(info.allocated_bytes)));
+    }
+    trash_memory(context)
+}
+
+/// Memory that no snapshot has, and no change under way is about to give to one.
+fn trash_memory(context: &Context) -> Result<()> {
+    let store = &context.store;
+    let Ok(entries) = std::fs::read_dir(store.layout.rams()) else { return Ok(()) };
+    let names = store.directories()?;
+    let mut named = Vec::new();
+    for name in &names {
+        // Whoever saves memory just now has a journal that says so.
+        named.push(journal::text(store, name)?);
+        if let Ok(record) = store.load(name) {
+            named.extend(record.snapshots.iter().filter_map(|snapshot| Some(snapshot.ram_image()?.id.to_string())));
+        }
+    }
+    for entry in entries.flatten() {
+        let file = entry.file_name().to_string_lossy().into_owned();
+        let id = file.split('.').next().unwrap_or_default();
+        if !named.iter().any(|text| text.contains(id)) {
+            let bytes = entry.metadata().map_or(0, |about| about.len());
+            std::fs::remove_file(entry.path()).on("remove", &entry.path())?;
+            context.ui.note(&format!("memory {file} ({}) belonged to no snapshot", human(bytes)));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,210 @@
+//! Taking back the last revert, reset, rm or set: everything they put out of use lies whole in the trash, with the record from before.
+//!
+//! The bytes are not enough. Layers in the trash stand on layers in the pool, which a later `snapshot rm` may have merged; so the trash
+//! notes what those looked like, and what is not so any more cannot be undone. What an undo puts out of use goes into the trash, too,
+//! but is not in the list: undoing again takes back the change before.
+
+use std::path::PathBuf;
+
+use super::{live, open, start, status};
+use crate::change::{self, Executor, Plan, Step};
+use crate::context::Context;
+use crate::error::{Error, IoContext, Result};
+use crate::layer::stamp;
+use crate::model::{Config, LayerStamp, Name, Record, Snapshot, SnapshotKind};
+use crate::qemu::cmdline::How;
+use crate::qemu::qmp::REPLY;
+use crate::snapshot::internal;
+use crate::snapshot::plan;
+use crate::store::trash::Entry;
+use crate::store::{Store, atomic, schema};
+
+/// Something that can be taken back, or could have been.
+#[derive(Debug, Clone)]
+pub struct Undoable {
+    /// What the trash says of it.
+    pub entry: Entry,
+    /// The VM, by its present name.
+    pub vm: Name,
+    /// Bytes on disk.
+    pub bytes: u64,
+    /// Why it cannot be taken back any more.
+    pub obstacle: Option<String>,
+    path: PathBuf,
+    before: Record,
+}
+
+/// What can be taken back, the last first; of one VM, or of all.
+pub fn list(context: &Context, vm: Option<&Name>) -> Result<Vec<Undoable>> {
+    let store = &context.store;
+    let records: Vec<(Name, Record)> =
+        store.names()?.into_iter().filter_map(|name| store.load(&name).ok().map(|record| (name, record))).collect();
+    let mut all = Vec::new();
+    for found in store.list_trash()?.into_iter().rev() {
+        let Some(entry) = found.entry.filter(|entry| ["revert", "reset", "rm", "set"].contains(&entry.what.as_str()))
+        else {
+            continue;
+        };
+        let file = if entry.what == "rm" { "vm/vm.json" } else { "vm.json" };
+        let Ok(text) = std::fs::read(found.path.join(file)) else { continue };
+        let Ok(before) = schema::parse_record(&text) else { continue };
+        let now = records.iter().find(|(_, record)| record.uuid == before.uuid);
+        let name = now.map_or(&entry.vm, |(name, _)| name).clone();
+        if vm.is_some_and(|vm| *vm != name) {
+            continue;
+        }
+        let obstacle = obstacle(store, &entry, &name, now.map(|(_, record)| record));
+        all.push(Undoable { entry, vm: name, bytes: found.bytes, obstacle, path: found.path, before });
+    }
+    Ok(all)
+}
+
+fn obstacle(store: &Store, entry: &Entry, name: &Name, now: Option<&Record>) -> Option<String> {
+    let stamps: Vec<LayerStamp> = entry.below.iter().cloned().map(LayerStamp::from).collect();
+    if let Some(layer) = stamp::changed(store, &stamps) {
+        return Some(format!("it stands on layer {layer}, which was merged or removed since then"));
+    }
+    match (entry.what.as_str(), now) {
+        ("rm", None) if store.exists(name) => Some(format!("the name {name} is taken by another VM")),
+        ("rm", Some(_)) => Some("it has been taken back already".to_owned()),
+        ("rm", None) => None,
+        (_, None) => Some("the VM is not there any more".to_owned()),
+        (_, Some(_)) => None,
+    }
+}
+
+/// Takes back the last change of `vm`, or of all VMs.
+pub async fn undo(context: &Context, vm: Option<&Name>) -> Result<Undoable> {
+    let Some(last) = list(context, vm)?.into_iter().next() else {
+        if let Some(vm) = vm.filter(|vm| !context.store.exists(vm)) {
+            return Err(context.store.unknown(vm));
+        }
+        let whose = vm.map_or_else(String::new, |vm| format!(" of {vm}"));
+        return Err(Error::not_found(format!("there is no revert, reset, rm or set{whose} to take back"))
+            .hint("what has been collected by gc cannot be taken back"));
+    };
+    if let Some(why) = &last.obstacle {
+        return Err(Error::refused(format!("`{}` cannot be taken back: {why}", last.entry.operation))
+            .hint("see what else there is: cowhand undo --list"));
+    }
+    match last.entry.what.as_str() {
+        "rm" => undo_rm(context, &last).await?,
+        "set" => undo_set(context, &last).await?,
+        _ => undo_revert(context, &last).await?,
+    }
+    Ok(last)
+}
+
+/// A removed VM: layers and memory first, then its directory, with which it is there again.
+async fn undo_rm(context: &Context, last: &Undoable) -> Result<()> {
+    let store = &context.store;
+    let _store_lock = store.lock(context).await?;
+    let directory = store.layout.vm(&last.vm);
+    if directory.exists() {
+        return Err(
+            Error::exists(format!("the name {} is taken", last.vm)).hint("rename that VM first: cowhand rename")
+        );
+    }
+    for layer in &last.entry.layers {
+        store.restore_layer(&last.path, layer)?;
+    }
+    for image in last.before.snapshots.iter().filter_map(Snapshot::ram_image) {
+        store.move_memory(&last.path, image, true)?;
+    }
+    atomic::sync_directory(&store.layout.layers())?;
+    let from = last.path.join("vm");
+    std::fs::rename(&from, &directory).on("move out of the trash", &from)?;
+    atomic::sync_directory(&store.layout.vms())?;
+    std::fs::remove_dir_all(&last.path).on("remove", &last.path)
+}
+
+async fn undo_set(context: &Context, last: &Undoable) -> Result<()> {
+    let (lock, record) = open::open_vm(context, &last.vm, "change").await?;
+    super::edit::refuse_running(context, &last.vm, "change")?;
+    // Disks have a life of their own: snapshots may have been taken since then.
+    let now = record.config.clone();
+    let config =
+        Config { disks: now.disks, nvram: now.nvram, generation: now.generation, ..last.before.config.clone() };
+    let after = Record { config, ..record };
+    let steps = vec![Step::save(&after), drop_trash(last)];
+    change::run(context, &lock, Plan::new(steps), &mut Executor::with_no_qemu(context, &last.vm)).await.map(drop)
+}
+
+fn drop_trash(last: &Undoable) -> Step {
+    Step::DropTrash { directory: last.path.file_name().unwrap_or_default().to_string_lossy().into_owned() }
+}
+
+/// The head from before a revert; what stands there now goes into the trash.
+async fn undo_revert(context: &Context, last: &Undoable) -> Result<()> {
+    let vm = &last.vm;
+    let (lock, record) = open::open_vm(context, vm, "undo a change of").await?;
+    let mut qmp = live::connect_if_running(context, vm).await?;
+    let how = match &mut qmp {
+        None => None,
+        Some(qmp) => {
+            live::refuse_job(vm, qmp).await?;
+            Some(if qmp.status(REPLY).await?.running { How::Running } else { How::Paused })
+        }
+    };
+    // Snapshots that were taken since then stay.
+    let still_there = |name: &Name| record.snapshots.iter().any(|snapshot| snapshot.name == *name);
+    let head = last.before.head.clone().filter(still_there);
+    let trash = Store::trash_name("undo", vm);
+    let (after, mut steps) = match &last.entry.way_back {
+        Some(tag) => {
+            let snapshot = way_back(&last.before, tag);
+            let old_pid = qmp.as_ref().and_then(crate::qemu::qmp::Qmp::pid);
+            let reverting = internal::Reverting { snapshot: &snapshot, old_pid, memory: None, trash };
+            internal::revert(&Record { snapshots: record.snapshots.clone(), ..record.clone() }, &reverting)
+        }
+        None => {
+            let mut after = Record { config: last.before.config.clone(), ..record.clone() };
+            after.config.generation = uuid::Uuid::new_v4();
+            let directory = last.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let mut steps = vec![Step::RestoreLayers { directory, layers: last.entry.layers.clone() }];
+            steps.extend(qmp.is_some().then_some(Step::StopQemu));
+            steps.push(Step::save(&after));
+            let kept: Vec<_> = after.layers().collect();
+            let gone = record.config.writable().map(|disk| disk.layer.clone()).filter(|layer| !kept.contains(&layer));
+            steps.push(plan::trash(&record, trash, "undo", gone.collect(), None));
+            (after, steps)
+        }
+    };
+    let after = Record { head, ..after };
+    for step in &mut steps {
+        if let Step::Save { record, .. } = step {
+            **record = (&after).into();
+        }
+    }
+    steps.push(drop_trash(last));
+    let mut executor = Executor::with(context, vm, qmp);
+    change::run(context, &lock, Plan::new(steps), &mut executor).await.map_err(|error| {
+        let ended = how.is_some() && status::is_running(context, vm).is_ok_and(|running| !running);
+        if ended {
+            error.hint(format!("its guest has been ended for it; start it again: cowhand start {vm}"))
+        } else {
+            error
+        }
+    })?;
+    if let Some(how) = how {
+        start::start_locked(context, vm, &after, how).await?;
+    }
+    Ok(())
+}
+
+/// The point at which an internal snapshot kept the head that a revert was about to overwrite.
+fn way_back(before: &Record, tag: &str) -> Snapshot {
+    let name: Name = "undo".parse().unwrap_or_else(|_| unreachable!("a fixed, good name"));
+    Snapshot {
+        name,
+        parent: None,
+        kind: SnapshotKind::Internal { tag: tag.to_owned() },
+        created: before.created,
+        description: String::new(),
+        quiesced: true,
+        vm_state: crate::model::VmState::Stopped,
+        memory: None,
+        expires: None,
+        config: before.config.clone(),
+    }
+}
