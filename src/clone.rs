@@ -98,7 +98,8 @@ pub async fn clone(context: &Context, request: &Request) -> Result<Vec<Cloned>> 
         let began = Instant::now();
         match one(context, claim, &source, request).await {
             Ok(reason) => {
-                clones.push(Cloned { name: claim.name().clone(), kind: request.kind, took: began.elapsed(), reason })
+                let kind = if source.tag.is_some() { Kind::Full } else { request.kind };
+                clones.push(Cloned { name: claim.name().clone(), kind, took: began.elapsed(), reason })
             }
             Err(error) => {
                 claims.iter().try_for_each(|claim| store.unclaim(claim.name()))?;

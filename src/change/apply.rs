@@ -108,6 +108,10 @@ impl<'a> Executor<'a> {
     pub async fn apply(&mut self, step: &Step) -> Result<()> {
         let (context, store) = (self.context, &self.context.store);
         match step {
+            // These belong to a merge that did not happen.
+            Step::RemoveMerged { .. } | Step::RemoveMemory { .. } | Step::Resume if self.report.unmerged.is_some() => {
+                Ok(())
+            }
             Step::MakeLayer { layer, backing, virtual_bytes } => {
                 create::empty(store, layer, backing.as_ref(), *virtual_bytes)
             }
@@ -165,9 +169,7 @@ impl<'a> Executor<'a> {
                     Ok(()) => Ok(()),
                 }
             }
-            Step::Resize { target, layer, after, .. } => self.resize(target, layer, *after).await,
-            // These belong to a merge that did not happen.
-            Step::RemoveMerged { .. } | Step::Resume if self.report.unmerged.is_some() => Ok(()),
+            Step::Resize { layer, after, .. } => self.resize(layer, *after).await,
             Step::Resume => self.resume().await,
             Step::Trash { directory, what, layers, before, way_back } => {
                 self.trash(directory, what, layers, before, way_back.as_ref())
@@ -293,15 +295,14 @@ impl<'a> Executor<'a> {
         Ok(())
     }
 
-    async fn resize(&mut self, target: &str, layer: &Layer, bytes: u64) -> Result<()> {
+    async fn resize(&mut self, layer: &Layer, bytes: u64) -> Result<()> {
         let context = self.context;
         if pool::inspect(&context.store, layer)?.virtual_bytes == bytes {
             return Ok(());
         }
+        let size = json!({"node-name": layer.node(), "size": bytes});
         if let Some(qmp) = self.qmp().await? {
-            let device = nodes::device_id(target);
-            qmp.call::<Value>("block_resize", json!({"device": device, "size": bytes})).await?;
-            return Ok(());
+            return Ok(qmp.call::<Value>("block_resize", size).await.map(drop)?);
         }
         let chain = chain::read(&context.store, layer)?;
         let mut engine = Offline::start(context, &[Open::writable(&chain)]).await?;

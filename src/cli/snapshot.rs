@@ -169,7 +169,7 @@ pub struct Show {
 impl Show {
     fn run(self, app: &App) -> Result<()> {
         let row = list::show(&app.context, &self.point.vm, snapshot_of(&self.point)?)?;
-        app.printer.result(&table::snapshots(std::slice::from_ref(&row)), &json::snapshot(&row));
+        app.printer.result(&table::snapshot(&self.point.vm, &row), &json::snapshot_in_full(&row));
         Ok(())
     }
 }

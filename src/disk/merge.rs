@@ -4,11 +4,12 @@ use super::plan::{self, Subject};
 use crate::change::{self, Executor, Plan, Report};
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::layer::collapse::{self, Permissions};
+use crate::layer::collapse::Permissions;
 use crate::layer::pool::LayerInfo;
 use crate::model::{LayerId, Merge, Name, Record, human};
 use crate::qemu::qmp::REPLY;
 use crate::snapshot::bystanders::{self, Bystanders};
+use crate::snapshot::delete;
 use crate::snapshot::plan::{Moves, collapse as steps, without};
 use crate::store::{Store, VmLock};
 use crate::vm::{list, live, open};
@@ -16,7 +17,7 @@ use crate::vm::{list, live, open};
 /// What was, or would be, done.
 #[derive(Debug, Clone, Default)]
 pub struct Merged {
-    /// The merges, of other disks, too, whose layers lost their names.
+    /// The merges.
     pub merges: Vec<Merge>,
     /// Snapshots that were given up.
     pub given_up: Vec<Name>,
@@ -48,17 +49,15 @@ pub async fn commit(
     let base = base.map(|base| subject.place(base)).transpose()?;
     let wanted = plan::commit(&pool, subject, top, base, permissions)?;
     let dropped = wanted.given_up.iter().fold(record.clone(), |record, name| without(&record, name));
-    // The snapshots that are given up leave layers of other disks without a name.
-    let mut moves = Moves { merges: vec![wanted.merge], trashed: Vec::new() };
-    let after = bystanders::census(context, vm, &dropped)?;
-    for name in &wanted.given_up {
-        for disk in record.snapshot(vm, name)?.config.writable().filter(|disk| disk.target != target) {
-            moves.add(&disk.target, &collapse::plan(&after, &disk.layer.id, permissions), &after);
-        }
-    }
-    let merged = Merged { merges: moves.merges.clone(), given_up: wanted.given_up };
+    let merged = Merged { merges: vec![wanted.merge.clone()], given_up: wanted.given_up };
     if !dry_run {
+        let moves = Moves { merges: vec![wanted.merge], trashed: Vec::new() };
         carry_out(context, &lock, &record, &dropped, moves, "disk-commit").await?;
+        drop((lock, neighbours));
+        // The snapshots that were given up leave layers of other disks without a name.
+        if !merged.given_up.is_empty() {
+            delete::merge_hidden(context, vm).await?;
+        }
     }
     Ok(merged)
 }
@@ -128,8 +127,13 @@ async fn carry_out(
     let report = change::run(context, lock, Plan::new(steps), &mut Executor::with(context, vm, qmp)).await?;
     match &report.unmerged {
         None => Ok(report),
-        Some(why) => Err(Error::qemu(format!("the layers of {vm} could not be merged ({})", human(bytes)))
-            .hint("every layer holds what it held; after the cause is mended, run the command again")
-            .because(why.clone())),
+        Some(why) => {
+            // Nothing has switched, so what was given up for it is what it was.
+            if record != dropped {
+                context.store.save(vm, record)?;
+            }
+            let error = Error::qemu(format!("the layers of {vm} could not be merged ({})", human(bytes)));
+            Err(error.hint("nothing has changed; when the cause is mended, run the command again").because(why.clone()))
+        }
     }
 }

@@ -159,6 +159,23 @@ pub fn snapshot(row: &snapshot::list::Row) -> Value {
     })
 }
 
+/// `snapshot show`: the entry, and all that was written down.
+pub fn snapshot_in_full(row: &snapshot::list::Row) -> Value {
+    let mut entry = snapshot(row);
+    let config = &row.snapshot.config;
+    entry["descendants"] = json!(row.descendants);
+    entry["tag"] = json!(row.snapshot.tag());
+    entry["memory_writer"] = json!(row.snapshot.memory.as_ref().map(|memory| &memory.writer));
+    entry["machine"] = json!(config.machine);
+    entry["memory_size_bytes"] = json!(config.memory_bytes);
+    entry["cpus"] = json!(config.cpus);
+    let disks = config.volumes().map(
+        |disk| json!({"target": disk.target, "layer": disk.layer.file_name(), "virtual_bytes": disk.virtual_bytes}),
+    );
+    entry["disks"] = disks.collect();
+    entry
+}
+
 /// `snapshot create`: the entry, and what it cost.
 pub fn taken(row: &snapshot::list::Row, taken: &snapshot::create::Taken) -> Value {
     let mut entry = snapshot(row);

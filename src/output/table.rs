@@ -5,8 +5,8 @@ use std::path::Path;
 use comfy_table::{CellAlignment, Table, presets};
 
 use crate::disk::check::Found;
-use crate::model::human;
-use crate::output::time;
+use crate::model::{Name, human};
+use crate::output::{time, tree};
 use crate::qemu::img::Info;
 use crate::snapshot;
 use crate::template;
@@ -140,7 +140,7 @@ pub fn chains(rows: &[ChainRow]) -> String {
     let mut lines = Vec::new();
     for row in rows {
         for (depth, link) in row.chain.links().iter().enumerate() {
-            let join = |names: &[crate::model::Name]| match names {
+            let join = |names: &[Name]| match names {
                 [] => "-".to_owned(),
                 names => names.iter().map(|name| name.to_string()).collect::<Vec<_>>().join(", "),
             };
@@ -160,21 +160,56 @@ pub fn chains(rows: &[ChainRow]) -> String {
 /// `cowhand snapshot ls`.
 pub fn snapshots(rows: &[snapshot::list::Row]) -> String {
     table(
-        &["NAME", "PARENT", "CREATED (UTC)", "KIND", ">SIZE", "VM WAS", "QUIESCED", "DESCRIPTION"],
+        &["NAME", "PARENT", "CREATED (UTC)", "KIND", ">SIZE", "VM WAS", "QUIESCED", "EXPIRES (UTC)", "DESCRIPTION"],
         rows.iter().map(|row| {
             let snapshot = &row.snapshot;
             vec![
                 format!("{}{}", snapshot.name, if row.current { " *" } else { "" }),
                 snapshot.parent.as_ref().map_or("-".to_owned(), |parent| parent.to_string()),
                 time::minute(snapshot.created),
-                snapshot.kind.as_str().to_owned(),
-                human(row.bytes),
+                tree::kind(snapshot).to_owned(),
+                human(row.bytes + snapshot.memory.as_ref().map_or(0, |memory| memory.bytes)),
                 snapshot.vm_state.as_str().to_owned(),
                 if snapshot.quiesced { "yes" } else { "no" }.to_owned(),
+                snapshot.expires.map_or("-".to_owned(), time::minute),
                 snapshot.description.clone(),
             ]
         }),
     )
+}
+
+/// `cowhand snapshot show`: what virsh calls snapshot-info.
+pub fn snapshot(vm: &Name, row: &snapshot::list::Row) -> String {
+    let snapshot = &row.snapshot;
+    let names = |names: &[Name]| match names {
+        [] => "-".to_owned(),
+        names => names.iter().map(Name::to_string).collect::<Vec<_>>().join(", "),
+    };
+    let mut lines = vec![
+        ("name", snapshot.name.to_string()),
+        ("vm", vm.to_string()),
+        ("current", if row.current { "yes" } else { "no" }.to_owned()),
+        ("kind", tree::kind(snapshot).to_owned()),
+        ("created", format!("{} UTC", time::minute(snapshot.created))),
+        ("vm was", snapshot.vm_state.as_str().to_owned()),
+        ("quiesced", if snapshot.quiesced { "yes" } else { "no" }.to_owned()),
+        ("parent", snapshot.parent.as_ref().map_or("-".to_owned(), Name::to_string)),
+        ("children", names(&row.children)),
+        ("below it", names(&row.descendants)),
+        ("size", human(row.bytes)),
+    ];
+    if let Some(memory) = &snapshot.memory {
+        lines.push((
+            "memory",
+            format!("{} (QEMU {}, {})", human(memory.bytes), memory.writer.qemu, memory.writer.accel),
+        ));
+    }
+    lines.extend(snapshot.expires.map(|at| ("expires", format!("{} UTC", time::minute(at)))));
+    lines.extend((!snapshot.description.is_empty()).then(|| ("described", snapshot.description.clone())));
+    for disk in snapshot.config.writable() {
+        lines.push(("disk", format!("{}  {}", disk.target, disk.layer.file_name())));
+    }
+    lines.into_iter().map(|(key, value)| format!("{key:<9} {value}")).collect::<Vec<_>>().join("\n")
 }
 
 /// `cowhand undo --list`.

@@ -2,7 +2,7 @@
 
 use termtree::Tree;
 
-use crate::model::{Name, human};
+use crate::model::{Name, Snapshot, human};
 use crate::output::time;
 use crate::snapshot::list;
 
@@ -14,18 +14,32 @@ pub fn snapshots(tree: &list::Tree) -> String {
     root.to_string()
 }
 
+/// What a snapshot holds: `disk`, `disk+memory`, `internal`, `internal+memory`.
+pub fn kind(snapshot: &Snapshot) -> &'static str {
+    match (snapshot.tag().is_some(), snapshot.memory.is_some()) {
+        (false, false) => "disk",
+        (false, true) => "disk+memory",
+        (true, false) => "internal",
+        (true, true) => "internal+memory",
+    }
+}
+
 fn below(tree: &list::Tree, parent: Option<&Name>, width: usize) -> Vec<Tree<String>> {
     let mut leaves = Vec::new();
     for (row, clones) in tree.rows.iter().zip(&tree.clones).filter(|(row, _)| row.snapshot.parent.as_ref() == parent) {
         let name = &row.snapshot.name;
         let mut line = format!(
-            "{name:<width$}  {}  disk  {:>8}",
+            "{name:<width$}  {}  {:<11}  {:>8}",
             time::minute(row.snapshot.created),
-            human(row.bytes),
+            kind(&row.snapshot),
+            human(row.bytes + row.snapshot.memory.as_ref().map_or(0, |memory| memory.bytes)),
             name = name.as_str()
         );
         if row.snapshot.quiesced {
             line.push_str("  quiesced");
+        }
+        if let Some(expires) = row.snapshot.expires {
+            line.push_str(&format!("  expires {}", time::minute(expires)));
         }
         if !clones.is_empty() {
             let clones: Vec<String> = clones.iter().map(Name::to_string).collect();

@@ -165,7 +165,8 @@ fn refuse_carrier(store: &Store, vm: &Name, record: &Record, name: &Name, victim
                 disk.target,
                 all - ours.len()
             ))
-            .hint(format!("see them: cowhand disk chain {vm}, cowhand image info FILE")));
+            .hint(format!("see them: cowhand disk chain {vm}, cowhand image info FILE"))
+            .hint("those a revert has left for undo go with: cowhand gc --older-than 0"));
         }
     }
     Ok(())

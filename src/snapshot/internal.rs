@@ -20,6 +20,9 @@ use crate::qemu::qmp::Qmp;
 use crate::store::VmLock;
 use crate::vm::status;
 
+/// How the tags begin under which a head is kept for `undo`.
+pub const WAY_BACK: &str = "cw-undo-";
+
 /// Refuses a disk that cannot carry internal snapshots, naming it.
 pub fn refuse_formats(vm: &Name, record: &Record) -> Result<()> {
     let Some(disk) = record.config.writable().find(|disk| disk.layer.format != Format::Qcow2) else { return Ok(()) };
@@ -87,7 +90,7 @@ pub fn revert(record: &Record, reverting: &Reverting<'_>) -> (Record, Vec<Step>)
     let mut way_back = None;
     if is_in_head(record, snapshot) {
         let layers = layers(record.config.writable());
-        let back = format!("cw-undo-{}", LayerId::random());
+        let back = format!("{WAY_BACK}{}", LayerId::random());
         steps.extend(stop);
         steps.push(Step::InternalSave { tag: back.clone(), layers: layers.clone(), live: false });
         let memory = reverting.memory.map(|_| Box::new(crate::store::schema::RecordV1::from(&after)));

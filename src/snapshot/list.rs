@@ -2,6 +2,8 @@
 
 use std::os::unix::fs::MetadataExt;
 
+use super::delete::Which;
+use super::plan;
 use crate::context::Context;
 use crate::error::Result;
 use crate::layer::pool::Pool;
@@ -18,6 +20,8 @@ pub struct Row {
     pub bytes: u64,
     /// The snapshots that stand on it.
     pub children: Vec<Name>,
+    /// The snapshots that stand on it, directly or not.
+    pub descendants: Vec<Name>,
 }
 
 /// All snapshots of `vm`, oldest first.
@@ -38,6 +42,7 @@ fn row(context: &Context, record: &Record, snapshot: &Snapshot) -> Row {
         current: record.head.as_ref() == Some(&snapshot.name),
         // An internal one has no layer of its own.
         bytes: if snapshot.tag().is_some() { 0 } else { bytes(context, &snapshot.config) },
+        descendants: plan::victims(record, &snapshot.name, Which::ChildrenOnly).into_iter().rev().collect(),
         children: record.children(&snapshot.name).map(|child| child.name.clone()).collect(),
         snapshot: snapshot.clone(),
     }

@@ -10,8 +10,8 @@ use crate::layer::pool::Pool;
 use crate::model::{LayerId, Name, human};
 use crate::qemu::img::Img;
 use crate::snapshot::delete::{self, Which};
-use crate::store::schema;
-use crate::store::trash::{Entry, Found};
+use crate::snapshot::internal;
+use crate::store::trash::Entry;
 use crate::store::{Store, journal};
 
 /// What `gc` found and removed.
@@ -41,7 +41,7 @@ pub async fn collect(context: &Context, age: std::time::Duration, dry_run: bool)
     for found in store.list_trash()? {
         // A clock that was set back is no reason to keep things for ever.
         let old = found.when > now || now.duration_since(found.when).unsigned_abs() >= age;
-        if !old || (!dry_run && !forget_way_back(context, &found).await?) {
+        if !old {
             continue;
         }
         let what = found.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -52,6 +52,7 @@ pub async fn collect(context: &Context, age: std::time::Duration, dry_run: bool)
     }
     // What is found now goes at the next time: so there is one, should it have been a mistake.
     if !dry_run {
+        forget_ways_back(context).await?;
         trash_orphans(context)?;
     }
     Ok(collected)
@@ -97,27 +98,31 @@ async fn merge_hidden(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Takes the internal snapshot that a trash directory relies on out of the images it lies in. False: it cannot be done now.
-async fn forget_way_back(context: &Context, found: &Found) -> Result<bool> {
-    let Some((vm, tag)) = found.entry.as_ref().and_then(|entry| Some((&entry.vm, entry.way_back.as_ref()?))) else {
-        return Ok(true);
-    };
-    let Ok(text) = std::fs::read(found.path.join("vm.json")) else { return Ok(true) };
-    let Ok(before) = schema::parse_record(&text) else { return Ok(true) };
-    let Some(_lock) = context.store.try_lock_vm(vm, &context.operation)? else {
-        return Ok(!context.store.exists(vm));
-    };
-    if status::is_running(context, vm)? {
-        return Ok(false);
-    }
-    let img = Img::find(context)?;
-    for disk in before.config.writable() {
-        let path = context.store.layout.layer(&disk.layer);
-        if path.exists() && img.info(&path, disk.layer.format).await?.snapshots.iter().any(|inner| inner.name == *tag) {
-            img.delete(&path, tag).await?;
+/// Takes internal snapshots out of images that were kept for an `undo` which is not possible any more. Not while somebody has them open.
+async fn forget_ways_back(context: &Context) -> Result<()> {
+    let store = &context.store;
+    let pool = Pool::scan(store)?;
+    let wanted: Vec<String> = store.list_trash()?.into_iter().filter_map(|found| found.entry?.way_back).collect();
+    let nobody: Name = "nobody".parse()?;
+    for info in pool.layers.values().filter(|info| info.internal_snapshots > 0) {
+        let path = store.layout.layer(&info.layer);
+        let mut locks = Vec::new();
+        for user in pool.sharers(&nobody, &info.layer.id) {
+            let lock = store.try_lock_vm(&user, &context.operation)?;
+            let free = lock.is_some() && !store.layout.journal(&user).exists() && !status::is_running(context, &user)?;
+            locks.push(lock.filter(|_| free));
+        }
+        if locks.iter().any(Option::is_none) {
+            continue;
+        }
+        let img = Img::find(context)?;
+        for inner in img.info(&path, info.layer.format).await?.snapshots {
+            if inner.name.starts_with(internal::WAY_BACK) && !wanted.contains(&inner.name) {
+                img.delete(&path, &inner.name).await?;
+            }
         }
     }
-    Ok(true)
+    Ok(())
 }
 
 /// Layers that nobody names and nobody stands on, left by commands that died. Not while a record cannot be read: it might

@@ -150,12 +150,14 @@ async fn undo_revert(context: &Context, last: &Undoable) -> Result<()> {
     let still_there = |name: &Name| record.snapshots.iter().any(|snapshot| snapshot.name == *name);
     let head = last.before.head.clone().filter(still_there);
     let trash = Store::trash_name("undo", vm);
+    let mut in_place = false;
     let (after, mut steps) = match &last.entry.way_back {
         Some(tag) => {
             let snapshot = way_back(&last.before, tag);
+            in_place = internal::is_in_head(&record, &snapshot);
             let old_pid = qmp.as_ref().and_then(crate::qemu::qmp::Qmp::pid);
             let reverting = internal::Reverting { snapshot: &snapshot, old_pid, memory: None, trash };
-            internal::revert(&Record { snapshots: record.snapshots.clone(), ..record.clone() }, &reverting)
+            internal::revert(&record, &reverting)
         }
         None => {
             let mut after = Record { config: last.before.config.clone(), ..record.clone() };
@@ -175,6 +177,10 @@ async fn undo_revert(context: &Context, last: &Undoable) -> Result<()> {
         if let Step::Save { record, .. } = step {
             **record = (&after).into();
         }
+    }
+    if let Some(tag) = last.entry.way_back.clone().filter(|_| in_place) {
+        let layers = last.before.config.writable().map(|disk| disk.layer.clone()).collect();
+        steps.push(Step::InternalDelete { tag, layers });
     }
     steps.push(drop_trash(last));
     let mut executor = Executor::with(context, vm, qmp);
