@@ -4,7 +4,7 @@ use std::path::Path;
 
 use cowhand::model::{Chain, Config, Disk, Firmware, Format, KernelBoot, Layer, Link, Nic};
 use cowhand::qemu::accel::Chosen;
-use cowhand::qemu::cmdline::{Machine, Sockets, argv, shell_line};
+use cowhand::qemu::cmdline::{How, Machine, Sockets, argv, shell_line};
 
 fn layer(id: &str, format: Format) -> Layer {
     Layer { id: id.parse().unwrap(), format }
@@ -71,7 +71,7 @@ fn the_whole_argument_vector_of_a_uefi_guest_with_two_disks() {
         uefi_code: Some(Path::new("/usr/share/OVMF/OVMF_CODE_4M.fd")),
         sockets: &Sockets::new("/run/cowhand/c5a0dd0e8d5a".into()),
         serial_log: Path::new("/a store, with commas/vms/web/serial.log"),
-        paused: true,
+        how: How::Paused,
     });
     insta::assert_snapshot!(args.join("\n"));
 }

@@ -9,9 +9,9 @@ use super::memory;
 use super::step::{Step, Switched};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
-use crate::guest::freeze;
+use crate::guest::freeze::{self, NotFrozen};
 use crate::layer::{chain, copy, create, merge, pool, stamp};
-use crate::model::{Layer, Name, Record};
+use crate::model::{Layer, Name, Quiesced, Record};
 use crate::qemu::nodes;
 use crate::qemu::offline::{Offline, Open};
 use crate::qemu::qmp::{Qmp, QmpError};
@@ -28,6 +28,8 @@ use crate::vm::{live, stop};
 pub struct Report {
     /// The guest's file systems were frozen at the moment of the switch.
     pub quiesced: bool,
+    /// What came of the freeze, if one was tried.
+    pub freeze: Option<Quiesced>,
     /// How long they were frozen.
     pub frozen: Option<Duration>,
     /// How long the guest's CPUs stood still.
@@ -126,7 +128,7 @@ impl<'a> Executor<'a> {
             }
             Step::LinkFile { file, layer } => create::link(store, layer, file),
             Step::AddNodes { layers } => self.add_nodes(layers).await,
-            Step::Freeze { required } => self.freeze(*required).await,
+            Step::Freeze { required, limit_ms } => self.freeze(*required, limit_ms.map(Duration::from_millis)).await,
             Step::BeginMemory { image, running } => self.begin_memory(image, *running).await,
             Step::Pause { resume } => self.pause(*resume).await,
             Step::SaveMemory { image, heads, resume } => self.save_memory(image, heads, *resume).await,
@@ -153,7 +155,7 @@ impl<'a> Executor<'a> {
                 Ok(())
             }
             Step::SetMode { layers, mode, .. } => layers.iter().try_for_each(|layer| self.set_mode(layer, *mode)),
-            Step::Save { .. } if self.report.unmerged.is_some() => Ok(()),
+            Step::Save { .. } | Step::Merge { .. } if self.report.unmerged.is_some() => Ok(()),
             Step::Save { record, .. } => {
                 let record = Record::try_from((**record).clone())?;
                 store.save(&self.name, &record)
@@ -319,19 +321,20 @@ impl<'a> Executor<'a> {
         Ok(())
     }
 
-    async fn freeze(&mut self, required: bool) -> Result<()> {
+    async fn freeze(&mut self, required: bool, limit: Option<Duration>) -> Result<()> {
         let began = Instant::now();
-        match freeze::freeze(self.context, &self.name).await {
+        match freeze::freeze(self.context, &self.name, limit.unwrap_or(freeze::FREEZE)).await {
             Ok(()) => {
                 self.frozen_at = Some(began);
                 self.report.quiesced = true;
+                self.report.freeze = Some(Quiesced::Frozen);
                 Ok(())
             }
-            Err(error) if required => Err(error),
-            Err(error) => {
-                self.report
-                    .warnings
-                    .push(format!("the guest's file systems were not frozen: {}", error.full_message()));
+            Err(NotFrozen { error, .. }) if required => Err(error),
+            Err(NotFrozen { how, error }) => {
+                self.report.freeze = Some(how);
+                let why = error.full_message();
+                self.report.warnings.push(format!("the guest's file systems were not frozen: {why}"));
                 Ok(())
             }
         }
@@ -343,10 +346,11 @@ impl<'a> Executor<'a> {
             self.report.frozen = Some(began.elapsed());
         }
         if let Err(error) = thawed {
+            self.report.freeze = Some(Quiesced::NotThawed);
             self.report.warnings.push(format!(
-                "the guest's file systems may still be frozen: {}; thaw them on its console (fsfreeze --unfreeze /): cowhand console {}",
+                "the guest's file systems may still be frozen: {}; {}",
                 error.full_message(),
-                self.name
+                freeze::how_to_thaw(&self.name)
             ));
         }
     }
@@ -383,6 +387,20 @@ impl<'a> Executor<'a> {
         if self.qmp.take().is_some() {
             self.asked = false;
         }
+    }
+
+    /// After an interruption: calls off the merges among `steps`, so that what is left can be done at once. False: they have gone too far.
+    pub async fn call_off_merges(&mut self, steps: &[Step]) -> Result<bool> {
+        let context = self.context;
+        for step in steps {
+            if let Step::Merge { merges } = step {
+                if !merge::call_off(context, self.qmp().await?, merges).await? {
+                    return Ok(false);
+                }
+                self.report.unmerged = Some("it was interrupted".to_owned());
+            }
+        }
+        Ok(true)
     }
 
     /// Thaws what this change has frozen, if it has.

@@ -128,6 +128,9 @@ pub enum Step {
     Freeze {
         /// The change fails when this does.
         required: bool,
+        /// How long it may take, in milliseconds.
+        #[serde(default)]
+        limit_ms: Option<u64>,
     },
     /// Put overlays on top of the heads of the running VM, all or none (QMP `transaction`).
     Switch {

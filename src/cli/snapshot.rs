@@ -38,6 +38,12 @@ impl Snapshot {
     }
 }
 
+/// `5`, `0.5`.
+fn seconds(text: &str) -> Result<Duration> {
+    let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    seconds.filter(|limit| !limit.is_zero()).ok_or_else(|| Error::usage(format!("{text:?} is not a number of seconds")))
+}
+
 /// The snapshot of a point that has to name one.
 fn snapshot_of(point: &PointRef) -> Result<&Name> {
     point.snapshot.as_ref().ok_or_else(|| {
@@ -59,6 +65,9 @@ pub struct Create {
     /// Freeze the guest's file systems first
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     quiesce: QuiesceArg,
+    /// How long the guest may take to freeze, in seconds [default: 5]
+    #[arg(long, value_name = "SECS", value_parser = seconds)]
+    quiesce_timeout: Option<Duration>,
     /// Keep it inside the qcow2 images; of a running VM, with its memory
     #[arg(long)]
     internal: bool,
@@ -101,6 +110,7 @@ impl Create {
                 QuiesceArg::Require => Quiesce::Require,
                 QuiesceArg::Never => Quiesce::Never,
             },
+            quiesce_limit: self.quiesce_timeout,
             internal: self.internal,
             memory: self.memory,
             compress: self.compress.is_some(),

@@ -128,12 +128,15 @@ async fn carry_out(
     match &report.unmerged {
         None => Ok(report),
         Some(why) => {
-            // Nothing has switched, so what was given up for it is what it was.
-            if record != dropped {
-                context.store.save(vm, record)?;
-            }
             let error = Error::qemu(format!("the layers of {vm} could not be merged ({})", human(bytes)));
-            Err(error.hint("nothing has changed; when the cause is mended, run the command again").because(why.clone()))
+            let error = match record == dropped {
+                true => error.hint("nothing has changed; when the cause is mended, run the command again"),
+                // A layer that was being committed into is not any more what those snapshots were.
+                false => error.hint(format!(
+                    "{vm} has all it had, in more layers; the snapshots that were to be given up are. When the cause is mended: cowhand gc"
+                )),
+            };
+            Err(error.because(why.clone()))
         }
     }
 }

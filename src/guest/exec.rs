@@ -77,6 +77,7 @@ pub async fn exec(context: &Context, name: &Name, request: &Request) -> Result<F
         .command
         .split_first()
         .ok_or_else(|| Error::usage("no command was given").hint("cowhand exec NAME -- COMMAND"))?;
+    session::settle(context, name).await?;
     session::refuse_paused(context, name).await?;
     let command = guest_exec {
         path: program.clone(),

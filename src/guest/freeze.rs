@@ -4,36 +4,79 @@
 use std::time::Duration;
 
 use qapi::qga::{GuestFsfreezeStatus, guest_fsfreeze_freeze, guest_fsfreeze_status, guest_fsfreeze_thaw};
+use tokio::time::Instant;
 
 use super::session;
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::model::Name;
+use crate::model::{Name, Quiesced};
+use crate::qemu::agent::AgentError;
 
-/// How long a freeze may take, from the first word to the agent to its answer.
+/// How long a freeze may take unless told otherwise, from the first word to the agent to its last answer.
 pub const FREEZE: Duration = Duration::from_secs(5);
 /// How long a thaw may take. Longer: there is no alternative to it.
 const THAW: Duration = Duration::from_secs(20);
 
-/// Freezes the file systems of `name`. After an error they have been thawed again, unless somebody else had frozen them.
-pub async fn freeze(context: &Context, name: &Name) -> Result<()> {
-    let mut session = session::open(context, name, FREEZE).await?;
-    let status = session.agent.run(&guest_fsfreeze_status {}, FREEZE).await?;
-    if status == GuestFsfreezeStatus::frozen {
-        return Err(Error::refused(format!("the file systems of {name} are frozen already, by somebody else")));
-    }
-    let frozen = match session.agent.run(&guest_fsfreeze_freeze {}, FREEZE).await {
-        Ok(frozen) => frozen,
-        Err(error) => {
-            // It may have frozen something all the same, only without telling us.
-            drop(session);
-            return Err(match thaw(context, name).await {
-                Ok(()) => error.into(),
-                Err(second) => Error::from(error).hint(format!("it may still be frozen: {}", second.full_message())),
-            });
+/// A freeze that did not come about: how, and in words. The file systems have been thawed again, unless somebody else had frozen them.
+#[derive(Debug)]
+pub struct NotFrozen {
+    /// How.
+    pub how: Quiesced,
+    /// In words.
+    pub error: Error,
+}
+
+/// Freezes the file systems of `name` within `limit`.
+pub async fn freeze(context: &Context, name: &Name, limit: Duration) -> Result<(), NotFrozen> {
+    let deadline = Instant::now() + limit;
+    let left = || deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+    let absent = |error: Error| NotFrozen { how: Quiesced::Absent, error };
+    let mut session = session::open(context, name, limit).await.map_err(absent)?;
+    let status = session.agent.run(&guest_fsfreeze_status {}, left()).await;
+    match status {
+        Ok(GuestFsfreezeStatus::frozen) => {
+            let error = Error::refused(format!("the file systems of {name} are frozen already, by somebody else"));
+            return Err(NotFrozen { how: Quiesced::AlreadyFrozen, error: error.hint(how_to_thaw(name)) });
         }
+        Ok(_) => {}
+        Err(error) => return Err(NotFrozen { how: how(&error), error: error.into() }),
+    }
+    let error = match session.agent.run(&guest_fsfreeze_freeze {}, left()).await {
+        Ok(0) => {
+            let error = Error::qemu("the guest has no file system that can be frozen");
+            return Err(NotFrozen { how: Quiesced::Refused, error });
+        }
+        Ok(_) => return Ok(()),
+        Err(error) => error,
     };
-    if frozen == 0 { Err(Error::qemu("the guest has no file system that can be frozen")) } else { Ok(()) }
+    // It may have frozen something all the same, only without telling us.
+    drop(session);
+    let how = how(&error);
+    let error = match how {
+        Quiesced::Hung => {
+            Error::qemu(format!("the guest of {name} did not freeze within {:.1} s", limit.as_secs_f64()))
+                .hint("give it longer: --quiesce-timeout SECS; or go without: --quiesce never")
+        }
+        _ => error.into(),
+    };
+    let error = match thaw(context, name).await {
+        Ok(()) => error,
+        Err(second) => error.hint(format!("it may still be frozen ({}): {}", second.full_message(), how_to_thaw(name))),
+    };
+    Err(NotFrozen { how, error })
+}
+
+fn how(error: &AgentError) -> Quiesced {
+    match error {
+        AgentError::Refused { .. } => Quiesced::Refused,
+        AgentError::Timeout { .. } => Quiesced::Hung,
+        _ => Quiesced::Absent,
+    }
+}
+
+/// What helps when nothing of ours does.
+pub fn how_to_thaw(name: &Name) -> String {
+    format!("thaw them on its console (fsfreeze --unfreeze /): cowhand console {name}")
 }
 
 /// Thaws the file systems of `name`; ones that are not frozen stay as they are.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
+use crate::change::recover;
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::model::{Name, State};
@@ -59,6 +60,17 @@ fn no_answer(name: &Name, limit: Duration, error: AgentError) -> Error {
         .hint("is qemu-guest-agent installed and running in the guest? It may also still be booting")
         .hint(format!("look at its console: cowhand console {name}"))
         .because(error)
+}
+
+/// Puts right what a command that died has left, such as a frozen guest; a change that is under way is left alone.
+pub async fn settle(context: &Context, name: &Name) -> Result<()> {
+    if !context.store.layout.journal(name).exists() {
+        return Ok(());
+    }
+    match context.store.try_lock_vm(name, &context.operation)? {
+        Some(lock) => recover::recover(context, &lock).await.map(drop),
+        None => Ok(()),
+    }
 }
 
 /// A guest whose CPUs stand still answers nobody.

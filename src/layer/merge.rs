@@ -66,6 +66,30 @@ pub async fn run(
     }
 }
 
+/// Calls off merges that another attempt has begun, where none of them has switched. False: they have to be carried on.
+pub async fn call_off(context: &Context, live: Option<&mut Qmp>, merges: &[Merge]) -> Result<bool> {
+    let mut rooted = Vec::new();
+    let Some(qmp) = live else {
+        // The offline engine has died with the command, and what it had copied does no harm.
+        return merges.iter().try_fold(true, |untouched, merge| Ok(untouched && !done(context, merge)?));
+    };
+    for merge in merges {
+        match place(context, qmp, merge).await? {
+            Place::Here { root } => rooted.push((merge, root)),
+            Place::Elsewhere if !done(context, merge)? => {}
+            Place::Elsewhere | Place::Switched => return Ok(false),
+        }
+    }
+    let jobs = qmp.jobs().await?;
+    // A job that was told to switch cannot be called off any more.
+    let told = |status: &str| !matches!(status, "created" | "running" | "ready" | "standby" | "pending" | "waiting");
+    if jobs.iter().any(|job| merges.iter().any(|merge| merge.job() == job.id) && told(&job.status)) {
+        return Ok(false);
+    }
+    cancel(qmp, &rooted).await?;
+    Ok(true)
+}
+
 /// Where a merge has to be done, seen from a running VM.
 enum Place {
     /// Its QEMU has the layers open.

@@ -14,7 +14,7 @@ pub use memory::{Fingerprint, Memory, RamImage};
 pub use merge::{Merge, MergeKind};
 pub use name::{Name, PointRef};
 pub use record::{
-    Config, Disk, Firmware, KernelBoot, LayerStamp, Nic, Origin, PortForward, Protocol, Record, Role, Snapshot,
-    SnapshotKind, State, VmState,
+    Config, Disk, Firmware, KernelBoot, LayerStamp, Nic, Origin, PortForward, Protocol, Quiesced, Record, Role,
+    Snapshot, SnapshotKind, State, VmState,
 };
 pub use size::{human, parse_age, parse_size};

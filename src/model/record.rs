@@ -268,6 +268,43 @@ impl SnapshotKind {
     }
 }
 
+/// What came of the wish to freeze a guest's file systems for a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quiesced {
+    /// They were frozen.
+    Frozen,
+    /// The guest stood still, or did not run: what is on its disks is all there is.
+    Still,
+    /// Nobody wanted it; or there was memory to go with the disks, which needs none.
+    NotAsked,
+    /// The guest agent is not there, or does not answer.
+    Absent,
+    /// Somebody else had frozen them.
+    AlreadyFrozen,
+    /// The guest did not answer in time.
+    Hung,
+    /// The guest, or a hook in it, said no.
+    Refused,
+    /// They were frozen, and could not be thawed.
+    NotThawed,
+}
+
+impl Quiesced {
+    /// The word in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Frozen => "frozen",
+            Self::Still => "still",
+            Self::NotAsked => "not-asked",
+            Self::Absent => "absent",
+            Self::AlreadyFrozen => "already-frozen",
+            Self::Hung => "hung",
+            Self::Refused => "refused",
+            Self::NotThawed => "not-thawed",
+        }
+    }
+}
+
 /// What a VM was doing when its snapshot was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]

@@ -181,6 +181,7 @@ pub fn taken(row: &snapshot::list::Row, taken: &snapshot::create::Taken) -> Valu
     let mut entry = snapshot(row);
     entry["pause_ms"] = json!(milliseconds(taken.paused));
     entry["freeze_ms"] = json!(milliseconds(taken.frozen));
+    entry["quiesce"] = json!(taken.quiesce.as_str());
     entry["total_ms"] = json!(milliseconds(taken.total));
     entry
 }

@@ -9,7 +9,7 @@ use crate::change::{self, Executor, Plan};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::layer::chain;
-use crate::model::{Memory, Name, PointRef, RamImage, Record, State};
+use crate::model::{Memory, Name, PointRef, Quiesced, RamImage, Record, State};
 use crate::qemu::qmp::Qmp;
 use crate::store::VmLock;
 use crate::vm::{live, open, status};
@@ -23,6 +23,8 @@ pub struct Request {
     pub description: String,
     /// Freeze the guest's file systems first?
     pub quiesce: Quiesce,
+    /// How long that may take.
+    pub quiesce_limit: Option<Duration>,
     /// Keep it inside the images.
     pub internal: bool,
     /// Save the guest's memory, too.
@@ -42,6 +44,8 @@ pub struct Taken {
     pub paused: Duration,
     /// How long the guest's file systems were frozen.
     pub frozen: Duration,
+    /// What came of freezing them.
+    pub quiesce: Quiesced,
     /// All of it.
     pub total: Duration,
     /// Why the memory that was asked for is not in it.
@@ -74,10 +78,11 @@ pub async fn take_locked(context: &Context, lock: &VmLock, record: &Record, requ
         description: request.description.clone(),
         state,
         freeze: None,
+        freeze_limit: request.quiesce_limit,
         memory: None,
         expires: request.expires,
     };
-    if request.memory && request.quiesce == Quiesce::Require {
+    if (request.memory || request.internal) && qmp.is_some() && request.quiesce == Quiesce::Require {
         return Err(Error::usage(
             "memory and disks of one instant need no freeze, and a frozen guest would wake up frozen",
         )
@@ -86,20 +91,26 @@ pub async fn take_locked(context: &Context, lock: &VmLock, record: &Record, requ
     if request.memory && qmp.is_none() {
         context.ui.warn(&format!("{vm} does not run: it has no memory to save, so the snapshot holds the disks alone"));
     }
+    let mut quiesced = Quiesced::Still;
     if let Some(qmp) = &mut qmp {
         live::refuse_job(vm, qmp).await?;
         let running = qmp.status(crate::qemu::qmp::REPLY).await?.running;
         taking.state = if running { State::Running } else { State::Paused };
+        if running {
+            quiesced = Quiesced::NotAsked;
+        }
         if request.memory && !request.internal {
             let writer = memory::fingerprint(qmp, &record.config).await?;
             taking.memory = Some(Memory { image: Some(RamImage::new(request.compress)), bytes: 0, writer });
         } else if running {
-            taking.freeze = freeze(qmp.agent_is_listening().await?, vm, request.quiesce)?;
+            (quiesced, taking.freeze) = freeze(qmp.agent_is_listening().await?, vm, request.quiesce)?;
         }
     }
     let steps = if request.internal {
         internal::refuse_formats(vm, &record)?;
-        taking.freeze = None;
+        if taking.freeze.take().is_some() {
+            quiesced = Quiesced::NotAsked;
+        }
         internal::take(qmp.as_mut(), &record, &taking, &internal::free_tag(&record, &name)).await?
     } else {
         plan::take(&record, &taking).1
@@ -109,21 +120,28 @@ pub async fn take_locked(context: &Context, lock: &VmLock, record: &Record, requ
     for warning in &report.warnings {
         context.ui.warn(warning);
     }
+    if quiesced == Quiesced::Absent {
+        context.ui.note(&format!(
+            "the guest agent of {vm} is not there: nothing was frozen, and the snapshot is what a power cut would leave"
+        ));
+    }
     Ok(Taken {
         name,
         paused: report.paused.unwrap_or_default(),
         frozen: report.frozen.unwrap_or_default(),
+        quiesce: report.freeze.unwrap_or(quiesced),
         total: began.elapsed(),
         memory_lost: report.memory_lost,
     })
 }
 
 /// Whether to freeze, and whether the snapshot fails when that fails.
-fn freeze(listening: bool, vm: &Name, quiesce: Quiesce) -> Result<Option<bool>> {
+fn freeze(listening: bool, vm: &Name, quiesce: Quiesce) -> Result<(Quiesced, Option<bool>)> {
     match (quiesce, listening) {
-        (Quiesce::Never, _) | (Quiesce::Auto, false) => Ok(None),
-        (Quiesce::Auto, true) => Ok(Some(false)),
-        (Quiesce::Require, true) => Ok(Some(true)),
+        (Quiesce::Never, _) => Ok((Quiesced::NotAsked, None)),
+        (Quiesce::Auto, false) => Ok((Quiesced::Absent, None)),
+        (Quiesce::Auto, true) => Ok((Quiesced::Frozen, Some(false))),
+        (Quiesce::Require, true) => Ok((Quiesced::Frozen, Some(true))),
         (Quiesce::Require, false) => {
             Err(Error::qemu(format!("the guest agent of {vm} is not there, so nothing can be frozen"))
                 .hint("install and start qemu-guest-agent in the guest, or take the snapshot with --quiesce never"))

@@ -1,5 +1,7 @@
 //! What a snapshot, a revert and a removal make of a record, and the steps that lead there. Pure but for random identities.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use uuid::Uuid;
 
@@ -33,8 +35,10 @@ pub struct Taking {
     pub description: String,
     /// What the VM is doing.
     pub state: State,
-    /// Freeze first, and fail when that fails.
+    /// Freeze first; true: fail when that fails.
     pub freeze: Option<bool>,
+    /// How long the freeze may take.
+    pub freeze_limit: Option<Duration>,
     /// Save the guest's memory, too.
     pub memory: Option<Memory>,
     /// When `gc` may remove it.
@@ -95,7 +99,8 @@ pub fn take(record: &Record, taking: &Taking) -> (Record, Vec<Step>) {
                 steps.push(Step::SaveMemory { image, heads, resume: running });
             }
             None => {
-                steps.extend(taking.freeze.map(|required| Step::Freeze { required }));
+                let limit_ms = taking.freeze_limit.map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
+                steps.extend(taking.freeze.map(|required| Step::Freeze { required, limit_ms }));
                 steps.push(Step::Switch { disks: switched });
                 steps.extend(taking.freeze.map(|_| Step::Thaw));
             }
