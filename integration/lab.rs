@@ -81,7 +81,11 @@ impl Lab {
 
     /// Runs `cowhand …` to its end.
     pub fn run(&self, args: &[&str]) -> Done {
-        self.command(args).output().unwrap().into()
+        let done: Done = self.command(args).output().unwrap().into();
+        if std::env::var_os("COWHAND_TRACE").is_some() {
+            eprintln!("cowhand {} → {} {}{}", args.join(" "), done.code, done.out.trim(), done.err.trim());
+        }
+        done
     }
 
     /// Runs it; it must work.
@@ -324,4 +328,36 @@ pub fn qemu_img(args: &[&str]) -> String {
     let output = Command::new("qemu-img").args(args).output().unwrap();
     assert!(output.status.success(), "qemu-img {args:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// A small file system of its own, mounted from a file; needs root.
+pub struct SmallDisk {
+    directory: tempfile::TempDir,
+}
+
+impl SmallDisk {
+    /// One of `megabytes`, or the reason why not for `test`.
+    pub fn new(test: &str, megabytes: u64) -> Option<Self> {
+        let directory = tempfile::Builder::new().prefix("cws").tempdir_in("/tmp").unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={megabytes}m,mode=0700"), "none"])
+            .arg(directory.path())
+            .output()
+            .unwrap();
+        if !mounted.status.success() {
+            skip(test, "mounting a file system needs root");
+            return None;
+        }
+        Some(Self { directory })
+    }
+
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.directory.path()).output();
+    }
 }

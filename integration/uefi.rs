@@ -34,3 +34,33 @@ fn a_uefi_guest_boots_from_its_disk_and_its_clone_has_variables_of_its_own() {
     let nvram = |vm: &str| lab.json(&["disk", "chain", vm, "nvram"])[0]["layers"][0]["id"].clone();
     assert_ne!(nvram("efi"), nvram("copy"));
 }
+
+#[test]
+fn a_boot_variable_set_after_a_snapshot_is_gone_after_the_revert() {
+    let lab = Lab::new();
+    let disk = guest("tiny").disk();
+    lab.ok(&["create", "efi", "--disk", &disk, "--memory", "256M", "--cpus", "1", "--firmware", "uefi"]);
+    lab.ok(&["start", "efi"]);
+    let variables = "mount -t efivarfs none /sys/firmware/efi/efivars 2>/dev/null; cd /sys/firmware/efi/efivars";
+    let name = |n: u32| format!("Cowhand{n}-8be4df61-93ca-11d2-aa0d-00e098032b8c");
+    let set = |n: u32| {
+        lab.sh(
+            "efi",
+            &format!(
+                "{variables}; printf '\\007\\000\\000\\000x' > /tmp/v; dd if=/tmp/v of={} bs=64 2>/dev/null; sync",
+                name(n)
+            ),
+        )
+    };
+    let seen = || lab.sh("efi", &format!("{variables}; ls | grep Cowhand || true"));
+    set(1);
+    lab.ok(&["snapshot", "create", "efi", "external"]);
+    set(2);
+    lab.ok(&["snapshot", "create", "efi", "inner", "--internal"]);
+    set(3);
+    assert_eq!(seen().lines().count(), 3);
+    lab.ok(&["snapshot", "revert", "efi@inner"]);
+    assert_eq!(seen().lines().count(), 2);
+    lab.ok(&["snapshot", "revert", "efi@external"]);
+    assert_eq!(seen().trim(), name(1));
+}

@@ -244,7 +244,7 @@ fn overlay(disk: &mut Disk) -> Step {
 fn copy_internal(disk: &mut Disk, tag: &str) -> Step {
     let layer = Layer::new(Format::Qcow2);
     let source = std::mem::replace(&mut disk.layer, layer.clone());
-    Step::CopyInternal { source, tag: tag.to_owned(), layer }
+    Step::CopyInternal { source, tag: tag.to_owned(), virtual_bytes: disk.virtual_bytes, layer }
 }
 
 /// A chain of several layers becomes one qcow2; a single layer keeps its format.

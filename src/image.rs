@@ -8,7 +8,7 @@ use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::layer::{chain, pool, qcow2};
 use crate::model::{Disk, Format, Layer, PointRef};
-use crate::qemu::img::{Checked, Img, Info};
+use crate::qemu::img::{Checked, Img, Info, Inside};
 use crate::sys::image_lock;
 use crate::vm::{list, open, status};
 
@@ -133,17 +133,32 @@ pub async fn export(context: &Context, point: &PointRef, target: Option<&str>, t
     };
     let layer: &Layer = &disk.layer;
     chain::read(&context.store, layer)?;
-    write(context, &context.store.layout.layer(layer), layer.format, tag, to).await
+    let inside = tag.map(|tag| Inside { tag, virtual_bytes: disk.virtual_bytes });
+    write(context, &context.store.layout.layer(layer), layer.format, inside, to).await
 }
 
 /// Writes beside the target and renames, so that a file that is there is whole.
-async fn write(context: &Context, from: &Path, format: Format, tag: Option<&str>, to: &Target) -> Result<Written> {
+async fn write(
+    context: &Context,
+    from: &Path,
+    format: Format,
+    inside: Option<Inside<'_>>,
+    to: &Target,
+) -> Result<Written> {
     let (path, into) = to.resolve()?;
     let directory = path.parent().unwrap_or(Path::new("/"));
     let img = Img::find(context)?;
     let partial = tempfile::Builder::new().prefix(".cowhand-").tempfile_in(directory).on("write in", directory)?;
     let task = context.ui.task(&format!("writing {}", path.display()), 0);
-    img.convert((from, format), tag, (partial.path(), into)).await?;
+    match inside {
+        None => img.convert((from, format), (partial.path(), into)).await?,
+        Some(inside) => {
+            let whole =
+                tempfile::Builder::new().prefix(".cowhand-").tempfile_in(directory).on("write in", directory)?;
+            img.convert_inner((from, format), &inside, whole.path()).await?;
+            img.convert((whole.path(), Format::Qcow2), (partial.path(), into)).await?;
+        }
+    }
     drop(task);
     partial.as_file().sync_all().on("flush", partial.path())?;
     partial.persist(&path).map_err(|error| error.error).on("replace", &path)?;

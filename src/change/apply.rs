@@ -12,6 +12,7 @@ use crate::error::{Error, IoContext, Result};
 use crate::guest::freeze::{self, NotFrozen};
 use crate::layer::{chain, copy, create, merge, pool, stamp};
 use crate::model::{Layer, Name, Quiesced, Record};
+use crate::qemu::img::Inside;
 use crate::qemu::nodes;
 use crate::qemu::offline::{Offline, Open};
 use crate::qemu::qmp::{Qmp, QmpError};
@@ -101,6 +102,12 @@ impl<'a> Executor<'a> {
         Ok(self.qmp.as_mut())
     }
 
+    /// Takes over the connection to a QEMU that a step has started.
+    pub(super) fn adopt(&mut self, qmp: Qmp) {
+        self.qmp = Some(qmp);
+        self.asked = true;
+    }
+
     /// Gives the connection back.
     pub fn into_qmp(self) -> Option<Qmp> {
         self.qmp
@@ -138,7 +145,9 @@ impl<'a> Executor<'a> {
                 self.internal_revert(tag, layers, memory.as_deref()).await
             }
             Step::InternalDelete { tag, layers } => self.internal_delete(tag, layers).await,
-            Step::CopyInternal { source, tag, layer } => copy::inner(context, source, tag, layer).await,
+            Step::CopyInternal { source, tag, virtual_bytes, layer } => {
+                copy::inner(context, source, &Inside { tag, virtual_bytes: *virtual_bytes }, layer).await
+            }
             Step::RemoveMemory { images } => images.iter().try_for_each(|image| memory::remove(store, image)),
             Step::Switch { disks } => self.switch(disks).await,
             Step::Thaw => {
@@ -367,9 +376,11 @@ impl<'a> Executor<'a> {
         let mut entry = Entry::new(what, &self.name, &self.context.operation);
         entry.layers = layers.to_vec();
         entry.way_back = way_back.cloned();
-        // Of layers that have been moved already, the entry of the first attempt tells.
-        for layer in layers.iter().filter(|layer| store.layout.layer(layer).exists()) {
-            entry.below.extend(stamp::below(store, layer)?.into_iter().map(Stamp::from));
+        // Of layers that have been moved already, the entry of the first attempt tells. What a merge leaves cannot be taken back.
+        if entry.can_be_undone() {
+            for layer in layers.iter().filter(|layer| store.layout.layer(layer).exists()) {
+                entry.below.extend(stamp::below(store, layer)?.into_iter().map(Stamp::from));
+            }
         }
         let trash = store.open_trash(directory, &entry)?;
         let record = Record::try_from(before.clone())?;
@@ -389,10 +400,20 @@ impl<'a> Executor<'a> {
         }
     }
 
-    /// After an interruption: calls off the merges among `steps`, so that what is left can be done at once. False: they have gone too far.
-    pub async fn call_off_merges(&mut self, steps: &[Step]) -> Result<bool> {
+    /// After an interruption: calls off the merges among `steps`, so that what is left can be done at once. False: they have gone too far, or
+    /// memory is being saved, which goes on by itself.
+    pub async fn can_be_ended_now(&mut self, steps: &[Step]) -> Result<bool> {
         let context = self.context;
         for step in steps {
+            if let Step::SaveMemory { resume, .. } = step
+                && let Some(qmp) = self.qmp().await?
+                && qmp.migration().await?.is_under_way()
+            {
+                if *resume && qmp.migration().await?.has_begun() {
+                    self.resume().await?;
+                }
+                return Ok(false);
+            }
             if let Step::Merge { merges } = step {
                 if !merge::call_off(context, self.qmp().await?, merges).await? {
                     return Ok(false);

@@ -55,7 +55,7 @@ impl Executor<'_> {
             stop::quit(self.context, &self.name, qmp).await?;
             return Err(error);
         }
-        self.qmp = Some(qmp);
+        self.adopt(qmp);
         Ok(())
     }
 

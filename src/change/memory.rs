@@ -1,24 +1,32 @@
 //! The steps that save a guest's memory and take it up again.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::apply::Executor;
 use crate::error::{Error, IoContext, Result};
 use crate::model::{Layer, RamImage, Record};
 use crate::qemu::cmdline::How;
 use crate::qemu::qmp::{Qmp, REPLY};
-use crate::qemu::ram::{self, Saving, Way};
+use crate::qemu::ram::{self, Files, Saving, Way};
 use crate::store::schema::RecordV1;
 use crate::store::{Store, atomic, make_directory};
 use crate::vm::{start, status, stop};
 
+/// How often it is looked whether QEMU has got as far as the first page; there is no event for that.
+const LOOK: Duration = Duration::from_millis(2);
+
 impl Executor<'_> {
+    fn ram_files(&self, image: &RamImage) -> Files {
+        let layout = &self.context.store.layout;
+        Files { partial: layout.partial_ram(image), whole: layout.whole_ram(image) }
+    }
+
     pub(super) async fn begin_memory(&mut self, image: &RamImage, running: bool) -> Result<()> {
         let context = self.context;
         make_directory(&context.store.layout.rams())?;
-        let path = context.store.layout.partial_ram(image);
+        let files = self.ram_files(image);
         let qmp = self.live().await?;
-        let saving = Saving::begin(qmp, &path, image.compressed, running).await?;
+        let saving = Saving::begin(qmp, &files, image.compressed, running).await?;
         if running && let Way::Stopped(why) = &saving.way {
             context.ui.note(&format!("the guest stands still while its memory is saved: {why}"));
         }
@@ -27,11 +35,12 @@ impl Executor<'_> {
     }
 
     pub(super) async fn call_off_memory(&mut self, image: &RamImage) -> Result<()> {
-        // Closes our end of the pipe, should QEMU wait for room in it.
+        // The relay throws away what comes from now on, and QEMU comes to its end by itself.
         self.saving = None;
         if let Some(qmp) = self.qmp().await? {
-            call_off(qmp).await?;
+            end(qmp).await?;
         }
+        ram::wait_for_relay(&self.ram_files(image)).await?;
         remove(&self.context.store, image)
     }
 
@@ -47,17 +56,30 @@ impl Executor<'_> {
     /// A failure here loses the memory, not the snapshot: the disks have switched.
     pub(super) async fn save_memory(&mut self, image: &RamImage, heads: &[Layer], resume: bool) -> Result<()> {
         let saved = match self.saving.take() {
-            Some(saving) => self.save(saving, image, heads, resume).await,
-            // Whoever saved it has died, and the stream with it.
-            None => Err(Error::failed("the command that saved its memory was cut short")),
+            Some(saving) => self.save(saving, heads, resume).await,
+            None => self.pick_up(image, resume).await,
         };
+        let files = self.ram_files(image);
         match saved {
-            Ok(bytes) => self.report.memory = Some(bytes),
-            Err(error) => {
-                self.report.memory_lost = Some(error.full_message());
+            Ok(()) if files.whole.exists() => {
+                let layout = &self.context.store.layout;
+                std::fs::rename(&files.whole, layout.ram(image)).on("rename", &files.whole)?;
+                atomic::sync_directory(&layout.rams())?;
+                let path = layout.ram(image);
+                self.report.memory = Some(std::fs::metadata(&path).map(|about| about.len()).on("read", &path)?);
+            }
+            // Done by an earlier attempt.
+            Ok(()) if self.context.store.layout.ram(image).exists() => {}
+            lost => {
+                let why = match lost {
+                    Ok(()) => "it could not be written down: is there room?".to_owned(),
+                    Err(error) => error.full_message(),
+                };
+                self.report.memory_lost = Some(why);
                 if let Some(qmp) = self.qmp().await? {
-                    call_off(qmp).await?;
+                    end(qmp).await?;
                 }
+                ram::wait_for_relay(&files).await?;
                 remove(&self.context.store, image)?;
                 if resume {
                     self.resume().await?;
@@ -67,26 +89,46 @@ impl Executor<'_> {
         Ok(())
     }
 
-    async fn save(&mut self, mut saving: Saving, image: &RamImage, heads: &[Layer], resume: bool) -> Result<u64> {
-        let context = self.context;
-        let task = context.ui.task(&format!("{}: saving memory", self.name), 0);
+    async fn save(&mut self, mut saving: Saving, heads: &[Layer], resume: bool) -> Result<()> {
+        let task = self.context.ui.task(&format!("{}: saving memory", self.name), 0);
         let qmp = self.live().await?;
         saving.take(qmp, &*task).await?;
         if resume {
             self.resume().await?;
         }
         let stopped = matches!(saving.way, Way::Stopped(_));
-        let bytes = saving.finish(self.live().await?, &*task).await?;
+        saving.finish(self.live().await?, &*task).await?;
         if stopped && !resume {
             self.take_disks_back(heads).await?;
         } else if !resume && self.live().await?.status(REPLY).await?.running {
             self.live().await?.run(&qapi::qmp::stop {}).await?;
         }
-        let layout = &context.store.layout;
-        let partial = layout.partial_ram(image);
-        std::fs::rename(&partial, layout.ram(image)).on("rename", &partial)?;
-        atomic::sync_directory(&layout.rams())?;
-        Ok(bytes)
+        Ok(())
+    }
+
+    /// Goes on where a command has died: QEMU and the relay have gone on by themselves.
+    async fn pick_up(&mut self, image: &RamImage, resume: bool) -> Result<()> {
+        let task = self.context.ui.task(&format!("{}: saving memory", self.name), 0);
+        let qmp = self.live().await?;
+        while qmp.migration().await?.is_under_way() && !qmp.migration().await?.has_begun() {
+            tokio::time::sleep(LOOK).await;
+        }
+        if resume {
+            self.resume().await?;
+        }
+        let qmp = self.live().await?;
+        if qmp.migration().await?.is_under_way() {
+            qmp.wait_for_migration(|migration| {
+                let (done, total) = migration.progress();
+                task.update(done, total);
+            })
+            .await?;
+        }
+        ram::wait_for_relay(&self.ram_files(image)).await?;
+        match self.live().await?.migration().await?.is_complete() {
+            true => Ok(()),
+            false => Err(Error::failed("the command that saved its memory was cut short")),
+        }
     }
 
     async fn take_disks_back(&mut self, heads: &[Layer]) -> Result<()> {
@@ -107,7 +149,7 @@ impl Executor<'_> {
         let loaded = ram::load(&mut qmp, &context.store.layout.ram(image), image.compressed, &*task).await;
         match loaded {
             Ok(()) => {
-                self.qmp = Some(qmp);
+                self.adopt(qmp);
                 Ok(())
             }
             Err(error) => {
@@ -134,17 +176,18 @@ impl Executor<'_> {
     }
 }
 
-/// Calls off a migration that is under way and lets QEMU be as it was.
-async fn call_off(qmp: &mut Qmp) -> Result<()> {
-    if !qmp.migration().await?.is_over() {
-        qmp.cancel_migration().await?;
+/// Waits for the end of a migration that is under way. It is never called off: see [`ram`].
+async fn end(qmp: &mut Qmp) -> Result<()> {
+    if qmp.migration().await?.is_under_way() {
+        qmp.wait_for_migration(|_| {}).await?;
     }
-    Ok(qmp.set_capability("background-snapshot", false).await?)
+    Ok(())
 }
 
 /// Removes memory, whole or not.
 pub(super) fn remove(store: &Store, image: &RamImage) -> Result<()> {
-    for path in [store.layout.partial_ram(image), store.layout.ram(image)] {
+    let layout = &store.layout;
+    for path in [layout.partial_ram(image), layout.whole_ram(image), layout.ram(image)] {
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).on("remove", &path),
             _ => {}

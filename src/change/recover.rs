@@ -75,7 +75,7 @@ async fn settle(context: &Context, lock: &VmLock, may_complete: bool) -> Result<
         roll_back(lock, &journal, journal.pivot, &mut executor).await?;
         context.ui.note(&format!("{name}: `{}` was cut short and has been undone", journal.operation));
         Recovered::Undone
-    } else if may_complete || executor.call_off_merges(remaining(&journal, &executor)).await? {
+    } else if may_complete || executor.can_be_ended_now(remaining(&journal, &executor)).await? {
         roll_forward(context, lock, &journal, &mut executor).await?;
         context.ui.note(&format!("{name}: `{}` was cut short and has been completed", journal.operation));
         Recovered::Completed

@@ -116,6 +116,8 @@ pub enum Step {
         source: Layer,
         /// Its name in there.
         tag: String,
+        /// The size the disk had then.
+        virtual_bytes: u64,
         /// The new layer.
         layer: Layer,
     },

@@ -33,6 +33,7 @@ use crate::change::recover::{self, Recovered};
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::output::Printer;
+use crate::sys::relay;
 use global::Global;
 
 /// Templates, clones and snapshots for QEMU virtual machines, without libvirt.
@@ -137,6 +138,14 @@ impl Command {
 /// The program.
 pub fn main() -> ExitCode {
     let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    if let Some((verb, rest)) = words.split_first()
+        && verb == relay::VERB
+    {
+        return match relay::Orders::parse(rest).map(|orders| relay::run(&orders)) {
+            Some(Ok(())) => ExitCode::SUCCESS,
+            _ => ExitCode::FAILURE,
+        };
+    }
     let matches = Cli::command().get_matches();
     let cli = match Cli::from_arg_matches(&matches) {
         Ok(cli) => cli,

@@ -51,6 +51,8 @@ pub enum Why {
     Children(Vec<Layer>),
     /// It carries internal snapshots, which a merge would lose.
     InternalSnapshots(u32),
+    /// The layer above it carries internal snapshots, which rest on it.
+    BelowInternal(u32),
     /// Neither direction is allowed: the layers are in use elsewhere.
     InUse,
     /// Nobody can be sure who uses what, for this reason.
@@ -105,6 +107,10 @@ fn merge(pool: &Pool, layer: &LayerInfo, child: &LayerInfo, permissions: Permiss
     if layer.internal_snapshots > 0 {
         return Action::Keep { layer: layer.layer.clone(), why: Why::InternalSnapshots(layer.internal_snapshots) };
     }
+    // What an internal snapshot has not written it reads from below, now and for ever.
+    if child.internal_snapshots > 0 {
+        return Action::Keep { layer: layer.layer.clone(), why: Why::BelowInternal(child.internal_snapshots) };
+    }
     let foreign = |info: &LayerInfo| permissions.foreign.contains(&info.layer.id);
     let ours = |r#use: &Use| r#use.owner() == permissions.owner;
     let named_by_us = |uses: &[Use]| !uses.is_empty() && uses.iter().all(ours);
@@ -115,7 +121,6 @@ fn merge(pool: &Pool, layer: &LayerInfo, child: &LayerInfo, permissions: Permiss
         && named_by_us(pool.uses(&child.layer.id))
         && grandchildren <= 1
         && pool.children(&child.layer.id).all(|grandchild| !foreign(grandchild) && !template(pool, grandchild))
-        && child.internal_snapshots == 0
         && child.virtual_bytes >= layer.virtual_bytes;
     let can_stream = child.layer.format == Format::Qcow2 && !foreign(child) && !template(pool, child);
     let commit = Action::Commit { top: child.layer.clone(), base: layer.layer.clone(), bytes: child.allocated_bytes };
@@ -261,6 +266,13 @@ mod tests {
         let mut pool = pool(&[(None, 900), (Some(0), 5)], &[(1, head())]);
         pool.layers.get_mut(&id(0)).expect("layer").internal_snapshots = 2;
         assert_eq!(run(&pool, 0), [Action::Keep { layer: layer(0), why: Why::InternalSnapshots(2) }]);
+    }
+
+    #[test]
+    fn what_internal_snapshots_rest_on_stays() {
+        let mut pool = pool(&[(None, 900), (Some(0), 5)], &[(1, head())]);
+        pool.layers.get_mut(&id(1)).expect("layer").internal_snapshots = 2;
+        assert_eq!(run(&pool, 0), [Action::Keep { layer: layer(0), why: Why::BelowInternal(2) }]);
     }
 
     proptest! {

@@ -9,7 +9,7 @@ use super::{chain as chains, create};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::model::Layer;
-use crate::qemu::img::Img;
+use crate::qemu::img::{Img, Inside};
 use crate::qemu::offline::{self, Offline};
 use crate::sys::sparse::{self, Method};
 use crate::ui::Counter;
@@ -87,8 +87,8 @@ pub async fn chain(context: &Context, source: &Layer, layer: &Layer) -> Result<O
     Ok(Some(Method::Copied))
 }
 
-/// Makes `layer` an independent copy of what the internal snapshot `tag` of `source` holds (`qemu-img convert -l`).
-pub async fn inner(context: &Context, source: &Layer, tag: &str, layer: &Layer) -> Result<()> {
+/// Makes `layer`, a qcow2, an independent copy of what an internal snapshot of `source` holds (`qemu-img convert -l`).
+pub async fn inner(context: &Context, source: &Layer, inside: &Inside<'_>, layer: &Layer) -> Result<()> {
     let store = &context.store;
     if store.layout.layer(layer).exists() {
         return Ok(());
@@ -97,8 +97,8 @@ pub async fn inner(context: &Context, source: &Layer, tag: &str, layer: &Layer) 
     create::unmake(store, layer)?;
     create::private(&partial)?;
     let from = (store.layout.layer(source), source.format);
-    let task = context.ui.task(&format!("copying {tag}"), 0);
-    Img::find(context)?.convert((&from.0, from.1), Some(tag), (&partial, layer.format)).await?;
+    let task = context.ui.task(&format!("copying {}", inside.tag), 0);
+    Img::find(context)?.convert_inner((&from.0, from.1), inside, &partial).await?;
     drop(task);
     std::fs::File::open(&partial).and_then(|file| file.sync_all()).on("flush", &partial)?;
     create::finish(store, layer)

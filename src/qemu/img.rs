@@ -53,6 +53,15 @@ pub struct Inner {
     pub created: i64,
 }
 
+/// Where something lies inside an image.
+#[derive(Debug, Clone, Copy)]
+pub struct Inside<'a> {
+    /// The internal snapshot.
+    pub tag: &'a str,
+    /// The size the disk had then, in bytes.
+    pub virtual_bytes: u64,
+}
+
 /// What `qemu-img check` found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 pub struct Checked {
@@ -126,12 +135,23 @@ impl Img {
         decode(&text)
     }
 
-    /// Copies the content of an image, or of an internal snapshot of it, into a new one. `progress` hears per cent.
-    pub async fn convert(&self, from: (&Path, Format), tag: Option<&str>, to: (&Path, Format)) -> Result<()> {
-        let inner = tag.map(|tag| format!("snapshot.name={tag}"));
-        let mut args = vec!["convert", "-U", "-f", from.1.as_str(), "-O", to.1.as_str()];
-        args.extend(inner.iter().flat_map(|inner| ["-l", inner.as_str()]));
+    /// Copies the content of an image into a new one.
+    pub async fn convert(&self, from: (&Path, Format), to: (&Path, Format)) -> Result<()> {
+        let args = ["convert", "-U", "-f", from.1.as_str(), "-O", to.1.as_str()];
         self.run(args, &[from.0, to.0]).await.map(drop)
+    }
+
+    /// Copies what an internal snapshot holds into a new qcow2 image of the size it had then: `qemu-img convert -l` gives it the size the
+    /// image has now.
+    pub async fn convert_inner(&self, from: (&Path, Format), inner: &Inside<'_>, to: &Path) -> Result<()> {
+        let tag = format!("snapshot.name={}", inner.tag);
+        let args = ["convert", "-U", "-f", from.1.as_str(), "-O", "qcow2", "-l", &tag];
+        self.run(args, &[from.0, to]).await?;
+        if self.info(to, Format::Qcow2).await?.virtual_bytes != inner.virtual_bytes {
+            let size = inner.virtual_bytes.to_string();
+            command::run(&self.0, &["resize", "-q", "-f", "qcow2", "--shrink"], &[to, Path::new(&size)], &[0]).await?;
+        }
+        Ok(())
     }
 
     /// The end of the last data of an image, in bytes: what lies behind it reads as zeros (`qemu-img map`).

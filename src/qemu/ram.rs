@@ -9,22 +9,26 @@
 //! instant it touches every page, which takes long. The *gate* takes that out of the pause: the pipe is full, so that QEMU, at the
 //! end of the touching, waits for room; then the guest is stopped, its disks switch, and the gate is opened. Newer QEMUs hold
 //! their big lock at that place, where waiting would stop all of QEMU: with them the guest is stopped first.
+//!
+//! What QEMU writes is taken down by a *relay*, a process of its own that outlives us: when nobody reads the pipe any more, QEMU gives up,
+//! and may never get as far as taking the write-protection away. For the same reason nothing is ever called off, the relay reads on
+//! when the disk is full, and the capability stays set (QEMU looks at it once more when it clears up).
 
 use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::qmp::migration::Migration;
 use super::qmp::{Qmp, QmpError};
 use crate::error::{Error, IoContext, Result};
-use crate::sys::pipe;
+use crate::sys::relay::{self, copy};
+use crate::sys::{command, flock, pipe};
 use crate::ui::Task;
 
 /// The name of the descriptor in QEMU.
@@ -35,9 +39,6 @@ const THREADS: [&str; 1] = ["bg_snapshot"];
 const TOUCH: Duration = Duration::from_secs(120);
 /// How often it is looked whether it waits; the kernel tells no event for that.
 const LOOK: Duration = Duration::from_millis(1);
-/// zstd's own default.
-const LEVEL: i32 = 3;
-const CHUNK: usize = 1 << 20;
 
 /// How the memory is being saved.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,24 +52,33 @@ pub enum Way {
     Stopped(String),
 }
 
+/// The file memory is written to, and what it is called when it is whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Files {
+    /// While it is being written.
+    pub partial: PathBuf,
+    /// When all of it is there.
+    pub whole: PathBuf,
+}
+
 /// Memory that is being written to a file.
 pub struct Saving {
     /// How.
     pub way: Way,
-    path: PathBuf,
-    compress: bool,
-    pipe: Option<(File, usize)>,
-    relay: Option<JoinHandle<io::Result<()>>>,
+    relay: Relay,
 }
 
 impl Saving {
-    /// Prepares to write to `path`, which is replaced. With the gate, QEMU is at work already when this returns, and the guest runs on.
-    pub async fn begin(qmp: &mut Qmp, path: &Path, compress: bool, running: bool) -> Result<Self> {
+    /// Prepares to write memory to `files`. With the gate, QEMU is at work already when this returns, and the guest runs on.
+    pub async fn begin(qmp: &mut Qmp, files: &Files, compress: bool, running: bool) -> Result<Self> {
         qmp.prepare_migration().await?;
         let old = is_old(qmp.version());
         let way = match running {
             // It would let a paused guest run when it has write-protected its memory.
-            false if old => Way::Stopped("the guest is paused".to_owned()),
+            false if old => {
+                qmp.set_capability("background-snapshot", false).await?;
+                Way::Stopped("the guest is paused".to_owned())
+            }
             _ => match qmp.set_capability("background-snapshot", true).await {
                 Ok(()) => Way::Background { gated: running && old && qmp.pid().is_some() },
                 Err(QmpError::Refused { message, .. }) => Way::Stopped(format!("QEMU says \"{message}\"")),
@@ -80,7 +90,8 @@ impl Saving {
             Way::Background { gated: true } => pipe::full().map_err(cannot)?,
             _ => pipe::wide().map(|(read, write)| (read, write, 0)).map_err(cannot)?,
         };
-        let saving = Self { way, path: path.to_owned(), compress, pipe: Some((read, filled)), relay: None };
+        let relay = Relay::start(files, read, filled, compress)?;
+        let saving = Self { way, relay };
         qmp.give_fd(FD, write.as_fd()).await?;
         drop(write);
         if saving.is_gated() {
@@ -105,7 +116,7 @@ impl Saving {
                 // The thread has not begun yet, or it has failed.
                 None => {
                     let migration = qmp.migration().await?;
-                    if migration.is_over() {
+                    if !migration.is_under_way() {
                         return Err(failed(&migration));
                     }
                 }
@@ -118,7 +129,7 @@ impl Saving {
     /// With the guest stopped and its disks switched: lets QEMU take the instant. When this returns the guest may run, or, where it has to
     /// stand still, all is written.
     pub async fn take(&mut self, qmp: &mut Qmp, task: &dyn Task) -> Result<()> {
-        self.open()?;
+        self.relay.open()?;
         if !self.is_gated() {
             qmp.migrate_to(FD).await?;
         }
@@ -137,21 +148,10 @@ impl Saving {
         }
     }
 
-    /// Waits until all is written and on the disk. The file's length in bytes.
-    pub async fn finish(mut self, qmp: &mut Qmp, task: &dyn Task) -> Result<u64> {
-        let result = self.written(qmp, task).await;
-        if let Way::Background { .. } = self.way {
-            qmp.set_capability("background-snapshot", false).await?;
-        }
-        // Without QEMU's end of the pipe the thread ends by itself.
-        let relayed = match self.relay.take() {
-            Some(relay) => relay.await.unwrap_or_else(|panic| Err(io::Error::other(panic))),
-            None => Ok(()),
-        };
-        // A full disk shows here; QEMU only sees that nobody reads any more.
-        relayed.on("write", &self.path)?;
-        result?;
-        std::fs::metadata(&self.path).map(|about| about.len()).on("read", &self.path)
+    /// Waits until all is written and on the disk.
+    pub async fn finish(mut self, qmp: &mut Qmp, task: &dyn Task) -> Result<()> {
+        self.written(qmp, task).await?;
+        self.relay.ended().await
     }
 
     async fn written(&mut self, qmp: &mut Qmp, task: &dyn Task) -> Result<()> {
@@ -162,17 +162,6 @@ impl Saving {
             })
             .await?;
         if migration.is_complete() { Ok(()) } else { Err(failed(&migration)) }
-    }
-
-    fn open(&mut self) -> Result<()> {
-        let Some((read, filled)) = self.pipe.take() else { return Ok(()) };
-        let _ = std::fs::remove_file(&self.path);
-        let file =
-            File::options().write(true).create_new(true).mode(0o600).open(&self.path).on("create", &self.path)?;
-        pipe::widen(&read);
-        let compress = self.compress;
-        self.relay = Some(tokio::task::spawn_blocking(move || relay_out(read, filled, file, compress)));
-        Ok(())
     }
 }
 
@@ -201,28 +190,62 @@ fn failed(migration: &Migration) -> Error {
     Error::qemu("the guest's memory could not be moved").because(format!("QEMU says \"{why}\""))
 }
 
-fn relay_out(mut pipe: File, skip: usize, mut file: File, compress: bool) -> io::Result<()> {
-    io::copy(&mut (&mut pipe).take(skip as u64), &mut io::sink())?;
-    if compress {
-        let mut encoder = zstd::Encoder::new(&mut file, LEVEL)?;
-        copy(&mut pipe, &mut encoder)?;
-        encoder.finish()?;
-    } else {
-        copy(&mut pipe, &mut file)?;
-    }
-    file.sync_all()
+/// The process that takes down what QEMU writes.
+struct Relay {
+    control: Option<File>,
+    partial: File,
 }
 
-fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
-    let mut buffer = vec![0; CHUNK];
-    loop {
-        match from.read(&mut buffer) {
-            Ok(0) => return Ok(()),
-            Ok(read) => to.write_all(&buffer[..read])?,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+impl Relay {
+    /// Starts it. It waits until the gate is opened; should we die before that, it throws away what comes.
+    fn start(files: &Files, stream: File, skip: usize, compress: bool) -> Result<Self> {
+        let path = &files.partial;
+        let cannot = |source| Error::failed("cannot start the relay for memory").because(source);
+        let file = File::options().write(true).create_new(true).mode(0o600).open(path).on("create", path)?;
+        // Held until the relay has ended; a second descriptor of our own tells when that is.
+        flock::exclusive(&file).on("lock", path)?;
+        let partial = File::open(path).on("open", path)?;
+        let (orders, control) = std::io::pipe().map_err(cannot)?;
+        let (stream, file) = (OwnedFd::from(stream), OwnedFd::from(file));
+        let mut argv = vec![relay::PROGRAM.to_owned(), relay::VERB.to_owned()];
+        argv.extend([stream.as_raw_fd().to_string(), file.as_raw_fd().to_string(), skip.to_string()]);
+        argv.push(if compress { "zstd" } else { "plain" }.to_owned());
+        argv.extend([&files.partial, &files.whole].map(|path| path.to_string_lossy().into_owned()));
+        command::companion(&argv, orders.into(), vec![stream, file]).map_err(cannot)?;
+        Ok(Self { control: Some(OwnedFd::from(control).into()), partial })
+    }
+
+    fn open(&mut self) -> Result<()> {
+        match self.control.take() {
+            Some(mut control) => control
+                .write_all(&[relay::OPEN])
+                .map_err(|source| Error::failed("the relay for memory has ended").because(source)),
+            None => Ok(()),
         }
     }
+
+    async fn ended(&self) -> Result<()> {
+        let partial =
+            self.partial.try_clone().map_err(|source| Error::failed("cannot wait for the relay").because(source))?;
+        wait_for_lock(partial).await
+    }
+}
+
+async fn wait_for_lock(file: File) -> Result<()> {
+    let waited = tokio::task::spawn_blocking(move || flock::exclusive(&file)).await;
+    waited
+        .unwrap_or_else(|panic| Err(io::Error::other(panic)))
+        .map_err(|source| Error::failed("cannot wait for the relay").because(source))
+}
+
+/// Waits for the relay of another process, if it still is at work.
+pub async fn wait_for_relay(files: &Files) -> Result<()> {
+    for path in [&files.partial, &files.whole] {
+        if let Ok(file) = File::open(path) {
+            return wait_for_lock(file).await;
+        }
+    }
+    Ok(())
 }
 
 /// Reads the memory at `path` into a QEMU that was started with `-incoming defer`. When this returns its CPUs stand still.

@@ -94,7 +94,15 @@ pub async fn take_locked(context: &Context, lock: &VmLock, record: &Record, requ
     let mut quiesced = Quiesced::Still;
     if let Some(qmp) = &mut qmp {
         live::refuse_job(vm, qmp).await?;
-        let running = qmp.status(crate::qemu::qmp::REPLY).await?.running;
+        let status = qmp.status(crate::qemu::qmp::REPLY).await?;
+        let running = status.running;
+        if request.memory && !request.internal && status.status == "postmigrate" {
+            return Err(Error::refused(format!(
+                "the memory of {vm} has been saved since it was paused, and this QEMU saves it again only after the guest has run"
+            ))
+            .hint(format!("nothing in it has changed; for the disks alone: cowhand snapshot create {vm}"))
+            .hint(format!("or let it run first: cowhand resume {vm}")));
+        }
         taking.state = if running { State::Running } else { State::Paused };
         if running {
             quiesced = Quiesced::NotAsked;

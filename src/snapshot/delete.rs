@@ -266,6 +266,9 @@ fn outcome(target: &str, action: &Action, pool: &Pool, unmerged: Option<&str>) -
         Action::Keep { why: Why::InUse, .. } => {
             (What::Kept("another VM has it open, or relies on it as it is".to_owned()), 0)
         }
+        Action::Keep { why: Why::BelowInternal(count), .. } => {
+            (What::Kept(format!("the layer above carries {count} internal snapshots, which rest on it")), 0)
+        }
         Action::Keep { why: Why::InternalSnapshots(count), .. } => {
             (What::Kept(format!("it carries {count} internal snapshots")), 0)
         }

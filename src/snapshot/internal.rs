@@ -101,7 +101,8 @@ pub fn revert(record: &Record, reverting: &Reverting<'_>) -> (Record, Vec<Step>)
         for disk in after.config.writable_mut() {
             let layer = Layer::new(Format::Qcow2);
             let source = std::mem::replace(&mut disk.layer, layer.clone());
-            steps.push(Step::CopyInternal { source, tag: tag.clone(), layer });
+            let virtual_bytes = disk.virtual_bytes;
+            steps.push(Step::CopyInternal { source, tag: tag.clone(), virtual_bytes, layer });
         }
         steps.extend(stop);
         let kept: Vec<&Layer> = after.layers().collect();

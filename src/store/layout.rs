@@ -66,6 +66,11 @@ impl Layout {
         self.rams().join(format!("{}.part", image.file_name()))
     }
 
+    /// The same when all of it has been written, and nobody has seen yet whether QEMU was content.
+    pub fn whole_ram(&self, image: &RamImage) -> PathBuf {
+        self.rams().join(format!("{}.whole", image.file_name()))
+    }
+
     /// What was taken out of use.
     pub fn trash(&self) -> PathBuf {
         self.root.join("trash")

@@ -57,6 +57,11 @@ impl From<Stamp> for LayerStamp {
 }
 
 impl Entry {
+    /// Is it a change that `undo` takes back?
+    pub fn can_be_undone(&self) -> bool {
+        ["revert", "reset", "rm", "set"].contains(&self.what.as_str())
+    }
+
     /// An entry for what is about to be put there.
     pub fn new(what: &str, vm: &Name, operation: &str) -> Self {
         Self {

@@ -116,6 +116,17 @@ pub fn detached(argv: &[String], log: &File, inherited: File) -> io::Result<Chil
     command.spawn()
 }
 
+/// Starts a companion that outlives us: a session of its own, `orders` as its standard input, `inherited` kept open.
+pub fn companion(argv: &[String], orders: OwnedFd, inherited: Vec<OwnedFd>) -> io::Result<Child> {
+    let (program, args) = argv.split_first().ok_or(io::ErrorKind::InvalidInput)?;
+    let mut command = Command::new(program);
+    command.args(args).current_dir("/").stdin(orders).stdout(Stdio::null()).stderr(Stdio::null());
+    command.preserved_fds(inherited);
+    in_new_session(&mut command);
+    tracing::debug!(target: "run", "{command:?}");
+    command.spawn()
+}
+
 /// Starts a helper that ends with us: no standard input, `inherited` kept open, its errors piped, killed by the kernel when we die.
 pub fn helper(argv: &[String], inherited: OwnedFd) -> io::Result<Child> {
     let (program, args) = argv.split_first().ok_or(io::ErrorKind::InvalidInput)?;

@@ -8,6 +8,7 @@ pub mod image_lock;
 pub mod pidfd;
 pub mod pipe;
 pub mod ready;
+pub mod relay;
 pub mod space;
 pub mod sparse;
 pub mod terminal;

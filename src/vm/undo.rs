@@ -41,8 +41,7 @@ pub fn list(context: &Context, vm: Option<&Name>) -> Result<Vec<Undoable>> {
         store.names()?.into_iter().filter_map(|name| store.load(&name).ok().map(|record| (name, record))).collect();
     let mut all = Vec::new();
     for found in store.list_trash()?.into_iter().rev() {
-        let Some(entry) = found.entry.filter(|entry| ["revert", "reset", "rm", "set"].contains(&entry.what.as_str()))
-        else {
+        let Some(entry) = found.entry.filter(Entry::can_be_undone) else {
             continue;
         };
         let file = if entry.what == "rm" { "vm/vm.json" } else { "vm.json" };

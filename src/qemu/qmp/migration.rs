@@ -39,12 +39,14 @@ struct Ram {
 }
 
 impl Migration {
-    /// Is it over, one way or the other? (`None`: there was none.)
+    /// Is it over, one way or the other?
     pub fn is_over(&self) -> bool {
-        !matches!(
-            self.status.as_deref(),
-            Some("setup" | "active" | "cancelling" | "device" | "pre-switchover" | "wait-unplug")
-        )
+        matches!(self.status.as_deref(), Some("completed" | "failed" | "cancelled"))
+    }
+
+    /// Has it begun, and is not over?
+    pub fn is_under_way(&self) -> bool {
+        self.status.as_deref().is_some_and(|status| status != "none") && !self.is_over()
     }
 
     /// Has it worked?
@@ -89,12 +91,6 @@ impl Qmp {
     /// Begins to read them from there, in a QEMU that was started with `-incoming defer`.
     pub async fn migrate_from(&mut self, fd: &str) -> Result<(), QmpError> {
         self.call::<Value>("migrate-incoming", json!({"uri": format!("fd:{fd}")})).await.map(drop)
-    }
-
-    /// Calls a migration off and waits for its end.
-    pub async fn cancel_migration(&mut self) -> Result<(), QmpError> {
-        self.call::<Value>("migrate_cancel", json!({})).await?;
-        self.wait_for_migration(|_| {}).await.map(drop)
     }
 
     /// Waits until the migration is over, telling how far it is.

@@ -1,0 +1,111 @@
+//! Internal snapshots, alone and mixed with external ones.
+
+use crate::lab::{Lab, qemu_img};
+
+#[test]
+fn an_internal_snapshot_of_a_running_guest_brings_back_memory_and_disk() {
+    let lab = Lab::new();
+    lab.booted("web");
+    lab.write("web", "/root/a", "one");
+    lab.sh("web", "echo one > /tmp/a");
+    let taken = lab.json(&["snapshot", "create", "web", "s", "--internal", "--description", "words"]);
+    assert_eq!(
+        (&taken["kind"], &taken["memory"], &taken["description"]),
+        (&"internal".into(), &true.into(), &"words".into())
+    );
+    assert_eq!(lab.state("web"), "running");
+    assert_eq!(lab.chain("web").len(), 1, "it needs no layer");
+    lab.write("web", "/root/a", "two");
+    lab.sh("web", "echo two > /tmp/a");
+    lab.ok(&["snapshot", "revert", "web@s"]);
+    assert_eq!(lab.read("web", "/root/a").as_deref(), Some("one"));
+    assert_eq!(lab.sh("web", "cat /tmp/a").trim(), "one", "it goes on where it was");
+    // What was overwritten is not lost.
+    lab.ok(&["undo", "web"]);
+    assert_eq!(lab.read("web", "/root/a").as_deref(), Some("two"));
+    lab.ok(&["snapshot", "rm", "web@s"]);
+    lab.ok(&["stop", "web"]);
+    lab.ok(&["gc", "--older-than", "0"]);
+    let file = lab.store().join("layers").join(&lab.layer_files()[0]);
+    assert!(!qemu_img(&["info", file.to_str().unwrap()]).contains("Snapshot list"), "none must be left behind");
+    lab.check_images();
+}
+
+#[test]
+fn internal_snapshots_of_a_stopped_vm_come_and_go_in_any_order() {
+    let lab = Lab::new();
+    lab.tiny("web", &["--size", "16M"]);
+    for n in 1..=3 {
+        let disks = lab.json(&["disk", "ls", "web"]);
+        let file = disks[1]["file"].as_str().unwrap();
+        let output = std::process::Command::new("qemu-io")
+            .args(["-f", "qcow2", "-c", &format!("write -P {n} 0 64k"), file])
+            .output()
+            .unwrap();
+        assert!(output.status.success());
+        // Without a name, one is made up.
+        let name: &[&str] = if n == 2 { &[] } else { &[["one", "", "three"][n - 1]] };
+        lab.ok(&[&["snapshot", "create", "web"], name, &["--internal"]].concat());
+    }
+    let rows = lab.json(&["snapshot", "ls", "web"]);
+    let second = rows[1]["name"].as_str().unwrap().to_owned();
+    let first_byte = |lab: &Lab, point: &str| {
+        let raw = lab.path().join("x.raw");
+        lab.ok(&["image", "export", point, raw.to_str().unwrap(), "--disk", "vdb", "--force"]);
+        std::fs::read(raw).unwrap()[0]
+    };
+    assert_eq!(first_byte(&lab, "web@one"), 1);
+    assert_eq!(first_byte(&lab, &format!("web@{second}")), 2);
+    lab.ok(&["snapshot", "revert", "web@one"]);
+    assert_eq!(first_byte(&lab, "web"), 1);
+    lab.ok(&["snapshot", "rm", &format!("web@{second}")]);
+    lab.ok(&["snapshot", "rename", "web@one", "uno"]);
+    // A new one of the old name is another one, in the image, too.
+    lab.ok(&["snapshot", "create", "web", "one", "--internal"]);
+    lab.ok(&["snapshot", "revert", "web@three"]);
+    assert_eq!(first_byte(&lab, "web"), 3);
+    lab.ok(&["snapshot", "revert", "web@uno"]);
+    assert_eq!(first_byte(&lab, "web"), 1);
+    lab.ok(&["snapshot", "rm", "web@uno", "--children"]);
+    assert_eq!(lab.json(&["snapshot", "ls", "web"]).as_array().unwrap().len(), 0);
+    lab.check_images();
+}
+
+#[test]
+fn an_internal_snapshot_of_a_raw_disk_is_refused_and_the_disk_named() {
+    let lab = Lab::new();
+    let raw = lab.path().join("data.raw");
+    std::fs::write(&raw, vec![1; 1 << 20]).unwrap();
+    lab.ok(&["create", "web", "--size", "64M", "--disk", raw.to_str().unwrap()]);
+    let before = lab.fingerprint();
+    lab.run(&["snapshot", "create", "web", "s", "--internal"]).fails(5, &["vda", "raw", "cowhand snapshot create web"]);
+    assert_eq!(lab.fingerprint(), before);
+}
+
+#[test]
+fn a_point_that_carries_internal_snapshots_is_not_merged_away() {
+    let lab = Lab::new();
+    lab.booted("web");
+    lab.write("web", "/root/a", "inner");
+    lab.ok(&["snapshot", "create", "web", "inner", "--internal"]);
+    lab.write("web", "/root/a", "outer");
+    lab.ok(&["snapshot", "create", "web", "outer"]);
+    lab.write("web", "/root/a", "head");
+    lab.run(&["snapshot", "rm", "web@outer"]).fails(5, &["web@inner", "cowhand snapshot rm web@inner"]);
+    lab.run(&["disk", "commit", "web", "vda"]).fails(5, &["internal snapshots"]);
+    // Its layer is sealed now: going back copies it out, and its memory cannot come along.
+    lab.run(&["snapshot", "revert", "web@inner"]).fails(5, &["sealed", "--cold"]);
+    assert_eq!(lab.read("web", "/root/a").as_deref(), Some("head"));
+    lab.ok(&["snapshot", "revert", "web@inner", "--cold"]);
+    assert_eq!(lab.read("web", "/root/a").as_deref(), Some("inner"));
+    lab.ok(&["snapshot", "revert", "web@outer"]);
+    assert_eq!(lab.read("web", "/root/a").as_deref(), Some("outer"));
+    lab.run(&["snapshot", "rm", "web@inner"]).fails(5, &["running", "cowhand stop web"]);
+    lab.ok(&["clone", "web@inner", "copy"]);
+    lab.ok(&["stop", "web"]);
+    lab.ok(&["snapshot", "rm", "web@inner"]);
+    lab.ok(&["snapshot", "rm", "web@outer"]);
+    lab.ok(&["start", "web", "copy"]);
+    assert_eq!(lab.read("web", "/root/a").as_deref(), Some("outer"));
+    assert_eq!(lab.read("copy", "/root/a").as_deref(), Some("inner"));
+}

@@ -1,0 +1,113 @@
+//! A tree of snapshots with two disks: whatever is removed in whatever order, running or stopped, each point that is left keeps both.
+
+use crate::lab::Lab;
+
+/// s1 → { s2 → s3, s4 → s5 }, the head on s5. Each point has its name on both disks.
+fn grow(lab: &Lab, vm: &str) {
+    lab.tiny(vm, &["--size", "16M"]);
+    lab.ok(&["start", vm]);
+    let mark = |name: &str| {
+        lab.sh(vm, &format!("echo {name} > /root/a; echo {name} | dd of=/dev/vdb conv=fsync 2>/dev/null; sync"))
+    };
+    for name in ["s1", "s2", "s3"] {
+        mark(name);
+        lab.ok(&["snapshot", "create", vm, name]);
+    }
+    lab.ok(&["snapshot", "revert", &format!("{vm}@s1")]);
+    for name in ["s4", "s5"] {
+        mark(name);
+        lab.ok(&["snapshot", "create", vm, name]);
+    }
+    mark("head");
+}
+
+/// Both disks of a point, seen from outside: the first disk's file system is searched for the mark, the second begins with it.
+fn check(lab: &Lab, vm: &str, points: &[&str]) {
+    let raw = lab.path().join("x.raw");
+    let export = |point: &str, disk: &str| {
+        lab.ok(&["image", "export", point, raw.to_str().unwrap(), "--disk", disk, "--force"]);
+        std::fs::read(&raw).unwrap()
+    };
+    for name in points {
+        let point = format!("{vm}@{name}");
+        let second = export(&point, "vdb");
+        assert_eq!(second.split(|byte| *byte == b'\n').next().unwrap(), name.as_bytes(), "{point}");
+        lab.ok(&["clone", &point, "look"]);
+        lab.ok(&["start", "look"]);
+        assert_eq!(lab.read("look", "/root/a").as_deref(), Some(*name), "{point}");
+        lab.ok(&["rm", "--force", "look"]);
+    }
+}
+
+fn remove_all(order: &[&str], running: bool, thorough: bool) {
+    let lab = Lab::new();
+    grow(&lab, "web");
+    if !running {
+        lab.ok(&["stop", "web"]);
+    }
+    let mut left = vec!["s1", "s2", "s3", "s4", "s5"];
+    for name in order {
+        lab.ok(&["snapshot", "rm", &format!("web@{name}")]);
+        left.retain(|other| other != name);
+        if thorough || left.len() == 2 {
+            check(&lab, "web", &left);
+        }
+        if running {
+            assert_eq!(lab.read("web", "/root/a").as_deref(), Some("head"), "after {name}");
+            assert_eq!(lab.sh("web", "head -n1 /dev/vdb").trim(), "head", "after {name}");
+        }
+    }
+    if !running {
+        lab.ok(&["start", "web"]);
+        assert_eq!(lab.read("web", "/root/a").as_deref(), Some("head"));
+        assert_eq!(lab.sh("web", "head -n1 /dev/vdb").trim(), "head");
+    }
+    let chains = lab.json(&["disk", "chain", "web"]);
+    assert!(chains.as_array().unwrap().iter().all(|chain| chain["layers"].as_array().unwrap().len() == 1), "{chains}");
+    lab.ok(&["gc", "--older-than", "0"]);
+    lab.ok(&["gc", "--older-than", "0"]);
+    assert_eq!(lab.layer_files().len(), 2, "nothing is left but the two disks");
+    lab.check_images();
+}
+
+#[test]
+fn removing_the_root_first_keeps_both_branches_while_the_guest_runs() {
+    remove_all(&["s1", "s2", "s4", "s3", "s5"], true, true);
+}
+
+#[test]
+fn removing_leaves_first_keeps_what_they_stood_on_while_the_guest_runs() {
+    remove_all(&["s3", "s5", "s2", "s4", "s1"], true, false);
+}
+
+#[test]
+fn removing_the_branch_of_the_head_first_keeps_the_other_one_while_the_guest_runs() {
+    remove_all(&["s5", "s4", "s1", "s3", "s2"], true, false);
+}
+
+#[test]
+fn removing_in_any_order_keeps_the_rest_of_a_stopped_vm() {
+    for order in [["s1", "s2", "s3", "s4", "s5"], ["s2", "s4", "s1", "s5", "s3"], ["s5", "s3", "s1", "s2", "s4"]] {
+        remove_all(&order, false, false);
+    }
+}
+
+#[test]
+fn a_whole_branch_goes_and_nothing_else_does() {
+    let lab = Lab::new();
+    grow(&lab, "web");
+    lab.ok(&["stop", "web"]);
+    let before = lab.fingerprint();
+    let told = lab.ok(&["snapshot", "rm", "web@s2", "--children", "--dry-run"]);
+    assert!(told.contains("would remove web@s3") && told.contains("would remove web@s2"), "{told}");
+    assert_eq!(lab.fingerprint(), before, "a dry run changes nothing");
+    lab.ok(&["snapshot", "rm", "web@s2", "--children"]);
+    let names = |lab: &Lab| lab.ok(&["snapshot", "ls", "web", "-q"]);
+    assert_eq!(names(&lab), "s1\ns4\ns5\n");
+    lab.ok(&["snapshot", "rm", "web@s1", "--children-only"]);
+    assert_eq!(names(&lab), "s1\n");
+    check(&lab, "web", &["s1"]);
+    lab.ok(&["start", "web"]);
+    assert_eq!(lab.read("web", "/root/a").as_deref(), Some("head"), "the head is nobody's child to be removed");
+    lab.check_images();
+}

@@ -1,0 +1,103 @@
+//! What can be taken back, and what cannot any more.
+
+use crate::lab::Lab;
+
+fn write_byte(lab: &Lab, vm: &str, value: u8) {
+    let disks = lab.json(&["disk", "ls", vm]);
+    let file = disks[0]["file"].as_str().unwrap();
+    let output = std::process::Command::new("qemu-io")
+        .args(["-f", "qcow2", "-c", &format!("write -P {value} 0 64k"), file])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+fn byte(lab: &Lab, point: &str) -> u8 {
+    let raw = lab.path().join("x.raw");
+    lab.ok(&["image", "export", point, raw.to_str().unwrap(), "--force"]);
+    std::fs::read(raw).unwrap()[0]
+}
+
+#[test]
+fn several_changes_are_taken_back_one_after_another() {
+    let lab = Lab::new();
+    lab.ok(&["create", "web", "--size", "16M", "--memory", "64M"]);
+    write_byte(&lab, "web", 1);
+    lab.ok(&["snapshot", "create", "web", "s"]);
+    write_byte(&lab, "web", 2);
+    lab.ok(&["snapshot", "revert", "web@s"]);
+    write_byte(&lab, "web", 3);
+    lab.ok(&["snapshot", "revert", "web@s"]);
+    lab.ok(&["set", "web", "memory=128M"]);
+    lab.ok(&["rm", "web"]);
+    let list = lab.json(&["undo", "--list"]);
+    let whats: Vec<&str> = list.as_array().unwrap().iter().map(|row| row["what"].as_str().unwrap()).collect();
+    assert_eq!(whats, ["rm", "set", "revert", "revert"]);
+    assert!(lab.ok(&["undo"]).contains("rm web"));
+    assert_eq!(byte(&lab, "web"), 1);
+    lab.ok(&["undo", "web"]);
+    assert_eq!(lab.json(&["show", "web"])["memory_bytes"], 64 << 20);
+    lab.ok(&["undo", "web"]);
+    assert_eq!(byte(&lab, "web"), 3);
+    lab.ok(&["undo", "web"]);
+    assert_eq!(byte(&lab, "web"), 2);
+    assert_eq!(byte(&lab, "web@s"), 1);
+    lab.run(&["undo", "web"]).fails(3, &["no revert, reset, rm or set of web"]);
+    lab.run(&["undo", "nobody"]).fails(3, &["no VM or template nobody"]);
+    lab.check_images();
+}
+
+#[test]
+fn an_undo_keeps_snapshots_taken_since_and_the_head_it_replaces() {
+    let lab = Lab::new();
+    lab.booted("web");
+    lab.ok(&["snapshot", "create", "web", "s"]);
+    lab.write("web", "/root/a", "work");
+    lab.ok(&["snapshot", "revert", "web@s"]);
+    assert_eq!(lab.read("web", "/root/a"), None);
+    lab.write("web", "/root/a", "newer");
+    lab.ok(&["snapshot", "create", "web", "later"]);
+    lab.ok(&["undo", "web"]);
+    assert_eq!(lab.state("web"), "running", "it ran before, so it runs again");
+    assert_eq!(lab.read("web", "/root/a").as_deref(), Some("work"));
+    assert_eq!(lab.json(&["show", "web"])["head"], "s");
+    lab.ok(&["snapshot", "revert", "web@later"]);
+    assert_eq!(lab.read("web", "/root/a").as_deref(), Some("newer"));
+}
+
+#[test]
+fn what_rests_on_a_merged_layer_is_refused_and_not_restored_wrong() {
+    let lab = Lab::new();
+    lab.ok(&["create", "web", "--size", "16M"]);
+    write_byte(&lab, "web", 1);
+    lab.ok(&["snapshot", "create", "web", "s"]);
+    write_byte(&lab, "web", 2);
+    lab.ok(&["snapshot", "revert", "web@s"]);
+    write_byte(&lab, "web", 3);
+    lab.ok(&["snapshot", "rm", "web@s"]);
+    let before = lab.fingerprint();
+    lab.run(&["undo", "web"]).fails(5, &["merged or removed since", "undo --list"]);
+    assert_eq!(lab.fingerprint(), before);
+    assert!(lab.ok(&["undo", "--list"]).contains("no: "));
+    assert_eq!(byte(&lab, "web"), 3);
+}
+
+#[test]
+fn a_removed_vm_comes_back_with_its_snapshots_and_memory_unless_its_name_is_taken() {
+    let lab = Lab::new();
+    lab.booted("web");
+    lab.write("web", "/root/a", "one");
+    lab.sh("web", "echo alive > /tmp/a");
+    lab.ok(&["snapshot", "create", "web", "s", "--memory"]);
+    lab.ok(&["rm", "--force", "web"]);
+    lab.ok(&["create", "web", "--size", "16M"]);
+    lab.run(&["undo"]).fails(5, &["taken by another VM"]);
+    lab.ok(&["rename", "web", "other"]);
+    lab.ok(&["undo"]);
+    lab.ok(&["snapshot", "revert", "web@s"]);
+    assert_eq!(lab.sh("web", "cat /tmp/a /root/a"), "alive\none\n");
+    lab.ok(&["rm", "--force", "web"]);
+    lab.ok(&["gc", "--older-than", "0"]);
+    lab.run(&["undo"]).fails(3, &["collected by gc"]);
+    assert_eq!(std::fs::read_dir(lab.store().join("ram")).unwrap().count(), 0);
+}
