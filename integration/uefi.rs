@@ -42,7 +42,7 @@ fn a_boot_variable_set_after_a_snapshot_is_gone_after_the_revert() {
     lab.ok(&["create", "efi", "--disk", &disk, "--memory", "256M", "--cpus", "1", "--firmware", "uefi"]);
     lab.ok(&["start", "efi"]);
     let variables = "mount -t efivarfs none /sys/firmware/efi/efivars 2>/dev/null; cd /sys/firmware/efi/efivars";
-    let name = |n: u32| format!("Cowhand{n}-8be4df61-93ca-11d2-aa0d-00e098032b8c");
+    let name = |n: u32| format!("Cowhand{n}-5a3e4f60-2c1d-4b7a-9e8f-0a1b2c3d4e5f");
     let set = |n: u32| {
         lab.sh(
             "efi",
