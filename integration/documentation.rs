@@ -1,6 +1,81 @@
-//! The README is true: every command shown in it is run here, in order, on the tiny guest.
+//! The documents are true: every command shown in them is run here, in order, on the tiny guest.
 
-use crate::lab::{Lab, guest};
+use crate::lab::{Guest, Lab, guest};
+
+/// The words of a command in a document, ready to be run. The documents' image is any bootable one; ours needs a kernel beside it.
+fn arguments(line: &str, tiny: &Guest) -> Vec<String> {
+    let mut args = shell_words(line);
+    if let Some(at) = args.iter().position(|word| *word == "debian.qcow2") {
+        args[at] = tiny.disk();
+        let boot = ["--kernel", &tiny.kernel, "--initrd", &tiny.initrd, "--append", &tiny.cmdline, "--memory", "192M"];
+        args.extend(boot.map(str::to_owned));
+    }
+    args
+}
+
+/// Output without what differs from one run to the next: numbers, units, identities, widths of columns.
+fn gist(text: &str) -> Vec<String> {
+    let word = |word: &str| {
+        let bare = word.split('/').next_back().unwrap_or_default().trim_end_matches(".qcow2").trim_end_matches(".raw");
+        let is_id = bare.len() == 10 && bare.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+        let unit = ["B", "KiB", "MiB", "GiB", "ms", "s"].contains(&word.trim_matches(['(', ')', ',', ';']));
+        match (is_id, unit) {
+            (true, _) => "ID".to_owned(),
+            (_, true) => "UNIT".to_owned(),
+            _ => {
+                let text: String = word.chars().map(|c| if c.is_ascii_digit() || c == '.' { '#' } else { c }).collect();
+                let mut short = String::new();
+                for c in text.chars().filter(|c| *c != '(' && *c != ')') {
+                    if c != '#' || !short.ends_with('#') {
+                        short.push(c);
+                    }
+                }
+                short
+            }
+        }
+    };
+    text.lines().map(|line| line.split_whitespace().map(word).collect::<Vec<_>>().join(" ")).collect()
+}
+
+/// With `COWHAND_UPDATE=1` the outputs in the document are written anew.
+#[test]
+fn every_command_for_those_who_come_from_libvirt_prints_what_the_document_says() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/from-libvirt.md");
+    let document = std::fs::read_to_string(path).unwrap();
+    let (lab, tiny) = (Lab::new(), guest("tiny"));
+    let (mut rewritten, mut commands, mut in_block) = (String::new(), Vec::new(), false);
+    let mut lines = document.lines().peekable();
+    while let Some(line) = lines.next() {
+        in_block ^= line == "```";
+        rewritten.push_str(&format!("{line}\n"));
+        let Some(command) = line.strip_prefix("$ cowhand ").filter(|_| in_block) else { continue };
+        let mut expected = String::new();
+        while let Some(line) = lines.next_if(|line| !line.starts_with("$ ") && *line != "```") {
+            expected.push_str(&format!("{line}\n"));
+        }
+        let args = arguments(command, &tiny);
+        let words: Vec<&str> = args.iter().map(String::as_str).collect();
+        let output = lab.command(&words).current_dir(lab.path()).output().unwrap();
+        let done = crate::lab::Done::from(output);
+        assert_eq!(done.code, 0, "cowhand {command}\n{}{}", done.out, done.err);
+        let seen = done.out.replace(lab.path().to_str().unwrap(), "").replace("/store/", "/var/lib/cowhand/");
+        if std::env::var_os("COWHAND_UPDATE").is_none() {
+            assert_eq!(gist(&seen), gist(&expected), "cowhand {command}\n{seen}");
+        }
+        rewritten.push_str(&seen);
+        commands.push(command.to_owned());
+    }
+    // Every row of the tables is shown.
+    let rows = document.lines().filter(|line| line.starts_with("| ") && line.contains("`cowhand "));
+    for row in rows {
+        let command = row.rsplit("`cowhand ").next().unwrap().split('`').next().unwrap();
+        assert!(commands.iter().any(|shown| shown == command), "{command} is in a table and is not shown");
+    }
+    assert!(commands.len() > 40);
+    if std::env::var_os("COWHAND_UPDATE").is_some() {
+        std::fs::write(path, rewritten).unwrap();
+    }
+}
 
 #[test]
 fn every_command_of_the_readme_works() {
@@ -9,14 +84,8 @@ fn every_command_of_the_readme_works() {
     let tiny = guest("tiny");
     let mut commands = 0;
     for line in readme.lines().filter_map(|line| line.strip_prefix("$ cowhand ")) {
-        // The README's image is any bootable one; ours needs a kernel beside it and fits into less memory.
-        let words = shell_words(line.split(" #").next().unwrap());
-        let mut args: Vec<&str> = words.iter().map(String::as_str).collect();
-        let disk = tiny.disk();
-        if let Some(at) = args.iter().position(|word| *word == "debian.qcow2") {
-            args[at] = &disk;
-            args.extend(["--kernel", &tiny.kernel, "--initrd", &tiny.initrd, "--append", &tiny.cmdline]);
-        }
+        let words = arguments(line.split(" #").next().unwrap(), &tiny);
+        let args: Vec<&str> = words.iter().map(String::as_str).collect();
         let done = lab.run(&args);
         let expected = readme_exit(&readme, line);
         assert_eq!(done.code, expected, "cowhand {line}\n{}{}", done.out, done.err);

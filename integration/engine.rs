@@ -88,13 +88,7 @@ fn one_step(lab: &Lab, random: &mut Random, model: &mut Model, step: u64) {
         (0..7, _) => write(lab, random, model, &vm),
         (7..11, _) => snapshot(lab, model, &vm, &format!("s{step}"), &[]),
         (11, _) => snapshot(lab, model, &vm, &format!("i{step}"), &["--internal"]),
-        (12..14, Some(point)) => {
-            if model.count("revert", &lab.run(&["snapshot", "revert", &point])) {
-                let vm = point.split('@').next().unwrap().to_owned();
-                let old = model.heads.insert(vm.clone(), model.points[&point].clone()).unwrap();
-                model.reverted.entry(vm).or_default().push(old);
-            }
-        }
+        (12..14, Some(point)) => revert(lab, model, &point),
         (14, _) => {
             if let Some(old) = model.reverted.get_mut(&vm).and_then(Vec::pop)
                 && model.count("undo", &lab.run(&["undo", &vm]))
@@ -137,17 +131,32 @@ fn one_step(lab: &Lab, random: &mut Random, model: &mut Model, step: u64) {
             }
         }
         (_, _) if vm != "vm0" && model.heads.len() > 2 => {
-            if model.count("rm", &lab.run(&["rm", &vm])) {
-                if random.below(2) == 0 {
-                    lab.ok(&["undo", &vm]);
-                } else {
-                    model.heads.remove(&vm);
-                    model.reverted.remove(&vm);
-                    model.points.retain(|point, _| !point.starts_with(&format!("{vm}@")));
-                }
-            }
+            let keep = random.below(2) == 0;
+            remove(lab, model, &vm, keep);
         }
         _ => {}
+    }
+}
+
+fn revert(lab: &Lab, model: &mut Model, point: &str) {
+    if model.count("revert", &lab.run(&["snapshot", "revert", point])) {
+        let vm = point.split('@').next().unwrap().to_owned();
+        let old = model.heads.insert(vm.clone(), model.points[point].clone()).unwrap();
+        model.reverted.entry(vm).or_default().push(old);
+    }
+}
+
+/// Removes a VM, and perhaps takes that back.
+fn remove(lab: &Lab, model: &mut Model, vm: &str, keep: bool) {
+    if !model.count("rm", &lab.run(&["rm", vm])) {
+        return;
+    }
+    if keep {
+        lab.ok(&["undo", vm]);
+    } else {
+        model.heads.remove(vm);
+        model.reverted.remove(vm);
+        model.points.retain(|point, _| !point.starts_with(&format!("{vm}@")));
     }
 }
 

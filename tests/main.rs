@@ -7,5 +7,6 @@ mod argv;
 mod fake;
 mod looks;
 mod qmp;
+mod quiesce;
 mod schema;
 mod switch;

@@ -78,7 +78,8 @@ impl Executor<'_> {
         Ok(())
     }
 
-    pub(super) async fn internal_delete(&mut self, tag: &str, layers: &[Layer]) -> Result<()> {
+    /// Removes an internal snapshot from `layers`, those that carry it: in the running QEMU, or by `qemu-img`.
+    pub async fn internal_delete(&mut self, tag: &str, layers: &[Layer]) -> Result<()> {
         let missing = self.without(layers, tag).await?;
         let there: Vec<Layer> = layers.iter().filter(|layer| !missing.contains(layer)).cloned().collect();
         if there.is_empty() {

@@ -88,10 +88,10 @@ pub fn commit(
             return refuse(info, "is in use by another VM".to_owned());
         }
         if info.internal_snapshots > 0 {
-            return refuse(
-                info,
-                format!("carries {} internal snapshots, which a merge would lose", info.internal_snapshots),
-            );
+            let count = info.internal_snapshots;
+            let error = refuse(info, format!("carries {count} internal snapshots, which a merge would lose"));
+            return error
+                .map_err(|error| error.hint("those a revert has left for undo go with: cowhand gc --older-than 0"));
         }
     }
     // What is below `top` is written to or vanishes: only names that can be given up may point at it, and nothing else may stand on it.
@@ -169,7 +169,7 @@ pub fn stream(pool: &Pool, subject: Subject<'_>, base: Option<usize>) -> Result<
     let mut stays = false;
     for (at, info) in chain.iter().enumerate().take(end).skip(1) {
         let others = pool.children(&info.layer.id).any(|child| child.layer != chain[at - 1].layer);
-        stays |= others || !pool.uses(&info.layer.id).is_empty() || info.layer.format != Format::Qcow2 && others;
+        stays |= others || !pool.uses(&info.layer.id).is_empty();
         if stays {
             kept.push(info.layer.clone());
         }

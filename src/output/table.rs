@@ -168,7 +168,7 @@ pub fn snapshots(rows: &[snapshot::list::Row]) -> String {
                 snapshot.parent.as_ref().map_or("-".to_owned(), |parent| parent.to_string()),
                 time::minute(snapshot.created),
                 tree::kind(snapshot).to_owned(),
-                human(row.bytes + snapshot.memory.as_ref().map_or(0, |memory| memory.bytes)),
+                size(row),
                 snapshot.vm_state.as_str().to_owned(),
                 if snapshot.quiesced { "yes" } else { "no" }.to_owned(),
                 snapshot.expires.map_or("-".to_owned(), time::minute),
@@ -176,6 +176,14 @@ pub fn snapshots(rows: &[snapshot::list::Row]) -> String {
             ]
         }),
     )
+}
+
+/// What a snapshot takes on the disk, layers and memory; an internal one lies in a layer that is another's, too.
+pub fn size(row: &snapshot::list::Row) -> String {
+    match row.snapshot.tag() {
+        Some(_) => "-".to_owned(),
+        None => human(row.bytes + row.snapshot.memory.as_ref().map_or(0, |memory| memory.bytes)),
+    }
 }
 
 /// `cowhand snapshot show`: what virsh calls snapshot-info.
@@ -196,13 +204,11 @@ pub fn snapshot(vm: &Name, row: &snapshot::list::Row) -> String {
         ("parent", snapshot.parent.as_ref().map_or("-".to_owned(), Name::to_string)),
         ("children", names(&row.children)),
         ("below it", names(&row.descendants)),
-        ("size", human(row.bytes)),
+        ("size", size(row)),
     ];
     if let Some(memory) = &snapshot.memory {
-        lines.push((
-            "memory",
-            format!("{} (QEMU {}, {})", human(memory.bytes), memory.writer.qemu, memory.writer.accel),
-        ));
+        let place = if memory.image.is_some() { human(memory.bytes) } else { "in the image".to_owned() };
+        lines.push(("memory", format!("{place} (QEMU {}, {})", memory.writer.qemu, memory.writer.accel)));
     }
     lines.extend(snapshot.expires.map(|at| ("expires", format!("{} UTC", time::minute(at)))));
     lines.extend((!snapshot.description.is_empty()).then(|| ("described", snapshot.description.clone())));

@@ -32,7 +32,7 @@ fn below(tree: &list::Tree, parent: Option<&Name>, width: usize) -> Vec<Tree<Str
             "{name:<width$}  {}  {:<11}  {:>8}",
             time::minute(row.snapshot.created),
             kind(&row.snapshot),
-            human(row.bytes + row.snapshot.memory.as_ref().map_or(0, |memory| memory.bytes)),
+            super::table::size(row),
             name = name.as_str()
         );
         if row.snapshot.quiesced {

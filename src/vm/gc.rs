@@ -4,9 +4,10 @@
 use jiff::Timestamp;
 
 use super::status;
+use crate::change::Executor;
 use crate::context::Context;
 use crate::error::{IoContext, Result};
-use crate::layer::pool::Pool;
+use crate::layer::pool::{Pool, Use};
 use crate::model::{LayerId, Name, human};
 use crate::qemu::img::Img;
 use crate::snapshot::delete::{self, Which};
@@ -106,19 +107,28 @@ async fn forget_ways_back(context: &Context) -> Result<()> {
     let nobody: Name = "nobody".parse()?;
     for info in pool.layers.values().filter(|info| info.internal_snapshots > 0) {
         let path = store.layout.layer(&info.layer);
-        let mut locks = Vec::new();
+        let is_head = |user: &Name| pool.uses(&info.layer.id).contains(&Use::Head(user.clone()));
+        let (mut locks, mut owner) = (Vec::new(), None);
         for user in pool.sharers(&nobody, &info.layer.id) {
             let lock = store.try_lock_vm(&user, &context.operation)?;
-            let free = lock.is_some() && !store.layout.journal(&user).exists() && !status::is_running(context, &user)?;
-            locks.push(lock.filter(|_| free));
+            // The QEMU that writes to it can do it; one that only reads it must not be surprised.
+            let fine = lock.is_some()
+                && !store.layout.journal(&user).exists()
+                && (is_head(&user) || !status::is_running(context, &user)?);
+            owner = owner.or(is_head(&user).then_some(user));
+            locks.push(lock.filter(|_| fine));
         }
         if locks.iter().any(Option::is_none) {
             continue;
         }
-        let img = Img::find(context)?;
-        for inner in img.info(&path, info.layer.format).await?.snapshots {
-            if inner.name.starts_with(internal::WAY_BACK) && !wanted.contains(&inner.name) {
-                img.delete(&path, &inner.name).await?;
+        let inside = Img::find(context)?.info(&path, info.layer.format).await?.snapshots;
+        for tag in inside.into_iter().map(|inner| inner.name) {
+            if tag.starts_with(internal::WAY_BACK) && !wanted.contains(&tag) {
+                let mut executor = match &owner {
+                    Some(owner) => Executor::new(context, owner),
+                    None => Executor::with_no_qemu(context, &nobody),
+                };
+                executor.internal_delete(&tag, std::slice::from_ref(&info.layer)).await?;
             }
         }
     }

@@ -1,0 +1,224 @@
+//! A snapshot of a running guest whose agent is absent, hangs, answers late or says no: each has an outcome of its own, the snapshot is what
+//! was asked for or nothing at all, and whatever was frozen is thawed.
+
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::fake::{Answer, FakeVm};
+
+/// What the fake agent does with a command.
+#[derive(Clone, Copy)]
+enum Reply {
+    /// `{"return": …}`
+    Value(i64),
+    /// `{"return": "thawed"}` and the like.
+    Word(&'static str),
+    /// `{"error": …}`
+    No(&'static str),
+    /// Says nothing, ever.
+    Hang,
+    /// Says it, too late.
+    Late(i64, Duration),
+}
+
+type Heard = Arc<Mutex<Vec<String>>>;
+
+/// A guest agent that answers syncs, and everything else as `reply` says.
+fn agent(vm: &FakeVm, reply: impl Fn(&str) -> Reply + Send + Sync + 'static) -> Heard {
+    let listener = UnixListener::bind(vm.file("run").join("agent.sock")).unwrap();
+    let (heard, reply) = (Heard::default(), Arc::new(reply));
+    let log = Arc::clone(&heard);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (reply, log) = (Arc::clone(&reply), Arc::clone(&log));
+            std::thread::spawn(move || converse(stream.unwrap(), &*reply, &log));
+        }
+    });
+    heard
+}
+
+fn converse(mut stream: UnixStream, reply: &dyn Fn(&str) -> Reply, log: &Heard) {
+    let (mut buffer, mut chunk) = (Vec::new(), [0; 4096]);
+    while let Ok(read @ 1..) = stream.read(&mut chunk) {
+        buffer.extend(&chunk[..read]);
+        while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = buffer.drain(..=end).filter(|byte| *byte != 0xff).collect();
+            let command: Value = serde_json::from_slice(&line).unwrap();
+            let name = command["execute"].as_str().unwrap();
+            let answer = if name == "guest-sync-delimited" {
+                stream.write_all(&[0xff]).unwrap();
+                json!({"return": command["arguments"]["id"]})
+            } else {
+                log.lock().unwrap().push(name.to_owned());
+                match reply(name) {
+                    Reply::Value(value) => json!({"return": value}),
+                    Reply::Word(word) => json!({"return": word}),
+                    Reply::No(words) => json!({"error": {"class": "GenericError", "desc": words}}),
+                    Reply::Hang => continue,
+                    Reply::Late(value, after) => {
+                        std::thread::sleep(after);
+                        json!({"return": value})
+                    }
+                }
+            };
+            if writeln!(stream, "{answer}").is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// A VM with a running guest; `listening` says whether somebody in it has the agent's port open.
+fn vm(listening: bool) -> FakeVm {
+    let switched = Arc::new(Mutex::new(None::<String>));
+    FakeVm::new(move |name, arguments, layer| match name {
+        "query-jobs" => Answer::Return(json!([])),
+        "query-status" => Answer::Return(json!({"running": true, "status": "running"})),
+        "query-chardev" => Answer::Return(json!([{"label": "agent", "frontend-open": listening}])),
+        "transaction" => {
+            let overlay = arguments["actions"][0]["data"]["overlay"].as_str().unwrap().to_owned();
+            *switched.lock().unwrap() = Some(overlay);
+            Answer::Return(json!({}))
+        }
+        "qom-get" => {
+            let head = switched.lock().unwrap().clone().unwrap_or_else(|| format!("l-{layer}"));
+            Answer::Return(json!(head))
+        }
+        _ => Answer::Return(json!({})),
+    })
+}
+
+fn ordinary(name: &str) -> Reply {
+    match name {
+        "guest-fsfreeze-status" => Reply::Word("thawed"),
+        _ => Reply::Value(2),
+    }
+}
+
+fn take(vm: &FakeVm, quiesce: &str) -> (i32, Value, String) {
+    let (code, out, error) = vm.run(&[
+        "--format",
+        "json",
+        "snapshot",
+        "create",
+        "web",
+        "s",
+        "--quiesce",
+        quiesce,
+        "--quiesce-timeout",
+        "0.4",
+    ]);
+    (code, serde_json::from_str(&out).unwrap_or_default(), error)
+}
+
+fn snapshots(vm: &FakeVm) -> usize {
+    vm.record()["snapshots"].as_array().map_or(0, Vec::len)
+}
+
+fn count(heard: &Heard, name: &str) -> usize {
+    heard.lock().unwrap().iter().filter(|heard| *heard == name).count()
+}
+
+#[test]
+fn a_freeze_that_works_is_noted_and_thawed() {
+    let vm = vm(true);
+    let heard = agent(&vm, ordinary);
+    let (code, taken, error) = take(&vm, "require");
+    assert_eq!(code, 0, "{error}");
+    assert_eq!((&taken["quiesced"], &taken["quiesce"]), (&true.into(), &"frozen".into()));
+    assert!(taken["freeze_ms"].as_f64().unwrap() > 0.0);
+    assert_eq!((count(&heard, "guest-fsfreeze-freeze"), count(&heard, "guest-fsfreeze-thaw")), (1, 1));
+}
+
+#[test]
+fn an_agent_that_is_absent_leaves_a_snapshot_only_if_nothing_else_was_asked_for() {
+    let vm = vm(false);
+    let (code, _, error) = take(&vm, "require");
+    assert_eq!((code, snapshots(&vm)), (7, 0), "{error}");
+    assert!(error.contains("not there") && error.contains("--quiesce never"), "{error}");
+    let (code, taken, _) = take(&vm, "auto");
+    assert_eq!((code, &taken["quiesced"], &taken["quiesce"]), (0, &false.into(), &"absent".into()));
+}
+
+#[test]
+fn an_agent_that_hangs_on_freeze_is_given_up_on_and_thawed() {
+    let vm = vm(true);
+    let heard = agent(&vm, |name| if name == "guest-fsfreeze-freeze" { Reply::Hang } else { ordinary(name) });
+    let (code, _, error) = take(&vm, "require");
+    assert_eq!((code, snapshots(&vm)), (7, 0), "{error}");
+    assert!(error.contains("did not freeze within") && error.contains("--quiesce-timeout"), "{error}");
+    assert_eq!(count(&heard, "guest-fsfreeze-thaw"), 1, "it may have frozen something all the same");
+    assert!(!vm.file("journal.json").exists());
+    let (code, taken, error) = take(&vm, "auto");
+    assert_eq!((code, &taken["quiesced"], &taken["quiesce"]), (0, &false.into(), &"hung".into()), "{error}");
+    assert!(error.contains("were not frozen"), "{error}");
+    assert_eq!(count(&heard, "guest-fsfreeze-thaw"), 2);
+}
+
+#[test]
+fn an_agent_that_answers_late_does_not_leave_the_guest_frozen() {
+    let vm = vm(true);
+    let late = |name: &str| match name {
+        "guest-fsfreeze-freeze" => Reply::Late(3, Duration::from_millis(900)),
+        name => ordinary(name),
+    };
+    let heard = agent(&vm, late);
+    let (code, _, error) = take(&vm, "require");
+    assert_eq!((code, snapshots(&vm)), (7, 0), "{error}");
+    assert_eq!(count(&heard, "guest-fsfreeze-thaw"), 1);
+}
+
+#[test]
+fn a_thaw_that_hangs_is_reported_beside_the_snapshot_which_exists() {
+    let vm = vm(true);
+    let _heard = agent(&vm, |name| match name {
+        "guest-fsfreeze-thaw" => Reply::No("the thaw failed"),
+        name => ordinary(name),
+    });
+    let (code, taken, error) = take(&vm, "require");
+    assert_eq!((code, snapshots(&vm)), (0, 1), "it has switched, so it is there: {error}");
+    assert_eq!((&taken["quiesced"], &taken["quiesce"]), (&true.into(), &"not-thawed".into()));
+    assert!(
+        error.contains("may still be frozen")
+            && error.contains("the thaw failed")
+            && error.contains("fsfreeze --unfreeze"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_hook_that_says_no_and_a_guest_frozen_by_somebody_else_are_told_apart() {
+    let refusing = vm(true);
+    let _heard = agent(&refusing, |name| match name {
+        "guest-fsfreeze-freeze" => Reply::No("hook 'mysql-flush' failed"),
+        name => ordinary(name),
+    });
+    let (code, _, error) = take(&refusing, "require");
+    assert_eq!((code, snapshots(&refusing)), (7, 0));
+    assert!(error.contains("hook 'mysql-flush' failed"), "{error}");
+    let (_, taken, _) = take(&refusing, "auto");
+    assert_eq!(taken["quiesce"], "refused");
+
+    let frozen = vm(true);
+    let heard =
+        agent(&frozen, |name| if name == "guest-fsfreeze-status" { Reply::Word("frozen") } else { ordinary(name) });
+    let (code, _, error) = take(&frozen, "require");
+    assert_eq!((code, snapshots(&frozen)), (5, 0));
+    assert!(error.contains("frozen already"), "{error}");
+    let (_, taken, _) = take(&frozen, "auto");
+    assert_eq!(taken["quiesce"], "already-frozen");
+    assert_eq!(count(&heard, "guest-fsfreeze-thaw"), 0, "what somebody else has frozen is not ours to thaw");
+}
+
+#[test]
+fn never_means_that_the_agent_is_not_spoken_to() {
+    let vm = vm(true);
+    let heard = agent(&vm, ordinary);
+    let (code, taken, _) = take(&vm, "never");
+    assert_eq!((code, &taken["quiesce"]), (0, &"not-asked".into()));
+    assert!(heard.lock().unwrap().is_empty());
+}
