@@ -122,3 +122,24 @@ fn the_binary_needs_no_library_of_the_host() {
     let words = String::from_utf8(output.stdout).unwrap();
     assert!(words.contains("statically linked"), "{words}");
 }
+
+#[test]
+fn every_scenario_names_a_test_that_exists() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/");
+    let document = std::fs::read_to_string(format!("{root}docs/scenarios.md")).unwrap();
+    let mut tests = 0;
+    for name in
+        document.split('`').skip(1).step_by(2).filter(|name| name.contains("::") && !name.starts_with("documentation"))
+    {
+        let (file, test) = name.split_once("::").unwrap();
+        let path = if file.starts_with("tests/") {
+            format!("{root}{file}.rs")
+        } else {
+            format!("{root}integration/{file}.rs")
+        };
+        let source = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+        assert!(source.contains(&format!("fn {test}()")), "{name} is in the document and nowhere else");
+        tests += 1;
+    }
+    assert!(tests > 40, "only {tests} tests were found in the document");
+}

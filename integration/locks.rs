@@ -102,3 +102,21 @@ fn a_command_in_the_guest_survives_a_freeze() {
     }
     assert_eq!(Done::from(exec.wait_with_output().unwrap()).ok(), "done\n");
 }
+
+#[test]
+fn two_removals_of_neighbours_at_once_are_both_done() {
+    let lab = Lab::new();
+    lab.booted("web");
+    for n in 0..6 {
+        lab.write("web", "/root/a", &format!("{n}"));
+        lab.ok(&["snapshot", "create", "web", &format!("s{n}")]);
+    }
+    let removals: Vec<_> = (0..6).map(|n| lab.spawn(&["snapshot", "rm", &format!("web@s{n}")])).collect();
+    let taking = lab.spawn(&["snapshot", "create", "web", "between"]);
+    for child in removals.into_iter().chain([taking]) {
+        crate::lab::Done::from(child.wait_with_output().unwrap()).ok();
+    }
+    assert_eq!(lab.ok(&["snapshot", "ls", "web", "-q"]), "between\n");
+    assert_eq!(lab.read("web", "/root/a").as_deref(), Some("5"));
+    assert_eq!(lab.chain("web").len(), 2);
+}

@@ -277,3 +277,93 @@ fn a_merge_that_cannot_be_done_leaves_the_layer_hidden_and_the_vm_usable() {
     lab.ok(&["start", "web"]);
     lab.ok(&["snapshot", "create", "web", "again"]);
 }
+
+#[test]
+fn a_name_can_be_used_again_after_a_commit() {
+    let lab = Lab::new();
+    lab.booted("web");
+    for round in 0..3 {
+        lab.write("web", "/root/a", &format!("{round}"));
+        lab.ok(&["snapshot", "create", "web", "s"]);
+        lab.write("web", "/root/b", &format!("{round}"));
+        lab.ok(&["disk", "commit", "web", "vda"]);
+        assert_eq!(lab.chain("web").len(), 1);
+        assert_eq!(lab.read("web", "/root/b"), Some(format!("{round}")));
+    }
+    lab.ok(&["snapshot", "create", "web", "s", "--memory"]);
+    lab.ok(&["snapshot", "rm", "web@s"]);
+    lab.ok(&["stop", "web"]);
+    lab.check_images();
+}
+
+#[test]
+fn a_snapshot_during_a_reboot_or_hard_writing_is_whole() {
+    let lab = Lab::new();
+    lab.booted("web");
+    lab.sh("web", "(while :; do dd if=/dev/urandom of=/root/load bs=64k count=64 conv=fsync; done) >/dev/null 2>&1 &");
+    lab.write("web", "/root/a", "kept");
+    lab.ok(&["snapshot", "create", "web", "writing"]);
+    lab.ok(&["snapshot", "create", "web", "memory", "--memory"]);
+    lab.user_qmp("web", &[json!({"execute": "system_reset"})]);
+    for n in 0..6 {
+        lab.ok(&["snapshot", "create", "web", &format!("booting{n}"), "--quiesce-timeout", "1"]);
+        std::thread::sleep(std::time::Duration::from_millis(300));
+    }
+    for point in ["writing", "memory", "booting0", "booting5"] {
+        lab.ok(&["snapshot", "revert", &format!("web@{point}"), "--running"]);
+        assert_eq!(lab.read("web", "/root/a").as_deref(), Some("kept"), "{point}");
+    }
+    lab.ok(&["stop", "--force", "web"]);
+    lab.check_images_after_a_kill();
+}
+
+#[test]
+fn a_revert_works_from_every_state_to_every_state() {
+    let lab = Lab::new();
+    lab.booted("web");
+    lab.write("web", "/root/a", "running");
+    lab.ok(&["snapshot", "create", "web", "running"]);
+    lab.ok(&["stop", "web"]);
+    lab.ok(&["snapshot", "create", "web", "stopped"]);
+    for point in ["running", "stopped"] {
+        for before in ["running", "paused", "stopped"] {
+            for (then, after) in [
+                (None, before),
+                (Some("--running"), "running"),
+                (Some("--paused"), "paused"),
+                (Some("--stopped"), "stopped"),
+            ] {
+                lab.run(&["stop", "--force", "web"]).ok();
+                match before {
+                    "running" => drop(lab.ok(&["start", "web"])),
+                    "paused" => drop(lab.ok(&["start", "web", "--paused"])),
+                    _ => {}
+                }
+                let point = format!("web@{point}");
+                let args: Vec<&str> = ["snapshot", "revert", &point].into_iter().chain(then).collect();
+                lab.ok(&args);
+                assert_eq!(lab.state("web"), after, "{point} while {before}, {then:?}");
+            }
+        }
+    }
+    lab.ok(&["snapshot", "revert", "web@running", "--running"]);
+    assert_eq!(lab.read("web", "/root/a").as_deref(), Some("running"));
+}
+
+#[test]
+fn a_merged_base_is_read_only_again_below_the_next_overlay() {
+    let lab = Lab::new();
+    lab.ok(&["create", "web", "--size", "64M", "--memory", "64M"]);
+    lab.ok(&["start", "web"]);
+    for name in ["a", "b"] {
+        lab.ok(&["snapshot", "create", "web", name]);
+    }
+    lab.ok(&["snapshot", "rm", "web@b"]);
+    let chain = lab.chain("web");
+    let nodes =
+        lab.user_qmp("web", &[json!({"execute": "query-named-block-nodes", "arguments": {"flat": true}})]).remove(1);
+    let read_only = |id: &String| {
+        nodes.as_array().unwrap().iter().find(|node| node["node-name"] == format!("l-{id}")).unwrap()["ro"].clone()
+    };
+    assert_eq!((read_only(&chain[0]), read_only(&chain[1])), (false.into(), true.into()), "after one that worked");
+}

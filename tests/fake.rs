@@ -97,6 +97,11 @@ impl FakeVm {
         run(self.directory.path(), args)
     }
 
+    /// Starts `cowhand …` and does not wait.
+    pub fn spawn(&self, args: &[&str]) -> std::process::Child {
+        command(self.directory.path(), args).spawn().unwrap()
+    }
+
     /// The names of the commands QEMU was given.
     pub fn heard(&self) -> Vec<String> {
         self.heard.lock().unwrap().iter().map(|command| command["execute"].as_str().unwrap().to_owned()).collect()
@@ -115,22 +120,27 @@ impl FakeVm {
     }
 }
 
-/// Runs `cowhand …` with a store below `root`. The QEMU it finds only knows its machine types.
+/// Runs `cowhand …` with a store below `root`.
 pub fn run(root: &Path, args: &[&str]) -> (i32, String, String) {
+    let output = command(root, args).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
+}
+
+/// `cowhand …`, ready to be started. The QEMU it finds only knows its machine types.
+fn command(root: &Path, args: &[&str]) -> Command {
     let qemu = root.join("qemu");
     if !qemu.exists() {
         let machines = r#"{"return": [{"name": "pc-q35-7.2", "alias": "q35"}]}"#;
         std::fs::write(&qemu, format!("#!/bin/sh\ncat >/dev/null\necho '{GREETING}'\necho '{machines}'\n")).unwrap();
         std::fs::set_permissions(&qemu, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     }
-    let output = Command::new(env!("CARGO_BIN_EXE_cowhand"))
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cowhand"));
+    command
         .args(args)
         .env("COWHAND_STORE", root.join("store"))
         .env("XDG_RUNTIME_DIR", root)
         .env("COWHAND_QEMU", &qemu)
-        .env("COWHAND_ACCEL", "tcg")
-        .output()
-        .unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
+        .env("COWHAND_ACCEL", "tcg");
+    command
 }

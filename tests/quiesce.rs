@@ -222,3 +222,32 @@ fn never_means_that_the_agent_is_not_spoken_to() {
     assert_eq!((code, &taken["quiesce"]), (0, &"not-asked".into()));
     assert!(heard.lock().unwrap().is_empty());
 }
+
+#[test]
+fn a_guest_left_frozen_by_a_killed_snapshot_is_thawed_by_the_next_command() {
+    let (sent, arrived) = std::sync::mpsc::channel();
+    let sent = Mutex::new(sent);
+    let vm = FakeVm::new(move |name, _, layer| match name {
+        "query-jobs" => Answer::Return(json!([])),
+        "query-status" => Answer::Return(json!({"running": true, "status": "running"})),
+        "query-chardev" => Answer::Return(json!([{"label": "agent", "frontend-open": true}])),
+        "qom-get" => Answer::Return(json!(format!("l-{layer}"))),
+        // The guest is frozen by now. It is sent, and nobody will hear the answer.
+        "transaction" => {
+            sent.lock().unwrap().send(()).unwrap();
+            std::thread::sleep(Duration::from_millis(300));
+            Answer::HangUp
+        }
+        _ => Answer::Return(json!({})),
+    });
+    let heard = agent(&vm, ordinary);
+    let mut child = vm.spawn(&["snapshot", "create", "web", "s", "--quiesce", "require"]);
+    arrived.recv().unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!((count(&heard, "guest-fsfreeze-freeze"), count(&heard, "guest-fsfreeze-thaw")), (1, 0));
+    let (code, _, error) = vm.run(&["pause", "web"]);
+    assert_eq!(code, 0, "{error}");
+    assert_eq!(count(&heard, "guest-fsfreeze-thaw"), 1, "{error}");
+    assert_eq!(snapshots(&vm), 0, "it had not switched, so it never happened");
+}
