@@ -24,6 +24,11 @@ fn format_of(path: &Path, said: Option<Format>) -> Result<Format> {
             Err(Error::refused(format!("{} is {seen} by its header, not {said}", path.display())))
         }
         Some(said) => Ok(said),
+        // A guest can write a header of its own choice into a raw disk.
+        None if seen != Format::Raw && path.extension().is_some_and(|name| name == "raw" || name == "img") => {
+            Err(Error::refused(format!("{} is raw by its name, and {seen} by its header", path.display()))
+                .hint("if you trust what is in it, say what it is: -f FORMAT"))
+        }
         None => Ok(seen),
     }
 }
@@ -142,20 +147,29 @@ async fn write(
     context: &Context,
     from: &Path,
     format: Format,
-    inside: Option<Inside<'_>>,
+    within: Option<Inside<'_>>,
     to: &Target,
 ) -> Result<Written> {
     let (path, into) = to.resolve()?;
+    let inside = |root: &Path| {
+        path.parent().and_then(|parent| parent.canonicalize().ok()).is_some_and(|parent| parent.starts_with(root))
+    };
+    if context.store.layout.root().canonicalize().is_ok_and(|root| inside(&root)) {
+        return Err(Error::refused(format!("{} lies in the store, which is not written to by hand", path.display())));
+    }
+    if path.exists() && image_lock::is_written_to(&path).on("look at the locks of", &path)? {
+        return Err(Error::refused(format!("{} is in use: a running QEMU writes to it", path.display())));
+    }
     let directory = path.parent().unwrap_or(Path::new("/"));
     let img = Img::find(context)?;
     let partial = tempfile::Builder::new().prefix(".cowhand-").tempfile_in(directory).on("write in", directory)?;
     let task = context.ui.task(&format!("writing {}", path.display()), 0);
-    match inside {
+    match within {
         None => img.convert((from, format), (partial.path(), into)).await?,
-        Some(inside) => {
+        Some(within) => {
             let whole =
                 tempfile::Builder::new().prefix(".cowhand-").tempfile_in(directory).on("write in", directory)?;
-            img.convert_inner((from, format), &inside, whole.path()).await?;
+            img.convert_inner((from, format), &within, whole.path()).await?;
             img.convert((whole.path(), Format::Qcow2), (partial.path(), into)).await?;
         }
     }

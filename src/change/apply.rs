@@ -118,9 +118,7 @@ impl<'a> Executor<'a> {
         let (context, store) = (self.context, &self.context.store);
         match step {
             // These belong to a merge that did not happen.
-            Step::RemoveMerged { .. } | Step::RemoveMemory { .. } | Step::Resume if self.report.unmerged.is_some() => {
-                Ok(())
-            }
+            Step::RemoveMerged { .. } | Step::RemoveMemory { .. } if self.report.unmerged.is_some() => Ok(()),
             Step::MakeLayer { layer, backing, virtual_bytes } => {
                 create::empty(store, layer, backing.as_ref(), *virtual_bytes)
             }
@@ -379,7 +377,8 @@ impl<'a> Executor<'a> {
         // Of layers that have been moved already, the entry of the first attempt tells. What a merge leaves cannot be taken back.
         if entry.can_be_undone() {
             for layer in layers.iter().filter(|layer| store.layout.layer(layer).exists()) {
-                entry.below.extend(stamp::below(store, layer)?.into_iter().map(Stamp::from));
+                // Of a damaged chain nothing can be noted; that is no reason to stop half-way.
+                entry.below.extend(stamp::below(store, layer).unwrap_or_default().into_iter().map(Stamp::from));
             }
         }
         let trash = store.open_trash(directory, &entry)?;

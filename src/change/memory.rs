@@ -45,11 +45,11 @@ impl Executor<'_> {
     }
 
     pub(super) async fn pause(&mut self, resume: bool) -> Result<()> {
-        let began = Instant::now();
-        self.live().await?.run(&qapi::qmp::stop {}).await?;
+        // Before it is sent: without an answer it may have happened all the same.
         if resume {
-            self.paused_at = Some(began);
+            self.paused_at = Some(Instant::now());
         }
+        self.live().await?.run(&qapi::qmp::stop {}).await?;
         Ok(())
     }
 
@@ -57,7 +57,7 @@ impl Executor<'_> {
     pub(super) async fn save_memory(&mut self, image: &RamImage, heads: &[Layer], resume: bool) -> Result<()> {
         let saved = match self.saving.take() {
             Some(saving) => self.save(saving, heads, resume).await,
-            None => self.pick_up(image, resume).await,
+            None => self.pick_up(image, heads, resume).await,
         };
         let files = self.ram_files(image);
         match saved {
@@ -107,7 +107,7 @@ impl Executor<'_> {
     }
 
     /// Goes on where a command has died: QEMU and the relay have gone on by themselves.
-    async fn pick_up(&mut self, image: &RamImage, resume: bool) -> Result<()> {
+    async fn pick_up(&mut self, image: &RamImage, heads: &[Layer], resume: bool) -> Result<()> {
         let task = self.context.ui.task(&format!("{}: saving memory", self.name), 0);
         let qmp = self.live().await?;
         while qmp.migration().await?.is_under_way() && !qmp.migration().await?.has_begun() {
@@ -125,6 +125,9 @@ impl Executor<'_> {
             .await?;
         }
         ram::wait_for_relay(&self.ram_files(image)).await?;
+        if self.live().await?.status(REPLY).await?.status == "postmigrate" {
+            self.take_disks_back(heads).await?;
+        }
         match self.live().await?.migration().await?.is_complete() {
             true => Ok(()),
             false => Err(Error::failed("the command that saved its memory was cut short")),

@@ -130,7 +130,7 @@ impl Resize {
 
 /// Merge a layer down into the one below, or further down into --base
 ///
-/// Snapshots whose layers are written to are given up; --dry-run says which. Where clones, templates or branches stand on them it is refused.
+/// Snapshots whose layers are written to or vanish, the base's and those between, are given up; --dry-run says which. Where clones, templates or branches stand on them it is refused.
 /// To remove a snapshot and keep all others, use `snapshot rm`.
 #[derive(Debug, Args)]
 pub struct Commit {

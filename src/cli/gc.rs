@@ -10,7 +10,7 @@ use crate::vm::gc;
 
 /// Remove expired snapshots and old trash, merge what need not stay hidden, clear up after dead commands
 ///
-/// Removed VMs, the heads that reverts left, and removed snapshots stay in the trash until then, for `undo`.
+/// Removed VMs and the heads that reverts left stay in the trash until then, for `undo`.
 #[derive(Debug, Args)]
 pub struct Gc {
     /// Only say what would go

@@ -46,7 +46,7 @@ pub async fn check(context: &Context, vm: &Name, target: Option<&str>, repair: b
             let in_use = running && depth == 0 && !disk.read_only;
             let checked = match link.layer.format {
                 Format::Raw => None,
-                format => Some(img.check(&link.path, format, true, repair && depth == 0).await?),
+                format => Some(img.check(&link.path, format, !(repair && depth == 0), repair && depth == 0).await?),
             };
             found.push(Found { target: disk.target.clone(), layer: link.layer.clone(), checked, in_use });
         }

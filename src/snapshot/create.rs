@@ -119,7 +119,7 @@ pub async fn take_locked(context: &Context, lock: &VmLock, record: &Record, requ
         if taking.freeze.take().is_some() {
             quiesced = Quiesced::NotAsked;
         }
-        internal::take(qmp.as_mut(), &record, &taking, &internal::free_tag(&record, &name)).await?
+        internal::take(qmp.as_mut(), &record, &taking, &internal::free_tag()).await?
     } else {
         plan::take(&record, &taking).1
     };

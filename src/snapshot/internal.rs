@@ -33,10 +33,9 @@ pub fn refuse_formats(vm: &Name, record: &Record) -> Result<()> {
     .hint(format!("take an external one, on which the disk goes on as qcow2: cowhand snapshot create {vm}")))
 }
 
-/// A tag for a snapshot called `name` that no other one of this VM has: after a rename they may differ.
-pub fn free_tag(record: &Record, name: &Name) -> String {
-    let taken = record.snapshots.iter().any(|other| other.tag() == Some(name.as_str()));
-    if taken { format!("{name}.{}", LayerId::random()) } else { name.to_string() }
+/// A tag for a new one. QEMU takes a number for its own id, and an image may carry tags that others made: so it is no name of a user's.
+pub fn free_tag() -> String {
+    format!("cw-{}", LayerId::random())
 }
 
 /// The steps that take one. `writer` is the QEMU that runs.

@@ -243,7 +243,7 @@ pub fn collapse(
             repoint(&mut repointed, gone, &merge.base);
         }
     }
-    let switches_head = merges.iter().any(Merge::is_active);
+    let merging = !merges.is_empty();
     let vanishing: Vec<Layer> = merges.iter().flat_map(Merge::vanishing).cloned().collect();
     let mut steps = vec![Step::save(dropped)];
     if !merges.is_empty() {
@@ -252,7 +252,8 @@ pub fn collapse(
     if repointed != *dropped {
         steps.push(Step::save(&repointed));
     }
-    if running && switches_head {
+    // Whatever was merged, the guest stood still for the switch.
+    if running && merging {
         steps.push(Step::Resume);
     }
     if !vanishing.is_empty() {

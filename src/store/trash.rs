@@ -113,8 +113,8 @@ impl Store {
     pub fn restore_layer(&self, trash: &Path, layer: &Layer) -> Result<()> {
         let from = trash.join("layers").join(layer.file_name());
         match std::fs::rename(&from, self.layout.layer(layer)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).on("move out of the trash", &from),
-            _ => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.layout.layer(layer).exists() => Ok(()),
+            other => other.on("move out of the trash", &from),
         }
     }
 

@@ -41,7 +41,7 @@ pub async fn collect(context: &Context, age: std::time::Duration, dry_run: bool)
     }
     for found in store.list_trash()? {
         // A clock that was set back is no reason to keep things for ever.
-        let old = found.when > now || now.duration_since(found.when).unsigned_abs() >= age;
+        let old = now.duration_since(found.when).unsigned_abs() >= age;
         if !old {
             continue;
         }
@@ -108,6 +108,10 @@ async fn forget_ways_back(context: &Context) -> Result<()> {
     for info in pool.layers.values().filter(|info| info.internal_snapshots > 0) {
         let path = store.layout.layer(&info.layer);
         let is_head = |user: &Name| pool.uses(&info.layer.id).contains(&Use::Head(user.clone()));
+        // What a template's files look like is noted; they never change.
+        if pool.uses(&info.layer.id).iter().any(|r#use| matches!(r#use, Use::Template(_))) {
+            continue;
+        }
         let (mut locks, mut owner) = (Vec::new(), None);
         for user in pool.sharers(&nobody, &info.layer.id) {
             let lock = store.try_lock_vm(&user, &context.operation)?;
@@ -170,6 +174,8 @@ fn trash_orphans(context: &Context) -> Result<()> {
 fn trash_memory(context: &Context) -> Result<()> {
     let store = &context.store;
     let Ok(entries) = std::fs::read_dir(store.layout.rams()) else { return Ok(()) };
+    // Files first: what is there now is in a journal or in a record already, if it belongs to anybody.
+    let entries: Vec<_> = entries.flatten().collect();
     let names = store.directories()?;
     let mut named = Vec::new();
     for name in &names {
@@ -179,7 +185,7 @@ fn trash_memory(context: &Context) -> Result<()> {
             named.extend(record.snapshots.iter().filter_map(|snapshot| Some(snapshot.ram_image()?.id.to_string())));
         }
     }
-    for entry in entries.flatten() {
+    for entry in entries {
         let file = entry.file_name().to_string_lossy().into_owned();
         let id = file.split('.').next().unwrap_or_default();
         if !named.iter().any(|text| text.contains(id)) {

@@ -52,7 +52,13 @@ pub fn list(context: &Context, vm: Option<&Name>) -> Result<Vec<Undoable>> {
         if vm.is_some_and(|vm| *vm != name) {
             continue;
         }
-        let obstacle = obstacle(store, &entry, &name, now.map(|(_, record)| record));
+        let missing = |layer: &&crate::model::Layer| {
+            !found.path.join("layers").join(layer.file_name()).exists() && !store.layout.layer(layer).exists()
+        };
+        let obstacle = match entry.layers.iter().find(missing) {
+            Some(layer) => Some(format!("its layer {layer} is not there any more")),
+            None => obstacle(store, &entry, &name, now.map(|(_, record)| record)),
+        };
         all.push(Undoable { entry, vm: name, bytes: found.bytes, obstacle, path: found.path, before });
     }
     Ok(all)
