@@ -104,6 +104,7 @@ pub async fn undo(context: &Context, vm: Option<&Name>) -> Result<Undoable> {
 async fn undo_rm(context: &Context, last: &Undoable) -> Result<()> {
     let store = &context.store;
     let _store_lock = store.lock(context).await?;
+    still_there(last)?;
     let directory = store.layout.vm(&last.vm);
     if directory.exists() {
         return Err(
@@ -125,6 +126,7 @@ async fn undo_rm(context: &Context, last: &Undoable) -> Result<()> {
 
 async fn undo_set(context: &Context, last: &Undoable) -> Result<()> {
     let (lock, record) = open::open_vm(context, &last.vm, "change").await?;
+    still_there(last)?;
     super::edit::refuse_running(context, &last.vm, "change")?;
     // Disks have a life of their own: snapshots may have been taken since then.
     let now = record.config.clone();
@@ -135,6 +137,16 @@ async fn undo_set(context: &Context, last: &Undoable) -> Result<()> {
     change::run(context, &lock, Plan::new(steps), &mut Executor::with_no_qemu(context, &last.vm)).await.map(drop)
 }
 
+/// Under the lock: is it there still? Another undo, or `gc`, may have been quicker.
+fn still_there(last: &Undoable) -> Result<()> {
+    let whole = last.entry.layers.iter().all(|layer| last.path.join("layers").join(layer.file_name()).exists());
+    if last.path.join("entry.json").exists() && (whole || last.entry.what == "rm") {
+        return Ok(());
+    }
+    Err(Error::refused(format!("`{}` was taken back or collected meanwhile", last.entry.operation))
+        .hint("see what there is now: cowhand undo --list"))
+}
+
 fn drop_trash(last: &Undoable) -> Step {
     Step::DropTrash { directory: last.path.file_name().unwrap_or_default().to_string_lossy().into_owned() }
 }
@@ -143,6 +155,7 @@ fn drop_trash(last: &Undoable) -> Step {
 async fn undo_revert(context: &Context, last: &Undoable) -> Result<()> {
     let vm = &last.vm;
     let (lock, record) = open::open_vm(context, vm, "undo a change of").await?;
+    still_there(last)?;
     let mut qmp = live::connect_if_running(context, vm).await?;
     let how = match &mut qmp {
         None => None,
