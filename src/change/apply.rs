@@ -408,7 +408,7 @@ impl<'a> Executor<'a> {
                 && let Some(qmp) = self.qmp().await?
                 && qmp.migration().await?.is_under_way()
             {
-                if *resume && qmp.migration().await?.has_begun() {
+                if *resume && qmp.lets_the_guest_run().await? {
                     self.resume().await?;
                 }
                 return Ok(false);

@@ -113,7 +113,9 @@ impl Executor<'_> {
         while qmp.migration().await?.is_under_way() && !qmp.migration().await?.has_begun() {
             tokio::time::sleep(LOOK).await;
         }
-        if resume {
+        // Otherwise it stands still to the end: memory that went on would not be the disks' any more.
+        let early = resume && qmp.lets_the_guest_run().await?;
+        if early {
             self.resume().await?;
         }
         let qmp = self.live().await?;
@@ -125,6 +127,9 @@ impl Executor<'_> {
             .await?;
         }
         ram::wait_for_relay(&self.ram_files(image)).await?;
+        if resume && !early {
+            self.resume().await?;
+        }
         if self.live().await?.status(REPLY).await?.status == "postmigrate" {
             self.take_disks_back(heads).await?;
         }

@@ -77,6 +77,14 @@ impl Qmp {
         self.call::<Value>("migrate-set-capabilities", json!({"capabilities": capabilities})).await.map(drop)
     }
 
+    /// Is a migration under way that lets the guest run while its memory of one instant is written, and has it taken that instant?
+    pub async fn lets_the_guest_run(&mut self) -> Result<bool, QmpError> {
+        let all: Value = self.call("query-migrate-capabilities", json!({})).await?;
+        let on = json!({"capability": "background-snapshot", "state": true});
+        let background = all.as_array().is_some_and(|all| all.contains(&on));
+        Ok(background && self.migration().await?.has_begun())
+    }
+
     /// Events on every change of a migration's state, and no limit on its speed.
     pub async fn prepare_migration(&mut self) -> Result<(), QmpError> {
         self.set_capability("events", true).await?;
