@@ -184,3 +184,29 @@ fn assert_no_orphans(lab: &Lab) {
     lab.ok(&["gc", "--older-than", "0"]);
     assert_eq!(lab.layer_files(), before, "layers were left that nobody uses");
 }
+
+#[test]
+fn an_internal_snapshot_killed_at_any_moment_leaves_neither_job_nor_tag() {
+    let lab = Lab::new();
+    lab.booted("web");
+    let inside = |lab: &Lab| {
+        let file = lab.store().join("layers").join(&lab.layer_files()[0]);
+        crate::lab::qemu_img(&["snapshot", "-U", "-l", file.to_str().unwrap()]).matches("cw-").count()
+    };
+    for delay in [0, 5, 10, 20, 40, 80, 160, 320] {
+        let child = lab.spawn(&["snapshot", "create", "web", "s", "--internal"]);
+        std::thread::sleep(Duration::from_millis(delay));
+        kill(child.id().cast_signed());
+        child.wait_with_output().unwrap();
+        // Refused, as it runs; but recovery comes first.
+        lab.run(&["set", "web", "cpus=1"]).fails(5, &["while it runs"]);
+        let names = lab.json(&["snapshot", "ls", "web"]).as_array().unwrap().len();
+        assert_eq!(inside(&lab), names, "after {delay} ms");
+        assert_eq!(lab.state("web"), "running");
+        if names == 1 {
+            lab.ok(&["snapshot", "rm", "web@s"]);
+        }
+    }
+    lab.write("web", "/root/a", "alive");
+    assert_eq!(lab.read("web", "/root/a").as_deref(), Some("alive"));
+}

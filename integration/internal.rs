@@ -109,3 +109,37 @@ fn a_point_that_carries_internal_snapshots_is_not_merged_away() {
     assert_eq!(lab.read("web", "/root/a").as_deref(), Some("outer"));
     assert_eq!(lab.read("copy", "/root/a").as_deref(), Some("inner"));
 }
+
+#[test]
+fn an_internal_snapshot_on_another_branch_is_removed_while_the_vm_runs_and_undo_still_works() {
+    let lab = Lab::new();
+    lab.tiny("web", &[]);
+    lab.ok(&["snapshot", "create", "web", "root"]);
+    lab.ok(&["snapshot", "create", "web", "inner", "--internal"]);
+    lab.ok(&["snapshot", "create", "web", "side"]);
+    // The trash stands on the layer that carries the internal snapshot.
+    lab.ok(&["snapshot", "revert", "web@side"]);
+    lab.ok(&["snapshot", "revert", "web@root"]);
+    lab.ok(&["start", "web"]);
+    let dry = lab.json(&["snapshot", "rm", "web@inner", "--dry-run"]);
+    assert_eq!(dry["disks"][0]["what"], "internal", "{dry}");
+    lab.ok(&["snapshot", "rm", "web@inner"]);
+    assert_eq!(lab.state("web"), "running");
+    lab.ok(&["undo", "web"]);
+    lab.ok(&["undo", "web"]);
+    assert_eq!(lab.json(&["show", "web"])["head"], "side");
+}
+
+#[test]
+fn a_template_carries_no_way_back() {
+    let lab = Lab::new();
+    lab.tiny("web", &[]);
+    lab.ok(&["snapshot", "create", "web", "inner", "--internal"]);
+    lab.ok(&["snapshot", "revert", "web@inner"]);
+    lab.ok(&["snapshot", "rm", "web@inner"]);
+    lab.ok(&["template", "create", "web", "--no-seal"]);
+    let file = lab.store().join("layers").join(&lab.layer_files()[0]);
+    assert!(!qemu_img(&["info", file.to_str().unwrap()]).contains("Snapshot list"));
+    lab.ok(&["gc", "--older-than", "0"]);
+    lab.ok(&["clone", "web", "copy"]);
+}

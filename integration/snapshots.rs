@@ -367,3 +367,22 @@ fn a_merged_base_is_read_only_again_below_the_next_overlay() {
     };
     assert_eq!((read_only(&chain[0]), read_only(&chain[1])), (false.into(), true.into()), "after one that worked");
 }
+
+#[test]
+fn a_slip_in_the_last_of_several_points_changes_nothing() {
+    let lab = Lab::new();
+    lab.ok(&["create", "web", "--size", "16M"]);
+    let name = lab.ok(&["-q", "snapshot", "create", "web"]);
+    let point = format!("web@{}", name.trim());
+    assert_eq!(lab.ok(&["-q", "snapshot", "create", "web", "named"]), "");
+    let before = lab.fingerprint();
+    lab.run(&["snapshot", "rm", &point, "web@nosuch"]).fails(3, &["nosuch"]);
+    lab.run(&["flatten", "web", "nosuch"]).fails(3, &["nosuch"]);
+    assert_eq!(lab.fingerprint(), before);
+    let reverted = lab.json(&["snapshot", "revert", &point]);
+    assert_eq!(reverted["state"], "stopped");
+    // Scripts get what they can parse, whatever they typed.
+    let done = lab.run(&["--format", "json", "snapshot", "create", "web", "--nonsense"]);
+    let error: serde_json::Value = serde_json::from_str(&done.err).unwrap();
+    assert_eq!((done.code, &error["error"]["kind"]), (2, &"usage".into()));
+}

@@ -42,7 +42,7 @@ fn several_changes_are_taken_back_one_after_another() {
     lab.ok(&["undo", "web"]);
     assert_eq!(byte(&lab, "web"), 2);
     assert_eq!(byte(&lab, "web@s"), 1);
-    lab.run(&["undo", "web"]).fails(3, &["no revert, reset, rm or set of web"]);
+    lab.run(&["undo", "web"]).fails(3, &["no revert, rm or set of web"]);
     lab.run(&["undo", "nobody"]).fails(3, &["no VM or template nobody"]);
     lab.check_images();
 }
@@ -100,4 +100,76 @@ fn a_removed_vm_comes_back_with_its_snapshots_and_memory_unless_its_name_is_take
     lab.ok(&["gc", "--older-than", "0"]);
     lab.run(&["undo"]).fails(3, &["collected by gc"]);
     assert_eq!(std::fs::read_dir(lab.store().join("ram")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_change_that_needs_a_later_one_back_first_says_so_and_an_impossible_one_is_no_dead_end() {
+    let lab = Lab::new();
+    lab.ok(&["create", "web", "--size", "16M"]);
+    write_byte(&lab, "web", 1);
+    lab.ok(&["snapshot", "create", "web", "s"]);
+    write_byte(&lab, "web", 2);
+    lab.ok(&["snapshot", "revert", "web@s"]);
+    lab.ok(&["rm", "web"]);
+    let list = lab.json(&["undo", "--list"]);
+    assert_eq!((&list[0]["possible"], &list[1]["possible"]), (&true.into(), &false.into()));
+    assert!(list[1]["reason"].as_str().unwrap().contains("`rm web` of web has to be taken back first"), "{list}");
+    lab.ok(&["undo"]);
+    lab.ok(&["undo"]);
+    assert_eq!(byte(&lab, "web"), 2);
+    // Another VM's change that cannot be taken back is in nobody's way.
+    lab.ok(&["create", "other", "--size", "16M"]);
+    lab.ok(&["snapshot", "create", "other", "s"]);
+    lab.ok(&["set", "web", "memory=64M"]);
+    lab.ok(&["snapshot", "revert", "other@s"]);
+    write_byte(&lab, "other", 3);
+    lab.ok(&["snapshot", "rm", "other@s"]);
+    lab.run(&["undo"]).fails(5, &["merged or removed", "--nth 2"]);
+    lab.run(&["undo", "--nth", "3"]).fails(3, &["2 changes"]);
+    lab.run(&["undo", "--nth", "0"]).fails(2, &[]);
+    assert!(lab.ok(&["undo", "--nth", "2"]).contains("set web"));
+}
+
+#[test]
+fn a_removal_cut_short_is_finished_by_gc_and_can_be_taken_back() {
+    let lab = Lab::new();
+    lab.ok(&["create", "web", "--size", "16M"]);
+    write_byte(&lab, "web", 7);
+    let layers = lab.layer_files();
+    lab.ok(&["rm", "web"]);
+    // As if `rm` had died between the directory and the layers.
+    let trash = std::fs::read_dir(lab.store().join("trash")).unwrap().next().unwrap().unwrap().path();
+    for layer in &layers {
+        std::fs::rename(trash.join("layers").join(layer), lab.store().join("layers").join(layer)).unwrap();
+    }
+    lab.ok(&["gc"]);
+    assert_eq!(lab.layer_files(), Vec::<String>::new());
+    lab.ok(&["gc"]);
+    lab.ok(&["undo"]);
+    assert_eq!(byte(&lab, "web"), 7);
+}
+
+#[test]
+fn gc_leaves_alone_what_an_undo_rests_on() {
+    let lab = Lab::new();
+    lab.ok(&["create", "web", "--size", "16M"]);
+    write_byte(&lab, "web", 1);
+    lab.ok(&["snapshot", "create", "web", "s"]);
+    lab.ok(&["clone", "web@s", "copy"]);
+    write_byte(&lab, "web", 2);
+    lab.ok(&["snapshot", "revert", "web@s"]);
+    write_byte(&lab, "web", 3);
+    // Two stand on it, so it stays, hidden; then one.
+    lab.ok(&["snapshot", "rm", "web@s"]);
+    lab.ok(&["rm", "copy"]);
+    let dry = lab.run(&["gc", "--dry-run"]);
+    assert!(!dry.err.contains("merged"), "{dry:?}");
+    lab.ok(&["gc"]);
+    lab.ok(&["undo", "web"]);
+    assert_eq!(byte(&lab, "web"), 2);
+    let dry = lab.run(&["gc", "--dry-run", "--older-than", "0"]);
+    assert!(dry.err.contains("would be merged"), "{dry:?}");
+    lab.ok(&["gc", "--older-than", "0"]);
+    assert_eq!(byte(&lab, "web"), 2);
+    assert_eq!(lab.layer_files().len(), 1);
 }

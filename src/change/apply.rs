@@ -213,7 +213,7 @@ impl<'a> Executor<'a> {
             Step::BeginMemory { image, .. } => self.call_off_memory(image).await,
             Step::Pause { resume: true } if self.paused_at.is_some() || self.recovering => self.resume().await,
             Step::LoadMemory { record, .. } => self.end_if_on(record).await,
-            Step::InternalSave { tag, layers, .. } => self.internal_delete(tag, layers).await,
+            Step::InternalSave { tag, layers, .. } => self.internal_unsave(tag, layers).await,
             Step::InternalRevert { back, layers, old_pid, .. } => self.internal_back(back, layers, *old_pid).await,
             // What somebody else has frozen is not ours to thaw. After a crash nobody knows who it was, and a thaw is the lesser evil.
             Step::Freeze { .. } if self.frozen_at.is_some() || self.recovering => {

@@ -6,11 +6,12 @@ use serde_json::{Value, json};
 
 use super::apply::Executor;
 use crate::error::{Error, Result};
+use crate::layer::stamp;
 use crate::model::{Layer, Record};
 use crate::qemu::cmdline::How;
 use crate::qemu::img::Img;
 use crate::qemu::qmp::jobs::Milestone;
-use crate::qemu::qmp::{Qmp, REPLY};
+use crate::qemu::qmp::{Qmp, QmpError, REPLY};
 use crate::store::schema::RecordV1;
 use crate::ui::Task;
 use crate::vm::{start, stop};
@@ -78,18 +79,37 @@ impl Executor<'_> {
         Ok(())
     }
 
-    /// Removes an internal snapshot from `layers`, those that carry it: in the running QEMU, or by `qemu-img`.
+    /// Takes back what was saved; what QEMU is in the middle of saving, when it has done so.
+    pub(super) async fn internal_unsave(&mut self, tag: &str, layers: &[Layer]) -> Result<()> {
+        if let Some(qmp) = self.qmp().await? {
+            settle(qmp, &job_id("snapshot-save")).await?;
+        }
+        self.internal_delete(tag, layers).await
+    }
+
+    /// Removes an internal snapshot from `layers`, those that carry it: in the running QEMU where the guest writes to them, else by `qemu-img`.
     pub async fn internal_delete(&mut self, tag: &str, layers: &[Layer]) -> Result<()> {
+        let (context, name) = (self.context, self.name.clone());
         let missing = self.without(layers, tag).await?;
         let there: Vec<Layer> = layers.iter().filter(|layer| !missing.contains(layer)).cloned().collect();
-        if there.is_empty() {
-            return Ok(());
+        let head: Vec<Layer> = match context.store.load(&name) {
+            Ok(record) => record.config.writable().map(|disk| disk.layer.clone()).collect(),
+            Err(_) => Vec::new(),
+        };
+        let (open, closed): (Vec<Layer>, Vec<Layer>) = match self.qmp().await? {
+            Some(_) => there.into_iter().partition(|layer| head.contains(layer)),
+            None => (Vec::new(), there),
+        };
+        if let Some(qmp) = self.qmp().await?
+            && !open.is_empty()
+        {
+            job(qmp, "snapshot-delete", tag, &open, &crate::ui::Silent).await?;
         }
-        if let Some(qmp) = self.qmp().await? {
-            return job(qmp, "snapshot-delete", tag, &there, &crate::ui::Silent).await;
-        }
-        for layer in &there {
-            Img::find(self.context)?.delete(&self.context.store.layout.layer(layer), tag).await?;
+        for layer in &closed {
+            let before = stamp::of(&context.store, layer)?;
+            Img::find(context)?.delete(&context.store.layout.layer(layer), tag).await?;
+            // What the guest sees in the layer is what it was: an `undo` that relies on it stays possible.
+            context.store.stamp_anew(&before.into(), &stamp::of(&context.store, layer)?.into())?;
         }
         Ok(())
     }
@@ -108,18 +128,31 @@ impl Executor<'_> {
     }
 }
 
+fn job_id(command: &str) -> String {
+    format!("cw-{command}")
+}
+
+/// Waits for what an earlier attempt has left of its job, and forgets it. These jobs cannot be called off.
+async fn settle(qmp: &mut Qmp, id: &str) -> Result<()> {
+    if qmp.job(id).await?.is_none() {
+        return Ok(());
+    }
+    match qmp.wait_for_job(id, Milestone::Concluded, &crate::ui::Silent).await {
+        Ok(_) => Ok(qmp.dismiss_job(id).await?),
+        Err(QmpError::Job { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Runs one of QEMU's snapshot jobs on all `layers`; the first one holds the memory.
 async fn job(qmp: &mut Qmp, command: &str, tag: &str, layers: &[Layer], task: &dyn Task) -> Result<()> {
-    let id = format!("cw-{command}");
+    let id = job_id(command);
     let devices: Vec<String> = layers.iter().map(Layer::node).collect();
     let mut arguments = json!({"job-id": id, "tag": tag, "devices": devices});
     if command != "snapshot-delete" {
         arguments["vmstate"] = devices.first().cloned().unwrap_or_default().into();
     }
-    // What an earlier attempt has left of its job.
-    if qmp.job(&id).await?.is_some_and(|old| old.status == "concluded") {
-        qmp.dismiss_job(&id).await?;
-    }
+    settle(qmp, &id).await?;
     qmp.call::<Value>(command, arguments).await?;
     qmp.wait_for_job(&id, Milestone::Concluded, task).await.map_err(Error::from)?;
     Ok(qmp.dismiss_job(&id).await?)

@@ -74,6 +74,12 @@ async fn settle(context: &Context, lock: &VmLock, may_complete: bool) -> Result<
     let outcome = if !executor.pivot_happened(&journal).await? {
         roll_back(lock, &journal, journal.pivot, &mut executor).await?;
         context.ui.note(&format!("{name}: `{}` was cut short and has been undone", journal.operation));
+        let ended = journal.steps[..=journal.pivot].contains(&Step::StopQemu);
+        if ended && executor.qmp().await?.is_none() {
+            context
+                .ui
+                .note(&format!("{name}: its guest had been ended for that; start it again: cowhand start {name}"));
+        }
         Recovered::Undone
     } else if may_complete || executor.can_be_ended_now(remaining(&journal, &executor)).await? {
         roll_forward(context, lock, &journal, &mut executor).await?;

@@ -239,7 +239,7 @@ impl Step {
                 vec![source.clone(), layer.clone()]
             }
             Self::Resize { layer, .. } => vec![layer.clone()],
-            Self::RestoreLayers { layers, .. } => layers.clone(),
+            Self::RestoreLayers { layers, .. } | Self::Trash { layers, .. } => layers.clone(),
             Self::InternalSave { layers, .. } | Self::InternalRevert { layers, .. } => layers.clone(),
             Self::Merge { merges } => merges.iter().flat_map(|merge| [merge.top.clone(), merge.base.clone()]).collect(),
             Self::Switch { disks } => disks.iter().flat_map(|disk| [disk.head.clone(), disk.overlay.clone()]).collect(),

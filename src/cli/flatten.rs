@@ -21,11 +21,16 @@ pub struct Flatten {
 
 impl Flatten {
     pub async fn run(self, app: &App) -> Result<()> {
+        // All of them are looked at before the first is touched.
+        let mut wanted: Vec<(&Name, Option<&Name>)> = Vec::new();
         let mut words = self.words.iter().peekable();
         while let Some(vm) = words.next() {
             let record = app.context.store.load(vm)?;
             let is_disk = |word: &&Name| record.config.volumes().any(|disk| disk.target == word.as_str());
             let disk = words.next_if(|word| is_disk(word) && !app.context.store.exists(word));
+            wanted.push((vm, disk));
+        }
+        for (vm, disk) in wanted {
             let merged = merge::flatten(&app.context, vm, disk.map(Name::as_str), self.dry_run).await?;
             tell(app, vm, &merged, self.dry_run);
         }

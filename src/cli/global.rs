@@ -107,6 +107,13 @@ fn non_empty(variable: &str) -> Option<std::ffi::OsString> {
     std::env::var_os(variable).filter(|value| !value.is_empty())
 }
 
+/// Do these words ask for JSON? For those that cannot be parsed.
+pub fn wants_json(words: &[String]) -> bool {
+    let ours = words.iter().take_while(|word| *word != "--").collect::<Vec<_>>();
+    ours.iter().any(|word| *word == "--format=json")
+        || ours.windows(2).any(|two| two[0] == "--format" && two[1] == "json")
+}
+
 /// Shows what is done under the hood, on standard error.
 pub fn trace(verbose: u8) {
     let level = match verbose {

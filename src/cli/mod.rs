@@ -32,7 +32,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::change::recover::{self, Recovered};
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
-use crate::output::Printer;
+use crate::output::{Format, Printer};
 use crate::sys::relay;
 use global::Global;
 
@@ -146,9 +146,15 @@ pub fn main() -> ExitCode {
             _ => ExitCode::FAILURE,
         };
     }
-    let matches = Cli::command().get_matches();
-    let cli = match Cli::from_arg_matches(&matches) {
+    let cli = match Cli::command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
+        Err(error) if error.use_stderr() && global::wants_json(&words) => {
+            let text = error.render().to_string();
+            let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+            let printer = Printer { format: Format::Json, quiet: false };
+            printer.error(&Error::usage(message).hint("see cowhand --help"));
+            return ExitCode::from(Kind::Usage.exit_code());
+        }
         Err(error) => error.exit(),
     };
     cli.global.color.apply();

@@ -102,6 +102,7 @@ enum QuiesceArg {
 
 impl Create {
     async fn run(self, app: &App) -> Result<()> {
+        let made_up = self.name.is_none();
         let request = create::Request {
             name: self.name,
             description: self.description,
@@ -123,7 +124,11 @@ impl Create {
         let paused =
             if taken.paused.is_zero() { String::new() } else { format!(", paused {}", time::short(taken.paused)) };
         let text = format!("took {}@{} in {}{frozen}{paused}", self.vm, taken.name, time::short(taken.total));
-        app.printer.done(&text, &json::taken(&row, &taken));
+        match (app.printer.format, app.printer.quiet && made_up) {
+            // The name is news to whoever asked.
+            (Format::Table, true) => app.printer.text(taken.name.as_str()),
+            _ => app.printer.done(&text, &json::taken(&row, &taken)),
+        }
         match taken.memory_lost {
             None => Ok(()),
             Some(why) => {
@@ -204,7 +209,7 @@ impl Rename {
 
 /// Take a VM back to a snapshot: its disks and its configuration
 ///
-/// What was written since then goes into the trash. A snapshot with memory goes on as its guest was at that moment; else the VM runs
+/// What was written since then goes into the trash; `undo` brings it back. A snapshot with memory goes on as its guest was at that moment; else the VM runs
 /// afterwards if it ran before, and its guest boots anew.
 #[derive(Debug, Args)]
 pub struct Revert {
@@ -232,15 +237,16 @@ impl Revert {
             (_, _, true) => Some(Then::Stopped),
             _ => None,
         };
-        let name = revert::revert(
+        let reverted = revert::revert(
             &app.context,
             &self.point.vm,
             snapshot_of(&self.point)?,
             revert::Request { then, cold: self.cold },
         )
         .await?;
-        let text = format!("{vm} is back at {vm}@{name}", vm = self.point.vm);
-        app.printer.done(&text, &value!({"name": self.point.vm, "head": name}));
+        let (name, state) = (reverted.name, reverted.state.as_str());
+        let text = format!("{vm} is back at {vm}@{name}, {state}", vm = self.point.vm);
+        app.printer.done(&text, &value!({"name": self.point.vm, "head": name, "state": state}));
         Ok(())
     }
 }
@@ -269,6 +275,10 @@ impl Rm {
             (_, true) => Which::ChildrenOnly,
             _ => Which::Alone,
         };
+        // A slip of the pen in the last one must not leave the first one removed.
+        for point in &self.points {
+            app.context.store.load(&point.vm)?.snapshot(&point.vm, snapshot_of(point)?)?;
+        }
         each(app, &self.points, async |point| {
             let removed = delete::remove(&app.context, &point.vm, snapshot_of(point)?, which, self.dry_run).await?;
             let verb = if self.dry_run { "would remove" } else { "removed" };

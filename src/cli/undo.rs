@@ -2,15 +2,15 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::App;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{Name, human};
 use crate::output::{table, time};
 use crate::vm::undo::{self, Undoable};
 
-/// Take back the last revert, reset, rm or set
+/// Take back the last revert, rm or set
 ///
 /// What they put out of use lies in the trash until `gc`. Several can be taken back, one after another, the last one first. A VM that runs
-/// is ended for it and boots again.
+/// is ended for it and boots again. What the VM wrote since the change goes into the trash in its turn.
 #[derive(Debug, Args)]
 pub struct Undo {
     /// Whose [default: the last one of all VMs]
@@ -18,6 +18,9 @@ pub struct Undo {
     /// Only show what can be taken back, the last one first
     #[arg(long)]
     list: bool,
+    /// The one at this place of the list
+    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "list", value_parser = at_least_one)]
+    nth: usize,
 }
 
 impl Undo {
@@ -27,7 +30,7 @@ impl Undo {
             app.printer.result(&table::undoables(&rows), &Value::Array(rows.iter().map(entry).collect()));
             return Ok(());
         }
-        let done = undo::undo(&app.context, self.vm.as_ref()).await?;
+        let done = undo::undo(&app.context, self.vm.as_ref(), self.nth).await?;
         let text = format!(
             "took back `{}` of {} ({})",
             done.entry.operation,
@@ -37,6 +40,10 @@ impl Undo {
         app.printer.done(&text, &entry(&done));
         Ok(())
     }
+}
+
+fn at_least_one(text: &str) -> Result<usize> {
+    text.parse().ok().filter(|nth| *nth > 0).ok_or_else(|| Error::usage(format!("{text:?} is no place in the list")))
 }
 
 fn entry(row: &Undoable) -> Value {

@@ -56,7 +56,7 @@ pub async fn commit(
         drop((lock, neighbours));
         // The snapshots that were given up leave layers of other disks without a name.
         if !merged.given_up.is_empty() {
-            delete::merge_hidden(context, vm).await?;
+            delete::merge_hidden(context, vm, &[], false).await?;
         }
     }
     Ok(merged)

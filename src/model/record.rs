@@ -389,7 +389,7 @@ impl Record {
             let more = if self.snapshots.len() > known.len() { ", …" } else { "" };
             let error = Error::not_found(format!("VM {vm} has no snapshot {wanted}"));
             if known.is_empty() {
-                error.hint(format!("it has none at all; take one: cowhand snapshot create {vm} {wanted}"))
+                error.hint(format!("{vm} has no snapshots; the VMs and what they have: cowhand ls -a"))
             } else {
                 error.hint(format!("it has: {}{more}", known.join(", ")))
             }

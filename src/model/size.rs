@@ -50,14 +50,17 @@ pub fn human(bytes: u64) -> String {
     }
 }
 
-/// `90s`, `30m`, `12h`, `7d`, or seconds.
+/// `90s`, `30m`, `12h`, `7d`, `2w`, or seconds.
 pub fn parse_age(text: &str) -> Result<Duration> {
-    let bad = || Error::usage(format!("{text:?} is not an age")).hint("write a number with s, m, h or d: 30m, 12h, 7d");
+    let bad = || {
+        Error::usage(format!("{text:?} is not an age")).hint("write a number with s, m, h, d or w: 30m, 12h, 7d, 2w")
+    };
     let (number, unit) = match text.chars().last() {
         Some('s') => (&text[..text.len() - 1], 1),
         Some('m') => (&text[..text.len() - 1], 60),
         Some('h') => (&text[..text.len() - 1], 3600),
         Some('d') => (&text[..text.len() - 1], 86400),
+        Some('w') => (&text[..text.len() - 1], 7 * 86400),
         _ => (text, 1),
     };
     let number: u64 = number.parse().map_err(|_| bad())?;

@@ -221,9 +221,10 @@ pub fn snapshot(vm: &Name, row: &snapshot::list::Row) -> String {
 /// `cowhand undo --list`.
 pub fn undoables(rows: &[Undoable]) -> String {
     table(
-        &["VM", "WHEN (UTC)", ">SIZE", "COMMAND", "CAN BE TAKEN BACK"],
-        rows.iter().map(|row| {
+        &[">N", "VM", "WHEN (UTC)", ">SIZE", "COMMAND", "CAN BE TAKEN BACK"],
+        rows.iter().zip(1..).map(|(row, nth)| {
             vec![
+                nth.to_string(),
                 row.vm.to_string(),
                 time::minute(row.entry.when),
                 human(row.bytes),

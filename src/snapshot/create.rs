@@ -9,7 +9,7 @@ use crate::change::{self, Executor, Plan};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::layer::chain;
-use crate::model::{Memory, Name, PointRef, Quiesced, RamImage, Record, State};
+use crate::model::{Memory, Name, PointRef, Quiesced, RamImage, Record, Snapshot, State};
 use crate::qemu::qmp::Qmp;
 use crate::store::VmLock;
 use crate::vm::{live, open, status};
@@ -127,6 +127,17 @@ pub async fn take_locked(context: &Context, lock: &VmLock, record: &Record, requ
     let report = change::run(context, lock, Plan::new(steps), &mut executor).await?;
     for warning in &report.warnings {
         context.ui.warn(warning);
+    }
+    let sealed_memory = |snapshot: &&Snapshot| {
+        snapshot.tag().is_some() && snapshot.memory.is_some() && internal::is_in_head(&record, snapshot)
+    };
+    if !request.internal
+        && let Some(inner) = record.snapshots.iter().find(sealed_memory)
+    {
+        context.ui.note(&format!(
+            "{vm}@{} is inside a layer that is sealed now: its disks can still be gone back to, its memory can not",
+            inner.name
+        ));
     }
     if quiesced == Quiesced::Absent {
         context.ui.note(&format!(

@@ -78,7 +78,11 @@ pub async fn remove(
     let mut removed = Vec::with_capacity(names.len());
     for name in &names {
         let one = if dry_run {
-            let outcomes = Doomed::look(context, vm, &record, name)?.outcomes(None);
+            let snapshot = record.snapshot(vm, name)?;
+            let outcomes = match snapshot.tag() {
+                Some(_) => internal::would_remove(context, vm, &record, snapshot)?,
+                None => Doomed::look(context, vm, &record, name)?.outcomes(None),
+            };
             record = plan::without(&record, name);
             Removed { name: name.clone(), outcomes }
         } else {
@@ -113,15 +117,26 @@ async fn remove_one(context: &Context, lock: &VmLock, record: &Record, name: &Na
 }
 
 /// Merges layers below `vm` that nobody names and that need not stay. A VM somebody else works on is left for the next time.
-pub async fn merge_hidden(context: &Context, vm: &Name) -> Result<Vec<Outcome>> {
+/// Layers in `spared` stay as they are.
+pub async fn merge_hidden(context: &Context, vm: &Name, spared: &[LayerId], dry_run: bool) -> Result<Vec<Outcome>> {
     let mut all = Vec::new();
     let Some(lock) = context.store.try_lock_vm(vm, &context.operation)? else { return Ok(all) };
-    crate::change::recover::recover(context, &lock).await?;
+    if !dry_run {
+        crate::change::recover::recover(context, &lock).await?;
+    }
+    let mut seen = spared.to_vec();
     loop {
         let record = context.store.load(vm)?;
-        let Some(hidden) = Doomed::hidden(context, vm, &record)? else { return Ok(all) };
         if record.is_template() {
             return Ok(all);
+        }
+        let Some(hidden) = Doomed::hidden(context, vm, &record, &mut seen)? else { return Ok(all) };
+        if hidden.moves().merges.iter().any(|merge| spared.contains(&merge.base.id) || spared.contains(&merge.top.id)) {
+            continue;
+        }
+        if dry_run {
+            all.extend(hidden.outcomes(None));
+            continue;
         }
         let mut qmp = live::connect_if_running(context, vm).await?;
         let running = match &mut qmp {
@@ -134,6 +149,8 @@ pub async fn merge_hidden(context: &Context, vm: &Name) -> Result<Vec<Outcome>> 
             return Err(Error::qemu("they could not be merged").because(why));
         }
         all.extend(hidden.outcomes(None));
+        // What stood in the way of another one may be gone.
+        seen = spared.to_vec();
     }
 }
 
@@ -203,10 +220,9 @@ impl Doomed {
     }
 
     /// A layer below `vm` that nobody names, with something that can be done about it.
-    fn hidden(context: &Context, vm: &Name, record: &Record) -> Result<Option<Self>> {
+    fn hidden(context: &Context, vm: &Name, record: &Record, seen: &mut Vec<LayerId>) -> Result<Option<Self>> {
         let pool = bystanders::census(context, vm, record)?;
         let volumes = record.snapshots.iter().flat_map(|snapshot| snapshot.config.writable());
-        let mut seen = Vec::new();
         for disk in record.config.writable().chain(volumes) {
             for info in pool.chain(&disk.layer.id)? {
                 let id = &info.layer.id;

@@ -115,6 +115,13 @@ pub fn revert(record: &Record, reverting: &Reverting<'_>) -> (Record, Vec<Step>)
     (after, steps)
 }
 
+/// What [`remove`] would do, or its refusal.
+pub(super) fn would_remove(context: &Context, vm: &Name, record: &Record, snapshot: &Snapshot) -> Result<Vec<Outcome>> {
+    refuse_sealed_elsewhere(context, vm, record, snapshot)?;
+    let outcome = |disk: &Disk| Outcome { target: disk.target.clone(), what: What::Internal, bytes: 0 };
+    Ok(snapshot.config.writable().map(outcome).collect())
+}
+
 /// Removes an internal snapshot: nothing moves.
 pub(super) async fn remove(
     context: &Context,
@@ -151,10 +158,14 @@ fn refuse_sealed_elsewhere(context: &Context, vm: &Name, record: &Record, snapsh
         let mut users = pool.sharers(vm, &disk.layer.id);
         users.push(vm.clone());
         for user in users {
-            if context.store.load(&user).is_ok_and(|record| record.is_template()) {
+            let record = context.store.load(&user)?;
+            if record.is_template() {
                 return Err(Error::refused(format!("the layer of {vm}@{} belongs to template {user}", snapshot.name)));
             }
-            if status::is_running(context, &user)? {
+            let stands_on =
+                |head: &Disk| pool.chain(&head.layer.id).map(|chain| chain.iter().any(|info| info.layer == disk.layer));
+            let open = record.config.volumes().map(stands_on).collect::<Result<Vec<_>>>()?.contains(&true);
+            if open && status::is_running(context, &user)? {
                 return Err(Error::refused(format!(
                     "{user} is running, and has the layer of {vm}@{} ({}, {}) open",
                     snapshot.name,

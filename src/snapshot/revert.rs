@@ -35,8 +35,17 @@ pub struct Request {
     pub cold: bool,
 }
 
-/// Reverts `vm` to `snapshot`. Returns the snapshot's name.
-pub async fn revert(context: &Context, vm: &Name, snapshot: &Name, request: Request) -> Result<Name> {
+/// What a revert came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reverted {
+    /// The snapshot.
+    pub name: Name,
+    /// What the VM does now.
+    pub state: State,
+}
+
+/// Reverts `vm` to `snapshot`.
+pub async fn revert(context: &Context, vm: &Name, snapshot: &Name, request: Request) -> Result<Reverted> {
     let (lock, record) = open::open_vm(context, vm, "revert").await?;
     let mut snapshot = record.snapshot(vm, snapshot)?.clone();
     // What an internal one had for sizes shows when it is back.
@@ -87,7 +96,12 @@ pub async fn revert(context: &Context, vm: &Name, snapshot: &Name, request: Requ
             hinted.hint(format!("try again: cowhand start {vm}")).because(error.full_message())
         })?;
     }
-    Ok(snapshot.name)
+    let state = match then {
+        Then::Running => State::Running,
+        Then::Paused => State::Paused,
+        Then::Stopped => State::Stopped,
+    };
+    Ok(Reverted { name: snapshot.name, state })
 }
 
 /// The memory of an internal snapshot lies in the image, and can be loaded from nowhere else.

@@ -102,9 +102,7 @@ impl Store {
         let about = path.join("entry.json");
         if !about.exists() {
             make_directory(&path.join("layers"))?;
-            let text =
-                serde_json::to_vec(entry).map_err(|error| Error::failed("cannot describe trash").because(error))?;
-            atomic::write(&about, &text)?;
+            write_entry(&path, entry)?;
         }
         Ok(path)
     }
@@ -140,6 +138,18 @@ impl Store {
         }
     }
 
+    /// Tells the trash that a layer whose file looked like `before` looks like `after` now, and means the same.
+    pub fn stamp_anew(&self, before: &Stamp, after: &Stamp) -> Result<()> {
+        for mut found in self.list_trash()? {
+            let Some(entry) = found.entry.as_mut().filter(|entry| entry.below.contains(before)) else { continue };
+            for stamp in entry.below.iter_mut().filter(|stamp| *stamp == before) {
+                *stamp = after.clone();
+            }
+            write_entry(&found.path, entry)?;
+        }
+        Ok(())
+    }
+
     /// Everything in the trash, oldest first.
     pub fn list_trash(&self) -> Result<Vec<Found>> {
         let trash = self.layout.trash();
@@ -160,6 +170,11 @@ impl Store {
         found.sort_by(|a, b| a.path.cmp(&b.path));
         Ok(found)
     }
+}
+
+fn write_entry(directory: &Path, entry: &Entry) -> Result<()> {
+    let text = serde_json::to_vec(entry).map_err(|error| Error::failed("cannot describe trash").because(error))?;
+    atomic::write(&directory.join("entry.json"), &text)
 }
 
 /// Bytes on disk below a directory; links are not followed.

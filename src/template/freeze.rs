@@ -8,8 +8,10 @@ use jiff::Timestamp;
 use crate::change::{self, Executor, Plan, Step};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
-use crate::layer::{chain, stamp};
+use crate::layer::{chain, pool, stamp};
 use crate::model::{Layer, Name, Record, Role};
+use crate::qemu::img::Img;
+use crate::snapshot::internal;
 use crate::store::{Store, atomic};
 use crate::vm::{open, status};
 
@@ -41,6 +43,7 @@ pub async fn freeze(context: &Context, name: &Name, new_name: Option<&Name>) -> 
         chain::of_disk(store, disk)?;
     }
     let layers: Vec<Layer> = record.config.volumes().map(|disk| disk.layer.clone()).collect();
+    forget_ways_back(context, name, &layers).await?;
     let before = layers.iter().map(|layer| mode(store, layer)).collect::<Result<_>>()?;
     let stamps = layers.iter().map(|layer| stamp::of(store, layer)).collect::<Result<_>>()?;
     record.role = Role::Template { frozen: Timestamp::now(), sealed: false, stamps };
@@ -53,6 +56,20 @@ pub async fn freeze(context: &Context, name: &Name, new_name: Option<&Name>) -> 
     std::fs::rename(&from, store.layout.vm(new_name)).on("rename", &from)?;
     atomic::sync_directory(&store.layout.vms())?;
     Ok(new_name.clone())
+}
+
+/// Heads that reverts have left inside the images, for an `undo` that a template does not know.
+async fn forget_ways_back(context: &Context, name: &Name, layers: &[Layer]) -> Result<()> {
+    for layer in layers {
+        if pool::inspect(&context.store, layer)?.internal_snapshots == 0 {
+            continue;
+        }
+        let inside = Img::find(context)?.info(&context.store.layout.layer(layer), layer.format).await?.snapshots;
+        for tag in inside.into_iter().map(|inner| inner.name).filter(|tag| tag.starts_with(internal::WAY_BACK)) {
+            Executor::with_no_qemu(context, name).internal_delete(&tag, std::slice::from_ref(layer)).await?;
+        }
+    }
+    Ok(())
 }
 
 fn mode(store: &Store, layer: &Layer) -> Result<u32> {

@@ -8,12 +8,12 @@ use crate::change::Executor;
 use crate::context::Context;
 use crate::error::{IoContext, Result};
 use crate::layer::pool::{Pool, Use};
-use crate::model::{LayerId, Name, human};
+use crate::model::{LayerId, Name, Snapshot, human};
 use crate::qemu::img::Img;
 use crate::snapshot::delete::{self, Which};
 use crate::snapshot::internal;
 use crate::store::trash::Entry;
-use crate::store::{Store, journal};
+use crate::store::{Store, journal, schema};
 
 /// What `gc` found and removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,17 +32,12 @@ pub async fn collect(context: &Context, age: std::time::Duration, dry_run: bool)
     let store = &context.store;
     let now = Timestamp::now();
     let mut collected = expire(context, now, dry_run).await?;
-    if !dry_run {
-        merge_hidden(context).await?;
-    }
-    let store_lock = store.lock(context).await?;
-    if !dry_run {
-        crate::change::recover::sweep(context, &store_lock).await?;
-    }
+    let mut spared = Vec::new();
     for found in store.list_trash()? {
         // A clock that was set back is no reason to keep things for ever.
         let old = now.duration_since(found.when).unsigned_abs() >= age;
         if !old {
+            spared.extend(found.entry.iter().flat_map(|entry| &entry.below).map(|stamp| stamp.layer.id.clone()));
             continue;
         }
         let what = found.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -51,11 +46,15 @@ pub async fn collect(context: &Context, age: std::time::Duration, dry_run: bool)
         }
         collected.push(Collected { what, why: "trash", bytes: found.bytes });
     }
-    // What is found now goes at the next time: so there is one, should it have been a mistake.
+    merge_hidden(context, &spared, dry_run).await?;
+    let store_lock = store.lock(context).await?;
     if !dry_run {
+        crate::change::recover::sweep(context, &store_lock).await?;
+        finish_removals(store)?;
         forget_ways_back(context).await?;
-        trash_orphans(context)?;
     }
+    // What is found now goes at the next time: so there is one, should it have been a mistake.
+    trash_orphans(context, dry_run)?;
     Ok(collected)
 }
 
@@ -80,20 +79,44 @@ async fn expire(context: &Context, now: Timestamp, dry_run: bool) -> Result<Vec<
     Ok(collected)
 }
 
-/// Merges layers that nobody names, and that stayed because others stood on them which have gone meanwhile.
-async fn merge_hidden(context: &Context) -> Result<()> {
+/// Merges layers that nobody names, and that stayed because others stood on them which have gone meanwhile. Not those in `spared`: something
+/// in the trash stands on them, and can be taken back still.
+async fn merge_hidden(context: &Context, spared: &[LayerId], dry_run: bool) -> Result<()> {
     for vm in context.store.names()? {
-        match delete::merge_hidden(context, &vm).await {
+        match delete::merge_hidden(context, &vm, spared, dry_run).await {
             Ok(outcomes) => {
                 for outcome in outcomes {
-                    context.ui.note(&format!(
-                        "{vm}: a hidden layer of {} was merged ({})",
-                        outcome.target,
-                        human(outcome.bytes)
-                    ));
+                    let (target, bytes) = (outcome.target, human(outcome.bytes));
+                    let verb = if dry_run { "would be" } else { "was" };
+                    context.ui.note(&format!("{vm}: a hidden layer of {target} {verb} merged ({bytes})"));
                 }
             }
             Err(error) => context.ui.warn(&format!("{vm}: hidden layers stay: {}", error.full_message())),
+        }
+    }
+    Ok(())
+}
+
+/// Moves what a removed VM had into its directory of the trash, where whoever removed it died in the middle: `undo` looks for it there.
+fn finish_removals(store: &Store) -> Result<()> {
+    for found in store.list_trash()? {
+        let Some(entry) = found.entry.filter(|entry| entry.what == "rm" && found.path.join("vm").exists()) else {
+            continue;
+        };
+        if entry.layers.iter().any(|layer| store.layout.layer(layer).exists()) {
+            let mut pool = Pool::scan(store)?;
+            for layer in &entry.layers {
+                if pool.uses(&layer.id).is_empty() && pool.children(&layer.id).next().is_none() {
+                    store.trash_layer(&found.path, layer)?;
+                    pool.layers.remove(&layer.id);
+                }
+            }
+        }
+        let record = std::fs::read(found.path.join("vm/vm.json")).ok();
+        if let Some(record) = record.and_then(|text| schema::parse_record(&text).ok()) {
+            for image in record.snapshots.iter().filter_map(Snapshot::ram_image) {
+                store.move_memory(&found.path, image, false)?;
+            }
         }
     }
     Ok(())
@@ -103,7 +126,6 @@ async fn merge_hidden(context: &Context) -> Result<()> {
 async fn forget_ways_back(context: &Context) -> Result<()> {
     let store = &context.store;
     let pool = Pool::scan(store)?;
-    let wanted: Vec<String> = store.list_trash()?.into_iter().filter_map(|found| found.entry?.way_back).collect();
     let nobody: Name = "nobody".parse()?;
     for info in pool.layers.values().filter(|info| info.internal_snapshots > 0) {
         let path = store.layout.layer(&info.layer);
@@ -125,6 +147,7 @@ async fn forget_ways_back(context: &Context) -> Result<()> {
         if locks.iter().any(Option::is_none) {
             continue;
         }
+        let wanted: Vec<String> = store.list_trash()?.into_iter().filter_map(|found| found.entry?.way_back).collect();
         let inside = Img::find(context)?.info(&path, info.layer.format).await?.snapshots;
         for tag in inside.into_iter().map(|inner| inner.name) {
             if tag.starts_with(internal::WAY_BACK) && !wanted.contains(&tag) {
@@ -141,7 +164,7 @@ async fn forget_ways_back(context: &Context) -> Result<()> {
 
 /// Layers that nobody names and nobody stands on, left by commands that died. Not while a record cannot be read: it might
 /// name them.
-fn trash_orphans(context: &Context) -> Result<()> {
+fn trash_orphans(context: &Context, dry_run: bool) -> Result<()> {
     let store = &context.store;
     let mut pool = Pool::scan(store)?;
     let name: Name = "orphans".parse()?;
@@ -158,20 +181,25 @@ fn trash_orphans(context: &Context) -> Result<()> {
         let Some(info) = pool.layers.remove(&id) else {
             break;
         };
+        let (layer, bytes) = (&info.layer, human(info.allocated_bytes));
+        if dry_run {
+            context.ui.note(&format!("layer {layer} ({bytes}) is used by nobody and would go into the trash"));
+            continue;
+        }
         let directory = match &trash {
             Some(directory) => directory,
             None => trash.insert(
                 store.open_trash(&Store::trash_name("gc", &name), &Entry::new("gc", &name, &context.operation))?,
             ),
         };
-        store.trash_layer(directory, &info.layer)?;
-        context.ui.note(&format!("layer {} ({}) was used by nobody", info.layer, human(info.allocated_bytes)));
+        store.trash_layer(directory, layer)?;
+        context.ui.note(&format!("layer {layer} ({bytes}) was used by nobody and is in the trash"));
     }
-    trash_memory(context)
+    trash_memory(context, dry_run)
 }
 
 /// Memory that no snapshot has, and no change under way is about to give to one.
-fn trash_memory(context: &Context) -> Result<()> {
+fn trash_memory(context: &Context, dry_run: bool) -> Result<()> {
     let store = &context.store;
     let Ok(entries) = std::fs::read_dir(store.layout.rams()) else { return Ok(()) };
     // Files first: what is there now is in a journal or in a record already, if it belongs to anybody.
@@ -190,8 +218,11 @@ fn trash_memory(context: &Context) -> Result<()> {
         let id = file.split('.').next().unwrap_or_default();
         if !named.iter().any(|text| text.contains(id)) {
             let bytes = entry.metadata().map_or(0, |about| about.len());
-            std::fs::remove_file(entry.path()).on("remove", &entry.path())?;
-            context.ui.note(&format!("memory {file} ({}) belonged to no snapshot", human(bytes)));
+            if !dry_run {
+                std::fs::remove_file(entry.path()).on("remove", &entry.path())?;
+            }
+            let verb = if dry_run { "belongs to no snapshot and would be" } else { "belonged to no snapshot and was" };
+            context.ui.note(&format!("memory {file} ({}) {verb} removed", human(bytes)));
         }
     }
     Ok(())

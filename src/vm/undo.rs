@@ -1,4 +1,4 @@
-//! Taking back the last revert, reset, rm or set: everything they put out of use lies whole in the trash, with the record from before.
+//! Taking back a revert, an rm or a set: everything they put out of use lies whole in the trash, with the record from before.
 //!
 //! The bytes are not enough. Layers in the trash stand on layers in the pool, which a later `snapshot rm` may have merged; so the trash
 //! notes what those looked like, and what is not so any more cannot be undone. What an undo puts out of use goes into the trash, too,
@@ -39,7 +39,7 @@ pub fn list(context: &Context, vm: Option<&Name>) -> Result<Vec<Undoable>> {
     let store = &context.store;
     let records: Vec<(Name, Record)> =
         store.names()?.into_iter().filter_map(|name| store.load(&name).ok().map(|record| (name, record))).collect();
-    let mut all = Vec::new();
+    let mut all: Vec<Undoable> = Vec::new();
     for found in store.list_trash()?.into_iter().rev() {
         let Some(entry) = found.entry.filter(Entry::can_be_undone) else {
             continue;
@@ -49,24 +49,27 @@ pub fn list(context: &Context, vm: Option<&Name>) -> Result<Vec<Undoable>> {
         let Ok(before) = schema::parse_record(&text) else { continue };
         let now = records.iter().find(|(_, record)| record.uuid == before.uuid);
         let name = now.map_or(&entry.vm, |(name, _)| name).clone();
-        if vm.is_some_and(|vm| *vm != name) {
-            continue;
-        }
         let missing = |layer: &&crate::model::Layer| {
             !found.path.join("layers").join(layer.file_name()).exists() && !store.layout.layer(layer).exists()
         };
         let obstacle = match entry.layers.iter().find(missing) {
             Some(layer) => Some(format!("its layer {layer} is not there any more")),
-            None => obstacle(store, &entry, &name, now.map(|(_, record)| record)),
+            None => obstacle(store, &all, &entry, &name, now.map(|(_, record)| record)),
         };
         all.push(Undoable { entry, vm: name, bytes: found.bytes, obstacle, path: found.path, before });
     }
+    all.retain(|undoable| vm.is_none_or(|vm| *vm == undoable.vm));
     Ok(all)
 }
 
-fn obstacle(store: &Store, entry: &Entry, name: &Name, now: Option<&Record>) -> Option<String> {
+fn obstacle(store: &Store, later: &[Undoable], entry: &Entry, name: &Name, now: Option<&Record>) -> Option<String> {
     let stamps: Vec<LayerStamp> = entry.below.iter().cloned().map(LayerStamp::from).collect();
     if let Some(layer) = stamp::changed(store, &stamps) {
+        // What a later change has put into the trash comes back with that one.
+        let first = later.iter().find(|later| later.obstacle.is_none() && later.entry.layers.contains(layer));
+        if let Some(first) = first {
+            return Some(format!("`{}` of {} has to be taken back first", first.entry.operation, first.vm));
+        }
         return Some(format!("it stands on layer {layer}, which was merged or removed since then"));
     }
     match (entry.what.as_str(), now) {
@@ -78,19 +81,25 @@ fn obstacle(store: &Store, entry: &Entry, name: &Name, now: Option<&Record>) -> 
     }
 }
 
-/// Takes back the last change of `vm`, or of all VMs.
-pub async fn undo(context: &Context, vm: Option<&Name>) -> Result<Undoable> {
-    let Some(last) = list(context, vm)?.into_iter().next() else {
+/// Takes back a change of `vm`, or of all VMs: the one at the place `nth` of the list; 1 is the last.
+pub async fn undo(context: &Context, vm: Option<&Name>, nth: usize) -> Result<Undoable> {
+    let mut all = list(context, vm)?;
+    let count = all.len();
+    if nth > count && count > 0 {
+        return Err(Error::not_found(format!("there are {count} changes in the list, not {nth}"))
+            .hint("see them: cowhand undo --list"));
+    }
+    let Some(last) = all.drain(..).nth(nth.saturating_sub(1)) else {
         if let Some(vm) = vm.filter(|vm| !context.store.exists(vm)) {
             return Err(context.store.unknown(vm));
         }
         let whose = vm.map_or_else(String::new, |vm| format!(" of {vm}"));
-        return Err(Error::not_found(format!("there is no revert, reset, rm or set{whose} to take back"))
+        return Err(Error::not_found(format!("there is no revert, rm or set{whose} to take back"))
             .hint("what has been collected by gc cannot be taken back"));
     };
     if let Some(why) = &last.obstacle {
         return Err(Error::refused(format!("`{}` cannot be taken back: {why}", last.entry.operation))
-            .hint("see what else there is: cowhand undo --list"));
+            .hint("see what else there is: cowhand undo --list; another one of them: cowhand undo --nth 2"));
     }
     match last.entry.what.as_str() {
         "rm" => undo_rm(context, &last).await?,
