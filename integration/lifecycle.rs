@@ -213,11 +213,12 @@ fn one_broken_vm_is_listed_as_broken_and_all_others_work() {
 fn a_guest_somebody_left_frozen_is_said_to_be_and_never_waited_for_without_end() {
     let lab = Lab::new();
     lab.booted("web");
-    let agent = std::fs::canonicalize(lab.store().join("vms/web/run/agent.sock")).unwrap();
-    let mut stream = std::os::unix::net::UnixStream::connect(agent).unwrap();
-    stream.write_all(b"{\"execute\": \"guest-fsfreeze-freeze\"}\n").unwrap();
-    std::io::Read::read(&mut stream, &mut [0; 64]).unwrap();
-    drop(stream);
+    let pipe = |name: &str| std::fs::canonicalize(lab.store().join("vms/web/run").join(name)).unwrap();
+    let mut output = std::fs::File::options().write(true).open(pipe("agent.in")).unwrap();
+    output.write_all(b"{\"execute\": \"guest-fsfreeze-freeze\"}\n").unwrap();
+    let mut input = std::fs::File::open(pipe("agent.out")).unwrap();
+    std::io::Read::read(&mut input, &mut [0; 64]).unwrap();
+    drop((input, output));
     lab.run(&["exec", "--agent-timeout", "3", "web", "--", "true"]).fails(125, &["stay frozen", "cowhand console web"]);
     // What somebody else has frozen is not ours to thaw, and not ours to rely on.
     lab.run(&["snapshot", "create", "web", "s", "--quiesce", "require"]).fails(5, &["frozen already"]);

@@ -1,30 +1,31 @@
 //! The guest-agent client against an agent that was interrupted, answers late, or says nothing.
 
 use std::io::{Read, Write};
-use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::Duration;
 
 use cowhand::qemu::agent::{Agent, AgentError};
+use cowhand::qemu::cmdline::Sockets;
 use qapi::qga::guest_ping;
 
+use crate::fake::agent_pipes;
+
 /// An agent that first sends `leftovers`, then answers syncs, and other commands with `answer`.
-fn serve(socket: &Path, leftovers: &'static [u8], answer: Option<&'static [u8]>) {
-    let listener = UnixListener::bind(socket).unwrap();
+fn serve(directory: &Path, leftovers: &'static [u8], answer: Option<&'static [u8]>) {
+    let (mut input, mut output) = agent_pipes(directory);
     std::thread::spawn(move || {
-        let (mut stream, _) = listener.accept().unwrap();
-        stream.write_all(leftovers).unwrap();
+        output.write_all(leftovers).unwrap();
         let (mut buffer, mut chunk) = (Vec::new(), [0; 4096]);
-        while let Ok(read @ 1..) = stream.read(&mut chunk) {
+        while let Ok(read @ 1..) = input.read(&mut chunk) {
             buffer.extend(&chunk[..read]);
             while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = buffer.drain(..=end).filter(|byte| *byte != 0xff).collect();
                 let command: serde_json::Value = serde_json::from_slice(&line).unwrap();
                 if command["execute"] == "guest-sync-delimited" {
-                    stream.write_all(&[0xff]).unwrap();
-                    writeln!(stream, "{{\"return\": {}}}", command["arguments"]["id"]).unwrap();
+                    output.write_all(&[0xff]).unwrap();
+                    writeln!(output, "{{\"return\": {}}}", command["arguments"]["id"]).unwrap();
                 } else if let Some(answer) = answer {
-                    stream.write_all(answer).unwrap();
+                    output.write_all(answer).unwrap();
                 }
             }
         }
@@ -33,9 +34,9 @@ fn serve(socket: &Path, leftovers: &'static [u8], answer: Option<&'static [u8]>)
 
 async fn ping(leftovers: &'static [u8], answer: Option<&'static [u8]>) -> Result<(), AgentError> {
     let directory = tempfile::tempdir().unwrap();
-    let socket = directory.path().join("agent.sock");
-    serve(&socket, leftovers, answer);
-    let mut agent = Agent::connect(&socket, Duration::from_secs(20)).await?;
+    serve(directory.path(), leftovers, answer);
+    let pipes = Sockets::new(directory.path().to_owned()).agent();
+    let mut agent = Agent::connect(&pipes, Duration::from_secs(20)).await?;
     agent.run(&guest_ping {}, Duration::from_millis(200)).await.map(drop)
 }
 
@@ -55,8 +56,14 @@ async fn silence_means_unknown_and_a_refusal_is_quoted() {
 #[tokio::test]
 async fn an_agent_that_is_not_there_is_not_waited_for_longer_than_asked() {
     let directory = tempfile::tempdir().unwrap();
-    let socket = directory.path().join("agent.sock");
-    assert!(matches!(Agent::connect(&socket, Duration::from_secs(20)).await, Err(AgentError::Unreachable(_))));
-    let _listener = UnixListener::bind(&socket).unwrap();
-    assert!(matches!(Agent::connect(&socket, Duration::from_millis(50)).await, Err(AgentError::Absent)));
+    let pipes = Sockets::new(directory.path().to_owned()).agent();
+    assert!(matches!(Agent::connect(&pipes, Duration::from_secs(20)).await, Err(AgentError::Unreachable(_))));
+    let ends = agent_pipes(directory.path());
+    assert!(matches!(Agent::connect(&pipes, Duration::from_millis(50)).await, Err(AgentError::Absent)));
+    // What nobody has read by then is nobody's business any more, however often it is tried.
+    for _ in 0..2000 {
+        assert!(matches!(Agent::connect(&pipes, Duration::ZERO).await, Err(AgentError::Absent)));
+    }
+    drop(ends);
+    assert!(matches!(Agent::connect(&pipes, Duration::from_secs(20)).await, Err(AgentError::Unreachable(_))));
 }

@@ -121,6 +121,16 @@ impl FakeVm {
 }
 
 /// Runs `cowhand …` with a store below `root`.
+/// The ends of a guest agent's pipes that QEMU holds: what comes in, what goes out.
+pub fn agent_pipes(directory: &Path) -> (File, File) {
+    let [input, output] = ["agent.in", "agent.out"].map(|name| {
+        let path = directory.join(name);
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        File::options().read(true).write(true).open(path).unwrap()
+    });
+    (input, output)
+}
+
 pub fn run(root: &Path, args: &[&str]) -> (i32, String, String) {
     let output = command(root, args).output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();

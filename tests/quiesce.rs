@@ -1,14 +1,14 @@
 //! A snapshot of a running guest whose agent is absent, hangs, answers late or says no: each has an outcome of its own, the snapshot is what
 //! was asked for or nothing at all, and whatever was frozen is thawed.
 
+use std::fs::File;
 use std::io::{Read, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::fake::{Answer, FakeVm};
+use crate::fake::{Answer, FakeVm, agent_pipes};
 
 /// What the fake agent does with a command.
 #[derive(Clone, Copy)]
@@ -29,28 +29,23 @@ type Heard = Arc<Mutex<Vec<String>>>;
 
 /// A guest agent that answers syncs, and everything else as `reply` says.
 fn agent(vm: &FakeVm, reply: impl Fn(&str) -> Reply + Send + Sync + 'static) -> Heard {
-    let listener = UnixListener::bind(vm.file("run").join("agent.sock")).unwrap();
-    let (heard, reply) = (Heard::default(), Arc::new(reply));
+    let (input, output) = agent_pipes(&vm.file("run"));
+    let heard = Heard::default();
     let log = Arc::clone(&heard);
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let (reply, log) = (Arc::clone(&reply), Arc::clone(&log));
-            std::thread::spawn(move || converse(stream.unwrap(), &*reply, &log));
-        }
-    });
+    std::thread::spawn(move || converse(input, output, &reply, &log));
     heard
 }
 
-fn converse(mut stream: UnixStream, reply: &dyn Fn(&str) -> Reply, log: &Heard) {
+fn converse(mut input: File, mut output: File, reply: &dyn Fn(&str) -> Reply, log: &Heard) {
     let (mut buffer, mut chunk) = (Vec::new(), [0; 4096]);
-    while let Ok(read @ 1..) = stream.read(&mut chunk) {
+    while let Ok(read @ 1..) = input.read(&mut chunk) {
         buffer.extend(&chunk[..read]);
         while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = buffer.drain(..=end).filter(|byte| *byte != 0xff).collect();
             let command: Value = serde_json::from_slice(&line).unwrap();
             let name = command["execute"].as_str().unwrap();
             let answer = if name == "guest-sync-delimited" {
-                stream.write_all(&[0xff]).unwrap();
+                output.write_all(&[0xff]).unwrap();
                 json!({"return": command["arguments"]["id"]})
             } else {
                 log.lock().unwrap().push(name.to_owned());
@@ -65,7 +60,7 @@ fn converse(mut stream: UnixStream, reply: &dyn Fn(&str) -> Reply, log: &Heard) 
                     }
                 }
             };
-            if writeln!(stream, "{answer}").is_err() {
+            if writeln!(output, "{answer}").is_err() {
                 return;
             }
         }

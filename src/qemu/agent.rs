@@ -2,16 +2,17 @@
 //!
 //! Every conversation begins with `guest-sync-delimited` and a random id, behind the byte 0xFF that makes the agent drop a line
 //! somebody else left unfinished; everything before the answer with that id is somebody else's and is thrown away. Bytes sent
-//! before the guest listens wait in the socket, so waiting for the answer to the first sync is waiting for the agent to come up.
+//! before the guest listens wait in the pipe, so waiting for the answer to the first sync is waiting for the agent to come up.
 
-use std::path::Path;
 use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
+use tokio::net::unix::pipe::{OpenOptions, Receiver, Sender};
 use tokio::time::{Instant, timeout_at};
+
+use super::cmdline::Pipes;
 
 /// How long the agent may take for an ordinary command.
 pub const REPLY: Duration = Duration::from_secs(30);
@@ -20,11 +21,11 @@ pub const REPLY: Duration = Duration::from_secs(30);
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum AgentError {
-    /// Nobody answers on the socket, or QEMU hung up.
+    /// Nobody answers, or QEMU hung up.
     #[error("it is silent")]
     Absent,
-    /// There is no socket, or nobody listens on it.
-    #[error("its socket cannot be reached")]
+    /// There are no pipes, or no QEMU at their other end.
+    #[error("its pipes cannot be opened")]
     Unreachable(#[source] std::io::Error),
     /// The agent was there and went silent: the command may have been carried out or not.
     #[error("the guest agent did not answer {command} within {seconds} s; whether it was carried out is unknown")]
@@ -49,8 +50,17 @@ impl From<AgentError> for crate::error::Error {
 
 /// A conversation with the agent, in step.
 pub struct Agent {
-    stream: UnixStream,
+    output: Sender,
+    input: Receiver,
     buffer: Vec<u8>,
+}
+
+/// Takes back what earlier clients have written and no guest has read: nobody waits for the answers any more.
+fn forget_unread(pipes: &Pipes) -> std::io::Result<()> {
+    let unread = OpenOptions::new().open_receiver(pipes.to_guest())?;
+    let mut waste = [0; 4096];
+    while let Ok(1..) = unread.try_read(&mut waste) {}
+    Ok(())
 }
 
 #[derive(Deserialize)]
@@ -67,14 +77,14 @@ struct Refusal {
 }
 
 impl Agent {
-    /// Connects to the agent's socket and gets in step, all within `limit`.
-    pub async fn connect(socket: &Path, limit: Duration) -> Result<Self, AgentError> {
+    /// Opens the agent's pipes and gets in step, all within `limit`.
+    pub async fn connect(pipes: &Pipes, limit: Duration) -> Result<Self, AgentError> {
         let deadline = Instant::now() + limit;
-        let stream = match timeout_at(deadline, UnixStream::connect(socket)).await {
-            Ok(stream) => stream.map_err(AgentError::Unreachable)?,
-            Err(_) => return Err(AgentError::Absent),
-        };
-        let mut agent = Self { stream, buffer: Vec::new() };
+        // Fails while no QEMU has it open for reading.
+        let output = OpenOptions::new().open_sender(pipes.to_guest()).map_err(AgentError::Unreachable)?;
+        let input = OpenOptions::new().open_receiver(pipes.from_guest()).map_err(AgentError::Unreachable)?;
+        forget_unread(pipes).map_err(AgentError::Unreachable)?;
+        let mut agent = Self { output, input, buffer: Vec::new() };
         match timeout_at(deadline, agent.sync()).await {
             Ok(result) => result.map(|()| agent),
             Err(_) => Err(AgentError::Absent),
@@ -110,7 +120,7 @@ impl Agent {
         // The schema's integers are signed; keep the sign out of it.
         let id = uuid::Uuid::new_v4().as_u64_pair().0 >> 2;
         let request = json!({"execute": "guest-sync-delimited", "arguments": {"id": id}}).to_string();
-        self.stream.write_all(&[0xff]).await.map_err(|_| AgentError::Absent)?;
+        self.output.write_all(&[0xff]).await.map_err(|_| AgentError::Absent)?;
         self.send(request.as_bytes()).await?;
         loop {
             self.line(0xff).await?;
@@ -124,7 +134,7 @@ impl Agent {
     async fn send(&mut self, line: &[u8]) -> Result<(), AgentError> {
         let mut bytes = line.to_vec();
         bytes.push(b'\n');
-        self.stream.write_all(&bytes).await.map_err(|_| AgentError::Absent)
+        self.output.write_all(&bytes).await.map_err(|_| AgentError::Absent)
     }
 
     /// Everything up to (and with) the byte `end`.
@@ -135,7 +145,7 @@ impl Agent {
                 return Ok(self.buffer.drain(..=searched + at).collect());
             }
             searched = self.buffer.len();
-            match self.stream.read_buf(&mut self.buffer).await {
+            match self.input.read_buf(&mut self.buffer).await {
                 Ok(0) | Err(_) => return Err(AgentError::Absent),
                 Ok(_) => {}
             }

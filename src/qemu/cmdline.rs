@@ -47,9 +47,9 @@ impl Sockets {
         self.directory.join("user-qmp.sock")
     }
 
-    /// The guest agent.
-    pub fn agent(&self) -> PathBuf {
-        self.directory.join("agent.sock")
+    /// The guest agent: a pair of named pipes, as QEMU's `pipe` character device wants them.
+    pub fn agent(&self) -> Pipes {
+        Pipes { stem: self.directory.join("agent") }
     }
 
     /// The serial console.
@@ -57,9 +57,34 @@ impl Sockets {
         self.directory.join("console.sock")
     }
 
-    /// All of them.
-    pub fn all(&self) -> [PathBuf; 5] {
-        [self.qmp(), self.status(), self.user_qmp(), self.agent(), self.console()]
+    /// All of them, and the pipes.
+    pub fn all(&self) -> [PathBuf; 6] {
+        let agent = self.agent();
+        [self.qmp(), self.status(), self.user_qmp(), agent.to_guest(), agent.from_guest(), self.console()]
+    }
+}
+
+/// Two named pipes. QEMU holds both open for as long as it lives, so the guest never sees its host side closed: `qemu-ga` sleeps for
+/// 100 ms at a time while it is (`channel-posix.c`), and would answer every command of ours that much later.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pipes {
+    stem: PathBuf,
+}
+
+impl Pipes {
+    /// What QEMU is told; it adds `.in` and `.out`.
+    pub fn stem(&self) -> &Path {
+        &self.stem
+    }
+
+    /// What is written here, the guest reads.
+    pub fn to_guest(&self) -> PathBuf {
+        self.stem.with_extension("in")
+    }
+
+    /// What the guest writes is read here.
+    pub fn from_guest(&self) -> PathBuf {
+        self.stem.with_extension("out")
     }
 }
 
@@ -203,7 +228,7 @@ fn serial(args: &mut Args, machine: &Machine<'_>) {
 }
 
 fn guest_agent(args: &mut Args, sockets: &Sockets) {
-    args.option("-chardev", format!("socket,id=agent,path={},server=on,wait=off", escape(&sockets.agent())));
+    args.option("-chardev", format!("pipe,id=agent,path={}", escape(sockets.agent().stem())));
     args.json("-device", json!({"driver": "virtio-serial-pci", "id": "dev-serial1"}));
     args.json(
         "-device",

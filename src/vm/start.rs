@@ -3,6 +3,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use nix::sys::stat::Mode;
 use uuid::Uuid;
 
 use super::open;
@@ -48,6 +49,7 @@ pub async fn start_locked(context: &Context, name: &Name, record: &Record, how: 
     private(&context.settings.runtime)?;
     private(sockets.directory())?;
     process::clear_sockets(&sockets);
+    make_pipes(&sockets)?;
     point_run_link(&store.layout.run_link(name), sockets.directory())?;
     create_private(&store.layout.serial_log(name))?;
     let (run_lock, log) = (store.layout.run_lock(name), store.layout.qemu_log(name));
@@ -64,7 +66,7 @@ fn prefix(error: Error, name: &Name) -> Error {
         .hint(format!("the whole command: cowhand plan {name}"))
 }
 
-/// The argument vector `name` would be started with. Makes the directory of its sockets, without which a shell could not start it,
+/// The argument vector `name` would be started with. Makes the directory of its sockets and pipes, without which a shell could not start it,
 /// and notes where that is, so that a VM that is started by hand is seen.
 pub fn plan(context: &Context, name: &Name, paused: bool) -> Result<Vec<String>> {
     let record = context.store.load(name)?;
@@ -75,10 +77,23 @@ pub fn plan(context: &Context, name: &Name, paused: bool) -> Result<Vec<String>>
     let argv = argv(context, name, &record, &chosen, &sockets, how)?;
     if !status::is_running(context, name)? {
         make_directory(sockets.directory())?;
+        make_pipes(&sockets)?;
         // A store that cannot be written has a VM that cannot be started, but its plan can be read.
         let _ = point_run_link(&context.store.layout.run_link(name), sockets.directory());
     }
     Ok(argv)
+}
+
+/// The pipes of the guest agent, which QEMU expects to find.
+fn make_pipes(sockets: &Sockets) -> Result<()> {
+    let agent = sockets.agent();
+    for pipe in [agent.to_guest(), agent.from_guest()] {
+        match nix::unistd::mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR) {
+            Err(nix::errno::Errno::EEXIST) => {}
+            other => other.on("create", &pipe)?,
+        }
+    }
+    Ok(())
 }
 
 /// The argument vector of `record`, as it would be started here and now.
