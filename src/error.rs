@@ -48,6 +48,14 @@ impl Kind {
         }
     }
 
+    /// The kind that goes by this word.
+    pub fn from_word(word: &str) -> Option<Self> {
+        use Kind::*;
+        [Failed, Usage, NotFound, Exists, Refused, Locked, Qemu, Damaged, Interrupted]
+            .into_iter()
+            .find(|kind| kind.word() == word)
+    }
+
     /// The word used in the JSON form of an error.
     pub fn word(self) -> &'static str {
         match self {

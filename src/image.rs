@@ -13,7 +13,7 @@ use crate::sys::image_lock;
 use crate::vm::{list, open, status};
 
 /// The format of a file: as said, else as its first bytes announce.
-fn format_of(path: &Path, said: Option<Format>) -> Result<Format> {
+pub(crate) fn format_of(path: &Path, said: Option<Format>) -> Result<Format> {
     let about = path.metadata().on("read", path)?;
     if about.is_dir() {
         return Err(Error::refused(format!("{} is a directory, not an image", path.display())));
@@ -142,14 +142,8 @@ pub async fn export(context: &Context, point: &PointRef, target: Option<&str>, t
     write(context, &context.store.layout.layer(layer), layer.format, inside, to).await
 }
 
-/// Writes beside the target and renames, so that a file that is there is whole.
-async fn write(
-    context: &Context,
-    from: &Path,
-    format: Format,
-    within: Option<Inside<'_>>,
-    to: &Target,
-) -> Result<Written> {
+/// Refuses a target that cannot be written, before anything is done for it.
+pub fn check_target(context: &Context, to: &Target) -> Result<(PathBuf, Format)> {
     let (path, into) = to.resolve()?;
     let inside = |root: &Path| {
         path.parent().and_then(|parent| parent.canonicalize().ok()).is_some_and(|parent| parent.starts_with(root))
@@ -160,6 +154,18 @@ async fn write(
     if path.exists() && image_lock::is_written_to(&path).on("look at the locks of", &path)? {
         return Err(Error::refused(format!("{} is in use: a running QEMU writes to it", path.display())));
     }
+    Ok((path, into))
+}
+
+/// Writes beside the target and renames, so that a file that is there is whole.
+async fn write(
+    context: &Context,
+    from: &Path,
+    format: Format,
+    within: Option<Inside<'_>>,
+    to: &Target,
+) -> Result<Written> {
+    let (path, into) = check_target(context, to)?;
     let directory = path.parent().unwrap_or(Path::new("/"));
     let img = Img::find(context)?;
     let partial = tempfile::Builder::new().prefix(".cowhand-").tempfile_in(directory).on("write in", directory)?;

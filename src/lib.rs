@@ -9,7 +9,8 @@
 //! | [`vm`] | create, start, stop, remove, rename, set; what state a VM is in |
 //! | [`snapshot`] | take a snapshot, revert to one, remove one, draw the tree |
 //! | [`disk`], [`image`] | merge, resize and check the disks of a VM by hand; image files outside the store |
-//! | [`template`], [`mod@clone`] | freeze a VM for ever; make new VMs from frozen points |
+//! | [`template`], [`mod@clone`] | seal a VM and freeze it for ever; make new VMs from frozen points |
+//! | [`appliance`] | the small Linux that works on a guest's file systems, from the outside and from the inside |
 //! | [`guest`] | exec and file copy through the guest agent |
 //! | [`change`] | the steps a change is made of, and recovery when it was cut short |
 //! | [`layer`] | image files: qcow2 headers, chains, the collapse planner, copying, merging |
@@ -21,6 +22,7 @@
 //! The library never prints, exits, reads the environment or guesses a path: the caller hands in [`settings::Settings`] and a
 //! [`ui::Ui`], and gets plain data back.
 
+pub mod appliance;
 pub mod change;
 pub mod cli;
 pub mod clone;

@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::memory;
-use super::step::{Step, Switched};
+use super::step::{Sealed, Step, Switched};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::guest::freeze::{self, NotFrozen};
 use crate::layer::{chain, copy, create, merge, pool, stamp};
-use crate::model::{Layer, Name, Quiesced, Record};
+use crate::model::{Layer, LayerStamp, Name, Quiesced, Record, Role};
 use crate::qemu::img::Inside;
 use crate::qemu::nodes;
 use crate::qemu::offline::{Offline, Open};
@@ -22,6 +22,7 @@ use crate::store::journal::{self, Journal};
 use crate::store::schema::RecordV1;
 use crate::store::trash::{Entry, Stamp};
 use crate::sys::sparse::Method;
+use crate::template::seal::{self, vm::Sealing};
 use crate::vm::{live, stop};
 
 /// What became known while a change was carried out.
@@ -43,6 +44,10 @@ pub struct Report {
     pub memory: Option<u64>,
     /// Why memory that was to be saved was not; the disks are as they should be.
     pub memory_lost: Option<String>,
+    /// What sealing did.
+    pub sealed: Option<crate::template::seal::Report>,
+    /// What the layers of a template look like, once they are read-only.
+    pub stamps: Option<Vec<LayerStamp>>,
     /// What went wrong beside the change, which succeeded.
     pub warnings: Vec<String>,
 }
@@ -57,6 +62,7 @@ pub struct Executor<'a> {
     frozen_at: Option<Instant>,
     pub(super) paused_at: Option<Instant>,
     pub(super) saving: Option<Saving>,
+    sealing: Option<&'a Sealing>,
     /// What became known so far.
     pub report: Report,
 }
@@ -79,6 +85,7 @@ impl<'a> Executor<'a> {
             frozen_at: None,
             paused_at: None,
             saving: None,
+            sealing: None,
             report: Report::default(),
         }
     }
@@ -86,6 +93,11 @@ impl<'a> Executor<'a> {
     /// An executor for a VM that does not run, and whose lock keeps it so.
     pub fn with_no_qemu(context: &'a Context, name: &Name) -> Self {
         Self { asked: true, ..Self::with(context, name, None) }
+    }
+
+    /// The same, and it knows what a [`Step::Seal`] has to do.
+    pub fn sealing(self, sealing: Option<&'a Sealing>) -> Self {
+        Self { sealing, ..self }
     }
 
     /// An executor that puts right what another process left.
@@ -118,7 +130,11 @@ impl<'a> Executor<'a> {
         let (context, store) = (self.context, &self.context.store);
         match step {
             // These belong to a merge that did not happen.
-            Step::RemoveMerged { .. } | Step::RemoveMemory { .. } if self.report.unmerged.is_some() => Ok(()),
+            Step::RemoveMerged { .. } | Step::RemoveMemory { .. } | Step::SetMode { .. }
+                if self.report.unmerged.is_some() =>
+            {
+                Ok(())
+            }
             Step::MakeLayer { layer, backing, virtual_bytes } => {
                 create::empty(store, layer, backing.as_ref(), *virtual_bytes)
             }
@@ -161,7 +177,12 @@ impl<'a> Executor<'a> {
                 }
                 Ok(())
             }
-            Step::SetMode { layers, mode, .. } => layers.iter().try_for_each(|layer| self.set_mode(layer, *mode)),
+            Step::SetMode { layers, mode, .. } => {
+                layers.iter().try_for_each(|layer| self.set_mode(layer, *mode))?;
+                self.report.stamps = Some(layers.iter().map(|layer| stamp::of(store, layer)).collect::<Result<_>>()?);
+                Ok(())
+            }
+            Step::Seal { disks } => self.seal(disks).await,
             Step::Save { .. } | Step::Merge { .. } if self.report.unmerged.is_some() => Ok(()),
             Step::Save { record, .. } => {
                 let record = Record::try_from((**record).clone())?;
@@ -276,6 +297,16 @@ impl<'a> Executor<'a> {
     pub(super) async fn live(&mut self) -> Result<&mut Qmp> {
         let name = self.name.clone();
         self.qmp().await?.ok_or_else(|| Error::qemu(format!("{name} has ended meanwhile")))
+    }
+
+    async fn seal(&mut self, disks: &[Sealed]) -> Result<()> {
+        let sealing = self.sealing.ok_or_else(|| Error::failed("what is to be sealed is not known any more"))?;
+        let drives = disks
+            .iter()
+            .map(|disk| seal::vm::drive(self.context, &disk.target, &disk.layer))
+            .collect::<Result<Vec<_>>>()?;
+        self.report.sealed = Some(sealing.carry_out(self.context, &drives, false).await?);
+        Ok(())
     }
 
     async fn add_nodes(&mut self, layers: &[Layer]) -> Result<()> {
@@ -441,12 +472,16 @@ impl<'a> Executor<'a> {
     }
 }
 
-/// The same record, but for what is only known after the plan was written: whether a snapshot is quiesced, and its memory.
+/// The same record, but for what is only known after the plan was written: whether a snapshot is quiesced, its memory, what a template's
+/// layers look like.
 fn same(planned: &Record, now: &Record) -> bool {
     let mut planned = planned.clone();
     for (snapshot, known) in planned.snapshots.iter_mut().zip(&now.snapshots) {
         snapshot.quiesced = known.quiesced;
         snapshot.memory.clone_from(&known.memory);
+    }
+    if let (Role::Template { stamps, .. }, Role::Template { stamps: known, .. }) = (&mut planned.role, &now.role) {
+        stamps.clone_from(known);
     }
     planned == *now
 }

@@ -16,7 +16,7 @@ pub mod recover;
 mod step;
 
 pub use apply::{Executor, Report};
-pub use step::{Step, Switched};
+pub use step::{Sealed, Step, Switched};
 
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -94,10 +94,18 @@ async fn undo(lock: &VmLock, journal: &Journal<Step>, at: usize, executor: &mut 
 
 /// Writes into the records that are about to be saved what only became known on the way.
 fn amend(steps: &mut [Step], report: &Report) {
-    if !report.quiesced && report.memory.is_none() && report.memory_lost.is_none() {
+    if !report.quiesced && report.memory.is_none() && report.memory_lost.is_none() && report.stamps.is_none() {
         return;
     }
     for step in steps {
+        if let Step::Save { record, snapshot: None } = step
+            && let Some(now) = &report.stamps
+            && let Ok(mut live) = crate::model::Record::try_from((**record).clone())
+            && let crate::model::Role::Template { stamps, .. } = &mut live.role
+        {
+            stamps.clone_from(now);
+            **record = RecordV1::from(&live);
+        }
         if let Step::Save { record, snapshot: Some(name) } = step
             && let Ok(mut live) = crate::model::Record::try_from((**record).clone())
         {

@@ -175,6 +175,11 @@ pub enum Step {
         /// Bytes after.
         after: u64,
     },
+    /// Let the appliance seal the guest on these overlays. What is to be done is not in the journal: it is done before the pivot or not at all.
+    Seal {
+        /// The overlays.
+        disks: Vec<Sealed>,
+    },
     /// Let the guest's CPUs go on after a merge.
     Resume,
     /// Move layers nobody names any more into the trash.
@@ -220,6 +225,16 @@ pub struct Switched {
     pub head: Layer,
     /// The layer that becomes the head.
     pub overlay: Layer,
+}
+
+/// One disk of a [`Step::Seal`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sealed {
+    /// The VM's name for the disk.
+    pub target: String,
+    /// The overlay.
+    pub layer: Layer,
 }
 
 impl Step {

@@ -16,6 +16,7 @@ mod logs;
 mod ls;
 mod plan;
 mod rm;
+mod seal;
 mod set;
 mod show;
 mod snapshot;
@@ -80,7 +81,8 @@ enum Command {
     Cp(cp::Cp),
     Clone(clone::Clone),
     #[command(subcommand)]
-    Template(template::Template),
+    Template(Box<template::Template>),
+    Seal(Box<seal::Seal>),
     #[command(subcommand)]
     Snapshot(snapshot::Snapshot),
     #[command(subcommand)]
@@ -122,6 +124,7 @@ impl Command {
             Self::Cp(verb) => verb.run(app).await.map(done),
             Self::Clone(verb) => verb.run(app).await.map(done),
             Self::Template(verb) => verb.run(app).await.map(done),
+            Self::Seal(verb) => verb.run(app).await.map(done),
             Self::Snapshot(verb) => verb.run(app).await.map(done),
             Self::Disk(verb) => verb.run(app).await.map(done),
             Self::Flatten(verb) => verb.run(app).await.map(done),

@@ -1,7 +1,9 @@
 use clap::{Args, Subcommand};
 use serde_json::{Value, json as value};
 
+use super::seal::{self, SealOptions};
 use super::{App, each};
+use crate::appliance::boot::Payload;
 use crate::error::{Error, Result};
 use crate::model::Name;
 use crate::output::{Format, json, table};
@@ -28,35 +30,50 @@ impl Template {
     }
 }
 
-/// Freeze a stopped VM into a template, for ever
+/// Seal a stopped VM and freeze it into a template, for ever
 ///
-/// Its files become read-only, it cannot be started or changed any more, and it cannot be removed while clones stand on it.
+/// What clones must not share is taken out of its disks (see `seal`). Then its files become read-only, it cannot be started or changed any
+/// more, and it cannot be removed while clones stand on it.
 #[derive(Debug, Args)]
 pub struct Create {
     /// The VM
     vm: Name,
-    /// Leave host-specific state (machine-id, host keys, logs) as it is: clones will share it (needed: this version does not strip it)
+    /// Leave its disks as they are: clones will share machine-id, host keys, logs
     #[arg(long)]
     no_seal: bool,
     /// Rename it at the same time
     #[arg(long = "as", value_name = "NAME")]
     new_name: Option<Name>,
+    #[command(flatten)]
+    seal: SealOptions,
 }
 
 impl Create {
     async fn run(self, app: &App) -> Result<()> {
-        let record = app.context.store.load(&self.vm)?;
-        crate::vm::open::refuse_template(&self.vm, &record, "make a template of")?;
-        if !self.no_seal {
-            return Err(Error::refused(format!(
-                "cannot seal {}: this version does not strip host-specific state",
-                self.vm
-            ))
-            .hint(format!("clean it inside the guest, then: cowhand template create {} --no-seal", self.vm)));
+        if self.seal.list_operations {
+            seal::list(app);
+            return Ok(());
         }
-        let name = freeze::freeze(&app.context, &self.vm, self.new_name.as_ref()).await?;
-        let text = format!("{name} is a template now; make a VM of it: cowhand clone {name} NEW");
-        app.printer.done(&text, &value!({"name": name, "sealed": false}));
+        if self.no_seal && self.seal.is_anything() {
+            return Err(Error::usage("--no-seal leaves the disks as they are, and the other options do not")
+                .hint("leave out one or the other"));
+        }
+        let mut payload = Payload::new()?;
+        let (sealing, passwords) = self.seal.sealing(&mut payload)?;
+        let (sealing, dry_run) = (Some(sealing).filter(|_| !self.no_seal), self.seal.dry_run);
+        let name = self.new_name.as_ref();
+        let frozen = freeze::freeze(&app.context, &self.vm, name, sealing.as_ref(), dry_run).await?;
+        let name = name.unwrap_or(&self.vm);
+        let mut value = value!({"name": name, "sealed": frozen.sealed.is_some()});
+        let mut text = String::new();
+        if let Some(report) = &frozen.sealed {
+            value["seal"] = seal::json(report, dry_run);
+            text = seal::text(self.vm.as_str(), report, dry_run) + "\n";
+        }
+        if !dry_run {
+            text.push_str(&format!("{name} is a template now; make a VM of it: cowhand clone {name} NEW"));
+        }
+        seal::tell(app, &text, &value, &passwords);
         Ok(())
     }
 }

@@ -36,6 +36,11 @@ impl Layout {
         self.root.join("qemu-probe.json")
     }
 
+    /// The appliance's initramfs for what is hashed into `key`.
+    pub fn appliance(&self, key: u64) -> PathBuf {
+        self.root.join(format!("appliance-{key:016x}.cpio"))
+    }
+
     /// The pool of layers.
     pub fn layers(&self) -> PathBuf {
         self.root.join("layers")

@@ -13,19 +13,33 @@ use crate::model::{Layer, Name, Record, Role};
 use crate::qemu::img::Img;
 use crate::snapshot::internal;
 use crate::store::{Store, atomic};
+use crate::template::seal::Report;
+use crate::template::seal::vm::{self, Sealing};
 use crate::vm::{open, status};
 
 /// The mode of a template's files.
 pub const MODE: u32 = 0o444;
 
-/// Makes a template of the stopped VM `name`, called `new_name` if that is given.
-pub async fn freeze(context: &Context, name: &Name, new_name: Option<&Name>) -> Result<Name> {
+/// What came of it.
+#[derive(Debug, Default)]
+pub struct Frozen {
+    /// What sealing did, or would do.
+    pub sealed: Option<Report>,
+}
+
+/// Makes a template of the stopped VM `name`, called `new_name` if that is given; seals it on the way. With `dry_run`, only says what sealing
+/// would do.
+pub async fn freeze(
+    context: &Context,
+    name: &Name,
+    new_name: Option<&Name>,
+    sealing: Option<&Sealing>,
+    dry_run: bool,
+) -> Result<Frozen> {
     let store = &context.store;
-    let _store_lock = store.lock(context).await?;
     let (lock, mut record) = open::open_vm(context, name, "make a template of").await?;
-    if let Some(new_name) = new_name.filter(|new_name| store.layout.vm(new_name).exists()) {
-        return Err(Error::exists(format!("the name {new_name} is taken"))
-            .hint("choose another, or see what is there: cowhand ls -a"));
+    if let Some(new_name) = new_name {
+        refuse_taken(store, new_name)?;
     }
     if status::is_running(context, name)? {
         return Err(Error::refused(format!("{name} is running")).hint(format!("stop it first: cowhand stop {name}")));
@@ -43,19 +57,52 @@ pub async fn freeze(context: &Context, name: &Name, new_name: Option<&Name>) -> 
         chain::of_disk(store, disk)?;
     }
     let layers: Vec<Layer> = record.config.volumes().map(|disk| disk.layer.clone()).collect();
+    if let Some(sealing) = sealing.filter(|_| dry_run) {
+        return Ok(Frozen { sealed: Some(vm::dry_run(context, &record, sealing).await?) });
+    }
     forget_ways_back(context, name, &layers).await?;
     let before = layers.iter().map(|layer| mode(store, layer)).collect::<Result<_>>()?;
-    let stamps = layers.iter().map(|layer| stamp::of(store, layer)).collect::<Result<_>>()?;
-    record.role = Role::Template { frozen: Timestamp::now(), sealed: false, stamps };
-    let steps = vec![Step::SetMode { layers, before, mode: MODE }, Step::save(&record)];
-    change::run(context, &lock, Plan::new(steps), &mut Executor::with_no_qemu(context, name)).await?;
-    let Some(new_name) = new_name else {
-        return Ok(name.clone());
+    let mut steps = match sealing {
+        Some(_) => vm::steps(context, name, &record)?,
+        None => Vec::new(),
     };
+    // What the layers look like is known when nobody writes to them any more.
+    record.role = Role::Template { frozen: Timestamp::now(), sealed: sealing.is_some(), stamps: Vec::new() };
+    steps.extend([Step::SetMode { layers, before, mode: MODE }, Step::save(&record)]);
+    let mut executor = Executor::with_no_qemu(context, name).sealing(sealing);
+    let report = change::run(context, &lock, Plan::new(steps), &mut executor).await?;
+    if let Some(why) = report.unmerged {
+        return Err(Error::failed(format!("{name} is sealed, but is no template: its layers could not be merged"))
+            .hint(format!(
+                "when the cause is mended: cowhand disk commit {name} vda, cowhand template create {name} --no-seal"
+            ))
+            .because(why));
+    }
+    drop(lock);
+    if let Some(new_name) = new_name {
+        rename(context, name, new_name).await.map_err(|error| {
+            error.hint(format!("{name} is a template now, under its old name; another one: cowhand rename {name} NEW"))
+        })?;
+    }
+    Ok(Frozen { sealed: report.sealed })
+}
+
+fn refuse_taken(store: &Store, name: &Name) -> Result<()> {
+    if store.layout.vm(name).exists() {
+        return Err(Error::exists(format!("the name {name} is taken"))
+            .hint("choose another, or see what is there: cowhand ls -a"));
+    }
+    Ok(())
+}
+
+async fn rename(context: &Context, name: &Name, new_name: &Name) -> Result<()> {
+    let store = &context.store;
+    let _store_lock = store.lock(context).await?;
+    let _lock = open::open(context, name).await?;
+    refuse_taken(store, new_name)?;
     let from = store.layout.vm(name);
     std::fs::rename(&from, store.layout.vm(new_name)).on("rename", &from)?;
-    atomic::sync_directory(&store.layout.vms())?;
-    Ok(new_name.clone())
+    atomic::sync_directory(&store.layout.vms())
 }
 
 /// Heads that reverts have left inside the images, for an `undo` that a template does not know.

@@ -2,3 +2,4 @@
 
 pub mod freeze;
 pub mod list;
+pub mod seal;

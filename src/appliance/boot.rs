@@ -1,0 +1,279 @@
+//! Booting the appliance with a guest's disks, giving it its job and hearing what comes of it. It ends with us, however we end.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use super::initramfs;
+use super::kernel::{Kernel, Wanted};
+use super::protocol::{Event, Job, PAYLOAD, PORT};
+use crate::context::Context;
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::qemu::accel::{self, Chosen, Host};
+use crate::qemu::probe::Probe;
+use crate::sys::command;
+use crate::sys::pidfd::PidFd;
+use crate::template::seal::Report;
+
+/// How long its kernel may take to start our program.
+const START: Duration = Duration::from_secs(180);
+/// How long it may take to switch itself off once it has said its last word.
+const END: Duration = Duration::from_secs(60);
+/// Its memory where it only moves files about; and where it runs the guest's programs, which may be package managers.
+const MEMORY: u64 = 256 << 20;
+const MEMORY_FOR_PROGRAMS: u64 = 1 << 30;
+
+/// A disk for the appliance.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Drive {
+    /// The VM's name for it.
+    pub target: String,
+    /// The block nodes, in the order in which they have to be made.
+    pub nodes: Vec<Value>,
+    /// The name of the topmost one.
+    pub top: String,
+}
+
+/// How the appliance is to be booted.
+#[derive(Debug)]
+pub struct Boot<'a> {
+    /// The kernel that is wanted.
+    pub kernel: &'a Wanted,
+    /// The disks, in the guest's order.
+    pub drives: &'a [Drive],
+    /// The files a job carries along, if any.
+    pub payload: Option<&'a Path>,
+    /// The guest's own programs will be run.
+    pub programs: bool,
+}
+
+/// Boots the appliance, has it do `job` and waits until it is off.
+pub async fn run(context: &Context, boot: &Boot<'_>, job: &Job) -> Result<Report> {
+    let kernel = Kernel::find(boot.kernel)?;
+    let initramfs = initramfs::get(context, &kernel)?;
+    let probe = Probe::get(context)?;
+    let chosen = accel::choose(context.settings.accel, &Host::observe())?;
+    if let Some(warning) = &chosen.warning {
+        context.ui.warn(warning);
+    }
+    let failed = |source: std::io::Error| Error::failed("cannot start the appliance").because(source);
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(failed)?;
+    let console = tempfile::NamedTempFile::new().map_err(failed)?;
+    let fd = OwnedFd::from(theirs);
+    let machine = Machine {
+        qemu: &probe.path,
+        kernel: &kernel.image,
+        initramfs: &initramfs.path,
+        accel: &chosen,
+        console: console.path(),
+        port: fd.as_raw_fd(),
+        network: job.network,
+    };
+    let argv = argv(&machine, boot);
+    ours.set_nonblocking(true).map_err(failed)?;
+    let stream = UnixStream::from_std(ours).map_err(failed)?;
+    let child = command::helper(&argv, fd).map_err(failed)?;
+    let mut appliance = Appliance { child, console: console.path().to_owned() };
+    let report = appliance.converse(context, stream, job).await?;
+    appliance.ended().await?;
+    Ok(report)
+}
+
+struct Appliance {
+    child: Child,
+    console: PathBuf,
+}
+
+impl Appliance {
+    async fn converse(&mut self, context: &Context, stream: UnixStream, job: &Job) -> Result<Report> {
+        let (input, mut output) = stream.into_split();
+        let mut lines = BufReader::new(input).lines();
+        let words =
+            serde_json::to_string(job).map_err(|error| Error::failed("cannot write down the job").because(error))?;
+        // It waits in the socket until the appliance has its port open.
+        let told = timeout(START, output.write_all(format!("{words}\n").as_bytes())).await;
+        if !matches!(told, Ok(Ok(()))) {
+            return Err(self.died("it did not take its job").await);
+        }
+        let mut task = context.ui.task("appliance: starting", 0);
+        let (mut up, mut printed) = (false, String::new());
+        loop {
+            let limit = if up { Duration::MAX } else { START };
+            let line = match timeout(limit, lines.next_line()).await {
+                Ok(Ok(Some(line))) => line,
+                Ok(_) => return Err(self.died("it ended in the middle").await),
+                Err(_) => return Err(self.died(&format!("it did not start within {} s", START.as_secs())).await),
+            };
+            let event: Event = serde_json::from_str(&line)
+                .map_err(|error| Error::failed("what the appliance says cannot be read").because(error))?;
+            tracing::debug!(target: "appliance", "{line}");
+            match event {
+                Event::Hello { kernel } => {
+                    up = true;
+                    tracing::debug!(target: "appliance", "kernel {kernel}");
+                }
+                Event::Operation { name } => {
+                    drop(task);
+                    task = context.ui.task(&format!("appliance: {name}"), 0);
+                }
+                Event::Warning { text } => context.ui.warn(&text),
+                Event::Output { text } => printed.push_str(&text),
+                Event::Done { report, peak_bytes } => {
+                    tracing::debug!(target: "appliance", "{} MiB of memory at most", peak_bytes >> 20);
+                    return Ok(report);
+                }
+                Event::Failed { kind, message, hints } => {
+                    let kind = Kind::from_word(&kind).unwrap_or(Kind::Failed);
+                    let error = hints.into_iter().fold(Error::new(kind, message), Error::hint);
+                    return Err(if printed.is_empty() {
+                        error
+                    } else {
+                        error.because(command::tail(printed.as_bytes()))
+                    });
+                }
+            }
+        }
+    }
+
+    /// It is gone or of no use any more: its own last words, or its console's, say why.
+    async fn died(&mut self, what: &str) -> Error {
+        let _ = self.child.kill();
+        let mut words = Vec::new();
+        let _ = self.child.stderr.take().map(|mut stderr| stderr.read_to_end(&mut words));
+        let _ = self.child.wait();
+        let mut words = command::tail(&words);
+        if words.is_empty() {
+            words = command::tail(&std::fs::read(&self.console).unwrap_or_default());
+        }
+        let error = Error::qemu(format!("the appliance failed: {what}"));
+        if words.is_empty() { error } else { error.because(format!("\"{words}\"")) }
+    }
+
+    /// Everything is written when QEMU has ended in order.
+    async fn ended(&mut self) -> Result<()> {
+        let process = PidFd::open(self.child.id().cast_signed())
+            .map_err(|source| Error::failed("cannot wait for the appliance").because(source))?;
+        if timeout(END, process.ended()).await.is_err() {
+            return Err(self.died("it did not switch itself off").await);
+        }
+        match self.child.wait() {
+            Ok(status) if status.success() => Ok(()),
+            _ => Err(self.died("QEMU ended with an error").await),
+        }
+    }
+}
+
+impl Drop for Appliance {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// Everything that goes into the argument vector but the disks.
+struct Machine<'a> {
+    qemu: &'a Path,
+    kernel: &'a Path,
+    initramfs: &'a Path,
+    accel: &'a Chosen,
+    console: &'a Path,
+    port: i32,
+    network: bool,
+}
+
+fn argv(machine: &Machine<'_>, boot: &Boot<'_>) -> Vec<String> {
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let escaped = |path: &Path| text(path).replace(',', ",,");
+    let mut args = vec![text(machine.qemu)];
+    let mut option = |name: &str, value: String| args.extend([name.to_owned(), value]);
+    let memory = if boot.programs { MEMORY_FOR_PROGRAMS } else { MEMORY };
+    option("-name", "cowhand-appliance".to_owned());
+    option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned());
+    option("-machine", "q35,graphics=off".to_owned());
+    option("-accel", machine.accel.accel.to_owned());
+    option("-cpu", machine.accel.cpu.to_owned());
+    option("-m", format!("{memory}B"));
+    option("-rtc", "base=utc".to_owned());
+    option("-display", "none".to_owned());
+    option("-kernel", text(machine.kernel));
+    option("-initrd", text(machine.initramfs));
+    // A panic is an end, and its words are on the console.
+    let append = "console=ttyS0 quiet panic=-1 random.trust_cpu=on no_timer_check mitigations=off cryptomgr.notests";
+    option("-append", append.to_owned());
+    option("-chardev", format!("file,id=console,path={}", escaped(machine.console)));
+    option("-device", json!({"driver": "isa-serial", "chardev": "console"}).to_string());
+    option("-chardev", format!("socket,id=port,fd={}", machine.port));
+    option("-device", json!({"driver": "virtio-serial-pci", "id": "serial"}).to_string());
+    option(
+        "-device",
+        json!({"driver": "virtserialport", "bus": "serial.0", "chardev": "port", "name": PORT}).to_string(),
+    );
+    for drive in boot.drives {
+        for node in &drive.nodes {
+            option("-blockdev", node.to_string());
+        }
+        let device = json!({"driver": "virtio-blk-pci", "drive": drive.top, "serial": drive.target, "discard": true});
+        option("-device", device.to_string());
+    }
+    if let Some(payload) = boot.payload {
+        let file = json!({"driver": "file", "node-name": "payload-file", "filename": payload, "read-only": true});
+        let raw = json!({"driver": "raw", "node-name": "payload", "file": "payload-file", "read-only": true});
+        option("-blockdev", file.to_string());
+        option("-blockdev", raw.to_string());
+        option("-device", json!({"driver": "virtio-blk-pci", "drive": "payload", "serial": PAYLOAD}).to_string());
+    }
+    if machine.network {
+        option("-netdev", json!({"type": "user", "id": "net0"}).to_string());
+        option("-device", json!({"driver": "virtio-net-pci", "netdev": "net0"}).to_string());
+    }
+    for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
+        args.push(flag.to_owned());
+    }
+    args
+}
+
+/// The files a job carries along, one behind the other in one image; each is addressed by its place.
+#[derive(Debug)]
+pub struct Payload {
+    file: tempfile::NamedTempFile,
+    length: u64,
+}
+
+impl Payload {
+    /// An empty one.
+    pub fn new() -> Result<Self> {
+        let file = tempfile::NamedTempFile::new()
+            .map_err(|source| Error::failed("cannot make a temporary file").because(source))?;
+        Ok(Self { file, length: 0 })
+    }
+
+    /// Puts a file of the host's behind the others. Returns where it begins, and its length.
+    pub fn add(&mut self, path: &Path) -> Result<(u64, u64)> {
+        let mut from = File::open(path).on("read", path)?;
+        let at = self.length;
+        let copied = std::io::copy(&mut from, self.file.as_file_mut()).on("copy", path)?;
+        self.length += copied;
+        Ok((at, copied))
+    }
+
+    /// The image, as large as a disk can be; `None` when there is nothing in it. It goes when this does.
+    pub fn finish(&mut self) -> Result<Option<PathBuf>> {
+        if self.length == 0 {
+            return Ok(None);
+        }
+        let whole = self.length.next_multiple_of(512);
+        self.file.as_file().set_len(whole).on("write", self.file.path())?;
+        self.file.flush().on("write", self.file.path())?;
+        Ok(Some(self.file.path().to_owned()))
+    }
+}

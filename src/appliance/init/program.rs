@@ -1,0 +1,53 @@
+//! Running programs inside the appliance: our own few, and those of the guest's tree.
+
+use std::io::Read;
+use std::process::{Command, Stdio};
+
+use super::Host;
+use crate::appliance::protocol::Event;
+use crate::error::{Error, Result};
+
+/// What a guest's programs find in their environment.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Runs a program of the appliance's own. One that fails is an error that quotes it.
+pub fn output(program: &str, args: &[&str]) -> Result<String> {
+    let mut command = Command::new(program);
+    command.args(args).env_clear().env("PATH", PATH).env("DM_DISABLE_UDEV", "1").env("LVM_SUPPRESS_FD_WARNINGS", "1");
+    let cannot = |source: std::io::Error| Error::failed(format!("cannot run {program}")).because(source);
+    let output = command.stdin(Stdio::null()).output().map_err(cannot)?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(Error::failed(format!("{program} {} failed ({})", args.first().unwrap_or(&""), output.status)).because(words))
+}
+
+/// Runs a program of the guest's in its tree, which is our root by now. What it prints goes to the host; one that fails is an error.
+pub fn in_tree(host: &mut Host, what: &str, program: &str, args: &[&str]) -> Result<()> {
+    let mut command = Command::new(program);
+    command.args(args).current_dir("/").env_clear().stdin(Stdio::null());
+    command.envs([
+        ("PATH", PATH),
+        ("HOME", "/root"),
+        ("TERM", "dumb"),
+        ("LANG", "C.UTF-8"),
+        ("DEBIAN_FRONTEND", "noninteractive"),
+    ]);
+    let cannot =
+        |source: std::io::Error| Error::refused(format!("cannot run {what} in the guest's tree")).because(source);
+    let (mut reader, writer) = std::io::pipe().map_err(cannot)?;
+    command.stdout(writer.try_clone().map_err(cannot)?).stderr(writer);
+    let mut child = command.spawn().map_err(cannot)?;
+    // Ours would keep the pipe open.
+    drop(command);
+    let mut buffer = [0; 4096];
+    while let Ok(length @ 1..) = reader.read(&mut buffer) {
+        host.tell(&Event::Output { text: String::from_utf8_lossy(&buffer[..length]).into_owned() })?;
+    }
+    let status = child.wait().map_err(cannot)?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(Error::refused(format!("{what} failed in the guest's tree ({status}); nothing was changed")))
+}

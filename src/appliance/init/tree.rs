@@ -1,0 +1,212 @@
+//! Changing files of the guest's tree, which is our root by now, or only saying which would be changed.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, IoContext, Result};
+use crate::template::seal::{How, Performed, Touched};
+
+/// The tree.
+pub struct Tree {
+    /// Change nothing.
+    pub dry_run: bool,
+    homes: Vec<PathBuf>,
+    performed: Vec<Performed>,
+}
+
+impl Tree {
+    /// The tree under `/`.
+    pub fn new(dry_run: bool) -> Self {
+        Self { dry_run, homes: homes(), performed: Vec::new() }
+    }
+
+    /// From here on, what is touched belongs to the operation `name`.
+    pub fn begin(&mut self, name: &str) {
+        self.performed.push(Performed { name: name.to_owned(), touched: Vec::new() });
+    }
+
+    /// What was touched, without those who found nothing to do.
+    pub fn finish(self) -> Vec<Performed> {
+        self.performed.into_iter().filter(|performed| !performed.touched.is_empty()).collect()
+    }
+
+    /// Notes that something happens to a path.
+    pub fn touch(&mut self, path: &Path, how: How) {
+        let touched = Touched { path: path.to_string_lossy().into_owned(), how };
+        if let Some(performed) = self.performed.last_mut()
+            && !performed.touched.contains(&touched)
+        {
+            performed.touched.push(touched);
+        }
+    }
+
+    /// What a glob matches; `~` is everybody's home.
+    pub fn glob(&self, pattern: &str) -> Result<Vec<PathBuf>> {
+        let patterns = match pattern.strip_prefix('~') {
+            Some(rest) => self
+                .homes
+                .iter()
+                .map(|home| format!("{}{rest}", glob::Pattern::escape(&home.to_string_lossy())))
+                .collect(),
+            None => vec![pattern.to_owned()],
+        };
+        let mut found = Vec::new();
+        for pattern in patterns {
+            let paths = glob::glob(&pattern)
+                .map_err(|error| Error::usage(format!("{pattern:?} is no pattern for paths")).because(error))?;
+            // What cannot be looked into is as good as not there; `.` and `..` are nobody's files.
+            found.extend(
+                paths.flatten().filter(|path| !matches!(path.to_string_lossy().rsplit('/').next(), Some("." | ".."))),
+            );
+        }
+        Ok(found)
+    }
+
+    /// Removes a path with everything below it; links are removed, not followed.
+    pub fn remove(&mut self, path: &Path) -> Result<()> {
+        let Ok(about) = path.symlink_metadata() else { return Ok(()) };
+        self.touch(path, How::Removed);
+        if self.dry_run {
+            return Ok(());
+        }
+        if about.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) }.on("remove", path)
+    }
+
+    /// Removes the files below a directory, which stays, and its directories with it.
+    pub fn remove_files(&mut self, directory: &Path, keep: &[&str]) -> Result<()> {
+        for file in files_below(directory) {
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            if !keep.contains(&name.as_ref()) {
+                self.remove(&file)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a file empty; its owner, mode and labels stay.
+    pub fn empty(&mut self, path: &Path) -> Result<()> {
+        if path.metadata().is_ok_and(|about| about.is_file() && about.len() > 0) {
+            self.touch(path, How::Emptied);
+            if !self.dry_run {
+                File::options().write(true).truncate(true).open(path).on("empty", path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a file that is there other content; its owner, mode and labels stay.
+    pub fn rewrite(&mut self, path: &Path, content: &[u8]) -> Result<()> {
+        if std::fs::read(path).is_ok_and(|old| old != content) {
+            self.touch(path, How::Changed);
+            if !self.dry_run {
+                let mut file = File::options().write(true).truncate(true).open(path).on("write", path)?;
+                file.write_all(content).on("write", path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a file, and the directories it is in.
+    pub fn write(&mut self, path: &Path, content: &[u8], mode: u32) -> Result<()> {
+        let there = path.exists();
+        self.touch(path, if there { How::Changed } else { How::Created });
+        if self.dry_run {
+            return Ok(());
+        }
+        self.parents(path)?;
+        let mut file =
+            File::options().write(true).create(true).truncate(true).mode(mode).open(path).on("write", path)?;
+        file.write_all(content).on("write", path)?;
+        if !there {
+            self.label(path);
+        }
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).on("set the mode of", path)
+    }
+
+    /// Gives what was made the SELinux label of the directory it is in: nobody here would do it.
+    pub fn label(&self, path: &Path) {
+        const LABEL: &str = "security.selinux";
+        let mut label = [0u8; 256];
+        let Some(parent) = path.parent() else { return };
+        if let Ok(length) = rustix::fs::lgetxattr(parent, LABEL, &mut label) {
+            // Where the file system has no labels, none is missed.
+            let _ = rustix::fs::lsetxattr(path, LABEL, &label[..length], rustix::fs::XattrFlags::empty());
+        }
+    }
+
+    /// Makes a symbolic link, in place of what is there.
+    pub fn link(&mut self, target: &str, link: &Path) -> Result<()> {
+        if std::fs::read_link(link).is_ok_and(|old| old.as_os_str() == target) {
+            return Ok(());
+        }
+        let there = link.symlink_metadata().is_ok();
+        self.touch(link, if there { How::Changed } else { How::Created });
+        if self.dry_run {
+            return Ok(());
+        }
+        if there {
+            std::fs::remove_file(link).on("remove", link)?;
+        }
+        self.parents(link)?;
+        std::os::unix::fs::symlink(target, link).on("create", link)?;
+        self.label(link);
+        Ok(())
+    }
+
+    /// The directories a path is in.
+    pub fn parents(&self, path: &Path) -> Result<()> {
+        match path.parent() {
+            Some(parent) if !self.dry_run && !parent.exists() => {
+                self.parents(parent)?;
+                std::fs::create_dir(parent).on("create", parent)?;
+                self.label(parent);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Lets `edit` make another text of a file's, line by line; `None` drops the line.
+    pub fn edit_lines(&mut self, path: &Path, mut edit: impl FnMut(&str) -> Option<String>) -> Result<()> {
+        let Ok(text) = std::fs::read_to_string(path) else { return Ok(()) };
+        let new: String = text.lines().filter_map(|line| edit(line).map(|line| format!("{line}\n"))).collect();
+        if new.trim_end() == text.trim_end() {
+            return Ok(());
+        }
+        self.rewrite(path, new.as_bytes())
+    }
+}
+
+/// Everything below a directory that is no directory; links are not followed.
+pub fn files_below(directory: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
+    let mut files = Vec::new();
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            files.extend(files_below(&entry.path()));
+        } else {
+            files.push(entry.path());
+        }
+    }
+    files
+}
+
+/// Everybody's home: what `/etc/passwd` says, and what lies in `/home`. Some services are at home in directories of the system, where
+/// nothing of the kind that is looked for can be.
+fn homes() -> Vec<PathBuf> {
+    let nobodys =
+        ["/", "/bin", "/sbin", "/usr", "/usr/bin", "/usr/sbin", "/dev", "/proc", "/sys", "/etc", "/nonexistent"];
+    let text = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let named = text.lines().filter_map(|line| line.split(':').nth(5)).map(PathBuf::from);
+    let lying = std::fs::read_dir("/home").into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut homes: Vec<PathBuf> = named
+        .chain(lying)
+        .chain([PathBuf::from("/root")])
+        .filter(|home| home.is_absolute() && home.is_dir() && !nobodys.iter().any(|place| home == Path::new(place)))
+        .collect();
+    homes.sort();
+    homes.dedup();
+    homes
+}

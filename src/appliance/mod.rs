@@ -1,0 +1,14 @@
+//! The appliance: the host's kernel, and an initramfs that holds nothing but our own binary and a few kernel modules. It sees a guest's
+//! disks as the guest would, and works on its file systems; the host never mounts them.
+//!
+//! ```text
+//! kernel ─┐
+//!         ├─▶ initramfs ─▶ boot ══ virtio-serial, one JSON object a line (protocol) ══▶ init: we ourselves, as process 1
+//! binary ─┘
+//! ```
+
+pub mod boot;
+pub mod init;
+mod initramfs;
+pub mod kernel;
+pub mod protocol;

@@ -1,0 +1,265 @@
+use std::path::PathBuf;
+
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
+use serde_json::{Value, json};
+
+use super::App;
+use crate::appliance::boot::Payload;
+use crate::appliance::kernel::Wanted;
+use crate::error::{Error, IoContext, Result};
+use crate::image::Target;
+use crate::model::Format;
+use crate::template::seal::customise::{self, Wishes};
+use crate::template::seal::operations::{self, OPERATIONS};
+use crate::template::seal::vm::Sealing;
+use crate::template::seal::{How, Plan, Report, file};
+
+/// Strip the disks of a guest of what clones must not share, and put in what they should have
+///
+/// The images belong to no VM (for one: `template create`), and together are the disks of one guest. A small Linux made of this host's
+/// kernel and of cowhand itself is booted on them; nothing of them is mounted here, and they change when everything has worked, or not at all.
+#[derive(Debug, Args)]
+pub struct Seal {
+    /// Image files
+    #[arg(required_unless_present = "list_operations", value_name = "DISK")]
+    disks: Vec<PathBuf>,
+    /// Their format, where the name or header does not tell
+    #[arg(short = 'f', long = "from-format", value_name = "FORMAT")]
+    from: Option<Format>,
+    /// Leave the disk as it is; the sealed one goes into this new file
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Replace the file of --out
+    #[arg(long, requires = "out")]
+    force: bool,
+    #[command(flatten)]
+    options: SealOptions,
+}
+
+impl Seal {
+    pub async fn run(self, app: &App) -> Result<()> {
+        if self.options.list_operations {
+            list(app);
+            return Ok(());
+        }
+        let mut payload = Payload::new()?;
+        let (sealing, passwords) = self.options.sealing(&mut payload)?;
+        let out = self.out.map(|path| Target { path, format: None, force: self.force });
+        let dry_run = self.options.dry_run;
+        let (report, written) =
+            file::seal(&app.context, &self.disks, self.from, out.as_ref(), dry_run, &sealing).await?;
+        let what: Vec<String> = self.disks.iter().map(|path| path.display().to_string()).collect();
+        let mut text = text(&what.join(", "), &report, dry_run);
+        if let Some(written) = &written {
+            text.push_str(&format!("\n  into {}", written.path.display()));
+        }
+        tell(app, &text, &self::json(&report, dry_run), &passwords);
+        Ok(())
+    }
+}
+
+/// What is done to a guest; `seal` and `template create` share it.
+#[derive(Debug, Args)]
+pub struct SealOptions {
+    /// Do these operations: names, `defaults`, `all`; `-NAME` takes one away [default: defaults]
+    #[arg(long, value_name = "LIST", allow_hyphen_values = true, help_heading = "Sealing")]
+    operations: Option<String>,
+    /// Do these operations and no others
+    #[arg(long, value_name = "LIST", conflicts_with = "operations", help_heading = "Sealing")]
+    enable: Option<String>,
+    /// List the operations; * marks the ones that are done by default
+    #[arg(long, help_heading = "Sealing")]
+    pub list_operations: bool,
+    /// Show every path that would be touched, and change nothing
+    #[arg(long, help_heading = "Sealing")]
+    pub dry_run: bool,
+    /// Let the programs of --run, --install and their kin use the network
+    #[arg(long, help_heading = "Sealing")]
+    network: bool,
+    /// The kernel to boot [default: one of this host's]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "COWHAND_APPLIANCE_KERNEL",
+        hide_env_values = true,
+        help_heading = "Sealing"
+    )]
+    appliance_kernel: Option<PathBuf>,
+    /// The directory of its modules
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "COWHAND_APPLIANCE_MODULES",
+        hide_env_values = true,
+        help_heading = "Sealing"
+    )]
+    appliance_modules: Option<PathBuf>,
+    #[command(flatten)]
+    customise: Customise,
+}
+
+impl SealOptions {
+    /// What was asked for, and passwords that were made up on the way.
+    pub fn sealing(&self, payload: &mut Payload) -> Result<(Sealing, Vec<String>)> {
+        let mut operations = operations::select(self.operations.as_deref(), self.enable.as_deref())?;
+        let options = self.customise.all()?;
+        let home = etcetera::home_dir().ok();
+        let wishes = Wishes::read(&options, payload, home.as_deref())?;
+        if !wishes.customisations.is_empty() && !operations.iter().any(|name| name == "customize") {
+            let wanted = |name: &&str| *name == "customize" || operations.iter().any(|other| other == name);
+            operations = OPERATIONS.iter().map(|operation| operation.name).filter(wanted).map(str::to_owned).collect();
+        }
+        let kernel = Wanted { image: self.appliance_kernel.clone(), modules: self.appliance_modules.clone() };
+        let plan = Plan { operations, customisations: wishes.customisations };
+        Ok((Sealing { plan, payload: payload.finish()?, network: self.network, kernel }, wishes.passwords))
+    }
+
+    /// Is anything asked for at all?
+    pub fn is_anything(&self) -> bool {
+        self.operations.is_some() || self.enable.is_some() || self.dry_run || !self.customise.0.is_empty()
+    }
+}
+
+/// The customise options, in the order in which they were typed.
+#[derive(Debug, Clone, Default)]
+pub struct Customise(Vec<(String, String)>);
+
+/// The option that reads others from a file.
+const FROM_FILE: &str = "commands-from-file";
+
+impl Customise {
+    /// All of them; those in files in the place of the option that names the file.
+    fn all(&self) -> Result<Vec<(String, String)>> {
+        let mut all = Vec::new();
+        for (name, value) in &self.0 {
+            if name != FROM_FILE {
+                all.push((name.clone(), value.clone()));
+                continue;
+            }
+            let path = PathBuf::from(value);
+            let text = std::fs::read_to_string(&path).on("read", &path)?;
+            for (number, line) in text.lines().enumerate().map(|(number, line)| (number + 1, line.trim())) {
+                if line.is_empty() || line.starts_with('#') {
+                    continue;
+                }
+                let (name, value) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+                let name = name.trim_start_matches("--");
+                if !customise::OPTIONS.iter().any(|option| option.name == name) {
+                    return Err(Error::usage(format!(
+                        "{}, line {number}: there is no option {name:?}",
+                        path.display()
+                    ))
+                    .hint("see them: cowhand seal --help"));
+                }
+                all.push((name.to_owned(), value.trim().to_owned()));
+            }
+        }
+        Ok(all)
+    }
+}
+
+impl Args for Customise {
+    fn augment_args(command: Command) -> Command {
+        let heading = "Customising, in the order given";
+        let file = Arg::new(FROM_FILE)
+            .long(FROM_FILE)
+            .value_name("FILE")
+            .help("Read such options from a file, one a line, without dashes")
+            .action(ArgAction::Append)
+            .help_heading(heading);
+        customise::OPTIONS
+            .iter()
+            .fold(command, |command, option| {
+                let arg = Arg::new(option.name).long(option.name).help(option.help).help_heading(heading);
+                command.arg(match option.value {
+                    Some(value) => arg.value_name(value).action(ArgAction::Append).allow_hyphen_values(true),
+                    // Counted by their places: a flag that is given twice is done twice.
+                    None => arg.num_args(0).default_missing_value("").action(ArgAction::Append),
+                })
+            })
+            .arg(file)
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for Customise {
+    fn from_arg_matches(matches: &ArgMatches) -> std::result::Result<Self, clap::Error> {
+        let mut found: Vec<(usize, String, String)> = Vec::new();
+        for name in customise::OPTIONS.iter().map(|option| option.name).chain([FROM_FILE]) {
+            let values = matches.get_many::<String>(name).into_iter().flatten();
+            let places = matches.indices_of(name).into_iter().flatten();
+            found.extend(places.zip(values).map(|(place, value)| (place, name.to_owned(), value.clone())));
+        }
+        found.sort();
+        Ok(Self(found.into_iter().map(|(_, name, value)| (name, value)).collect()))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> std::result::Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+/// Lists the operations.
+pub fn list(app: &App) {
+    let line = |operation: &operations::Operation| {
+        format!("{} {:<24} {}\n", if operation.default { '*' } else { ' ' }, operation.name, operation.about)
+    };
+    let rows: Vec<Value> = OPERATIONS
+        .iter()
+        .map(|operation| json!({"name": operation.name, "default": operation.default, "about": operation.about}))
+        .collect();
+    app.printer.result(&OPERATIONS.iter().map(line).collect::<String>(), &Value::Array(rows));
+}
+
+/// What was done, for people: every path after a dry run, else only how many.
+pub fn text(what: &str, report: &Report, dry_run: bool) -> String {
+    let count: usize = report.operations.iter().map(|performed| performed.touched.len()).sum();
+    let verb = if dry_run { "would seal" } else { "sealed" };
+    let mut text = format!("{verb} {what}: {}; {}; {count} paths", report.system, report.mounts.join(", "));
+    for performed in &report.operations {
+        if !dry_run {
+            text.push_str(&format!("\n  {:<24} {}", performed.name, performed.touched.len()));
+            continue;
+        }
+        text.push_str(&format!("\n{}", performed.name));
+        for touched in &performed.touched {
+            text.push_str(&format!("\n  {:<8} {}", word(touched.how), touched.path));
+        }
+    }
+    text
+}
+
+fn word(how: How) -> &'static str {
+    match how {
+        How::Removed => "remove",
+        How::Emptied => "empty",
+        How::Changed => "change",
+        How::Created => "create",
+        How::Ran => "run",
+    }
+}
+
+/// What was done, for scripts.
+pub fn json(report: &Report, dry_run: bool) -> Value {
+    json!({
+        "dry_run": dry_run,
+        "system": report.system,
+        "mounts": report.mounts,
+        "operations": report.operations,
+    })
+}
+
+/// Prints a result, and passwords that nobody would know otherwise.
+pub fn tell(app: &App, text: &str, value: &Value, passwords: &[String]) {
+    let mut value = value.clone();
+    let mut text = text.to_owned();
+    if !passwords.is_empty() {
+        value["passwords"] = json!(passwords);
+        text.push_str(&format!("\npasswords, shown this once:\n  {}", passwords.join("\n  ")));
+    }
+    app.printer.done(&text, &value);
+}

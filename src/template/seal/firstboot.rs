@@ -1,0 +1,114 @@
+//! What a clone does by itself at its first boot: host keys and a name of its own, then the user's first-boot scripts. systemd makes the
+//! machine-id and the random seed anew without being asked; most distributions do nothing about the rest.
+//!
+//! The name comes from the host: cowhand puts the VM's name into the SMBIOS chassis asset tag (`-smbios type=3,asset=…`), where every
+//! Linux shows it without a driver.
+
+/// The script.
+pub const SCRIPT_PATH: &str = "/usr/lib/cowhand/first-boot";
+/// Where the user's scripts lie.
+pub const SCRIPTS: &str = "/usr/lib/cowhand/first-boot.d";
+/// While it is there, the next boot is the first.
+pub const FLAG: &str = "/var/lib/cowhand/first-boot";
+/// A unit of systemd's.
+#[derive(Debug, Clone, Copy)]
+pub struct Unit {
+    /// Where it lies.
+    pub path: &'static str,
+    /// What makes systemd start it.
+    pub wanted: &'static str,
+    /// Its text.
+    pub text: &'static str,
+    /// It is there even if the user has no scripts.
+    pub always: bool,
+}
+
+/// The units: the identity comes before everything that might use it, the user's scripts when there is a network.
+pub const UNITS: [Unit; 2] = [
+    Unit {
+        path: "/etc/systemd/system/cowhand-identity.service",
+        wanted: "/etc/systemd/system/sysinit.target.wants/cowhand-identity.service",
+        text: IDENTITY,
+        always: true,
+    },
+    Unit {
+        path: "/etc/systemd/system/cowhand-first-boot.service",
+        wanted: "/etc/systemd/system/multi-user.target.wants/cowhand-first-boot.service",
+        text: SCRIPTS_UNIT,
+        always: false,
+    },
+];
+
+const SCRIPTS_UNIT: &str = "\
+[Unit]
+Description=Run the first-boot scripts of this clone
+ConditionDirectoryNotEmpty=/usr/lib/cowhand/first-boot.d
+After=network-online.target cloud-init.service
+Wants=network-online.target
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/sh /usr/lib/cowhand/first-boot scripts
+TimeoutSec=infinity
+
+[Install]
+WantedBy=multi-user.target
+";
+
+const IDENTITY: &str = "\
+[Unit]
+Description=Give this clone an identity of its own
+DefaultDependencies=no
+ConditionPathExists=/var/lib/cowhand/first-boot
+After=local-fs.target systemd-remount-fs.service systemd-random-seed.service systemd-machine-id-commit.service
+Before=sysinit.target network-pre.target systemd-networkd.service NetworkManager.service cloud-init-local.service shutdown.target
+Wants=network-pre.target
+Conflicts=shutdown.target
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/sh /usr/lib/cowhand/first-boot identity
+TimeoutSec=600
+
+[Install]
+WantedBy=sysinit.target
+";
+
+/// The script's text.
+pub const SCRIPT: &str = r#"#!/bin/sh
+# Put here when the template of this machine was sealed. Runs once, at the first boot of each clone.
+PATH=/usr/sbin:/usr/bin:/sbin:/bin
+export PATH
+
+if [ "$1" = scripts ]; then
+    for script in /usr/lib/cowhand/first-boot.d/*; do
+        [ -x "$script" ] || continue
+        echo "first boot: $script"
+        "$script"
+        rm -f "$script"
+    done
+    exit 0
+fi
+
+# A name: the one the virtual machine has on its host.
+if [ ! -s /etc/hostname ] && read -r name < /sys/class/dmi/id/chassis_asset_tag; then
+    case "$name" in
+        '' | *[!A-Za-z0-9.-]*) name=$(printf %s "$name" | tr -c 'A-Za-z0-9.-' '-' | sed 's/^-*//; s/-*$//') ;;
+    esac
+    if [ -n "$name" ]; then
+        echo "$name" > /etc/hostname
+        hostname "$name" 2>/dev/null || echo "$name" > /proc/sys/kernel/hostname
+        grep -q '^127\.0\.1\.1' /etc/hosts 2>/dev/null || echo "127.0.1.1 $name" >> /etc/hosts
+    fi
+fi
+
+# Keys for the SSH server, before it starts.
+if command -v ssh-keygen >/dev/null && [ -d /etc/ssh ]; then
+    ls /etc/ssh/ssh_host_*_key >/dev/null 2>&1 || ssh-keygen -A
+fi
+
+rm -f /var/lib/cowhand/first-boot
+exit 0
+"#;

@@ -1,0 +1,573 @@
+//! What sealing takes out. One table: names, defaults and paths; `docs/sealing.md` is printed from it. The names and defaults are those of
+//! `virt-sysprep(1)`, with what it misses added. Paths are globs in the guest's tree; `~` stands for every user's home directory.
+
+use crate::error::{Error, Result};
+
+/// Something that is taken out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Operation {
+    /// Its name.
+    pub name: &'static str,
+    /// What it is about.
+    pub about: &'static str,
+    /// It is done unless told otherwise.
+    pub default: bool,
+    /// It is one of `virt-sysprep`'s, too.
+    pub sysprep: bool,
+    /// What it does, in order.
+    pub work: &'static [Work],
+}
+
+/// One thing an operation does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// Removes what the glob matches, with everything below it.
+    Remove(&'static str),
+    /// The same, but for files of these names.
+    RemoveBut(&'static str, &'static [&'static str]),
+    /// Removes the files below a directory; the directories stay.
+    RemoveFiles(&'static str),
+    /// Makes files empty; they stay.
+    Empty(&'static str),
+    /// Writes this into a file that is there.
+    Rewrite(&'static str, &'static str),
+    /// Removes the lines of a file that begin with one of these words.
+    DropLines(&'static str, &'static [&'static str]),
+    /// What takes more than a path.
+    Special(Special),
+}
+
+/// What takes more than a path. How: `appliance/init/special.rs`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Special {
+    /// Editors' and package managers' left-over copies (`*~`, `*.bak`) below /etc, /root, /srv, /tmp and /var.
+    BackupFiles,
+    /// NetworkManager's own connections that name a card (`interface-name`, `mac-address`, `uuid`).
+    NmConnections,
+    /// Private keys and known hosts in `~/.ssh`; `authorized_keys` and `config` stay.
+    SshUserDirectories,
+    /// Accounts with a UID in the range of people, with their homes.
+    UserAccounts,
+    /// New UUIDs for ext4, xfs and btrfs file systems.
+    FilesystemUuids,
+    /// New UUIDs for LVM physical volumes and volume groups.
+    LvmUuids,
+    /// The machine-id: empty, so that the next boot makes a new one. Always the last.
+    MachineId,
+    /// `/etc/hostname` empty, and its name out of `/etc/hosts`: a clone takes its own name at its first boot.
+    Hostname,
+    /// The EFI system partition's random seed.
+    EspRandomSeed,
+    /// `/.unconfigured`, which makes old Red Hat systems ask at their next boot.
+    FlagReconfiguration,
+    /// Installs the unit that gives a clone host keys and a name of its own at its first boot.
+    FirstBoot,
+    /// What the customise options say.
+    Customise,
+}
+
+use Special as S;
+use Work::{DropLines, Empty, Remove, RemoveBut, RemoveFiles, Rewrite, Special as Does};
+
+const fn op(name: &'static str, about: &'static str, work: &'static [Work]) -> Operation {
+    Operation { name, about, default: true, sysprep: true, work }
+}
+
+const fn optional(name: &'static str, about: &'static str, work: &'static [Work]) -> Operation {
+    Operation { name, about, default: false, sysprep: true, work }
+}
+
+const fn ours(name: &'static str, about: &'static str, work: &'static [Work]) -> Operation {
+    Operation { name, about, default: true, sysprep: false, work }
+}
+
+/// All of them, in the order in which they are done.
+pub const OPERATIONS: &[Operation] = &[
+    op("abrt-data", "crash reports of ABRT", &[Remove("/var/spool/abrt/*")]),
+    op("backup-files", "left-over copies: *~ and *.bak below /etc, /root, /srv, /tmp, /var", &[Does(S::BackupFiles)]),
+    op("bash-history", "bash's history, of every user", &[Remove("~/.bash_history")]),
+    op(
+        "blkid-tab",
+        "blkid's cache of block devices",
+        &[
+            Remove("/run/blkid/blkid.tab*"),
+            Remove("/var/run/blkid.tab*"),
+            Remove("/etc/blkid/blkid.tab*"),
+            Remove("/etc/blkid.tab*"),
+            Remove("/dev/.blkid.tab*"),
+        ],
+    ),
+    optional(
+        "ca-certificates",
+        "certificates and keys that were installed by hand (Red Hat's places)",
+        &[
+            Remove("/etc/pki/CA/certs/*.crt"),
+            Remove("/etc/pki/CA/crl/*.crt"),
+            Remove("/etc/pki/CA/newcerts/*.crt"),
+            Remove("/etc/pki/CA/private/*.key"),
+            Remove("/etc/pki/tls/private/*.key"),
+            RemoveBut("/etc/pki/tls/certs/*.crt", &["ca-bundle.crt", "ca-bundle.trust.crt"]),
+        ],
+    ),
+    ours(
+        "cloud-init",
+        "cloud-init's memory of having run, its logs and the network configuration it wrote: a clone runs it anew",
+        &[
+            Remove("/var/lib/cloud/*"),
+            Remove("/var/log/cloud-init*.log"),
+            Remove("/run/cloud-init"),
+            Remove("/etc/netplan/50-cloud-init.yaml"),
+            Remove("/etc/network/interfaces.d/50-cloud-init*"),
+            Remove("/etc/NetworkManager/system-connections/cloud-init-*.nmconnection"),
+            Remove("/etc/systemd/network/10-cloud-init-*"),
+            Remove("/etc/sysconfig/network-scripts/ifcfg-*.cloud-init"),
+        ],
+    ),
+    ours(
+        "configuration-management",
+        "the identity of Puppet, Salt and Chef agents: keys, certificates, ids",
+        &[
+            RemoveFiles("/etc/puppetlabs/puppet/ssl"),
+            RemoveFiles("/opt/puppetlabs/puppet/cache"),
+            RemoveFiles("/var/lib/puppet/ssl"),
+            Remove("/etc/salt/minion_id"),
+            Remove("/etc/salt/pki/minion/minion.p*"),
+            Remove("/etc/salt/pki/minion/minion_master.pub"),
+            RemoveFiles("/var/cache/salt/minion"),
+            Remove("/etc/chef/client.pem"),
+            Remove("/etc/cinc/client.pem"),
+        ],
+    ),
+    op("crash-data", "kernel crash dumps", &[Remove("/var/crash/*"), Remove("/var/log/dump/*")]),
+    op(
+        "cron-spool",
+        "users' crontabs and at jobs",
+        &[
+            RemoveFiles("/var/spool/cron"),
+            RemoveFiles("/var/spool/at"),
+            Remove("/var/spool/atjobs/*"),
+            Remove("/var/spool/atspool/*"),
+            Rewrite("/var/spool/cron/atjobs/.SEQ", "00000\n"),
+            Rewrite("/var/spool/atjobs/.SEQ", "00000\n"),
+            Rewrite("/var/spool/at/.SEQ", "00000\n"),
+        ],
+    ),
+    op(
+        "dhcp-client-state",
+        "DHCP leases of dhclient, dhcpcd, NetworkManager and networkd",
+        &[
+            Remove("/var/lib/dhclient/*"),
+            Remove("/var/lib/dhcp/*"),
+            Remove("/var/lib/dhcpcd/*.lease*"),
+            Remove("/var/lib/NetworkManager/*.lease"),
+            Remove("/var/lib/NetworkManager/internal-*"),
+            Remove("/var/lib/systemd/network/*"),
+        ],
+    ),
+    op(
+        "dhcp-server-state",
+        "leases a DHCP server gave",
+        &[Remove("/var/lib/dhcpd/*"), Remove("/var/lib/dhcp/dhcpd*"), Remove("/var/lib/kea/*")],
+    ),
+    ours(
+        "dhcp-duid",
+        "the DHCP unique identifier, by which a server knows a machine",
+        &[
+            Remove("/etc/dhcpcd.duid"),
+            Remove("/var/lib/dhcpcd/duid"),
+            Remove("/var/lib/dhcpcd/secret"),
+            Remove("/etc/dhcpcd.secret"),
+            Remove("/var/lib/dhcpv6/*duid*"),
+            Remove("/var/lib/wicked/duid.xml"),
+            Remove("/var/lib/wicked/iaid.xml"),
+            Remove("/var/lib/wicked/lease-*"),
+        ],
+    ),
+    op("dovecot-data", "Dovecot's run-time data", &[Remove("/var/lib/dovecot/*")]),
+    optional(
+        "firewall-rules",
+        "firewall rules that were added by hand",
+        &[Remove("/etc/sysconfig/iptables"), Remove("/etc/firewalld/services/*"), Remove("/etc/firewalld/zones/*")],
+    ),
+    optional(
+        "flag-reconfiguration",
+        "sets the flag that makes old Red Hat systems ask again at their next boot",
+        &[Does(S::FlagReconfiguration)],
+    ),
+    optional("fs-uuids", "gives ext4, xfs and btrfs file systems new UUIDs", &[Does(S::FilesystemUuids)]),
+    op(
+        "ipa-client",
+        "the enrolment as a client of FreeIPA",
+        &[
+            Remove("/etc/ipa/ca.crt"),
+            Remove("/etc/ipa/default.conf"),
+            Remove("/var/lib/ipa-client/sysrestore/*"),
+            Remove("/var/lib/ipa-client/pki/*"),
+            Remove("/etc/pki/ca-trust/source/anchors/ipa-ca.crt"),
+            Remove("/usr/local/share/ca-certificates/ipa-ca.crt"),
+            Remove("/etc/pki/ca-trust/source/ipa.p11-kit"),
+        ],
+    ),
+    optional(
+        "kerberos-data",
+        "a Kerberos server's data",
+        &[RemoveBut("/var/kerberos/krb5kdc/*", &["kadm5.acl", "kdc.conf"])],
+    ),
+    op("kerberos-hostkeytab", "the host's Kerberos key", &[Remove("/etc/krb5.keytab")]),
+    op(
+        "logfiles",
+        "logs, the journal, and what installers left",
+        &[
+            Remove("/var/log/*.log*"),
+            Remove("/var/log/journal/*"),
+            Remove("/var/log/audit/*"),
+            Remove("/var/log/btmp*"),
+            Remove("/var/log/cron*"),
+            Remove("/var/log/dmesg*"),
+            Remove("/var/log/lastlog*"),
+            Remove("/var/log/maillog*"),
+            Remove("/var/log/mail/*"),
+            Remove("/var/log/messages*"),
+            Remove("/var/log/secure*"),
+            Remove("/var/log/spooler*"),
+            Remove("/var/log/tallylog*"),
+            Remove("/var/log/wtmp*"),
+            Remove("/var/lib/wtmpdb/*"),
+            Remove("/var/lib/lastlog/*"),
+            Remove("/var/log/apache2/*_log"),
+            Remove("/var/log/apache2/*_log-*"),
+            Remove("/var/log/apache2/*.log*"),
+            Remove("/var/log/nginx/*.log*"),
+            Remove("/var/log/apt/*"),
+            Remove("/var/log/unattended-upgrades/*"),
+            Remove("/var/log/ntp"),
+            Remove("/var/log/tuned/tuned.log"),
+            Remove("/var/log/debug*"),
+            Remove("/var/log/syslog*"),
+            Remove("/var/log/faillog*"),
+            Remove("/var/log/firewalld*"),
+            Remove("/var/log/grubby*"),
+            Remove("/var/log/xferlog*"),
+            Remove("/var/log/BackupPC/LOG"),
+            Remove("/var/log/ceph/*.log"),
+            Remove("/var/log/chrony/*.log"),
+            Remove("/var/log/cups/*_log*"),
+            Remove("/var/log/glusterfs/*glusterd.vol.log"),
+            Remove("/var/log/glusterfs/glusterfs.log"),
+            Remove("/var/log/httpd/*log"),
+            Remove("/var/log/jetty/jetty-console.log"),
+            Remove("/var/log/libvirt/libxl/*.log"),
+            Remove("/var/log/libvirt/libvirtd.log"),
+            Remove("/var/log/libvirt/lxc/*.log"),
+            Remove("/var/log/libvirt/qemu/*.log"),
+            Remove("/var/log/libvirt/uml/*.log"),
+            Remove("/var/named/data/named.run"),
+            Remove("/var/log/ppp/connect-errors"),
+            Remove("/var/log/setroubleshoot/*.log"),
+            Remove("/var/log/squid/*.log"),
+            Remove("/var/lib/logrotate.status"),
+            Remove("/var/lib/logrotate/*status"),
+            Remove("/root/install.log"),
+            Remove("/root/install.log.syslog"),
+            Remove("/root/anaconda-ks.cfg"),
+            Remove("/root/anaconda-post.log"),
+            Remove("/root/initial-setup-ks.cfg"),
+            Remove("/root/original-ks.cfg"),
+            Remove("/var/log/anaconda.syslog"),
+            Remove("/var/log/anaconda/*"),
+            Remove("/var/log/installer/*"),
+            Remove("/var/cache/gdm/*"),
+            Remove("/var/lib/AccountsService/users/*"),
+            Remove("/var/lib/fprint/*"),
+            Remove("/var/cache/fontconfig/*"),
+            Remove("/var/cache/man/*"),
+            Remove("/var/log/sa/*"),
+            Remove("/var/log/sysstat/*"),
+            Remove("/var/log/gdm/*"),
+            Remove("/var/log/lightdm/*"),
+            Remove("/var/log/ntpstats/*"),
+            Remove("/etc/Pegasus/*.cnf"),
+            Remove("/etc/Pegasus/*.crt"),
+            Remove("/etc/Pegasus/*.csr"),
+            Remove("/etc/Pegasus/*.pem"),
+            Remove("/etc/Pegasus/*.srl"),
+            Remove("/var/log/rhsm/*"),
+        ],
+    ),
+    op("lvm-system-devices", "LVM's list of the devices it may use", &[Remove("/etc/lvm/devices/system.devices*")]),
+    op("lvm-uuids", "gives LVM physical volumes and volume groups new UUIDs", &[Does(S::LvmUuids)]),
+    op("mail-spool", "users' mail", &[Remove("/var/spool/mail/*"), Remove("/var/mail/*")]),
+    op(
+        "net-hostname",
+        "HOSTNAME and DHCP_HOSTNAME in Red Hat's interface files",
+        &[DropLines("/etc/sysconfig/network-scripts/ifcfg-*", &["HOSTNAME=", "DHCP_HOSTNAME="])],
+    ),
+    op(
+        "net-hwaddr",
+        "HWADDR in Red Hat's interface files",
+        &[DropLines("/etc/sysconfig/network-scripts/ifcfg-*", &["HWADDR="])],
+    ),
+    op(
+        "net-nmconn",
+        "NetworkManager's connections that are bound to a card or a UUID, on every distribution",
+        &[Does(S::NmConnections)],
+    ),
+    ours(
+        "network-manager",
+        "NetworkManager's secret key, from which it derives addresses, and what it has seen",
+        &[
+            Remove("/var/lib/NetworkManager/secret_key"),
+            Remove("/var/lib/NetworkManager/seen-bssids"),
+            Remove("/var/lib/NetworkManager/timestamps"),
+        ],
+    ),
+    op("pacct-log", "process accounting", &[Empty("/var/account/pacct*"), Empty("/var/log/account/pacct*")]),
+    op(
+        "package-manager-cache",
+        "packages that were downloaded",
+        &[
+            RemoveFiles("/var/cache/apt/archives"),
+            RemoveFiles("/var/cache/dnf"),
+            RemoveFiles("/var/cache/libdnf5"),
+            RemoveFiles("/var/cache/yum"),
+            RemoveFiles("/var/cache/zypp"),
+            Remove("/var/cache/apk/*"),
+            RemoveFiles("/var/cache/pacman/pkg"),
+        ],
+    ),
+    op(
+        "pam-data",
+        "PAM's memory of consoles and failed logins",
+        &[
+            Remove("/run/console/*"),
+            Remove("/run/faillock/*"),
+            Remove("/var/lib/faillock/*"),
+            Remove("/run/sepermit/*"),
+        ],
+    ),
+    op(
+        "passwd-backups",
+        "the copies of passwd, shadow and group that tools leave",
+        &[
+            Remove("/etc/passwd-"),
+            Remove("/etc/shadow-"),
+            Remove("/etc/group-"),
+            Remove("/etc/gshadow-"),
+            Remove("/etc/subuid-"),
+            Remove("/etc/subgid-"),
+        ],
+    ),
+    op(
+        "puppet-data-log",
+        "Puppet's logs and data",
+        &[RemoveFiles("/var/log/puppet"), RemoveFiles("/var/log/puppetlabs"), RemoveFiles("/var/lib/puppet")],
+    ),
+    ours(
+        "random-seed",
+        "the random seed, which must not be the same twice, and systemd's credential secret",
+        &[
+            Remove("/var/lib/systemd/random-seed"),
+            Remove("/var/lib/urandom/random-seed"),
+            Remove("/var/lib/random-seed"),
+            Remove("/var/lib/misc/random-seed"),
+            Remove("/var/lib/seedrng/*"),
+            Remove("/var/lib/systemd/credential.secret"),
+            Does(S::EspRandomSeed),
+        ],
+    ),
+    op(
+        "rh-subscription-manager",
+        "the registration with Red Hat's subscription service",
+        &[Remove("/etc/pki/consumer/*"), Remove("/etc/pki/entitlement/*"), Remove("/var/lib/rhsm/*")],
+    ),
+    op(
+        "rhn-systemid",
+        "the registration with the Red Hat Network",
+        &[Remove("/etc/sysconfig/rhn/systemid"), Remove("/etc/sysconfig/rhn/osad-auth.conf")],
+    ),
+    op("rpm-db", "RPM's host-specific database files", &[Remove("/var/lib/rpm/__db.*")]),
+    op("samba-db-log", "Samba's databases and logs", &[RemoveFiles("/var/log/samba"), RemoveFiles("/var/lib/samba")]),
+    ours(
+        "service-identities",
+        "the identity of services: iSCSI, NVMe, WireGuard, Tailscale, ZeroTier, k3s, kubelet, snapd, postfix' and Docker's keys",
+        &[
+            Remove("/etc/iscsi/initiatorname.iscsi"),
+            Remove("/etc/nvme/hostid"),
+            Remove("/etc/nvme/hostnqn"),
+            Remove("/etc/wireguard/*.key"),
+            Remove("/etc/wireguard/*private*"),
+            DropLines("/etc/wireguard/*.conf", &["PrivateKey"]),
+            Remove("/var/lib/tailscale/*"),
+            Remove("/var/lib/zerotier-one/identity.*"),
+            Remove("/var/lib/zerotier-one/authtoken.secret"),
+            Remove("/etc/rancher/node/password"),
+            Remove("/var/lib/rancher/k3s/server/tls/*"),
+            Remove("/var/lib/rancher/k3s/server/cred/*"),
+            Remove("/var/lib/rancher/k3s/agent/*.k*"),
+            Remove("/var/lib/rancher/k3s/agent/*.crt"),
+            Remove("/var/lib/kubelet/pki/*"),
+            Remove("/var/lib/snapd/device/*"),
+            Remove("/etc/docker/key.json"),
+            Remove("/var/lib/docker/engine-id"),
+        ],
+    ),
+    ours(
+        "shell-history",
+        "the history of every other shell and tool that keeps one",
+        &[
+            Remove("~/.ash_history"),
+            Remove("~/.sh_history"),
+            Remove("~/.history"),
+            Remove("~/.local/share/fish/fish_history"),
+            Remove("~/.lesshst"),
+            Remove("~/.viminfo"),
+            Remove("~/.python_history"),
+            Remove("~/.mysql_history"),
+            Remove("~/.psql_history"),
+            Remove("~/.sqlite_history"),
+            Remove("~/.rediscli_history"),
+            Remove("~/.node_repl_history"),
+            Remove("~/.wget-hsts"),
+            Remove("~/.sudo_as_admin_successful"),
+        ],
+    ),
+    op(
+        "smolt-uuid",
+        "Smolt's hardware id",
+        &[Remove("/etc/sysconfig/hw-uuid"), Remove("/etc/smolt/uuid"), Remove("/etc/smolt/hw-uuid")],
+    ),
+    op(
+        "ssh-hostkeys",
+        "the SSH server's keys; a clone makes its own at its first boot",
+        &[Remove("/etc/ssh/*_host_*"), Remove("/etc/dropbear/dropbear_*_host_key")],
+    ),
+    op(
+        "ssh-userdir",
+        "users' private SSH keys and known hosts; authorized_keys and config stay",
+        &[Does(S::SshUserDirectories)],
+    ),
+    Operation {
+        name: "ssh-authorized-keys",
+        about: "who may log in by SSH key, of every user",
+        default: false,
+        sysprep: false,
+        work: &[Remove("~/.ssh/authorized_keys*")],
+    },
+    op("sssd-db-log", "SSSD's databases and logs", &[Remove("/var/log/sssd/*"), Remove("/var/lib/sss/db/*")]),
+    op(
+        "tmp-files",
+        "temporary files",
+        &[Remove("/tmp/*"), Remove("/tmp/.*"), Remove("/var/tmp/*"), Remove("/var/tmp/.*")],
+    ),
+    op(
+        "udev-persistent-net",
+        "names that old udevs gave to network cards",
+        &[Remove("/etc/udev/rules.d/70-persistent-net.rules"), Remove("/etc/udev/rules.d/*-persistent-net.rules")],
+    ),
+    optional("user-account", "the accounts of people, with their homes", &[Does(S::UserAccounts)]),
+    op("utmp", "who is logged in", &[Remove("/var/run/utmp"), Remove("/run/utmp")]),
+    op("yum-uuid", "yum's id", &[Remove("/var/lib/yum/uuid")]),
+    op("zsh-history", "zsh's history, of every user", &[Remove("~/.zsh_history"), Remove("~/.zhistory")]),
+    ours(
+        "hostname",
+        "the host's name: a clone takes its own at its first boot",
+        &[Does(S::Hostname), Remove("/etc/machine-info")],
+    ),
+    op("customize", "what the customise options say", &[Does(S::Customise)]),
+    op("script", "the scripts of --run, --firstboot and their kin; done by `customize`", &[]),
+    ours("first-boot", "a unit that gives a clone host keys and a name at its first boot", &[Does(S::FirstBoot)]),
+    op(
+        "machine-id",
+        "the machine-id: empty, so that the next boot makes one; D-Bus' own becomes a link to it",
+        &[Does(S::MachineId)],
+    ),
+];
+
+/// What `--operations` and `--enable` say, as names in the order of the table.
+pub fn select(operations: Option<&str>, enable: Option<&str>) -> Result<Vec<String>> {
+    let defaults = || OPERATIONS.iter().filter(|operation| operation.default).map(|operation| operation.name);
+    let mut wanted: Vec<&str> = match (operations, enable) {
+        (Some(_), Some(_)) => return Err(Error::usage("--operations and --enable exclude each other")),
+        (None, None) => defaults().collect(),
+        _ => Vec::new(),
+    };
+    for word in operations.or(enable).unwrap_or_default().split(',').map(str::trim).filter(|word| !word.is_empty()) {
+        let (remove, name) = match word.strip_prefix('-') {
+            Some(name) => (true, name),
+            None => (false, word),
+        };
+        let names: Vec<&str> = match name {
+            "all" => OPERATIONS.iter().map(|operation| operation.name).collect(),
+            "defaults" => defaults().collect(),
+            name => vec![find(name)?.name],
+        };
+        if remove {
+            wanted.retain(|wanted| !names.contains(wanted));
+        } else {
+            wanted.extend(names);
+        }
+    }
+    if wanted.is_empty() {
+        return Err(Error::usage("no operation is left: there is nothing to do")
+            .hint("see them: cowhand seal --list-operations"));
+    }
+    let chosen = OPERATIONS.iter().map(|operation| operation.name).filter(|name| wanted.contains(name));
+    Ok(chosen.map(str::to_owned).collect())
+}
+
+/// The operation of that name.
+pub fn find(name: &str) -> Result<&'static Operation> {
+    OPERATIONS.iter().find(|operation| operation.name == name).ok_or_else(|| {
+        let mut near: Vec<(usize, &str)> =
+            OPERATIONS.iter().map(|operation| (distance(name, operation.name), operation.name)).collect();
+        near.sort_unstable();
+        let names: Vec<&str> = near.iter().take(3).map(|(_, name)| *name).collect();
+        Error::usage(format!("there is no operation {name:?}"))
+            .hint(format!("the nearest names: {}", names.join(", ")))
+            .hint("see them all: cowhand seal --list-operations")
+    })
+}
+
+/// How many letters have to be changed, added or left out (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.iter().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.iter().enumerate() {
+            let change = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = change.min(row[j] + 1).min(row[j + 1] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_names_and_defaults_of_virt_sysprep_are_all_there() {
+        let count = |default: bool| {
+            OPERATIONS.iter().filter(|operation| operation.sysprep && operation.default == default).count()
+        };
+        assert_eq!((count(true), count(false)), (39, 6));
+        let mut names: Vec<&str> = OPERATIONS.iter().map(|operation| operation.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), OPERATIONS.len(), "names are unique");
+    }
+
+    #[test]
+    fn a_selection_adds_and_takes_away_and_keeps_the_order_of_the_table() {
+        assert_eq!(select(Some("machine-id,abrt-data"), None).expect("both"), ["abrt-data", "machine-id"]);
+        let most = select(Some("defaults,-logfiles,fs-uuids"), None).expect("most");
+        assert!(!most.contains(&"logfiles".to_owned()) && most.contains(&"fs-uuids".to_owned()));
+        assert_eq!(select(None, None).expect("defaults").last().map(String::as_str), Some("machine-id"));
+        assert_eq!(select(Some("all"), None).expect("all").len(), OPERATIONS.len());
+        assert!(select(Some("defaults,-defaults"), None).is_err());
+        let error = select(None, Some("ssh-hostkey")).expect_err("a slip");
+        assert!(error.hints()[0].contains("ssh-hostkeys"), "{:?}", error.hints());
+    }
+}

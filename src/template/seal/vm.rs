@@ -1,0 +1,90 @@
+//! Sealing the disks of a stopped VM: the appliance works on overlays, which are merged into the disks when it has done everything. Until
+//! then nothing has changed, and overlays that were left are removed by the next command.
+
+use super::{Plan, Report};
+use crate::appliance::boot::{self, Boot, Drive};
+use crate::appliance::kernel::Wanted;
+use crate::appliance::protocol::Job;
+use crate::change::{Sealed, Step};
+use crate::context::Context;
+use crate::error::Result;
+use crate::layer::{chain, create, pool};
+use crate::model::{Disk, Format, Layer, Merge, MergeKind, Name, Record};
+use crate::qemu::nodes;
+use crate::snapshot::plan::{self, Moves};
+use crate::store::Store;
+
+/// What is to be done, with the files it needs.
+#[derive(Debug)]
+pub struct Sealing {
+    /// What.
+    pub plan: Plan,
+    /// The files.
+    pub payload: Option<std::path::PathBuf>,
+    /// The guest's programs may use the network.
+    pub network: bool,
+    /// The appliance's kernel.
+    pub kernel: Wanted,
+}
+
+impl Sealing {
+    /// Boots the appliance on these disks.
+    pub async fn carry_out(&self, context: &Context, drives: &[Drive], dry_run: bool) -> Result<Report> {
+        let kernel = &self.kernel;
+        let boot =
+            Boot { kernel, drives, payload: self.payload.as_deref(), programs: self.plan.runs_programs() && !dry_run };
+        let job = Job {
+            plan: self.plan.clone(),
+            dry_run,
+            network: self.network && boot.programs,
+            disks: drives.iter().map(|drive| drive.target.clone()).collect(),
+        };
+        boot::run(context, &boot, &job).await
+    }
+}
+
+/// The disks that are worked on.
+fn disks(record: &Record) -> impl Iterator<Item = &Disk> {
+    record.config.disks.iter().filter(|disk| !disk.read_only)
+}
+
+/// The steps that seal the disks of `record` and leave it, but for their content, as it was.
+pub fn steps(context: &Context, vm: &Name, record: &Record) -> Result<Vec<Step>> {
+    let mut steps = Vec::new();
+    let mut sealed = Vec::new();
+    let mut moves = Moves::default();
+    let mut on_overlays = record.clone();
+    for disk in on_overlays.config.disks.iter_mut().filter(|disk| !disk.read_only) {
+        let below = disk.layer.clone();
+        let virtual_bytes = pool::inspect(&context.store, &below)?.virtual_bytes;
+        disk.layer = Layer::new(Format::Qcow2);
+        steps.push(Step::MakeLayer { layer: disk.layer.clone(), backing: Some(below.clone()), virtual_bytes });
+        sealed.push(Sealed { target: disk.target.clone(), layer: disk.layer.clone() });
+        moves.merges.push(Merge::pair(&disk.target, MergeKind::Commit, &disk.layer, &below, 0));
+    }
+    steps.push(Step::Seal { disks: sealed });
+    steps.extend(plan::collapse(record, &on_overlays, moves, false, "seal", Store::trash_name("seal", vm)));
+    Ok(steps)
+}
+
+/// The block nodes of a layer of the store and everything below it.
+pub fn drive(context: &Context, target: &str, layer: &Layer) -> Result<Drive> {
+    let chain = chain::read(&context.store, layer)?;
+    Ok(Drive { target: target.to_owned(), nodes: nodes::chain_nodes(&chain, true), top: layer.node() })
+}
+
+/// What sealing `record` would do. The appliance writes to overlays nobody will see.
+pub async fn dry_run(context: &Context, record: &Record, sealing: &Sealing) -> Result<Report> {
+    let scratch = super::file::Scratch::new()?;
+    let mut drives = Vec::new();
+    for (number, disk) in disks(record).enumerate() {
+        let chain = chain::read(&context.store, &disk.layer)?;
+        let overlay = scratch.path(number);
+        create::empty_at(&overlay, None, pool::inspect(&context.store, &disk.layer)?.virtual_bytes)?;
+        let top = format!("top{number}");
+        let mut nodes = nodes::chain_nodes(&chain, false);
+        nodes.extend(super::file::overlay_nodes(&top, &overlay, &disk.layer.node()));
+        drives.push(Drive { target: disk.target.clone(), nodes, top });
+    }
+    sealing.carry_out(context, &drives, true).await
+}
