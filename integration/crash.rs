@@ -210,3 +210,25 @@ fn an_internal_snapshot_killed_at_any_moment_leaves_neither_job_nor_tag() {
     lab.write("web", "/root/a", "alive");
     assert_eq!(lab.read("web", "/root/a").as_deref(), Some("alive"));
 }
+
+#[test]
+fn a_vm_in_the_middle_of_a_change_is_not_started_by_hand() {
+    let lab = Lab::new();
+    lab.ok(&["create", "web", "--size", "16M"]);
+    lab.ok(&["snapshot", "create", "web", "a", "--internal"]);
+    let journal = lab.store().join("vms/web/journal.json");
+    killed_at_every_moment(
+        &lab,
+        |_| {},
+        &|_| vec!["snapshot".into(), "revert".into(), "web@a".into()],
+        |_, survived| {
+            if journal.exists() {
+                assert!(!survived);
+                lab.run(&["plan", "web"]).fails(8, &["cut short", "cowhand start web"]);
+            }
+            lab.ok(&["set", "web", "cpus=1"]);
+            lab.ok(&["plan", "web"]);
+        },
+    );
+    lab.check_images_after_a_kill();
+}

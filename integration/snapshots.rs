@@ -386,3 +386,17 @@ fn a_slip_in_the_last_of_several_points_changes_nothing() {
     let error: serde_json::Value = serde_json::from_str(&done.err).unwrap();
     assert_eq!((done.code, &error["error"]["kind"]), (2, &"usage".into()));
 }
+
+#[test]
+fn current_among_several_points_is_the_one_it_was_at_first() {
+    let lab = Lab::new();
+    lab.ok(&["create", "web", "--size", "16M"]);
+    for name in ["a", "b", "c"] {
+        lab.ok(&["snapshot", "create", "web", name]);
+    }
+    lab.ok(&["snapshot", "rm", "web@c", "web@current", "web@c"]);
+    let names = lab.ok(&["-q", "snapshot", "ls", "web"]);
+    assert_eq!(names.split_whitespace().collect::<Vec<_>>(), ["a", "b"]);
+    lab.ok(&["snapshot", "rm", "web@a", "web@b", "--children"]);
+    assert_eq!(lab.ok(&["-q", "snapshot", "ls", "web"]), "");
+}

@@ -173,3 +173,34 @@ fn gc_leaves_alone_what_an_undo_rests_on() {
     assert_eq!(byte(&lab, "web"), 2);
     assert_eq!(lab.layer_files().len(), 1);
 }
+
+#[test]
+fn undoing_an_internal_revert_goes_back_step_by_step() {
+    let lab = Lab::new();
+    lab.ok(&["create", "web", "--size", "16M"]);
+    write_byte(&lab, "web", 1);
+    lab.ok(&["snapshot", "create", "web", "a", "--internal"]);
+    for value in [2, 3] {
+        write_byte(&lab, "web", value);
+        lab.ok(&["snapshot", "revert", "web@a"]);
+    }
+    lab.ok(&["undo", "web"]);
+    assert_eq!(byte(&lab, "web"), 3);
+    lab.ok(&["undo", "web"]);
+    assert_eq!(byte(&lab, "web"), 2);
+    lab.run(&["undo", "web"]).fails(3, &[]);
+}
+
+#[test]
+fn a_change_is_not_taken_back_over_the_head_of_a_later_one() {
+    let lab = Lab::new();
+    lab.ok(&["create", "web", "--size", "16M", "--memory", "64M", "--cpus", "1"]);
+    lab.ok(&["set", "web", "memory=128M"]);
+    lab.ok(&["set", "web", "cpus=2"]);
+    lab.run(&["undo", "web", "--nth", "2"]).fails(5, &["`set web cpus=2` of web came later"]);
+    lab.run(&["undo", "--list", "nobody"]).fails(3, &[]);
+    lab.ok(&["undo", "web"]);
+    lab.ok(&["undo", "web"]);
+    let now = lab.json(&["show", "web"]);
+    assert_eq!((&now["memory_bytes"], &now["cpus"]), (&(64 << 20).into(), &1.into()));
+}

@@ -58,7 +58,7 @@ pub struct Executor<'a> {
     pub(super) name: Name,
     pub(super) qmp: Option<Qmp>,
     asked: bool,
-    recovering: bool,
+    pub(super) recovering: bool,
     frozen_at: Option<Instant>,
     pub(super) paused_at: Option<Instant>,
     pub(super) saving: Option<Saving>,
@@ -235,7 +235,9 @@ impl<'a> Executor<'a> {
             Step::Pause { resume: true } if self.paused_at.is_some() || self.recovering => self.resume().await,
             Step::LoadMemory { record, .. } => self.end_if_on(record).await,
             Step::InternalSave { tag, layers, .. } => self.internal_unsave(tag, layers).await,
-            Step::InternalRevert { back, layers, old_pid, .. } => self.internal_back(back, layers, *old_pid).await,
+            Step::InternalRevert { back, layers, old_pid, memory, .. } => {
+                self.internal_back(back, layers, *old_pid, memory.is_some()).await
+            }
             // What somebody else has frozen is not ours to thaw. After a crash nobody knows who it was, and a thaw is the lesser evil.
             Step::Freeze { .. } if self.frozen_at.is_some() || self.recovering => {
                 self.thaw().await;

@@ -61,10 +61,25 @@ impl Executor<'_> {
     }
 
     /// The way back from [`Self::internal_revert`]; where that never began, the QEMU from before still runs, or the way back is not there.
-    pub(super) async fn internal_back(&mut self, back: &str, layers: &[Layer], old_pid: Option<i32>) -> Result<()> {
+    /// `ours`: the step starts one itself.
+    pub(super) async fn internal_back(
+        &mut self,
+        back: &str,
+        layers: &[Layer],
+        old_pid: Option<i32>,
+        ours: bool,
+    ) -> Result<()> {
+        let name = self.name.clone();
         if let Some(qmp) = self.qmp().await? {
-            if qmp.pid() == old_pid {
+            if old_pid.is_some() && qmp.pid() == old_pid {
                 return Ok(());
+            }
+            // Ours stands still until the change is past its point of no return. Whatever another one has written is not ours to overwrite.
+            if !ours || qmp.status(REPLY).await?.running {
+                return Err(Error::refused(format!(
+                    "{name} was started by somebody else while a revert of it was half done, and may have written to its disks"
+                ))
+                .hint(format!("save what it wrote; when it has ended, the next command on {name} puts the disks back as they were before the revert")));
             }
             if let Some(qmp) = self.qmp.take() {
                 stop::quit(self.context, &self.name, qmp).await?;
@@ -107,7 +122,17 @@ impl Executor<'_> {
         }
         for layer in &closed {
             let before = stamp::of(&context.store, layer)?;
-            Img::find(context)?.delete(&context.store.layout.layer(layer), tag).await?;
+            if let Err(error) = Img::find(context)?.delete(&context.store.layout.layer(layer), tag).await {
+                if !self.recovering {
+                    return Err(error);
+                }
+                // Its name is gone already; what it holds takes room, and does no harm.
+                self.report.warnings.push(format!(
+                    "an internal snapshot stays in layer {layer}, unnamed ({tag}): {}",
+                    error.full_message()
+                ));
+                continue;
+            }
             // What the guest sees in the layer is what it was: an `undo` that relies on it stays possible.
             context.store.stamp_anew(&before.into(), &stamp::of(&context.store, layer)?.into())?;
         }

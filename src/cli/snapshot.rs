@@ -275,11 +275,22 @@ impl Rm {
             (_, true) => Which::ChildrenOnly,
             _ => Which::Alone,
         };
-        // A slip of the pen in the last one must not leave the first one removed.
+        // A slip of the pen in the last one must not leave the first one removed; and `current` means what it means now.
+        let mut points: Vec<PointRef> = Vec::new();
         for point in &self.points {
-            app.context.store.load(&point.vm)?.snapshot(&point.vm, snapshot_of(point)?)?;
+            let record = app.context.store.load(&point.vm)?;
+            let snapshot = Some(record.snapshot(&point.vm, snapshot_of(point)?)?.name.clone());
+            let point = PointRef { vm: point.vm.clone(), snapshot };
+            if !points.contains(&point) {
+                points.push(point);
+            }
         }
-        each(app, &self.points, async |point| {
+        each(app, &points, async |point| {
+            let gone = app.context.store.load(&point.vm)?.snapshot(&point.vm, snapshot_of(point)?).is_err();
+            if gone && self.children {
+                // It stood on another one of them.
+                return Ok(());
+            }
             let removed = delete::remove(&app.context, &point.vm, snapshot_of(point)?, which, self.dry_run).await?;
             let verb = if self.dry_run { "would remove" } else { "removed" };
             if removed.is_empty() {

@@ -27,6 +27,9 @@ impl Undo {
     pub async fn run(self, app: &App) -> Result<()> {
         if self.list {
             let rows = undo::list(&app.context, self.vm.as_ref())?;
+            if let Some(vm) = self.vm.as_ref().filter(|vm| rows.is_empty() && !app.context.store.exists(vm)) {
+                return Err(app.context.store.unknown(vm));
+            }
             app.printer.result(&table::undoables(&rows), &Value::Array(rows.iter().map(entry).collect()));
             return Ok(());
         }

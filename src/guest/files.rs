@@ -20,6 +20,7 @@ const CHUNK: usize = 256 << 10;
 /// Copies the file `from` of the guest to `to` on the host, which is replaced only when all of it has arrived.
 pub async fn copy_out(context: &Context, name: &Name, from: &str, to: &Path, agent_limit: Duration) -> Result<u64> {
     session::settle(context, name).await?;
+    session::refuse_paused(context, name).await?;
     let mut session = session::open(context, name, agent_limit).await?;
     let handle = open(&mut session, name, from, "r").await?;
     let result = read_all(context, &mut session, handle, from, to).await;
@@ -58,6 +59,7 @@ pub async fn copy_in(context: &Context, name: &Name, from: &Path, to: &str, agen
     }
     let total = about.len();
     session::settle(context, name).await?;
+    session::refuse_paused(context, name).await?;
     let mut session = session::open(context, name, agent_limit).await?;
     let handle = open(&mut session, name, to, "w").await?;
     let result = async {

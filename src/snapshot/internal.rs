@@ -76,6 +76,8 @@ pub struct Reverting<'a> {
     pub memory: Option<bool>,
     /// The directory in the trash.
     pub trash: String,
+    /// What the trash says it was: `revert`, `undo`.
+    pub what: &'a str,
 }
 
 /// The record after a revert, and the steps.
@@ -108,7 +110,7 @@ pub fn revert(record: &Record, reverting: &Reverting<'_>) -> (Record, Vec<Step>)
         trashed = layers(record.config.writable()).into_iter().filter(|layer| !kept.contains(&layer)).collect();
     }
     steps.push(Step::save(&after));
-    steps.push(plan::trash(record, reverting.trash.clone(), "revert", trashed, way_back));
+    steps.push(plan::trash(record, reverting.trash.clone(), reverting.what, trashed, way_back));
     if reverting.memory == Some(true) {
         steps.push(Step::Resume);
     }
@@ -133,7 +135,7 @@ pub(super) async fn remove(
     let vm = lock.name();
     let snapshot = record.snapshot(vm, name)?;
     let disks: Vec<&Disk> = snapshot.config.writable().collect();
-    refuse_sealed_elsewhere(context, vm, record, snapshot)?;
+    let _others = refuse_sealed_elsewhere(context, vm, record, snapshot)?;
     let size = |disk: &&Disk| pool::inspect(&context.store, &disk.layer).map(|info| info.allocated_bytes);
     let before: Vec<u64> = disks.iter().map(size).collect::<Result<_>>()?;
     let steps = vec![
@@ -148,16 +150,26 @@ pub(super) async fn remove(
     Ok(Removed { name: name.clone(), outcomes: outcomes.collect() })
 }
 
-/// A sealed layer can be written only while nobody has it open.
-fn refuse_sealed_elsewhere(context: &Context, vm: &Name, record: &Record, snapshot: &Snapshot) -> Result<()> {
+/// A sealed layer can be written only while nobody has it open; the locks of those who could open it.
+fn refuse_sealed_elsewhere(context: &Context, vm: &Name, record: &Record, snapshot: &Snapshot) -> Result<Vec<VmLock>> {
+    let mut locks: Vec<VmLock> = Vec::new();
     if is_in_head(record, snapshot) {
-        return Ok(());
+        return Ok(locks);
     }
     let pool = pool::Pool::scan(&context.store)?;
     for disk in snapshot.config.writable() {
         let mut users = pool.sharers(vm, &disk.layer.id);
         users.push(vm.clone());
         for user in users {
+            if user != *vm && !locks.iter().any(|lock| *lock.name() == user) {
+                let lock = context.store.try_lock_vm(&user, &context.operation)?;
+                locks.push(lock.ok_or_else(|| {
+                    Error::locked(format!(
+                        "another command is at work on {user}, which stands on the layer of {vm}@{}",
+                        snapshot.name
+                    ))
+                })?);
+            }
             let record = context.store.load(&user)?;
             if record.is_template() {
                 return Err(Error::refused(format!("the layer of {vm}@{} belongs to template {user}", snapshot.name)));
@@ -176,5 +188,5 @@ fn refuse_sealed_elsewhere(context: &Context, vm: &Name, record: &Record, snapsh
             }
         }
     }
-    Ok(())
+    Ok(locks)
 }

@@ -73,7 +73,10 @@ pub async fn revert(context: &Context, vm: &Name, snapshot: &Name, request: Requ
         refuse_lost_memory(vm, &record, &snapshot, memory.is_some())?;
         let old_pid = qmp.as_ref().and_then(Qmp::pid);
         let running = memory.map(|_| then == Then::Running);
-        internal::revert(&record, &internal::Reverting { snapshot: &snapshot, old_pid, memory: running, trash })
+        internal::revert(
+            &record,
+            &internal::Reverting { snapshot: &snapshot, old_pid, memory: running, trash, what: "revert" },
+        )
     } else {
         let image = memory.and_then(|memory| memory.image.clone());
         let memory = image.map(|image| (image, then == Then::Running));

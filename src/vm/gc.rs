@@ -33,6 +33,8 @@ pub async fn collect(context: &Context, age: std::time::Duration, dry_run: bool)
     let now = Timestamp::now();
     let mut collected = expire(context, now, dry_run).await?;
     let mut spared = Vec::new();
+    // An undo that is under way has it.
+    let store_lock = store.lock(context).await?;
     for found in store.list_trash()? {
         // A clock that was set back is no reason to keep things for ever.
         let old = now.duration_since(found.when).unsigned_abs() >= age;
@@ -46,6 +48,7 @@ pub async fn collect(context: &Context, age: std::time::Duration, dry_run: bool)
         }
         collected.push(Collected { what, why: "trash", bytes: found.bytes });
     }
+    drop(store_lock);
     merge_hidden(context, &spared, dry_run).await?;
     let store_lock = store.lock(context).await?;
     if !dry_run {

@@ -6,6 +6,7 @@ use crate::error::{Error, IoContext, Kind, Result};
 use crate::layer::pool::Pool;
 use crate::layer::stamp;
 use crate::model::{Layer, LayerId, Name, Record, Snapshot};
+use crate::qemu::process;
 use crate::store::trash::{Entry, Stamp};
 use crate::store::{Store, StoreLock, atomic};
 
@@ -138,6 +139,9 @@ async fn remove_one(context: &Context, _: &StoreLock, name: &Name) -> Result<()>
     let (_lock, record) = open::open(context, name).await?;
     if let Some(qmp) = live::connect_if_running(context, name).await? {
         stop::quit(context, name, qmp).await?;
+    }
+    if let Some(sockets) = status::sockets(context, name) {
+        process::clear(&sockets);
     }
     let layers = freed(context, name, &record)?;
     let mut entry = Entry::new("rm", name, &context.operation);

@@ -71,6 +71,12 @@ fn prefix(error: Error, name: &Name) -> Error {
 pub fn plan(context: &Context, name: &Name, paused: bool) -> Result<Vec<String>> {
     let record = context.store.load(name)?;
     open::refuse_template(name, &record, "start")?;
+    if context.store.layout.journal(name).exists() && !status::is_running(context, name)? {
+        return Err(Error::damaged(format!(
+            "a change of {name} was cut short, and its disks may be half-way between two states"
+        ))
+        .hint(format!("any command that changes it puts that right first: cowhand start {name}")));
+    }
     let chosen = accel::choose(context.settings.accel, &Host::observe())?;
     let sockets = Sockets::new(runtime_directory(context, record.uuid)?);
     let how = if paused { How::Paused } else { How::Running };

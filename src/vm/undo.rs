@@ -89,6 +89,17 @@ pub async fn undo(context: &Context, vm: Option<&Name>, nth: usize) -> Result<Un
         return Err(Error::not_found(format!("there are {count} changes in the list, not {nth}"))
             .hint("see them: cowhand undo --list"));
     }
+    let skipped = all.iter().take(nth.saturating_sub(1));
+    let mut in_the_way =
+        skipped.filter(|later| later.obstacle.is_none() && all.get(nth - 1).is_some_and(|one| one.vm == later.vm));
+    if let Some(later) = in_the_way.next() {
+        // Each of them brings back all of the record from before it.
+        return Err(Error::refused(format!(
+            "`{}` of {} came later and has to be taken back first",
+            later.entry.operation, later.vm
+        ))
+        .hint("the last one first: cowhand undo --list"));
+    }
     let Some(last) = all.drain(..).nth(nth.saturating_sub(1)) else {
         if let Some(vm) = vm.filter(|vm| !context.store.exists(vm)) {
             return Err(context.store.unknown(vm));
@@ -98,8 +109,10 @@ pub async fn undo(context: &Context, vm: Option<&Name>, nth: usize) -> Result<Un
             .hint("what has been collected by gc cannot be taken back"));
     };
     if let Some(why) = &last.obstacle {
-        return Err(Error::refused(format!("`{}` cannot be taken back: {why}", last.entry.operation))
-            .hint("see what else there is: cowhand undo --list; another one of them: cowhand undo --nth 2"));
+        return Err(Error::refused(format!("`{}` cannot be taken back: {why}", last.entry.operation)).hint(format!(
+            "see what else there is: cowhand undo --list; the one before: cowhand undo --nth {}",
+            nth + 1
+        )));
     }
     match last.entry.what.as_str() {
         "rm" => undo_rm(context, &last).await?,
@@ -183,7 +196,7 @@ async fn undo_revert(context: &Context, last: &Undoable) -> Result<()> {
             let snapshot = way_back(&last.before, tag);
             in_place = internal::is_in_head(&record, &snapshot);
             let old_pid = qmp.as_ref().and_then(crate::qemu::qmp::Qmp::pid);
-            let reverting = internal::Reverting { snapshot: &snapshot, old_pid, memory: None, trash };
+            let reverting = internal::Reverting { snapshot: &snapshot, old_pid, memory: None, trash, what: "undo" };
             internal::revert(&record, &reverting)
         }
         None => {
