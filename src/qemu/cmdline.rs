@@ -133,6 +133,8 @@ pub fn argv(machine: &Machine<'_>) -> Vec<String> {
     args.option("-uuid", machine.uuid.to_string());
     args.option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
     args.option("-msg", "timestamp=on");
+    // A clone of a sealed template takes its name from there, see `template/seal/firstboot.rs`.
+    args.option("-smbios", format!("type=3,asset={}", machine.name));
 
     let pflash = if config.nvram.is_some() { nvram_wiring(config) } else { String::new() };
     args.option("-machine", format!("{},memory-backend=ram0{pflash}", config.machine));

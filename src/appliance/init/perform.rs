@@ -41,7 +41,7 @@ pub fn all(host: &mut Host, job: &Job, system: &System) -> Result<Vec<Performed>
             }
         }
     }
-    Ok(tree.finish())
+    tree.finish()
 }
 
 fn one(host: &mut Host, tree: &mut Tree, work: &Work, place: &Place<'_>) -> Result<()> {

@@ -44,7 +44,7 @@ fn apply(host: &mut Host, tree: &mut Tree, customisation: &C) -> Result<()> {
                 std::os::unix::fs::lchown(path, Some(user), Some(group)).on("set the owner of", path)
             })
         }
-        C::Delete { glob } => tree.glob(glob)?.iter().try_for_each(|path| tree.remove(path)),
+        C::Delete { glob } => tree.glob(glob)?.iter().try_for_each(|path| tree.remove_now(path)),
         C::Edit { path, expression } => edit(host, tree, &there(path)?, expression),
         C::Firstboot { name, script } => {
             let path = Path::new(firstboot::SCRIPTS).join(name);

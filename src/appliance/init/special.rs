@@ -138,7 +138,7 @@ fn machine_id(tree: &mut Tree) -> Result<()> {
     if dbus.symlink_metadata().is_ok_and(|about| about.is_file()) {
         match id.exists() {
             true => tree.link("/etc/machine-id", dbus)?,
-            false => tree.remove(dbus)?,
+            false => tree.remove_now(dbus)?,
         }
     }
     Ok(())

@@ -1,8 +1,9 @@
 //! Changing files of the guest's tree, which is our root by now, or only saying which would be changed.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, IoContext, Result};
@@ -14,12 +15,14 @@ pub struct Tree {
     pub dry_run: bool,
     homes: Vec<PathBuf>,
     performed: Vec<Performed>,
+    /// What is going to be removed, and has been overwritten.
+    doomed: BTreeSet<PathBuf>,
 }
 
 impl Tree {
     /// The tree under `/`.
     pub fn new(dry_run: bool) -> Self {
-        Self { dry_run, homes: homes(), performed: Vec::new() }
+        Self { dry_run, homes: homes(), performed: Vec::new(), doomed: BTreeSet::new() }
     }
 
     /// From here on, what is touched belongs to the operation `name`.
@@ -27,9 +30,14 @@ impl Tree {
         self.performed.push(Performed { name: name.to_owned(), touched: Vec::new() });
     }
 
-    /// What was touched, without those who found nothing to do.
-    pub fn finish(self) -> Vec<Performed> {
-        self.performed.into_iter().filter(|performed| !performed.touched.is_empty()).collect()
+    /// Removes what has to go. What was touched, without operations that found nothing to do.
+    pub fn finish(mut self) -> Result<Vec<Performed>> {
+        // What was overwritten has to be on the disk before it is freed: a discard does not reach parts of the image's clusters.
+        rustix::fs::sync();
+        for path in std::mem::take(&mut self.doomed) {
+            unlink(&path)?;
+        }
+        Ok(self.performed.into_iter().filter(|performed| !performed.touched.is_empty()).collect())
     }
 
     /// Notes that something happens to a path.
@@ -64,14 +72,30 @@ impl Tree {
         Ok(found)
     }
 
-    /// Removes a path with everything below it; links are removed, not followed.
+    /// Removes a path with everything below it, at the end of everything, and overwrites what it held, now. Links are removed, not followed.
     pub fn remove(&mut self, path: &Path) -> Result<()> {
-        let Ok(about) = path.symlink_metadata() else { return Ok(()) };
+        if path.symlink_metadata().is_err() || !self.doomed.insert(path.to_owned()) {
+            return Ok(());
+        }
         self.touch(path, How::Removed);
         if self.dry_run {
             return Ok(());
         }
-        if about.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) }.on("remove", path)
+        match path.symlink_metadata().is_ok_and(|about| about.is_dir()) {
+            true => files_below(path).iter().try_for_each(|file| wipe(file)),
+            false => wipe(path),
+        }
+    }
+
+    /// The same, at once and without overwriting.
+    pub fn remove_now(&mut self, path: &Path) -> Result<()> {
+        if path.symlink_metadata().is_ok() {
+            self.touch(path, How::Removed);
+            if !self.dry_run {
+                unlink(path)?;
+            }
+        }
+        Ok(())
     }
 
     /// Removes the files below a directory, which stays, and its directories with it.
@@ -177,6 +201,30 @@ impl Tree {
         }
         self.rewrite(path, new.as_bytes())
     }
+}
+
+fn unlink(path: &Path) -> Result<()> {
+    let removed = match path.symlink_metadata() {
+        Ok(about) if about.is_dir() => std::fs::remove_dir_all(path),
+        Ok(_) => std::fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        // It was in a directory that went before.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other.on("remove", path),
+    }
+}
+
+/// Overwrites a file with zeros where it lies. Keys and the like are small; large files fill whole clusters of the image, which are discarded.
+fn wipe(path: &Path) -> Result<()> {
+    const SMALL: u64 = 1 << 20;
+    let Ok(about) = path.symlink_metadata() else { return Ok(()) };
+    if !about.is_file() || about.nlink() > 1 || about.len() > SMALL {
+        return Ok(());
+    }
+    let zeros = vec![0; usize::try_from(about.len()).unwrap_or(0)];
+    File::options().write(true).open(path).and_then(|mut file| file.write_all(&zeros)).on("overwrite", path)
 }
 
 /// Everything below a directory that is no directory; links are not followed.
