@@ -16,6 +16,7 @@ pub const PATIENCE: Duration = Duration::from_secs(300);
 
 pub struct Lab {
     directory: tempfile::TempDir,
+    appliance: Option<(PathBuf, PathBuf)>,
 }
 
 /// What a command did.
@@ -60,7 +61,14 @@ impl Lab {
         // Short: the sockets' paths have to fit into 108 bytes.
         let directory = tempfile::Builder::new().prefix("cw").tempdir_in("/tmp").unwrap();
         std::fs::create_dir(directory.path().join("run")).unwrap();
-        Self { directory }
+        Self { directory, appliance: None }
+    }
+
+    /// From here on, commands find a kernel for the appliance, whatever the host has.
+    pub fn needs_an_appliance(&mut self) {
+        let kernel = guest("kernel").image;
+        let modules = std::fs::read_dir(kernel.join("modules")).unwrap().flatten().next().unwrap().path();
+        self.appliance = Some((kernel.join("vmlinuz"), modules));
     }
 
     pub fn path(&self) -> &Path {
@@ -76,6 +84,9 @@ impl Lab {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cowhand"));
         command.args(args).env("COWHAND_STORE", self.store()).env("XDG_RUNTIME_DIR", self.path().join("run"));
         command.env("COWHAND_ACCEL", "tcg").env_remove("NO_COLOR").stdin(Stdio::null());
+        if let Some((kernel, modules)) = &self.appliance {
+            command.env("COWHAND_APPLIANCE_KERNEL", kernel).env("COWHAND_APPLIANCE_MODULES", modules);
+        }
         command
     }
 

@@ -19,6 +19,7 @@ mod lifecycle;
 mod locks;
 mod memory;
 mod qcow2;
+mod seal;
 mod snapshots;
 mod templates;
 mod tree;

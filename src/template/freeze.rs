@@ -62,10 +62,10 @@ pub async fn freeze(
     }
     forget_ways_back(context, name, &layers).await?;
     let before = layers.iter().map(|layer| mode(store, layer)).collect::<Result<_>>()?;
-    let mut steps = match sealing {
-        Some(_) => vm::steps(context, name, &record)?,
-        None => Vec::new(),
-    };
+    let mut steps = Vec::new();
+    if sealing.is_some() {
+        (record, steps) = vm::steps(context, name, &record)?;
+    }
     // What the layers look like is known when nobody writes to them any more.
     record.role = Role::Template { frozen: Timestamp::now(), sealed: sealing.is_some(), stamps: Vec::new() };
     steps.extend([Step::SetMode { layers, before, mode: MODE }, Step::save(&record)]);

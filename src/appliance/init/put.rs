@@ -107,7 +107,8 @@ fn there(path: &str) -> Result<PathBuf> {
 
 /// A file of that name in the directory, if it is one; else the path itself.
 fn into(path: &Path, name: &str) -> PathBuf {
-    if path.is_dir() && !name.is_empty() { path.join(name) } else { path.to_owned() }
+    let is_directory = path.is_dir() || path.to_string_lossy().ends_with('/');
+    if is_directory && !name.is_empty() { path.join(name) } else { path.to_owned() }
 }
 
 fn changed(tree: &mut Tree, path: &Path, change: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
@@ -136,7 +137,7 @@ fn edit(host: &mut Host, tree: &mut Tree, path: &Path, expression: &str) -> Resu
     let path = path.to_string_lossy();
     match ["/usr/bin/perl", "/bin/perl"].into_iter().find(|perl| Path::new(perl).exists()) {
         Some(perl) => in_tree(host, "perl", perl, &["-i", "-p", "-e", expression, "--", &path]),
-        None => in_tree(host, "sed", "/bin/sed", &["-i", "-E", "-e", expression, "--", &path]),
+        None => in_tree(host, "sed", "sed", &["-i", "-E", "-e", expression, "--", &path]),
     }
 }
 

@@ -48,12 +48,15 @@ fn disks(record: &Record) -> impl Iterator<Item = &Disk> {
     record.config.disks.iter().filter(|disk| !disk.read_only)
 }
 
-/// The steps that seal the disks of `record` and leave it, but for their content, as it was.
-pub fn steps(context: &Context, vm: &Name, record: &Record) -> Result<Vec<Step>> {
+/// The steps that seal the disks of `record`, and the record they lead to.
+pub fn steps(context: &Context, vm: &Name, record: &Record) -> Result<(Record, Vec<Step>)> {
     let mut steps = Vec::new();
     let mut sealed = Vec::new();
     let mut moves = Moves::default();
     let mut on_overlays = record.clone();
+    // The guest's disks are not what it knew. And once the overlays are merged, nothing else would tell this record from the one before,
+    // by which recovery sees how far things have got.
+    on_overlays.config.generation = uuid::Uuid::new_v4();
     for disk in on_overlays.config.disks.iter_mut().filter(|disk| !disk.read_only) {
         let below = disk.layer.clone();
         let virtual_bytes = pool::inspect(&context.store, &below)?.virtual_bytes;
@@ -64,7 +67,11 @@ pub fn steps(context: &Context, vm: &Name, record: &Record) -> Result<Vec<Step>>
     }
     steps.push(Step::Seal { disks: sealed });
     steps.extend(plan::collapse(record, &on_overlays, moves, false, "seal", Store::trash_name("seal", vm)));
-    Ok(steps)
+    let after = Record {
+        config: crate::model::Config { disks: record.config.disks.clone(), ..on_overlays.config },
+        ..on_overlays
+    };
+    Ok((after, steps))
 }
 
 /// The block nodes of a layer of the store and everything below it.

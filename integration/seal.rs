@@ -1,0 +1,376 @@
+//! Sealing, on the disks of systems as distributions lay them out. What has to go and what has to stay is in `seal/planted.txt`; whether it
+//! did is looked at by a shell in the guest's own tree, not by what has sealed it.
+
+use std::fs::File;
+use std::io::{Seek, SeekFrom, Write};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::lab::{Lab, eventually, guest, kill, qemu_img};
+
+const PLANTED: &str = include_str!("seal/planted.txt");
+
+fn planted() -> impl Iterator<Item = (char, &'static str)> {
+    PLANTED.lines().filter(|line| !line.starts_with('#')).map(|line| (line.chars().next().unwrap(), &line[2..]))
+}
+
+/// A lab with the appliance's kernel.
+fn lab() -> Lab {
+    let mut lab = Lab::new();
+    lab.needs_an_appliance();
+    lab
+}
+
+/// A copy of the disk of that layout.
+fn disk(lab: &Lab, layout: &str) -> String {
+    let disk = lab.path().join(format!("{layout}.qcow2"));
+    std::fs::copy(PathBuf::from(guest("layouts").disk()).join(format!("{layout}.qcow2")), &disk).unwrap();
+    disk.to_str().unwrap().to_owned()
+}
+
+/// Runs a shell script in the tree of the system on a disk, which must find nothing wrong.
+#[track_caller]
+fn look(lab: &Lab, disk: &str, script: &str) {
+    let file = lab.path().join("look.sh");
+    std::fs::write(
+        &file,
+        format!("#!/bin/busybox sh\nset -u\nbad=0\nsay() {{ echo \"$*\"; bad=1; }}\n{script}\nexit $bad\n"),
+    )
+    .unwrap();
+    lab.ok(&["seal", disk, "--operations", "customize", "--run", file.to_str().unwrap()]);
+}
+
+fn check_planted() -> String {
+    planted()
+        .map(|(sign, path)| match sign {
+            '-' => format!("{{ [ ! -e {path} ] && [ ! -L {path} ]; }} || say still there: {path}\n"),
+            '=' => format!("[ -s {path} ] || say lost: {path}\n"),
+            '0' => format!("{{ [ -e {path} ] && [ ! -s {path} ]; }} || say not empty: {path}\n"),
+            '!' => format!("{{ [ -e {path} ] && ! /bin/busybox grep -q PLANTED {path}; }} || say unchanged: {path}\n"),
+            other => panic!("{other:?}"),
+        })
+        .collect()
+}
+
+fn touched(report: &Value) -> Vec<String> {
+    let operations = report["operations"].as_array().unwrap();
+    operations
+        .iter()
+        .flat_map(|one| one["touched"].as_array().unwrap())
+        .map(|one| one["path"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+/// Seals a disk and looks at everything that was planted on it.
+fn takes_out_what_is_planted(layout: &str, mounts: &[&str]) {
+    let lab = lab();
+    let disk = disk(&lab, layout);
+    let before = std::fs::read(&disk).unwrap();
+    let dry = lab.json(&["seal", "--dry-run", &disk]);
+    assert!(std::fs::read(&disk).unwrap() == before, "a dry run has changed the disk");
+    assert_eq!(dry["mounts"], serde_json::json!(mounts));
+    let would = touched(&dry);
+    let sealed = lab.json(&["seal", &disk]);
+    assert_eq!(touched(&sealed), would, "what was done is not what was announced");
+    for (sign, path) in planted().filter(|(sign, _)| *sign == '-') {
+        let covered = would.iter().any(|touched| path == touched || path.starts_with(&format!("{touched}/")));
+        assert!(covered, "{sign} {path} was not announced");
+    }
+    look(&lab, &disk, &check_planted());
+    assert!(
+        !std::fs::read_dir(lab.path())
+            .unwrap()
+            .flatten()
+            .any(|entry| entry.file_name().to_string_lossy().starts_with('.'))
+    );
+    // The image must not keep what the file system has forgotten.
+    if layout != "btrfs" {
+        let image = std::fs::read(&disk).unwrap();
+        for (_, path) in planted().filter(|(sign, _)| *sign == '-') {
+            let secret = format!("PLANTED {path}\n").into_bytes();
+            assert!(
+                !image.windows(secret.len()).any(|window| window == secret),
+                "the image still holds the content of {path}"
+            );
+        }
+    }
+    qemu_img(&["check", &disk]);
+}
+
+#[test]
+fn sealing_ext4_on_gpt_takes_out_what_is_planted_and_nothing_else() {
+    takes_out_what_is_planted("gpt", &["vda2 on / (ext4)", "vda3 on /home (ext4)"]);
+}
+
+#[test]
+fn sealing_ext4_on_a_whole_disk_takes_out_what_is_planted_and_nothing_else() {
+    takes_out_what_is_planted("whole", &["vda on / (ext4)"]);
+}
+
+#[test]
+fn sealing_an_mbr_disk_takes_out_what_is_planted_and_nothing_else() {
+    takes_out_what_is_planted("mbr", &["vda1 on / (ext4)"]);
+}
+
+#[test]
+fn sealing_xfs_on_lvm_takes_out_what_is_planted_and_nothing_else() {
+    takes_out_what_is_planted(
+        "lvm",
+        &["centos-root on / (xfs)", "vda1 on /boot (xfs)", "centos-my--var on /var (xfs)"],
+    );
+}
+
+#[test]
+fn sealing_btrfs_with_subvolumes_takes_out_what_is_planted_and_nothing_else() {
+    takes_out_what_is_planted("btrfs", &["vda1 on / (btrfs)", "vda1 on /home (btrfs)"]);
+}
+
+#[test]
+fn optional_operations_are_done_when_asked_for_and_only_then() {
+    let lab = lab();
+    let disk = disk(&lab, "whole");
+    lab.ok(&[
+        "seal",
+        &disk,
+        "--enable",
+        "firewall-rules,user-account,ssh-authorized-keys,kerberos-data,flag-reconfiguration",
+    ]);
+    look(
+        &lab,
+        &disk,
+        "for gone in /etc/sysconfig/iptables /etc/firewalld/zones/own.xml /home/ann /root/.ssh/authorized_keys /var/kerberos/krb5kdc/principal; do \
+         [ ! -e $gone ] || say still there: $gone; done\n\
+         grep -q ann /etc/passwd && say ann is still known\ngrep -q ^root: /etc/passwd || say root is lost\n\
+         [ -e /.unconfigured ] || say no flag\n[ -s /root/.bash_history ] || say more was done than asked for",
+    );
+}
+
+#[test]
+fn what_is_put_in_is_there_in_the_users_order() {
+    let lab = lab();
+    let disk = disk(&lab, "gpt");
+    let file = |name: &str, text: &str| {
+        let path = lab.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let key = file("key.pub", "ssh-ed25519 AAAAC3Nza me@here\n");
+    let script = file("script", "#!/bin/sh\necho \"$(cat /etc/order)\" > /etc/ran\n");
+    file("tree/sub/file", "in a tree");
+    std::os::unix::fs::symlink("sub/file", lab.path().join("tree/link")).unwrap();
+    let big = "x".repeat(3 << 20);
+    let big = file("big", &big);
+    let commands = file("commands", "# a comment\nwrite /etc/from-file:yes\n\nmkdir /opt/made/deep\n");
+    let tree = lab.path().join("tree").to_str().unwrap().to_owned();
+    let done = lab.json(&[
+        "seal",
+        &disk,
+        "--write",
+        "/etc/order:one",
+        "--append-line",
+        "/etc/order:two",
+        "--run",
+        &script,
+        "--run-command",
+        "echo command > /etc/commanded",
+        "--ssh-inject",
+        &format!("ann:file:{key}"),
+        "--root-password",
+        "password:sesame",
+        "--password",
+        "ann:random",
+        "--hostname",
+        "fixed.example.org",
+        "--upload",
+        &format!("{big}:/opt/"),
+        "--copy-in",
+        &format!("{tree}:/opt"),
+        "--commands-from-file",
+        &commands,
+        "--touch",
+        "/etc/touched",
+        "--chmod",
+        "0640:/etc/touched",
+        "--chown",
+        "ann:1001:/etc/touched",
+        "--move",
+        "/usr/bin/tool:/usr/bin/moved",
+        "--link",
+        "/usr/bin/moved:/usr/bin/l1:/usr/bin/l2",
+        "--delete",
+        "/etc/cloud/*",
+        "--truncate",
+        "/root/notes.txt",
+        "--motd",
+        "hello",
+        "--edit",
+        "/etc/cron.d/own:s/PLANTED/edited/",
+        "--firstboot-command",
+        "echo hello",
+        "--selinux-relabel",
+    ]);
+    assert!(done["passwords"][0].as_str().unwrap().starts_with("ann: "));
+    look(
+        &lab,
+        &disk,
+        "is() { [ \"$(cat $1)\" = \"$2\" ] || say $1 is $(cat $1); }\nis /etc/ran 'one\ntwo'\nis /etc/commanded command\nis /etc/from-file yes\nis /etc/motd hello\n\
+         is /etc/hostname fixed.example.org\ngrep -q '127.0.1.1 fixed.example.org fixed' /etc/hosts || say hosts: $(cat /etc/hosts)\n\
+         is /opt/tree/link 'in a tree'\n[ -L /opt/tree/link ] || say no link\n[ $(stat -c %s /opt/big) = 3145728 ] || say big is short\n[ -d /opt/made/deep ] || say not made\n\
+         [ $(stat -c %a:%u:%g /etc/touched) = 640:1000:1001 ] || say touched is $(stat -c %a:%u:%g /etc/touched)\n\
+         [ -s /usr/bin/moved ] && [ ! -e /usr/bin/tool ] && [ -s /usr/bin/l2 ] || say not moved\n[ -e /etc/cloud/cloud.cfg ] && say not deleted\n[ -s /root/notes.txt ] && say not truncated\n\
+         grep -q '^edited' /etc/cron.d/own || say not edited\ngrep -q '^root:[$]6[$]' /etc/shadow || say no password\n\
+         tail -n 1 /home/ann/.ssh/authorized_keys | grep -q me@here || say no key\n[ $(stat -c %a:%u /home/ann/.ssh/authorized_keys) = 600:1000 ] || say the key is not hers\n\
+         [ -e /.autorelabel ] || say no relabel\nls /usr/lib/cowhand/first-boot.d/ | grep -q command || say no script",
+    );
+    // A script that fails changes nothing, and its words are shown.
+    let before = std::fs::read(&disk).unwrap();
+    let failing = ["seal", &disk, "--write", "/etc/a:b", "--run-command", "echo so it is >&2; exit 3"];
+    lab.run(&failing).fails(5, &["exit status: 3", "so it is", "nothing was changed"]);
+    assert!(std::fs::read(&disk).unwrap() == before);
+}
+
+#[test]
+fn what_cannot_be_sealed_is_refused_and_changes_nothing() {
+    let lab = lab();
+    let whole = disk(&lab, "whole");
+    let mbr = disk(&lab, "mbr");
+    let empty = lab.path().join("empty.raw");
+    let magic = |name: &str, at: u64, bytes: &[u8]| {
+        let path = lab.path().join(name);
+        let mut file = File::create(&path).unwrap();
+        file.set_len(1 << 20).unwrap();
+        file.seek(SeekFrom::Start(at)).unwrap();
+        file.write_all(bytes).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    File::create(&empty).unwrap().set_len(1 << 20).unwrap();
+    let luks = magic("luks.raw", 0, b"LUKS\xba\xbe\x00\x02");
+    let ntfs = magic("ntfs.raw", 3, b"NTFS    ");
+    let damaged = lab.path().join("damaged.raw");
+    qemu_img(&["convert", "-O", "raw", &whole, damaged.to_str().unwrap()]);
+    let mut file = File::options().write(true).open(&damaged).unwrap();
+    file.seek(SeekFrom::Start(4096)).unwrap();
+    file.write_all(&vec![0xff; 64 << 10]).unwrap();
+    let damaged = damaged.to_str().unwrap();
+    let cases: [(&[&str], i32, &[&str]); 14] = [
+        (&["seal", &whole, "--operations", "ssh-hostkey"], 2, &["no operation \"ssh-hostkey\"", "ssh-hostkeys"]),
+        (&["seal", &whole, "--operations", "defaults", "--enable", "utmp"], 2, &["--enable"]),
+        (&["seal", &whole, &mbr], 5, &["2 operating systems", "vda", "vdb1"]),
+        (&["seal", empty.to_str().unwrap()], 5, &["no operating system"]),
+        (&["seal", &luks], 5, &["encrypted"]),
+        (&["seal", &ntfs], 5, &["NTFS"]),
+        (&["seal", damaged], 5, &["cannot be mounted", "EXT4-fs"]),
+        (&["seal", &whole, "--appliance-kernel", "/none", "--appliance-modules", "/none"], 3, &["/none"]),
+        (&["seal", &whole, "--run", "/none"], 3, &["--run", "/none"]),
+        (&["seal", &whole, "--password", "nobody:random"], 3, &["--password", "no user nobody"]),
+        (&["seal", &whole, "--timezone", "Mars/Base"], 3, &["--timezone", "Mars/Base"]),
+        (&["seal", &whole, "--install", "hello"], 5, &["--install", "package manager"]),
+        (&["seal", &whole, &whole], 2, &["twice"]),
+        (&["seal", "/none.qcow2"], 3, &["/none.qcow2"]),
+    ];
+    let before: Vec<Vec<u8>> = [&whole, &mbr].map(|disk| std::fs::read(disk).unwrap()).to_vec();
+    for (args, code, words) in cases {
+        lab.run(args).fails(code, words);
+    }
+    // Somebody else has it open.
+    let mut other = Command::new("qemu-io")
+        .args(["-f", "qcow2", &whole])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    eventually("qemu-io has it open", || lab.run(&["seal", &whole]).code == 5);
+    lab.run(&["seal", &whole]).fails(5, &["in use"]);
+    drop(other.stdin.take());
+    other.wait().unwrap();
+    let after: Vec<Vec<u8>> = [&whole, &mbr].map(|disk| std::fs::read(disk).unwrap()).to_vec();
+    assert!(before == after, "a refusal has changed a disk");
+    lab.ok(&["create", "web", "--disk", &whole]);
+    lab.ok(&["start", "--paused", "web"]);
+    lab.run(&["template", "create", "web"]).fails(5, &["running", "cowhand stop web"]);
+}
+
+#[test]
+fn into_a_new_file_leaves_the_old_one_alone() {
+    let lab = lab();
+    let disk = disk(&lab, "whole");
+    let before = std::fs::read(&disk).unwrap();
+    let out = lab.path().join("out.raw");
+    let out = out.to_str().unwrap();
+    lab.ok(&["seal", &disk, "--out", out]);
+    assert!(std::fs::read(&disk).unwrap() == before);
+    look(&lab, out, &check_planted());
+    lab.run(&["seal", &disk, "--out", out]).fails(4, &["--force"]);
+}
+
+#[test]
+fn sealing_killed_at_any_moment_leaves_the_disk_as_it_was_or_sealed() {
+    let lab = lab();
+    let disk = disk(&lab, "whole");
+    let original = std::fs::read(&disk).unwrap();
+    let mut delay = Duration::from_millis(30);
+    loop {
+        let child = lab.spawn(&["seal", &disk]);
+        std::thread::sleep(delay);
+        kill(child.id().cast_signed());
+        let survived = child.wait_with_output().unwrap().status.success();
+        let sealed = std::fs::read_dir(lab.path())
+            .unwrap()
+            .flatten()
+            .any(|entry| entry.file_name().to_string_lossy().ends_with("cowhand-sealed"));
+        match survived || sealed {
+            // The next command finishes it.
+            true => look(&lab, &disk, &check_planted()),
+            false => assert!(std::fs::read(&disk).unwrap() == original, "after {delay:?} the disk is another"),
+        }
+        if survived {
+            break;
+        }
+        if sealed {
+            std::fs::write(&disk, &original).unwrap();
+        }
+        delay += delay / 2;
+    }
+}
+
+#[test]
+fn a_template_is_sealed_and_killed_at_any_moment_it_is_the_vm_it_was_or_sealed() {
+    let lab = lab();
+    let disk = disk(&lab, "gpt");
+    let raw = lab.path().join("x.raw");
+    let raw = raw.to_str().unwrap();
+    let mut delay = Duration::from_millis(30);
+    loop {
+        lab.ok(&["create", "web", "--disk", &disk]);
+        let files = lab.layer_files();
+        let child = lab.spawn(&["template", "create", "web", "--firstboot-command", "true"]);
+        std::thread::sleep(delay);
+        kill(child.id().cast_signed());
+        let survived = child.wait_with_output().unwrap().status.success();
+        // Any command puts it right: undone, or carried on to the end.
+        let done = lab.run(&["set", "web", "cpus=1"]);
+        let template = lab.json(&["template", "ls"]).as_array().unwrap().len() == 1;
+        assert_eq!(done.code, if template { 5 } else { 0 }, "{done:?}");
+        assert!(template || !survived);
+        assert_eq!(lab.layer_files(), files, "an overlay was left behind");
+        lab.ok(&["clone", "web", "copy", "--full"]);
+        lab.ok(&["image", "export", "copy", raw, "--force"]);
+        look(&lab, raw, if template { CHECK_SEALED } else { CHECK_UNTOUCHED });
+        lab.ok(&["rm", "copy"]);
+        lab.ok(if template { &["template", "rm", "web"] } else { &["rm", "web"] });
+        lab.ok(&["gc", "--older-than", "0"]);
+        if survived {
+            break;
+        }
+        delay += delay / 2;
+    }
+}
+
+const CHECK_SEALED: &str =
+    "[ -e /etc/machine-id ] && [ ! -s /etc/machine-id ] && [ ! -e /root/.bash_history ] || say not sealed";
+const CHECK_UNTOUCHED: &str =
+    "[ -s /etc/machine-id ] && [ -s /root/.bash_history ] && [ ! -e /usr/lib/cowhand ] || say half sealed";
