@@ -1,14 +1,14 @@
 //! The main job on a real distribution: a Debian guest with systemd and everything.
 
-use crate::lab::{Lab, guest};
+use std::process::Command;
 
-#[test]
-fn the_whole_way_on_a_debian_guest() {
-    let lab = Lab::new();
+use crate::lab::{Lab, eventually, guest};
+
+fn create(lab: &Lab, name: &str) {
     let debian = guest("debian");
     lab.ok(&[
         "create",
-        "web",
+        name,
         "--disk",
         &debian.disk(),
         "--kernel",
@@ -20,6 +20,16 @@ fn the_whole_way_on_a_debian_guest() {
         "--memory",
         "512M",
     ]);
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+#[test]
+fn the_whole_way_on_a_debian_guest() {
+    let lab = Lab::new();
+    create(&lab, "web");
     lab.ok(&["start", "web"]);
     let exec = |vm: &str, command: &[&str]| lab.run(&[&["exec", "--agent-timeout", "280", vm, "--"], command].concat());
     assert!(exec("web", &["cat", "/etc/os-release"]).ok().contains("Debian GNU/Linux"));
@@ -41,4 +51,71 @@ fn the_whole_way_on_a_debian_guest() {
     assert_eq!(lab.chain("web-1").len(), 2, "one layer on the template's");
     lab.ok(&["stop", "--force", "web-1"]);
     lab.check_images();
+}
+
+#[test]
+fn clones_of_a_sealed_template_share_no_identity_and_work() {
+    let mut lab = Lab::new();
+    lab.needs_an_appliance();
+    create(&lab, "web");
+    let key = lab.path().join("key");
+    let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key).output().unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let inject = format!("root:file:{}.pub", key.display());
+    let first = "cat /etc/hostname > /root/first-boot";
+    let sealed = lab.json(&[
+        "template",
+        "create",
+        "web",
+        "--as",
+        "deb12",
+        "--ssh-inject",
+        &inject,
+        "--firstboot-command",
+        first,
+    ]);
+    assert_eq!((&sealed["sealed"], &sealed["seal"]["mounts"][0]), (&true.into(), &"vda2 on / (ext4)".into()));
+    assert_eq!(lab.json(&["template", "ls"])[0]["sealed"], true);
+    let [one, two] = ["one", "two"].map(|name| {
+        lab.ok(&["clone", "deb12", name, "-p", &format!("{}:22", free_port())]);
+        lab.ok(&["start", name]);
+        name
+    });
+    let script = "systemctl is-system-running --wait; cat /etc/machine-id; hostname; cat /etc/ssh/ssh_host_ed25519_key.pub; \
+                  sha256sum < /var/lib/systemd/random-seed; networkctl status --all 2>/dev/null | grep -o 'DUID-EN.*'; cat /root/first-boot";
+    let facts: Vec<Vec<String>> = [one, two]
+        .map(|name| {
+            let done = lab.run(&["exec", "--agent-timeout", "290", "--timeout", "290", name, "--", "sh", "-c", script]);
+            done.ok().lines().map(str::to_owned).collect()
+        })
+        .to_vec();
+    for (name, facts) in ["one", "two"].iter().zip(&facts) {
+        assert_eq!(facts.len(), 7, "{facts:?}");
+        assert_eq!(facts[0], "running", "{facts:?}");
+        assert_eq!((facts[2].as_str(), facts[6].as_str()), (*name, *name));
+        assert_eq!(facts[1].len(), 32);
+    }
+    for fact in 1..=5 {
+        assert_ne!(facts[0][fact], facts[1][fact], "both clones have it");
+    }
+    let port = lab.json(&["show", "one"])["nics"][0]["ports"][0]["host"].to_string();
+    eventually("ssh lets the key in", || {
+        let ssh = Command::new("ssh")
+            .args([
+                "-o",
+                "StrictHostKeyChecking=no",
+                "-o",
+                "UserKnownHostsFile=/dev/null",
+                "-o",
+                "BatchMode=yes",
+                "-p",
+                &port,
+                "-i",
+            ])
+            .arg(&key)
+            .args(["root@127.0.0.1", "hostname"])
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&ssh.stdout).trim() == "one"
+    });
 }

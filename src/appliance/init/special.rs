@@ -186,8 +186,12 @@ fn first_boot(host: &mut Host, tree: &mut Tree, place: &Place<'_>) -> Result<()>
         }
     }
     tree.write(Path::new(firstboot::SCRIPT_PATH), firstboot::SCRIPT.as_bytes(), 0o755)?;
-    tree.write(Path::new(firstboot::FLAG), b"", 0o644)?;
-    for unit in firstboot::UNITS.iter().filter(|unit| systemd && (unit.always || scripts)) {
+    let needed =
+        |unit: &&firstboot::Unit| Path::new(unit.needs).exists() || (scripts && unit.needs == firstboot::SCRIPTS);
+    for unit in firstboot::UNITS.iter().filter(|unit| systemd && needed(unit)) {
+        if let Some(flag) = unit.flag {
+            tree.write(Path::new(flag), b"", 0o644)?;
+        }
         tree.write(Path::new(unit.path), unit.text.as_bytes(), 0o644)?;
         tree.link(unit.path, Path::new(unit.wanted))?;
     }

@@ -8,8 +8,6 @@
 pub const SCRIPT_PATH: &str = "/usr/lib/cowhand/first-boot";
 /// Where the user's scripts lie.
 pub const SCRIPTS: &str = "/usr/lib/cowhand/first-boot.d";
-/// While it is there, the next boot is the first.
-pub const FLAG: &str = "/var/lib/cowhand/first-boot";
 /// A unit of systemd's.
 #[derive(Debug, Clone, Copy)]
 pub struct Unit {
@@ -19,27 +17,39 @@ pub struct Unit {
     pub wanted: &'static str,
     /// Its text.
     pub text: &'static str,
-    /// It is there even if the user has no scripts.
-    pub always: bool,
+    /// While this file is there, it has still to run.
+    pub flag: Option<&'static str>,
+    /// It is installed where this is there.
+    pub needs: &'static str,
 }
 
-/// The units: the identity comes before everything that might use it, the user's scripts when there is a network.
-pub const UNITS: [Unit; 2] = [
+/// The units. A name comes before everything that might use it; host keys before the SSH server, and in nobody else's way, for making
+/// them takes a while; the user's scripts when there is a network.
+pub const UNITS: [Unit; 3] = [
     Unit {
         path: "/etc/systemd/system/cowhand-identity.service",
         wanted: "/etc/systemd/system/sysinit.target.wants/cowhand-identity.service",
         text: IDENTITY,
-        always: true,
+        flag: Some("/var/lib/cowhand/first-boot"),
+        needs: "/etc",
+    },
+    Unit {
+        path: "/etc/systemd/system/cowhand-host-keys.service",
+        wanted: "/etc/systemd/system/multi-user.target.wants/cowhand-host-keys.service",
+        text: HOST_KEYS,
+        flag: Some("/var/lib/cowhand/host-keys"),
+        needs: "/etc/ssh/sshd_config",
     },
     Unit {
         path: "/etc/systemd/system/cowhand-first-boot.service",
         wanted: "/etc/systemd/system/multi-user.target.wants/cowhand-first-boot.service",
-        text: SCRIPTS_UNIT,
-        always: false,
+        text: FIRST_BOOT,
+        flag: None,
+        needs: SCRIPTS,
     },
 ];
 
-const SCRIPTS_UNIT: &str = "\
+const FIRST_BOOT: &str = "\
 [Unit]
 Description=Run the first-boot scripts of this clone
 ConditionDirectoryNotEmpty=/usr/lib/cowhand/first-boot.d
@@ -56,12 +66,29 @@ TimeoutSec=infinity
 WantedBy=multi-user.target
 ";
 
+const HOST_KEYS: &str = "\
+[Unit]
+Description=Make SSH host keys for this clone
+ConditionPathExists=/var/lib/cowhand/host-keys
+After=local-fs.target
+Before=ssh.service ssh.socket sshd.service sshd.socket sshd-keygen.target
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/sh /usr/lib/cowhand/first-boot host-keys
+TimeoutSec=600
+
+[Install]
+WantedBy=multi-user.target
+";
+
 const IDENTITY: &str = "\
 [Unit]
-Description=Give this clone an identity of its own
+Description=Give this clone a name of its own
 DefaultDependencies=no
 ConditionPathExists=/var/lib/cowhand/first-boot
-After=local-fs.target systemd-remount-fs.service systemd-random-seed.service systemd-machine-id-commit.service
+After=local-fs.target systemd-remount-fs.service
 Before=sysinit.target network-pre.target systemd-networkd.service NetworkManager.service cloud-init-local.service shutdown.target
 Wants=network-pre.target
 Conflicts=shutdown.target
@@ -82,33 +109,34 @@ pub const SCRIPT: &str = r#"#!/bin/sh
 PATH=/usr/sbin:/usr/bin:/sbin:/bin
 export PATH
 
-if [ "$1" = scripts ]; then
-    for script in /usr/lib/cowhand/first-boot.d/*; do
-        [ -x "$script" ] || continue
-        echo "first boot: $script"
-        "$script"
-        rm -f "$script"
-    done
-    exit 0
-fi
-
-# A name: the one the virtual machine has on its host.
-if [ ! -s /etc/hostname ] && read -r name < /sys/class/dmi/id/chassis_asset_tag; then
-    case "$name" in
-        '' | *[!A-Za-z0-9.-]*) name=$(printf %s "$name" | tr -c 'A-Za-z0-9.-' '-' | sed 's/^-*//; s/-*$//') ;;
-    esac
-    if [ -n "$name" ]; then
-        echo "$name" > /etc/hostname
-        hostname "$name" 2>/dev/null || echo "$name" > /proc/sys/kernel/hostname
-        grep -q '^127\.0\.1\.1' /etc/hosts 2>/dev/null || echo "127.0.1.1 $name" >> /etc/hosts
-    fi
-fi
-
-# Keys for the SSH server, before it starts.
-if command -v ssh-keygen >/dev/null && [ -d /etc/ssh ]; then
-    ls /etc/ssh/ssh_host_*_key >/dev/null 2>&1 || ssh-keygen -A
-fi
-
-rm -f /var/lib/cowhand/first-boot
-exit 0
+case "$1" in
+    identity)
+        # The name that the virtual machine has on its host.
+        if [ ! -s /etc/hostname ] && read -r name < /sys/class/dmi/id/chassis_asset_tag; then
+            name=$(printf %s "$name" | tr -c 'A-Za-z0-9.-' '-' | sed 's/^[-.]*//; s/[-.]*$//')
+            if [ -n "$name" ]; then
+                echo "$name" > /etc/hostname
+                hostname "$name" 2>/dev/null || echo "$name" > /proc/sys/kernel/hostname
+                grep -q '^127\.0\.1\.1' /etc/hosts 2>/dev/null || echo "127.0.1.1 $name" >> /etc/hosts
+            fi
+        fi
+        rm -f /var/lib/cowhand/first-boot
+        ;;
+    host-keys)
+        ls /etc/ssh/ssh_host_*_key >/dev/null 2>&1 || ssh-keygen -A
+        rm -f /var/lib/cowhand/host-keys
+        ;;
+    scripts)
+        for script in /usr/lib/cowhand/first-boot.d/*; do
+            [ -x "$script" ] || continue
+            echo "first boot: $script"
+            "$script"
+            rm -f "$script"
+        done
+        ;;
+    *)
+        echo "usage: $0 identity|host-keys|scripts" >&2
+        exit 2
+        ;;
+esac
 "#;
