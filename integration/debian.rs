@@ -95,8 +95,8 @@ fn clones_of_a_sealed_template_share_no_identity_and_work() {
         assert_eq!((facts[2].as_str(), facts[6].as_str()), (*name, *name));
         assert_eq!(facts[1].len(), 32);
     }
-    for fact in 1..=5 {
-        assert_ne!(facts[0][fact], facts[1][fact], "both clones have it");
+    for (one, two) in facts[0][1..6].iter().zip(&facts[1][1..6]) {
+        assert_ne!(one, two, "both clones have it");
     }
     let port = lab.json(&["show", "one"])["nics"][0]["ports"][0]["host"].to_string();
     eventually("ssh lets the key in", || {

@@ -70,7 +70,7 @@ fn converse(mut stream: UnixStream, answer: &dyn Fn(&str, &Value) -> Answer, log
 /// A store with one VM that "runs" in a fake QEMU.
 pub struct FakeVm {
     directory: tempfile::TempDir,
-    _lock: File,
+    lock: File,
     pub heard: Heard,
 }
 
@@ -89,7 +89,7 @@ impl FakeVm {
         let record: Value = serde_json::from_slice(&std::fs::read(vm.join("vm.json")).unwrap()).unwrap();
         let layer = record["config"]["disks"][0]["layer"]["id"].as_str().unwrap().to_owned();
         let heard = serve(&sockets.join("qmp.sock"), move |name, arguments| answer(name, arguments, &layer));
-        Self { directory, _lock: lock, heard }
+        Self { directory, lock, heard }
     }
 
     /// Runs `cowhand …`: exit code, standard output, standard error.
@@ -100,6 +100,11 @@ impl FakeVm {
     /// Starts `cowhand …` and does not wait.
     pub fn spawn(&self, args: &[&str]) -> std::process::Child {
         command(self.directory.path(), args).spawn().unwrap()
+    }
+
+    /// What holds the VM's run lock: unlock it, and the VM is off.
+    pub fn power(&self) -> File {
+        self.lock.try_clone().unwrap()
     }
 
     /// The names of the commands QEMU was given.
@@ -120,7 +125,6 @@ impl FakeVm {
     }
 }
 
-/// Runs `cowhand …` with a store below `root`.
 /// The ends of a guest agent's pipes that QEMU holds: what comes in, what goes out.
 pub fn agent_pipes(directory: &Path) -> (File, File) {
     let [input, output] = ["agent.in", "agent.out"].map(|name| {
@@ -131,6 +135,7 @@ pub fn agent_pipes(directory: &Path) -> (File, File) {
     (input, output)
 }
 
+/// Runs `cowhand …` with a store below `root`.
 pub fn run(root: &Path, args: &[&str]) -> (i32, String, String) {
     let output = command(root, args).output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();

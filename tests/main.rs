@@ -9,4 +9,6 @@ mod looks;
 mod qmp;
 mod quiesce;
 mod schema;
+mod sealing;
 mod switch;
+mod windows;

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use clap::{Args, Subcommand};
 use serde_json::{Value, json as value};
 
@@ -7,8 +9,13 @@ use crate::appliance::boot::Payload;
 use crate::error::{Error, Result};
 use crate::model::Name;
 use crate::output::{Format, json, table};
-use crate::template::{freeze, list};
+use crate::template::freeze::How;
+use crate::template::{freeze, list, windows};
 use crate::vm::remove::{self, Options, Which};
+
+/// How long a Windows guest's agent may take to answer, and how long its sysprep.exe may take.
+const AGENT: Duration = Duration::from_secs(120);
+const SYSPREP: Duration = Duration::from_secs(3600);
 
 /// Freeze VMs into templates, and look after them
 #[derive(Debug, Subcommand)]
@@ -41,6 +48,9 @@ pub struct Create {
     /// Leave its disks as they are: clones will share machine-id, host keys, logs
     #[arg(long)]
     no_seal: bool,
+    /// Windows: let the running guest's own sysprep.exe do it, through the guest agent, and wait until it is off
+    #[arg(long, conflicts_with_all = ["no_seal", "dry_run", "operations", "enable"])]
+    windows: bool,
     /// Rename it at the same time
     #[arg(long = "as", value_name = "NAME")]
     new_name: Option<Name>,
@@ -60,11 +70,24 @@ impl Create {
         }
         let mut payload = Payload::new()?;
         let (sealing, passwords) = self.seal.sealing(&mut payload)?;
-        let (sealing, dry_run) = (Some(sealing).filter(|_| !self.no_seal), self.seal.dry_run);
+        let dry_run = self.seal.dry_run;
         let name = self.new_name.as_ref();
-        let frozen = freeze::freeze(&app.context, &self.vm, name, sealing.as_ref(), dry_run).await?;
+        if self.windows {
+            if self.seal.is_anything() {
+                return Err(Error::usage(
+                    "Windows generalises itself: the other options are for systems sealed from the outside",
+                ));
+            }
+            windows::generalise(&app.context, &self.vm, AGENT, SYSPREP).await?;
+        }
+        let how = match (self.no_seal, self.windows) {
+            (true, _) => How::AsItIs,
+            (_, true) => How::SealedItself,
+            _ => How::Seal(&sealing, dry_run),
+        };
+        let frozen = freeze::freeze(&app.context, &self.vm, name, how).await?;
         let name = name.unwrap_or(&self.vm);
-        let mut value = value!({"name": name, "sealed": frozen.sealed.is_some()});
+        let mut value = value!({"name": name, "sealed": !self.no_seal});
         let mut text = String::new();
         if let Some(report) = &frozen.sealed {
             value["seal"] = seal::json(report, dry_run);

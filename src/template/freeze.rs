@@ -20,6 +20,17 @@ use crate::vm::{open, status};
 /// The mode of a template's files.
 pub const MODE: u32 = 0o444;
 
+/// What becomes of what clones must not share.
+#[derive(Debug, Clone, Copy)]
+pub enum How<'a> {
+    /// It stays, and they share it.
+    AsItIs,
+    /// The guest has taken it out itself.
+    SealedItself,
+    /// It is taken out; or, if true, it is only said what would be.
+    Seal(&'a Sealing, bool),
+}
+
 /// What came of it.
 #[derive(Debug, Default)]
 pub struct Frozen {
@@ -27,15 +38,8 @@ pub struct Frozen {
     pub sealed: Option<Report>,
 }
 
-/// Makes a template of the stopped VM `name`, called `new_name` if that is given; seals it on the way. With `dry_run`, only says what sealing
-/// would do.
-pub async fn freeze(
-    context: &Context,
-    name: &Name,
-    new_name: Option<&Name>,
-    sealing: Option<&Sealing>,
-    dry_run: bool,
-) -> Result<Frozen> {
+/// Makes a template of the stopped VM `name`, called `new_name` if that is given.
+pub async fn freeze(context: &Context, name: &Name, new_name: Option<&Name>, how: How<'_>) -> Result<Frozen> {
     let store = &context.store;
     let (lock, mut record) = open::open_vm(context, name, "make a template of").await?;
     if let Some(new_name) = new_name {
@@ -57,17 +61,21 @@ pub async fn freeze(
         chain::of_disk(store, disk)?;
     }
     let layers: Vec<Layer> = record.config.volumes().map(|disk| disk.layer.clone()).collect();
-    if let Some(sealing) = sealing.filter(|_| dry_run) {
+    if let How::Seal(sealing, true) = how {
         return Ok(Frozen { sealed: Some(vm::dry_run(context, &record, sealing).await?) });
     }
     forget_ways_back(context, name, &layers).await?;
     let before = layers.iter().map(|layer| mode(store, layer)).collect::<Result<_>>()?;
     let mut steps = Vec::new();
-    if sealing.is_some() {
-        (record, steps) = vm::steps(context, name, &record)?;
-    }
+    let sealing = match how {
+        How::Seal(sealing, _) => {
+            (record, steps) = vm::steps(context, name, &record)?;
+            Some(sealing)
+        }
+        How::AsItIs | How::SealedItself => None,
+    };
     // What the layers look like is known when nobody writes to them any more.
-    record.role = Role::Template { frozen: Timestamp::now(), sealed: sealing.is_some(), stamps: Vec::new() };
+    record.role = Role::Template { frozen: Timestamp::now(), sealed: !matches!(how, How::AsItIs), stamps: Vec::new() };
     steps.extend([Step::SetMode { layers, before, mode: MODE }, Step::save(&record)]);
     let mut executor = Executor::with_no_qemu(context, name).sealing(sealing);
     let report = change::run(context, &lock, Plan::new(steps), &mut executor).await?;

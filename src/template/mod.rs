@@ -3,3 +3,4 @@
 pub mod freeze;
 pub mod list;
 pub mod seal;
+pub mod windows;
