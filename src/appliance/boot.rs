@@ -13,7 +13,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::initramfs;
-use super::kernel::{Kernel, Wanted};
+use super::kernel::{Kernel, Wanted, numbers};
 use super::protocol::{Event, Job, PAYLOAD, PORT};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Kind, Result};
@@ -73,6 +73,7 @@ pub async fn run(context: &Context, boot: &Boot<'_>, job: &Job) -> Result<Report
         kernel: &kernel.image,
         initramfs: &initramfs.path,
         accel: &chosen,
+        cpu: cpu(&chosen, &probe.version, &kernel.version),
         console: console.path(),
         port: fd.as_raw_fd(),
         network: job.network,
@@ -186,9 +187,19 @@ struct Machine<'a> {
     kernel: &'a Path,
     initramfs: &'a Path,
     accel: &'a Chosen,
+    cpu: String,
     console: &'a Path,
     port: i32,
     network: bool,
+}
+
+/// QEMU 7 emulates `cmpxchg16b` wrongly, and Linux 6.5 and newer use it wherever it is announced: they die early. (Programs of the guest's
+/// that were built for processors that have it, x86-64-v2, say so and end.)
+fn cpu(accel: &Chosen, qemu: &str, kernel: &str) -> String {
+    match accel.accel == "tcg" && numbers(qemu) < vec![8] && numbers(kernel) >= vec![6, 5] {
+        true => format!("{},cx16=off", accel.cpu),
+        false => accel.cpu.to_owned(),
+    }
 }
 
 fn argv(machine: &Machine<'_>, boot: &Boot<'_>) -> Vec<String> {
@@ -201,7 +212,7 @@ fn argv(machine: &Machine<'_>, boot: &Boot<'_>) -> Vec<String> {
     option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned());
     option("-machine", "q35,graphics=off".to_owned());
     option("-accel", machine.accel.accel.to_owned());
-    option("-cpu", machine.accel.cpu.to_owned());
+    option("-cpu", machine.cpu.clone());
     option("-m", format!("{memory}B"));
     option("-rtc", "base=utc".to_owned());
     option("-display", "none".to_owned());

@@ -97,7 +97,7 @@ impl Kernel {
 }
 
 /// The numbers in a version, for comparing: `6.10` is newer than `6.9`.
-fn numbers(version: &str) -> Vec<u64> {
+pub fn numbers(version: &str) -> Vec<u64> {
     version.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse().ok()).collect()
 }
 
