@@ -60,7 +60,11 @@ fn every_bad_request_is_refused_with_its_code_and_changes_nothing() {
         (&["set", "taken", "memory=1G", "colour=red"], 2, &["colour"]),
         (&["set", "taken", "cpus=0"], 2, &["CPUs"]),
         (&["rename", "taken", "taken"], 4, &["taken"]),
-        (&["template", "create", "taken"], 5, &["--no-seal"]),
+        (
+            &["template", "create", "taken", "--appliance-kernel", "/none", "--appliance-modules", "/none"],
+            3,
+            &["/none", "--no-seal"],
+        ),
         (&["template", "rm", "taken"], 5, &["not a template"]),
         (&["exec", "taken", "--", "true"], 125, &["not running"]),
         (&["console", "taken"], 5, &["not running"]),

@@ -119,3 +119,28 @@ fn clones_of_a_sealed_template_share_no_identity_and_work() {
         String::from_utf8_lossy(&ssh.stdout).trim() == "one"
     });
 }
+
+#[test]
+fn a_guest_with_new_file_system_uuids_is_told_of_them() {
+    let mut lab = Lab::new();
+    lab.needs_an_appliance();
+    let disk = lab.path().join("debian.qcow2");
+    std::fs::copy(guest("debian").disk(), &disk).unwrap();
+    let disk = disk.to_str().unwrap();
+    let uuid = || {
+        lab.json(&["seal", disk, "--dry-run", "--enable", "fs-uuids"])["operations"][0]["touched"][0]["path"].clone()
+    };
+    let old = uuid().as_str().unwrap().rsplit('/').next().unwrap().to_owned();
+    let append = format!("/etc/fstab:UUID={old} /again ext4 noauto 0 0");
+    lab.ok(&["seal", disk, "--operations", "fs-uuids,customize", "--append-line", &append]);
+    let new = uuid().as_str().unwrap().rsplit('/').next().unwrap().to_owned();
+    assert_ne!(old, new);
+    lab.ok(&[
+        "seal",
+        disk,
+        "--operations",
+        "customize",
+        "--run-command",
+        &format!("grep -q 'UUID={new} /again' /etc/fstab"),
+    ]);
+}

@@ -235,7 +235,10 @@ fn a_layer_that_a_clone_kept_hidden_is_merged_once_the_clone_is_gone() {
     assert_eq!(depth(&lab, "web", "vda"), 4);
     let head = content(&lab, "web", "vda");
     lab.ok(&["rm", "copy"]);
+    // While the clone could still be had back, what it stands on stays.
     lab.ok(&["gc"]);
+    assert_eq!(depth(&lab, "web", "vda"), 4);
+    lab.ok(&["gc", "--older-than", "0"]);
     assert_eq!((depth(&lab, "web", "vda"), depth(&lab, "web", "vdb")), (3, 3));
     assert!(content(&lab, "web", "vda") == head);
 }

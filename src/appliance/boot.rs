@@ -8,7 +8,7 @@ use std::process::Child;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
@@ -27,6 +27,10 @@ use crate::template::seal::Report;
 const START: Duration = Duration::from_secs(180);
 /// How long it may take to switch itself off once it has said its last word.
 const END: Duration = Duration::from_secs(60);
+/// The longest line that is taken from it: a report of some hundred thousand paths.
+const LINE: u64 = 64 << 20;
+/// How much of what programs print is kept, in bytes.
+const PRINTED: usize = 64 << 10;
 /// Its memory where it only moves files about; and where it runs the guest's programs, which may be package managers.
 const MEMORY: u64 = 256 << 20;
 const MEMORY_FOR_PROGRAMS: u64 = 1 << 30;
@@ -96,7 +100,7 @@ struct Appliance {
 impl Appliance {
     async fn converse(&mut self, context: &Context, stream: UnixStream, job: &Job) -> Result<Report> {
         let (input, mut output) = stream.into_split();
-        let mut lines = BufReader::new(input).lines();
+        let mut lines = BufReader::new(input);
         let words =
             serde_json::to_string(job).map_err(|error| Error::failed("cannot write down the job").because(error))?;
         // It waits in the socket until the appliance has its port open.
@@ -108,12 +112,14 @@ impl Appliance {
         let (mut up, mut printed) = (false, String::new());
         loop {
             let limit = if up { Duration::MAX } else { START };
-            let line = match timeout(limit, lines.next_line()).await {
-                Ok(Ok(Some(line))) => line,
+            let mut line = String::new();
+            // A guest's program that finds the port could write to it for ever.
+            let line = match timeout(limit, (&mut lines).take(LINE).read_line(&mut line)).await {
+                Ok(Ok(1..)) => line.trim_end(),
                 Ok(_) => return Err(self.died("it ended in the middle").await),
                 Err(_) => return Err(self.died(&format!("it did not start within {} s", START.as_secs())).await),
             };
-            let event: Event = serde_json::from_str(&line)
+            let event: Event = serde_json::from_str(line)
                 .map_err(|error| Error::failed("what the appliance says cannot be read").because(error))?;
             tracing::debug!(target: "appliance", "{line}");
             match event {
@@ -126,7 +132,14 @@ impl Appliance {
                     task = context.ui.task(&format!("appliance: {name}"), 0);
                 }
                 Event::Warning { text } => context.ui.warn(&text),
-                Event::Output { text } => printed.push_str(&text),
+                Event::Output { text } => {
+                    tracing::debug!(target: "appliance", "{}", text.trim_end());
+                    printed.push_str(&text);
+                    // The end is what says why it failed.
+                    let excess = printed.len().saturating_sub(PRINTED);
+                    let cut = (excess..printed.len()).find(|at| printed.is_char_boundary(*at)).unwrap_or(printed.len());
+                    printed.drain(..cut);
+                }
                 Event::Done { report, peak_bytes } => {
                     tracing::debug!(target: "appliance", "{} MiB of memory at most", peak_bytes >> 20);
                     return Ok(report);
@@ -152,7 +165,11 @@ impl Appliance {
         let _ = self.child.wait();
         let mut words = command::tail(&words);
         if words.is_empty() {
-            words = command::tail(&std::fs::read(&self.console).unwrap_or_default());
+            let console = std::fs::read(&self.console).unwrap_or_default();
+            // What the processor's registers were helps nobody.
+            let text = String::from_utf8_lossy(&console).into_owned();
+            let text = text.split(" Call Trace:").next().unwrap_or_default();
+            words = command::tail(text.as_bytes());
         }
         let error = Error::qemu(format!("the appliance failed: {what}"));
         if words.is_empty() { error } else { error.because(format!("\"{words}\"")) }

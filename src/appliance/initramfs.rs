@@ -198,7 +198,7 @@ impl Archive {
 }
 
 /// The files `ldd` names: `libc.so.6 => /lib/libc.so.6 (0x…)` or `/lib64/ld-linux-x86-64.so.2 (0x…)`.
-fn libraries(listed: &str) -> Vec<&str> {
+pub fn libraries(listed: &str) -> Vec<&str> {
     let after = |line| str::split_once(line, "=> ").map_or(line, |(_, path)| path);
     let words = listed.lines().filter_map(|line| after(line.trim()).split_whitespace().next());
     words.filter(|path| path.starts_with('/')).collect()

@@ -6,6 +6,7 @@ use serde_json::{Value, json as value};
 use super::seal::{self, SealOptions};
 use super::{App, each};
 use crate::appliance::boot::Payload;
+use crate::appliance::kernel::Kernel;
 use crate::error::{Error, Result};
 use crate::model::Name;
 use crate::output::{Format, json, table};
@@ -79,6 +80,10 @@ impl Create {
                 ));
             }
             windows::generalise(&app.context, &self.vm, AGENT, SYSPREP).await?;
+        }
+        if !self.no_seal && !self.windows {
+            let unsealed = format!("or leave its disks as they are: cowhand template create {} --no-seal", self.vm);
+            Kernel::find(&sealing.kernel).map_err(|error| error.hint(unsealed))?;
         }
         let how = match (self.no_seal, self.windows) {
             (true, _) => How::AsItIs,

@@ -6,7 +6,7 @@
 //! | [`devices`], [`superblock`], [`lvm`] | finds out what is on the disks |
 //! | [`system`], [`fstab`] | finds the operating system and mounts its tree as it would itself |
 //! | [`tree`] | changes files, or says which it would |
-//! | [`perform`], [`special`] | carries out the operations |
+//! | [`perform`], [`special`], [`uuids`] | carries out the operations |
 //! | [`put`], [`program`] | carries out the customise options |
 
 mod devices;
@@ -20,6 +20,7 @@ mod special;
 mod superblock;
 mod system;
 mod tree;
+mod uuids;
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -147,8 +148,10 @@ fn work(host: &mut Host, job: &Job) -> Result<Report> {
     let outside = system.enter()?;
     let performed = perform::all(host, job, &system);
     outside.back()?;
-    report.operations = performed?;
+    let (operations, uuids) = performed?;
+    report.operations = operations;
     system.leave()?;
+    uuids.carry_out()?;
     if !job.dry_run && job.plan.operations.iter().any(|name| name == "lvm-uuids") {
         lvm::new_uuids()?;
     }

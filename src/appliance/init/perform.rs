@@ -7,6 +7,7 @@ use super::put;
 use super::special::{self, Place};
 use super::system::{Surroundings, System};
 use super::tree::Tree;
+use super::uuids::{self, Changes};
 use crate::appliance::protocol::{Event, Job};
 use crate::error::Result;
 use crate::template::seal::Performed;
@@ -14,7 +15,7 @@ use crate::template::seal::customise::Customisation;
 use crate::template::seal::operations::{self, Special, Work};
 
 /// All of it, inside the guest's tree.
-pub fn all(host: &mut Host, job: &Job, system: &System) -> Result<Vec<Performed>> {
+pub fn all(host: &mut Host, job: &Job, system: &System) -> Result<(Vec<Performed>, Changes)> {
     let mut tree = Tree::new(job.dry_run);
     let (late, early): (Vec<&Customisation>, Vec<&Customisation>) =
         job.plan.customisations.iter().partition(|customisation| customisation.is_late());
@@ -29,6 +30,7 @@ pub fn all(host: &mut Host, job: &Job, system: &System) -> Result<Vec<Performed>
     }
     put?;
     let place = Place { system, plan: &job.plan };
+    let mut changes = Changes::default();
     for name in &job.plan.operations {
         host.tell(&Event::Operation { name: name.clone() })?;
         tree.begin(name);
@@ -36,12 +38,14 @@ pub fn all(host: &mut Host, job: &Job, system: &System) -> Result<Vec<Performed>
             if *work == Work::Special(Special::Customise) {
                 late.iter().try_for_each(|customisation| put::one(host, &mut tree, customisation))?;
                 tree.begin(name);
+            } else if *work == Work::Special(Special::FilesystemUuids) {
+                changes = uuids::prepare(host, &mut tree, system)?;
             } else {
                 one(host, &mut tree, work, &place)?;
             }
         }
     }
-    tree.finish()
+    Ok((tree.finish()?, changes))
 }
 
 fn one(host: &mut Host, tree: &mut Tree, work: &Work, place: &Place<'_>) -> Result<()> {

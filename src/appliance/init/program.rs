@@ -12,11 +12,17 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 /// Runs a program of the appliance's own. One that fails is an error that quotes it.
 pub fn output(program: &str, args: &[&str]) -> Result<String> {
+    output_with(program, args, &[0])
+}
+
+/// The same; exit codes other than those in `fine` are errors.
+pub fn output_with(program: &str, args: &[&str], fine: &[i32]) -> Result<String> {
     let mut command = Command::new(program);
     command.args(args).env_clear().env("PATH", PATH).env("DM_DISABLE_UDEV", "1").env("LVM_SUPPRESS_FD_WARNINGS", "1");
     let cannot = |source: std::io::Error| Error::failed(format!("cannot run {program}")).because(source);
-    let output = command.stdin(Stdio::null()).output().map_err(cannot)?;
-    if output.status.success() {
+    // Inside the tree there need be no /dev/null.
+    let output = command.stdin(Stdio::piped()).output().map_err(cannot)?;
+    if output.status.code().is_some_and(|code| fine.contains(&code)) {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();

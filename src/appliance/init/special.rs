@@ -27,16 +27,14 @@ pub fn one(host: &mut Host, tree: &mut Tree, special: Special, place: &Place<'_>
         Special::NmConnections => nm_connections(tree),
         Special::SshUserDirectories => ssh_user_directories(tree),
         Special::UserAccounts => user_accounts(tree),
-        Special::FilesystemUuids => {
-            host.warn("fs-uuids: file systems keep their UUIDs, by which /etc/fstab and boot loaders know them")
-        }
         Special::LvmUuids => lvm_uuids(tree, place.system),
         Special::MachineId => machine_id(tree),
         Special::Hostname => hostname(tree, place.plan),
         Special::EspRandomSeed => esp_random_seed(tree),
         Special::FlagReconfiguration => tree.write(Path::new("/.unconfigured"), b"", 0o644),
         Special::FirstBoot => first_boot(host, tree, place),
-        Special::Customise => Ok(()),
+        // Done where they are called for.
+        Special::Customise | Special::FilesystemUuids => Ok(()),
     }
 }
 

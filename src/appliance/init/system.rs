@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount};
 
 use super::devices::{self, Device};
-use super::superblock::Kind;
+use super::superblock::{Kind, Superblock};
 use super::{Host, fstab, lvm, modules};
 use crate::error::{Error, IoContext, Result};
 
@@ -35,6 +35,7 @@ struct Root {
 }
 
 struct Mounted {
+    device: String,
     place: PathBuf,
     what: String,
 }
@@ -246,7 +247,17 @@ impl System {
     fn note(&mut self, place: &str, device: &Device) {
         let kind = device.content.as_ref().map_or("", |block| block.kind.name());
         let what = format!("{} on {place} ({kind})", device.name);
-        self.mounted.push(Mounted { place: PathBuf::from(format!("{ROOT}{place}")), what });
+        self.mounted.push(Mounted {
+            device: device.path.clone(),
+            place: PathBuf::from(format!("{ROOT}{place}")),
+            what,
+        });
+    }
+
+    /// The file systems that are mounted, each once.
+    pub fn file_systems(&self) -> impl Iterator<Item = (&Device, &Superblock)> {
+        let is_mounted = |device: &&Device| self.mounted.iter().any(|mounted| mounted.device == device.path);
+        self.devices.iter().filter(is_mounted).filter_map(|device| Some((device, device.content.as_ref()?)))
     }
 
     /// `vda2 on / (ext4)`, …

@@ -6,6 +6,7 @@
 //! disk.qcow2                                     committed (`block-commit`), overlay removed
 //! ```
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -22,7 +23,7 @@ use crate::qemu::img::Img;
 use crate::qemu::offline::Offline;
 use crate::qemu::qmp::jobs::Milestone;
 use crate::store::atomic;
-use crate::sys::image_lock;
+use crate::sys::{flock, image_lock};
 
 /// A directory for overlays that are thrown away.
 pub struct Scratch(tempfile::TempDir);
@@ -55,6 +56,8 @@ struct Disk {
     path: PathBuf,
     format: Format,
     virtual_bytes: u64,
+    /// Keeps other `seal`s away; QEMU's own locks are of another kind.
+    _lock: File,
 }
 
 impl Disk {
@@ -68,8 +71,12 @@ impl Disk {
         if image_lock::is_written_to(&path).on("look at the locks of", &path)? {
             return Err(Error::refused(format!("{} is in use: a running QEMU writes to it", path.display())));
         }
+        let lock = File::open(&path).on("open", &path)?;
+        if !flock::try_exclusive(&lock).on("lock", &path)? {
+            return Err(Error::locked(format!("another command is sealing {}", path.display())));
+        }
         let info = Img::find(context)?.info(&path, format).await?;
-        Ok(Self { path, format, virtual_bytes: info.virtual_bytes })
+        Ok(Self { path, format, virtual_bytes: info.virtual_bytes, _lock: lock })
     }
 
     fn beside(&self, ending: &str) -> PathBuf {
@@ -191,11 +198,6 @@ impl Drop for Leftovers {
 /// What an earlier command has left: an overlay that was not done is nothing, one that was is carried on.
 async fn finish_earlier(context: &Context, disk: &Disk) -> Result<()> {
     let (sealing, sealed) = disk.overlays();
-    for path in [&sealing, &sealed] {
-        if path.exists() && image_lock::is_written_to(path).on("look at the locks of", path)? {
-            return Err(Error::locked(format!("another command is sealing {}", disk.path.display())));
-        }
-    }
     let _ = std::fs::remove_file(&sealing);
     if sealed.exists() {
         commit(context, disk).await?;
@@ -221,7 +223,7 @@ async fn commit(context: &Context, disk: &Disk) -> Result<()> {
     engine.qmp.wait_for_job(JOB, Milestone::Concluded, &*task).await?;
     engine.qmp.dismiss_job(JOB).await?;
     engine.quit().await;
-    std::fs::File::open(&disk.path).and_then(|file| file.sync_all()).on("flush", &disk.path)?;
+    File::open(&disk.path).and_then(|file| file.sync_all()).on("flush", &disk.path)?;
     std::fs::remove_file(&sealed).on("remove", &sealed)?;
     atomic::sync_directory(disk.path.parent().unwrap_or(Path::new("/")))
 }

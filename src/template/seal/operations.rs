@@ -194,7 +194,11 @@ pub const OPERATIONS: &[Operation] = &[
         "sets the flag that makes old Red Hat systems ask again at their next boot",
         &[Does(S::FlagReconfiguration)],
     ),
-    optional("fs-uuids", "gives ext4, xfs and btrfs file systems new UUIDs", &[Does(S::FilesystemUuids)]),
+    optional(
+        "fs-uuids",
+        "gives ext4, xfs and btrfs file systems new UUIDs, and tells /etc/fstab and boot loaders",
+        &[Does(S::FilesystemUuids)],
+    ),
     op(
         "ipa-client",
         "the enrolment as a client of FreeIPA",
