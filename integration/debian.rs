@@ -127,13 +127,15 @@ fn a_guest_with_new_file_system_uuids_is_told_of_them() {
     let disk = lab.path().join("debian.qcow2");
     std::fs::copy(guest("debian").disk(), &disk).unwrap();
     let disk = disk.to_str().unwrap();
-    let uuid = || {
-        lab.json(&["seal", disk, "--dry-run", "--enable", "fs-uuids"])["operations"][0]["touched"][0]["path"].clone()
+    let uuid = || -> String {
+        let report = lab.json(&["seal", disk, "--dry-run", "--enable", "fs-uuids"]);
+        let touched = report["operations"][0]["touched"].as_array().unwrap();
+        touched.iter().find_map(|one| one["path"].as_str()?.strip_prefix("/dev/disk/by-uuid/")).unwrap().to_owned()
     };
-    let old = uuid().as_str().unwrap().rsplit('/').next().unwrap().to_owned();
+    let old = uuid();
     let append = format!("/etc/fstab:UUID={old} /again ext4 noauto 0 0");
     lab.ok(&["seal", disk, "--operations", "fs-uuids,customize", "--append-line", &append]);
-    let new = uuid().as_str().unwrap().rsplit('/').next().unwrap().to_owned();
+    let new = uuid();
     assert_ne!(old, new);
     lab.ok(&[
         "seal",

@@ -213,7 +213,7 @@ fn what_is_put_in_is_there_in_the_users_order() {
         "echo hello",
         "--selinux-relabel",
     ]);
-    assert!(done["passwords"][0].as_str().unwrap().starts_with("ann: "));
+    assert_eq!(done["passwords"]["ann"].as_str().unwrap().len(), 20);
     look(
         &lab,
         &disk,
@@ -321,7 +321,7 @@ fn sealing_killed_at_any_moment_leaves_the_disk_as_it_was_or_sealed() {
         let sealed = std::fs::read_dir(lab.path())
             .unwrap()
             .flatten()
-            .any(|entry| entry.file_name().to_string_lossy().ends_with("cowhand-sealed"));
+            .any(|entry| entry.file_name().to_string_lossy().ends_with("cowhand-seal.json"));
         match survived || sealed {
             // The next command finishes it.
             true => look(&lab, &disk, &check_planted()),
@@ -374,3 +374,106 @@ const CHECK_SEALED: &str =
     "[ -e /etc/machine-id ] && [ ! -s /etc/machine-id ] && [ ! -e /root/.bash_history ] || say not sealed";
 const CHECK_UNTOUCHED: &str =
     "[ -s /etc/machine-id ] && [ -s /root/.bash_history ] && [ ! -e /usr/lib/cowhand ] || say half sealed";
+
+/// As a `seal` leaves it that was killed when all of it had worked: overlays with a file "done" in them, and the orders.
+fn cut_short(lab: &Lab, disks: &[&str], inode_of: impl Fn(&str) -> u64) {
+    use std::os::unix::fs::MetadataExt;
+    let beside =
+        |disk: &str, ending: &str| lab.path().join(format!(".{}.cowhand-{ending}", disk.rsplit('/').next().unwrap()));
+    let stamps: Vec<Value> = disks
+        .iter()
+        .map(|disk| {
+            let about = std::fs::metadata(disk).unwrap();
+            serde_json::json!({"path": disk, "format": "qcow2", "device": about.dev(), "inode": inode_of(disk), "bytes": about.len(),
+                "modified": [about.mtime(), about.mtime_nsec()]})
+        })
+        .collect();
+    let order = serde_json::json!({"id": "00000000-0000-4000-8000-000000000001", "started": false, "disks": stamps});
+    for disk in disks {
+        let overlay = beside(disk, "sealing");
+        qemu_img(&["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", disk, overlay.to_str().unwrap()]);
+        let written =
+            Command::new("qemu-io").args(["-f", "qcow2", "-c", "write -P 7 0 512"]).arg(&overlay).output().unwrap();
+        assert!(written.status.success(), "{written:?}");
+        std::fs::write(beside(disk, "seal.json"), order.to_string()).unwrap();
+    }
+}
+
+fn first_byte(disk: &str) -> u8 {
+    let output = Command::new("qemu-io").args(["-f", "qcow2", "-c", "read -v 0 16", disk]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    u8::from_str_radix(text.split_whitespace().nth(1).unwrap(), 16).unwrap()
+}
+
+#[test]
+fn an_earlier_seal_is_carried_on_into_all_of_its_disks_and_into_no_others() {
+    use std::os::unix::fs::MetadataExt;
+    let lab = lab();
+    let (one, two) = (disk(&lab, "whole"), disk(&lab, "mbr"));
+    let inode = |disk: &str| std::fs::metadata(disk).unwrap().ino();
+    cut_short(&lab, &[&one, &two], |disk| inode(disk) + u64::from(disk == two));
+    let refused = lab.run(&["seal", &two]).fails(5, &["mbr.qcow2 was cut short", "rm "]);
+    assert!(refused.err.contains("to forget"), "{refused:?}");
+    assert_ne!((first_byte(&one), first_byte(&two)), (7, 7));
+    cut_short(&lab, &[&one, &two], inode);
+    lab.run(&["seal", &two, "--dry-run"]).fails(5, &["cut short"]);
+    // Whatever becomes of this one: the earlier one comes first, and has both disks.
+    lab.run(&["seal", &two, "--operations", "nonsense"]).fails(2, &[]);
+    assert_ne!(first_byte(&one), 7);
+    lab.run(&["seal", &two]);
+    assert_eq!((first_byte(&one), first_byte(&two)), (7, 7));
+    assert!(
+        !std::fs::read_dir(lab.path())
+            .unwrap()
+            .flatten()
+            .any(|entry| entry.file_name().to_string_lossy().contains("cowhand-"))
+    );
+}
+
+#[test]
+fn hostile_trees_get_nowhere() {
+    let lab = lab();
+    let disk = disk(&lab, "gpt");
+    let setup = "echo '/dev/sda3 /../modules ext4 defaults 0 0' >> /etc/fstab; mv /home/ann/.ssh /home/ann/ssh; ln -s /etc /home/ann/.ssh; \
+                 rm /var/lib/dbus/machine-id; mv /etc/machine-id /var/lib/dbus/machine-id; ln -s /var/lib/dbus/machine-id /etc/machine-id; \
+                 printf 'caf\\351 key\\n' > /root/.ssh/authorized_keys; sleep 1000 &";
+    lab.ok(&["seal", &disk, "--operations", "customize", "--run-command", setup]);
+    let key = "root:string:ssh-ed25519 AAAAC3Nza me@here";
+    lab.run(&["seal", &disk, "--ssh-inject", &key.replace("root", "ann")]).fails(5, &["/home/ann/.ssh is a link"]);
+    let sealed = lab.json(&["seal", &disk, "--operations", "defaults,ssh-authorized-keys", "--ssh-inject", key]);
+    assert_eq!(sealed["mounts"], serde_json::json!(["vda2 on / (ext4)", "vda3 on /home (ext4)"]));
+    look(
+        &lab,
+        &disk,
+        "[ -e /etc/machine-id ] && [ ! -s /etc/machine-id ] || say machine-id: $(cat /etc/machine-id)\n\
+         [ \"$(cat /root/.ssh/authorized_keys)\" = 'ssh-ed25519 AAAAC3Nza me@here' ] || say keys: $(cat /root/.ssh/authorized_keys)",
+    );
+    // What is not UTF-8 is not lost, either.
+    lab.ok(&[
+        "seal",
+        &disk,
+        "--operations",
+        "customize",
+        "--run-command",
+        "printf 'caf\\351 key\\n' > /root/.ssh/authorized_keys",
+    ]);
+    lab.ok(&["seal", &disk, "--operations", "customize", "--ssh-inject", key]);
+    look(&lab, &disk, "[ $(wc -l < /root/.ssh/authorized_keys) = 2 ] || say keys: $(cat /root/.ssh/authorized_keys)");
+}
+
+#[test]
+fn a_full_file_system_is_an_error_and_changes_nothing() {
+    let lab = lab();
+    let Some(small) = crate::lab::SmallDisk::new("a_full_file_system_is_an_error_and_changes_nothing", 12) else {
+        return;
+    };
+    let disk = small.path().join("whole.qcow2");
+    std::fs::copy(PathBuf::from(guest("layouts").disk()).join("whole.qcow2"), &disk).unwrap();
+    let before = std::fs::read(&disk).unwrap();
+    let big = lab.path().join("big");
+    std::fs::write(&big, vec![1; 20 << 20]).unwrap();
+    let done = lab.run(&["seal", disk.to_str().unwrap(), "--upload", &format!("{}:/opt/", big.display())]);
+    assert_ne!(done.code, 0, "{done:?}");
+    assert!(std::fs::read(&disk).unwrap() == before);
+    assert_eq!(std::fs::read_dir(small.path()).unwrap().count(), 1, "something was left behind");
+}

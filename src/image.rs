@@ -13,7 +13,7 @@ use crate::sys::image_lock;
 use crate::vm::{list, open, status};
 
 /// The format of a file: as said, else as its first bytes announce.
-pub(crate) fn format_of(path: &Path, said: Option<Format>) -> Result<Format> {
+fn format_of(path: &Path, said: Option<Format>) -> Result<Format> {
     let about = path.metadata().on("read", path)?;
     if about.is_dir() {
         return Err(Error::refused(format!("{} is a directory, not an image", path.display())));

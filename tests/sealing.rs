@@ -10,7 +10,7 @@ fn work(work: &Work) -> String {
         Work::Empty(path) => format!("empties `{path}`"),
         Work::Rewrite(path, _) => format!("resets `{path}`"),
         Work::DropLines(path, words) => format!("lines with {} in `{path}`", words.join(", ")),
-        Work::Special(special) => format!("*{special:?}*"),
+        Work::Special(special) => special.places().to_owned(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Booting the appliance with a guest's disks, giving it its job and hearing what comes of it. It ends with us, however we end.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Child;
@@ -250,7 +250,8 @@ fn argv(machine: &Machine<'_>, boot: &Boot<'_>) -> Vec<String> {
         for node in &drive.nodes {
             option("-blockdev", node.to_string());
         }
-        let device = json!({"driver": "virtio-blk-pci", "drive": drive.top, "serial": drive.target, "discard": true});
+        // A full disk is an error for the appliance to see, and not a reason to stand still.
+        let device = json!({"driver": "virtio-blk-pci", "drive": drive.top, "serial": drive.target, "discard": true, "werror": "report", "rerror": "report"});
         option("-device", device.to_string());
     }
     if let Some(payload) = boot.payload {
@@ -273,15 +274,16 @@ fn argv(machine: &Machine<'_>, boot: &Boot<'_>) -> Vec<String> {
 /// The files a job carries along, one behind the other in one image; each is addressed by its place.
 #[derive(Debug)]
 pub struct Payload {
-    file: tempfile::NamedTempFile,
+    file: File,
     length: u64,
 }
 
 impl Payload {
     /// An empty one.
     pub fn new() -> Result<Self> {
-        let file = tempfile::NamedTempFile::new()
-            .map_err(|source| Error::failed("cannot make a temporary file").because(source))?;
+        // It has no name: it goes when we go, however that is.
+        let file =
+            tempfile::tempfile().map_err(|source| Error::failed("cannot make a temporary file").because(source))?;
         Ok(Self { file, length: 0 })
     }
 
@@ -289,7 +291,7 @@ impl Payload {
     pub fn add(&mut self, path: &Path) -> Result<(u64, u64)> {
         let mut from = File::open(path).on("read", path)?;
         let at = self.length;
-        let copied = std::io::copy(&mut from, self.file.as_file_mut()).on("copy", path)?;
+        let copied = std::io::copy(&mut from, &mut self.file).on("copy", path)?;
         self.length += copied;
         Ok((at, copied))
     }
@@ -300,8 +302,8 @@ impl Payload {
             return Ok(None);
         }
         let whole = self.length.next_multiple_of(512);
-        self.file.as_file().set_len(whole).on("write", self.file.path())?;
-        self.file.flush().on("write", self.file.path())?;
-        Ok(Some(self.file.path().to_owned()))
+        let path = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd()));
+        self.file.set_len(whole).on("write", &path)?;
+        Ok(Some(path))
     }
 }

@@ -6,10 +6,11 @@ use serde_json::{Value, json};
 use super::App;
 use crate::appliance::boot::Payload;
 use crate::appliance::kernel::Wanted;
-use crate::error::{Error, IoContext, Result};
+use crate::error::{Error, IoContext, Kind, Result};
 use crate::image::Target;
-use crate::model::Format;
-use crate::template::seal::customise::{self, Wishes};
+use crate::model::Format as ImageFormat;
+use crate::output::Format;
+use crate::template::seal::customise::{self, Customisation, Given, MadeUp, Wishes};
 use crate::template::seal::operations::{self, OPERATIONS};
 use crate::template::seal::vm::Sealing;
 use crate::template::seal::{How, Plan, Report, file};
@@ -25,7 +26,7 @@ pub struct Seal {
     disks: Vec<PathBuf>,
     /// Their format, where the name or header does not tell
     #[arg(short = 'f', long = "from-format", value_name = "FORMAT")]
-    from: Option<Format>,
+    from: Option<ImageFormat>,
     /// Leave the disk as it is; the sealed one goes into this new file
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -46,14 +47,15 @@ impl Seal {
         let (sealing, passwords) = self.options.sealing(&mut payload)?;
         let out = self.out.map(|path| Target { path, format: None, force: self.force });
         let dry_run = self.options.dry_run;
-        let (report, written) =
-            file::seal(&app.context, &self.disks, self.from, out.as_ref(), dry_run, &sealing).await?;
+        let (report, written) = file::seal(&app.context, &self.disks, self.from, out.as_ref(), dry_run, &sealing)
+            .await
+            .map_err(|error| not_lost(error, &passwords))?;
         let what: Vec<String> = self.disks.iter().map(|path| path.display().to_string()).collect();
-        let mut text = text(&what.join(", "), &report, dry_run);
-        if let Some(written) = &written {
-            text.push_str(&format!("\n  into {}", written.path.display()));
-        }
-        tell(app, &text, &self::json(&report, dry_run), &passwords);
+        let what = match &written {
+            Some(written) => format!("{} (from {})", written.path.display(), what.join(", ")),
+            None => what.join(", "),
+        };
+        tell(app, &text(&what, &report, dry_run), &self::json(&report, dry_run), &passwords);
         Ok(())
     }
 }
@@ -100,23 +102,30 @@ pub struct SealOptions {
 
 impl SealOptions {
     /// What was asked for, and passwords that were made up on the way.
-    pub fn sealing(&self, payload: &mut Payload) -> Result<(Sealing, Vec<String>)> {
+    pub fn sealing(&self, payload: &mut Payload) -> Result<(Sealing, Vec<MadeUp>)> {
         let mut operations = operations::select(self.operations.as_deref(), self.enable.as_deref())?;
         let options = self.customise.all()?;
         let home = etcetera::home_dir().ok();
         let wishes = Wishes::read(&options, payload, home.as_deref())?;
-        if !wishes.customisations.is_empty() && !operations.iter().any(|name| name == "customize") {
-            let wanted = |name: &&str| *name == "customize" || operations.iter().any(|other| other == name);
+        // What was asked for is done, whatever operations were picked; a first-boot script needs what runs it.
+        let scripts = wishes.wishes.iter().any(|wish| matches!(wish.what, Customisation::Firstboot { .. }));
+        if !wishes.wishes.is_empty() {
+            let needed = |name: &str| name == "customize" || (name == "first-boot" && scripts);
+            let wanted = |name: &&str| needed(name) || operations.iter().any(|other| other == name);
             operations = OPERATIONS.iter().map(|operation| operation.name).filter(wanted).map(str::to_owned).collect();
         }
         let kernel = Wanted { image: self.appliance_kernel.clone(), modules: self.appliance_modules.clone() };
-        let plan = Plan { operations, customisations: wishes.customisations };
+        let plan = Plan { operations, wishes: wishes.wishes };
         Ok((Sealing { plan, payload: payload.finish()?, network: self.network, kernel }, wishes.passwords))
     }
 
     /// Is anything asked for at all?
     pub fn is_anything(&self) -> bool {
-        self.operations.is_some() || self.enable.is_some() || self.dry_run || !self.customise.0.is_empty()
+        self.operations.is_some()
+            || self.enable.is_some()
+            || self.dry_run
+            || self.network
+            || !self.customise.0.is_empty()
     }
 }
 
@@ -129,11 +138,11 @@ const FROM_FILE: &str = "commands-from-file";
 
 impl Customise {
     /// All of them; those in files in the place of the option that names the file.
-    fn all(&self) -> Result<Vec<(String, String)>> {
+    fn all(&self) -> Result<Vec<Given>> {
         let mut all = Vec::new();
         for (name, value) in &self.0 {
             if name != FROM_FILE {
-                all.push((name.clone(), value.clone()));
+                all.push(Given { name: name.clone(), value: value.clone(), place: None });
                 continue;
             }
             let path = PathBuf::from(value);
@@ -149,9 +158,10 @@ impl Customise {
                         "{}, line {number}: there is no option {name:?}",
                         path.display()
                     ))
-                    .hint("see them: cowhand seal --help"));
+                    .hint("an option is a name, a blank and a value, without dashes; see them: cowhand seal --help"));
                 }
-                all.push((name.to_owned(), value.trim().to_owned()));
+                let place = Some(format!("{}, line {number}", path.display()));
+                all.push(Given { name: name.to_owned(), value: value.trim().to_owned(), place });
             }
         }
         Ok(all)
@@ -219,7 +229,8 @@ pub fn list(app: &App) {
 pub fn text(what: &str, report: &Report, dry_run: bool) -> String {
     let count: usize = report.operations.iter().map(|performed| performed.touched.len()).sum();
     let verb = if dry_run { "would seal" } else { "sealed" };
-    let mut text = format!("{verb} {what}: {}; {}; {count} paths", report.system, report.mounts.join(", "));
+    let paths = if count == 1 { "path" } else { "paths" };
+    let mut text = format!("{verb} {what}: {}; {}; {count} {paths}", report.system, report.mounts.join(", "));
     for performed in &report.operations {
         if !dry_run {
             text.push_str(&format!("\n  {:<24} {}", performed.name, performed.touched.len()));
@@ -253,13 +264,33 @@ pub fn json(report: &Report, dry_run: bool) -> Value {
     })
 }
 
-/// Prints a result, and passwords that nobody would know otherwise.
-pub fn tell(app: &App, text: &str, value: &Value, passwords: &[String]) {
-    let mut value = value.clone();
-    let mut text = text.to_owned();
-    if !passwords.is_empty() {
-        value["passwords"] = json!(passwords);
-        text.push_str(&format!("\npasswords, shown this once:\n  {}", passwords.join("\n  ")));
+/// Should it be carried on later, the passwords that were made up for it hold then.
+pub fn not_lost(error: Error, passwords: &[MadeUp]) -> Error {
+    match passwords {
+        [] => error,
+        _ if error.kind() == Kind::Usage || error.kind() == Kind::NotFound => error,
+        some => {
+            let words: Vec<String> = some.iter().map(|one| format!("{}: {}", one.user, one.password)).collect();
+            error.hint(format!("should it be completed later, the passwords are {}", words.join(", ")))
+        }
     }
-    app.printer.done(&text, &value);
+}
+
+/// Prints a result, and passwords that nobody would know otherwise.
+pub fn tell(app: &App, text: &str, value: &Value, passwords: &[MadeUp]) {
+    let mut value = value.clone();
+    let words: Vec<String> = passwords.iter().map(|one| format!("{}: {}", one.user, one.password)).collect();
+    for one in passwords {
+        value["passwords"][&one.user] = one.password.as_str().into();
+    }
+    // Whoever wants no words still wants what he asked for.
+    let asked = value["dry_run"] == true || value["seal"]["dry_run"] == true;
+    match (app.printer.format, app.printer.quiet && !asked) {
+        (Format::Table, true) => app.printer.text(&words.join("\n")),
+        (Format::Table, false) if words.is_empty() => app.printer.result(text, &value),
+        (Format::Table, false) => {
+            app.printer.result(&format!("{text}\npasswords, shown this once:\n  {}", words.join("\n  ")), &value);
+        }
+        (Format::Json, _) => app.printer.result(text, &value),
+    }
 }

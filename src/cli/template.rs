@@ -90,7 +90,9 @@ impl Create {
             (_, true) => How::SealedItself,
             _ => How::Seal(&sealing, dry_run),
         };
-        let frozen = freeze::freeze(&app.context, &self.vm, name, how).await?;
+        let frozen = freeze::freeze(&app.context, &self.vm, name, how)
+            .await
+            .map_err(|error| seal::not_lost(error, &passwords))?;
         let name = name.unwrap_or(&self.vm);
         let mut value = value!({"name": name, "sealed": !self.no_seal});
         let mut text = String::new();

@@ -145,6 +145,9 @@ fn work(host: &mut Host, job: &Job) -> Result<Report> {
     system.mount_all(host)?;
     let mut report = Report { system: system.name.clone(), mounts: system.mounts(), operations: Vec::new() };
     devices::open_payload()?;
+    if job.network {
+        modules::load("network")?;
+    }
     let outside = system.enter()?;
     let performed = perform::all(host, job, &system);
     outside.back()?;
@@ -152,7 +155,7 @@ fn work(host: &mut Host, job: &Job) -> Result<Report> {
     report.operations = operations;
     system.leave()?;
     uuids.carry_out()?;
-    if !job.dry_run && job.plan.operations.iter().any(|name| name == "lvm-uuids") {
+    if !job.dry_run && !system.boots_from_lvm && job.plan.operations.iter().any(|name| name == "lvm-uuids") {
         lvm::new_uuids()?;
     }
     Ok(report)

@@ -11,20 +11,19 @@ use super::uuids::{self, Changes};
 use crate::appliance::protocol::{Event, Job};
 use crate::error::Result;
 use crate::template::seal::Performed;
-use crate::template::seal::customise::Customisation;
+use crate::template::seal::customise::Wish;
 use crate::template::seal::operations::{self, Special, Work};
 
 /// All of it, inside the guest's tree.
 pub fn all(host: &mut Host, job: &Job, system: &System) -> Result<(Vec<Performed>, Changes)> {
     let mut tree = Tree::new(job.dry_run);
-    let (late, early): (Vec<&Customisation>, Vec<&Customisation>) =
-        job.plan.customisations.iter().partition(|customisation| customisation.is_late());
+    let (late, early): (Vec<&Wish>, Vec<&Wish>) = job.plan.wishes.iter().partition(|wish| wish.what.is_late());
     // What programs leave behind is taken out with the rest.
     let surroundings = match job.plan.runs_programs() && !job.dry_run {
         true => Some(Surroundings::make(host, job.network)?),
         false => None,
     };
-    let put = early.into_iter().try_for_each(|customisation| put::one(host, &mut tree, customisation));
+    let put = early.into_iter().try_for_each(|wish| put::one(host, &mut tree, wish));
     if let Some(surroundings) = surroundings {
         surroundings.remove()?;
     }
@@ -36,7 +35,8 @@ pub fn all(host: &mut Host, job: &Job, system: &System) -> Result<(Vec<Performed
         tree.begin(name);
         for work in operations::find(name)?.work {
             if *work == Work::Special(Special::Customise) {
-                late.iter().try_for_each(|customisation| put::one(host, &mut tree, customisation))?;
+                tree.remove_doomed()?;
+                late.iter().try_for_each(|wish| put::one(host, &mut tree, wish))?;
                 tree.begin(name);
             } else if *work == Work::Special(Special::FilesystemUuids) {
                 changes = uuids::prepare(host, &mut tree, system)?;

@@ -1,7 +1,10 @@
 //! Running programs inside the appliance: our own few, and those of the guest's tree.
 
 use std::io::Read;
+use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::Host;
 use crate::appliance::protocol::Event;
@@ -48,10 +51,28 @@ pub fn in_tree(host: &mut Host, what: &str, program: &str, args: &[&str]) -> Res
     // Ours would keep the pipe open.
     drop(command);
     let mut buffer = [0; 4096];
-    while let Ok(length @ 1..) = reader.read(&mut buffer) {
-        host.tell(&Event::Output { text: String::from_utf8_lossy(&buffer[..length]).into_owned() })?;
+    let mut ended = None;
+    loop {
+        // What it has left in the background keeps the pipe open, and is not waited for.
+        let mut waiting = [PollFd::new(reader.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut waiting, PollTimeout::from(100u8)).unwrap_or(0) > 0 {
+            match reader.read(&mut buffer) {
+                Ok(length @ 1..) => {
+                    host.tell(&Event::Output { text: String::from_utf8_lossy(&buffer[..length]).into_owned() })?;
+                }
+                _ => break,
+            }
+        } else if ended.is_some() {
+            break;
+        }
+        ended = ended.or(child.try_wait().map_err(cannot)?);
     }
-    let status = child.wait().map_err(cannot)?;
+    let status = match ended {
+        Some(status) => status,
+        None => child.wait().map_err(cannot)?,
+    };
+    // Process 1 means everybody else.
+    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(-1), nix::sys::signal::Signal::SIGKILL);
     if status.success() {
         return Ok(());
     }

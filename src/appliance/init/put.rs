@@ -11,15 +11,14 @@ use super::program::in_tree;
 use super::tree::Tree;
 use crate::error::{Error, IoContext, Result};
 use crate::template::seal::How;
-use crate::template::seal::customise::{Blob, Customisation as C};
+use crate::template::seal::customise::{Blob, Customisation as C, Wish};
 use crate::template::seal::firstboot;
 
 /// One of them.
-pub fn one(host: &mut Host, tree: &mut Tree, customisation: &C) -> Result<()> {
-    tree.begin(customisation.option());
-    let option = customisation.option();
-    apply(host, tree, customisation).map_err(|error| {
-        let named = Error::new(error.kind(), format!("--{option}: {}", error.full_message()));
+pub fn one(host: &mut Host, tree: &mut Tree, wish: &Wish) -> Result<()> {
+    tree.begin(&wish.label);
+    apply(host, tree, &wish.what).map_err(|error| {
+        let named = Error::new(error.kind(), format!("{}: {}", wish.label, error.full_message()));
         error.hints().iter().cloned().fold(named, Error::hint)
     })
 }
@@ -27,7 +26,11 @@ pub fn one(host: &mut Host, tree: &mut Tree, customisation: &C) -> Result<()> {
 fn apply(host: &mut Host, tree: &mut Tree, customisation: &C) -> Result<()> {
     match customisation {
         C::AppendLine { path, line } => {
-            let path = there(path)?;
+            let path = there(tree, path)?;
+            if !path.exists() {
+                tree.touch(&path, How::Changed);
+                return Ok(());
+            }
             let mut text = std::fs::read(&path).on("read", &path)?;
             if !text.is_empty() && !text.ends_with(b"\n") {
                 text.push(b'\n');
@@ -35,20 +38,24 @@ fn apply(host: &mut Host, tree: &mut Tree, customisation: &C) -> Result<()> {
             text.extend_from_slice(format!("{line}\n").as_bytes());
             tree.rewrite(&path, &text)
         }
-        C::Chmod { path, mode } => changed(tree, &there(path)?, |path| {
+        C::Chmod { path, mode } => changed(tree, &there(tree, path)?, |path| {
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(*mode)).on("set the mode of", path)
         }),
         C::Chown { path, user, group } => {
             let (user, group) = (number("/etc/passwd", user)?, number("/etc/group", group)?);
-            changed(tree, &there(path)?, |path| {
+            changed(tree, &there(tree, path)?, |path| {
                 std::os::unix::fs::lchown(path, Some(user), Some(group)).on("set the owner of", path)
             })
         }
         C::Delete { glob } => tree.glob(glob)?.iter().try_for_each(|path| tree.remove_now(path)),
-        C::Edit { path, expression } => edit(host, tree, &there(path)?, expression),
+        C::Edit { path, expression } => edit(host, tree, &there(tree, path)?, expression),
         C::Firstboot { name, script } => {
-            let path = Path::new(firstboot::SCRIPTS).join(name);
             let content = content(script)?;
+            // What an earlier sealing has put there stays.
+            let numbered =
+                |n: u32| Path::new(firstboot::SCRIPTS).join(if n == 1 { name.clone() } else { format!("{name}-{n}") });
+            let is_other = |path: &PathBuf| !std::fs::read(path).is_ok_and(|old| old != content);
+            let path = (1..).map(numbered).find(is_other).unwrap_or_else(|| numbered(1));
             tree.write(&path, &content, 0o755)
         }
         C::Hostname { name } => hostname(tree, name),
@@ -60,7 +67,7 @@ fn apply(host: &mut Host, tree: &mut Tree, customisation: &C) -> Result<()> {
         C::Mkdir { path } => mkdir(tree, Path::new(path)),
         C::Motd { text } => tree.write(Path::new("/etc/motd"), format!("{}\n", text.trim_end()).as_bytes(), 0o644),
         C::Move { from, to } => {
-            let from = there(from)?;
+            let from = there(tree, from)?;
             let to = into(Path::new(to), from.file_name().unwrap_or_default().to_string_lossy().as_ref());
             tree.touch(&from, How::Removed);
             tree.touch(&to, How::Created);
@@ -91,16 +98,17 @@ fn apply(host: &mut Host, tree: &mut Tree, customisation: &C) -> Result<()> {
                 }),
             }
         }
-        C::Truncate { path } => tree.empty(&there(path)?),
+        C::Truncate { path } => tree.empty(&there(tree, path)?),
         C::Upload { path, name, mode, content: blob } => upload(tree, &into(Path::new(path), name), *mode, blob),
     }
 }
 
-/// A path that has to be there.
-fn there(path: &str) -> Result<PathBuf> {
+/// A path that has to be there; in a dry run, one that would be by then.
+fn there(tree: &Tree, path: &str) -> Result<PathBuf> {
     let path = PathBuf::from(path);
     match path.symlink_metadata() {
         Ok(_) => Ok(path),
+        Err(_) if tree.would_be_there(&path) => Ok(path),
         Err(_) => Err(Error::not_found(format!("the guest has no {}", path.display()))),
     }
 }
@@ -212,16 +220,22 @@ fn ssh_inject(tree: &mut Tree, user: &str, key: &str) -> Result<()> {
     let (uid, gid) = (uid.parse().unwrap_or(0), gid.parse().unwrap_or(0));
     let directory = Path::new(home).join(".ssh");
     let path = directory.join("authorized_keys");
-    let mut text = std::fs::read_to_string(&path).unwrap_or_default();
-    if text.lines().any(|line| line.trim() == key) {
+    if let Some(link) = [&directory, &path].into_iter().find(|path| path.is_symlink()) {
+        return Err(Error::refused(format!("the guest's {} is a link, which is not followed", link.display())));
+    }
+    let mut text = match std::fs::read(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        other => other.on("read the guest's", &path)?,
+    };
+    if text.split(|byte| *byte == b'\n').any(|line| line.trim_ascii() == key.as_bytes()) {
         return Ok(());
     }
-    if !text.is_empty() && !text.ends_with('\n') {
-        text.push('\n');
+    if !text.is_empty() && !text.ends_with(b"\n") {
+        text.push(b'\n');
     }
-    text.push_str(&format!("{key}\n"));
+    text.extend_from_slice(format!("{key}\n").as_bytes());
     let is_new = !directory.exists();
-    tree.write(&path, text.as_bytes(), 0o600)?;
+    tree.write(&path, &text, 0o600)?;
     if tree.dry_run {
         return Ok(());
     }

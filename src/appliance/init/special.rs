@@ -27,7 +27,7 @@ pub fn one(host: &mut Host, tree: &mut Tree, special: Special, place: &Place<'_>
         Special::NmConnections => nm_connections(tree),
         Special::SshUserDirectories => ssh_user_directories(tree),
         Special::UserAccounts => user_accounts(tree),
-        Special::LvmUuids => lvm_uuids(tree, place.system),
+        Special::LvmUuids => lvm_uuids(host, tree, place.system),
         Special::MachineId => machine_id(tree),
         Special::Hostname => hostname(tree, place.plan),
         Special::EspRandomSeed => esp_random_seed(tree),
@@ -67,7 +67,7 @@ fn nm_connections(tree: &mut Tree) -> Result<()> {
 }
 
 fn ssh_user_directories(tree: &mut Tree) -> Result<()> {
-    let kept = ["authorized_keys", "authorized_keys2", "config", "rc", "environment"];
+    let kept = ["authorized_keys", "authorized_keys2", "authorized_keys.d", "config", "config.d", "rc", "environment"];
     for path in tree.glob("~/.ssh/*")? {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if !kept.contains(&name.as_str()) {
@@ -117,7 +117,10 @@ fn user_accounts(tree: &mut Tree) -> Result<()> {
     Ok(())
 }
 
-fn lvm_uuids(tree: &mut Tree, system: &System) -> Result<()> {
+fn lvm_uuids(host: &mut Host, tree: &mut Tree, system: &System) -> Result<()> {
+    if system.boots_from_lvm {
+        return host.warn("lvm-uuids: /boot is on LVM, and GRUB knows the volume group by its UUID: it keeps it");
+    }
     // Done when the tree is not mounted any more; here it is only said.
     for group in &system.volume_groups {
         tree.touch(&PathBuf::from(format!("/dev/{group}")), How::Changed);
@@ -129,11 +132,13 @@ fn lvm_uuids(tree: &mut Tree, system: &System) -> Result<()> {
 /// (`machine-id(5)`); `uninitialized` is what an image says that wants one, and stays.
 fn machine_id(tree: &mut Tree) -> Result<()> {
     let id = Path::new("/etc/machine-id");
+    let dbus = Path::new("/var/lib/dbus/machine-id");
+    // Some have the one as a link to the other.
+    let is_one = id.canonicalize().is_ok_and(|id| dbus.canonicalize().is_ok_and(|dbus| id == dbus));
     if std::fs::read_to_string(id).is_ok_and(|text| text.trim() != "uninitialized") {
         tree.empty(id)?;
     }
-    let dbus = Path::new("/var/lib/dbus/machine-id");
-    if dbus.symlink_metadata().is_ok_and(|about| about.is_file()) {
+    if !is_one && dbus.symlink_metadata().is_ok_and(|about| about.is_file()) {
         match id.exists() {
             true => tree.link("/etc/machine-id", dbus)?,
             false => tree.remove_now(dbus)?,
@@ -143,7 +148,7 @@ fn machine_id(tree: &mut Tree) -> Result<()> {
 }
 
 fn hostname(tree: &mut Tree, plan: &Plan) -> Result<()> {
-    if plan.customisations.iter().any(|customisation| matches!(customisation, Customisation::Hostname { .. })) {
+    if plan.wishes.iter().any(|wish| matches!(wish.what, Customisation::Hostname { .. })) {
         return Ok(());
     }
     let path = Path::new("/etc/hostname");
@@ -170,8 +175,7 @@ fn esp_random_seed(tree: &mut Tree) -> Result<()> {
 
 fn first_boot(host: &mut Host, tree: &mut Tree, place: &Place<'_>) -> Result<()> {
     let systemd = ["/usr/lib/systemd/systemd", "/lib/systemd/systemd"].iter().any(|path| Path::new(path).exists());
-    let scripts =
-        place.plan.customisations.iter().any(|customisation| matches!(customisation, Customisation::Firstboot { .. }));
+    let scripts = place.plan.wishes.iter().any(|wish| matches!(wish.what, Customisation::Firstboot { .. }));
     if !systemd {
         if scripts || Path::new("/etc/ssh/sshd_config").exists() {
             host.warn(format!(

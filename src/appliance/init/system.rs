@@ -20,6 +20,8 @@ const SUBVOLUMES: [&str; 5] = ["", "@", "root", "@rootfs", "@/.snapshots/1/snaps
 pub struct System {
     /// Its own words for itself.
     pub name: String,
+    /// What GRUB reads is on a logical volume.
+    pub boots_from_lvm: bool,
     /// The volume groups of LVM's.
     pub volume_groups: Vec<String>,
     devices: Vec<Device>,
@@ -35,6 +37,7 @@ struct Root {
 }
 
 struct Mounted {
+    name: String,
     device: String,
     place: PathBuf,
     what: String,
@@ -80,7 +83,7 @@ pub fn find(host: &mut Host, disks: &[Device]) -> Result<System> {
     match roots.len() {
         1 => {
             let (root, name) = roots.remove(0);
-            Ok(System { name, volume_groups, devices, root, mounted: Vec::new() })
+            Ok(System { name, boots_from_lvm: false, volume_groups, devices, root, mounted: Vec::new() })
         }
         0 => Err(damaged.unwrap_or_else(|| nothing(&devices))),
         _ => {
@@ -142,6 +145,19 @@ fn look() -> Option<String> {
     }
     let old = [("etc/redhat-release", "Red Hat"), ("etc/debian_version", "Debian"), ("etc/alpine-release", "Alpine")];
     old.iter().find_map(|(file, name)| Some(format!("{name} ({})", read(file)?.lines().next().unwrap_or_default())))
+}
+
+/// A directory of the guest's tree, wherever its links lead, and never outside of it.
+fn inside(place: &str) -> Option<PathBuf> {
+    use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+    use std::os::fd::AsRawFd;
+    let root = openat(CWD, ROOT, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).ok()?;
+    let relative = place.trim_start_matches('/');
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    let found =
+        openat2(&root, relative, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS).ok()?;
+    let path = std::fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd())).ok()?;
+    (path.starts_with(ROOT) && path != Path::new(ROOT)).then_some(path)
 }
 
 fn subvolume_option(subvolume: &str) -> String {
@@ -214,15 +230,17 @@ impl System {
                 }
                 continue;
             };
-            let place = format!("{ROOT}{}", entry.place);
-            if !Path::new(&place).is_dir() {
-                continue;
-            }
+            let Some(place) = inside(&entry.place) else { continue };
             let subvolume =
                 ["subvol", "subvolid"].iter().find_map(|name| Some(format!("{name}={}", entry.option(name)?)));
-            attach(&device, &place, &subvolume.unwrap_or_default())?;
-            self.note(&entry.place, &device);
+            attach(&device, &place.to_string_lossy(), &subvolume.unwrap_or_default())?;
+            self.note_at(place.clone(), &entry.place, &device);
         }
+        let boot = self.mounted.iter().rfind(|mounted| ["/", "/boot"].contains(&mounted.name.as_str()));
+        let is_volume = |mounted: &Mounted| {
+            self.devices.iter().any(|device| device.path == mounted.device && device.disk.is_none())
+        };
+        self.boots_from_lvm = boot.is_some_and(is_volume);
         self.mount_esp()
     }
 
@@ -245,13 +263,13 @@ impl System {
     }
 
     fn note(&mut self, place: &str, device: &Device) {
+        self.note_at(PathBuf::from(format!("{ROOT}{place}")), place, device);
+    }
+
+    fn note_at(&mut self, at: PathBuf, place: &str, device: &Device) {
         let kind = device.content.as_ref().map_or("", |block| block.kind.name());
         let what = format!("{} on {place} ({kind})", device.name);
-        self.mounted.push(Mounted {
-            device: device.path.clone(),
-            place: PathBuf::from(format!("{ROOT}{place}")),
-            what,
-        });
+        self.mounted.push(Mounted { name: place.to_owned(), device: device.path.clone(), place: at, what });
     }
 
     /// The file systems that are mounted, each once.
@@ -276,6 +294,15 @@ impl System {
     /// Takes everything off again, which writes it.
     pub fn leave(&mut self) -> Result<()> {
         rustix::fs::sync();
+        for mounted in &self.mounted {
+            // A disk that is full, or broken, shows here.
+            let root = File::open(&mounted.place).on("open", &mounted.place)?;
+            rustix::fs::syncfs(&root).map_err(|errno| {
+                Error::failed(format!("{} cannot be written", mounted.what))
+                    .because(std::io::Error::from(errno))
+                    .hint("is there room where the disk lies? Nothing was changed")
+            })?;
+        }
         for mounted in self.mounted.iter().rev() {
             unmount(&mounted.place, UnmountFlags::empty()).on("unmount", &mounted.place)?;
         }
@@ -332,9 +359,13 @@ impl Surroundings {
         let place = "/etc/resolv.conf";
         if let Ok(target) = std::fs::read_link(place) {
             let target = Path::new("/etc").join(target);
-            let _ = target.parent().map(std::fs::create_dir_all);
-            // On the tmpfs, or a link that leads nowhere.
-            let _ = std::fs::write(&target, "nameserver 10.0.2.3\n");
+            if target.starts_with("/run") || target.starts_with("/etc/../run") {
+                let _ = target.parent().map(std::fs::create_dir_all);
+                let _ = std::fs::write(&target, "nameserver 10.0.2.3\n");
+            } else if target.exists() {
+                mount_bind(ours, &target).on("mount", &target)?;
+                self.places.push(place);
+            }
         } else if Path::new(place).exists() {
             mount_bind(ours, place).on("mount", Path::new(place))?;
             self.places.push(place);

@@ -27,17 +27,26 @@ impl Tree {
 
     /// From here on, what is touched belongs to the operation `name`.
     pub fn begin(&mut self, name: &str) {
-        self.performed.push(Performed { name: name.to_owned(), touched: Vec::new() });
+        // An option may stand for several things, one after the other.
+        if self.performed.last().is_none_or(|last| last.name != name) {
+            self.performed.push(Performed { name: name.to_owned(), touched: Vec::new() });
+        }
     }
 
     /// Removes what has to go. What was touched, without operations that found nothing to do.
     pub fn finish(mut self) -> Result<Vec<Performed>> {
+        self.remove_doomed()?;
+        Ok(self.performed.into_iter().filter(|performed| !performed.touched.is_empty()).collect())
+    }
+
+    /// Removes what has to go by now, so that what is written afterwards stays.
+    pub fn remove_doomed(&mut self) -> Result<()> {
+        if self.dry_run {
+            return Ok(());
+        }
         // What was overwritten has to be on the disk before it is freed: a discard does not reach parts of the image's clusters.
         rustix::fs::sync();
-        for path in std::mem::take(&mut self.doomed) {
-            unlink(&path)?;
-        }
-        Ok(self.performed.into_iter().filter(|performed| !performed.touched.is_empty()).collect())
+        std::mem::take(&mut self.doomed).iter().try_for_each(|path| unlink(path))
     }
 
     /// Notes that something happens to a path.
@@ -50,8 +59,21 @@ impl Tree {
         }
     }
 
-    /// What a glob matches; `~` is everybody's home.
+    /// In a dry run: is it, or what it is in, something that would have been made by now?
+    pub fn would_be_there(&self, path: &Path) -> bool {
+        let made = |touched: &Touched| touched.how == How::Created && path.starts_with(&touched.path);
+        self.dry_run && self.performed.iter().flat_map(|performed| &performed.touched).any(made)
+    }
+
+    /// What a glob matches; `~` is everybody's home, in which links to elsewhere are not followed: their owners make them as they please.
     pub fn glob(&self, pattern: &str) -> Result<Vec<PathBuf>> {
+        let is_a_users = pattern.starts_with('~');
+        let strays = |path: &Path| {
+            let home = self.homes.iter().find(|home| path.starts_with(home));
+            let between =
+                path.ancestors().skip(1).take_while(|parent| home.is_some_and(|home| *parent != home.as_path()));
+            is_a_users && between.into_iter().any(Path::is_symlink)
+        };
         let patterns = match pattern.strip_prefix('~') {
             Some(rest) => self
                 .homes
@@ -65,9 +87,8 @@ impl Tree {
             let paths = glob::glob(&pattern)
                 .map_err(|error| Error::usage(format!("{pattern:?} is no pattern for paths")).because(error))?;
             // What cannot be looked into is as good as not there; `.` and `..` are nobody's files.
-            found.extend(
-                paths.flatten().filter(|path| !matches!(path.to_string_lossy().rsplit('/').next(), Some("." | ".."))),
-            );
+            let is_real = |path: &PathBuf| !matches!(path.to_string_lossy().rsplit('/').next(), Some("." | ".."));
+            found.extend(paths.flatten().filter(|path| is_real(path) && !strays(path)));
         }
         Ok(found)
     }
@@ -125,7 +146,11 @@ impl Tree {
         if std::fs::read(path).is_ok_and(|old| old != content) {
             self.touch(path, How::Changed);
             if !self.dry_run {
-                let mut file = File::options().write(true).truncate(true).open(path).on("write", path)?;
+                // It may have held a secret.
+                wipe(path)?;
+                let mut file = File::options().write(true).open(path).on("write", path)?;
+                file.sync_data().on("write", path)?;
+                file.set_len(0).on("write", path)?;
                 file.write_all(content).on("write", path)?;
             }
         }
@@ -135,6 +160,10 @@ impl Tree {
     /// Writes a file, and the directories it is in.
     pub fn write(&mut self, path: &Path, content: &[u8], mode: u32) -> Result<()> {
         let there = path.exists();
+        let same = |about: std::fs::Metadata| about.mode() & 0o7777 == mode && about.len() == content.len() as u64;
+        if path.metadata().is_ok_and(same) && std::fs::read(path).is_ok_and(|old| old == content) {
+            return Ok(());
+        }
         self.touch(path, if there { How::Changed } else { How::Created });
         if self.dry_run {
             return Ok(());
@@ -194,12 +223,19 @@ impl Tree {
 
     /// Lets `edit` make another text of a file's, line by line; `None` drops the line.
     pub fn edit_lines(&mut self, path: &Path, mut edit: impl FnMut(&str) -> Option<String>) -> Result<()> {
-        let Ok(text) = std::fs::read_to_string(path) else { return Ok(()) };
-        let new: String = text.lines().filter_map(|line| edit(line).map(|line| format!("{line}\n"))).collect();
-        if new.trim_end() == text.trim_end() {
-            return Ok(());
+        let Ok(old) = std::fs::read(path) else { return Ok(()) };
+        let mut new = Vec::with_capacity(old.len());
+        for line in old.split_inclusive(|byte| *byte == b'\n') {
+            let bare = line.strip_suffix(b"\n").unwrap_or(line);
+            let text = String::from_utf8_lossy(bare);
+            match edit(&text) {
+                None => {}
+                // Whatever it is written in, what is not changed stays as it is.
+                Some(same) if same == text => new.extend_from_slice(line),
+                Some(other) => new.extend_from_slice(format!("{other}\n").as_bytes()),
+            }
         }
-        self.rewrite(path, new.as_bytes())
+        self.rewrite(path, &new)
     }
 }
 
@@ -218,7 +254,7 @@ fn unlink(path: &Path) -> Result<()> {
 
 /// Overwrites a file with zeros where it lies. Keys and the like are small; large files fill whole clusters of the image, which are discarded.
 fn wipe(path: &Path) -> Result<()> {
-    const SMALL: u64 = 1 << 20;
+    const SMALL: u64 = 16 << 20;
     let Ok(about) = path.symlink_metadata() else { return Ok(()) };
     if !about.is_file() || about.nlink() > 1 || about.len() > SMALL {
         return Ok(());

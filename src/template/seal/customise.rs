@@ -180,66 +180,97 @@ impl Customisation {
                 | Self::SshInject { .. }
         )
     }
+}
 
-    /// Its option, for reports.
-    pub fn option(&self) -> &'static str {
-        match self {
-            Self::AppendLine { .. } => "append-line",
-            Self::Chmod { .. } => "chmod",
-            Self::Chown { .. } => "chown",
-            Self::Delete { .. } => "delete",
-            Self::Edit { .. } => "edit",
-            Self::Firstboot { .. } => "firstboot",
-            Self::Hostname { .. } => "hostname",
-            Self::Install { .. } => "install",
-            Self::Link { .. } => "link",
-            Self::Mkdir { .. } => "mkdir",
-            Self::Motd { .. } => "motd",
-            Self::Move { .. } => "move",
-            Self::Password { .. } => "password",
-            Self::Run { .. } => "run",
-            Self::SelinuxRelabel => "selinux-relabel",
-            Self::SshInject { .. } => "ssh-inject",
-            Self::Timezone { .. } => "timezone",
-            Self::Touch { .. } => "touch",
-            Self::Truncate { .. } => "truncate",
-            Self::Uninstall { .. } => "uninstall",
-            Self::Update => "update",
-            Self::Upload { .. } => "upload",
-            Self::Symlink { .. } => "copy-in",
+/// An option as the user gave it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Given {
+    /// Its name, without dashes.
+    pub name: String,
+    /// Its value.
+    pub value: String,
+    /// The file and line it was read from, if it was.
+    pub place: Option<String>,
+}
+
+impl Given {
+    /// As the user would know it again; without what is secret.
+    fn label(&self) -> String {
+        let value = match self.name.as_str() {
+            "root-password" => "",
+            "password" => self.value.split(':').next().unwrap_or_default(),
+            _ => self.value.lines().next().unwrap_or_default(),
+        };
+        let short: String = value.chars().take(60).collect();
+        let more = if short.len() < value.len() { "…" } else { "" };
+        let label = format!("--{} {short}{more}", self.name);
+        match &self.place {
+            Some(place) => format!("{} ({place})", label.trim_end()),
+            None => label.trim_end().to_owned(),
         }
     }
+}
+
+/// Something to put in, and the option that asked for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wish {
+    /// The option, as the user knows it.
+    pub label: String,
+    /// What.
+    pub what: Customisation,
+}
+
+/// A password that was made up, to be shown once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MadeUp {
+    /// Whose.
+    pub user: String,
+    /// It.
+    pub password: String,
 }
 
 /// Everything the user asked for, with what is read from the host's files.
 #[derive(Debug, Default)]
 pub struct Wishes {
     /// In the order in which they are done.
-    pub customisations: Vec<Customisation>,
-    /// Passwords that were made up, as `USER: WORD`, to be shown once.
-    pub passwords: Vec<String>,
-    late: Vec<Customisation>,
-    last: Vec<Customisation>,
+    pub wishes: Vec<Wish>,
+    /// Passwords that were made up.
+    pub passwords: Vec<MadeUp>,
 }
 
 impl Wishes {
     /// What these options, in this order, ask for. Files of the host's go into `payload`; `home` is where the user's own keys are.
-    pub fn read(options: &[(String, String)], payload: &mut Payload, home: Option<&Path>) -> Result<Self> {
-        let mut wishes = Self::default();
-        for (name, value) in options {
-            wishes.add(name, value, payload, home).map_err(|error| match error.message().starts_with("--") {
-                true => error,
-                false => Error::new(error.kind(), format!("--{name}: {}", error.full_message())),
+    pub fn read(options: &[Given], payload: &mut Payload, home: Option<&Path>) -> Result<Self> {
+        let mut all = Self::default();
+        let (mut late, mut last) = (Vec::new(), Vec::new());
+        for (number, given) in options.iter().enumerate() {
+            let label = given.label();
+            let wanted = all.understand(number, given, payload, home).map_err(|error| {
+                let named = Error::new(error.kind(), format!("{label}: {}", error.full_message()));
+                error.hints().iter().cloned().fold(named, Error::hint)
             })?;
+            for what in wanted {
+                let wish = Wish { label: label.clone(), what };
+                match wish.what {
+                    Customisation::Password { .. } => late.push(wish),
+                    Customisation::SelinuxRelabel => last.push(wish),
+                    _ => all.wishes.push(wish),
+                }
+            }
         }
-        let (late, last) = (std::mem::take(&mut wishes.late), std::mem::take(&mut wishes.last));
-        wishes.customisations.extend(late.into_iter().chain(last));
-        Ok(wishes)
+        all.wishes.extend(late.into_iter().chain(last));
+        Ok(all)
     }
 
-    fn add(&mut self, name: &str, value: &str, payload: &mut Payload, home: Option<&Path>) -> Result<()> {
+    fn understand(
+        &mut self,
+        number: usize,
+        given: &Given,
+        payload: &mut Payload,
+        home: Option<&Path>,
+    ) -> Result<Vec<Customisation>> {
+        let (name, value) = (given.name.as_str(), given.value.as_str());
         use Customisation as C;
-        let number = self.customisations.len();
         let one = match name {
             "append-line" => {
                 let (path, line) = pair(value, "FILE:LINE")?;
@@ -260,7 +291,7 @@ impl Wishes {
             }
             "copy-in" => {
                 let (local, directory) = pair(value, "LOCAL:DIR")?;
-                return self.tree(Path::new(local), &absolute(directory)?, payload);
+                return tree(Path::new(local), &absolute(directory)?, payload);
             }
             "delete" => C::Delete { glob: absolute(value)? },
             "edit" => {
@@ -273,10 +304,8 @@ impl Wishes {
             "install" => C::Install { packages: packages(value)? },
             "link" => {
                 let (target, links) = pair(value, "TARGET:LINK[:LINK]")?;
-                for link in links.split(':') {
-                    self.customisations.push(C::Link { target: target.to_owned(), link: absolute(link)? });
-                }
-                return Ok(());
+                let link = |link| Ok(C::Link { target: target.to_owned(), link: absolute(link)? });
+                return links.split(':').map(link).collect();
             }
             "mkdir" => C::Mkdir { path: absolute(value)? },
             "motd" => C::Motd { text: value.to_owned() },
@@ -286,15 +315,12 @@ impl Wishes {
             }
             "password" => {
                 let (user, selector) = pair(value, "USER:SELECTOR")?;
-                return self.password(user, selector);
+                self.password(user, selector)?
             }
-            "root-password" => return self.password("root", value),
+            "root-password" => self.password("root", value)?,
             "run" => C::Run { name: value.to_owned(), script: blob(Path::new(value), payload)? },
             "run-command" => C::Run { name: value.to_owned(), script: shell(value) },
-            "selinux-relabel" => {
-                self.last.push(C::SelinuxRelabel);
-                return Ok(());
-            }
+            "selinux-relabel" => C::SelinuxRelabel,
             "ssh-inject" => {
                 let (user, selector) = value.split_once(':').map_or((value, None), |(user, key)| (user, Some(key)));
                 C::SshInject { user: account(user)?, key: public_key(selector, home)? }
@@ -327,40 +353,10 @@ impl Wishes {
             }
             other => return Err(Error::usage(format!("there is no customise option {other:?}"))),
         };
-        self.customisations.push(one);
-        Ok(())
+        Ok(vec![one])
     }
 
-    /// A file or a tree of the host's, below `directory`.
-    fn tree(&mut self, local: &Path, directory: &str, payload: &mut Payload) -> Result<()> {
-        let about = local.symlink_metadata().on("read", local)?;
-        let name = std::path::absolute(local).on("find", local)?;
-        let name =
-            name.file_name().ok_or_else(|| Error::usage(format!("{} has no name", local.display())))?.to_string_lossy();
-        let path = format!("{}/{name}", directory.trim_end_matches('/'));
-        let mode = about.permissions().mode() & 0o7777;
-        if about.is_symlink() {
-            let target = std::fs::read_link(local).on("read", local)?.to_string_lossy().into_owned();
-            self.customisations.push(Customisation::Symlink { path, target });
-        } else if about.is_dir() {
-            self.customisations.push(Customisation::Mkdir { path: path.clone() });
-            self.customisations.push(Customisation::Chmod { path: path.clone(), mode });
-            let mut inside: Vec<PathBuf> =
-                std::fs::read_dir(local).on("list", local)?.flatten().map(|entry| entry.path()).collect();
-            inside.sort();
-            for entry in inside {
-                self.tree(&entry, &path, payload)?;
-            }
-        } else if about.is_file() {
-            let content = blob(local, payload)?;
-            self.customisations.push(Customisation::Upload { path, name: String::new(), mode, content });
-        } else {
-            return Err(Error::refused(format!("{} is neither file, directory nor link", local.display())));
-        }
-        Ok(())
-    }
-
-    fn password(&mut self, user: &str, selector: &str) -> Result<()> {
+    fn password(&mut self, user: &str, selector: &str) -> Result<Customisation> {
         let user = account(user)?;
         let (kind, word) = selector.split_once(':').map_or((selector, None), |(kind, word)| (kind, Some(word)));
         let hash = match (kind, word) {
@@ -371,18 +367,50 @@ impl Wishes {
             }
             ("random", None) => {
                 let word = uuid::Uuid::new_v4().simple().to_string()[..20].to_owned();
-                self.passwords.push(format!("{user}: {word}"));
-                Some(hash(&word)?)
+                let hash = hash(&word)?;
+                self.passwords.push(MadeUp { user: user.clone(), password: word });
+                Some(hash)
             }
             ("disabled" | "locked", None) => None,
             _ => {
                 return Err(Error::usage(format!("{selector:?} does not say what the password of {user} is to be"))
-                    .hint("one of password:WORD, file:FILE, random, locked, disabled"));
+                    .hint(format!(
+                        "the password itself: password:{selector}; or one of file:FILE, random, locked, disabled"
+                    )));
             }
         };
-        self.late.push(Customisation::Password { user, hash });
-        Ok(())
+        Ok(Customisation::Password { user, hash })
     }
+}
+
+/// A file or a tree of the host's, below `directory`.
+fn tree(local: &Path, directory: &str, payload: &mut Payload) -> Result<Vec<Customisation>> {
+    let mut all = Vec::new();
+    let about = local.symlink_metadata().on("read", local)?;
+    let name = std::path::absolute(local).on("find", local)?;
+    let name =
+        name.file_name().ok_or_else(|| Error::usage(format!("{} has no name", local.display())))?.to_string_lossy();
+    let path = format!("{}/{name}", directory.trim_end_matches('/'));
+    let mode = about.permissions().mode() & 0o7777;
+    if about.is_symlink() {
+        let target = std::fs::read_link(local).on("read", local)?.to_string_lossy().into_owned();
+        all.push(Customisation::Symlink { path, target });
+    } else if about.is_dir() {
+        all.push(Customisation::Mkdir { path: path.clone() });
+        all.push(Customisation::Chmod { path: path.clone(), mode });
+        let mut inside: Vec<PathBuf> =
+            std::fs::read_dir(local).on("list", local)?.flatten().map(|entry| entry.path()).collect();
+        inside.sort();
+        for entry in inside {
+            all.extend(tree(&entry, &path, payload)?);
+        }
+    } else if about.is_file() {
+        let content = blob(local, payload)?;
+        all.push(Customisation::Upload { path, name: String::new(), mode, content });
+    } else {
+        return Err(Error::refused(format!("{} is neither file, directory nor link", local.display())));
+    }
+    Ok(all)
 }
 
 fn pair<'a>(value: &'a str, form: &str) -> Result<(&'a str, &'a str)> {
@@ -495,10 +523,11 @@ fn hash(word: &str) -> Result<String> {
 mod tests {
     use super::*;
 
-    fn read(options: &[(&str, &str)]) -> Result<Vec<Customisation>> {
-        let options: Vec<(String, String)> =
-            options.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        Wishes::read(&options, &mut Payload::new()?, None).map(|wishes| wishes.customisations)
+    fn read(options: &[(&str, &str)]) -> Result<Vec<Wish>> {
+        let given =
+            |(name, value): &(&str, &str)| Given { name: (*name).to_owned(), value: (*value).to_owned(), place: None };
+        let options: Vec<Given> = options.iter().map(given).collect();
+        Wishes::read(&options, &mut Payload::new()?, None).map(|all| all.wishes)
     }
 
     #[test]
@@ -510,8 +539,9 @@ mod tests {
             ("touch", "/x"),
             ("link", "/t:/l1:/l2"),
         ]);
-        let names: Vec<&str> = all.expect("good").iter().map(Customisation::option).collect();
-        assert_eq!(names, ["upload", "touch", "link", "link", "password", "selinux-relabel"]);
+        let labels: Vec<String> = all.expect("good").into_iter().map(|wish| wish.label).collect();
+        let link = "--link /t:/l1:/l2";
+        assert_eq!(labels, ["--write /a:b:c", "--touch /x", link, link, "--root-password", "--selinux-relabel"]);
     }
 
     #[test]
@@ -530,14 +560,14 @@ mod tests {
             ("upload", "/does/not/exist:/x"),
         ] {
             let error = read(&[(name, value)]).expect_err(name);
-            assert!(error.message().starts_with(&format!("--{name}: ")), "{}", error.message());
+            assert!(error.message().starts_with(&format!("--{name}")), "{}", error.message());
         }
     }
 
     #[test]
     fn a_password_is_hashed_before_it_goes_anywhere() {
         let all = read(&[("root-password", "password:sesame")]).expect("good");
-        let Customisation::Password { hash: Some(hash), .. } = &all[0] else { panic!("{all:?}") };
+        let Customisation::Password { hash: Some(hash), .. } = &all[0].what else { panic!("{all:?}") };
         assert!(hash.starts_with("$6$") && !hash.contains("sesame"), "{hash}");
     }
 }

@@ -1,10 +1,4 @@
-//! Sealing image files that belong to no VM, in place or into a new file.
-//!
-//! ```text
-//! disk.qcow2 ◀── .disk.qcow2.cowhand-sealing     the appliance works on it; thrown away unless all of it worked
-//!            ◀── .disk.qcow2.cowhand-sealed      renamed: from here on it is carried on, by whoever comes next
-//! disk.qcow2                                     committed (`block-commit`), overlay removed
-//! ```
+//! Sealing image files that belong to no VM, in place (see [`pending`]) or into a new file.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -12,18 +6,15 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::Report;
+use super::pending::{self, Order};
 use super::vm::Sealing;
 use crate::appliance::boot::Drive;
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::image::{self, Target, Written};
-use crate::layer::create;
+use crate::layer::{create, import};
 use crate::model::Format;
-use crate::qemu::img::Img;
-use crate::qemu::offline::Offline;
-use crate::qemu::qmp::jobs::Milestone;
-use crate::store::atomic;
-use crate::sys::{flock, image_lock};
+use crate::sys::flock;
 
 /// A directory for overlays that are thrown away.
 pub struct Scratch(tempfile::TempDir);
@@ -51,6 +42,18 @@ pub fn overlay_nodes(name: &str, path: &Path, below: &str) -> [Value; 2] {
     ]
 }
 
+/// The block nodes of an image that stands on nothing: itself, read-only until a commit writes to it.
+pub fn base_nodes(name: &str, path: &Path, format: Format) -> [Value; 2] {
+    let file = format!("{name}-file");
+    let mut node =
+        json!({"driver": format.as_str(), "node-name": name, "file": file, "read-only": true, "discard": "unmap"});
+    if format == Format::Qcow2 {
+        // Whatever its header says.
+        node["backing"] = Value::Null;
+    }
+    [json!({"driver": "file", "node-name": file, "filename": path, "auto-read-only": true, "discard": "unmap"}), node]
+}
+
 /// One image.
 struct Disk {
     path: PathBuf,
@@ -61,49 +64,40 @@ struct Disk {
 }
 
 impl Disk {
-    async fn open(context: &Context, path: &Path, format: Option<Format>) -> Result<Self> {
-        let format = image::format_of(path, format)?;
-        let path = path.canonicalize().on("find", path)?;
-        if path.starts_with(context.store.layout.layers()) {
-            return Err(Error::refused(format!("{} belongs to a VM", path.display()))
-                .hint("seal the VM: cowhand template create VM"));
+    fn open(context: &Context, path: &Path, format: Option<Format>) -> Result<Self> {
+        if let Some(vm) =
+            path.to_str().and_then(|name| name.parse().ok()).filter(|vm| !path.exists() && context.store.exists(vm))
+        {
+            return Err(Error::not_found(format!("there is no file {vm}; {vm} is a VM"))
+                .hint(format!("it is sealed on its way to a template: cowhand template create {vm}")));
         }
-        if image_lock::is_written_to(&path).on("look at the locks of", &path)? {
-            return Err(Error::refused(format!("{} is in use: a running QEMU writes to it", path.display())));
+        let found = import::examine(context, path, format)?;
+        let path = found.path;
+        if is_a_layer(context, &path) {
+            return Err(Error::refused(format!("{} is a disk of a VM of this store", path.display()))
+                .hint("it is sealed with its VM, on its way to a template: cowhand template create VM"));
         }
         let lock = File::open(&path).on("open", &path)?;
         if !flock::try_exclusive(&lock).on("lock", &path)? {
             return Err(Error::locked(format!("another command is sealing {}", path.display())));
         }
-        let info = Img::find(context)?.info(&path, format).await?;
-        Ok(Self { path, format, virtual_bytes: info.virtual_bytes, _lock: lock })
-    }
-
-    fn beside(&self, ending: &str) -> PathBuf {
-        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
-        self.path.with_file_name(format!(".{name}.cowhand-{ending}"))
-    }
-
-    /// The overlay that is thrown away, and the one that is carried on.
-    fn overlays(&self) -> (PathBuf, PathBuf) {
-        (self.beside("sealing"), self.beside("sealed"))
-    }
-
-    /// Itself, read-only, with whatever it stands on.
-    fn nodes(&self, number: usize) -> [Value; 2] {
-        let file = format!("base{number}-file");
-        [
-            json!({"driver": "file", "node-name": file, "filename": self.path, "auto-read-only": true, "discard": "unmap"}),
-            json!({"driver": self.format.as_str(), "node-name": format!("base{number}"), "file": file, "read-only": true, "discard": "unmap"}),
-        ]
+        Ok(Self { path, format: found.format, virtual_bytes: found.virtual_bytes, _lock: lock })
     }
 
     fn drive(&self, number: usize, overlay: &Path) -> Drive {
         let top = format!("top{number}");
-        let mut nodes = self.nodes(number).to_vec();
-        nodes.extend(overlay_nodes(&top, overlay, &format!("base{number}")));
+        let base = format!("base{number}");
+        let mut nodes = base_nodes(&base, &self.path, self.format).to_vec();
+        nodes.extend(overlay_nodes(&top, overlay, &base));
         Drive { target: target(number), nodes, top }
     }
+}
+
+/// Is it a layer of the store, or a file that is used as one in its place?
+fn is_a_layer(context: &Context, path: &Path) -> bool {
+    let layers = context.store.layout.layers();
+    let used = |entry: std::fs::DirEntry| entry.path().canonicalize().is_ok_and(|layer| layer == path);
+    path.starts_with(&layers) || std::fs::read_dir(layers).is_ok_and(|entries| entries.flatten().any(used))
 }
 
 /// As the disks of a VM are called.
@@ -120,23 +114,38 @@ pub async fn seal(
     dry_run: bool,
     sealing: &Sealing,
 ) -> Result<(Report, Option<Written>)> {
-    let mut disks = Vec::new();
+    let mut disks: Vec<Disk> = Vec::new();
     for path in paths {
-        let disk = Disk::open(context, path, format).await?;
-        if disks.iter().any(|other: &Disk| other.path == disk.path) {
+        if path.canonicalize().is_ok_and(|path| disks.iter().any(|other| other.path == path)) {
             return Err(Error::usage(format!("{} is named twice", path.display())));
         }
-        disks.push(disk);
+        disks.push(Disk::open(context, path, format)?);
     }
     if disks.len() > 1 && out.is_some() {
         return Err(Error::usage("--out takes one disk, and these are several")
             .hint("copy them first (cowhand image convert), then seal the copies"));
     }
     if let Some(out) = out {
-        image::check_target(context, out)?;
+        let (path, _) = image::check_target(context, out)?;
+        if disks.iter().any(|disk| path.canonicalize().is_ok_and(|path| path == disk.path)) {
+            return Err(Error::usage(format!("{} is what is sealed, and --out is where to", path.display()))
+                .hint("to seal it in place, leave --out out"));
+        }
     }
-    let scratch = Scratch::new()?;
+    let locked: Vec<PathBuf> = disks.iter().map(|disk| disk.path.clone()).collect();
+    for disk in &disks {
+        let Some(order) = Order::pending(&disk.path) else { continue };
+        if dry_run || out.is_some() {
+            return Err(Error::refused(format!(
+                "an earlier `seal` of {} was cut short and has to be completed first",
+                disk.path.display()
+            ))
+            .hint(format!("seal it: cowhand seal {}", disk.path.display())));
+        }
+        order.carry_on(context, &locked).await?;
+    }
     if dry_run || out.is_some() {
+        let scratch = Scratch::new()?;
         let whole = |disk: &Disk| disk.path.to_string_lossy().into_owned();
         let drives = work_on(&disks, |_, number| scratch.path(number), whole)?;
         let report = sealing.carry_out(context, &drives, dry_run).await?;
@@ -147,25 +156,20 @@ pub async fn seal(
         return Ok((report, written));
     }
     for disk in &disks {
-        finish_earlier(context, disk).await?;
+        Order::forget(&disk.path);
         if std::fs::metadata(&disk.path).on("read", &disk.path)?.permissions().readonly() {
             return Err(Error::refused(format!("{} is read-only", disk.path.display()))
                 .hint("seal it into a new file: --out FILE"));
         }
     }
-    let leftovers = Leftovers(disks.iter().map(|disk| disk.overlays().0).collect());
+    let leftovers = Leftovers(locked);
     let beside = |disk: &Disk| disk.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let drives = work_on(&disks, |disk, _| disk.overlays().0, beside)?;
+    let drives = work_on(&disks, |disk, _| pending::overlay(&disk.path), beside)?;
     let report = sealing.carry_out(context, &drives, false).await?;
-    for disk in &disks {
-        let (sealing, sealed) = disk.overlays();
-        std::fs::rename(&sealing, &sealed).on("rename", &sealing)?;
-        atomic::sync_directory(disk.path.parent().unwrap_or(Path::new("/")))?;
-    }
-    drop(leftovers);
-    for disk in &disks {
-        commit(context, disk).await?;
-    }
+    let stamps: Vec<(&Path, Format)> = disks.iter().map(|disk| (disk.path.as_path(), disk.format)).collect();
+    let order = Order::give(&stamps)?;
+    leftovers.keep();
+    order.carry_out(context).await?;
     Ok((report, None))
 }
 
@@ -184,46 +188,17 @@ fn work_on(
     Ok(drives)
 }
 
-/// Overlays that are removed unless they have been renamed by then.
+/// Disks whose overlays are removed unless they are wanted.
 struct Leftovers(Vec<PathBuf>);
+
+impl Leftovers {
+    fn keep(mut self) {
+        self.0.clear();
+    }
+}
 
 impl Drop for Leftovers {
     fn drop(&mut self) {
-        for path in &self.0 {
-            let _ = std::fs::remove_file(path);
-        }
+        self.0.iter().for_each(|disk| Order::forget(disk));
     }
-}
-
-/// What an earlier command has left: an overlay that was not done is nothing, one that was is carried on.
-async fn finish_earlier(context: &Context, disk: &Disk) -> Result<()> {
-    let (sealing, sealed) = disk.overlays();
-    let _ = std::fs::remove_file(&sealing);
-    if sealed.exists() {
-        commit(context, disk).await?;
-        context.ui.note(&format!("{}: an earlier `seal` was cut short and has been completed", disk.path.display()));
-    }
-    Ok(())
-}
-
-/// Commits the overlay into the disk. Doing it again after it was cut short does no harm: the overlay has all of it.
-async fn commit(context: &Context, disk: &Disk) -> Result<()> {
-    const JOB: &str = "cw-seal";
-    let (_, sealed) = disk.overlays();
-    let mut engine = Offline::start(context, &[]).await?;
-    for node in disk.nodes(0).into_iter().chain(overlay_nodes("top", &sealed, "base0")) {
-        engine.qmp.add_node(node).await?;
-    }
-    let task = context.ui.task(&format!("writing {}", disk.path.display()), 0);
-    engine.qmp.call::<Value>("block-commit", json!({"job-id": JOB, "device": "top", "auto-dismiss": false})).await?;
-    let job = engine.qmp.wait_for_job(JOB, Milestone::Ready, &*task).await?;
-    if job.status == "ready" {
-        engine.qmp.complete_job(JOB).await?;
-    }
-    engine.qmp.wait_for_job(JOB, Milestone::Concluded, &*task).await?;
-    engine.qmp.dismiss_job(JOB).await?;
-    engine.quit().await;
-    File::open(&disk.path).and_then(|file| file.sync_all()).on("flush", &disk.path)?;
-    std::fs::remove_file(&sealed).on("remove", &sealed)?;
-    atomic::sync_directory(disk.path.parent().unwrap_or(Path::new("/")))
 }

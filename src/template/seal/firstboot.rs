@@ -69,9 +69,11 @@ WantedBy=multi-user.target
 const HOST_KEYS: &str = "\
 [Unit]
 Description=Make SSH host keys for this clone
+DefaultDependencies=no
 ConditionPathExists=/var/lib/cowhand/host-keys
-After=local-fs.target
-Before=ssh.service ssh.socket sshd.service sshd.socket sshd-keygen.target
+After=local-fs.target systemd-remount-fs.service systemd-tmpfiles-setup.service
+Conflicts=shutdown.target
+Before=ssh.service ssh.socket sshd.service sshd.socket sshd-keygen.target shutdown.target
 
 [Service]
 Type=oneshot
@@ -113,6 +115,7 @@ case "$1" in
     identity)
         # The name that the virtual machine has on its host.
         if [ ! -s /etc/hostname ] && read -r name < /sys/class/dmi/id/chassis_asset_tag; then
+            case "$name" in 'No Asset Tag' | 'Not Specified' | 'To Be Filled By O.E.M.') name= ;; esac
             name=$(printf %s "$name" | tr -c 'A-Za-z0-9.-' '-' | sed 's/^[-.]*//; s/[-.]*$//')
             if [ -n "$name" ]; then
                 echo "$name" > /etc/hostname

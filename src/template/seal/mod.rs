@@ -5,7 +5,8 @@
 //! | [`operations`] | what is taken out, as a table of paths |
 //! | [`customise`] | what is put in, as options in the user's order |
 //! | [`firstboot`] | what a clone does by itself when it boots for the first time |
-//! | [`vm`], [`file`](mod@file) | the two things that can be sealed: a stopped VM, a bare image |
+//! | [`vm`], [`file`](mod@file) | the two things that can be sealed: a stopped VM, bare images |
+//! | [`pending`] | what makes sealing bare images all or nothing |
 //!
 //! All of it is carried out inside the [appliance](crate::appliance), on an overlay: the disks change when everything has worked, or not at all.
 
@@ -13,11 +14,12 @@ pub mod customise;
 pub mod file;
 pub mod firstboot;
 pub mod operations;
+pub mod pending;
 pub mod vm;
 
 use serde::{Deserialize, Serialize};
 
-use customise::Customisation;
+use customise::Wish;
 
 /// What is to be done to the operating system on some disks.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -25,13 +27,13 @@ pub struct Plan {
     /// The names of the operations, in the order of the table.
     pub operations: Vec<String>,
     /// What is put in, in this order.
-    pub customisations: Vec<Customisation>,
+    pub wishes: Vec<Wish>,
 }
 
 impl Plan {
     /// Does any of it run a program of the guest's?
     pub fn runs_programs(&self) -> bool {
-        self.customisations.iter().any(Customisation::runs_programs)
+        self.wishes.iter().any(|wish| wish.what.runs_programs())
     }
 }
 
@@ -46,7 +48,7 @@ pub struct Report {
     pub operations: Vec<Performed>,
 }
 
-/// What one operation or customisation did.
+/// What one operation, or customise option, did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Performed {
     /// Which.

@@ -66,6 +66,34 @@ pub enum Special {
     Customise,
 }
 
+impl Special {
+    /// Where, in words.
+    pub fn places(self) -> &'static str {
+        match self {
+            Self::BackupFiles => "files called `*~` and `*.bak` below `/etc`, `/root`, `/srv`, `/tmp`, `/var`",
+            Self::NmConnections => {
+                "`/etc/NetworkManager/system-connections/*.nmconnection` with `mac-address=`, `interface-name=` or `uuid=`"
+            }
+            Self::SshUserDirectories => {
+                "`~/.ssh/*` but authorized_keys, authorized_keys2, authorized_keys.d, config, config.d, rc, environment"
+            }
+            Self::UserAccounts => {
+                "`/etc/passwd`, `shadow`, `group`, `gshadow`, `subuid`, `subgid`; homes below `/home`; `/var/spool/mail/USER`"
+            }
+            Self::FilesystemUuids => {
+                "superblocks; `/etc/fstab`, `/etc/crypttab`, `/etc/default/grub`, `/etc/kernel/cmdline`, GRUB's and the boot loader specification's files in `/boot`"
+            }
+            Self::LvmUuids => "LVM's metadata; not where `/boot` is on LVM",
+            Self::MachineId => "empties `/etc/machine-id` (`uninitialized` stays); `/var/lib/dbus/machine-id`",
+            Self::Hostname => "empties `/etc/hostname`; the line of 127.0.1.1 in `/etc/hosts`",
+            Self::EspRandomSeed => "`loader/random-seed` in `/boot/efi`, `/efi`, `/boot`",
+            Self::FlagReconfiguration => "creates `/.unconfigured`",
+            Self::FirstBoot => "creates `/usr/lib/cowhand/first-boot` and `/etc/systemd/system/cowhand-*.service`",
+            Self::Customise => "see above",
+        }
+    }
+}
+
 use Special as S;
 use Work::{DropLines, Empty, Remove, RemoveBut, RemoveFiles, Rewrite, Special as Does};
 
@@ -393,7 +421,7 @@ pub const OPERATIONS: &[Operation] = &[
     op("samba-db-log", "Samba's databases and logs", &[RemoveFiles("/var/log/samba"), RemoveFiles("/var/lib/samba")]),
     ours(
         "service-identities",
-        "the identity of services: iSCSI, NVMe, WireGuard, Tailscale, ZeroTier, k3s, kubelet, snapd, postfix' and Docker's keys",
+        "the identity of services: iSCSI, NVMe, WireGuard, Tailscale, ZeroTier, k3s, kubelet, snapd, Docker",
         &[
             Remove("/etc/iscsi/initiatorname.iscsi"),
             Remove("/etc/nvme/hostid"),
@@ -493,6 +521,12 @@ pub fn select(operations: Option<&str>, enable: Option<&str>) -> Result<Vec<Stri
     let mut wanted: Vec<&str> = match (operations, enable) {
         (Some(_), Some(_)) => return Err(Error::usage("--operations and --enable exclude each other")),
         (None, None) => defaults().collect(),
+        // What is only taken away is taken away from something.
+        (Some(list), None) if list.trim_start().starts_with('-') => defaults().collect(),
+        (None, Some(list)) if list.split(',').any(|word| word.trim().starts_with('-')) => {
+            return Err(Error::usage("--enable names what is done, and nothing else is")
+                .hint("to leave something out: --operations defaults,-NAME"));
+        }
         _ => Vec::new(),
     };
     for word in operations.or(enable).unwrap_or_default().split(',').map(str::trim).filter(|word| !word.is_empty()) {
@@ -571,6 +605,11 @@ mod tests {
         assert_eq!(select(None, None).expect("defaults").last().map(String::as_str), Some("machine-id"));
         assert_eq!(select(Some("all"), None).expect("all").len(), OPERATIONS.len());
         assert!(select(Some("defaults,-defaults"), None).is_err());
+        assert!(select(None, Some("utmp,-logfiles")).is_err());
+        assert_eq!(
+            select(Some("-logfiles"), None).expect("less"),
+            select(Some("defaults,-logfiles"), None).expect("same")
+        );
         let error = select(None, Some("ssh-hostkey")).expect_err("a slip");
         assert!(error.hints()[0].contains("ssh-hostkeys"), "{:?}", error.hints());
     }

@@ -1,6 +1,7 @@
 //! Sealing the disks of a stopped VM: the appliance works on overlays, which are merged into the disks when it has done everything. Until
 //! then nothing has changed, and overlays that were left are removed by the next command.
 
+use super::customise::{Customisation, Wish};
 use super::{Plan, Report};
 use crate::appliance::boot::{self, Boot, Drive};
 use crate::appliance::kernel::Wanted;
@@ -33,13 +34,22 @@ impl Sealing {
         let kernel = &self.kernel;
         let boot =
             Boot { kernel, drives, payload: self.payload.as_deref(), programs: self.plan.runs_programs() && !dry_run };
+        let does = |name: &str| self.plan.operations.iter().any(|other| other == name);
+        if (does("ssh-hostkeys") || does("hostname")) && !does("first-boot") {
+            context.ui.warn("without the operation first-boot nothing gives a clone host keys and a name");
+        }
         let job = Job {
             plan: self.plan.clone(),
             dry_run,
             network: self.network && boot.programs,
             disks: drives.iter().map(|drive| drive.target.clone()).collect(),
         };
-        boot::run(context, &boot, &job).await
+        let fetches = |wish: &Wish| matches!(wish.what, Customisation::Install { .. } | Customisation::Update);
+        let offline = !self.network && self.plan.wishes.iter().any(fetches);
+        boot::run(context, &boot, &job).await.map_err(|error| match offline {
+            true => error.hint("to let package managers reach their sources: --network"),
+            false => error,
+        })
     }
 }
 
