@@ -13,6 +13,7 @@ mod debian;
 mod disks;
 mod documentation;
 mod engine;
+mod faults;
 mod internal;
 mod kvm;
 mod lifecycle;

@@ -21,6 +21,7 @@ use crate::store::VmLock;
 use crate::store::journal::{self, Journal};
 use crate::store::schema::RecordV1;
 use crate::store::trash::{Entry, Stamp};
+use crate::sys::fault;
 use crate::sys::sparse::Method;
 use crate::template::seal::{self, vm::Sealing};
 use crate::vm::{live, stop};
@@ -123,6 +124,21 @@ impl<'a> Executor<'a> {
     /// Gives the connection back.
     pub fn into_qmp(self) -> Option<Qmp> {
         self.qmp
+    }
+
+    /// [`Self::apply`], with a fault point on either side.
+    pub async fn apply_here(&mut self, step: &Step) -> Result<()> {
+        let failed = |source: std::io::Error| Error::failed("cannot go on").because(source);
+        fault::point(&format!("{}, about to happen", step.name())).map_err(failed)?;
+        self.apply(step).await?;
+        fault::point(&format!("{}, done", step.name())).map_err(failed)
+    }
+
+    /// [`Self::undo`], with a fault point behind it.
+    pub async fn undo_here(&mut self, step: &Step) -> Result<()> {
+        self.undo(step).await?;
+        fault::point(&format!("{}, undone", step.name()))
+            .map_err(|source| Error::failed("cannot go on undoing").because(source))
     }
 
     /// Applies one step; one that has been applied already changes nothing.

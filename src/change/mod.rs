@@ -52,7 +52,7 @@ pub async fn run(context: &Context, lock: &VmLock, plan: Plan, executor: &mut Ex
         Journal { schema: 1, operation: context.operation.clone(), steps: plan.steps, pivot: plan.pivot, pins };
     journal.save(store, lock.name())?;
     for at in 0..journal.steps.len() {
-        let result = executor.apply(&journal.steps[at]).await;
+        let result = executor.apply_here(&journal.steps[at]).await;
         amend(&mut journal.steps[at + 1..], &executor.report);
         let Err(error) = result else { continue };
         if at > journal.pivot {

@@ -110,7 +110,7 @@ pub(super) async fn roll_back(
     executor: &mut Executor<'_>,
 ) -> Result<()> {
     for step in journal.steps[..=at].iter().rev() {
-        executor.undo(step).await?;
+        executor.undo_here(step).await?;
     }
     executor.forget(lock)
 }
@@ -123,7 +123,7 @@ async fn roll_forward(
 ) -> Result<()> {
     let mut steps = remaining(journal, executor).to_vec();
     for at in 0..steps.len() {
-        executor.apply(&steps[at]).await?;
+        executor.apply_here(&steps[at]).await?;
         super::amend(&mut steps[at + 1..], &executor.report);
     }
     journal::remove(&context.store, lock.name())

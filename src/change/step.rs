@@ -238,6 +238,12 @@ pub struct Sealed {
 }
 
 impl Step {
+    /// Its name, for people.
+    pub fn name(&self) -> String {
+        let text = format!("{self:?}");
+        text.split(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default().to_owned()
+    }
+
     /// A new `vm.json`.
     pub fn save(record: &Record) -> Self {
         Self::Save { record: Box::new(RecordV1::from(record)), snapshot: None }

@@ -9,6 +9,7 @@ use etcetera::BaseStrategy;
 use crate::error::{Error, Result};
 use crate::output::{Color, Format, Terminal};
 use crate::settings::{Accel, Settings};
+use crate::sys::fault;
 use crate::ui::Ui;
 
 /// Flags every verb has.
@@ -105,6 +106,14 @@ fn runtime(root: bool) -> PathBuf {
 
 fn non_empty(variable: &str) -> Option<std::ffi::OsString> {
     std::env::var_os(variable).filter(|value| !value.is_empty())
+}
+
+/// The fault a test asks for, see [`crate::sys::fault`]; a release asks nobody.
+pub fn fault() -> Option<(u32, fault::Fault)> {
+    if !cfg!(debug_assertions) {
+        return None;
+    }
+    fault::parse(&std::env::var("COWHAND_FAULT").ok()?)
 }
 
 /// Do these words ask for JSON? For those that cannot be parsed.

@@ -34,7 +34,7 @@ use crate::change::recover::{self, Recovered};
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::output::{Format, Printer};
-use crate::sys::relay;
+use crate::sys::{fault, relay};
 use global::Global;
 
 /// Templates, clones and snapshots for QEMU virtual machines, without libvirt.
@@ -160,6 +160,9 @@ pub fn main() -> ExitCode {
         }
         Err(error) => error.exit(),
     };
+    if let Some((number, fault)) = global::fault() {
+        fault::arm(number, fault);
+    }
     cli.global.color.apply();
     global::trace(cli.global.verbose);
     let printer = Printer { format: cli.global.format, quiet: cli.global.quiet };

@@ -8,6 +8,7 @@ use super::qcow2;
 use crate::error::{IoContext, Result};
 use crate::model::{Format, Layer};
 use crate::store::{Store, atomic};
+use crate::sys::fault;
 
 /// Writes an empty qcow2 layer, standing on `backing` if there is one, and makes it durable.
 ///
@@ -64,7 +65,9 @@ pub fn link(store: &Store, layer: &Layer, file: &Path) -> Result<()> {
 /// Gives a layer that is whole its name.
 pub fn finish(store: &Store, layer: &Layer) -> Result<()> {
     let partial = store.layout.partial_layer(layer);
+    fault::point("a layer, written").on("rename", &partial)?;
     std::fs::rename(&partial, store.layout.layer(layer)).on("rename", &partial)?;
+    fault::point("a layer, in its place").on("flush", &partial)?;
     atomic::sync_directory(&store.layout.layers())
 }
 

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::Path;
 
 use crate::error::{IoContext, Result};
+use crate::sys::fault;
 
 /// Replaces `path` with `bytes`: temporary file (0600) beside it, fsync, rename, fsync of the directory.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
@@ -13,7 +14,10 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
         tempfile::Builder::new().prefix(".").suffix(".tmp").tempfile_in(directory).on("write in", directory)?;
     file.write_all(bytes).on("write", path)?;
     file.as_file().sync_all().on("flush", path)?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    fault::point(&format!("{name}, written")).on("replace", path)?;
     file.persist(path).map_err(|error| error.error).on("replace", path)?;
+    fault::point(&format!("{name}, in its place")).on("flush", directory)?;
     sync_directory(directory)
 }
 

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{Store, atomic};
 use crate::error::{Error, IoContext, Result};
 use crate::model::{Layer, Name};
+use crate::sys::fault;
 
 /// A change that is under way, or was when its process died.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -60,6 +61,7 @@ impl<S: Serialize + DeserializeOwned> Journal<S> {
 /// themselves done.
 pub fn remove(store: &Store, name: &Name) -> Result<()> {
     let path = store.layout.journal(name);
+    fault::point("journal.json, about to go").on("remove", &path)?;
     match std::fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).on("remove", &path),
         _ => Ok(()),

@@ -57,7 +57,8 @@ impl Store {
         let Ok(mut entries) = std::fs::read_dir(self.layout.root()) else { return Ok(()) };
         let foreign = entries.find_map(|entry| {
             let name = entry.ok()?.file_name().to_string_lossy().into_owned();
-            (!ours.contains(&name.as_str()) && !name.ends_with(".tmp")).then_some(name)
+            let is_ours = ours.contains(&name.as_str()) || name.ends_with(".tmp") || name.starts_with("appliance-");
+            (!is_ours).then_some(name)
         });
         match foreign {
             Some(name) => {

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{Store, atomic, make_directory};
 use crate::error::{Error, IoContext, Result};
 use crate::model::{Layer, LayerStamp, Name, RamImage};
+use crate::sys::fault;
 
 /// What a directory of the trash says of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,6 +111,7 @@ impl Store {
     /// Moves a layer out of a trash directory, back into the pool; one that is not in there has been moved already.
     pub fn restore_layer(&self, trash: &Path, layer: &Layer) -> Result<()> {
         let from = trash.join("layers").join(layer.file_name());
+        fault::point("a layer, on its way out of the trash").on("move out of the trash", &from)?;
         match std::fs::rename(&from, self.layout.layer(layer)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound && self.layout.layer(layer).exists() => Ok(()),
             other => other.on("move out of the trash", &from),
@@ -132,6 +134,7 @@ impl Store {
     /// Moves a layer into a trash directory; one that is not in the pool any more has been moved already.
     pub fn trash_layer(&self, trash: &Path, layer: &Layer) -> Result<()> {
         let from = self.layout.layer(layer);
+        fault::point("a layer, on its way to the trash").on("move to the trash", &from)?;
         match std::fs::rename(&from, trash.join("layers").join(layer.file_name())) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).on("move to the trash", &from),
             _ => Ok(()),

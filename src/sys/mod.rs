@@ -1,6 +1,7 @@
 //! System calls and programs. The only room where `unsafe` may stand, and the only one that starts processes.
 
 pub mod command;
+pub mod fault;
 pub mod fd_passing;
 pub mod flock;
 pub mod follow;

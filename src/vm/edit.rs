@@ -6,6 +6,7 @@ use crate::error::{Error, IoContext, Result};
 use crate::model::{KernelBoot, Name, Nic, Record, parse_size};
 use crate::store::trash::Entry;
 use crate::store::{Store, atomic};
+use crate::sys::fault;
 
 /// The keys of [`set`], for messages and help.
 pub const KEYS: &str = "memory, cpus, cpu, kernel, initrd, append, ports, tag.KEY";
@@ -21,7 +22,9 @@ pub async fn rename(context: &Context, old: &Name, new: &Name) -> Result<()> {
             .hint("choose another, or see what is there: cowhand ls -a"));
     }
     let from = store.layout.vm(old);
+    fault::point("a VM, about to be renamed").on("rename", &from)?;
     std::fs::rename(&from, store.layout.vm(new)).on("rename", &from)?;
+    fault::point("a VM, renamed").on("flush", &from)?;
     atomic::sync_directory(&store.layout.vms())
 }
 

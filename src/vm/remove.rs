@@ -9,6 +9,7 @@ use crate::model::{Layer, LayerId, Name, Record, Snapshot};
 use crate::qemu::process;
 use crate::store::trash::{Entry, Stamp};
 use crate::store::{Store, StoreLock, atomic};
+use crate::sys::fault;
 
 /// What may be removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,7 +153,9 @@ async fn remove_one(context: &Context, _: &StoreLock, name: &Name) -> Result<()>
     entry.below.retain(|stamp| !layers.contains(&stamp.layer));
     let trash = store.open_trash(&Store::trash_name("rm", name), &entry)?;
     let directory = store.layout.vm(name);
+    fault::point("a VM, on its way to the trash").on("move to the trash", &directory)?;
     std::fs::rename(&directory, trash.join("vm")).on("move to the trash", &directory)?;
+    fault::point("a VM, in the trash").on("flush", &directory)?;
     atomic::sync_directory(&store.layout.vms())?;
     // From here on it is gone; a layer that stays in the pool now is unnamed, and `gc` finds it.
     for layer in &layers {

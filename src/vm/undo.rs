@@ -18,6 +18,7 @@ use crate::snapshot::internal;
 use crate::snapshot::plan;
 use crate::store::trash::Entry;
 use crate::store::{Store, atomic, schema};
+use crate::sys::fault;
 
 /// Something that can be taken back, or could have been.
 #[derive(Debug, Clone)]
@@ -141,7 +142,9 @@ async fn undo_rm(context: &Context, last: &Undoable) -> Result<()> {
     }
     atomic::sync_directory(&store.layout.layers())?;
     let from = last.path.join("vm");
+    fault::point("a VM, on its way out of the trash").on("move out of the trash", &from)?;
     std::fs::rename(&from, &directory).on("move out of the trash", &from)?;
+    fault::point("a VM, out of the trash").on("flush", &directory)?;
     atomic::sync_directory(&store.layout.vms())?;
     std::fs::remove_dir_all(&last.path).on("remove", &last.path)
 }

@@ -1,0 +1,232 @@
+//! Killed, or failing, at every fault point of every operation that a stopped VM knows: afterwards everything is as it was before or as it would
+//! have been, nothing is left behind, and a second recovery finds nothing to do.
+//!
+//! The points are in `sys/fault.rs`; an operation is run again and again, hit at its first point, its second, … until it has none left.
+//! `scripts/faults` prints what comes of it.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::lab::{Done, Lab};
+
+/// One store before an operation, and the operation.
+struct Case {
+    name: &'static str,
+    prepare: fn(&Lab),
+    args: &'static [&'static str],
+}
+
+/// Every point a user could go to, with its content and what is said of it.
+type State = BTreeMap<String, String>;
+
+fn write(lab: &Lab, vm: &str, target: usize, value: u8) {
+    let disks = lab.json(&["disk", "ls", vm]);
+    let file = disks[target]["file"].as_str().unwrap();
+    let place = format!("write -P {value} {}k 64k", 64 * u32::from(value));
+    let output = Command::new("qemu-io").args(["-f", "qcow2", "-c", &place, file]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+/// `web` with two disks and the snapshots a, b, c in a row; what is written after each of them is another thing.
+fn line(lab: &Lab) {
+    lab.ok(&["create", "web", "--size", "16M", "--size", "16M"]);
+    for (value, name) in (1..).zip(["a", "b", "c"]) {
+        write(lab, "web", 0, value);
+        write(lab, "web", 1, value + 8);
+        lab.ok(&["snapshot", "create", "web", name]);
+    }
+    write(lab, "web", 0, 5);
+}
+
+fn lone(lab: &Lab) {
+    lab.ok(&["create", "web", "--size", "16M"]);
+    write(lab, "web", 0, 1);
+}
+
+fn inner(lab: &Lab) {
+    lone(lab);
+    lab.ok(&["snapshot", "create", "web", "a", "--internal"]);
+    write(lab, "web", 0, 2);
+}
+
+fn template(lab: &Lab) {
+    lone(lab);
+    lab.ok(&["template", "create", "web", "--no-seal"]);
+}
+
+fn cloned(lab: &Lab) {
+    template(lab);
+    lab.ok(&["clone", "web", "copy"]);
+    write(lab, "copy", 0, 3);
+}
+
+fn reverted(lab: &Lab) {
+    line(lab);
+    lab.ok(&["snapshot", "revert", "web@b"]);
+    write(lab, "web", 0, 6);
+}
+
+fn removed(lab: &Lab) {
+    line(lab);
+    lab.ok(&["rm", "web"]);
+}
+
+const CASES: [Case; 26] = [
+    Case { name: "create", prepare: |_| {}, args: &["create", "web", "--size", "16M", "--size", "16M"] },
+    Case { name: "create beside another", prepare: lone, args: &["create", "other", "--size", "16M"] },
+    Case { name: "clone, thin", prepare: template, args: &["clone", "web", "copy"] },
+    Case { name: "clone, full", prepare: template, args: &["clone", "web", "copy", "--full"] },
+    Case { name: "clone of a stopped VM", prepare: line, args: &["clone", "web", "copy"] },
+    Case { name: "clone of a snapshot", prepare: line, args: &["clone", "web@b", "copy"] },
+    Case { name: "template create", prepare: lone, args: &["template", "create", "web", "--no-seal"] },
+    Case { name: "snapshot create", prepare: line, args: &["snapshot", "create", "web", "d"] },
+    Case { name: "snapshot create, internal", prepare: inner, args: &["snapshot", "create", "web", "b", "--internal"] },
+    Case { name: "snapshot revert", prepare: line, args: &["snapshot", "revert", "web@b"] },
+    Case { name: "snapshot revert, internal", prepare: inner, args: &["snapshot", "revert", "web@a"] },
+    Case { name: "snapshot rename", prepare: line, args: &["snapshot", "rename", "web@b", "x"] },
+    Case { name: "snapshot rm, first", prepare: line, args: &["snapshot", "rm", "web@a"] },
+    Case { name: "snapshot rm, middle", prepare: line, args: &["snapshot", "rm", "web@b"] },
+    Case { name: "snapshot rm, last", prepare: line, args: &["snapshot", "rm", "web@c"] },
+    Case { name: "snapshot rm, internal", prepare: inner, args: &["snapshot", "rm", "web@a"] },
+    Case { name: "disk commit", prepare: line, args: &["disk", "commit", "web", "vda"] },
+    Case { name: "disk stream", prepare: line, args: &["disk", "stream", "web", "vda"] },
+    Case { name: "flatten", prepare: cloned, args: &["flatten", "copy"] },
+    Case { name: "disk resize", prepare: line, args: &["disk", "resize", "web", "vda", "32M"] },
+    Case { name: "set", prepare: line, args: &["set", "web", "cpus=3", "tag.x=y"] },
+    Case { name: "rename", prepare: line, args: &["rename", "web", "other"] },
+    Case { name: "rm", prepare: line, args: &["rm", "web"] },
+    Case { name: "undo of a revert", prepare: reverted, args: &["undo", "web"] },
+    Case { name: "undo of a removal", prepare: removed, args: &["undo"] },
+    Case { name: "gc", prepare: reverted, args: &["gc", "--older-than", "0"] },
+];
+
+/// What the guest would see at each point: the bytes of its disks, its machine, its place in the tree.
+fn state(lab: &Lab) -> State {
+    let mut state = State::new();
+    let mut hash = |lab: &Lab, point: String, facts: String, disks: &[String]| {
+        let mut hasher = DefaultHasher::new();
+        for disk in disks {
+            let raw = lab.path().join("x.raw");
+            lab.ok(&["image", "export", &point, raw.to_str().unwrap(), "--force", "--disk", disk]);
+            std::fs::read(raw).unwrap().hash(&mut hasher);
+        }
+        state.insert(point, format!("{facts} {:x}", hasher.finish()));
+    };
+    for vm in lab.json(&["ls", "-a"]).as_array().unwrap() {
+        let name = vm["name"].as_str().unwrap();
+        assert!(vm["reason"].is_null(), "{vm}");
+        let about = lab.json(&["show", name]);
+        let targets = |disks: &Value| -> Vec<String> {
+            disks.as_array().unwrap().iter().map(|disk| disk["target"].as_str().unwrap().to_owned()).collect()
+        };
+        let facts = format!(
+            "{} {} {} {} {}",
+            about["state"], about["memory_bytes"], about["cpus"], about["head"], about["template"]
+        );
+        hash(lab, name.to_owned(), facts, &targets(&about["disks"]));
+        for snapshot in lab.json(&["snapshot", "ls", name]).as_array().unwrap() {
+            let (point, facts) =
+                (format!("{name}@{}", snapshot["name"].as_str().unwrap()), snapshot["parent"].to_string());
+            hash(lab, point, facts, &targets(&about["disks"]));
+        }
+    }
+    state
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    let done = Command::new("cp").arg("-a").arg(from).arg(to).output().unwrap();
+    assert!(done.status.success(), "{done:?}");
+}
+
+/// Runs the operation until none of its points is left; returns how many there were.
+fn walk(case: &Case, fault: &str, stride: u32) -> (u32, u32) {
+    let lab = Lab::new();
+    (case.prepare)(&lab);
+    let pristine = lab.path().join("pristine");
+    if lab.store().exists() {
+        copy_tree(&lab.store(), &pristine);
+    }
+    let before = state(&lab);
+    lab.ok(case.args);
+    let after = state(&lab);
+    let allowed = |now: &State| {
+        // A clone of a stopped VM takes a snapshot of it on the way, which may be all that has happened.
+        now == &before
+            || now == &after
+            || (case.name == "clone of a stopped VM"
+                && now.iter().all(|(point, fact)| after.get(point) == Some(fact) || before.get(point) == Some(fact)))
+    };
+    for (number, walked) in (1..).step_by(stride as usize).zip(0..) {
+        std::fs::remove_dir_all(lab.store()).unwrap();
+        if pristine.exists() {
+            copy_tree(&pristine, &lab.store());
+        }
+        let output = lab.command(case.args).env("COWHAND_FAULT", format!("{number}:{fault}")).output().unwrap();
+        let done = Done::from(output);
+        let Some(line) = done.err.lines().find(|line| line.starts_with("fault ")).map(str::to_owned) else {
+            assert_eq!(done.code, 0, "{}: {done:?}", case.name);
+            return (walked, number - 1);
+        };
+        let what = format!("{}, {line}", case.name);
+        assert!(fault == "fail" || done.code == 137, "{what}: {done:?}");
+        // Commands that change something recover; which one does not matter.
+        for vm in ["web", "copy", "other"] {
+            let done = lab.run(&["set", vm, "tag.t=1"]);
+            assert!([0, 3, 5].contains(&done.code), "{what}: {done:?}");
+        }
+        lab.ok(&["create", "later", "--size", "16M"]);
+        lab.ok(&["rm", "later"]);
+        let now = state(&lab);
+        assert!(allowed(&now), "{what}:\nnow    {now:?}\nbefore {before:?}\nafter  {after:?}");
+        for vm in lab.vm_directories() {
+            assert!(
+                !lab.store().join("vms").join(&vm).join("journal.json").exists(),
+                "{what}: a journal is left of {vm}"
+            );
+        }
+        assert!(!lab.layer_files().iter().any(|file| file.ends_with(".part")), "{what}: {:?}", lab.layer_files());
+        for file in lab.layer_files() {
+            let path = lab.store().join("layers").join(&file);
+            // 3: clusters that nobody uses, which a dead process cannot give back.
+            let checked = Command::new("qemu-img").arg("check").arg(&path).output().unwrap();
+            assert!([Some(0), Some(3)].contains(&checked.status.code()), "{what}: {file}: {checked:?}");
+        }
+        if case.name == "rm" {
+            // What a removal has left goes where `undo` looks for it.
+            lab.ok(&["gc"]);
+        }
+        let stray = lab.run(&["gc", "--dry-run"]);
+        assert!(!stray.err.contains("used by nobody"), "{what}: {}", stray.err);
+        let once = lab.fingerprint();
+        lab.run(&["set", "web", "tag.t=1"]);
+        assert_eq!(lab.fingerprint().len(), once.len(), "{what}: a second recovery did something");
+    }
+    unreachable!()
+}
+
+/// Walks through all operations; each `stride`th point of them, or with `COWHAND_FAULTS=all` every one.
+fn all(fault: &str, stride: u32) {
+    let stride = if std::env::var_os("COWHAND_FAULTS").is_some() { 1 } else { stride };
+    let (mut points, mut hit, mut lines) = (0, 0, String::new());
+    for case in &CASES {
+        let (walked, last) = walk(case, fault, stride);
+        assert!(walked > 0, "{} has no fault points", case.name);
+        (points, hit) = (points + last, hit + walked);
+        lines.push_str(&format!("{:<28} {fault:<5} {walked:>3} of {walked} survived\n", case.name));
+    }
+    eprintln!("{lines}{} operations, {hit} of about {points} fault points, {fault}: 0 lost", CASES.len());
+}
+
+#[test]
+fn an_operation_killed_at_any_of_its_fault_points_loses_nothing() {
+    all("die", 3);
+}
+
+#[test]
+fn an_operation_failing_at_any_of_its_fault_points_loses_nothing() {
+    all("fail", 6);
+}
