@@ -14,6 +14,7 @@ use crate::snapshot::delete::{self, Which};
 use crate::snapshot::internal;
 use crate::store::trash::Entry;
 use crate::store::{Store, journal, schema};
+use crate::sys::fault;
 
 /// What `gc` found and removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,7 +45,9 @@ pub async fn collect(context: &Context, age: std::time::Duration, dry_run: bool)
         }
         let what = found.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if !dry_run {
+            fault::point("trash, about to go").on("remove", &found.path)?;
             std::fs::remove_dir_all(&found.path).on("remove", &found.path)?;
+            fault::point("trash, gone").on("remove", &found.path)?;
         }
         collected.push(Collected { what, why: "trash", bytes: found.bytes });
     }
