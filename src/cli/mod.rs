@@ -161,7 +161,8 @@ pub fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     if let Some((number, fault)) = global::fault() {
-        fault::arm(number, fault);
+        let tell = |line: &str| Printer { format: Format::Table, quiet: false }.raw_error(line.as_bytes());
+        fault::arm(number, fault, tell);
     }
     cli.global.color.apply();
     global::trace(cli.global.verbose);

@@ -14,13 +14,13 @@ pub enum Fault {
     Fail,
 }
 
-/// From here on, the point with this number does that.
-pub fn arm(number: u32, fault: Fault) {
+/// From here on, the point with this number does that, after `tell` has been told where it was.
+pub fn arm(number: u32, fault: Fault, tell: fn(&str)) {
     #[cfg(debug_assertions)]
     {
-        let _ = armed::FAULT.set((number, fault));
+        let _ = armed::FAULT.set((number, fault, tell));
     }
-    let _ = (number, fault);
+    let _ = (number, fault, tell);
 }
 
 /// `7:die`, `3:fail`.
@@ -34,16 +34,15 @@ pub fn parse(text: &str) -> Option<(u32, Fault)> {
     Some((number.parse().ok()?, fault))
 }
 
-/// A place where it may happen; `name` is told on standard error, for whoever reads a test's output.
+/// A place where it may happen.
 #[cfg(debug_assertions)]
-#[allow(clippy::print_stderr)]
 pub fn point(name: &str) -> io::Result<()> {
     use std::sync::atomic::Ordering;
-    let Some((number, fault)) = armed::FAULT.get() else { return Ok(()) };
+    let Some((number, fault, tell)) = armed::FAULT.get() else { return Ok(()) };
     if armed::COUNT.fetch_add(1, Ordering::Relaxed) + 1 != *number {
         return Ok(());
     }
-    eprintln!("fault {number}: {fault:?} at {name}");
+    tell(&format!("fault {number}: {fault:?} at {name}\n"));
     match fault {
         Fault::Fail => Err(io::Error::other(format!("a fault was injected at {name}"))),
         Fault::Die => {
@@ -67,6 +66,9 @@ mod armed {
     use std::sync::OnceLock;
     use std::sync::atomic::AtomicU32;
 
-    pub static FAULT: OnceLock<(u32, super::Fault)> = OnceLock::new();
+    /// Which point, what happens there, and who is told.
+    pub type Armed = (u32, super::Fault, fn(&str));
+
+    pub static FAULT: OnceLock<Armed> = OnceLock::new();
     pub static COUNT: AtomicU32 = AtomicU32::new(0);
 }

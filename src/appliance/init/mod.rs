@@ -22,6 +22,7 @@ mod system;
 mod tree;
 mod uuids;
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -40,9 +41,9 @@ const TICK: Duration = Duration::from_millis(5);
 /// How long it may take to appear.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Are we the appliance's `/init`, and not a program somebody runs?
-pub fn is_here() -> bool {
-    nix::unistd::getpid().as_raw() == 1 && std::env::args_os().next().is_some_and(|name| name == "/init")
+/// Are we the appliance's `/init`, and not a program somebody runs? `name` is what we were started as.
+pub fn is_here(name: Option<&OsStr>) -> bool {
+    nix::unistd::getpid().as_raw() == 1 && name.is_some_and(|name| name == "/init")
 }
 
 /// Does the job, and switches the machine off. What goes wrong before there is anybody to tell is a panic, which the console shows.
