@@ -11,6 +11,7 @@ mod crash;
 mod create;
 mod debian;
 mod disks;
+mod doctor;
 mod documentation;
 mod engine;
 mod faults;

@@ -11,6 +11,7 @@
 //! | [`disk`], [`image`] | merge, resize and check the disks of a VM by hand; image files outside the store |
 //! | [`template`], [`mod@clone`] | seal a VM and freeze it for ever; make new VMs from frozen points |
 //! | [`appliance`] | the small Linux that works on a guest's file systems, from the outside and from the inside |
+//! | [`doctor`] | compares records, journals, headers and running QEMUs with each other; repairs |
 //! | [`guest`] | exec and file copy through the guest agent |
 //! | [`change`] | the steps a change is made of, and recovery when it was cut short |
 //! | [`layer`] | image files: qcow2 headers, chains, the collapse planner, copying, merging |
@@ -28,6 +29,7 @@ pub mod cli;
 pub mod clone;
 pub mod context;
 pub mod disk;
+pub mod doctor;
 pub mod error;
 pub mod guest;
 pub mod image;

@@ -6,9 +6,10 @@
 use super::apply::Executor;
 use super::step::Step;
 use crate::context::Context;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
+use crate::model::Name;
 use crate::store::journal::{self, Journal};
-use crate::store::{StoreLock, VmLock};
+use crate::store::{Store, StoreLock, VmLock};
 
 /// What recovery found and did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +71,7 @@ async fn settle(context: &Context, lock: &VmLock, may_complete: bool) -> Result<
         }
         return Ok(Recovered::Nothing);
     };
+    refuse_unreadable(store, name, &journal.operation)?;
     let mut executor = Executor::recovering(context, name);
     let outcome = if !executor.pivot_happened(&journal).await? {
         roll_back(lock, &journal, journal.pivot, &mut executor).await?;
@@ -100,6 +102,19 @@ async fn settle(context: &Context, lock: &VmLock, may_complete: bool) -> Result<
         context.ui.warn(warning);
     }
     Ok(outcome)
+}
+
+/// Whether a change has happened shows in the record. One that is there and cannot be read is no proof that it has not: undoing the change could
+/// remove layers that the record names.
+fn refuse_unreadable(store: &Store, name: &Name, operation: &str) -> Result<()> {
+    match store.load(name) {
+        Err(error) if error.kind() == Kind::Damaged => {
+            Err(Error::damaged(format!("`{operation}` was cut short on {name}, and how far it got cannot be seen"))
+                .hint(format!("cowhand doctor {name} --repair    brings back the last readable record"))
+                .because(error.full_message()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Undoes the steps up to and with `at`, in reverse, and forgets the change.

@@ -6,6 +6,7 @@ mod console;
 mod cp;
 mod create;
 mod disk;
+mod doctor;
 mod exec;
 mod flatten;
 mod gc;
@@ -92,6 +93,7 @@ enum Command {
     #[command(subcommand)]
     Image(image::Image),
     Gc(gc::Gc),
+    Doctor(doctor::Doctor),
     Completions(generate::Completions),
     Man(generate::Man),
     Version(generate::Version),
@@ -131,6 +133,7 @@ impl Command {
             Self::Image(verb) => verb.run(app).await.map(done),
             Self::Undo(verb) => verb.run(app).await.map(done),
             Self::Gc(verb) => verb.run(app).await.map(done),
+            Self::Doctor(verb) => verb.run(app).await,
             Self::Completions(verb) => verb.run(app).map(done),
             Self::Man(verb) => verb.run(app).map(done),
             Self::Version(verb) => verb.run(app).map(done),

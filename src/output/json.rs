@@ -8,6 +8,7 @@ use super::table::bus;
 use super::time::{milliseconds, rfc3339};
 use crate::clone::Cloned;
 use crate::disk::check::Found;
+use crate::doctor::Finding;
 use crate::model::{Merge, Name, Protocol};
 use crate::qemu::img::{Checked, Info};
 use crate::snapshot;
@@ -213,6 +214,22 @@ pub fn merge(merge: &Merge) -> Value {
         "layers": merge.between.len() + 1,
         "bytes": merge.bytes,
     })
+}
+
+/// `doctor`.
+pub fn findings(findings: &[Finding]) -> Value {
+    let finding = |finding: &Finding| {
+        json!({
+            "check": finding.check,
+            "vm": finding.vm,
+            "level": finding.level.as_str(),
+            "message": finding.message,
+            "hint": finding.hint,
+            "repairable": finding.remedy.is_some() && !finding.repaired,
+            "repaired": finding.repaired,
+        })
+    };
+    findings.iter().map(finding).collect()
 }
 
 /// What `qemu-img check` found.

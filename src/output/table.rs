@@ -5,6 +5,7 @@ use std::path::Path;
 use comfy_table::{CellAlignment, Table, presets};
 
 use crate::disk::check::Found;
+use crate::doctor::{Finding, Level};
 use crate::model::{Name, human};
 use crate::output::{time, tree};
 use crate::qemu::img::Info;
@@ -250,6 +251,37 @@ pub fn templates(rows: &[template::list::Row]) -> String {
             ]
         }),
     )
+}
+
+/// `cowhand doctor`: a line each, hints below; `quiet` leaves out what is as it should be.
+pub fn findings(findings: &[Finding], quiet: bool) -> String {
+    let mut text = String::new();
+    for finding in findings.iter().filter(|finding| !quiet || finding.repaired || finding.level > Level::Ok) {
+        let style = match finding.level {
+            Level::Ok => super::GREEN,
+            Level::Info => super::CYAN,
+            Level::Warn => super::YELLOW,
+            Level::Fail => super::RED,
+        };
+        let vm = finding.vm.as_ref().map(|vm| format!("{vm}: ")).unwrap_or_default();
+        let repaired = if finding.repaired { "repaired: " } else { "" };
+        text.push_str(&format!(
+            "{style}{:<5}{style:#} {:<12} {repaired}{vm}{}\n",
+            finding.level.as_str(),
+            finding.check,
+            finding.message
+        ));
+        if let Some(hint) = finding.hint.as_ref().filter(|_| !finding.repaired) {
+            text.push_str(&format!("{:<19}{hint}\n", ""));
+        }
+    }
+    let count = |level| findings.iter().filter(|finding| finding.level == level).count();
+    let repaired = findings.iter().filter(|finding| finding.repaired).count();
+    let repaired = if repaired > 0 { format!(", {repaired} repaired") } else { String::new() };
+    if !quiet {
+        text.push_str(&format!("{} failed, {} warnings{repaired}\n", count(Level::Fail), count(Level::Warn)));
+    }
+    text
 }
 
 /// `cowhand disk check`.

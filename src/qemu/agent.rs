@@ -17,6 +17,9 @@ use super::cmdline::Pipes;
 /// How long the agent may take for an ordinary command.
 pub const REPLY: Duration = Duration::from_secs(30);
 
+/// The longest line that is read: more than the agent's longest answer, 16 MiB of output twice, in base64.
+const LONGEST: usize = 64 << 20;
+
 /// What can go wrong between us and the agent.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
@@ -145,6 +148,10 @@ impl Agent {
                 return Ok(self.buffer.drain(..=searched + at).collect());
             }
             searched = self.buffer.len();
+            // A guest that never ends its line must not eat the host's memory.
+            if searched > LONGEST {
+                return Err(AgentError::Absent);
+            }
             match self.input.read_buf(&mut self.buffer).await {
                 Ok(0) | Err(_) => return Err(AgentError::Absent),
                 Ok(_) => {}

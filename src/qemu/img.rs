@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::probe;
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::model::Format;
+use crate::model::{Format, Layer};
 use crate::sys::command;
 
 /// The program.
@@ -108,6 +108,13 @@ impl Img {
     pub async fn info(&self, path: &Path, format: Format) -> Result<Info> {
         let text = self.run(["info", "-U", "--output=json", "-f", format.as_str()], &[path]).await?;
         decode(&text)
+    }
+
+    /// Writes another backing file into the header of an image, which nobody has open. The data stays (`rebase -u`).
+    pub async fn set_backing(&self, path: &Path, backing: &Layer) -> Result<()> {
+        let name = backing.file_name();
+        let args = ["rebase", "-u", "-f", "qcow2", "-b", &name, "-F", backing.format.as_str()];
+        self.run(args, &[path]).await.map(drop)
     }
 
     /// Makes an internal snapshot.

@@ -21,6 +21,15 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     sync_directory(directory)
 }
 
+/// The same without the flushes: after a power cut there may be the old file, the new one, or none that can be read.
+pub fn write_unflushed(path: &Path, bytes: &[u8]) -> Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    let mut file =
+        tempfile::Builder::new().prefix(".").suffix(".tmp").tempfile_in(directory).on("write in", directory)?;
+    file.write_all(bytes).on("write", path)?;
+    file.persist(path).map(drop).map_err(|error| error.error).on("replace", path)
+}
+
 /// Makes renames, creations and removals in `directory` survive a power cut.
 pub fn sync_directory(directory: &Path) -> Result<()> {
     File::open(directory).and_then(|directory| directory.sync_all()).on("flush", directory)

@@ -96,6 +96,11 @@ impl Layout {
         self.vm(name).join("vm.json")
     }
 
+    /// A second copy of its record, for the day on which the first one cannot be read. Nothing but `doctor --repair` ever reads it.
+    pub fn spare_json(&self, name: &Name) -> PathBuf {
+        self.vm(name).join("vm.json.spare")
+    }
+
     /// Its lock for changes.
     pub fn lock(&self, name: &Name) -> PathBuf {
         self.vm(name).join("lock")

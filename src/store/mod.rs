@@ -94,8 +94,9 @@ impl Store {
 
     /// Is there a VM or template of this name?
     pub fn exists(&self, name: &Name) -> bool {
-        // One that has run once and lost its record is there, and broken: what it stands on must not be taken for unused.
-        self.layout.vm_json(name).exists() || self.layout.run_lock(name).exists()
+        // One that has lost its record is there, and broken: what it stands on must not be taken for unused.
+        let layout = &self.layout;
+        [layout.vm_json(name), layout.run_lock(name), layout.spare_json(name)].iter().any(|path| path.exists())
     }
 
     /// Reads the record of `name`.
@@ -120,12 +121,21 @@ impl Store {
 
     /// Replaces the record of `name`, atomically and durably.
     pub fn save(&self, name: &Name, record: &Record) -> Result<()> {
-        self.save_record(&self.layout.vm_json(name), record)
+        let text = schema::render_record(record)?;
+        atomic::write(&self.layout.vm_json(name), &text)?;
+        // Only a spare: it is neither flushed nor missed.
+        let _ = atomic::write_unflushed(&self.layout.spare_json(name), &text);
+        Ok(())
     }
 
     /// Writes a record somewhere else, where it is kept for `undo`.
     pub fn save_record(&self, path: &Path, record: &Record) -> Result<()> {
         atomic::write(path, &schema::render_record(record)?)
+    }
+
+    /// Reads the spare copy of the record of `name`, if there is one that can be read.
+    pub fn load_spare(&self, name: &Name) -> Option<Record> {
+        schema::parse_record(&std::fs::read(self.layout.spare_json(name)).ok()?).ok()
     }
 
     /// The error for a name nobody bears, with the nearest ones that somebody does.

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use command_fds::CommandFdExt;
 
@@ -54,9 +54,7 @@ pub async fn run(program: &Path, args: &[&str], paths: &[&Path], fine: &[i32]) -
     dies_with_us(&mut command);
     tracing::debug!(target: "run", "{command:?}");
     let child = command.spawn().map_err(cannot)?;
-    let _guard = KillOnDrop(PidFd::open(child.id().cast_signed()).map_err(cannot)?);
-    let output = tokio::task::spawn_blocking(move || child.wait_with_output()).await;
-    let output = output.unwrap_or_else(|panic| Err(io::Error::other(panic))).map_err(cannot)?;
+    let output = to_its_end(child).await.map_err(cannot)?;
     match output.status.code() {
         Some(code) if fine.contains(&code) => Ok(output.stdout),
         _ => {
@@ -66,6 +64,21 @@ pub async fn run(program: &Path, args: &[&str], paths: &[&Path], fine: &[i32]) -
                 .because(format!("\"{}\"", tail(&output.stderr))))
         }
     }
+}
+
+/// Runs a program to its end, however it ends; dropped half-way, the program is killed.
+pub async fn outcome(program: &Path, args: &[String]) -> io::Result<Output> {
+    let mut command = Command::new(program);
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    dies_with_us(&mut command);
+    tracing::debug!(target: "run", "{command:?}");
+    to_its_end(command.spawn()?).await
+}
+
+async fn to_its_end(child: Child) -> io::Result<Output> {
+    let _guard = KillOnDrop(PidFd::open(child.id().cast_signed())?);
+    let output = tokio::task::spawn_blocking(move || child.wait_with_output()).await;
+    output.unwrap_or_else(|panic| Err(io::Error::other(panic)))
 }
 
 struct KillOnDrop(PidFd);

@@ -9,6 +9,12 @@ pub fn free(path: &Path) -> io::Result<u64> {
     Ok(about.f_bavail.saturating_mul(about.f_frsize))
 }
 
+/// Bytes in all on the file system of `path`, and how many more files it can hold (`None` where it does not count them).
+pub fn size(path: &Path) -> io::Result<(u64, Option<u64>)> {
+    let about = rustix::fs::statvfs(path)?;
+    Ok((about.f_blocks.saturating_mul(about.f_frsize), (about.f_files > 0).then_some(about.f_favail)))
+}
+
 /// Bytes of memory the process `pid` has in use (`/proc/<pid>/statm`).
 pub fn resident(pid: i32) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;

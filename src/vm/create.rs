@@ -205,7 +205,7 @@ fn check(request: &Request) -> Result<()> {
 }
 
 /// The kernel and initrd have to be there, or QEMU would say so much later.
-pub(super) fn check_kernel(boot: &KernelBoot) -> Result<()> {
+pub fn check_kernel(boot: &KernelBoot) -> Result<()> {
     for (what, path) in [("kernel", Some(&boot.kernel)), ("initrd", boot.initrd.as_ref())] {
         let Some(path) = path else { continue };
         if path.to_str().is_none() {

@@ -1,6 +1,8 @@
 //! Collecting garbage: snapshots that have expired, layers that stayed hidden and need not any more, what dead commands have left, and
 //! old trash.
 
+use std::fs::DirEntry;
+
 use jiff::Timestamp;
 
 use super::status;
@@ -170,7 +172,7 @@ async fn forget_ways_back(context: &Context) -> Result<()> {
 
 /// Layers that nobody names and nobody stands on, left by commands that died. Not while a record cannot be read: it might
 /// name them.
-fn trash_orphans(context: &Context, dry_run: bool) -> Result<()> {
+pub fn trash_orphans(context: &Context, dry_run: bool) -> Result<()> {
     let store = &context.store;
     let mut pool = Pool::scan(store)?;
     let name: Name = "orphans".parse()?;
@@ -201,13 +203,12 @@ fn trash_orphans(context: &Context, dry_run: bool) -> Result<()> {
         store.trash_layer(directory, layer)?;
         context.ui.note(&format!("layer {layer} ({bytes}) was used by nobody and is in the trash"));
     }
-    trash_memory(context, dry_run)
+    remove_memory(context, dry_run)
 }
 
 /// Memory that no snapshot has, and no change under way is about to give to one.
-fn trash_memory(context: &Context, dry_run: bool) -> Result<()> {
-    let store = &context.store;
-    let Ok(entries) = std::fs::read_dir(store.layout.rams()) else { return Ok(()) };
+pub fn unnamed_memory(store: &Store) -> Result<Vec<DirEntry>> {
+    let Ok(entries) = std::fs::read_dir(store.layout.rams()) else { return Ok(Vec::new()) };
     // Files first: what is there now is in a journal or in a record already, if it belongs to anybody.
     let entries: Vec<_> = entries.flatten().collect();
     let names = store.directories()?;
@@ -219,17 +220,23 @@ fn trash_memory(context: &Context, dry_run: bool) -> Result<()> {
             named.extend(record.snapshots.iter().filter_map(|snapshot| Some(snapshot.ram_image()?.id.to_string())));
         }
     }
-    for entry in entries {
+    let unnamed = |entry: &DirEntry| {
         let file = entry.file_name().to_string_lossy().into_owned();
         let id = file.split('.').next().unwrap_or_default();
-        if !named.iter().any(|text| text.contains(id)) {
-            let bytes = entry.metadata().map_or(0, |about| about.len());
-            if !dry_run {
-                std::fs::remove_file(entry.path()).on("remove", &entry.path())?;
-            }
-            let verb = if dry_run { "belongs to no snapshot and would be" } else { "belonged to no snapshot and was" };
-            context.ui.note(&format!("memory {file} ({}) {verb} removed", human(bytes)));
+        !named.iter().any(|text| text.contains(id))
+    };
+    Ok(entries.into_iter().filter(unnamed).collect())
+}
+
+fn remove_memory(context: &Context, dry_run: bool) -> Result<()> {
+    for entry in unnamed_memory(&context.store)? {
+        let bytes = entry.metadata().map_or(0, |about| about.len());
+        if !dry_run {
+            std::fs::remove_file(entry.path()).on("remove", &entry.path())?;
         }
+        let verb = if dry_run { "belongs to no snapshot and would be" } else { "belonged to no snapshot and was" };
+        let file = entry.file_name().to_string_lossy().into_owned();
+        context.ui.note(&format!("memory {file} ({}) {verb} removed", human(bytes)));
     }
     Ok(())
 }

@@ -13,6 +13,14 @@ struct Chardev {
     open: bool,
 }
 
+#[derive(Deserialize)]
+struct Node {
+    #[serde(rename = "node-name")]
+    name: String,
+    #[serde(default)]
+    file: String,
+}
+
 impl Qmp {
     /// The layer the guest's device `target` (`vda`, `nvram`) is on just now: the `drive` property of the device (`qom-get`), which
     /// is the name of its root node. `None` while a block job has put a filter on top.
@@ -31,6 +39,12 @@ impl Qmp {
     pub async fn agent_is_listening(&mut self) -> Result<bool, QmpError> {
         let chardevs: Vec<Chardev> = self.call("query-chardev", json!({})).await?;
         Ok(chardevs.iter().any(|chardev| chardev.label == "agent" && chardev.open))
+    }
+
+    /// The layers that are open, and the files behind them (`query-named-block-nodes`).
+    pub async fn open_layers(&mut self) -> Result<Vec<(LayerId, String)>, QmpError> {
+        let nodes: Vec<Node> = self.call("query-named-block-nodes", json!({"flat": true})).await?;
+        Ok(nodes.into_iter().filter_map(|node| Some((Layer::id_of_node(&node.name)?, node.file))).collect())
     }
 
     /// `blockdev-add`.

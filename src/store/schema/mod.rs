@@ -68,7 +68,7 @@ fn parse<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T> {
         let reason = inner.to_string();
         let reason = reason.split(" at line ").next().unwrap_or_default();
         let reason = reason.split(", expected one of ").next().unwrap_or_default().replace('`', "\"");
-        let place = if at == "." { String::new() } else { format!(" at {at}") };
+        let place = if at == "." || at == "?" { String::new() } else { format!(" at {at}") };
         Error::damaged(format!("line {}: {reason}{place}", inner.line()))
     })
 }

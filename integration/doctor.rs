@@ -1,0 +1,242 @@
+//! `doctor`: what is wrong is said, what can be mended is mended, and nothing else is touched.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::lab::{Lab, eventually, kill, qemu_img};
+
+/// What `doctor` finds with a level of `warn` or `fail`, as `check vm`. The host is not the store's business.
+fn wrong(lab: &Lab, args: &[&str]) -> Vec<String> {
+    let done = lab.run(&[&["--format", "json", "doctor"], args].concat());
+    let found: Vec<Value> = serde_json::from_str(&done.out).unwrap_or_else(|error| panic!("{error}: {done:?}"));
+    let fails = found.iter().any(|finding| finding["level"] == "fail");
+    assert_eq!(done.code, i32::from(fails), "{done:?}");
+    let bad = |finding: &&Value| finding["level"] == "warn" || finding["level"] == "fail";
+    let about =
+        |finding: &Value| format!("{} {}", finding["check"].as_str().unwrap(), finding["vm"].as_str().unwrap_or("-"));
+    found.iter().filter(|finding| finding["check"] != "kvm").filter(bad).map(about).collect()
+}
+
+/// `web` with the snapshots a and b, and a bystander.
+fn lab() -> Lab {
+    let lab = Lab::new();
+    for vm in ["web", "bystander"] {
+        lab.ok(&["create", vm, "--size", "16M"]);
+        lab.ok(&["snapshot", "create", vm, "a"]);
+        lab.ok(&["snapshot", "create", vm, "b"]);
+    }
+    lab.ok(&["set", "web", "cpus=3"]);
+    assert_eq!(wrong(&lab, &[]), Vec::<String>::new());
+    lab
+}
+
+fn layer(lab: &Lab, vm: &str, depth: usize) -> PathBuf {
+    lab.store().join("layers").join(format!("{}.qcow2", lab.chain(vm)[depth]))
+}
+
+#[test]
+fn a_damaged_record_is_listed_explained_and_mended() {
+    let lab = lab();
+    let record = lab.store().join("vms/web/vm.json");
+    let good = std::fs::read(&record).unwrap();
+    let before = lab.fingerprint();
+    for bad in [&b"{\"schema\": 1, \"cpuz\""[..], b"", b"\0\0\0\0", &good[..good.len() / 2]] {
+        std::fs::write(&record, bad).unwrap();
+        let rows = lab.json(&["ls"]);
+        let states: Vec<_> = rows.as_array().unwrap().iter().map(|row| row["state"].as_str().unwrap()).collect();
+        assert_eq!(states, ["stopped", "broken"]);
+        assert_eq!(wrong(&lab, &[]), ["record web"]);
+        assert_eq!(wrong(&lab, &["bystander"]), Vec::<String>::new());
+        assert_eq!(std::fs::read(&record).unwrap(), bad, "looking has changed it");
+        lab.ok(&["doctor", "--repair"]);
+        assert_eq!(std::fs::read(&record).unwrap(), good);
+        assert_eq!(wrong(&lab, &[]), Vec::<String>::new());
+    }
+    std::fs::remove_file(&record).unwrap();
+    assert_eq!(wrong(&lab, &[]).len(), 1);
+    let mut now = lab.fingerprint();
+    now.retain(|path, _| !path.to_string_lossy().contains("/trash") && *path != record);
+    let mut before = before;
+    before.retain(|path, _| !path.to_string_lossy().contains("/trash") && *path != record);
+    assert_eq!(now, before, "something else was touched");
+}
+
+#[test]
+fn a_spare_record_that_does_not_fit_is_not_used() {
+    let lab = lab();
+    let (record, spare) = (lab.store().join("vms/web/vm.json"), lab.store().join("vms/web/vm.json.spare"));
+    // From before the last snapshot: its head is a layer that another one stands on by now.
+    let old = std::fs::read(&spare).unwrap();
+    lab.ok(&["snapshot", "create", "web", "c"]);
+    std::fs::write(&spare, old).unwrap();
+    std::fs::write(&record, "{").unwrap();
+    let done = lab.run(&["doctor", "web", "--repair"]);
+    assert_eq!(done.code, 1, "{done:?}");
+    assert!(done.out.contains("spare copy does not fit") && done.out.contains("stands on its vda"), "{}", done.out);
+    assert_eq!(std::fs::read_to_string(&record).unwrap(), "{");
+    // While nobody knows what it uses, its layers are not taken for unused.
+    let layers = lab.layer_files();
+    lab.run(&["doctor", "--repair"]);
+    lab.ok(&["gc", "--older-than", "0"]);
+    assert_eq!(lab.layer_files(), layers);
+}
+
+#[test]
+fn a_wrong_backing_file_is_put_right_where_the_records_tell() {
+    let lab = lab();
+    let image = |lab: &Lab| {
+        let raw = lab.path().join("x.raw");
+        lab.ok(&["image", "export", "web", raw.to_str().unwrap(), "--force"]);
+        std::fs::read(raw).unwrap()
+    };
+    let base = layer(&lab, "web", 2);
+    let place = Command::new("qemu-io").args(["-f", "qcow2", "-c", "write -P 7 1M 64k"]).arg(&base).output().unwrap();
+    assert!(place.status.success());
+    let before = image(&lab);
+    let stranger = layer(&lab, "bystander", 0);
+    let stranger = stranger.file_name().unwrap().to_str().unwrap();
+    for depth in [0, 1] {
+        for wrong_name in ["nothing.qcow2", "aaaaaaaaaa.qcow2", "/etc/passwd", stranger] {
+            let file = layer(&lab, "web", depth);
+            qemu_img(&["rebase", "-u", "-f", "qcow2", "-b", wrong_name, "-F", "qcow2", file.to_str().unwrap()]);
+            assert_eq!(wrong(&lab, &["bystander"]), Vec::<String>::new());
+            assert!(wrong(&lab, &["web"]).iter().all(|what| what == "chain web"));
+            lab.ok(&["doctor", "web", "--repair"]);
+            assert_eq!(image(&lab), before, "{wrong_name} at {depth}");
+        }
+    }
+    // The base stands on nothing; nobody knows what else it should be.
+    qemu_img(&["rebase", "-u", "-f", "qcow2", "-b", "aaaaaaaaaa.qcow2", "-F", "qcow2", base.to_str().unwrap()]);
+    let bytes = std::fs::read(&base).unwrap();
+    lab.run(&["doctor", "web", "--repair"]).fails(1, &[]);
+    assert_eq!(std::fs::read(&base).unwrap(), bytes);
+}
+
+#[test]
+fn a_missing_layer_comes_out_of_the_trash_or_is_said_to_be_lost() {
+    let lab = lab();
+    let file = layer(&lab, "web", 1);
+    let trash = lab.store().join("trash/20260101T000000000Z-rm-web/layers");
+    std::fs::create_dir_all(&trash).unwrap();
+    std::fs::rename(&file, trash.join(file.file_name().unwrap())).unwrap();
+    assert_eq!(wrong(&lab, &["web"]), ["chain web"]);
+    lab.run(&["start", "web"]).fails(8, &["missing"]);
+    lab.ok(&["doctor", "--repair"]);
+    assert!(file.exists());
+    std::fs::remove_file(&file).unwrap();
+    let done = lab.run(&["doctor", "--repair"]);
+    assert_eq!(done.code, 1);
+    assert!(done.out.contains("is missing (vda, vda at snapshot b)") && done.out.contains("backup"), "{}", done.out);
+    assert_eq!(lab.json(&["ls"]).as_array().unwrap().len(), 2);
+    assert_eq!(wrong(&lab, &["bystander"]), Vec::<String>::new());
+}
+
+#[test]
+fn what_lies_around_is_found_and_cleared_up() {
+    let lab = lab();
+    let store = lab.store();
+    let layers = lab.layer_files();
+    qemu_img(&["create", "-q", "-f", "qcow2", store.join("layers/aaaaaaaaaa.qcow2").to_str().unwrap(), "1M"]);
+    std::fs::write(store.join("layers/bbbbbbbbbb.qcow2.part"), "half").unwrap();
+    let temporary = store.join("vms/web/.x.tmp");
+    std::fs::write(&temporary, "").unwrap();
+    let touched = Command::new("touch").args(["-d", "1 hour ago"]).arg(&temporary).output().unwrap();
+    assert!(touched.status.success());
+    std::fs::write(store.join("vms/web/.fresh.tmp"), "").unwrap();
+    std::fs::create_dir(store.join("vms/never")).unwrap();
+    for (private, mode) in
+        [(&temporary, 0o600), (&store.join("vms/web/.fresh.tmp"), 0o600), (&store.join("vms/never"), 0o700)]
+    {
+        std::fs::set_permissions(private, PermissionsExt::from_mode(mode)).unwrap();
+    }
+    for name in ["aaaaaaaaaa.qcow2", "bbbbbbbbbb.qcow2.part"] {
+        std::fs::set_permissions(store.join("layers").join(name), PermissionsExt::from_mode(0o600)).unwrap();
+    }
+    let open = layer(&lab, "web", 0);
+    std::fs::set_permissions(&open, PermissionsExt::from_mode(0o666)).unwrap();
+    std::fs::set_permissions(store.join("vms/web"), PermissionsExt::from_mode(0o755)).unwrap();
+    let mut found = wrong(&lab, &[]);
+    found.sort();
+    assert_eq!(found, ["leftovers -", "leftovers -", "leftovers never", "permissions -", "permissions -"]);
+    lab.ok(&["doctor", "--repair"]);
+    assert_eq!(wrong(&lab, &[]), Vec::<String>::new());
+    assert_eq!(lab.layer_files(), layers);
+    assert!(!temporary.exists() && store.join("vms/web/.fresh.tmp").exists() && !store.join("vms/never").exists());
+    let kept = lab.fingerprint().into_keys().filter(|path| path.to_string_lossy().contains("trash")).count();
+    assert!(kept >= 2, "unused files were not kept in the trash");
+    assert_eq!(std::fs::metadata(open).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[test]
+fn a_journal_that_cannot_be_read_is_set_aside_only_where_the_vm_is_whole() {
+    let lab = lab();
+    let journal = lab.store().join("vms/web/journal.json");
+    std::fs::write(&journal, "{\"schema\":").unwrap();
+    std::fs::set_permissions(&journal, PermissionsExt::from_mode(0o600)).unwrap();
+    lab.run(&["set", "web", "cpus=1"]).fails(8, &["journal"]);
+    assert_eq!(wrong(&lab, &[]), ["journal web"]);
+    lab.ok(&["doctor", "--repair"]);
+    assert!(!journal.exists());
+    lab.ok(&["set", "web", "cpus=1"]);
+    // A switch that the record does not know of: the overlay may hold the guest's writes.
+    let head = layer(&lab, "web", 0);
+    let overlay = head.with_file_name("aaaaaaaaaa.qcow2");
+    let backing = head.file_name().unwrap().to_str().unwrap();
+    qemu_img(&["create", "-q", "-f", "qcow2", "-u", "-b", backing, "-F", "qcow2", overlay.to_str().unwrap(), "16M"]);
+    std::fs::write(&journal, "").unwrap();
+    lab.run(&["doctor", "web", "--repair"]).fails(1, &[]);
+    assert!(journal.exists() && overlay.exists());
+}
+
+#[test]
+fn a_running_qemu_is_compared_with_the_record() {
+    let lab = Lab::new();
+    lab.booted("web");
+    assert_eq!(wrong(&lab, &[]), Vec::<String>::new());
+    // A job that somebody of ours has left behind.
+    let node = lab.user_qmp("web", &[json!({"execute": "query-named-block-nodes", "arguments": {"flat": true}})]);
+    let node = node[1]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find_map(|node| node["node-name"].as_str().filter(|name| name.starts_with("l-")));
+    let target = lab.path().join("target.qcow2");
+    qemu_img(&["create", "-q", "-f", "qcow2", target.to_str().unwrap(), "1M"]);
+    let options = json!({"driver": "file", "filename": target, "size": 1 << 20});
+    lab.user_qmp(
+        "web",
+        &[json!({"execute": "blockdev-create", "arguments": {"job-id": "cw-left", "options": options}})],
+    );
+    eventually("the end of the job", || wrong(&lab, &["web"]) == ["jobs web"]);
+    lab.ok(&["doctor", "web", "--repair"]);
+    assert_eq!(wrong(&lab, &["web"]), Vec::<String>::new());
+    // Switched to another layer behind our back.
+    let overlay = lab.store().join("layers/aaaaaaaaaa.qcow2");
+    let head = node.unwrap();
+    let backing = format!("{}.qcow2", head.trim_start_matches("l-"));
+    let size = lab.json(&["disk", "ls", "web"])[0]["virtual_bytes"].to_string();
+    qemu_img(&["create", "-q", "-f", "qcow2", "-u", "-b", &backing, "-F", "qcow2", overlay.to_str().unwrap(), &size]);
+    let file = json!({"driver": "file", "filename": overlay});
+    let node = json!({"driver": "qcow2", "node-name": "l-aaaaaaaaaa", "file": file, "backing": null});
+    lab.user_qmp(
+        "web",
+        &[
+            json!({"execute": "blockdev-add", "arguments": node}),
+            json!({"execute": "blockdev-snapshot", "arguments": {"node": head, "overlay": "l-aaaaaaaaaa"}}),
+        ],
+    );
+    let done = lab.run(&["doctor", "web"]);
+    assert_eq!(done.code, 1, "{done:?}");
+    assert!(done.out.contains("its QEMU writes vda to layer aaaaaaaaaa"), "{}", done.out);
+    // And its file is taken away.
+    std::fs::remove_file(&overlay).unwrap();
+    assert!(lab.run(&["doctor", "web"]).out.contains("writes to a file that was removed"));
+    kill(lab.pid("web"));
+    eventually("the end of QEMU", || lab.state("web") == "crashed");
+    assert!(lab.run(&["doctor", "web"]).out.contains("did not end in order"));
+    lab.ok(&["doctor", "web", "--repair"]);
+    assert_eq!(lab.state("web"), "stopped");
+}

@@ -1,0 +1,32 @@
+use clap::Args;
+
+use super::App;
+use crate::doctor::{self, Level};
+use crate::error::Result;
+use crate::model::Name;
+use crate::output::{json, table};
+
+/// Compare records, layers and running QEMUs with each other, look at the host, and say what is wrong
+///
+/// Looks at all of the store, or at one VM or template. Exit code 1 only when something has failed. With --repair, what can be put right without
+/// losing anything is put right; what is in doubt stays as it is, and is said. Nothing that may hold data is removed: it goes into the trash.
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Only this VM or template
+    name: Option<Name>,
+    /// Put right what can be put right
+    #[arg(long)]
+    repair: bool,
+}
+
+impl Doctor {
+    pub async fn run(self, app: &App) -> Result<u8> {
+        let name = self.name.as_ref();
+        let findings = match self.repair {
+            true => doctor::treat(&app.context, name).await?,
+            false => doctor::examine(&app.context, name).await?,
+        };
+        app.printer.result(&table::findings(&findings, app.printer.quiet), &json::findings(&findings));
+        Ok(u8::from(findings.iter().any(|finding| finding.level == Level::Fail)))
+    }
+}

@@ -1,0 +1,174 @@
+//! `doctor`: compares what ought to be with what is. The record of each VM, its journal, the headers of its layers and what its QEMU really has
+//! open have to agree; beside that, whether the host can do what is asked of it.
+//!
+//! Looking takes no lock and changes nothing. A finding may carry a [`Remedy`]: what would put it right without losing anything.
+//! [`treat`] applies those; what it cannot be sure of stays as it is.
+
+mod chain;
+mod host;
+mod remedy;
+mod running;
+mod store;
+mod vm;
+
+pub use remedy::Remedy;
+
+use crate::context::Context;
+use crate::error::Result;
+use crate::layer::pool::Pool;
+use crate::model::Name;
+
+/// How often it is looked again after remedies: one may uncover the next thing.
+const ROUNDS: usize = 4;
+
+/// How bad it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// As it should be.
+    Ok,
+    /// Worth knowing.
+    Info,
+    /// It works, and should not stay like that.
+    Warn,
+    /// It does not work, or data is in danger.
+    Fail,
+}
+
+impl Level {
+    /// The word in JSON and tables.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Info => "info",
+            Self::Warn => "warn",
+            Self::Fail => "fail",
+        }
+    }
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// What was looked at: `kvm`, `chain`, `journal`, …
+    pub check: &'static str,
+    /// The VM or template it concerns.
+    pub vm: Option<Name>,
+    /// How bad it is.
+    pub level: Level,
+    /// In words.
+    pub message: String,
+    /// What to type next.
+    pub hint: Option<String>,
+    /// What would put it right.
+    pub remedy: Option<Remedy>,
+    /// It was put right just now.
+    pub repaired: bool,
+}
+
+impl Finding {
+    fn new(check: &'static str, level: Level, message: impl Into<String>) -> Self {
+        Self { check, vm: None, level, message: message.into(), hint: None, remedy: None, repaired: false }
+    }
+
+    fn ok(check: &'static str, message: impl Into<String>) -> Self {
+        Self::new(check, Level::Ok, message)
+    }
+
+    fn info(check: &'static str, message: impl Into<String>) -> Self {
+        Self::new(check, Level::Info, message)
+    }
+
+    fn warn(check: &'static str, message: impl Into<String>) -> Self {
+        Self::new(check, Level::Warn, message)
+    }
+
+    fn fail(check: &'static str, message: impl Into<String>) -> Self {
+        Self::new(check, Level::Fail, message)
+    }
+
+    fn of(self, vm: &Name) -> Self {
+        Self { vm: Some(vm.clone()), ..self }
+    }
+
+    fn hint(self, hint: impl Into<String>) -> Self {
+        Self { hint: Some(hint.into()), ..self }
+    }
+
+    fn remedy(self, remedy: Option<Remedy>) -> Self {
+        Self { remedy, ..self }
+    }
+}
+
+/// Looks at everything, or at one VM or template.
+pub async fn examine(context: &Context, only: Option<&Name>) -> Result<Vec<Finding>> {
+    let mut findings = Vec::new();
+    if only.is_none() {
+        findings.extend(host::examine(context).await);
+    }
+    findings.extend(examine_store(context, only).await?);
+    Ok(findings)
+}
+
+async fn examine_store(context: &Context, only: Option<&Name>) -> Result<Vec<Finding>> {
+    let store = &context.store;
+    if let Some(name) = only {
+        // What nobody knows is an error, not a finding.
+        if !store.exists(name) && !store.layout.vm(name).exists() {
+            return Err(store.unknown(name));
+        }
+    }
+    let mut findings = Vec::new();
+    if only.is_none() {
+        findings.extend(store::examine(context)?);
+    }
+    if !store.layout.vms().exists() {
+        return Ok(findings);
+    }
+    let pool = Pool::scan(store)?;
+    if only.is_none() {
+        findings.extend(store::examine_pool(context, &pool)?);
+    }
+    let mut names = store.directories()?;
+    names.sort();
+    for name in names.iter().filter(|name| only.is_none_or(|only| only == *name)) {
+        findings.extend(vm::examine(context, &pool, name).await?);
+    }
+    Ok(findings)
+}
+
+/// The same, and puts right what can be put right. What was repaired is among the findings.
+pub async fn treat(context: &Context, only: Option<&Name>) -> Result<Vec<Finding>> {
+    let host = match only {
+        None => host::examine(context).await,
+        Some(_) => Vec::new(),
+    };
+    let mut repaired: Vec<Finding> = Vec::new();
+    let mut failed: Vec<(Remedy, String)> = Vec::new();
+    let mut findings = Vec::new();
+    for _ in 0..ROUNDS {
+        findings = examine_store(context, only).await?;
+        let mut tried = false;
+        for finding in &findings {
+            let Some(remedy) = &finding.remedy else { continue };
+            let before = |(other, _): &(Remedy, String)| other == remedy;
+            if failed.iter().any(before) || repaired.iter().any(|other| other.remedy.as_ref() == Some(remedy)) {
+                continue;
+            }
+            tried = true;
+            match remedy::apply(context, remedy).await {
+                Ok(()) => repaired.push(Finding { level: Level::Ok, repaired: true, ..finding.clone() }),
+                Err(error) => failed.push((remedy.clone(), error.full_message())),
+            }
+        }
+        if !tried {
+            break;
+        }
+    }
+    for finding in &mut findings {
+        if let Some((_, why)) = finding.remedy.as_ref().and_then(|mine| failed.iter().find(|(other, _)| other == mine))
+        {
+            finding.hint = Some(format!("it could not be repaired: {why}"));
+        }
+    }
+    Ok(host.into_iter().chain(repaired).chain(findings).collect())
+}

@@ -1,0 +1,169 @@
+//! A running VM: does its QEMU have open what the record says, is it at work on something nobody knows of, does its guest stand still?
+//!
+//! Asked on the socket for observers, so that nobody is kept from changing the VM.
+
+use std::time::Duration;
+
+use qapi::qga::{GuestFsfreezeStatus, guest_fsfreeze_status};
+
+use super::{Finding, Remedy};
+use crate::context::Context;
+use crate::error::Error;
+use crate::guest::session;
+use crate::layer::chain;
+use crate::model::{Name, Record};
+use crate::qemu::qmp::Qmp;
+use crate::vm::status::{self, Status};
+
+/// How long QEMU may take to greet an observer.
+const GREETING: Duration = Duration::from_secs(5);
+/// How long the guest agent may take.
+const AGENT: Duration = Duration::from_secs(3);
+
+/// Looks at it.
+pub async fn examine(context: &Context, name: &Name, record: &Record, status: &Status) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if let Some(pid) = status.pid
+        && let Some(file) = removed_file(context, pid)
+    {
+        findings.push(
+            Finding::fail("process", format!("its QEMU writes to a file that was removed: {file}"))
+                .of(name)
+                .hint(format!("while it runs the data is in /proc/{pid}/fd; copy it inside the guest, then stop it")),
+        );
+    }
+    match look(context, name, record, status).await {
+        Ok(more) => findings.extend(more),
+        Err(error) => findings.push(
+            Finding::fail("process", format!("its QEMU does not answer: {}", error.full_message()))
+                .of(name)
+                .hint(format!("if it never does again: cowhand stop --force {name}")),
+        ),
+    }
+    findings.into_iter().map(|finding| finding.of(name)).collect()
+}
+
+async fn connect(context: &Context, name: &Name) -> Result<Qmp, Error> {
+    let sockets = status::sockets(context, name).ok_or_else(|| Error::damaged("where its sockets are is not known"))?;
+    Ok(Qmp::connect(&sockets.status(), GREETING).await?)
+}
+
+async fn look(context: &Context, name: &Name, record: &Record, status: &Status) -> Result<Vec<Finding>, Error> {
+    let mut qmp = connect(context, name).await?;
+    let mut findings = Vec::new();
+    let jobs = qmp.jobs().await?;
+    for job in &jobs {
+        let ours = job.id.starts_with("cw-");
+        let about = format!("QEMU's job {} is {}", job.id, job.status);
+        findings.push(match (ours, job.status.as_str()) {
+            (true, "concluded") => Finding::warn("jobs", format!("{about}, and nobody has asked how it ended"))
+                .hint("cowhand doctor --repair    forgets it")
+                .remedy(Some(Remedy::Dismiss { vm: name.clone(), job: job.id.clone() })),
+            (true, _) => Finding::warn("jobs", format!("{about}, and no command is waiting for it"))
+                .hint("it goes on by itself; changes of its disks are refused until it has ended"),
+            (false, _) => Finding::info("jobs", format!("{about}; it is not ours"))
+                .hint("changes of its disks are refused until it has ended"),
+        });
+    }
+    if jobs.is_empty()
+        && let Err(why) = differs(&mut qmp, record).await?
+    {
+        findings.push(
+            Finding::fail("process", why)
+                .hint("something else has changed its disks under it (user-qmp.sock?); do not stop it before you have copied what it wrote"),
+        );
+    }
+    let mut known = Vec::new();
+    for disk in record.config.volumes() {
+        if let Ok(chain) = chain::of_disk(&context.store, disk) {
+            known.extend(chain.links().iter().map(|link| (link.layer.id.clone(), link.path.clone())));
+        }
+    }
+    for (id, file) in qmp.open_layers().await? {
+        match known.iter().find(|(known, _)| *known == id) {
+            Some((_, path)) if std::path::Path::new(&file) != path => findings.push(
+                Finding::warn(
+                    "process",
+                    format!("its QEMU has layer {id} open as {file}, and it lies at {}", path.display()),
+                )
+                .hint("was the store moved while it ran? stop it and start it again"),
+            ),
+            Some(_) => {}
+            None if jobs.is_empty() => findings
+                .push(Finding::info("process", format!("its QEMU still has layer {id} open, which it does not need"))),
+            None => {}
+        }
+    }
+    if let Some(detail) = status.detail.as_deref() {
+        let finding = Finding::warn("process", format!("QEMU says of the guest: {detail}"));
+        findings.push(match detail {
+            "io-error" => finding.hint(format!("is there room on the disk? make some, then: cowhand resume {name}")),
+            _ => finding.hint(format!("what it said: cowhand logs {name}")),
+        });
+    }
+    findings.extend(agent(context, name, &mut qmp, status).await?);
+    Ok(findings)
+}
+
+/// Is each device on the layer the record says? Otherwise, in words.
+async fn differs(qmp: &mut Qmp, record: &Record) -> Result<Result<(), String>, Error> {
+    for disk in record.config.writable() {
+        match qmp.active_layer(&disk.target).await? {
+            Some(id) if id == disk.layer.id => {}
+            Some(id) => {
+                return Ok(Err(format!(
+                    "its QEMU writes {} to layer {id}, and the record says {}",
+                    disk.target, disk.layer
+                )));
+            }
+            None => return Ok(Err(format!("its QEMU has a node of somebody else's on {}", disk.target))),
+        }
+    }
+    Ok(Ok(()))
+}
+
+/// The same, for somebody who wants to rely on it.
+pub async fn agrees(context: &Context, name: &Name, record: &Record) -> Result<(), String> {
+    let words = |error: Error| error.full_message();
+    let mut qmp = connect(context, name).await.map_err(words)?;
+    if let Some(job) = qmp.jobs().await.map_err(|error| error.to_string())?.first() {
+        return Err(format!("QEMU's job {} is at work", job.id));
+    }
+    differs(&mut qmp, record).await.map_err(words)?
+}
+
+async fn agent(context: &Context, name: &Name, qmp: &mut Qmp, status: &Status) -> Result<Vec<Finding>, Error> {
+    if status.state != crate::model::State::Running {
+        return Ok(Vec::new());
+    }
+    let none = |why: &str| {
+        vec![Finding::info("agent", why).hint(
+            "without qemu-guest-agent in the guest there is no exec, no cp, and snapshots are taken without a freeze",
+        )]
+    };
+    if !qmp.agent_is_listening().await? {
+        return Ok(none("nobody in the guest listens to the guest agent's port"));
+    }
+    let Ok(mut session) = session::open(context, name, AGENT).await else {
+        return Ok(none("the guest agent does not answer"));
+    };
+    Ok(match session.agent.run(&guest_fsfreeze_status {}, AGENT).await {
+        Ok(GuestFsfreezeStatus::frozen) => vec![
+            Finding::warn("frozen", "the guest's file systems are frozen, and no command of ours is at work on it")
+                .hint("cowhand doctor --repair    thaws them; whoever froze them may rely on it")
+                .remedy(Some(Remedy::Thaw(name.clone()))),
+        ],
+        _ => Vec::new(),
+    })
+}
+
+/// A file of the store that QEMU has open and that is not there any more (`/proc/PID/fd`).
+fn removed_file(context: &Context, pid: i32) -> Option<String> {
+    let layers = context.store.layout.layers();
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+    open.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok()).find_map(|target| {
+        let text = target.to_string_lossy().into_owned();
+        (target.starts_with(&layers) && text.ends_with(" (deleted)"))
+            .then(|| text.trim_end_matches(" (deleted)").to_owned())
+    })
+}

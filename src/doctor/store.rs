@@ -1,0 +1,243 @@
+//! The store as a whole: may it be written, do locks work, is there room, is it private, what lies around in it?
+
+use std::fs::{File, Metadata};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use super::{Finding, Remedy};
+use crate::context::Context;
+use crate::error::{IoContext, Result};
+use crate::layer::pool::{self, Pool};
+use crate::model::{Layer, LayerId, human};
+use crate::store::{Store, schema};
+use crate::sys::{flock, space};
+use crate::template::freeze;
+use crate::vm::gc;
+
+/// Less free space than this is worth a warning, in bytes.
+const LITTLE: u64 = 1 << 30;
+/// With less than this a guest that writes is about to stop.
+const NOTHING: u64 = 64 << 20;
+/// Fewer files than this can be made.
+const FEW_FILES: u64 = 1000;
+/// A temporary file that nobody has touched for so long has no writer any more.
+const FORGOTTEN: Duration = Duration::from_secs(60);
+
+/// Looks at the store without looking into it.
+pub fn examine(context: &Context) -> Result<Vec<Finding>> {
+    let store = &context.store;
+    let root = store.layout.root();
+    if !store.layout.store_json().exists() {
+        return Ok(vec![Finding::info("store", format!("there is no store at {} yet", root.display()))]);
+    }
+    let mut findings = Vec::new();
+    match schema::check_store_file(&store.layout.store_json()) {
+        Ok(()) => findings.push(Finding::ok("store", root.display().to_string())),
+        Err(error) => findings.push(
+            Finding::fail("store", error.full_message())
+                .hint("nothing is changed in a store whose version is not known"),
+        ),
+    }
+    findings.extend(locks(root));
+    findings.push(room(root)?);
+    findings.extend(permissions(context)?);
+    findings.extend(temporary(store)?);
+    let trash: u64 = store.list_trash()?.iter().map(|found| found.bytes).sum();
+    if trash > 0 {
+        findings.push(
+            Finding::info("trash", format!("{} are in the trash, for undo", human(trash)))
+                .hint("cowhand gc    empties it of what is older than 7 days"),
+        );
+    }
+    Ok(findings)
+}
+
+/// Two descriptors of one file must not have its lock at once. On a file system where they can, nothing here is safe.
+fn locks(root: &Path) -> Option<Finding> {
+    let file = match tempfile::Builder::new().prefix(".").suffix(".tmp").tempfile_in(root) {
+        Ok(file) => file,
+        Err(error) => {
+            return Some(
+                Finding::warn("store", format!("the store cannot be written: {error}"))
+                    .hint("VMs can be looked at; nothing can be changed or started"),
+            );
+        }
+    };
+    let other = File::open(file.path());
+    let held = flock::try_exclusive(file.as_file()).and_then(|_| flock::try_exclusive(&other?));
+    match held {
+        Ok(false) => Some(Finding::ok("locks", "flock works on its file system")),
+        Ok(true) => Some(
+            Finding::fail(
+                "locks",
+                "flock has no effect on the store's file system: two commands could change a VM at once",
+            )
+            .hint("move the store to a local file system"),
+        ),
+        Err(error) => Some(
+            Finding::fail("locks", format!("flock does not work on the store's file system: {error}"))
+                .hint("move the store to a local file system"),
+        ),
+    }
+}
+
+fn room(root: &Path) -> Result<Finding> {
+    let free = space::free(root).on("look at", root)?;
+    let (total, files) = space::size(root).on("look at", root)?;
+    let about = format!("{} of {} are free", human(free), human(total));
+    let hint = "make room: cowhand gc --older-than 0 empties the trash; what takes room: cowhand ls -a";
+    Ok(match (free, files) {
+        (..NOTHING, _) => Finding::fail("space", format!("{about}: guests that write will be stopped")).hint(hint),
+        (_, Some(..FEW_FILES)) => {
+            Finding::warn("space", format!("{about}, but only {} more files can be made", files.unwrap_or(0)))
+                .hint(hint)
+        }
+        (..LITTLE, _) => Finding::warn("space", about).hint(hint),
+        _ if free < total / 20 => Finding::warn("space", about).hint(hint),
+        _ => Finding::ok("space", about),
+    })
+}
+
+/// Disks, memory and sockets of guests are their user's business alone.
+fn permissions(context: &Context) -> Result<Vec<Finding>> {
+    let layout = &context.store.layout;
+    let mut open: Vec<(PathBuf, u32)> = Vec::new();
+    let mut foreign: Vec<PathBuf> = Vec::new();
+    let me = nix::unistd::geteuid().as_raw();
+    let mut look = |path: &Path| -> Option<Metadata> {
+        let about = path.symlink_metadata().ok()?;
+        if about.uid() != me {
+            foreign.push(path.to_path_buf());
+        }
+        let mode = about.mode() & 0o7777;
+        // A template's layers are 0444, below a directory that is not for others.
+        let fine = mode & 0o077 == 0 || about.is_symlink() || (about.is_file() && mode == freeze::MODE);
+        if !fine {
+            open.push((path.to_path_buf(), mode & 0o700));
+        }
+        Some(about)
+    };
+    look(layout.root());
+    for directory in [layout.layers(), layout.rams(), layout.trash(), layout.vms()] {
+        look(&directory);
+        for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
+            let is_dir = look(&entry.path()).is_some_and(|about| about.is_dir());
+            if is_dir && directory == layout.vms() {
+                for entry in std::fs::read_dir(entry.path()).into_iter().flatten().flatten() {
+                    look(&entry.path());
+                }
+            }
+        }
+    }
+    let mut findings: Vec<Finding> = open
+        .into_iter()
+        .map(|(path, mode)| {
+            let now = std::fs::metadata(&path).map_or(0, |about| about.permissions().mode() & 0o7777);
+            Finding::warn("permissions", format!("{} is open to others ({now:o})", path.display()))
+                .hint(format!("chmod {mode:o} {}", path.display()))
+                .remedy(Some(Remedy::SetMode { path, mode }))
+        })
+        .collect();
+    if let Some(path) = foreign.first() {
+        let more = match foreign.len() {
+            1 => String::new(),
+            many => format!(" and {} more", many - 1),
+        };
+        findings.push(Finding::warn("permissions", format!("{}{more} belong to another user", path.display())));
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok("permissions", "the store is its owner's alone"));
+    }
+    Ok(findings)
+}
+
+/// Files that were to be renamed into their place, and whose writer has died.
+fn temporary(store: &Store) -> Result<Vec<Finding>> {
+    let layout = &store.layout;
+    let mut directories = vec![layout.root().to_path_buf()];
+    directories.extend(store.directories()?.iter().map(|name| layout.vm(name)));
+    let forgotten = |about: Metadata| {
+        about
+            .modified()
+            .ok()
+            .and_then(|time| SystemTime::now().duration_since(time).ok())
+            .is_some_and(|age| age > FORGOTTEN)
+    };
+    let mut findings = Vec::new();
+    for entry in directories.iter().filter_map(|directory| std::fs::read_dir(directory).ok()).flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with('.') && name.ends_with(".tmp") && entry.metadata().is_ok_and(forgotten) {
+            let path = entry.path();
+            findings.push(
+                Finding::info("leftovers", format!("{} was never finished", path.display()))
+                    .hint("cowhand doctor --repair    removes it")
+                    .remedy(Some(Remedy::RemoveTemporary(path))),
+            );
+        }
+    }
+    Ok(findings)
+}
+
+/// Looks at the layers and at memory: damaged ones, and those nobody uses.
+pub fn examine_pool(context: &Context, pool: &Pool) -> Result<Vec<Finding>> {
+    let store = &context.store;
+    let mut findings = Vec::new();
+    for layer in &pool.damaged {
+        let why = pool::inspect(store, layer).err().map(|error| error.full_message()).unwrap_or_default();
+        findings.push(
+            Finding::warn("layers", format!("the header of layer {layer} cannot be trusted: {why}"))
+                .hint("while that is so, layers that seem unused are kept; who stands on it is said below"),
+        );
+    }
+    let unused = |id: &LayerId| pool.uses(id).is_empty() && pool.children(id).next().is_none();
+    let unused: Vec<&Layer> = pool.layers.values().map(|info| &info.layer).filter(|layer| unused(&layer.id)).collect();
+    let certain = pool.damaged.is_empty() && pool.unreadable.is_empty();
+    if !unused.is_empty() {
+        let names: Vec<String> = unused.iter().map(|layer| layer.to_string()).collect();
+        let names = names.join(", ");
+        findings.push(match certain {
+            true => Finding::warn("leftovers", format!("layers that nobody uses: {names}"))
+                .hint("cowhand doctor --repair    moves them into the trash, as gc does")
+                .remedy(Some(Remedy::TrashUnused { layers: unused.into_iter().cloned().collect() })),
+            false => Finding::info("leftovers", format!("layers that nobody seems to use: {names}"))
+                .hint("they stay while some record or header cannot be read: it might name them"),
+        });
+    }
+    for path in partial(store, pool)? {
+        findings.push(
+            Finding::warn("leftovers", format!("{} was never finished", path.display()))
+                .hint("cowhand doctor --repair    moves it into the trash")
+                .remedy(certain.then_some(Remedy::TrashFile(path))),
+        );
+    }
+    let memory = gc::unnamed_memory(store)?;
+    if !memory.is_empty() {
+        findings.push(
+            Finding::info("leftovers", format!("{} files of guests' memory belong to no snapshot", memory.len()))
+                .hint("cowhand gc    removes them"),
+        );
+    }
+    if !findings.iter().any(|finding| finding.check == "layers") {
+        findings.push(Finding::ok("layers", format!("{} layers, all headers readable", pool.layers.len())));
+    }
+    Ok(findings)
+}
+
+/// Half-written layers of which no change knows.
+fn partial(store: &Store, pool: &Pool) -> Result<Vec<PathBuf>> {
+    let directory = store.layout.layers();
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(&directory).on("list", &directory)? {
+        let path = entry.on("list", &directory)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let known = name
+            .strip_suffix(".part")
+            .and_then(Layer::from_file_name)
+            .is_some_and(|layer| !pool.uses(&layer.id).is_empty());
+        if name.ends_with(".part") && !known {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,205 @@
+//! One VM or template: its record, its journal, its snapshots, and what else it needs to start.
+
+use jiff::Timestamp;
+
+use super::{Finding, Remedy, chain, running};
+use crate::change::Step;
+use crate::context::Context;
+use crate::error::{IoContext, Result};
+use crate::layer::pool::{Pool, Use};
+use crate::layer::stamp;
+use crate::model::{Name, Record, Role, State};
+use crate::qemu::probe::Probe;
+use crate::store::journal::Journal;
+use crate::sys::flock;
+use crate::vm::{create, status};
+
+/// Chains deeper than this make every read of old data slow.
+const DEEP: usize = 50;
+/// More snapshots than this are hard to keep in mind.
+const MANY: usize = 100;
+/// Snapshots older than this, in days, are mostly forgotten ones.
+const OLD: i64 = 180;
+
+/// Looks at it.
+pub async fn examine(context: &Context, pool: &Pool, name: &Name) -> Result<Vec<Finding>> {
+    let store = &context.store;
+    let lock = store.layout.lock(name);
+    let busy = flock::is_held(&lock).on("look at the lock", &lock)?;
+    if !store.exists(name) {
+        return Ok(match busy {
+            true => vec![Finding::info("record", "a command is making it just now").of(name)],
+            false => vec![
+                Finding::warn("leftovers", "it never came to be: a command that was making it has died")
+                    .of(name)
+                    .hint("the next command that makes or removes something clears it up; or: cowhand doctor --repair")
+                    .remedy(Some(Remedy::Sweep(name.clone()))),
+            ],
+        });
+    }
+    let mut findings = Vec::new();
+    let journal = Journal::<Step>::load(store, name);
+    let record = match store.load(name) {
+        Ok(record) => record,
+        Err(error) => {
+            findings.push(unreadable(context, pool, name, error.full_message()).await);
+            return Ok(findings);
+        }
+    };
+    match journal {
+        Ok(Some(journal)) if busy => {
+            findings.push(Finding::info("journal", format!("`{}` is at work on it", journal.operation)).of(name));
+            return Ok(findings);
+        }
+        Ok(Some(journal)) => {
+            findings.push(
+                Finding::warn("journal", format!("`{}` was cut short", journal.operation))
+                    .of(name)
+                    .hint("the next command that changes it undoes or completes that; or: cowhand doctor --repair")
+                    .remedy(Some(Remedy::Recover(name.clone()))),
+            );
+            return Ok(findings);
+        }
+        Ok(None) if busy => {
+            findings.push(Finding::info("journal", "another command is at work on it").of(name));
+            return Ok(findings);
+        }
+        Ok(None) => {}
+        Err(error) => {
+            let finding = Finding::fail("journal", error.full_message()).of(name);
+            findings.push(match whole(context, pool, name, &record).await {
+                Ok(()) => finding
+                    .hint("it is whole without it: cowhand doctor --repair    moves the journal into the trash")
+                    .remedy(Some(Remedy::SetJournalAside(name.clone()))),
+                Err(why) => finding.hint(format!("and it cannot be done without: {why}")),
+            });
+            return Ok(findings);
+        }
+    }
+    findings.extend(chain::examine(context, pool, name, &record));
+    findings.extend(needs(context, name, &record));
+    findings.extend(snapshots(context, name, &record));
+    findings.extend(template(context, name, &record));
+    let status = status::observe(context, name).await?;
+    if status.state.is_live() {
+        findings.extend(running::examine(context, name, &record, &status).await);
+    } else if status.state == State::Crashed {
+        findings.push(
+            Finding::info("sockets", "its last QEMU did not end in order, and has left its sockets behind")
+                .of(name)
+                .hint(format!("the next start clears them: cowhand start {name}; or: cowhand doctor --repair"))
+                .remedy(Some(Remedy::ClearSockets(name.clone()))),
+        );
+    }
+    if findings.iter().all(|finding| finding.level == super::Level::Info) {
+        findings.insert(0, Finding::ok("record", format!("{}, chains whole", status.state.as_str())).of(name));
+    }
+    Ok(findings)
+}
+
+async fn unreadable(context: &Context, pool: &Pool, name: &Name, why: String) -> Finding {
+    let finding = Finding::fail("record", why).of(name);
+    let Some(spare) = context.store.load_spare(name) else {
+        return finding.hint(format!(
+            "there is no spare copy that can be read; mend the file by hand, or: cowhand rm --force {name} (its layers stay)"
+        ));
+    };
+    match whole(context, pool, name, &spare).await {
+        Ok(()) => finding
+            .hint(format!("cowhand doctor {name} --repair    puts its spare copy in its place"))
+            .remedy(Some(Remedy::RestoreRecord(name.clone()))),
+        Err(why) => finding.hint(format!("its spare copy does not fit: {why}; mend the file by hand")),
+    }
+}
+
+/// Does this record fit what is there? Every layer it names is there, nothing stands on the layers its guest writes to, nobody else has them, and a
+/// running QEMU is on them. Otherwise, why not.
+pub async fn whole(context: &Context, pool: &Pool, name: &Name, record: &Record) -> Result<(), String> {
+    for layer in record.layers() {
+        chain::read(&context.store, layer).map_err(|error| error.full_message())?;
+    }
+    if !record.is_template() {
+        let pinned = |id| pool.uses(id).iter().any(|r#use| *r#use == Use::Change(name.clone()));
+        for disk in record.config.writable() {
+            let id = &disk.layer.id;
+            if let Some(child) = pool.children(id).find(|child| !pinned(&child.layer.id)) {
+                return Err(format!("layer {} stands on its {}", child.layer, disk.target));
+            }
+            if let Some(other) = pool.uses(id).iter().find(|r#use| r#use.owner() != name) {
+                return Err(format!("its {} belongs to {}", disk.target, other.owner()));
+            }
+        }
+    }
+    if status::is_running(context, name).map_err(|error| error.full_message())? {
+        running::agrees(context, name, record).await?;
+    }
+    Ok(())
+}
+
+/// What else it needs to start.
+fn needs(context: &Context, name: &Name, record: &Record) -> Option<Finding> {
+    if record.is_template() {
+        return None;
+    }
+    let kernel = record.config.kernel.as_ref().map_or(Ok(()), create::check_kernel);
+    let machine = Probe::get(context).and_then(|probe| probe.machine(&record.config.machine).map(drop));
+    let error = machine.and(kernel).err()?;
+    let hint = error.hints().first().cloned().unwrap_or_default();
+    Some(Finding::fail("start", format!("it cannot start: {}", error.full_message())).of(name).hint(hint))
+}
+
+fn snapshots(context: &Context, name: &Name, record: &Record) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let now = Timestamp::now();
+    let expired = record.snapshots.iter().filter(|snapshot| snapshot.expires.is_some_and(|at| at <= now)).count();
+    if expired > 0 {
+        let finding = Finding::info("snapshots", format!("{expired} snapshots have expired"));
+        findings.push(finding.of(name).hint("cowhand gc    removes them"));
+    }
+    if record.snapshots.len() > MANY {
+        let finding = Finding::info("snapshots", format!("it has {} snapshots", record.snapshots.len()));
+        findings.push(finding.of(name).hint(format!("which: cowhand snapshot tree {name}")));
+    }
+    if let Some(oldest) = record.snapshots.iter().min_by_key(|snapshot| snapshot.created) {
+        let days = now.duration_since(oldest.created).as_hours() / 24;
+        if days > OLD {
+            let finding = Finding::info("snapshots", format!("snapshot {} is {days} days old", oldest.name));
+            findings
+                .push(finding.of(name).hint(format!("if nobody needs it: cowhand snapshot rm {name}@{}", oldest.name)));
+        }
+        if days < 0 {
+            findings.push(
+                Finding::info(
+                    "clock",
+                    format!("snapshot {} was taken in the future, by this host's clock", oldest.name),
+                )
+                .of(name),
+            );
+        }
+    }
+    let depth = |layer| chain::read(&context.store, layer).map_or(0, |chain| chain.links().len());
+    if let Some((target, depth)) =
+        record.config.volumes().map(|disk| (&disk.target, depth(&disk.layer))).max_by_key(|(_, depth)| *depth)
+        && depth > DEEP
+    {
+        let finding =
+            Finding::warn("snapshots", format!("{target} stands on {depth} layers, which makes reading slow"));
+        findings.push(finding.of(name).hint(format!(
+            "remove snapshots nobody needs (cowhand snapshot tree {name}), or copy it all into one: cowhand flatten {name}"
+        )));
+    }
+    findings
+}
+
+fn template(context: &Context, name: &Name, record: &Record) -> Option<Finding> {
+    let Role::Template { stamps, .. } = &record.role else { return None };
+    let layer = stamp::changed(&context.store, stamps)?;
+    Some(
+        Finding::fail(
+            "template",
+            format!("layer {layer} was changed after it was frozen; what its clones see may have changed with it"),
+        )
+        .of(name)
+        .hint("nothing here ever writes to it: bring it back from a backup, or make a new template and new clones"),
+    )
+}
