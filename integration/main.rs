@@ -15,6 +15,7 @@ mod doctor;
 mod documentation;
 mod engine;
 mod faults;
+mod faults_running;
 mod internal;
 mod kvm;
 mod lifecycle;

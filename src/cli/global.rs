@@ -108,12 +108,17 @@ fn non_empty(variable: &str) -> Option<std::ffi::OsString> {
     std::env::var_os(variable).filter(|value| !value.is_empty())
 }
 
-/// The fault a test asks for, see [`crate::sys::fault`]; a release asks nobody.
-pub fn fault() -> Option<(u32, fault::Fault)> {
+/// Arms the fault a test asks for, see [`crate::sys::fault`]; a release asks nobody.
+pub fn arm_faults(tell: fn(&str)) {
     if !cfg!(debug_assertions) {
-        return None;
+        return;
     }
-    fault::parse(&std::env::var("COWHAND_FAULT").ok()?)
+    if let Some((number, fault)) = std::env::var("COWHAND_FAULT").ok().and_then(|text| fault::parse(&text)) {
+        fault::arm(number, fault, tell);
+    }
+    if let Some(seconds) = std::env::var("COWHAND_PATIENCE").ok().and_then(|text| text.parse().ok()) {
+        fault::set_patience(Duration::from_secs(seconds));
+    }
 }
 
 /// Do these words ask for JSON? For those that cannot be parsed.

@@ -35,7 +35,7 @@ use crate::change::recover::{self, Recovered};
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::output::{Format, Printer};
-use crate::sys::{fault, relay};
+use crate::sys::relay;
 use global::Global;
 
 /// Templates, clones and snapshots for QEMU virtual machines, without libvirt.
@@ -163,10 +163,7 @@ pub fn main() -> ExitCode {
         }
         Err(error) => error.exit(),
     };
-    if let Some((number, fault)) = global::fault() {
-        let tell = |line: &str| Printer { format: Format::Table, quiet: false }.raw_error(line.as_bytes());
-        fault::arm(number, fault, tell);
-    }
+    global::arm_faults(|line| Printer { format: Format::Table, quiet: false }.raw_error(line.as_bytes()));
     cli.global.color.apply();
     global::trace(cli.global.verbose);
     let printer = Printer { format: cli.global.format, quiet: cli.global.quiet };

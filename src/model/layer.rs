@@ -148,6 +148,11 @@ impl Layer {
     pub fn id_of_node(node: &str) -> Option<LayerId> {
         node.strip_prefix("l-")?.parse().ok()
     }
+
+    /// The layer behind [`Self::file_node`].
+    pub fn id_of_file_node(node: &str) -> Option<LayerId> {
+        node.strip_prefix("f-")?.parse().ok()
+    }
 }
 
 impl fmt::Display for Layer {

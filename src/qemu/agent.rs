@@ -13,6 +13,7 @@ use tokio::net::unix::pipe::{OpenOptions, Receiver, Sender};
 use tokio::time::{Instant, timeout_at};
 
 use super::cmdline::Pipes;
+use crate::sys::fault;
 
 /// How long the agent may take for an ordinary command.
 pub const REPLY: Duration = Duration::from_secs(30);
@@ -97,14 +98,22 @@ impl Agent {
     /// Runs a typed command.
     pub async fn run<C: qapi::Command>(&mut self, command: &C, limit: Duration) -> Result<C::Ok, AgentError> {
         let decode = |source| AgentError::Decode { command: C::NAME.to_owned(), source };
+        let point = |when: &str| match C::NAME {
+            "guest-fsfreeze-freeze" | "guest-fsfreeze-thaw" => {
+                fault::point(&format!("{}, {when}", C::NAME)).map_err(|_| AgentError::Absent)
+            }
+            _ => Ok(()),
+        };
         let arguments = serde_json::to_value(command).map_err(decode)?;
         tracing::debug!(target: "agent", "→ {}", C::NAME);
+        point("about to be sent")?;
         let line = json!({"execute": C::NAME, "arguments": arguments}).to_string();
         let late = |_| AgentError::Timeout { command: C::NAME.to_owned(), seconds: limit.as_secs() };
         let deadline = Instant::now() + limit;
         timeout_at(deadline, self.send(line.as_bytes())).await.map_err(late)??;
         let answer = timeout_at(deadline, self.line(b'\n')).await.map_err(late)??;
         let answer: Answer = serde_json::from_slice(&answer).map_err(decode)?;
+        point("answered")?;
         if let Some(refusal) = answer.error {
             return Err(AgentError::Refused { command: C::NAME.to_owned(), message: refusal.desc });
         }

@@ -44,7 +44,7 @@ impl Qmp {
     /// The layers that are open, and the files behind them (`query-named-block-nodes`).
     pub async fn open_layers(&mut self) -> Result<Vec<(LayerId, String)>, QmpError> {
         let nodes: Vec<Node> = self.call("query-named-block-nodes", json!({"flat": true})).await?;
-        Ok(nodes.into_iter().filter_map(|node| Some((Layer::id_of_node(&node.name)?, node.file))).collect())
+        Ok(nodes.into_iter().filter_map(|node| Some((Layer::id_of_file_node(&node.name)?, node.file))).collect())
     }
 
     /// `blockdev-add`.

@@ -25,6 +25,7 @@ use serde_json::{Value, json};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout_at};
 
+use crate::sys::fault;
 pub use error::QmpError;
 use wire::{Incoming, Wire};
 
@@ -65,6 +66,7 @@ pub struct RunState {
 impl Qmp {
     /// Connects to a QMP socket and shakes hands, all within `limit`.
     pub async fn connect(path: &Path, limit: Duration) -> Result<Self, QmpError> {
+        let limit = fault::patience(limit);
         let deadline = Instant::now() + limit;
         let connect = |source| QmpError::Connect { path: path.to_owned(), source };
         let stream = match timeout_at(deadline, UnixStream::connect(path)).await {
@@ -195,7 +197,15 @@ impl Qmp {
         limit: Duration,
         fd: Option<BorrowedFd<'_>>,
     ) -> Result<T, QmpError> {
+        let limit = fault::patience(limit);
         let deadline = Instant::now() + limit;
+        let point = |when: &str| match command {
+            // What only asks changes nothing.
+            "qmp_capabilities" | "qom-get" => Ok(()),
+            _ if command.starts_with("query-") => Ok(()),
+            _ => fault::point(&format!("{command}, {when}")).map_err(|_| QmpError::Closed),
+        };
+        point("about to be sent")?;
         self.next_id += 1;
         let id = self.next_id;
         let line = json!({"execute": command, "arguments": arguments, "id": id}).to_string();
@@ -218,6 +228,7 @@ impl Qmp {
                         class: refusal.class,
                         message: refusal.desc,
                     })?;
+                    point("answered")?;
                     return serde_json::from_value(value)
                         .map_err(|source| QmpError::Decode { command: command.into(), source });
                 }

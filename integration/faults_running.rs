@@ -1,0 +1,320 @@
+//! The same for a VM that runs, with a guest that writes all the while: cowhand dies, QEMU dies, both die, a command fails, or QEMU hangs, at each
+//! fault point of each operation. Afterwards whatever the guest had been told is on its disk must be there; the guest runs or can be
+//! started, is not frozen, no job and no journal is left, and `doctor` finds nothing.
+
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::lab::{Lab, eventually, kill as kill_pid};
+
+struct Case {
+    name: &'static str,
+    prepare: fn(&Lab),
+    args: &'static [&'static str],
+    /// The disk may be, or has to be, what it was at an earlier point.
+    goes_back: bool,
+}
+
+const CASES: [Case; 13] = [
+    Case {
+        name: "snapshot create, frozen",
+        prepare: |_| {},
+        args: &["snapshot", "create", "web", "s", "--quiesce", "require"],
+        goes_back: false,
+    },
+    Case {
+        name: "snapshot create, memory",
+        prepare: |_| {},
+        args: &["snapshot", "create", "web", "s", "--memory"],
+        goes_back: false,
+    },
+    Case {
+        name: "snapshot create, internal",
+        prepare: |_| {},
+        args: &["snapshot", "create", "web", "s", "--internal"],
+        goes_back: false,
+    },
+    Case { name: "snapshot revert", prepare: one, args: &["snapshot", "revert", "web@s1"], goes_back: true },
+    Case {
+        name: "snapshot revert, memory",
+        prepare: |_| {},
+        args: &["snapshot", "revert", "web@base"],
+        goes_back: true,
+    },
+    Case { name: "snapshot rm, last", prepare: one, args: &["snapshot", "rm", "web@s1"], goes_back: false },
+    Case { name: "snapshot rm, middle", prepare: two, args: &["snapshot", "rm", "web@s1"], goes_back: false },
+    Case {
+        name: "snapshot rm, internal",
+        prepare: |lab| drop(lab.ok(&["snapshot", "create", "web", "s1", "--internal"])),
+        args: &["snapshot", "rm", "web@s1"],
+        goes_back: false,
+    },
+    Case { name: "disk commit", prepare: two, args: &["disk", "commit", "web", "vdb"], goes_back: false },
+    Case { name: "disk stream", prepare: two, args: &["disk", "stream", "web", "vdb"], goes_back: false },
+    Case { name: "disk resize", prepare: |_| {}, args: &["disk", "resize", "web", "vdb", "+16M"], goes_back: false },
+    Case {
+        name: "undo of a revert",
+        prepare: |lab| {
+            one(lab);
+            lab.ok(&["snapshot", "revert", "web@s1", "--stopped"]);
+            lab.ok(&["start", "web", "--paused"]);
+        },
+        args: &["undo", "web"],
+        goes_back: true,
+    },
+    Case { name: "stop, forced", prepare: |_| {}, args: &["stop", "--force", "web"], goes_back: false },
+];
+
+fn one(lab: &Lab) {
+    lab.ok(&["snapshot", "create", "web", "s1", "--quiesce", "never"]);
+}
+
+fn two(lab: &Lab) {
+    one(lab);
+    lab.ok(&["snapshot", "create", "web", "s2", "--quiesce", "never"]);
+}
+
+/// Who dies, or what else happens, when the point is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Death {
+    Us,
+    Qemu,
+    Both,
+    Fail,
+    Hang,
+}
+
+/// The guest writes numbers to its second disk, and says each on its console when the disk has it.
+const WRITER: &str = "n=0; (while :; do n=$((n+1)); printf '%08d' $n | dd of=/dev/vdb bs=8 conv=fsync,notrunc 2>/dev/null && echo acked:$n > /dev/ttyS0; done) </dev/null >/dev/null 2>&1 &";
+
+/// The last number the guest was told is on its disk, since the store was put back.
+fn acked(lab: &Lab) -> u64 {
+    let log = std::fs::read(lab.store().join("vms/web/serial.log")).unwrap_or_default();
+    let log = String::from_utf8_lossy(&log).into_owned();
+    let whole = log.rsplit_once('\n').map_or("", |(lines, _)| lines);
+    whole.lines().rev().find_map(|line| line.trim().strip_prefix("acked:")?.parse().ok()).unwrap_or(0)
+}
+
+/// The number on the disk of a VM that does not run.
+fn written(lab: &Lab) -> u64 {
+    let raw = lab.path().join("vdb.raw");
+    lab.ok(&["image", "export", "web", raw.to_str().unwrap(), "--force", "--disk", "vdb"]);
+    let bytes = std::fs::read(raw).unwrap();
+    std::str::from_utf8(&bytes[..8]).ok().and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+struct Running {
+    lab: Lab,
+}
+
+impl Running {
+    /// A guest that writes, with the memory snapshot `base` to come back to in an instant.
+    fn new() -> Self {
+        let lab = Lab::new();
+        lab.tiny("web", &["--size", "16M"]);
+        lab.ok(&["start", "web"]);
+        lab.sh("web", WRITER);
+        eventually("the first number", || acked(&lab) > 0);
+        lab.ok(&["snapshot", "create", "web", "base", "--memory"]);
+        lab.ok(&["stop", "--force", "web"]);
+        let copied = Command::new("cp").arg("-a").arg(lab.store()).arg(lab.path().join("pristine")).output().unwrap();
+        assert!(copied.status.success(), "{copied:?}");
+        Self { lab }
+    }
+
+    fn again(&self, case: &Case) {
+        let lab = &self.lab;
+        lab.run(&["stop", "--force", "web"]);
+        std::fs::remove_dir_all(lab.store()).unwrap();
+        let copied = Command::new("cp").arg("-a").arg(lab.path().join("pristine")).arg(lab.store()).output().unwrap();
+        assert!(copied.status.success(), "{copied:?}");
+        lab.ok(&["snapshot", "revert", "web@base", "--running"]);
+        (case.prepare)(lab);
+        // What the guest was told from here on is of this life.
+        std::fs::write(lab.store().join("vms/web/serial.log"), "").unwrap();
+        if lab.state("web") == "running" {
+            eventually("a number", || acked(lab) > 0);
+        }
+    }
+
+    /// Hits one point. False: the operation has fewer.
+    fn hit(&self, case: &Case, number: u32, death: Death) -> bool {
+        let lab = &self.lab;
+        self.again(case);
+        let pid = lab.json(&["show", "web"])["pid"].as_i64().map(|pid| i32::try_from(pid).unwrap());
+        let fault = match death {
+            Death::Us => "die",
+            Death::Fail => "fail",
+            Death::Qemu | Death::Both | Death::Hang => "stall",
+        };
+        let mut child = lab
+            .command(case.args)
+            .env("COWHAND_FAULT", format!("{number}:{fault}"))
+            .env("COWHAND_PATIENCE", if death == Death::Hang { "1" } else { "60" })
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let us = child.id().cast_signed();
+        let mut said = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let Some(point) = said.find(|line| line.starts_with("fault ")) else {
+            let status = child.wait().unwrap();
+            assert!(status.success(), "{}: {status:?}", case.name);
+            return false;
+        };
+        let what = format!("{}, {death:?}, {point}", case.name);
+        let signal = |pid: i32, signal| {
+            let _ = kill(Pid::from_raw(pid), signal);
+        };
+        // The operation may have ended it, or started another one.
+        let qemu = || lab.json(&["show", "web"])["pid"].as_i64().map(|pid| i32::try_from(pid).unwrap()).or(pid);
+        if fault == "stall" {
+            eventually("a standstill", || {
+                std::fs::read_to_string(format!("/proc/{us}/stat")).is_ok_and(|stat| stat.contains(") T "))
+            });
+            let stopped = qemu();
+            match (death, stopped) {
+                (Death::Hang, Some(qemu)) => signal(qemu, Signal::SIGSTOP),
+                (_, Some(qemu)) => signal(qemu, Signal::SIGKILL),
+                _ => {}
+            }
+            if death == Death::Both {
+                kill_pid(us);
+            } else {
+                signal(us, Signal::SIGCONT);
+            }
+            let rest: Vec<String> = said.collect();
+            let status = child.wait().unwrap();
+            if death == Death::Hang {
+                assert!(
+                    status.code().is_some_and(|code| [0, 1, 5, 7, 8].contains(&code)),
+                    "{what}: {status:?} {rest:?}"
+                );
+                stopped.into_iter().for_each(|qemu| signal(qemu, Signal::SIGCONT));
+            }
+        } else {
+            let rest: Vec<String> = said.collect();
+            let status = child.wait().unwrap();
+            assert!(death == Death::Fail || status.signal() == Some(9), "{what}: {status:?} {rest:?}");
+        }
+        self.check(case, number, &what);
+        true
+    }
+
+    fn check(&self, case: &Case, number: u32, what: &str) {
+        let lab = &self.lab;
+        let known = acked(lab);
+        // QEMU may have been told to end.
+        eventually("an answer", || {
+            let about = lab.json(&["show", "web"]);
+            !(about["state"] == "running" && about["pid"].is_null())
+        });
+        // A command that changes something recovers; so does the doctor.
+        let recovered = match number % 2 {
+            0 => lab.run(&["set", "web", "tag.t=1"]),
+            _ => lab.run(&["doctor", "web", "--repair"]),
+        };
+        assert!([0, 5].contains(&recovered.code), "{what}: {recovered:?}");
+        assert!(!lab.store().join("vms/web/journal.json").exists(), "{what}: {recovered:?}");
+        let doctor = lab.run(&["--format", "json", "doctor", "web"]);
+        let found: Vec<serde_json::Value> = serde_json::from_str(&doctor.out).unwrap();
+        let bad = |finding: &&serde_json::Value| finding["level"] == "fail" || finding["level"] == "warn";
+        let bad: Vec<_> = found.iter().filter(bad).collect();
+        assert!(bad.is_empty(), "{what}: {bad:?}");
+        let unused = lab.run(&["gc", "--dry-run"]);
+        assert!(!unused.err.contains("used by nobody"), "{what}: {}", unused.err);
+        let once = lab.fingerprint().into_keys().filter(|path| !path.ends_with("serial.log")).collect::<Vec<_>>();
+        lab.run(&["set", "web", "tag.t=1"]);
+        lab.run(&["doctor", "web", "--repair"]);
+        let twice = lab.fingerprint().into_keys().filter(|path| !path.ends_with("serial.log")).collect::<Vec<_>>();
+        assert_eq!(once, twice, "{what}: a second recovery did something");
+        match lab.state("web").as_str() {
+            // It answers, it writes, it is not frozen.
+            "running" => {
+                let before = acked(lab);
+                eventually("a guest that writes", || acked(lab) != before);
+                lab.ok(&["stop", "--force", "web"]);
+            }
+            "paused" => {
+                assert!(case.name.starts_with("undo"), "{what}: the guest stands still");
+                lab.ok(&["stop", "--force", "web"]);
+            }
+            _ => {}
+        }
+        for file in lab.layer_files() {
+            let path = lab.store().join("layers").join(&file);
+            let checked = Command::new("qemu-img").arg("check").arg(&path).output().unwrap();
+            assert!([Some(0), Some(3)].contains(&checked.status.code()), "{what}: {file}: {checked:?}");
+        }
+        let there = written(lab);
+        assert!(there > 0 && (case.goes_back || there >= known), "{what}: {known} was promised and {there} is there");
+    }
+}
+
+/// How many points there are to an operation, and how many were survived.
+fn walk(running: &Running, case: &Case, death: Death, stride: u32, offset: u32) -> u32 {
+    let mut walked = 0;
+    for number in (1 + offset..).step_by(stride as usize) {
+        if !running.hit(case, number, death) {
+            break;
+        }
+        walked += 1;
+    }
+    walked
+}
+
+fn all(deaths: &[Death], stride: u32) {
+    let full = std::env::var_os("COWHAND_FAULTS").is_some();
+    let running = Running::new();
+    let (mut total, mut lines) = (0, String::new());
+    let wanted = std::env::var("COWHAND_FAULTS_ONLY").unwrap_or_default();
+    for death in deaths {
+        for (at, case) in (0..).zip(CASES.iter().filter(|case| case.name.starts_with(&wanted))) {
+            let (stride, offset) = if full { (1, 0) } else { (stride, at % 5) };
+            let walked = walk(&running, case, *death, stride, offset);
+            total += walked;
+            let line = format!(
+                "{:<28} {:<5} {walked:>3} of {walked} survived\n",
+                case.name,
+                format!("{death:?}").to_lowercase()
+            );
+            if full {
+                eprint!("{line}");
+            }
+            lines.push_str(&line);
+        }
+    }
+    if !full {
+        eprint!("{lines}");
+    }
+    eprintln!("{} operations on a running VM, {total} faults of {deaths:?}: 0 lost", CASES.len());
+}
+
+#[test]
+fn a_command_killed_at_any_of_its_fault_points_loses_no_write_of_the_guest() {
+    all(&[Death::Us], 9);
+}
+
+#[test]
+fn qemu_killed_at_any_fault_point_loses_no_write_of_the_guest() {
+    all(&[Death::Qemu], 13);
+}
+
+#[test]
+fn both_killed_at_any_fault_point_lose_no_write_of_the_guest() {
+    all(&[Death::Both], 13);
+}
+
+#[test]
+fn a_command_failing_at_any_fault_point_loses_no_write_of_the_guest() {
+    all(&[Death::Fail], 17);
+}
+
+#[test]
+fn qemu_hanging_at_any_fault_point_ends_in_an_error_and_loses_no_write_of_the_guest() {
+    all(&[Death::Hang], 29);
+}
