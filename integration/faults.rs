@@ -137,22 +137,31 @@ fn state(lab: &Lab) -> State {
     state
 }
 
-fn copy_tree(from: &Path, to: &Path) {
-    let done = Command::new("cp").arg("-a").arg(from).arg(to).output().unwrap();
+/// Copies a store; on a file system whose power can be cut, down to its disk.
+pub fn copy_tree(from: &Path, to: &Path) {
+    let done = Command::new("cp").args(["-a", "--reflink=auto"]).arg(from).arg(to).output().unwrap();
+    assert!(done.status.success(), "{done:?}");
+    let done = Command::new("sync").arg("-f").arg(to).output().unwrap();
     assert!(done.status.success(), "{done:?}");
 }
 
-/// Runs the operation until none of its points is left; returns how many there were.
-fn walk(case: &Case, fault: &str, stride: u32) -> (u32, u32) {
-    let lab = Lab::new();
-    (case.prepare)(&lab);
-    let pristine = lab.path().join("pristine");
+/// Runs the operation until none of its points is left; returns how many there were. With `power`, the host's fails in the same instant.
+fn walk(lab: &Lab, case: &Case, fault: &str, stride: u32, power: bool) -> (u32, u32) {
+    (case.prepare)(lab);
+    let pristine = lab.beside_the_store().join("pristine");
     if lab.store().exists() {
         copy_tree(&lab.store(), &pristine);
     }
-    let before = state(&lab);
+    let before = state(lab);
     lab.ok(case.args);
-    let after = state(&lab);
+    if power {
+        // What was reported as done is done.
+        let after = state(lab);
+        lab.cut_power();
+        lab.run(&["doctor", "--repair"]);
+        assert_eq!(state(lab), after, "{}: it was reported as done, and a power cut has undone it", case.name);
+    }
+    let after = state(lab);
     let allowed = |now: &State| {
         // A clone of a stopped VM takes a snapshot of it on the way, which may be all that has happened.
         now == &before
@@ -169,8 +178,13 @@ fn walk(case: &Case, fault: &str, stride: u32) -> (u32, u32) {
         let done = Done::from(output);
         let Some(line) = done.err.lines().find(|line| line.starts_with("fault ")).map(str::to_owned) else {
             assert_eq!(done.code, 0, "{}: {done:?}", case.name);
+            std::fs::remove_dir_all(lab.store()).unwrap();
+            let _ = std::fs::remove_dir_all(&pristine);
             return (walked, number - 1);
         };
+        if power {
+            lab.cut_power();
+        }
         let what = format!("{}, {line}", case.name);
         assert!(fault == "fail" || done.code == 137, "{what}: {done:?}");
         // Commands that change something recover; which one does not matter.
@@ -185,12 +199,12 @@ fn walk(case: &Case, fault: &str, stride: u32) -> (u32, u32) {
             lab.ok(&["gc"]);
             if lab.vm_directories().is_empty() {
                 lab.ok(&["undo", "web"]);
-                let back = state(&lab);
+                let back = state(lab);
                 assert!(back == if case.name == "rm" { before.clone() } else { after.clone() }, "{what}: {back:?}");
                 lab.ok(&["rm", "web"]);
             }
         }
-        let now = state(&lab);
+        let now = state(lab);
         assert!(allowed(&now), "{what}:\nnow    {now:?}\nbefore {before:?}\nafter  {after:?}");
         for vm in lab.vm_directories() {
             assert!(
@@ -215,24 +229,41 @@ fn walk(case: &Case, fault: &str, stride: u32) -> (u32, u32) {
 }
 
 /// Walks through all operations; each `stride`th point of them, or with `COWHAND_FAULTS=all` every one.
-fn all(fault: &str, stride: u32) {
+fn all(lab: &dyn Fn() -> Lab, fault: &str, stride: u32, power: bool) {
     let stride = if std::env::var_os("COWHAND_FAULTS").is_some() { 1 } else { stride };
     let (mut points, mut hit, mut lines) = (0, 0, String::new());
+    let death = if power { "power" } else { fault };
     for case in &CASES {
-        let (walked, last) = walk(case, fault, stride);
+        let (walked, last) = walk(&lab(), case, fault, stride, power);
         assert!(walked > 0, "{} has no fault points", case.name);
         (points, hit) = (points + last, hit + walked);
-        lines.push_str(&format!("{:<28} {fault:<5} {walked:>3} of {walked} survived\n", case.name));
+        lines.push_str(&format!("{:<28} {death:<5} {walked:>3} of {walked} survived\n", case.name));
     }
-    eprintln!("{lines}{} operations, {hit} of about {points} fault points, {fault}: 0 lost", CASES.len());
+    eprintln!("{lines}{} operations, {hit} of about {points} fault points, {death}: 0 lost", CASES.len());
 }
 
 #[test]
 fn an_operation_killed_at_any_of_its_fault_points_loses_nothing() {
-    all("die", 3);
+    all(&Lab::new, "die", 3, false);
 }
 
 #[test]
 fn an_operation_failing_at_any_of_its_fault_points_loses_nothing() {
-    all("fail", 6);
+    all(&Lab::new, "fail", 6, false);
+}
+
+#[test]
+fn a_power_cut_at_any_fault_point_loses_nothing_on_ext4() {
+    const NAME: &str = "a_power_cut_at_any_fault_point_loses_nothing_on_ext4";
+    if Lab::with_power(NAME, "ext4", 300).is_some() {
+        all(&|| Lab::with_power(NAME, "ext4", 300).unwrap(), "die", 7, true);
+    }
+}
+
+#[test]
+fn a_power_cut_at_any_fault_point_loses_nothing_on_xfs() {
+    const NAME: &str = "a_power_cut_at_any_fault_point_loses_nothing_on_xfs";
+    if Lab::with_power(NAME, "xfs", 400).is_some() {
+        all(&|| Lab::with_power(NAME, "xfs", 400).unwrap(), "die", 11, true);
+    }
 }

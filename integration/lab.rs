@@ -16,6 +16,7 @@ pub const PATIENCE: Duration = Duration::from_secs(300);
 
 pub struct Lab {
     directory: tempfile::TempDir,
+    disk: Option<Disk>,
     appliance: Option<(PathBuf, PathBuf)>,
 }
 
@@ -61,7 +62,33 @@ impl Lab {
         // Short: the sockets' paths have to fit into 108 bytes.
         let directory = tempfile::Builder::new().prefix("cw").tempdir_in("/tmp").unwrap();
         std::fs::create_dir(directory.path().join("run")).unwrap();
-        Self { directory, appliance: None }
+        Self { directory, disk: None, appliance: None }
+    }
+
+    /// One whose store lies on a file system of its own, whose power can be cut; or the reason why not for `test`.
+    pub fn with_power(test: &str, file_system: &str, megabytes: u64) -> Option<Self> {
+        let mut lab = Self::new();
+        lab.disk = Disk::new(test, lab.path(), file_system, megabytes);
+        lab.disk.is_some().then_some(lab)
+    }
+
+    /// The power fails: what was not flushed is gone, so are all processes and sockets. Then the host boots again.
+    pub fn cut_power(&self) {
+        let disk = self.disk.as_ref().unwrap();
+        disk.cut();
+        for directory in std::fs::read_dir(self.path().join("run/cowhand")).into_iter().flatten().flatten() {
+            if let Ok(stream) = UnixStream::connect(directory.path().join("status.sock")) {
+                let peer = nix::sys::socket::getsockopt(&stream, nix::sys::socket::sockopt::PeerCredentials).unwrap();
+                kill(peer.pid());
+            }
+            std::fs::remove_dir_all(directory.path()).unwrap();
+        }
+        disk.boot();
+    }
+
+    /// Where copies lie that share their blocks with the store's files, where the file system can.
+    pub fn beside_the_store(&self) -> PathBuf {
+        self.store().parent().unwrap().to_owned()
     }
 
     /// From here on, commands find a kernel for the appliance, whatever the host has.
@@ -76,7 +103,10 @@ impl Lab {
     }
 
     pub fn store(&self) -> PathBuf {
-        self.path().join("store")
+        match &self.disk {
+            Some(disk) => disk.mount.join("store"),
+            None => self.path().join("store"),
+        }
     }
 
     /// `cowhand …`, ready to be started.
@@ -255,6 +285,59 @@ impl Drop for Lab {
         for name in self.vm_directories() {
             let _ = self.run(&["stop", "--force", "--wait", "20", &name]);
         }
+    }
+}
+
+/// A file system in a file, mounted through a loop device.
+struct Disk {
+    image: PathBuf,
+    mount: PathBuf,
+    options: &'static str,
+}
+
+impl Disk {
+    fn new(test: &str, directory: &Path, file_system: &str, megabytes: u64) -> Option<Self> {
+        let (image, mount) = (directory.join("disk.img"), directory.join("disk"));
+        // Nothing is to be written back before its time, and no heuristics of the file system may do the work of an fsync that is missing.
+        let options = if file_system == "ext4" { "loop,noatime,commit=900,noauto_da_alloc" } else { "loop,noatime" };
+        std::fs::create_dir(&mount).unwrap();
+        std::fs::File::create(&image).unwrap().set_len(megabytes << 20).unwrap();
+        let made = Command::new(format!("mkfs.{file_system}")).arg("-q").arg(&image).output();
+        if !made.is_ok_and(|made| made.status.success()) {
+            skip(test, &format!("mkfs.{file_system} is not there"));
+            return None;
+        }
+        let disk = Self { image, mount, options };
+        if !disk.mount().status.success() {
+            skip(test, &format!("mounting a file system from a file needs root, a loop device and {file_system}"));
+            return None;
+        }
+        Some(disk)
+    }
+
+    fn mount(&self) -> Output {
+        Command::new("mount").args(["-o", self.options]).arg(&self.image).arg(&self.mount).output().unwrap()
+    }
+
+    /// Stops the file system at once: what is not on the disk by now never gets there (`FS_IOC_SHUTDOWN` without a flush of the log, as
+    /// xfstests does).
+    fn cut(&self) {
+        let done = Command::new("xfs_io").args(["-x", "-c", "shutdown"]).arg(&self.mount).output().unwrap();
+        assert!(done.status.success(), "{done:?}");
+    }
+
+    fn boot(&self) {
+        eventually("an unused file system", || {
+            Command::new("umount").arg(&self.mount).output().unwrap().status.success()
+        });
+        let mounted = self.mount();
+        assert!(mounted.status.success(), "{mounted:?}");
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.mount).output();
     }
 }
 

@@ -24,7 +24,7 @@ use crate::store::trash::{Entry, Stamp};
 use crate::sys::fault;
 use crate::sys::sparse::Method;
 use crate::template::seal::{self, vm::Sealing};
-use crate::vm::{live, stop};
+use crate::vm::{live, status, stop};
 
 /// What became known while a change was carried out.
 #[derive(Debug, Default)]
@@ -231,7 +231,14 @@ impl<'a> Executor<'a> {
                     _ => Ok(()),
                 }
             }
-            Step::RemoveMerged { layers } => layers.iter().try_for_each(|layer| create::unmake(store, layer)),
+            Step::RemoveMerged { layers } => {
+                if self.recovering
+                    && let Some(qmp) = self.qmp().await?
+                {
+                    merge::release(qmp, layers).await;
+                }
+                layers.iter().try_for_each(|layer| create::unmake(store, layer))
+            }
         }
     }
 
@@ -397,6 +404,10 @@ impl<'a> Executor<'a> {
     }
 
     async fn thaw(&mut self) {
+        // Whoever has ended is not frozen.
+        if self.recovering && !status::is_running(self.context, &self.name).unwrap_or(true) {
+            return;
+        }
         let thawed = freeze::thaw(self.context, &self.name).await;
         if let Some(began) = self.frozen_at.take() {
             self.report.frozen = Some(began.elapsed());
@@ -477,6 +488,17 @@ impl<'a> Executor<'a> {
         if self.frozen_at.is_some() {
             self.thaw().await;
         }
+    }
+
+    /// Forgets jobs of ours that have ended, and whose command died before it did.
+    pub async fn forget_jobs(&mut self) -> Result<()> {
+        let Some(qmp) = self.qmp().await? else { return Ok(()) };
+        for job in qmp.jobs().await? {
+            if job.id.starts_with("cw-") && job.status == "concluded" {
+                qmp.dismiss_job(&job.id).await?;
+            }
+        }
+        Ok(())
     }
 
     pub(super) async fn resume(&mut self) -> Result<()> {

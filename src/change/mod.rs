@@ -20,7 +20,7 @@ pub use step::{Sealed, Step, Switched};
 
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::model::Layer;
+use crate::model::{Layer, Quiesced};
 use crate::store::journal::{self, Journal};
 use crate::store::{VmLock, schema::RecordV1};
 
@@ -77,7 +77,10 @@ pub async fn run(context: &Context, lock: &VmLock, plan: Plan, executor: &mut Ex
             }
         }
     }
-    journal::remove(store, lock.name())?;
+    // A guest that could not be thawed stays written down: the next command tries again.
+    if executor.report.freeze != Some(Quiesced::NotThawed) {
+        journal::remove(store, lock.name())?;
+    }
     Ok(std::mem::take(&mut executor.report))
 }
 

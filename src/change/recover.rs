@@ -65,6 +65,7 @@ pub async fn sweep(context: &Context, _: &StoreLock) -> Result<()> {
 
 async fn settle(context: &Context, lock: &VmLock, may_complete: bool) -> Result<Recovered> {
     let (store, name) = (&context.store, lock.name());
+    remove_temporary(store, name);
     let Some(journal) = Journal::<Step>::load(store, name)? else {
         if !store.exists(name) {
             store.unclaim(name)?;
@@ -90,6 +91,7 @@ async fn settle(context: &Context, lock: &VmLock, may_complete: bool) -> Result<
     } else {
         Recovered::Left
     };
+    executor.forget_jobs().await?;
     if let Some(why) = &executor.report.unmerged {
         context
             .ui
@@ -117,6 +119,16 @@ fn refuse_unreadable(store: &Store, name: &Name, operation: &str) -> Result<()> 
     }
 }
 
+/// What was to be renamed into its place when its writer died. Whoever holds the lock is the only one who writes here.
+fn remove_temporary(store: &Store, name: &Name) {
+    for entry in std::fs::read_dir(store.layout.vm(name)).into_iter().flatten().flatten() {
+        let file = entry.file_name().to_string_lossy().into_owned();
+        if file.starts_with('.') && file.ends_with(".tmp") {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
 /// Undoes the steps up to and with `at`, in reverse, and forgets the change.
 pub(super) async fn roll_back(
     lock: &VmLock,
@@ -137,6 +149,10 @@ async fn roll_forward(
     executor: &mut Executor<'_>,
 ) -> Result<()> {
     let mut steps = remaining(journal, executor).to_vec();
+    // Whether it was thawed shows nowhere.
+    if journal.steps.contains(&Step::Thaw) && !steps.contains(&Step::Thaw) {
+        steps.insert(0, Step::Thaw);
+    }
     for at in 0..steps.len() {
         executor.apply_here(&steps[at]).await?;
         super::amend(&mut steps[at + 1..], &executor.report);

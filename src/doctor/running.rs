@@ -24,7 +24,7 @@ const AGENT: Duration = Duration::from_secs(3);
 pub async fn examine(context: &Context, name: &Name, record: &Record, status: &Status) -> Vec<Finding> {
     let mut findings = Vec::new();
     if let Some(pid) = status.pid
-        && let Some(file) = removed_file(context, pid)
+        && let Some(file) = removed_file(context, pid, record)
     {
         findings.push(
             Finding::fail("process", format!("its QEMU writes to a file that was removed: {file}"))
@@ -157,13 +157,12 @@ async fn agent(context: &Context, name: &Name, qmp: &mut Qmp, status: &Status) -
     })
 }
 
-/// A file of the store that QEMU has open and that is not there any more (`/proc/PID/fd`).
-fn removed_file(context: &Context, pid: i32) -> Option<String> {
-    let layers = context.store.layout.layers();
+/// A file of the VM's that QEMU has open and that is not there any more (`/proc/PID/fd`).
+fn removed_file(context: &Context, pid: i32, record: &Record) -> Option<String> {
+    let layers: Vec<String> =
+        record.layers().map(|layer| context.store.layout.layer(layer).display().to_string()).collect();
     let open = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
-    open.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok()).find_map(|target| {
-        let text = target.to_string_lossy().into_owned();
-        (target.starts_with(&layers) && text.ends_with(" (deleted)"))
-            .then(|| text.trim_end_matches(" (deleted)").to_owned())
-    })
+    let open = open.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok());
+    open.filter_map(|target| target.to_string_lossy().strip_suffix(" (deleted)").map(str::to_owned))
+        .find(|target| layers.contains(target))
 }

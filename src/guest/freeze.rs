@@ -79,8 +79,15 @@ pub fn how_to_thaw(name: &Name) -> String {
     format!("thaw them on its console (fsfreeze --unfreeze /): cowhand console {name}")
 }
 
-/// Thaws the file systems of `name`; ones that are not frozen stay as they are.
+/// Thaws the file systems of `name`; ones that are not frozen stay as they are. Tried twice: a guest that stays frozen is worse than a late one.
 pub async fn thaw(context: &Context, name: &Name) -> Result<()> {
+    match thaw_once(context, name).await {
+        Ok(()) => Ok(()),
+        Err(error) => thaw_once(context, name).await.map_err(|_| error),
+    }
+}
+
+async fn thaw_once(context: &Context, name: &Name) -> Result<()> {
     let mut session = session::open(context, name, THAW).await?;
     session.agent.run(&guest_fsfreeze_thaw {}, THAW).await?;
     Ok(())

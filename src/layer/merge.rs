@@ -43,7 +43,7 @@ pub async fn run(
         };
         match (place, &mut live) {
             (Place::Here { root }, _) => here.push((merge, root)),
-            (Place::Switched, Some(qmp)) => release(qmp, merge).await,
+            (Place::Switched, Some(qmp)) => release(qmp, merge.vanishing()).await,
             _ if !done(context, merge).map_err(Failure::Halfway)? => elsewhere.push(merge),
             _ => {}
         }
@@ -178,7 +178,7 @@ async fn switch(qmp: &mut Qmp, merges: &[(&Merge, Job)], paused_at: &mut Option<
     }
     finalize(qmp, merges).await?;
     for (merge, _) in merges {
-        release(qmp, merge).await;
+        release(qmp, merge.vanishing()).await;
     }
     if running && !switches_head {
         qmp.run(&qapi::qmp::cont {}).await?;
@@ -259,9 +259,9 @@ async fn start(qmp: &mut Qmp, merge: &Merge, root: &str) -> Result<(), QmpError>
     qmp.call::<Value>(command, job).await.map(drop)
 }
 
-/// Closes the layer that vanished; should QEMU still want it, the file only stays open a little longer.
-async fn release(qmp: &mut Qmp, merge: &Merge) {
-    for layer in merge.vanishing() {
+/// Closes layers that have vanished; should QEMU still want one, its file only stays open a little longer.
+pub async fn release(qmp: &mut Qmp, layers: impl IntoIterator<Item = &Layer>) {
+    for layer in layers {
         for node in [layer.node(), layer.file_node()] {
             if let Err(error) = qmp.remove_node(&node).await {
                 tracing::debug!(target: "qmp", "{node} stays open: {error}");
