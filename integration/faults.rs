@@ -14,14 +14,14 @@ use serde_json::Value;
 use crate::lab::{Done, Lab};
 
 /// One store before an operation, and the operation.
-struct Case {
-    name: &'static str,
-    prepare: fn(&Lab),
-    args: &'static [&'static str],
+pub struct Case {
+    pub name: &'static str,
+    pub prepare: fn(&Lab),
+    pub args: &'static [&'static str],
 }
 
 /// Every point a user could go to, with its content and what is said of it.
-type State = BTreeMap<String, String>;
+pub type State = BTreeMap<String, String>;
 
 fn write(lab: &Lab, vm: &str, target: usize, value: u8) {
     let disks = lab.json(&["disk", "ls", vm]);
@@ -75,7 +75,7 @@ fn removed(lab: &Lab) {
     lab.ok(&["rm", "web"]);
 }
 
-const CASES: [Case; 26] = [
+pub const CASES: [Case; 26] = [
     Case { name: "create", prepare: |_| {}, args: &["create", "web", "--size", "16M", "--size", "16M"] },
     Case { name: "create beside another", prepare: lone, args: &["create", "other", "--size", "16M"] },
     Case { name: "clone, thin", prepare: template, args: &["clone", "web", "copy"] },
@@ -105,7 +105,7 @@ const CASES: [Case; 26] = [
 ];
 
 /// What the guest would see at each point: the bytes of its disks, its machine, its place in the tree.
-fn state(lab: &Lab) -> State {
+pub fn state(lab: &Lab) -> State {
     let mut state = State::new();
     let mut hash = |lab: &Lab, point: String, facts: String, disks: &[String]| {
         let mut hasher = DefaultHasher::new();
@@ -250,6 +250,24 @@ fn an_operation_killed_at_any_of_its_fault_points_loses_nothing() {
 #[test]
 fn an_operation_failing_at_any_of_its_fault_points_loses_nothing() {
     all(&Lab::new, "fail", 6, false);
+}
+
+/// The cut itself: without it the others would prove nothing.
+#[test]
+fn a_power_cut_drops_what_was_not_flushed() {
+    for file_system in ["ext4", "xfs"] {
+        let Some(lab) = Lab::with_power("a_power_cut_drops_what_was_not_flushed", file_system, 400) else { return };
+        let (kept, lost) = (lab.beside_the_store().join("kept"), lab.beside_the_store().join("lost"));
+        std::fs::write(&kept, "old").unwrap();
+        std::fs::File::open(&kept).unwrap().sync_all().unwrap();
+        std::fs::File::open(lab.beside_the_store()).unwrap().sync_all().unwrap();
+        std::fs::write(&lost, "new").unwrap();
+        std::fs::write(lab.beside_the_store().join("tmp"), "new").unwrap();
+        std::fs::rename(lab.beside_the_store().join("tmp"), &kept).unwrap();
+        lab.cut_power();
+        assert!(!lost.exists(), "{file_system}: a file that was never flushed has survived");
+        assert_eq!(std::fs::read_to_string(&kept).unwrap(), "old", "{file_system}");
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::faults::copy_tree;
 use crate::lab::{Lab, eventually, kill as kill_pid};
 
 struct Case {
@@ -86,6 +87,8 @@ enum Death {
     Both,
     Fail,
     Hang,
+    Power,
+    Disk,
 }
 
 /// The guest writes numbers to its second disk, and says each on its console when the disk has it.
@@ -113,16 +116,14 @@ struct Running {
 
 impl Running {
     /// A guest that writes, with the memory snapshot `base` to come back to in an instant.
-    fn new() -> Self {
-        let lab = Lab::new();
+    fn new(lab: Lab) -> Self {
         lab.tiny("web", &["--size", "16M"]);
         lab.ok(&["start", "web"]);
         lab.sh("web", WRITER);
         eventually("the first number", || acked(&lab) > 0);
         lab.ok(&["snapshot", "create", "web", "base", "--memory"]);
         lab.ok(&["stop", "--force", "web"]);
-        let copied = Command::new("cp").arg("-a").arg(lab.store()).arg(lab.path().join("pristine")).output().unwrap();
-        assert!(copied.status.success(), "{copied:?}");
+        copy_tree(&lab.store(), &lab.beside_the_store().join("pristine"));
         Self { lab }
     }
 
@@ -130,8 +131,7 @@ impl Running {
         let lab = &self.lab;
         lab.run(&["stop", "--force", "web"]);
         std::fs::remove_dir_all(lab.store()).unwrap();
-        let copied = Command::new("cp").arg("-a").arg(lab.path().join("pristine")).arg(lab.store()).output().unwrap();
-        assert!(copied.status.success(), "{copied:?}");
+        copy_tree(&lab.beside_the_store().join("pristine"), &lab.store());
         lab.ok(&["snapshot", "revert", "web@base", "--running"]);
         (case.prepare)(lab);
         // What the guest was told from here on is of this life.
@@ -147,9 +147,9 @@ impl Running {
         self.again(case);
         let pid = lab.json(&["show", "web"])["pid"].as_i64().map(|pid| i32::try_from(pid).unwrap());
         let fault = match death {
-            Death::Us => "die",
+            Death::Us | Death::Power => "die",
             Death::Fail => "fail",
-            Death::Qemu | Death::Both | Death::Hang => "stall",
+            Death::Qemu | Death::Both | Death::Hang | Death::Disk => "stall",
         };
         let mut child = lab
             .command(case.args)
@@ -167,6 +167,7 @@ impl Running {
             return false;
         };
         let what = format!("{}, {death:?}, {point}", case.name);
+        let known;
         let signal = |pid: i32, signal| {
             let _ = kill(Pid::from_raw(pid), signal);
         };
@@ -176,8 +177,10 @@ impl Running {
             eventually("a standstill", || {
                 std::fs::read_to_string(format!("/proc/{us}/stat")).is_ok_and(|stat| stat.contains(") T "))
             });
-            let stopped = qemu();
+            let stopped = if death == Death::Disk { None } else { qemu() };
+            known = acked(lab);
             match (death, stopped) {
+                (Death::Disk, _) => lab.lose_disk(),
                 (Death::Hang, Some(qemu)) => signal(qemu, Signal::SIGSTOP),
                 (_, Some(qemu)) => signal(qemu, Signal::SIGKILL),
                 _ => {}
@@ -196,18 +199,25 @@ impl Running {
                 );
                 stopped.into_iter().for_each(|qemu| signal(qemu, Signal::SIGCONT));
             }
+            if death == Death::Disk {
+                assert!(status.code().is_some(), "{what}: {status:?} {rest:?}");
+                lab.boot();
+            }
         } else {
             let rest: Vec<String> = said.collect();
             let status = child.wait().unwrap();
             assert!(death == Death::Fail || status.signal() == Some(9), "{what}: {status:?} {rest:?}");
+            known = acked(lab);
+            if death == Death::Power {
+                lab.cut_power();
+            }
         }
-        self.check(case, number, &what);
+        self.check(case, number, &what, known);
         true
     }
 
-    fn check(&self, case: &Case, number: u32, what: &str) {
+    fn check(&self, case: &Case, number: u32, what: &str, known: u64) {
         let lab = &self.lab;
-        let known = acked(lab);
         // QEMU may have been told to end.
         eventually("an answer", || {
             let about = lab.json(&["show", "web"]);
@@ -276,9 +286,9 @@ fn walk(running: &Running, case: &Case, death: Death, stride: u32, offset: u32) 
     (walked, survived)
 }
 
-fn all(deaths: &[Death], stride: u32) {
+fn all(lab: Lab, deaths: &[Death], stride: u32) {
     let full = std::env::var_os("COWHAND_FAULTS").is_some();
-    let running = Running::new();
+    let running = Running::new(lab);
     let (mut total, mut lost, mut lines) = (0, 0, String::new());
     let wanted = std::env::var("COWHAND_FAULTS_ONLY").unwrap_or_default();
     for death in deaths {
@@ -306,25 +316,40 @@ fn all(deaths: &[Death], stride: u32) {
 
 #[test]
 fn a_command_killed_at_any_of_its_fault_points_loses_no_write_of_the_guest() {
-    all(&[Death::Us], 9);
+    all(Lab::new(), &[Death::Us], 9);
 }
 
 #[test]
 fn qemu_killed_at_any_fault_point_loses_no_write_of_the_guest() {
-    all(&[Death::Qemu], 13);
+    all(Lab::new(), &[Death::Qemu], 13);
 }
 
 #[test]
 fn both_killed_at_any_fault_point_lose_no_write_of_the_guest() {
-    all(&[Death::Both], 13);
+    all(Lab::new(), &[Death::Both], 13);
 }
 
 #[test]
 fn a_command_failing_at_any_fault_point_loses_no_write_of_the_guest() {
-    all(&[Death::Fail], 17);
+    all(Lab::new(), &[Death::Fail], 17);
 }
 
 #[test]
 fn qemu_hanging_at_any_fault_point_ends_in_an_error_and_loses_no_write_of_the_guest() {
-    all(&[Death::Hang], 29);
+    all(Lab::new(), &[Death::Hang], 29);
+}
+
+#[test]
+fn a_power_cut_at_any_fault_point_loses_no_write_of_the_guest() {
+    if let Some(lab) = Lab::with_power("a_power_cut_at_any_fault_point_loses_no_write_of_the_guest", "xfs", 2000) {
+        all(lab, &[Death::Power], 17);
+    }
+}
+
+#[test]
+fn a_disk_that_fails_at_any_fault_point_loses_no_write_of_the_guest() {
+    if let Some(lab) = Lab::with_power("a_disk_that_fails_at_any_fault_point_loses_no_write_of_the_guest", "xfs", 2000)
+    {
+        all(lab, &[Death::Disk], 23);
+    }
 }

@@ -74,8 +74,17 @@ impl Lab {
 
     /// The power fails: what was not flushed is gone, so are all processes and sockets. Then the host boots again.
     pub fn cut_power(&self) {
-        let disk = self.disk.as_ref().unwrap();
-        disk.cut();
+        self.lose_disk();
+        self.boot();
+    }
+
+    /// The disk under the store fails: what was not flushed is gone, and from here on everything is an I/O error.
+    pub fn lose_disk(&self) {
+        self.disk.as_ref().unwrap().cut();
+    }
+
+    /// The host boots: no process is left, no socket, and the disk is as it was when it was lost.
+    pub fn boot(&self) {
         for directory in std::fs::read_dir(self.path().join("run/cowhand")).into_iter().flatten().flatten() {
             if let Ok(stream) = UnixStream::connect(directory.path().join("status.sock")) {
                 let peer = nix::sys::socket::getsockopt(&stream, nix::sys::socket::sockopt::PeerCredentials).unwrap();
@@ -83,7 +92,7 @@ impl Lab {
             }
             std::fs::remove_dir_all(directory.path()).unwrap();
         }
-        disk.boot();
+        self.disk.as_ref().unwrap().boot();
     }
 
     /// Where copies lie that share their blocks with the store's files, where the file system can.
@@ -302,7 +311,9 @@ impl Disk {
         let options = if file_system == "ext4" { "loop,noatime,commit=900,noauto_da_alloc" } else { "loop,noatime" };
         std::fs::create_dir(&mount).unwrap();
         std::fs::File::create(&image).unwrap().set_len(megabytes << 20).unwrap();
-        let made = Command::new(format!("mkfs.{file_system}")).arg("-q").arg(&image).output();
+        // Nothing is kept back for root.
+        let reserved: &[&str] = if file_system == "ext4" { &["-m", "0"] } else { &[] };
+        let made = Command::new(format!("mkfs.{file_system}")).arg("-q").args(reserved).arg(&image).output();
         if !made.is_ok_and(|made| made.status.success()) {
             skip(test, &format!("mkfs.{file_system} is not there"));
             return None;

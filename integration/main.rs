@@ -29,3 +29,4 @@ mod tree;
 mod uefi;
 mod undo;
 mod user;
+mod world;

@@ -35,7 +35,7 @@ use crate::change::recover::{self, Recovered};
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::output::{Format, Printer};
-use crate::sys::relay;
+use crate::sys::{files, relay};
 use global::Global;
 
 /// Templates, clones and snapshots for QEMU virtual machines, without libvirt.
@@ -51,6 +51,9 @@ pub struct Cli {
     #[command(subcommand)]
     command: Command,
 }
+
+/// What the runtime, the signals and the locks of the smallest command take: with less, it would fail in the middle of things.
+const FILES: usize = 16;
 
 const AFTER_HELP: &str = "\
 Exit codes:
@@ -167,6 +170,10 @@ pub fn main() -> ExitCode {
     cli.global.color.apply();
     global::trace(cli.global.verbose);
     let printer = Printer { format: cli.global.format, quiet: cli.global.quiet };
+    if let Err(source) = files::can_open(FILES) {
+        printer.error(&Error::failed("cannot start").hint("let it open more files: ulimit -n 1024").because(source));
+        return ExitCode::FAILURE;
+    }
     let result = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -3,6 +3,7 @@
 pub mod command;
 pub mod fault;
 pub mod fd_passing;
+pub mod files;
 pub mod flock;
 pub mod follow;
 pub mod image_lock;
