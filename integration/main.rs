@@ -25,6 +25,7 @@ mod qcow2;
 mod seal;
 mod snapshots;
 mod templates;
+mod together;
 mod tree;
 mod uefi;
 mod undo;
