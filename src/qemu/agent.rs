@@ -8,18 +8,16 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe::{OpenOptions, Receiver, Sender};
 use tokio::time::{Instant, timeout_at};
 
 use super::cmdline::Pipes;
+use super::lines::Lines;
 use crate::sys::fault;
 
 /// How long the agent may take for an ordinary command.
 pub const REPLY: Duration = Duration::from_secs(30);
-
-/// The longest line that is read: more than the agent's longest answer, 16 MiB of output twice, in base64.
-const LONGEST: usize = 64 << 20;
 
 /// What can go wrong between us and the agent.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +54,7 @@ impl From<AgentError> for crate::error::Error {
 pub struct Agent {
     output: Sender,
     input: Receiver,
-    buffer: Vec<u8>,
+    lines: Lines,
 }
 
 /// Takes back what earlier clients have written and no guest has read: nobody waits for the answers any more.
@@ -80,6 +78,16 @@ struct Refusal {
     desc: String,
 }
 
+/// What the agent's answer to `command` says.
+pub fn parse_answer<T: serde::de::DeserializeOwned>(command: &str, line: &[u8]) -> Result<T, AgentError> {
+    let decode = |source| AgentError::Decode { command: command.to_owned(), source };
+    let answer: Answer = serde_json::from_slice(line).map_err(decode)?;
+    if let Some(refusal) = answer.error {
+        return Err(AgentError::Refused { command: command.to_owned(), message: refusal.desc });
+    }
+    serde_json::from_value(answer.value.unwrap_or_default()).map_err(decode)
+}
+
 impl Agent {
     /// Opens the agent's pipes and gets in step, all within `limit`.
     pub async fn connect(pipes: &Pipes, limit: Duration) -> Result<Self, AgentError> {
@@ -88,7 +96,7 @@ impl Agent {
         let output = OpenOptions::new().open_sender(pipes.to_guest()).map_err(AgentError::Unreachable)?;
         let input = OpenOptions::new().open_receiver(pipes.from_guest()).map_err(AgentError::Unreachable)?;
         forget_unread(pipes).map_err(AgentError::Unreachable)?;
-        let mut agent = Self { output, input, buffer: Vec::new() };
+        let mut agent = Self { output, input, lines: Lines::default() };
         match timeout_at(deadline, agent.sync()).await {
             Ok(result) => result.map(|()| agent),
             Err(_) => Err(AgentError::Absent),
@@ -112,12 +120,8 @@ impl Agent {
         let deadline = Instant::now() + limit;
         timeout_at(deadline, self.send(line.as_bytes())).await.map_err(late)??;
         let answer = timeout_at(deadline, self.line(b'\n')).await.map_err(late)??;
-        let answer: Answer = serde_json::from_slice(&answer).map_err(decode)?;
         point("answered")?;
-        if let Some(refusal) = answer.error {
-            return Err(AgentError::Refused { command: C::NAME.to_owned(), message: refusal.desc });
-        }
-        serde_json::from_value(answer.value.unwrap_or_default()).map_err(decode)
+        parse_answer::<C::Ok>(C::NAME, &answer)
     }
 
     /// Sends a command that is never answered when it works (`guest-shutdown`).
@@ -151,20 +155,6 @@ impl Agent {
 
     /// Everything up to (and with) the byte `end`.
     async fn line(&mut self, end: u8) -> Result<Vec<u8>, AgentError> {
-        let mut searched = 0;
-        loop {
-            if let Some(at) = self.buffer[searched..].iter().position(|byte| *byte == end) {
-                return Ok(self.buffer.drain(..=searched + at).collect());
-            }
-            searched = self.buffer.len();
-            // A guest that never ends its line must not eat the host's memory.
-            if searched > LONGEST {
-                return Err(AgentError::Absent);
-            }
-            match self.input.read_buf(&mut self.buffer).await {
-                Ok(0) | Err(_) => return Err(AgentError::Absent),
-                Ok(_) => {}
-            }
-        }
+        self.lines.next(&mut self.input, end).await.ok_or(AgentError::Absent)
     }
 }

@@ -5,6 +5,7 @@ pub mod agent;
 pub mod cmdline;
 pub mod firmware;
 pub mod img;
+pub mod lines;
 pub mod nodes;
 pub mod offline;
 pub mod probe;

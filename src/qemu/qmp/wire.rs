@@ -4,14 +4,12 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 
 use super::{Event, QmpError};
+use crate::qemu::lines::Lines;
 use crate::sys::fd_passing;
-
-/// The longest line that is read; QEMU's answers with many block nodes stay far below.
-const LONGEST: usize = 64 << 20;
 
 /// One parsed line.
 #[derive(Debug)]
@@ -53,12 +51,12 @@ struct Line {
 
 pub(super) struct Wire {
     stream: UnixStream,
-    buffer: Vec<u8>,
+    lines: Lines,
 }
 
 impl Wire {
     pub(super) fn new(stream: UnixStream) -> Self {
-        Self { stream, buffer: Vec::new() }
+        Self { stream, lines: Lines::default() }
     }
 
     /// Sends one line. Cancelled half-way it leaves the connection useless, so the caller drops it then.
@@ -80,23 +78,10 @@ impl Wire {
 
     /// The next line that means something; lines that are no QMP are passed over.
     pub(super) async fn receive(&mut self) -> Result<Incoming, QmpError> {
-        let mut searched = 0;
         loop {
-            if let Some(end) = self.buffer[searched..].iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = self.buffer.drain(..=searched + end).collect();
-                searched = 0;
-                if let Some(incoming) = parse(&line) {
-                    return Ok(incoming);
-                }
-                continue;
-            }
-            searched = self.buffer.len();
-            if searched > LONGEST {
-                return Err(QmpError::Closed);
-            }
-            match self.stream.read_buf(&mut self.buffer).await {
-                Ok(0) | Err(_) => return Err(QmpError::Closed),
-                Ok(_) => {}
+            let line = self.lines.next(&mut self.stream, b'\n').await.ok_or(QmpError::Closed)?;
+            if let Some(incoming) = parse(&line) {
+                return Ok(incoming);
             }
         }
     }
