@@ -21,6 +21,7 @@ mod kvm;
 mod lifecycle;
 mod locks;
 mod memory;
+mod odd_words;
 mod qcow2;
 mod seal;
 mod snapshots;

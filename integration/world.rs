@@ -39,7 +39,13 @@ impl Drop for Filler {
 }
 
 /// Runs an operation in ever different circumstances; afterwards the store is as it was before or as it should be, and nothing is left behind.
-fn in_all(lab: &Lab, names: &[&str], circumstances: &mut dyn Iterator<Item = u64>, run: &dyn Fn(&[&str], u64) -> Done) {
+fn in_all(
+    lab: &Lab,
+    what: &str,
+    names: &[&str],
+    circumstances: &mut dyn Iterator<Item = u64>,
+    run: &dyn Fn(&[&str], u64) -> Done,
+) {
     let circumstances: Vec<u64> = circumstances.collect();
     for case in CASES.iter().filter(|case| names.is_empty() || names.contains(&case.name)) {
         (case.prepare)(lab);
@@ -91,6 +97,8 @@ fn in_all(lab: &Lab, names: &[&str], circumstances: &mut dyn Iterator<Item = u64
         }
         let _ = std::fs::remove_dir_all(lab.store());
         let _ = std::fs::remove_dir_all(pristine);
+        let count = circumstances.len();
+        eprintln!("{:<28} {what:<5} {count:>3} of {count} survived", case.name);
     }
 }
 
@@ -108,7 +116,7 @@ fn a_full_disk_out_of_room_at_any_moment_is_an_error_and_changes_nothing() {
         let _filler = Filler::new(&lab, left << 10);
         lab.run(args)
     };
-    in_all(&lab, names, &mut [0, 4, 8, 12, 20, 40, 100, 300, 1000].into_iter(), &run);
+    in_all(&lab, "room", names, &mut [0, 4, 8, 12, 20, 40, 100, 300, 1000].into_iter(), &run);
 }
 
 #[test]
@@ -131,7 +139,7 @@ fn a_process_that_may_open_no_more_files_changes_nothing() {
         }
         command.stdin(Stdio::null()).output().unwrap().into()
     };
-    in_all(&lab, names, &mut (2..32).step_by(stride), &run);
+    in_all(&lab, "files", names, &mut (2..32).step_by(stride), &run);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //!
 //! Asked on the socket for observers, so that nobody is kept from changing the VM.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use qapi::qga::{GuestFsfreezeStatus, guest_fsfreeze_status};
@@ -11,7 +12,7 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::guest::session;
 use crate::layer::chain;
-use crate::model::{Name, Record};
+use crate::model::{Layer, LayerId, Name, Record};
 use crate::qemu::qmp::Qmp;
 use crate::vm::status::{self, Status};
 
@@ -23,15 +24,6 @@ const AGENT: Duration = Duration::from_secs(3);
 /// Looks at it.
 pub async fn examine(context: &Context, name: &Name, record: &Record, status: &Status) -> Vec<Finding> {
     let mut findings = Vec::new();
-    if let Some(pid) = status.pid
-        && let Some(file) = removed_file(context, pid, record)
-    {
-        findings.push(
-            Finding::fail("process", format!("its QEMU writes to a file that was removed: {file}"))
-                .of(name)
-                .hint(format!("while it runs the data is in /proc/{pid}/fd; copy it inside the guest, then stop it")),
-        );
-    }
     match look(context, name, record, status).await {
         Ok(more) => findings.extend(more),
         Err(error) => findings.push(
@@ -71,6 +63,18 @@ async fn look(context: &Context, name: &Name, record: &Record, status: &Status) 
         findings.push(
             Finding::fail("process", why)
                 .hint("something else has changed its disks under it (user-qmp.sock?); do not stop it before you have copied what it wrote"),
+        );
+    }
+    let mut in_use: Vec<LayerId> = record.layers().map(|layer| layer.id.clone()).collect();
+    for disk in record.config.writable() {
+        in_use.extend(qmp.active_layer(&disk.target).await?);
+    }
+    if let Some(pid) = status.pid
+        && let Some(file) = removed_file(context, pid, &in_use)
+    {
+        findings.push(
+            Finding::fail("process", format!("its QEMU writes to a file that was removed: {file}"))
+                .hint(format!("while it runs the data is in /proc/{pid}/fd; copy it inside the guest, then stop it")),
         );
     }
     let mut known = Vec::new();
@@ -157,12 +161,15 @@ async fn agent(context: &Context, name: &Name, qmp: &mut Qmp, status: &Status) -
     })
 }
 
-/// A file of the VM's that QEMU has open and that is not there any more (`/proc/PID/fd`).
-fn removed_file(context: &Context, pid: i32, record: &Record) -> Option<String> {
-    let layers: Vec<String> =
-        record.layers().map(|layer| context.store.layout.layer(layer).display().to_string()).collect();
+/// A file of these layers that QEMU has open and that is not there any more (`/proc/PID/fd`).
+fn removed_file(context: &Context, pid: i32, layers: &[LayerId]) -> Option<String> {
+    let pool = context.store.layout.layers();
     let open = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
     let open = open.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok());
-    open.filter_map(|target| target.to_string_lossy().strip_suffix(" (deleted)").map(str::to_owned))
-        .find(|target| layers.contains(target))
+    let removed = open.filter_map(|target| target.to_string_lossy().strip_suffix(" (deleted)").map(PathBuf::from));
+    let ours = |path: &PathBuf| {
+        let layer = path.strip_prefix(&pool).ok().and_then(|name| Layer::from_file_name(&name.to_string_lossy()));
+        layer.is_some_and(|layer| layers.contains(&layer.id))
+    };
+    removed.into_iter().find(ours).map(|path| path.display().to_string())
 }
