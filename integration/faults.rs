@@ -17,7 +17,25 @@ use crate::lab::{Done, Lab};
 pub struct Case {
     pub name: &'static str,
     pub prepare: fn(&Lab),
-    pub args: &'static [&'static str],
+    args: &'static [&'static str],
+}
+
+impl Case {
+    /// The command's words; `LAB` is the directory that the lab is in.
+    pub fn args(&self, lab: &Lab) -> Vec<String> {
+        self.args.iter().map(|word| word.replace("LAB", lab.path().to_str().unwrap())).collect()
+    }
+
+    /// The command, ready to be started.
+    pub fn command(&self, lab: &Lab) -> Command {
+        let args = self.args(lab);
+        lab.command(&args.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// Runs the command to its end.
+    pub fn run(&self, lab: &Lab) -> Done {
+        self.command(lab).output().unwrap().into()
+    }
 }
 
 /// Every point a user could go to, with its content and what is said of it.
@@ -75,7 +93,16 @@ fn removed(lab: &Lab) {
     lab.ok(&["rm", "web"]);
 }
 
-pub const CASES: [Case; 26] = [
+fn image(lab: &Lab) {
+    let disk = lab.path().join("disk.qcow2");
+    crate::lab::qemu_img(&["create", "-q", "-f", "qcow2", disk.to_str().unwrap(), "16M"]);
+    let done = Command::new("qemu-io").args(["-f", "qcow2", "-c", "write -P 9 1M 2M"]).arg(disk).output().unwrap();
+    assert!(done.status.success(), "{done:?}");
+}
+
+pub const CASES: [Case; 28] = [
+    Case { name: "create from an image", prepare: image, args: &["create", "web", "--disk", "LAB/disk.qcow2"] },
+    Case { name: "create on an image", prepare: image, args: &["create", "web", "--disk", "LAB/disk.qcow2,use"] },
     Case { name: "create", prepare: |_| {}, args: &["create", "web", "--size", "16M", "--size", "16M"] },
     Case { name: "create beside another", prepare: lone, args: &["create", "other", "--size", "16M"] },
     Case { name: "clone, thin", prepare: template, args: &["clone", "web", "copy"] },
@@ -153,7 +180,7 @@ fn walk(lab: &Lab, case: &Case, fault: &str, stride: u32, power: bool) -> (u32, 
         copy_tree(&lab.store(), &pristine);
     }
     let before = state(lab);
-    lab.ok(case.args);
+    case.run(lab).ok();
     if power {
         // What was reported as done is done.
         let after = state(lab);
@@ -174,7 +201,7 @@ fn walk(lab: &Lab, case: &Case, fault: &str, stride: u32, power: bool) -> (u32, 
         if pristine.exists() {
             copy_tree(&pristine, &lab.store());
         }
-        let output = lab.command(case.args).env("COWHAND_FAULT", format!("{number}:{fault}")).output().unwrap();
+        let output = case.command(lab).env("COWHAND_FAULT", format!("{number}:{fault}")).output().unwrap();
         let done = Done::from(output);
         let Some(line) = done.err.lines().find(|line| line.starts_with("fault ")).map(str::to_owned) else {
             assert_eq!(done.code, 0, "{}: {done:?}", case.name);
@@ -187,7 +214,15 @@ fn walk(lab: &Lab, case: &Case, fault: &str, stride: u32, power: bool) -> (u32, 
         }
         let what = format!("{}, {line}", case.name);
         assert!(fault == "fail" || done.code == 137, "{what}: {done:?}");
-        // Commands that change something recover; which one does not matter.
+        // Commands that change something recover, which one does not matter; so does the doctor, and finds no other fault.
+        if number % 2 == 1 {
+            let repaired = lab.run(&["--format", "json", "doctor", "--repair"]);
+            let found: Vec<Value> =
+                serde_json::from_str(&repaired.out).unwrap_or_else(|error| panic!("{error}: {repaired:?}"));
+            let bad = |finding: &&Value| finding["level"] == "warn" || finding["level"] == "fail";
+            let bad: Vec<_> = found.iter().filter(bad).filter(|finding| finding["check"] != "kvm").collect();
+            assert!(bad.is_empty(), "{what}: {bad:?}");
+        }
         for vm in ["web", "copy", "other"] {
             let done = lab.run(&["set", vm, "tag.t=1"]);
             assert!([0, 3, 5].contains(&done.code), "{what}: {done:?}");

@@ -44,7 +44,7 @@ fn in_all(
     what: &str,
     names: &[&str],
     circumstances: &mut dyn Iterator<Item = u64>,
-    run: &dyn Fn(&[&str], u64) -> Done,
+    run: &dyn Fn(Command, u64) -> Done,
 ) {
     let circumstances: Vec<u64> = circumstances.collect();
     for case in CASES.iter().filter(|case| names.is_empty() || names.contains(&case.name)) {
@@ -62,11 +62,11 @@ fn in_all(
             }
         };
         let before = state(lab);
-        lab.ok(case.args);
+        case.run(lab).ok();
         let after = state(lab);
         for circumstance in &circumstances {
             again();
-            let done = run(case.args, *circumstance);
+            let done = run(case.command(lab), *circumstance);
             let what = format!("{} with {circumstance}: {done:?}", case.name);
             assert!([0, 1, 5, 7, 8].contains(&done.code) && !done.err.contains("panicked"), "{what}");
             if lab.store().exists() {
@@ -91,7 +91,7 @@ fn in_all(
             assert!(!unused.err.contains("used by nobody"), "{what}: {}", unused.err);
             if done.code != 0 && case.name != "undo of a removal" {
                 // With the world well again, it works.
-                let done = lab.run(case.args);
+                let done = case.run(lab);
                 assert!([0, 3, 4].contains(&done.code), "{what}; then {done:?}");
             }
         }
@@ -112,9 +112,9 @@ fn a_full_disk_out_of_room_at_any_moment_is_an_error_and_changes_nothing() {
             &["create", "clone, full", "snapshot create", "snapshot rm, middle", "disk commit", "rm", "template create"]
         }
     };
-    let run = |args: &[&str], left: u64| {
+    let run = |mut command: Command, left: u64| -> Done {
         let _filler = Filler::new(&lab, left << 10);
-        lab.run(args)
+        command.output().unwrap().into()
     };
     in_all(&lab, "room", names, &mut [0, 4, 8, 12, 20, 40, 100, 300, 1000].into_iter(), &run);
 }
@@ -127,8 +127,7 @@ fn a_process_that_may_open_no_more_files_changes_nothing() {
         None => &["create", "snapshot create", "snapshot rm, middle", "clone, full"],
     };
     let stride = if names.is_empty() { 1 } else { 3 };
-    let run = |args: &[&str], files: u64| -> Done {
-        let inner = lab.command(args);
+    let run = |inner: Command, files: u64| -> Done {
         let mut command = Command::new("prlimit");
         // All but so many of 64 are taken when it begins.
         let taken = 64 - 3 - files;

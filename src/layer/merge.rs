@@ -14,7 +14,8 @@ use super::chain;
 use super::pool;
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::model::{Chain, Layer, Merge, MergeKind, human};
+use crate::model::{Chain, Format, Layer, Merge, MergeKind, human};
+use crate::qemu::nodes;
 use crate::qemu::offline::{Offline, Open};
 use crate::qemu::qmp::jobs::{Job, Milestone};
 use crate::qemu::qmp::{Qmp, QmpError};
@@ -230,8 +231,34 @@ async fn offline(context: &Context, merges: &[&Merge], untouched: bool) -> Resul
     let rooted: Vec<(&Merge, Option<String>)> =
         merges.iter().zip(&roots).map(|(merge, root)| (*merge, Some(root.node()))).collect();
     let ready = copy(context, &mut engine.qmp, &rooted, untouched).await?;
+    if let Err(error) = flush(&mut engine.qmp, merges, &chains).await {
+        let cancelled = cancel(&mut engine.qmp, &rooted).await;
+        cancelled.map_err(|error| Failure::Halfway(error.into()))?;
+        return Err(failure(error.into()));
+    }
     finalize(&mut engine.qmp, &ready).await.map_err(|error| Failure::Halfway(error.into()))?;
     engine.quit().await;
+    Ok(())
+}
+
+/// Makes what was copied durable before a header says that it is there. `block-stream` writes the header at once and keeps the tables that lead to
+/// the data in memory: killed in between, the engine would leave an image that reads as zeros. In a running VM `stop` does this.
+async fn flush(qmp: &mut Qmp, merges: &[&Merge], chains: &[Chain]) -> Result<(), QmpError> {
+    for (merge, chain) in merges.iter().zip(chains) {
+        let written = match merge.kind {
+            MergeKind::Commit if merge.overlay.is_none() => continue, // No header changes; the job itself is flushed at its end.
+            MergeKind::Commit => &merge.base,
+            MergeKind::Stream => &merge.top,
+        };
+        let links = chain.links();
+        // Only qcow2 keeps its tables back.
+        let Some(at) = links.iter().position(|link| link.layer == *written && link.layer.format == Format::Qcow2)
+        else {
+            continue;
+        };
+        let backing = links.get(at + 1).map(|below| &below.layer);
+        qmp.flush_node(nodes::reopened(&links[at], backing)).await?;
+    }
     Ok(())
 }
 

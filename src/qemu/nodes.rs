@@ -32,6 +32,12 @@ pub fn layer_nodes(link: &Link, backing: Option<&Layer>, writable: bool) -> [Val
     [file_node(&link.layer, &link.path.to_string_lossy()), format]
 }
 
+/// The options of a layer's format node as they are, written out once more for `blockdev-reopen`, while it is written to.
+pub fn reopened(link: &Link, backing: Option<&Layer>) -> Value {
+    let [_, format] = layer_nodes(link, backing, true);
+    format
+}
+
 /// The nodes of an overlay that is to be put on top of a running VM's head by `blockdev-snapshot`: QEMU connects it there.
 pub fn overlay_nodes(layer: &Layer, path: &std::path::Path) -> [Value; 2] {
     let mut format = format_node(layer, true);

@@ -47,6 +47,11 @@ impl Qmp {
         Ok(nodes.into_iter().filter_map(|node| Some((Layer::id_of_file_node(&node.name)?, node.file))).collect())
     }
 
+    /// Writes out what QEMU still holds of a node in its caches, metadata too: `blockdev-reopen` with the options it has does that, and nothing else.
+    pub async fn flush_node(&mut self, reopened: Value) -> Result<(), QmpError> {
+        self.call::<Value>("blockdev-reopen", json!({"options": [reopened]})).await.map(drop)
+    }
+
     /// `blockdev-add`.
     pub async fn add_node(&mut self, node: Value) -> Result<(), QmpError> {
         self.call::<Value>("blockdev-add", node).await.map(drop)
