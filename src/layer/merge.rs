@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::chain;
 use super::pool;
 use crate::context::Context;
-use crate::error::{Error, Result};
+use crate::error::{Error, IoContext, Result};
 use crate::model::{Chain, Format, Layer, Merge, MergeKind, human};
 use crate::qemu::nodes;
 use crate::qemu::offline::{Offline, Open};
@@ -46,7 +46,7 @@ pub async fn run(
             (Place::Here { root }, _) => here.push((merge, root)),
             (Place::Switched, Some(qmp)) => release(qmp, merge.vanishing()).await,
             _ if !done(context, merge).map_err(Failure::Halfway)? => elsewhere.push(merge),
-            _ => {}
+            _ => flush_header(context, merge).map_err(Failure::Halfway)?,
         }
     }
     // What an earlier attempt has finished must not be forgotten.
@@ -58,8 +58,7 @@ pub async fn run(
     match live {
         Some(qmp) if !here.is_empty() => {
             let ready = copy(context, qmp, &here, untouched).await?;
-            switch(qmp, &ready, paused_at).await.map_err(|error| {
-                let error = Error::from(error);
+            switch(context, qmp, &ready, paused_at).await.map_err(|error| {
                 Failure::Halfway(if paused_at.is_some() { error.hint("the guest is paused until then") } else { error })
             })
         }
@@ -169,7 +168,12 @@ async fn copy_all<'a>(
 
 /// Lets all of them make their switch, with the guest paused, and makes everything durable: `stop` flushes all disks, so that a layer can
 /// be removed once its data is in another. The guest stays paused when its active layer has changed: the record has to say so first.
-async fn switch(qmp: &mut Qmp, merges: &[(&Merge, Job)], paused_at: &mut Option<Instant>) -> Result<(), QmpError> {
+async fn switch(
+    context: &Context,
+    qmp: &mut Qmp,
+    merges: &[(&Merge, Job)],
+    paused_at: &mut Option<Instant>,
+) -> Result<()> {
     let running = qmp.status(crate::qemu::qmp::REPLY).await?.running;
     let began = Instant::now();
     qmp.run(&qapi::qmp::stop {}).await?;
@@ -184,7 +188,14 @@ async fn switch(qmp: &mut Qmp, merges: &[(&Merge, Job)], paused_at: &mut Option<
     if running && !switches_head {
         qmp.run(&qapi::qmp::cont {}).await?;
     }
-    Ok(())
+    merges.iter().try_for_each(|(merge, _)| flush_header(context, merge))
+}
+
+/// QEMU writes headers and does not flush them; whoever sees the record that comes next takes them for granted, and removes what they do not name.
+fn flush_header(context: &Context, merge: &Merge) -> Result<()> {
+    let Some(layer) = merge.relinked() else { return Ok(()) };
+    let path = context.store.layout.layer(layer);
+    std::fs::File::open(&path).and_then(|file| file.sync_all()).on("flush", &path)
 }
 
 /// Lets jobs that have copied everything change who stands on whom, and forgets them.

@@ -65,6 +65,14 @@ impl Merge {
         gone.into_iter().filter(|layer| !self.kept.contains(layer)).collect()
     }
 
+    /// The layer whose header says something else afterwards: it stands on another one. The commit of an active layer changes none.
+    pub fn relinked(&self) -> Option<&Layer> {
+        match self.kind {
+            MergeKind::Commit => self.overlay.as_ref(),
+            MergeKind::Stream => Some(&self.top),
+        }
+    }
+
     /// The name of its block job.
     pub fn job(&self) -> String {
         let verb = match self.kind {
