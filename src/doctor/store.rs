@@ -15,9 +15,9 @@ use crate::sys::{flock, space};
 use crate::template::freeze;
 use crate::vm::gc;
 
-/// Less free space than this is worth a warning, in bytes.
+/// Less free space than this is worth a warning, in bytes, where it is less than a fifth.
 const LITTLE: u64 = 1 << 30;
-/// With less than this a guest that writes is about to stop.
+/// With less than this, and less than a tenth, a guest that writes is about to stop.
 const NOTHING: u64 = 64 << 20;
 /// Fewer files than this can be made.
 const FEW_FILES: u64 = 1000;
@@ -87,15 +87,17 @@ fn room(root: &Path) -> Result<Finding> {
     let (total, files) = space::size(root).on("look at", root)?;
     let about = format!("{} of {} are free", human(free), human(total));
     let hint = "make room: cowhand gc --older-than 0 empties the trash; what takes room: cowhand ls -a";
-    Ok(match (free, files) {
-        (..NOTHING, _) => Finding::fail("space", format!("{about}: guests that write will be stopped")).hint(hint),
-        (_, Some(..FEW_FILES)) => {
-            Finding::warn("space", format!("{about}, but only {} more files can be made", files.unwrap_or(0)))
-                .hint(hint)
-        }
-        (..LITTLE, _) => Finding::warn("space", about).hint(hint),
-        _ if free < total / 20 => Finding::warn("space", about).hint(hint),
-        _ => Finding::ok("space", about),
+    let below = |bytes, percent| free < bytes && free < total / 100 * percent;
+    if below(NOTHING, 10) {
+        return Ok(Finding::fail("space", format!("{about}: guests that write will be stopped")).hint(hint));
+    }
+    if let Some(files @ ..FEW_FILES) = files {
+        let about = format!("{about}, but only {files} more files can be made");
+        return Ok(Finding::warn("space", about).hint(hint));
+    }
+    Ok(match below(LITTLE, 20) || below(u64::MAX, 5) {
+        true => Finding::warn("space", about).hint(hint),
+        false => Finding::ok("space", about),
     })
 }
 
