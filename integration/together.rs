@@ -99,7 +99,7 @@ fn work(lab: &Lab, ledger: &Mutex<Ledger>, serial: &AtomicU32, seed: u64, end: I
         let of_keeper = format!("keeper@{snapshot}");
         let source = random.pick(&points);
         let crowded = ledger.lock().unwrap().snapshots.len() > 30;
-        let args: Vec<&str> = match random.below(22) {
+        let args: Vec<&str> = match random.below(23) {
             // A chain that only grows would make everything slow.
             2 | 3 if crowded => vec!["snapshot", "rm", &of_keeper],
             0 | 1 => vec!["set", "keeper", &tag],
@@ -119,7 +119,8 @@ fn work(lab: &Lab, ledger: &Mutex<Ledger>, serial: &AtomicU32, seed: u64, end: I
             17 => vec!["undo", vm],
             18 => vec!["disk", "resize", vm, "vda", "+1M"],
             19 => vec!["gc", "--older-than", random.pick(&["0", "1m", "7d"])],
-            20 => vec!["doctor", "--repair", "-q", random.pick(&["keeper", "tpl"])],
+            20 => vec!["doctor", "--repair", "--format", "json"],
+            21 => vec!["doctor", "--repair", "-q", random.pick(&["keeper", "tpl"])],
             _ => vec!["ls", "-a"],
         };
         // Removing somebody's clone and all that stands on it would take others with it.
@@ -131,6 +132,13 @@ fn work(lab: &Lab, ledger: &Mutex<Ledger>, serial: &AtomicU32, seed: u64, end: I
         assert!(took < ENOUGH, "{args:?} took {took:?}: {done:?}");
         if outcome == "locked" {
             assert!(done.err.contains("locked by `") && done.err.contains("(pid "), "{args:?}: {done:?}");
+        }
+        if args == ["doctor", "--repair", "--format", "json"] {
+            // All others are alive: none has left anything.
+            let found: Vec<serde_json::Value> = serde_json::from_str(&done.out).unwrap();
+            let wrong = |finding: &&serde_json::Value| finding["repaired"] == true || finding["level"] == "fail";
+            let wrong: Vec<_> = found.iter().filter(wrong).collect();
+            assert!(wrong.is_empty(), "{wrong:?}");
         }
         let mut ledger = ledger.lock().unwrap();
         let verb: Vec<&str> =

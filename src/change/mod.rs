@@ -50,7 +50,10 @@ pub async fn run(context: &Context, lock: &VmLock, plan: Plan, executor: &mut Ex
     let pins: Vec<Layer> = plan.steps.iter().flat_map(Step::layers).collect();
     let mut journal =
         Journal { schema: 1, operation: context.operation.clone(), steps: plan.steps, pivot: plan.pivot, pins };
-    journal.save(store, lock.name())?;
+    if let Err(error) = journal.save(store, lock.name()) {
+        store.unclaim(lock.name())?;
+        return Err(error);
+    }
     for at in 0..journal.steps.len() {
         let result = executor.apply_here(&journal.steps[at]).await;
         amend(&mut journal.steps[at + 1..], &executor.report);

@@ -7,7 +7,7 @@ use super::apply::Executor;
 use super::step::Step;
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
-use crate::model::Name;
+use crate::model::{Name, Quiesced};
 use crate::store::journal::{self, Journal};
 use crate::store::{Store, StoreLock, VmLock};
 
@@ -92,6 +92,7 @@ async fn settle(context: &Context, lock: &VmLock, may_complete: bool) -> Result<
         Recovered::Left
     };
     executor.forget_jobs().await?;
+    store.renew_spare(name);
     if let Some(why) = &executor.report.unmerged {
         context
             .ui
@@ -139,7 +140,19 @@ pub(super) async fn roll_back(
     for step in journal.steps[..=at].iter().rev() {
         executor.undo_here(step).await?;
     }
+    refuse_frozen(lock, executor)?;
     executor.forget(lock)
+}
+
+/// A guest that may still be frozen stays written down until it is thawed, or has ended.
+fn refuse_frozen(lock: &VmLock, executor: &Executor<'_>) -> Result<()> {
+    if executor.report.freeze != Some(Quiesced::NotThawed) {
+        return Ok(());
+    }
+    let name = lock.name();
+    let error =
+        Error::qemu(format!("the guest of {name} may still be frozen")).because(executor.report.warnings.join("; "));
+    Err(error.hint(format!("the next command on {name} tries again; if it never answers: cowhand stop --force {name}")))
 }
 
 async fn roll_forward(
@@ -157,6 +170,7 @@ async fn roll_forward(
         executor.apply_here(&steps[at]).await?;
         super::amend(&mut steps[at + 1..], &executor.report);
     }
+    refuse_frozen(lock, executor)?;
     journal::remove(&context.store, lock.name())
 }
 

@@ -41,7 +41,7 @@ pub async fn commit(
     let neighbours = Bystanders::lock(context, vm, &nameless, &ids)?;
     let pool = bystanders::census(context, vm, &record)?;
     let foreign = neighbours.foreign(&pool)?;
-    let uncertain = pool.uncertainty(vm);
+    let uncertain = pool.uncertainty(Some(vm));
     let permissions = Permissions { owner: vm, foreign: &foreign, uncertain: uncertain.as_deref() };
     let chain: Vec<&LayerInfo> = pool.chain(&disk.layer.id)?;
     let subject = Subject { vm, record: &record, target, chain: &chain };

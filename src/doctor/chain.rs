@@ -3,8 +3,9 @@
 use super::{Finding, Remedy};
 use crate::context::Context;
 pub use crate::layer::chain::read;
-use crate::layer::pool::{self, Pool};
-use crate::model::{Layer, Name, Record, SnapshotKind};
+use crate::layer::note::{self, Noted};
+use crate::layer::pool;
+use crate::model::{Layer, Name, Record, Snapshot};
 use crate::store::Store;
 
 /// The first thing that is wrong on the way down from a layer.
@@ -14,8 +15,8 @@ enum Fault {
     Missing { layer: Layer, above: Option<Layer> },
     /// Its header cannot be trusted.
     Header { layer: Layer, why: String },
-    /// It stands on a layer that has nothing to do with it.
-    Foreign { layer: Layer, backing: Layer },
+    /// Somebody else has written into its header what it stands on.
+    Foreign { layer: Layer, backing: Option<Layer> },
     /// Its backing file stands on itself.
     Loop { layer: Layer },
 }
@@ -30,7 +31,7 @@ impl Fault {
     }
 }
 
-fn fault(store: &Store, layer: &Layer) -> Option<Fault> {
+fn fault_below(store: &Store, layer: &Layer) -> Option<Fault> {
     let (mut seen, mut next) = (Vec::<Layer>::new(), Some(layer.clone()));
     while let Some(layer) = next {
         let above = seen.last().cloned();
@@ -41,7 +42,14 @@ fn fault(store: &Store, layer: &Layer) -> Option<Fault> {
             return Some(Fault::Missing { layer, above });
         }
         match pool::inspect(store, &layer) {
-            Ok(info) => next = info.backing,
+            Ok(info) => {
+                if let Noted::On(noted) = note::read(store, &layer)
+                    && noted != info.backing
+                {
+                    return Some(Fault::Foreign { layer, backing: info.backing });
+                }
+                next = info.backing;
+            }
             Err(error) => return Some(Fault::Header { layer, why: error.full_message() }),
         }
         seen.push(layer);
@@ -49,22 +57,9 @@ fn fault(store: &Store, layer: &Layer) -> Option<Fault> {
     None
 }
 
-/// A whole chain, but a wrong one: what the layer stands on is neither above nor below what it should stand on. Below is fine: what lay between
-/// them was copied up (`disk stream`, `flatten`).
-fn foreign(store: &Store, records: &[(Name, Record)], layer: &Layer) -> Option<Fault> {
-    let expected = expected_backing(records, layer)?;
-    let backing = pool::inspect(store, layer).ok()?.backing?;
-    let related = |one: &Layer, other: &Layer| read(store, one).map_or(true, |chain| chain.contains(&other.id));
-    let wrong = !related(&expected, &backing) && !related(&backing, &expected);
-    wrong.then(|| Fault::Foreign { layer: layer.clone(), backing })
-}
-
 /// Looks at everything `record` names.
-pub fn examine(context: &Context, pool: &Pool, name: &Name, record: &Record) -> Vec<Finding> {
+pub fn examine(context: &Context, name: &Name, record: &Record) -> Vec<Finding> {
     let store = &context.store;
-    let names = store.names().unwrap_or_default();
-    let records: Vec<(Name, Record)> =
-        names.into_iter().filter_map(|name| Some((name.clone(), store.load(&name).ok()?))).collect();
     let mut named: Vec<(String, &Layer)> =
         record.config.volumes().map(|disk| (disk.target.clone(), &disk.layer)).collect();
     for snapshot in &record.snapshots {
@@ -77,7 +72,7 @@ pub fn examine(context: &Context, pool: &Pool, name: &Name, record: &Record) -> 
     }
     let mut faults: Vec<(Fault, Vec<String>)> = Vec::new();
     for (place, layer) in named {
-        let Some(fault) = fault(store, layer).or_else(|| foreign(store, &records, layer)) else { continue };
+        let Some(fault) = fault_below(store, layer) else { continue };
         match faults.iter_mut().find(|(other, _)| other.is_about() == fault.is_about()) {
             // What is named itself is missing, whatever stands on it.
             Some((other, places)) => {
@@ -89,19 +84,20 @@ pub fn examine(context: &Context, pool: &Pool, name: &Name, record: &Record) -> 
             None => faults.push((fault, vec![place])),
         }
     }
-    faults.into_iter().map(|(fault, places)| describe(store, pool, &records, name, fault, &places.join(", "))).collect()
+    faults.into_iter().map(|(fault, places)| describe(store, record, name, fault, &places.join(", "))).collect()
 }
 
-fn describe(
-    store: &Store,
-    pool: &Pool,
-    records: &[(Name, Record)],
-    name: &Name,
-    fault: Fault,
-    places: &str,
-) -> Finding {
+fn describe(store: &Store, record: &Record, name: &Name, fault: Fault, places: &str) -> Finding {
     let lost = |finding: Finding| {
-        finding.hint(format!("bring the file back from a backup; what else {name} has can still be read: cowhand image export {name}@SNAPSHOT FILE"))
+        let readable =
+            |snapshot: &&Snapshot| snapshot.config.volumes().all(|disk| fault_below(store, &disk.layer).is_none());
+        match record.snapshots.iter().rev().find(readable) {
+            Some(snapshot) => finding.hint(format!(
+                "bring the file back from a backup; or go back to what is whole: cowhand snapshot revert {name}@{}",
+                snapshot.name
+            )),
+            None => finding.hint("bring the file back from a backup; nothing else can"),
+        }
     };
     let (message, layer) = match fault {
         Fault::Missing { layer, above } => {
@@ -111,39 +107,30 @@ fn describe(
                 return Finding::fail("chain", format!("{message}; it is in the trash"))
                     .of(name)
                     .hint(format!("cowhand doctor {name} --repair    takes it out again"))
-                    .remedy(Some(Remedy::RestoreLayer { layer, trash }));
+                    .remedy(Some(Remedy::RestoreLayer { vm: name.clone(), layer, trash }));
             }
             let Some(above) = above else { return lost(Finding::fail("chain", message).of(name)) };
             (format!("{message}; layer {above} has it as its backing file"), above)
         }
         Fault::Header { layer, why } => (format!("{why} ({places})"), layer),
         Fault::Foreign { layer, backing } => {
+            let backing = backing.map_or_else(|| "nothing".to_owned(), |backing| backing.to_string());
             (format!("layer {layer} stands on {backing}, where it does not belong ({places})"), layer)
         }
         Fault::Loop { layer } => (format!("layer {layer} stands on itself ({places})"), layer),
     };
     let finding = Finding::fail("chain", message).of(name);
-    match expected_backing(records, &layer) {
-        Some(backing) if usable(store, pool, &layer, &backing) => finding
-            .hint(format!("by the records it stands on {backing}: cowhand doctor {name} --repair    writes that into its header"))
-            .remedy(Some(Remedy::SetBacking { layer, backing })),
-        Some(backing) => finding.hint(format!(
-            "by the records it stands on {backing}, but that cannot be made sure of: another layer that nobody names may lie between them"
-        )),
-        None => lost(finding),
+    match note::read(store, &layer) {
+        Noted::On(Some(backing)) if read(store, &backing).is_ok_and(|chain| !chain.contains(&layer.id)) => finding
+            .hint(format!("it was made on {backing}: cowhand doctor {name} --repair    writes that into its header"))
+            .remedy(Some(Remedy::SetBacking { layer, backing: Some(backing) })),
+        Noted::On(None) => finding
+            .hint(format!(
+                "it was made on no other layer: cowhand doctor {name} --repair    writes that into its header"
+            ))
+            .remedy(Some(Remedy::SetBacking { layer, backing: None })),
+        _ => lost(finding),
     }
-}
-
-/// May `backing` be written into the header of `layer`? Not when a layer that nobody names any more stands on it: that one may be the real
-/// backing file.
-fn usable(store: &Store, pool: &Pool, layer: &Layer, backing: &Layer) -> bool {
-    let Ok(chain) = read(store, backing) else { return false };
-    let is_qcow2 = pool::read_start(&store.layout.layer(layer)).is_ok_and(|bytes| bytes.starts_with(b"QFI\xfb"));
-    let between = pool.layers.values().any(|info| {
-        let unnamed = pool.uses(&info.layer.id).is_empty() && pool.children(&info.layer.id).next().is_none();
-        unnamed && info.layer != *layer && read(store, &info.layer).is_ok_and(|chain| chain.contains(&backing.id))
-    });
-    is_qcow2 && !chain.contains(&layer.id) && !between
 }
 
 fn in_trash(store: &Store, layer: &Layer) -> Option<std::path::PathBuf> {
@@ -151,44 +138,9 @@ fn in_trash(store: &Store, layer: &Layer) -> Option<std::path::PathBuf> {
     trash.into_iter().map(|found| found.path).find(|path| path.join("layers").join(layer.file_name()).exists())
 }
 
-/// What `layer` stands on, as far as the records tell: the same disk at the snapshot before, or at the point the VM was cloned from. Pure.
-fn expected_backing(records: &[(Name, Record)], layer: &Layer) -> Option<Layer> {
-    let mut found: Vec<Layer> = Vec::new();
-    for (_, record) in records {
-        let at = |snapshot: &Name, target: &str| {
-            let snapshot = record
-                .snapshots
-                .iter()
-                .find(|other| other.name == *snapshot && other.kind == SnapshotKind::External)?;
-            snapshot.config.volumes().find(|disk| disk.target == target).map(|disk| disk.layer.clone())
-        };
-        let points = std::iter::once((&record.config, &record.head))
-            .chain(record.snapshots.iter().map(|snapshot| (&snapshot.config, &snapshot.parent)));
-        for (config, parent) in points {
-            for disk in config.volumes().filter(|disk| disk.layer == *layer) {
-                let below = match parent {
-                    Some(parent) => at(parent, &disk.target),
-                    None => origin(records, record, &disk.target),
-                };
-                found.extend(below.filter(|below| below != layer));
-            }
-        }
-    }
-    found.sort();
-    found.dedup();
-    match &found[..] {
-        [only] => Some(only.clone()),
-        _ => None,
-    }
-}
-
-fn origin(records: &[(Name, Record)], record: &Record, target: &str) -> Option<Layer> {
-    let origin = record.origin.as_ref()?;
-    let (_, source) = records.iter().find(|(_, source)| source.uuid == origin.uuid)?;
-    let config = match &origin.snapshot {
-        Some(name) => &source.snapshots.iter().find(|snapshot| snapshot.name == *name)?.config,
-        None if source.is_template() => &source.config,
-        None => return None,
-    };
-    config.volumes().find(|disk| disk.target == target).map(|disk| disk.layer.clone())
+/// Does anything that `record` names lack this layer's file?
+pub fn lacks(store: &Store, record: &Record, layer: &Layer) -> bool {
+    record.layers().any(
+        |named| matches!(fault_below(store, named), Some(Fault::Missing { layer: missing, .. }) if missing == *layer),
+    )
 }

@@ -17,9 +17,13 @@ use crate::context::Context;
 use crate::error::Result;
 use crate::layer::pool::Pool;
 use crate::model::Name;
+use crate::store::schema;
 
 /// How often it is looked again after remedies: one may uncover the next thing.
 const ROUNDS: usize = 4;
+
+/// How much later it is looked again before something is called a leftover.
+const SECOND_LOOK: std::time::Duration = std::time::Duration::from_millis(300);
 
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -117,6 +121,24 @@ async fn examine_store(context: &Context, only: Option<&Name>) -> Result<Vec<Fin
             return Err(store.unknown(name));
         }
     }
+    let findings = look(context, only).await?;
+    let passing = |finding: &Finding| {
+        matches!(
+            finding.remedy,
+            Some(Remedy::Recover(_) | Remedy::Sweep(_) | Remedy::TrashUnused { .. } | Remedy::TrashFile(_))
+        )
+    };
+    if !findings.iter().any(passing) {
+        return Ok(findings);
+    }
+    // Commands that are at work make and remove such things between two looks; what a dead one has left stays.
+    tokio::time::sleep(SECOND_LOOK).await;
+    let again = look(context, only).await?;
+    Ok(again.into_iter().filter(|finding| !passing(finding) || findings.contains(finding)).collect())
+}
+
+async fn look(context: &Context, only: Option<&Name>) -> Result<Vec<Finding>> {
+    let store = &context.store;
     let mut findings = Vec::new();
     if only.is_none() {
         findings.extend(store::examine(context)?);
@@ -145,18 +167,32 @@ pub async fn treat(context: &Context, only: Option<&Name>) -> Result<Vec<Finding
     let mut repaired: Vec<Finding> = Vec::new();
     let mut failed: Vec<(Remedy, String)> = Vec::new();
     let mut findings = Vec::new();
+    let file = context.store.layout.store_json();
+    if file.exists()
+        && let Err(error) = schema::check_store_file(&file)
+        && schema::is_newer(&error)
+    {
+        return examine(context, only).await;
+    }
     for _ in 0..ROUNDS {
         findings = examine_store(context, only).await?;
         let mut tried = false;
         for finding in &findings {
             let Some(remedy) = &finding.remedy else { continue };
+            // Somebody else may have frozen it, and rely on that: only where it is meant.
+            if only.is_none() && matches!(remedy, Remedy::Thaw(_)) {
+                continue;
+            }
             let before = |(other, _): &(Remedy, String)| other == remedy;
             if failed.iter().any(before) || repaired.iter().any(|other| other.remedy.as_ref() == Some(remedy)) {
                 continue;
             }
             tried = true;
             match remedy::apply(context, remedy).await {
-                Ok(()) => repaired.push(Finding { level: Level::Ok, repaired: true, ..finding.clone() }),
+                Ok(words) => {
+                    let message = format!("{}: {words}", finding.message);
+                    repaired.push(Finding { level: Level::Ok, repaired: true, message, ..finding.clone() });
+                }
                 Err(error) => failed.push((remedy.clone(), error.full_message())),
             }
         }

@@ -3,18 +3,22 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{chain, vm};
-use crate::change::recover;
+use super::{chain, running, vm};
+use crate::change::Step;
+use crate::change::recover::{self, Recovered};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::guest::freeze;
+use crate::layer::note::{self, Noted};
 use crate::layer::pool::{self, Pool};
+use crate::layer::stamp;
 use crate::model::{Format, Layer, Name};
 use crate::qemu::img::Img;
 use crate::qemu::process;
+use crate::store::journal::Journal;
 use crate::store::trash::Entry;
-use crate::store::{Store, atomic};
-use crate::vm::{gc, live, status};
+use crate::store::{Store, atomic, schema};
+use crate::vm::{gc, live, open, status};
 
 /// A repair, as plain data.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +33,8 @@ pub enum Remedy {
     SetJournalAside(Name),
     /// Bring a layer that is named back out of the trash.
     RestoreLayer {
+        /// Who names it, or what stands on it.
+        vm: Name,
         /// Which.
         layer: Layer,
         /// The directory of the trash.
@@ -38,8 +44,8 @@ pub enum Remedy {
     SetBacking {
         /// Which layer.
         layer: Layer,
-        /// What it stands on.
-        backing: Layer,
+        /// What it was made on.
+        backing: Option<Layer>,
     },
     /// Move layers that nobody uses into the trash.
     TrashUnused {
@@ -51,12 +57,7 @@ pub enum Remedy {
     /// Remove a temporary file that nobody writes any more.
     RemoveTemporary(PathBuf),
     /// Set permission bits.
-    SetMode {
-        /// Of what.
-        path: PathBuf,
-        /// The bits.
-        mode: u32,
-    },
+    SetModes(Vec<(PathBuf, u32)>),
     /// Remove what a QEMU that crashed has left of its sockets.
     ClearSockets(Name),
     /// Forget a job that has ended and that nobody asks for.
@@ -68,63 +69,145 @@ pub enum Remedy {
     },
     /// Thaw a guest that somebody left frozen.
     Thaw(Name),
+    /// Take the layers that the disks are really on for their heads.
+    Adopt(Name),
+    /// Write `store.json` anew.
+    WriteStoreFile,
 }
 
-/// Applies one.
-pub async fn apply(context: &Context, remedy: &Remedy) -> Result<()> {
+/// Applies one; returns what was done, in words.
+pub async fn apply(context: &Context, remedy: &Remedy) -> Result<String> {
     let store = &context.store;
+    let done = |words: &str| Ok(words.to_owned());
     match remedy {
         Remedy::Recover(name) => {
             let lock = store.lock_vm(context, name).await?;
-            recover::recover(context, &lock).await.map(drop)
+            done(match recover::recover(context, &lock).await? {
+                Recovered::Nothing => "somebody else has put it right",
+                Recovered::Undone => "it was undone",
+                Recovered::Completed => "it was completed",
+                Recovered::Left => "it was left for later",
+            })
         }
         Remedy::Sweep(_) => {
             let lock = store.lock(context).await?;
-            recover::sweep(context, &lock).await
+            recover::sweep(context, &lock).await?;
+            done("it was cleared up")
         }
-        Remedy::RestoreRecord(name) => restore_record(context, name).await,
+        Remedy::RestoreRecord(name) => {
+            restore_record(context, name).await?;
+            done("its spare copy is in its place, and the damaged one in the trash")
+        }
         Remedy::SetJournalAside(name) => {
             let _lock = store.lock_vm(context, name).await?;
             let record = store.load(name)?;
             vm::whole(context, &Pool::scan(store)?, name, &record).await.map_err(Error::refused)?;
-            set_aside(context, name, &store.layout.journal(name))
+            set_aside(context, name, &store.layout.journal(name))?;
+            done("it is in the trash")
         }
-        Remedy::RestoreLayer { layer, trash } => {
+        Remedy::RestoreLayer { vm, layer, trash } => {
             let _lock = store.lock(context).await?;
+            let (_vm, record) = open::open(context, vm).await?;
+            // Somebody may have gone somewhere else meanwhile, and put it there.
+            if store.layout.layer(layer).exists() || !chain::lacks(store, &record, layer) {
+                return done("somebody else has put it right");
+            }
             store.restore_layer(trash, layer)?;
-            atomic::sync_directory(&store.layout.layers())
+            atomic::sync_directory(&store.layout.layers())?;
+            done("it was taken out again")
         }
-        Remedy::SetBacking { layer, backing } => set_backing(context, layer, backing).await,
+        Remedy::SetBacking { layer, backing } => {
+            set_backing(context, layer, backing.as_ref()).await?;
+            done("that is undone, and the header that was there is in the trash")
+        }
         Remedy::TrashUnused { .. } => {
             let _lock = store.lock(context).await?;
-            gc::trash_orphans(context, false)
+            if crate::layer::chain::first_broken(store)?.is_some() {
+                return Err(Error::refused("a chain is broken, and one of them may be what it lacks"));
+            }
+            // What belongs to a removal that was cut short goes where `undo` looks for it.
+            gc::finish_removals(store)?;
+            gc::trash_orphans(context, false)?;
+            done("they are in the trash")
         }
         Remedy::TrashFile(path) => {
             let _lock = store.lock(context).await?;
             let name: Name = "leftovers".parse()?;
-            set_aside(context, &name, path)
+            // By now somebody may have written down that it is his.
+            let pool = Pool::scan(store)?;
+            let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let layer = Layer::from_file_name(file.trim_end_matches(".part"));
+            if !path.exists() || layer.is_some_and(|layer| !pool.uses(&layer.id).is_empty()) {
+                return done("it belonged to a command that was at work");
+            }
+            set_aside(context, &name, path)?;
+            done("it is in the trash")
         }
-        Remedy::RemoveTemporary(path) => std::fs::remove_file(path).on("remove", path),
-        Remedy::SetMode { path, mode } => {
+        Remedy::RemoveTemporary(path) => {
+            std::fs::remove_file(path).on("remove", path)?;
+            done("it was removed")
+        }
+        Remedy::SetModes(modes) => {
             use std::os::unix::fs::PermissionsExt;
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(*mode)).on("set the permissions of", path)
+            for (path, mode) in modes {
+                let bits = std::fs::Permissions::from_mode(*mode);
+                std::fs::set_permissions(path, bits).on("set the permissions of", path)?;
+            }
+            done("they are its owner's alone")
         }
         Remedy::ClearSockets(name) => {
             let _lock = store.lock_vm(context, name).await?;
             if !status::is_running(context, name)? {
                 status::sockets(context, name).iter().for_each(process::clear);
             }
-            Ok(())
+            done("they were removed")
         }
         Remedy::Dismiss { vm, job } => {
             let _lock = store.lock_vm(context, vm).await?;
-            Ok(live::connect(context, vm).await?.dismiss_job(job).await?)
+            live::connect(context, vm).await?.dismiss_job(job).await?;
+            done("it was forgotten")
         }
         Remedy::Thaw(name) => {
             let _lock = store.lock_vm(context, name).await?;
-            freeze::thaw(context, name).await
+            freeze::thaw(context, name).await?;
+            done("they were thawed")
+        }
+        Remedy::Adopt(name) => adopt(context, name).await,
+        Remedy::WriteStoreFile => {
+            let _lock = store.lock(context).await;
+            schema::write_store_file(&store.layout.store_json())?;
+            done("it was written anew")
         }
     }
+}
+
+/// What QEMU answers goes before the record, and so do headers: a layer that its guest has written to is the head, whatever the record says. What
+/// the record called the head stays below it.
+async fn adopt(context: &Context, name: &Name) -> Result<String> {
+    let store = &context.store;
+    let _lock = store.lock_vm(context, name).await?;
+    if Journal::<Step>::load(store, name).is_err() {
+        set_aside(context, name, &store.layout.journal(name))?;
+    }
+    let mut record = store.load(name)?;
+    let pool = Pool::scan(store)?;
+    let heads = match live::connect_if_running(context, name).await? {
+        Some(mut qmp) => running::heads(context, &mut qmp, &record).await?,
+        None => vm::later(context, &pool, name, &record),
+    };
+    let heads = heads.ok_or_else(|| Error::refused("which layers are its heads is in doubt"))?;
+    let before = store.layout.vm_json(name);
+    let kept = store.open_trash(&Store::trash_name("doctor", name), &Entry::new("doctor", name, &context.operation))?;
+    std::fs::copy(&before, kept.join("vm.json")).on("keep", &before)?;
+    let mut words = Vec::new();
+    for disk in record.config.writable_mut() {
+        if let Some((_, head)) = heads.iter().find(|(target, _)| *target == disk.target) {
+            words.push(format!("{} goes on in {head}", disk.target));
+            disk.layer = head.clone();
+        }
+    }
+    store.save(name, &record)?;
+    Ok(words.join(", "))
 }
 
 /// Renames `path` into a directory of the trash of its own.
@@ -152,7 +235,7 @@ async fn restore_record(context: &Context, name: &Name) -> Result<()> {
 }
 
 /// Nobody may have it open: QEMU writes headers, too. The old header is kept in the trash.
-async fn set_backing(context: &Context, layer: &Layer, backing: &Layer) -> Result<()> {
+async fn set_backing(context: &Context, layer: &Layer, backing: Option<&Layer>) -> Result<()> {
     let store = &context.store;
     let _lock = store.lock(context).await?;
     for name in store.names()? {
@@ -162,16 +245,22 @@ async fn set_backing(context: &Context, layer: &Layer, backing: &Layer) -> Resul
                 .hint(format!("stop it first: cowhand stop {name}")));
         }
     }
-    if layer.format != Format::Qcow2 || chain::read(store, backing).is_err_and(|_| true) {
-        return Err(Error::refused(format!("{backing} is damaged itself")));
+    if note::read(store, layer) != Noted::On(backing.cloned()) {
+        return Err(Error::refused(format!("what {layer} was made on is not certain any more")));
+    }
+    if layer.format != Format::Qcow2 || backing.is_some_and(|backing| chain::read(store, backing).is_err()) {
+        return Err(Error::refused("what it was made on is damaged itself"));
     }
     let path = store.layout.layer(layer);
+    let before = stamp::of(store, layer)?;
     let name: Name = layer.id.as_str().parse()?;
     let trash =
         store.open_trash(&Store::trash_name("doctor", &name), &Entry::new("doctor", &name, &context.operation))?;
     let kept = trash.join(format!("{}.header", layer.file_name()));
-    std::fs::write(&kept, pool::read_start(&path)?).on("write", &kept)?;
-    Img::find(context)?.set_backing(&path, backing).await
+    atomic::write(&kept, &pool::read_start(&path)?)?;
+    Img::find(context)?.set_backing(&path, backing).await?;
+    // What lies in it is what it was: an `undo` that relies on it stays possible.
+    store.stamp_anew(&before.into(), &stamp::of(store, layer)?.into())
 }
 
 /// Is `layer` named by the record, or below what it names?

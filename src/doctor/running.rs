@@ -2,7 +2,7 @@
 //!
 //! Asked on the socket for observers, so that nobody is kept from changing the VM.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use qapi::qga::{GuestFsfreezeStatus, guest_fsfreeze_status};
@@ -60,10 +60,14 @@ async fn look(context: &Context, name: &Name, record: &Record, status: &Status) 
     if jobs.is_empty()
         && let Err(why) = differs(&mut qmp, record).await?
     {
-        findings.push(
-            Finding::fail("process", why)
-                .hint("something else has changed its disks under it (user-qmp.sock?); do not stop it before you have copied what it wrote"),
-        );
+        let adopt = heads(context, &mut qmp, record).await?.map(|_| Remedy::Adopt(name.clone()));
+        let finding = Finding::fail("process", why);
+        findings.push(match adopt {
+            Some(_) => finding
+                .hint(format!("was vm.json replaced by an older one? cowhand doctor {name} --repair    believes QEMU"))
+                .remedy(adopt),
+            None => finding.hint("something else has changed its disks under it (user-qmp.sock?); do not stop it before you have copied what it wrote"),
+        });
     }
     let mut in_use: Vec<LayerId> = record.layers().map(|layer| layer.id.clone()).collect();
     for disk in record.config.writable() {
@@ -85,7 +89,7 @@ async fn look(context: &Context, name: &Name, record: &Record, status: &Status) 
     }
     for (id, file) in qmp.open_layers().await? {
         match known.iter().find(|(known, _)| *known == id) {
-            Some((_, path)) if std::path::Path::new(&file) != path => findings.push(
+            Some((_, path)) if !is_same(&file, path) => findings.push(
                 Finding::warn(
                     "process",
                     format!("its QEMU has layer {id} open as {file}, and it lies at {}", path.display()),
@@ -93,6 +97,7 @@ async fn look(context: &Context, name: &Name, record: &Record, status: &Status) 
                 .hint("was the store moved while it ran? stop it and start it again"),
             ),
             Some(_) => {}
+            None if in_use.contains(&id) => {}
             None if jobs.is_empty() => findings
                 .push(Finding::info("process", format!("its QEMU still has layer {id} open, which it does not need"))),
             None => {}
@@ -126,7 +131,25 @@ async fn differs(qmp: &mut Qmp, record: &Record) -> Result<Result<(), String>, E
     Ok(Ok(()))
 }
 
-/// The same, for somebody who wants to rely on it.
+/// The layers of the store that its devices are on, where they are others than the record says and stand on those. `None`: some are not, or all are as
+/// recorded.
+pub async fn heads(context: &Context, qmp: &mut Qmp, record: &Record) -> Result<Option<Vec<(String, Layer)>>, Error> {
+    let mut heads = Vec::new();
+    for disk in record.config.writable() {
+        let active = qmp.active_layer(&disk.target).await?.and_then(|id| context.store.find_layer(&id));
+        let Some(active) = active else { return Ok(None) };
+        if active == disk.layer {
+            continue;
+        }
+        if !chain::read(&context.store, &active).is_ok_and(|chain| chain.contains(&disk.layer.id)) {
+            return Ok(None);
+        }
+        heads.push((disk.target.clone(), active));
+    }
+    Ok((!heads.is_empty()).then_some(heads))
+}
+
+/// The same as [`differs`], for somebody who wants to rely on it.
 pub async fn agrees(context: &Context, name: &Name, record: &Record) -> Result<(), String> {
     let words = |error: Error| error.full_message();
     let mut qmp = connect(context, name).await.map_err(words)?;
@@ -154,22 +177,31 @@ async fn agent(context: &Context, name: &Name, qmp: &mut Qmp, status: &Status) -
     Ok(match session.agent.run(&guest_fsfreeze_status {}, AGENT).await {
         Ok(GuestFsfreezeStatus::frozen) => vec![
             Finding::warn("frozen", "the guest's file systems are frozen, and no command of ours is at work on it")
-                .hint("cowhand doctor --repair    thaws them; whoever froze them may rely on it")
+                .hint(format!("cowhand doctor {name} --repair    thaws them; whoever froze them may rely on it"))
                 .remedy(Some(Remedy::Thaw(name.clone()))),
         ],
         _ => Vec::new(),
     })
 }
 
-/// A file of these layers that QEMU has open and that is not there any more (`/proc/PID/fd`).
+/// Do both lead to the same file? A store may be reached by more than one path.
+fn is_same(one: &str, other: &Path) -> bool {
+    Path::new(one) == other
+        || std::fs::canonicalize(one).ok().is_some_and(|one| std::fs::canonicalize(other).ok() == Some(one))
+}
+
+/// A file of these layers that QEMU has open and that is not there any more (`/proc/PID/fd`). By its name: the kernel tells the path without links.
 fn removed_file(context: &Context, pid: i32, layers: &[LayerId]) -> Option<String> {
-    let pool = context.store.layout.layers();
+    let linked: Vec<PathBuf> = layers
+        .iter()
+        .filter_map(|id| std::fs::read_link(context.store.layout.layer(&context.store.find_link(id)?)).ok())
+        .collect();
     let open = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
     let open = open.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok());
     let removed = open.filter_map(|target| target.to_string_lossy().strip_suffix(" (deleted)").map(PathBuf::from));
     let ours = |path: &PathBuf| {
-        let layer = path.strip_prefix(&pool).ok().and_then(|name| Layer::from_file_name(&name.to_string_lossy()));
-        layer.is_some_and(|layer| layers.contains(&layer.id))
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Layer::from_file_name(&name).is_some_and(|layer| layers.contains(&layer.id)) || linked.contains(path)
     };
     removed.into_iter().find(ours).map(|path| path.display().to_string())
 }

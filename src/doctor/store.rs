@@ -11,7 +11,7 @@ use crate::error::{IoContext, Result};
 use crate::layer::pool::{self, Pool};
 use crate::model::{Layer, LayerId, human};
 use crate::store::{Store, schema};
-use crate::sys::{flock, space};
+use crate::sys::{flock, image_lock, space};
 use crate::template::freeze;
 use crate::vm::gc;
 
@@ -29,14 +29,24 @@ pub fn examine(context: &Context) -> Result<Vec<Finding>> {
     let store = &context.store;
     let root = store.layout.root();
     if !store.layout.store_json().exists() {
-        return Ok(vec![Finding::info("store", format!("there is no store at {} yet", root.display()))]);
+        return Ok(vec![match layout_is_used(store) {
+            true => Finding::fail("store", format!("{} is missing", store.layout.store_json().display()))
+                .hint("cowhand doctor --repair    writes it anew")
+                .remedy(Some(Remedy::WriteStoreFile)),
+            false => Finding::warn("store", format!("there is no store at {} (yet)", root.display()))
+                .hint("the first VM makes it; another one: --store DIR, COWHAND_STORE"),
+        }]);
     }
     let mut findings = Vec::new();
     match schema::check_store_file(&store.layout.store_json()) {
         Ok(()) => findings.push(Finding::ok("store", root.display().to_string())),
+        Err(error) if schema::is_newer(&error) => findings.push(
+            Finding::fail("store", error.full_message()).hint("use that version; nothing is changed by this one"),
+        ),
         Err(error) => findings.push(
             Finding::fail("store", error.full_message())
-                .hint("nothing is changed in a store whose version is not known"),
+                .hint("cowhand doctor --repair    writes it anew")
+                .remedy(Some(Remedy::WriteStoreFile)),
         ),
     }
     findings.extend(locks(root));
@@ -51,6 +61,11 @@ pub fn examine(context: &Context) -> Result<Vec<Finding>> {
         );
     }
     Ok(findings)
+}
+
+/// Are there VMs?
+fn layout_is_used(store: &Store) -> bool {
+    store.directories().is_ok_and(|names| !names.is_empty())
 }
 
 /// Two descriptors of one file must not have its lock at once. On a file system where they can, nothing here is safe.
@@ -112,15 +127,26 @@ fn permissions(context: &Context) -> Result<Vec<Finding>> {
         if about.uid() != me {
             foreign.push(path.to_path_buf());
         }
+        // What is being written just now gets its mode at the end.
+        if path.extension().is_some_and(|extension| extension == "part") {
+            return None;
+        }
         let mode = about.mode() & 0o7777;
         // A template's layers are 0444, below a directory that is not for others.
         let fine = mode & 0o077 == 0 || about.is_symlink() || (about.is_file() && mode == freeze::MODE);
         if !fine {
-            open.push((path.to_path_buf(), mode & 0o700));
+            let right = match about.is_dir() {
+                true => 0o700,
+                false if mode & 0o200 == 0 => freeze::MODE,
+                false => 0o600,
+            };
+            open.push((path.to_path_buf(), right));
         }
         Some(about)
     };
     look(layout.root());
+    look(&layout.store_lock());
+    look(&layout.store_json());
     for directory in [layout.layers(), layout.rams(), layout.trash(), layout.vms()] {
         look(&directory);
         for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
@@ -132,26 +158,34 @@ fn permissions(context: &Context) -> Result<Vec<Finding>> {
             }
         }
     }
-    let mut findings: Vec<Finding> = open
-        .into_iter()
-        .map(|(path, mode)| {
-            let now = std::fs::metadata(&path).map_or(0, |about| about.permissions().mode() & 0o7777);
-            Finding::warn("permissions", format!("{} is open to others ({now:o})", path.display()))
-                .hint(format!("chmod {mode:o} {}", path.display()))
-                .remedy(Some(Remedy::SetMode { path, mode }))
-        })
-        .collect();
+    let mut findings = Vec::new();
+    if let Some((path, _)) = open.first() {
+        let now = std::fs::metadata(path).map_or(0, |about| about.permissions().mode() & 0o7777);
+        let more = and_more(open.len());
+        findings.push(
+            Finding::warn(
+                "permissions",
+                format!("{}{more} can be read or written by others ({now:o})", path.display()),
+            )
+            .hint("cowhand doctor --repair    takes that away")
+            .remedy(Some(Remedy::SetModes(open))),
+        );
+    }
     if let Some(path) = foreign.first() {
-        let more = match foreign.len() {
-            1 => String::new(),
-            many => format!(" and {} more", many - 1),
-        };
-        findings.push(Finding::warn("permissions", format!("{}{more} belong to another user", path.display())));
+        let more = and_more(foreign.len());
+        findings.push(
+            Finding::warn("permissions", format!("{}{more} belong to another user", path.display()))
+                .hint(format!("chown --recursive {me} {}", layout.root().display())),
+        );
     }
     if findings.is_empty() {
         findings.push(Finding::ok("permissions", "the store is its owner's alone"));
     }
     Ok(findings)
+}
+
+fn and_more(count: usize) -> String {
+    if count > 1 { format!(" and {} more", count - 1) } else { String::new() }
 }
 
 /// Files that were to be renamed into their place, and whose writer has died.
@@ -193,13 +227,23 @@ pub fn examine_pool(context: &Context, pool: &Pool) -> Result<Vec<Finding>> {
         );
     }
     let unused = |id: &LayerId| pool.uses(id).is_empty() && pool.children(id).next().is_none();
-    let unused: Vec<&Layer> = pool.layers.values().map(|info| &info.layer).filter(|layer| unused(&layer.id)).collect();
+    let wanted = store.below_trash()?;
+    // What a QEMU has open is in use, whatever the records say; of that the VM's own findings tell.
+    let open = |layer: &Layer| image_lock::is_open(&store.layout.layer(layer)).unwrap_or(true);
+    let unused: Vec<&Layer> = pool
+        .layers
+        .values()
+        .map(|info| &info.layer)
+        .filter(|layer| {
+            unused(&layer.id) && !wanted.contains(&layer.id) && !open(layer) && pool.stands_on_head(&layer.id).is_none()
+        })
+        .collect();
     let certain = pool.damaged.is_empty() && pool.unreadable.is_empty();
     if !unused.is_empty() {
         let names: Vec<String> = unused.iter().map(|layer| layer.to_string()).collect();
         let names = names.join(", ");
         findings.push(match certain {
-            true => Finding::warn("leftovers", format!("layers that nobody uses: {names}"))
+            true => Finding::info("leftovers", format!("layers that nobody uses: {names}"))
                 .hint("cowhand doctor --repair    moves them into the trash, as gc does")
                 .remedy(Some(Remedy::TrashUnused { layers: unused.into_iter().cloned().collect() })),
             false => Finding::info("leftovers", format!("layers that nobody seems to use: {names}"))
@@ -221,7 +265,7 @@ pub fn examine_pool(context: &Context, pool: &Pool) -> Result<Vec<Finding>> {
         );
     }
     if !findings.iter().any(|finding| finding.check == "layers") {
-        findings.push(Finding::ok("layers", format!("{} layers, all headers readable", pool.layers.len())));
+        findings.push(Finding::ok("layers", format!("{} in the pool, all headers readable", pool.layers.len())));
     }
     Ok(findings)
 }
@@ -230,7 +274,7 @@ pub fn examine_pool(context: &Context, pool: &Pool) -> Result<Vec<Finding>> {
 fn partial(store: &Store, pool: &Pool) -> Result<Vec<PathBuf>> {
     let directory = store.layout.layers();
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(&directory).on("list", &directory)? {
+    for entry in std::fs::read_dir(&directory).into_iter().flatten() {
         let path = entry.on("list", &directory)?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let known = name

@@ -5,12 +5,13 @@ use jiff::Timestamp;
 use super::{Finding, Remedy, chain, running};
 use crate::change::Step;
 use crate::context::Context;
-use crate::error::{IoContext, Result};
-use crate::layer::pool::{Pool, Use};
+use crate::error::{IoContext, Kind, Result};
+use crate::layer::pool::Pool;
 use crate::layer::stamp;
-use crate::model::{Name, Record, Role, State};
+use crate::model::{Layer, Name, Record, Role, State};
 use crate::qemu::probe::Probe;
 use crate::store::journal::Journal;
+use crate::store::schema;
 use crate::sys::flock;
 use crate::vm::{create, status};
 
@@ -42,7 +43,15 @@ pub async fn examine(context: &Context, pool: &Pool, name: &Name) -> Result<Vec<
     let record = match store.load(name) {
         Ok(record) => record,
         Err(error) => {
-            findings.push(unreadable(context, pool, name, error.full_message()).await);
+            findings.push(match error.kind() {
+                Kind::Damaged if !schema::is_newer(&error) => {
+                    unreadable(context, pool, name, error.full_message()).await
+                }
+                _ => {
+                    let hint = error.hints().first().cloned().unwrap_or_default();
+                    Finding::fail("record", error.full_message()).of(name).hint(hint)
+                }
+            });
             return Ok(findings);
         }
     };
@@ -71,16 +80,30 @@ pub async fn examine(context: &Context, pool: &Pool, name: &Name) -> Result<Vec<
                 Ok(()) => finding
                     .hint("it is whole without it: cowhand doctor --repair    moves the journal into the trash")
                     .remedy(Some(Remedy::SetJournalAside(name.clone()))),
+                Err(_) if later(context, pool, name, &record).is_some() => finding
+                    .hint("cowhand doctor --repair    moves it into the trash, and takes the layers above its disks for their heads")
+                    .remedy(Some(Remedy::Adopt(name.clone()))),
                 Err(why) => finding.hint(format!("and it cannot be done without: {why}")),
             });
             return Ok(findings);
         }
     }
-    findings.extend(chain::examine(context, pool, name, &record));
+    findings.extend(chain::examine(context, name, &record));
     findings.extend(needs(context, name, &record));
     findings.extend(snapshots(context, name, &record));
     findings.extend(template(context, name, &record));
     let status = status::observe(context, name).await?;
+    if let Some(misfit) = pool.misfit(name, &record).filter(|_| !status.state.is_live()) {
+        let finding =
+            Finding::fail("record", format!("{misfit}: it is not the last record, and starting it is refused"))
+                .of(name);
+        findings.push(match later(context, pool, name, &record) {
+            Some(_) => finding
+                .hint(format!("cowhand doctor {name} --repair    takes the layers above its disks for their heads; snapshots of theirs have no name any more"))
+                .remedy(Some(Remedy::Adopt(name.clone()))),
+            None => finding.hint("put the right vm.json back; vm.json.spare beside it may be it"),
+        });
+    }
     if status.state.is_live() {
         findings.extend(running::examine(context, name, &record, &status).await);
     } else if status.state == State::Crashed {
@@ -92,7 +115,17 @@ pub async fn examine(context: &Context, pool: &Pool, name: &Name) -> Result<Vec<
         );
     }
     if findings.iter().all(|finding| finding.level == super::Level::Info) {
-        findings.insert(0, Finding::ok("record", format!("{}, chains whole", status.state.as_str())).of(name));
+        findings.insert(
+            0,
+            Finding::ok(
+                "record",
+                format!(
+                    "{}, chains whole; contents are looked at by: cowhand disk check {name}",
+                    status.state.as_str()
+                ),
+            )
+            .of(name),
+        );
     }
     Ok(findings)
 }
@@ -118,22 +151,35 @@ pub async fn whole(context: &Context, pool: &Pool, name: &Name, record: &Record)
     for layer in record.layers() {
         chain::read(&context.store, layer).map_err(|error| error.full_message())?;
     }
-    if !record.is_template() {
-        let pinned = |id| pool.uses(id).iter().any(|r#use| *r#use == Use::Change(name.clone()));
-        for disk in record.config.writable() {
-            let id = &disk.layer.id;
-            if let Some(child) = pool.children(id).find(|child| !pinned(&child.layer.id)) {
-                return Err(format!("layer {} stands on its {}", child.layer, disk.target));
-            }
-            if let Some(other) = pool.uses(id).iter().find(|r#use| r#use.owner() != name) {
-                return Err(format!("its {} belongs to {}", disk.target, other.owner()));
-            }
-        }
+    if let Some(misfit) = pool.misfit(name, record) {
+        return Err(misfit.to_string());
     }
     if status::is_running(context, name).map_err(|error| error.full_message())? {
         running::agrees(context, name, record).await?;
     }
     Ok(())
+}
+
+/// The layers that the disks of `record` were going on in when it was replaced by an older one, where that is beyond doubt: nobody has written to
+/// the older ones since. `None`: it is in doubt, or there are none.
+pub fn later(context: &Context, pool: &Pool, name: &Name, record: &Record) -> Option<Vec<(String, Layer)>> {
+    let written =
+        |layer: &Layer| std::fs::metadata(context.store.layout.layer(layer)).and_then(|about| about.modified()).ok();
+    let mut found = Vec::new();
+    for disk in record.config.writable() {
+        let id = &disk.layer.id;
+        if pool.uses(id).iter().any(|r#use| r#use.owner() != name) {
+            return None;
+        }
+        if pool.children(id).next().is_some() {
+            let later = pool.later_head(id)?;
+            if written(&disk.layer)? > written(&later)? {
+                return None;
+            }
+            found.push((disk.target.clone(), later));
+        }
+    }
+    (!found.is_empty()).then_some(found)
 }
 
 /// What else it needs to start.

@@ -1,8 +1,9 @@
 //! Reading the chain of a disk from the headers of its layers.
 
+use super::note::{self, Noted};
 use super::pool;
 use crate::error::{Error, Result};
-use crate::model::{Chain, Config, Disk, Layer, Link};
+use crate::model::{Chain, Config, Disk, Layer, Link, Name};
 use crate::store::Store;
 
 /// The longest chain that is followed; beyond it something is wrong.
@@ -32,6 +33,29 @@ pub fn read(store: &Store, layer: &Layer) -> Result<Chain> {
 /// The chain of a disk's active layer.
 pub fn of_disk(store: &Store, disk: &Disk) -> Result<Chain> {
     read(store, &disk.layer)
+}
+
+/// The first VM or template that names a layer whose chain is not whole, or is not what it was made to be.
+pub fn first_broken(store: &Store) -> Result<Option<Name>> {
+    let mut whole: Vec<Layer> = Vec::new();
+    for name in store.names()? {
+        let Ok(record) = store.load(&name) else { continue };
+        for layer in record.layers() {
+            if whole.contains(layer) {
+                continue;
+            }
+            let Ok(chain) = read(store, layer) else { return Ok(Some(name)) };
+            let links = chain.links();
+            for (at, link) in links.iter().enumerate() {
+                let below = links.get(at + 1).map(|link| link.layer.clone());
+                if matches!(note::read(store, &link.layer), Noted::On(noted) if noted != below) {
+                    return Ok(Some(name));
+                }
+            }
+            whole.extend(links.iter().map(|link| link.layer.clone()));
+        }
+    }
+    Ok(None)
 }
 
 /// Reads the chains of all volumes, which shows that they are whole, and takes over the sizes that the images have now: a disk

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
-use super::qcow2;
+use super::{note, qcow2};
 use crate::error::{IoContext, Result};
 use crate::model::{Format, Layer};
 use crate::store::{Store, atomic};
@@ -20,7 +20,9 @@ pub fn empty(store: &Store, layer: &Layer, backing: Option<&Layer>, virtual_byte
     let backing_name = backing.map(Layer::file_name);
     let backing = backing_name.as_deref().zip(backing.map(|layer| layer.format));
     empty_at(&store.layout.partial_layer(layer), backing, virtual_bytes)?;
-    finish(store, layer)
+    finish(store, layer)?;
+    note::write(store, layer);
+    Ok(())
 }
 
 /// Writes an empty qcow2 image to `path` (0600), replacing what is there, and flushes it.

@@ -10,8 +10,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::chain;
-use super::pool;
+use super::{chain, note, pool};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::model::{Chain, Format, Layer, Merge, MergeKind, human};
@@ -31,6 +30,21 @@ pub enum Failure {
 /// Carries out `merges`: those that are open in the VM's QEMU there, the others in the offline engine; in either place all switch
 /// together, or none. `paused_at` is set when the guest was paused.
 pub async fn run(
+    context: &Context,
+    live: Option<&mut Qmp>,
+    merges: &[Merge],
+    paused_at: &mut Option<Instant>,
+) -> Result<(), Failure> {
+    let relinked = || merges.iter().filter_map(Merge::relinked);
+    relinked().for_each(|layer| note::forget(&context.store, layer));
+    let outcome = carry_out(context, live, merges, paused_at).await;
+    if matches!(outcome, Ok(()) | Err(Failure::Untouched(_))) {
+        relinked().for_each(|layer| note::write(&context.store, layer));
+    }
+    outcome
+}
+
+async fn carry_out(
     context: &Context,
     mut live: Option<&mut Qmp>,
     merges: &[Merge],

@@ -8,6 +8,7 @@ pub mod copy;
 pub mod create;
 pub mod import;
 pub mod merge;
+pub mod note;
 pub mod pool;
 pub mod qcow2;
 pub mod stamp;

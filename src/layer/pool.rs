@@ -1,6 +1,7 @@
 //! The census of the pool: every layer, what its header says it stands on, and who names it. Read, never stored.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
@@ -44,6 +45,34 @@ impl Use {
     pub fn owner(&self) -> &Name {
         match self {
             Self::Head(vm) | Self::Snapshot(vm, _) | Self::Template(vm) | Self::Change(vm) => vm,
+        }
+    }
+}
+
+/// Why a record does not fit the layers. See [`Pool::misfit`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Misfit {
+    /// Another layer stands on what the guest would write to.
+    StoodOn {
+        /// The disk.
+        target: String,
+        /// That layer.
+        child: Layer,
+    },
+    /// Somebody else has the same layer.
+    Shared {
+        /// The disk.
+        target: String,
+        /// Who.
+        owner: Name,
+    },
+}
+
+impl fmt::Display for Misfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::StoodOn { target, child } => write!(f, "layer {child} stands on its {target}"),
+            Self::Shared { target, owner } => write!(f, "its {target} belongs to {owner}"),
         }
     }
 }
@@ -104,16 +133,14 @@ impl Pool {
         for name in names {
             let pins = journal::pins(store, name);
             let record = if store.exists(name) { store.load(name).map(Some) } else { Ok(None) };
-            match (record, pins) {
-                (Ok(record), Ok(pins)) => {
-                    if let Some(record) = record {
-                        pool.add_record(name, &record);
-                    }
-                    for layer in pins {
-                        pool.add_use(&layer.id, Use::Change(name.clone()));
-                    }
-                }
-                _ => pool.unreadable.push(name.clone()),
+            if record.is_err() || pins.is_err() {
+                pool.unreadable.push(name.clone());
+            }
+            if let Ok(Some(record)) = record {
+                pool.add_record(name, &record);
+            }
+            for layer in pins.into_iter().flatten() {
+                pool.add_use(&layer.id, Use::Change(name.clone()));
             }
         }
         // What went while we looked was not damaged.
@@ -122,11 +149,65 @@ impl Pool {
     }
 
     /// Why nobody can be sure who uses what: somebody's record or a layer's header cannot be read.
-    pub fn uncertainty(&self, except: &Name) -> Option<String> {
-        let unreadable = self.unreadable.iter().find(|name| *name != except);
-        let record = unreadable.map(|name| format!("the record of {name} cannot be read, so what it uses is unknown"));
+    pub fn uncertainty(&self, except: Option<&Name>) -> Option<String> {
+        let unreadable = self.unreadable.iter().find(|name| Some(*name) != except);
+        let record = unreadable
+            .map(|name| format!("the record or the journal of {name} cannot be read, so what it uses is unknown"));
         let header = || self.damaged.first().map(|layer| format!("the header of layer {layer} cannot be read"));
         record.or_else(header)
+    }
+
+    /// Why `record` cannot be the truth about what `name` writes to, if it cannot: a head is written, so nothing stands on it and nobody else has it.
+    pub fn misfit(&self, name: &Name, record: &Record) -> Option<Misfit> {
+        if record.is_template() {
+            return None;
+        }
+        record.config.writable().find_map(|disk| {
+            let (id, target) = (&disk.layer.id, disk.target.clone());
+            let ours = |child: &&LayerInfo| self.uses(&child.layer.id).contains(&Use::Change(name.clone()));
+            let other = self.uses(id).iter().find(|r#use| r#use.owner() != name && !matches!(r#use, Use::Change(_)));
+            if let Some(child) = self.children(id).find(|child| !ours(child)) {
+                return Some(Misfit::StoodOn { target, child: child.layer.clone() });
+            }
+            other.map(|other| Misfit::Shared { target, owner: other.owner().clone() })
+        })
+    }
+
+    /// The VM that writes to what an unnamed layer stands on, with nothing named in between. That must not be, and means that the VM's record is not the
+    /// last one; the layer may hold what its guest wrote.
+    pub fn stands_on_head(&self, id: &LayerId) -> Option<&Name> {
+        let mut below = self.layers.get(id)?.backing.as_ref()?;
+        // A loop is somebody else's finding.
+        for _ in 0..self.layers.len() {
+            match self.uses(&below.id) {
+                [] => below = self.layers.get(&below.id)?.backing.as_ref()?,
+                uses => {
+                    return uses.iter().find_map(|r#use| if let Use::Head(name) = r#use { Some(name) } else { None });
+                }
+            }
+        }
+        None
+    }
+
+    /// The one layer that nobody names, nothing stands on, and that stands on this one with nothing named in between: what its VM wrote to before
+    /// its record was replaced by an older one. `None` when there is no such layer, or more than one.
+    pub fn later_head(&self, head: &LayerId) -> Option<Layer> {
+        let (mut leaves, mut next) = (Vec::new(), vec![head]);
+        while let Some(id) = next.pop() {
+            for child in self.children(id) {
+                if !self.uses(&child.layer.id).is_empty() {
+                    return None;
+                }
+                if self.children(&child.layer.id).next().is_none() {
+                    leaves.push(child.layer.clone());
+                }
+                next.push(&child.layer.id);
+            }
+        }
+        match &leaves[..] {
+            [only] => Some(only.clone()),
+            _ => None,
+        }
     }
 
     /// Notes everything a record names.
@@ -181,6 +262,16 @@ impl Pool {
 
     /// The other VMs and templates that stand on these layers, and would lose data if they went.
     pub fn dependents(&self, owner: &Name, layers: &[LayerId]) -> Vec<Name> {
+        self.owners(Some(owner), self.above(layers).into_iter())
+    }
+
+    /// Everybody who names this layer or stands on it.
+    pub fn users(&self, layer: &LayerId) -> Vec<Name> {
+        self.owners(None, self.above(std::slice::from_ref(layer)).into_iter().chain([layer]))
+    }
+
+    /// The layers that stand on these.
+    fn above<'a>(&'a self, layers: &'a [LayerId]) -> Vec<&'a LayerId> {
         let mut above: Vec<&LayerId> = Vec::new();
         let mut next: Vec<&LayerId> = layers.iter().collect();
         while let Some(id) = next.pop() {
@@ -191,21 +282,20 @@ impl Pool {
                 }
             }
         }
-        self.owners(owner, above.into_iter())
+        above
     }
 
     /// The other VMs and templates that name this layer or stand on it.
     pub fn sharers(&self, owner: &Name, layer: &LayerId) -> Vec<Name> {
-        let mut names = self.owners(owner, std::iter::once(layer));
-        names.extend(self.dependents(owner, std::slice::from_ref(layer)));
-        names.sort();
-        names.dedup();
+        let mut names = self.users(layer);
+        names.retain(|name| name != owner);
         names
     }
 
-    fn owners<'a>(&self, except: &Name, layers: impl Iterator<Item = &'a LayerId>) -> Vec<Name> {
+    fn owners<'a>(&self, except: Option<&Name>, layers: impl Iterator<Item = &'a LayerId>) -> Vec<Name> {
         let uses = layers.flat_map(|id| self.uses(id));
-        let mut names: Vec<Name> = uses.map(|r#use| r#use.owner().clone()).filter(|name| name != except).collect();
+        let mut names: Vec<Name> =
+            uses.map(|r#use| r#use.owner().clone()).filter(|name| Some(name) != except).collect();
         names.sort();
         names.dedup();
         names
@@ -239,7 +329,10 @@ pub fn inspect(store: &Store, layer: &Layer) -> Result<LayerInfo> {
             let backing = Layer::from_file_name(&name)
                 .ok_or_else(|| damaged(&format!("its backing file {name:?} is not a layer of the store")))?;
             if header.backing_format.as_deref().is_some_and(|format| format != backing.format.as_str()) {
-                return Err(damaged(&format!("it takes its backing file {name:?} for {:?}", header.backing_format)));
+                return Err(damaged(&format!(
+                    "it takes its backing file {name:?} for {}",
+                    header.backing_format.as_deref().unwrap_or_default()
+                )));
             }
             info.backing = Some(backing);
         }

@@ -256,7 +256,7 @@ pub fn templates(rows: &[template::list::Row]) -> String {
 /// `cowhand doctor`: a line each, hints below; `quiet` leaves out what is as it should be.
 pub fn findings(findings: &[Finding], quiet: bool) -> String {
     let mut text = String::new();
-    for finding in findings.iter().filter(|finding| !quiet || finding.repaired || finding.level > Level::Ok) {
+    for finding in findings.iter().filter(|finding| !quiet || finding.repaired || finding.level > Level::Info) {
         let style = match finding.level {
             Level::Ok => super::GREEN,
             Level::Info => super::CYAN,

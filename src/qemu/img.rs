@@ -110,10 +110,11 @@ impl Img {
         decode(&text)
     }
 
-    /// Writes another backing file into the header of an image, which nobody has open. The data stays (`rebase -u`).
-    pub async fn set_backing(&self, path: &Path, backing: &Layer) -> Result<()> {
-        let name = backing.file_name();
-        let args = ["rebase", "-u", "-f", "qcow2", "-b", &name, "-F", backing.format.as_str()];
+    /// Writes another backing file, or none, into the header of an image that nobody has open. The data stays (`rebase -u`).
+    pub async fn set_backing(&self, path: &Path, backing: Option<&Layer>) -> Result<()> {
+        let name = backing.map(Layer::file_name).unwrap_or_default();
+        let mut args = vec!["rebase", "-u", "-f", "qcow2", "-b", &name];
+        args.extend(backing.into_iter().flat_map(|backing| ["-F", backing.format.as_str()]));
         self.run(args, &[path]).await.map(drop)
     }
 

@@ -212,7 +212,7 @@ impl Doomed {
         // What they did until we had their locks shows in a second look.
         let pool = bystanders::census(context, vm, &dropped)?;
         let foreign = neighbours.foreign(&pool)?;
-        let uncertain = pool.uncertainty(vm);
+        let uncertain = pool.uncertainty(Some(vm));
         let permissions = Permissions { owner: vm, foreign: &foreign, uncertain: uncertain.as_deref() };
         let plan = |(target, layer): &(String, Layer)| (target.clone(), collapse::plan(&pool, &layer.id, permissions));
         let disks = layers.iter().map(plan).collect();

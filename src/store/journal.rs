@@ -46,7 +46,9 @@ impl<S: Serialize + DeserializeOwned> Journal<S> {
             Err(error) => return Err(error).on("read", &path),
         };
         serde_json::from_slice(&text).map(Some).map_err(|error| {
-            Error::damaged(format!("the journal of {name} cannot be read: {}", path.display())).because(error)
+            Error::damaged(format!("the journal of {name} cannot be read: {}", path.display()))
+                .hint(super::how_to_mend(name))
+                .because(error)
         })
     }
 
@@ -82,7 +84,9 @@ pub fn pins(store: &Store, name: &Name) -> Result<Vec<Layer>> {
     let path = store.layout.journal(name);
     match std::fs::read(&path) {
         Ok(text) => serde_json::from_slice::<Pins>(&text).map(|journal| journal.pins).map_err(|error| {
-            Error::damaged(format!("the journal of {name} cannot be read: {}", path.display())).because(error)
+            Error::damaged(format!("the journal of {name} cannot be read: {}", path.display()))
+                .hint(super::how_to_mend(name))
+                .because(error)
         }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(error).on("read", &path),

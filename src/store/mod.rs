@@ -87,6 +87,9 @@ impl Store {
         let mut names = Vec::new();
         for entry in entries {
             let entry = entry.on("list", &vms)?;
+            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                continue;
+            }
             names.extend(entry.file_name().to_str().and_then(|name| name.parse().ok()));
         }
         Ok(names)
@@ -114,7 +117,8 @@ impl Store {
             Err(error) => Err(error).on("read", &path),
         }
         .map_err(|error| match error.kind() {
-            Kind::Damaged => error.hint(format!("if it cannot be mended: cowhand rm --force {name}")),
+            // Of a newer version's there is nothing to mend.
+            Kind::Damaged if !schema::is_newer(&error) => error.hint(how_to_mend(name)),
             _ => error,
         })
     }
@@ -122,10 +126,26 @@ impl Store {
     /// Replaces the record of `name`, atomically and durably.
     pub fn save(&self, name: &Name, record: &Record) -> Result<()> {
         let text = schema::render_record(record)?;
+        // An old spare is worse than none.
+        let _ = std::fs::remove_file(self.layout.spare_json(name));
         atomic::write(&self.layout.vm_json(name), &text)?;
-        // Only a spare: it is neither flushed nor missed.
-        let _ = atomic::write_unflushed(&self.layout.spare_json(name), &text);
+        self.write_spare(name, &text);
         Ok(())
+    }
+
+    /// Only a spare: it is neither flushed nor missed.
+    fn write_spare(&self, name: &Name, text: &[u8]) {
+        let _ = atomic::write_unflushed(&self.layout.spare_json(name), text);
+    }
+
+    /// Writes the spare copy of a record where it is missing or another one.
+    pub fn renew_spare(&self, name: &Name) {
+        let text = std::fs::read(self.layout.vm_json(name)).unwrap_or_default();
+        if schema::parse_record(&text).is_ok()
+            && std::fs::read(self.layout.spare_json(name)).ok().as_deref() != Some(&text[..])
+        {
+            self.write_spare(name, &text);
+        }
     }
 
     /// Writes a record somewhere else, where it is kept for `undo`.
@@ -190,10 +210,21 @@ impl Store {
         layers.into_iter().find(|layer| self.layout.layer(layer).exists())
     }
 
+    /// The same where it is a link to a file of the user's, which may be gone.
+    pub fn find_link(&self, id: &LayerId) -> Option<Layer> {
+        let layers = Format::ALL.into_iter().map(|format| Layer { id: id.clone(), format });
+        layers.into_iter().find(|layer| self.layout.layer(layer).is_symlink())
+    }
+
     /// The run directory of `name`, where its sockets lie, when it has been started at least once.
     pub fn run_directory(&self, name: &Name) -> Option<PathBuf> {
         std::fs::read_link(self.layout.run_link(name)).ok()
     }
+}
+
+/// What helps when something of a VM cannot be read.
+pub fn how_to_mend(name: &Name) -> String {
+    format!("what can be done about it: cowhand doctor {name}; to do it: cowhand doctor {name} --repair")
 }
 
 /// Makes a directory (0700) and its parents; one that is there already is fine.

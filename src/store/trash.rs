@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Store, atomic, make_directory};
 use crate::error::{Error, IoContext, Result};
-use crate::model::{Layer, LayerStamp, Name, RamImage};
+use crate::model::{Layer, LayerId, LayerStamp, Name, RamImage};
 use crate::sys::fault;
 
 /// What a directory of the trash says of itself.
@@ -151,6 +151,13 @@ impl Store {
             write_entry(&found.path, entry)?;
         }
         Ok(())
+    }
+
+    /// The layers that something in the trash stands on, as long as it can be had back.
+    pub fn below_trash(&self) -> Result<Vec<LayerId>> {
+        let entries = self.list_trash()?.into_iter().filter_map(|found| found.entry);
+        let wanted = entries.filter(Entry::can_be_undone).flat_map(|entry| entry.below);
+        Ok(wanted.map(|stamp| stamp.layer.id).collect())
     }
 
     /// Everything in the trash, oldest first.

@@ -7,17 +7,28 @@ use std::path::Path;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
+/// Where the bytes for permissions begin: the ones that are held, then, a hundred later, the ones that are not shared.
+const FIRST: i64 = 100;
 /// The byte that stands for the permission to write.
-const WRITE: i64 = 100 + 1;
+const WRITE: i64 = FIRST + 1;
 
 /// Does some QEMU on this host write to the image at `path`? Only looks; takes no lock.
 pub fn is_written_to(path: &Path) -> io::Result<bool> {
+    is_locked(path, WRITE, 1)
+}
+
+/// Has some QEMU on this host the image at `path` open? Only looks; takes no lock.
+pub fn is_open(path: &Path) -> io::Result<bool> {
+    is_locked(path, FIRST, 200)
+}
+
+fn is_locked(path: &Path, start: i64, length: i64) -> io::Result<bool> {
     let file = File::open(path)?;
     let mut lock = libc::flock {
         l_type: libc::F_WRLCK as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: WRITE,
-        l_len: 1,
+        l_start: start,
+        l_len: length,
         l_pid: 0,
     };
     match fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock)) {

@@ -9,6 +9,7 @@ use super::status;
 use crate::change::Executor;
 use crate::context::Context;
 use crate::error::{IoContext, Result};
+use crate::layer::chain;
 use crate::layer::pool::{Pool, Use};
 use crate::model::{LayerId, Name, Snapshot, human};
 use crate::qemu::img::Img;
@@ -16,7 +17,7 @@ use crate::snapshot::delete::{self, Which};
 use crate::snapshot::internal;
 use crate::store::trash::Entry;
 use crate::store::{Store, journal, schema};
-use crate::sys::fault;
+use crate::sys::{fault, image_lock};
 
 /// What `gc` found and removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,7 +107,7 @@ async fn merge_hidden(context: &Context, spared: &[LayerId], dry_run: bool) -> R
 }
 
 /// Moves what a removed VM had into its directory of the trash, where whoever removed it died in the middle: `undo` looks for it there.
-fn finish_removals(store: &Store) -> Result<()> {
+pub fn finish_removals(store: &Store) -> Result<()> {
     for found in store.list_trash()? {
         let Some(entry) = found.entry.filter(|entry| entry.what == "rm" && found.path.join("vm").exists()) else {
             continue;
@@ -143,7 +144,7 @@ async fn forget_ways_back(context: &Context) -> Result<()> {
             continue;
         }
         let (mut locks, mut owner) = (Vec::new(), None);
-        for user in pool.sharers(&nobody, &info.layer.id) {
+        for user in pool.users(&info.layer.id) {
             let lock = store.try_lock_vm(&user, &context.operation)?;
             // The QEMU that writes to it can do it; one that only reads it must not be surprised.
             let fine = lock.is_some()
@@ -176,16 +177,35 @@ pub fn trash_orphans(context: &Context, dry_run: bool) -> Result<()> {
     let store = &context.store;
     let mut pool = Pool::scan(store)?;
     let name: Name = "orphans".parse()?;
-    if let Some(why) = pool.uncertainty(&name) {
+    if let Some(why) = pool.uncertainty(None) {
         context.ui.warn(&format!("layers that seem unused are kept: {why}"));
         return Ok(());
     }
-    let mut trash = None;
+    if let Some(broken) = chain::first_broken(store)? {
+        context.ui.warn(&format!(
+            "layers that seem unused are kept: a chain of {broken} is broken, and one of them may be what it lacks"
+        ));
+        return Ok(());
+    }
+    // What something in the trash stands on can be had back with it.
+    let (mut trash, mut kept) = (None, store.below_trash()?);
     loop {
         let unused = |id: &LayerId| pool.uses(id).is_empty() && pool.children(id).next().is_none();
-        let Some(id) = pool.layers.keys().find(|id| unused(id)).cloned() else {
+        let Some(id) = pool.layers.keys().find(|id| unused(id) && !kept.contains(*id)).cloned() else {
             break;
         };
+        if let Some(name) = pool.stands_on_head(&id) {
+            context.ui.warn(&format!("layer {id} is named by nobody, and may hold what the guest of {name} wrote: it stays; see cowhand doctor {name}"));
+            kept.push(id);
+            continue;
+        }
+        // Whatever the records say: somebody writes to it, or reads from it.
+        let path = pool.layers.get(&id).map(|info| store.layout.layer(&info.layer)).unwrap_or_default();
+        if image_lock::is_open(&path).unwrap_or(true) {
+            context.ui.warn(&format!("layer {id} is named by nobody and open in a QEMU: it stays"));
+            kept.push(id);
+            continue;
+        }
         let Some(info) = pool.layers.remove(&id) else {
             break;
         };

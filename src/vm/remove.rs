@@ -36,7 +36,10 @@ pub async fn remove(context: &Context, name: &Name, which: Which, options: Optio
     }
     let store_lock = context.store.lock(context).await?;
     let record = match context.store.load(name) {
-        Err(error) if error.kind() == Kind::Damaged && options.force => return remove_broken(context, name).await,
+        Err(error) if error.kind() == Kind::Damaged && options.force => match spare(context, name).await? {
+            Some(spare) => spare,
+            None => return remove_broken(context, name).await,
+        },
         other => other?,
     };
     check_kind(name, &record, which)?;
@@ -118,6 +121,19 @@ async fn refuse_running(context: &Context, name: &Name, options: Options) -> Res
     Ok(())
 }
 
+/// Puts the spare copy of a record that cannot be read in its place, where it fits: then what it names goes with it, and can be had back.
+async fn spare(context: &Context, name: &Name) -> Result<Option<Record>> {
+    let store = &context.store;
+    let _lock = store.lock_vm(context, name).await?;
+    let Some(spare) = store.load_spare(name) else { return Ok(None) };
+    let pool = Pool::scan(store)?;
+    if pool.misfit(name, &spare).is_some() || spare.layers().any(|layer| !pool.layers.contains_key(&layer.id)) {
+        return Ok(None);
+    }
+    store.save(name, &spare)?;
+    Ok(Some(spare))
+}
+
 /// Moves what is left of a VM whose record cannot be read into the trash. Its layers stay: nobody knows which they are, and `gc` finds
 /// those that nobody else uses.
 async fn remove_broken(context: &Context, name: &Name) -> Result<Vec<Name>> {
@@ -172,7 +188,7 @@ fn freed(context: &Context, name: &Name, record: &Record) -> Result<Vec<Layer>> 
     let mut pool = Pool::scan(&context.store)?;
     pool.forget(name);
     let mut freed = Vec::new();
-    if let Some(why) = pool.uncertainty(name) {
+    if let Some(why) = pool.uncertainty(Some(name)) {
         context.ui.warn(&format!("the layers of {name} stay in the pool: {why}"));
         return Ok(freed);
     }

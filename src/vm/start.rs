@@ -11,6 +11,7 @@ use super::status;
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::layer::chain;
+use crate::layer::pool::Pool;
 use crate::model::{Chain, Firmware, Name, Record, State};
 use crate::qemu::accel::{self, Chosen, Host};
 use crate::qemu::cmdline::{self, How, Machine, Sockets};
@@ -27,6 +28,12 @@ pub async fn start(context: &Context, name: &Name, paused: bool) -> Result<()> {
             Err(Error::refused(format!("{name} is running already")).hint(format!("see it: cowhand show {name}")))
         }
         State::Stopped | State::Crashed => {
+            if let Some(misfit) = Pool::scan(&context.store)?.misfit(name, &record) {
+                return Err(Error::damaged(format!(
+                    "{name} must not be started: {misfit}, so its record is not the last one"
+                ))
+                .hint(format!("what can be done about it: cowhand doctor {name}")));
+            }
             let how = if paused { How::Paused } else { How::Running };
             start_locked(context, lock.name(), &record, how).await.map(drop)
         }
@@ -118,11 +125,10 @@ pub fn argv(
         super::create::check_kernel(boot)?;
     }
     let chains: Vec<Chain> =
-        config
-            .volumes()
-            .map(|disk| chain::of_disk(&context.store, disk))
-            .collect::<Result<_>>()
-            .map_err(|error| Error::damaged(format!("a disk of {name} is damaged")).because(error.full_message()))?;
+        config.volumes().map(|disk| chain::of_disk(&context.store, disk)).collect::<Result<_>>().map_err(|error| {
+            let damaged = Error::damaged(format!("a disk of {name} is damaged")).because(error.full_message());
+            damaged.hint(format!("what can be done about it: cowhand doctor {name}"))
+        })?;
     let uefi = (config.firmware == Firmware::Uefi).then(firmware::find).transpose()?;
     Ok(cmdline::argv(&Machine {
         qemu: &probe.path,

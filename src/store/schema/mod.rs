@@ -54,8 +54,15 @@ pub fn check_store_file(path: &Path) -> Result<()> {
     if version.schema > CURRENT { Err(too_new(version.schema)) } else { Ok(()) }
 }
 
+/// Does this error say that a newer version has written it? Then it is not damaged, and not ours to mend.
+pub fn is_newer(error: &Error) -> bool {
+    error.full_message().contains(NEWER)
+}
+
+const NEWER: &str = "written by a newer version of cowhand";
+
 fn too_new(schema: u32) -> Error {
-    Error::damaged(format!("written by a newer version of cowhand (schema {schema}, this one knows {CURRENT})"))
+    Error::damaged(format!("{NEWER} (schema {schema}, this one knows {CURRENT})"))
         .hint("use that version; nothing was changed")
 }
 
