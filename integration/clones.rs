@@ -112,7 +112,7 @@ fn a_vm_whose_record_cannot_be_read_loses_nothing_when_its_neighbours_change() {
     let text = std::fs::read_to_string(&record).unwrap();
     std::fs::write(&record, text.replace("\"schema\": 1", "\"schema\": 99")).unwrap();
     let said = lab.ok(&["snapshot", "rm", "a@s"]);
-    assert!(said.contains("the record of b cannot be read"), "{said}");
+    assert!(said.contains("the journal of b cannot be read"), "{said}");
     lab.ok(&["gc", "--older-than", "0"]);
     std::fs::write(&record, text).unwrap();
     assert_eq!(lab.chain("b").len(), 3);

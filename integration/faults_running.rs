@@ -324,33 +324,33 @@ fn all(lab: Lab, deaths: &[Death], stride: u32) {
 
 #[test]
 fn a_command_killed_at_any_of_its_fault_points_loses_no_write_of_the_guest() {
-    all(Lab::new(), &[Death::Us], 9);
+    all(Lab::new(), &[Death::Us], 11);
 }
 
 #[test]
 fn qemu_killed_at_any_fault_point_loses_no_write_of_the_guest() {
-    all(Lab::new(), &[Death::Qemu], 13);
+    all(Lab::new(), &[Death::Qemu], 17);
 }
 
 #[test]
 fn both_killed_at_any_fault_point_lose_no_write_of_the_guest() {
-    all(Lab::new(), &[Death::Both], 13);
+    all(Lab::new(), &[Death::Both], 17);
 }
 
 #[test]
 fn a_command_failing_at_any_fault_point_loses_no_write_of_the_guest() {
-    all(Lab::new(), &[Death::Fail], 17);
+    all(Lab::new(), &[Death::Fail], 23);
 }
 
 #[test]
 fn qemu_hanging_at_any_fault_point_ends_in_an_error_and_loses_no_write_of_the_guest() {
-    all(Lab::new(), &[Death::Hang], 29);
+    all(Lab::new(), &[Death::Hang], 41);
 }
 
 #[test]
 fn a_power_cut_at_any_fault_point_loses_no_write_of_the_guest() {
     if let Some(lab) = Lab::with_power("a_power_cut_at_any_fault_point_loses_no_write_of_the_guest", "xfs", 2000) {
-        all(lab, &[Death::Power], 17);
+        all(lab, &[Death::Power], 19);
     }
 }
 
@@ -358,6 +358,6 @@ fn a_power_cut_at_any_fault_point_loses_no_write_of_the_guest() {
 fn a_disk_that_fails_at_any_fault_point_loses_no_write_of_the_guest() {
     if let Some(lab) = Lab::with_power("a_disk_that_fails_at_any_fault_point_loses_no_write_of_the_guest", "xfs", 2000)
     {
-        all(lab, &[Death::Disk], 23);
+        all(lab, &[Death::Disk], 29);
     }
 }

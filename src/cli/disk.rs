@@ -2,8 +2,9 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json as value};
 
 use super::App;
+use crate::disk::check::{self, Found};
 use crate::disk::merge::{self, Merged};
-use crate::disk::{check, resize};
+use crate::disk::resize;
 use crate::error::{Error, Result};
 use crate::model::{MergeKind, Name, human, parse_size};
 use crate::output::{json, table};
@@ -88,8 +89,13 @@ impl Check {
             return Ok(());
         }
         let error = Error::damaged(format!("{}: layers are damaged: {}", self.vm, damaged.join(", ")));
-        Err(error
-            .hint(format!("cowhand disk check {} --repair    mends the active layer as far as it can be", self.vm)))
+        let record = app.context.store.load(&self.vm)?;
+        let is_active = |found: &Found| record.config.volumes().any(|disk| disk.layer == found.layer);
+        Err(match found.iter().filter(|found| found.is_damaged()).all(is_active) && !self.repair {
+            true => error
+                .hint(format!("cowhand disk check {} --repair    mends the active layer as far as it can be", self.vm)),
+            false => error.hint("bring the file back from a backup, or go back to a snapshot that is sound"),
+        })
     }
 }
 

@@ -40,6 +40,9 @@ pub async fn remove(context: &Context, name: &Name, which: Which, options: Optio
             Some(spare) => spare,
             None => return remove_broken(context, name).await,
         },
+        Err(error) if error.kind() == Kind::Damaged => {
+            return Err(error.hint(format!("or remove it as it is: cowhand rm --force {name}")));
+        }
         other => other?,
     };
     check_kind(name, &record, which)?;
