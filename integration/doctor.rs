@@ -95,8 +95,9 @@ fn a_wrong_backing_file_is_put_right_where_the_records_tell() {
     let base = layer(&lab, "web", 2);
     let place = Command::new("qemu-io").args(["-f", "qcow2", "-c", "write -P 7 1M 64k"]).arg(&base).output().unwrap();
     assert!(place.status.success());
-    rustix::fs::setxattr(&base, "user.test", b"x", rustix::fs::XattrFlags::empty())
-        .expect("a file system with extended attributes");
+    if rustix::fs::setxattr(&base, "user.test", b"x", rustix::fs::XattrFlags::empty()).is_err() {
+        return crate::lab::skip("a_wrong_backing_file", "the file system of /tmp has no extended attributes");
+    }
     let before = image(&lab);
     let stranger = layer(&lab, "bystander", 1);
     let stranger = stranger.file_name().unwrap().to_str().unwrap();
