@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::lab::{Done, Lab, qemu_img};
+use crate::lab::{Done, Lab, Random, qemu_img};
 
 const DISK: usize = 4 << 20;
 const BLOCK: usize = 64 << 10;
@@ -38,17 +38,7 @@ impl Model {
     }
 }
 
-/// A small generator of its own, so that a seed says all (xorshift).
-struct Random(u64);
-
 impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 % limit as u64).unwrap()
-    }
-
     fn pick<'a>(&mut self, from: impl ExactSizeIterator<Item = &'a String>) -> Option<String> {
         let count = from.len();
         (count > 0).then(|| self.below(count)).and_then(|at| from.into_iter().nth(at)).cloned()

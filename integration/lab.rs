@@ -466,3 +466,19 @@ impl Drop for SmallDisk {
         let _ = Command::new("umount").arg("-l").arg(self.directory.path()).output();
     }
 }
+
+/// A small generator of our own, so that a seed says all (xorshift).
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 % limit as u64).unwrap()
+    }
+
+    pub fn one_of<'a>(&mut self, words: &[&'a str]) -> &'a str {
+        words[self.below(words.len())]
+    }
+}

@@ -8,28 +8,12 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::lab::{Done, Lab};
+use crate::lab::{Done, Lab, Random};
 
 /// Commands at once.
 const WORKERS: u32 = 8;
 /// Longer than any command may take: it waits for a lock for at most 60 s.
 const ENOUGH: Duration = Duration::from_secs(120);
-
-/// A random number generator that a failure can be repeated with (xorshift64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 % limit as u64).unwrap()
-    }
-
-    fn pick<'a>(&mut self, of: &[&'a str]) -> &'a str {
-        of[self.below(of.len())]
-    }
-}
 
 /// What has to be there at the end, by what was reported as done.
 #[derive(Default)]
@@ -81,7 +65,7 @@ fn work(lab: &Lab, ledger: &Mutex<Ledger>, serial: &AtomicU32, seed: u64, end: I
     while Instant::now() < end {
         let unique = serial.fetch_add(1, Ordering::Relaxed);
         let own = format!("n{unique}");
-        let (vm, other) = (random.pick(&crowd), random.pick(&crowd));
+        let (vm, other) = (random.one_of(&crowd), random.one_of(&crowd));
         let victim = {
             let ledger = ledger.lock().unwrap();
             let names: Vec<String> = ledger.clones.keys().cloned().collect();
@@ -95,9 +79,9 @@ fn work(lab: &Lab, ledger: &Mutex<Ledger>, serial: &AtomicU32, seed: u64, end: I
                 ledger.snapshots[random.below(ledger.snapshots.len())].clone()
             }
         };
-        let (tag, at) = (format!("tag.{own}=1"), format!("{vm}@{}", random.pick(&["x", "y", "z", "current"])));
+        let (tag, at) = (format!("tag.{own}=1"), format!("{vm}@{}", random.one_of(&["x", "y", "z", "current"])));
         let of_keeper = format!("keeper@{snapshot}");
-        let source = random.pick(&points);
+        let source = random.one_of(&points);
         let crowded = ledger.lock().unwrap().snapshots.len() > 30;
         let args: Vec<&str> = match random.below(23) {
             // A chain that only grows would make everything slow.
@@ -113,17 +97,16 @@ fn work(lab: &Lab, ledger: &Mutex<Ledger>, serial: &AtomicU32, seed: u64, end: I
             11 => vec!["rm", vm],
             12 => vec!["rm", vm, "--cascade"],
             13 => vec!["rename", vm, other],
-            14 => vec!["snapshot", "create", vm, random.pick(&["x", "y", "z"])],
+            14 => vec!["snapshot", "create", vm, random.one_of(&["x", "y", "z"])],
             15 => vec!["snapshot", "rm", &at],
             16 => vec!["snapshot", "revert", &at],
             17 => vec!["undo", vm],
             18 => vec!["disk", "resize", vm, "vda", "+1M"],
-            19 => vec!["gc", "--older-than", random.pick(&["0", "1m", "7d"])],
+            19 => vec!["gc", "--older-than", random.one_of(&["0", "1m", "7d"])],
             20 => vec!["doctor", "--repair", "--format", "json"],
-            21 => vec!["doctor", "--repair", "-q", random.pick(&["keeper", "tpl"])],
+            21 => vec!["doctor", "--repair", "-q", random.one_of(&["keeper", "tpl"])],
             _ => vec!["ls", "-a"],
         };
-        // Removing somebody's clone and all that stands on it would take others with it.
         let began = Instant::now();
         let done = lab.run(&args);
         let took = began.elapsed();
