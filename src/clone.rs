@@ -221,6 +221,8 @@ async fn one(context: &Context, claim: &VmLock, source: &Source, request: &Reque
         config,
         head: None,
         snapshots: Vec::new(),
+        warm: None,
+        ephemeral: None,
     };
     steps.push(Step::save(&record));
     let report =

@@ -12,7 +12,8 @@
 //! | [`template`], [`mod@clone`] | seal a VM and freeze it for ever; make new VMs from frozen points |
 //! | [`appliance`] | the small Linux that works on a guest's file systems, from the outside and from the inside |
 //! | [`doctor`] | compares records, journals, headers and running QEMUs with each other; repairs |
-//! | [`guest`] | exec and file copy through the guest agent |
+//! | [`guest`] | the inside of a running guest, seen from the host: exec, files, identity |
+//! | [`helper`] | what runs in a guest for us, and the protocol it is spoken to with |
 //! | [`change`] | the steps a change is made of, and recovery when it was cut short |
 //! | [`layer`] | image files: qcow2 headers, chains, the collapse planner, copying, merging |
 //! | [`qemu`] | argument vector, process, QMP, guest-agent protocol, the offline block engine |
@@ -32,6 +33,7 @@ pub mod disk;
 pub mod doctor;
 pub mod error;
 pub mod guest;
+pub mod helper;
 pub mod image;
 pub mod layer;
 pub mod model;

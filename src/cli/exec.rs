@@ -1,31 +1,26 @@
-use std::io::Read;
 use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
 
-use super::App;
-use crate::error::Error;
-use crate::guest::exec::{self, Failure, Request};
+use super::{App, local};
+use crate::error::{Error, Kind, Result};
+use crate::guest::exec::{self, Failure, Finished, Request, Stream, Streams};
+use crate::helper::frame;
 use crate::model::Name;
-use crate::output::Format;
+use crate::output::{Format, Printer};
 
-/// Run a command in a guest through its agent, and exit as it does
+/// Run a command in a guest as if it ran here, and exit as it does
 ///
-/// No shell is involved: for one, say `-- sh -c '…'`. The output arrives when the command has ended, at most 16 MiB of it. Exit codes:
-/// the command's own; 124 timeout, 125 our own failure, 126 not executable, 127 not found in the guest.
+/// No shell is involved: for one, say `-- sh -c '…'`. Output comes as it is written; signals are handed on. The first time, a small helper is sent
+/// into the guest's memory through its agent; where that cannot be (Windows, no agent's leave), the agent itself runs the command, and the
+/// output arrives at its end, at most 16 MiB of it. Exit codes: the command's own, 128 and more for a signal; 124 timeout, 125 our own failure, 126 not executable,
+/// 127 not found in the guest.
 #[derive(Debug, Args)]
 pub struct Exec {
-    /// Give it what comes on standard input (all of it, before it starts)
-    #[arg(short, long)]
-    interactive: bool,
-    /// Not possible through the guest agent; use `console`
-    #[arg(short, long, hide = true)]
-    tty: bool,
-    /// Set a variable of its environment; can be repeated. It then has these alone
-    #[arg(short, long = "env", value_name = "K=V")]
-    env: Vec<String>,
-    /// How long it may take, in seconds; afterwards it goes on in the guest
+    #[command(flatten)]
+    how: How,
+    /// How long it may take, in seconds; then it is terminated, and 5 s later killed
     #[arg(long, value_name = "SECS")]
     timeout: Option<u64>,
     /// How long the guest may take to boot as far as its agent, in seconds
@@ -38,73 +33,174 @@ pub struct Exec {
     command: Vec<String>,
 }
 
+/// How a command runs in a guest.
+#[derive(Debug, Args)]
+pub struct How {
+    /// Give it what comes on standard input
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give it a terminal of its own, as large as this one
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Add a variable to its environment; can be repeated. Without a value: the one it has here
+    #[arg(short, long = "env", value_name = "K[=V]")]
+    env: Vec<String>,
+    /// Where it runs in the guest [default: the user's home]
+    #[arg(short = 'w', long = "workdir", value_name = "DIR")]
+    directory: Option<String>,
+    /// Who runs it in the guest, by name or number [default: root]
+    #[arg(short, long, value_name = "USER")]
+    user: Option<String>,
+}
+
 /// Our own failure.
-const OURS: u8 = 125;
+pub const OURS: u8 = 125;
 
 impl Exec {
     pub async fn run(self, app: &App) -> u8 {
-        let fail = |code: u8, error: &Error| {
-            app.printer.error(error);
-            code
+        let (_raw, size) = match self.how.tty.then(local::terminal).transpose() {
+            Ok(terminal) => terminal.unzip(),
+            Err(error) => return fail(app, OURS, &error),
         };
-        if self.tty {
-            let error = Error::usage("a terminal cannot be had through the guest agent")
-                .hint(format!("use the console: cowhand console {}", self.name));
-            return fail(OURS, &error);
-        }
+        let request = match self.how.command(self.command, size) {
+            Ok(exec) => Request {
+                exec,
+                agent_limit: Duration::from_secs(self.agent_timeout),
+                limit: self.timeout.map(Duration::from_secs),
+            },
+            Err(error) => return fail(app, OURS, &error),
+        };
+        let near = match Near::new(&app.printer, &request, self.how.interactive) {
+            Ok(near) => near,
+            Err(error) => return fail(app, OURS, &error),
+        };
+        let name = self.name;
+        let (result, captured) =
+            near.attend(async |streams| exec::exec(&app.context, &name, &request, streams).await).await;
+        code(app, &name, request.limit, result, &captured)
+    }
+}
+
+impl How {
+    /// The command as the guest is asked for it, on a terminal of this size.
+    pub fn command(&self, command: Vec<String>, terminal: Option<(u16, u16)>) -> Result<frame::Exec> {
+        let mut environment = Vec::new();
         for pair in &self.env {
-            if let Err(error) = super::create::tag_pair(pair) {
-                return fail(OURS, &error);
+            match pair.split_once('=') {
+                Some(_) => {
+                    super::create::tag_pair(pair)?;
+                    environment.push(pair.clone());
+                }
+                None => match std::env::var(pair) {
+                    Ok(value) => environment.push(format!("{pair}={value}")),
+                    Err(_) => {
+                        return Err(Error::usage(format!("-e {pair}: there is no such variable here"))
+                            .hint(format!("give it a value: -e {pair}=…")));
+                    }
+                },
             }
         }
-        let mut input = None;
-        if self.interactive {
-            // In a thread, so that Ctrl-C is heard while nothing comes.
-            let read = tokio::task::spawn_blocking(|| {
-                let mut bytes = Vec::new();
-                std::io::stdin().read_to_end(&mut bytes).map(|_| bytes)
-            });
-            match read.await.map_err(std::io::Error::other).and_then(|read| read) {
-                Ok(bytes) => input = Some(bytes),
-                Err(source) => return fail(OURS, &Error::failed("cannot read standard input").because(source)),
-            }
+        Ok(frame::Exec {
+            command,
+            environment,
+            directory: self.directory.clone(),
+            user: self.user.clone(),
+            terminal,
+            input: self.interactive || self.tty,
+        })
+    }
+}
+
+/// What a command wrote, where it was not printed at once.
+#[derive(Debug, Default)]
+pub struct Captured {
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+}
+
+/// Our ends of a command's streams.
+pub struct Near<'a> {
+    printer: &'a Printer,
+    terminal: bool,
+    input: bool,
+}
+
+impl<'a> Near<'a> {
+    /// Ends for `request`.
+    pub fn new(printer: &'a Printer, request: &Request, interactive: bool) -> Result<Self> {
+        let terminal = request.exec.terminal.is_some();
+        if terminal && printer.format == Format::Json {
+            return Err(Error::usage("a terminal cannot be had in JSON").hint("leave out -t or --format json"));
         }
-        let request = Request {
-            command: self.command,
-            environment: self.env,
-            input,
-            agent_limit: Duration::from_secs(self.agent_timeout),
-            limit: self.timeout.map(Duration::from_secs),
+        Ok(Self { printer, terminal, input: interactive || terminal })
+    }
+
+    /// Runs `work` on them.
+    pub async fn attend<T>(
+        self,
+        work: impl AsyncFnOnce(Streams<'_>) -> std::result::Result<T, Failure>,
+    ) -> (std::result::Result<T, Failure>, Captured) {
+        let mut captured = Captured::default();
+        let control = match local::control(self.terminal) {
+            Ok(control) => control,
+            Err(error) => return (Err(error.into()), captured),
         };
-        match exec::exec(&app.context, &self.name, &request).await {
-            Ok(finished) if app.printer.format == Format::Json => {
+        let json = self.printer.format == Format::Json;
+        let printer = self.printer;
+        let mut output = |stream: Stream, bytes: &[u8]| match (stream, json) {
+            (Stream::Output, true) => captured.stdout.extend_from_slice(bytes),
+            (Stream::Errors, true) => captured.stderr.extend_from_slice(bytes),
+            (Stream::Output, false) => printer.raw(bytes),
+            (Stream::Errors, false) => printer.raw_error(bytes),
+        };
+        let streams = Streams { input: self.input.then(local::input), control: Some(control), output: &mut output };
+        let result = work(streams).await;
+        (result, captured)
+    }
+}
+
+/// Says how it ended, and returns the exit code for that.
+pub fn code(
+    app: &App,
+    name: &Name,
+    limit: Option<Duration>,
+    result: std::result::Result<Finished, Failure>,
+    captured: &Captured,
+) -> u8 {
+    let seconds = limit.unwrap_or_default().as_secs();
+    match result {
+        Ok(finished) => {
+            if app.printer.format == Format::Json {
                 let value = json!({
                     "exit_code": finished.code,
-                    "stdout": String::from_utf8_lossy(&finished.stdout),
-                    "stderr": String::from_utf8_lossy(&finished.stderr),
+                    "stdout": String::from_utf8_lossy(&captured.stdout),
+                    "stderr": String::from_utf8_lossy(&captured.stderr),
                     "truncated": finished.truncated,
                 });
                 app.printer.result("", &value);
-                finished.code
+            } else if finished.truncated {
+                app.context.ui.warn("the guest agent kept only the beginning of the output");
             }
-            Ok(finished) => {
-                app.printer.raw(&finished.stdout);
-                app.printer.raw_error(&finished.stderr);
-                if finished.truncated {
-                    app.context.ui.warn("the guest agent kept only the beginning of the output");
-                }
-                finished.code
-            }
-            Err(Failure::TimedOut { pid }) => {
-                let seconds = self.timeout.unwrap_or_default();
-                let error =
-                    Error::qemu(format!("the command did not end within {seconds} s; it goes on in {}", self.name))
-                        .hint(format!("end it: cowhand exec {} -- kill {pid}", self.name));
-                fail(124, &error)
-            }
-            Err(Failure::NotExecutable(message)) => fail(126, &Error::failed(message)),
-            Err(Failure::NotFound(message)) => fail(127, &Error::not_found(message)),
-            Err(Failure::Ours(error)) => fail(OURS, &error),
+            finished.code
         }
+        Err(Failure::TimedOut) => {
+            fail(app, 124, &Error::qemu(format!("the command did not end within {seconds} s and was ended")))
+        }
+        Err(Failure::GoesOn { pid }) => {
+            let error = Error::qemu(format!("the command did not end within {seconds} s; it goes on in {name}"))
+                .hint(format!("end it: cowhand exec {name} -- kill {pid}"));
+            fail(app, 124, &error)
+        }
+        Err(Failure::NotExecutable(message)) => fail(app, 126, &Error::failed(message)),
+        Err(Failure::NotFound(message)) => fail(app, 127, &Error::not_found(message)),
+        Err(Failure::Ours(error)) if error.kind() == Kind::Interrupted => {
+            fail(app, Kind::Interrupted.exit_code(), &error)
+        }
+        Err(Failure::Ours(error)) => fail(app, OURS, &error),
     }
+}
+
+pub fn fail(app: &App, code: u8, error: &Error) -> u8 {
+    app.printer.error(error);
+    code
 }

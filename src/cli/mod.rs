@@ -13,6 +13,7 @@ mod gc;
 mod generate;
 mod global;
 mod image;
+mod local;
 mod logs;
 mod ls;
 mod plan;
@@ -34,6 +35,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::change::recover::{self, Recovered};
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
+use crate::helper;
 use crate::output::{Format, Printer};
 use crate::sys::{files, relay};
 use global::Global;
@@ -109,6 +111,11 @@ pub struct App {
 }
 
 impl Command {
+    /// Signals are for what it runs, not for us.
+    fn takes_signals(&self) -> bool {
+        matches!(self, Self::Exec(_))
+    }
+
     async fn run(self, app: &App) -> Result<u8> {
         let done = |()| 0;
         match self {
@@ -155,6 +162,11 @@ pub fn main() -> ExitCode {
             _ => ExitCode::FAILURE,
         };
     }
+    if let Some((verb, rest)) = words.split_first()
+        && verb == helper::VERB
+    {
+        return helper::main(rest);
+    }
     let cli = match Cli::command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) if error.use_stderr() && global::wants_json(&words) => {
@@ -198,6 +210,9 @@ async fn run(cli: Cli, printer: Printer, operation: String) -> Result<u8> {
     let context = Context::open(settings, cli.global.ui(), operation)?;
     let app = App { context, printer };
     let interrupted = || Error::new(Kind::Interrupted, "interrupted");
+    if cli.command.takes_signals() {
+        return cli.command.run(&app).await;
+    }
     let mut signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()]
         .map(signal)
         .into_iter()

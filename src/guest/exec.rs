@@ -1,53 +1,89 @@
-//! Running a command in the guest (`guest-exec`, `guest-exec-status`). The agent tells no event at its end, so it is asked, at
-//! first often and then every tenth of a second. Output arrives when the command has ended; QEMU's agent keeps at most 16 MiB.
+//! Running a command in a guest as if it ran here: its input, output, signals and end pass through as they come. The helper runs it; in a guest that cannot
+//! run the helper the agent does, without input while it runs, and with its output at the end.
 
 use std::time::Duration;
 
-use qapi::qga::{GuestExecCaptureOutput, guest_exec, guest_exec_status};
-use tokio::time::Instant;
+use tokio::sync::mpsc::Receiver;
+use tokio::time::{Instant, sleep_until};
 
+use super::agent_exec;
+use super::install::{self, Reached};
+use super::port::{self, Client};
 use super::session;
 use crate::context::Context;
-use crate::error::{Error, Result};
-use crate::model::Name;
-use crate::qemu::agent::{AgentError, REPLY};
+use crate::error::{Error, Kind as ErrorKind};
+use crate::helper::frame::{self, Kind, LARGEST, Reply, WINDOW, Why};
+use crate::model::{Name, State};
+use crate::qemu::agent::AgentError;
+use crate::sys::tail;
+use crate::vm::status;
 
-const FIRST_LOOK: Duration = Duration::from_millis(2);
-const LAST_LOOK: Duration = Duration::from_millis(100);
+/// How often it is looked whether the guest is still there.
+const TICK: Duration = Duration::from_secs(2);
+/// How long it may be silent although it was asked.
+const SILENCE: Duration = Duration::from_secs(120);
+/// How long a command that was asked to end may take before it is killed.
+const GRACE: Duration = Duration::from_secs(5);
+/// How many signals a command may ignore before we leave it.
+const PATIENCE: u32 = 3;
+const TERM: u8 = 15;
+const KILL: u8 = 9;
 
 /// A command for the guest.
 #[derive(Debug, Clone, Default)]
 pub struct Request {
-    /// The program and its arguments; no shell is involved.
-    pub command: Vec<String>,
-    /// `KEY=VALUE`. The agent starts programs with exactly these where any are given.
-    pub environment: Vec<String>,
-    /// What the program reads on its standard input.
-    pub input: Option<Vec<u8>>,
-    /// How long the agent may take to answer for the first time.
+    /// The program, its arguments, and how it runs; no shell is involved.
+    pub exec: frame::Exec,
+    /// How long the guest may take to come up.
     pub agent_limit: Duration,
     /// How long the command may take.
     pub limit: Option<Duration>,
 }
 
-/// How it ended.
+/// Which stream of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    /// Its standard output.
+    Output,
+    /// Its standard error.
+    Errors,
+}
+
+/// What reaches the command while it runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Control {
+    /// A signal, by its number.
+    Signal(u8),
+    /// The terminal has so many rows and columns now.
+    Resize(u16, u16),
+}
+
+/// The near ends of a command's streams.
+pub struct Streams<'a> {
+    /// What it reads; closed at its end.
+    pub input: Option<Receiver<Vec<u8>>>,
+    /// Signals and sizes.
+    pub control: Option<Receiver<Control>>,
+    /// Is told what it writes.
+    pub output: &'a mut dyn FnMut(Stream, &[u8]),
+}
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Finished {
     /// The exit code, or 128 plus the signal that ended it.
     pub code: u8,
-    /// What it wrote to its standard output.
-    pub stdout: Vec<u8>,
-    /// What it wrote to its standard error.
-    pub stderr: Vec<u8>,
     /// The guest agent kept only the beginning of the output.
     pub truncated: bool,
 }
 
-/// Why it did not end.
+/// Why it did not end by itself.
 #[derive(Debug)]
 pub enum Failure {
-    /// It took longer than it may; it goes on in the guest.
-    TimedOut {
+    /// It took longer than it may, and was ended.
+    TimedOut,
+    /// The same, where only the agent could be spoken to, which ends nothing.
+    GoesOn {
         /// Its process id in the guest.
         pid: i64,
     },
@@ -72,87 +108,190 @@ impl From<AgentError> for Failure {
 }
 
 /// Runs a command in `name` and waits for its end.
-pub async fn exec(context: &Context, name: &Name, request: &Request) -> Result<Finished, Failure> {
-    let (program, arguments) = request
-        .command
-        .split_first()
-        .ok_or_else(|| Error::usage("no command was given").hint("cowhand exec NAME -- COMMAND"))?;
+pub async fn exec(
+    context: &Context,
+    name: &Name,
+    request: &Request,
+    mut streams: Streams<'_>,
+) -> Result<Finished, Failure> {
+    if request.exec.command.is_empty() {
+        return Err(Error::usage("no command was given").hint("cowhand exec NAME -- COMMAND").into());
+    }
     session::settle(context, name).await?;
     session::refuse_paused(context, name).await?;
-    let command = guest_exec {
-        path: program.clone(),
-        arg: Some(arguments.to_vec()),
-        env: (!request.environment.is_empty()).then(|| request.environment.clone()),
-        input_data: request.input.clone(),
-        capture_output: Some(GuestExecCaptureOutput::flag(true)),
+    let reached = tokio::select! {
+        reached = install::reach(context, name, request.agent_limit) => reached?,
+        () = interrupted(&mut streams.control) => return Err(Error::new(ErrorKind::Interrupted, "interrupted").into()),
     };
-    let patience = Instant::now() + request.agent_limit;
-    let mut limit = request.agent_limit;
-    let pid = loop {
-        let mut session = session::open(context, name, limit).await?;
-        match session.agent.run(&command, REPLY).await {
-            Ok(started) => break started.pid,
-            Err(error) if is_frozen(&error) && Instant::now() < patience => {}
-            Err(error) if is_frozen(&error) => return Err(stays_frozen(name, error)),
-            Err(AgentError::Refused { message, .. }) => return Err(cannot_start(program, &message)),
-            Err(error) => return Err(error.into()),
-        }
-        drop(session);
-        // It is there: from now on it has as long as any other answer, however little of the patience is left.
-        limit = REPLY;
-        tokio::time::sleep(LAST_LOOK).await;
-    };
-    let deadline = request.limit.map(|limit| Instant::now() + limit);
-    let mut pause = FIRST_LOOK;
-    loop {
-        let status = {
-            let mut session = session::open(context, name, REPLY).await?;
-            match session.agent.run(&guest_exec_status { pid }, REPLY).await {
-                Ok(status) => Some(status),
-                Err(error) if is_frozen(&error) => None,
-                Err(error) => return Err(error.into()),
+    match reached {
+        Reached::Helper(mut client) => converse(context, name, &mut client, request, &mut streams).await,
+        Reached::AgentOnly(why) => {
+            let exec = &request.exec;
+            let wanted = [
+                (exec.terminal.is_some(), "a terminal"),
+                (exec.directory.is_some(), "a working directory"),
+                (exec.user.is_some(), "another user"),
+            ];
+            if let Some((_, what)) = wanted.into_iter().find(|(wanted, _)| *wanted) {
+                return Err(Error::refused(format!("the guest of {name} cannot give a command {what}: {why}")).into());
             }
-        };
-        if let Some(status) = status.filter(|status| status.exited) {
-            let code = match (status.exitcode, status.signal) {
-                (Some(code), _) => u8::try_from(code & 0xff).unwrap_or(1),
-                (None, Some(signal)) => u8::try_from(128 + (signal & 0x7f)).unwrap_or(1),
-                (None, None) => 1,
+            let mut input = Vec::new();
+            while let Some(bytes) = match &mut streams.input {
+                Some(more) => more.recv().await,
+                None => None,
+            } {
+                input.extend(bytes);
+            }
+            let request = agent_exec::Request {
+                command: exec.command.clone(),
+                environment: exec.environment.clone(),
+                input: exec.input.then_some(input),
+                agent_limit: request.agent_limit,
+                limit: request.limit,
             };
-            return Ok(Finished {
-                code,
-                stdout: status.out_data.unwrap_or_default(),
-                stderr: status.err_data.unwrap_or_default(),
-                truncated: status.out_truncated.unwrap_or(false) || status.err_truncated.unwrap_or(false),
-            });
+            let finished = agent_exec::exec(context, name, &request).await?;
+            (streams.output)(Stream::Output, &finished.stdout);
+            (streams.output)(Stream::Errors, &finished.stderr);
+            Ok(Finished { code: finished.code, truncated: finished.truncated })
         }
-        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            return Err(Failure::TimedOut { pid });
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LAST_LOOK);
     }
 }
 
-/// While file systems are frozen for a snapshot the agent runs nothing and tells nothing; that takes a moment.
-fn is_frozen(error: &AgentError) -> bool {
-    matches!(error, AgentError::Refused { message, .. } if message.contains("frozen"))
+/// The same, in a conversation that has begun.
+pub async fn converse(
+    context: &Context,
+    name: &Name,
+    client: &mut Client,
+    request: &Request,
+    streams: &mut Streams<'_>,
+) -> Result<Finished, Failure> {
+    client.ask(&frame::Request::Exec(request.exec.clone())).await?;
+    let mut window = WINDOW;
+    let mut pending: Vec<u8> = Vec::new();
+    let mut input_ended = !request.exec.input;
+    let far = Duration::from_secs(365 * 86_400);
+    let mut deadline = Instant::now() + request.limit.unwrap_or(far);
+    let mut timed_out = false;
+    let mut signals = 0;
+    let mut heard = Instant::now();
+    let mut tick = Instant::now() + TICK;
+    loop {
+        tokio::select! {
+            frame = client.next() => {
+                heard = Instant::now();
+                match frame.map_err(|error| last_words(context, name, error))? {
+                    (Kind::Output, bytes) => (streams.output)(Stream::Output, &bytes),
+                    (Kind::Errors, bytes) => (streams.output)(Stream::Errors, &bytes),
+                    (Kind::Taken, bytes) => {
+                        window += bytes.try_into().map_or(0, u32::from_le_bytes) as usize;
+                        window = window.min(WINDOW);
+                        give(client, &mut pending, &mut window).await?;
+                    }
+                    (Kind::Reply, payload) => {
+                        return match port::parse(&payload)? {
+                            _ if timed_out => Err(Failure::TimedOut),
+                            Reply::Exited { code } => Ok(Finished { code, truncated: false }),
+                            Reply::Killed { signal } => {
+                                Ok(Finished { code: 128u8.saturating_add(signal & 0x7f), truncated: false })
+                            }
+                            Reply::Failed { why: Why::NotFound, message } => Err(Failure::NotFound(message)),
+                            Reply::Failed { why: Why::NotExecutable, message } => Err(Failure::NotExecutable(message)),
+                            Reply::Failed { why: Why::Other, message } => Err(Error::failed(message).into()),
+                            _ => Err(Error::qemu("what the guest answers is no answer to a command").into()),
+                        };
+                    }
+                    _ => {}
+                }
+            }
+            bytes = receive(&mut streams.input), if !input_ended && pending.is_empty() => match bytes {
+                Some(bytes) => {
+                    pending = bytes;
+                    give(client, &mut pending, &mut window).await?;
+                }
+                None => {
+                    input_ended = true;
+                    client.send(Kind::Input, &[]).await?;
+                }
+            },
+            Some(control) = receive(&mut streams.control) => match control {
+                Control::Signal(signal) => {
+                    signals += 1;
+                    if signals > PATIENCE {
+                        return Err(Error::new(ErrorKind::Interrupted, "interrupted; the command was hung up").into());
+                    }
+                    client.send(Kind::Signal, &[signal]).await?;
+                }
+                Control::Resize(rows, columns) => {
+                    client.send(Kind::Resize, &[rows.to_le_bytes(), columns.to_le_bytes()].concat()).await?;
+                }
+            },
+            () = sleep_until(deadline) => {
+                client.send(Kind::Signal, &[if timed_out { KILL } else { TERM }]).await?;
+                timed_out = true;
+                deadline = Instant::now() + GRACE;
+            }
+            () = sleep_until(tick) => {
+                tick = Instant::now() + TICK;
+                look(context, name, client, &mut heard).await?;
+            }
+        }
+    }
 }
 
-/// Somebody froze the guest and did not thaw it; until then its agent runs nothing.
-fn stays_frozen(name: &Name, error: AgentError) -> Failure {
-    let error =
-        Error::qemu(format!("the file systems of {name} stay frozen, so nothing can be run in it")).because(error);
-    Failure::Ours(error.hint(format!("thaw them on its console (fsfreeze --unfreeze /): cowhand console {name}")))
+/// Ends when a signal comes: before there is a command, it is for us.
+pub async fn interrupted(control: &mut Option<Receiver<Control>>) {
+    while !matches!(receive(control).await, Some(Control::Signal(_))) {}
 }
 
-/// The agent's refusal names the reason only in words, GLib's: `Failed to execute child process “x” (No such file or directory)`.
-fn cannot_start(program: &str, message: &str) -> Failure {
-    if message.contains("No such file") {
-        Failure::NotFound(format!("{program}: not found in the guest"))
-    } else if message.contains("Permission denied") || message.contains("Exec format") {
-        Failure::NotExecutable(format!("{program}: not executable in the guest"))
-    } else {
-        Failure::Ours(Error::qemu(format!("the guest agent cannot run {program}")).because(format!("\"{message}\"")))
+/// What comes from a channel; never anything where there is none.
+async fn receive<T>(channel: &mut Option<Receiver<T>>) -> Option<T> {
+    match channel {
+        Some(channel) => channel.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn give(client: &mut Client, pending: &mut Vec<u8>, window: &mut usize) -> Result<(), Error> {
+    while !pending.is_empty() && *window > 0 {
+        let length = pending.len().min(*window).min(LARGEST);
+        client.send(Kind::Input, &pending[..length]).await?;
+        pending.drain(..length);
+        *window -= length;
+    }
+    Ok(())
+}
+
+/// Is the guest still there? A kernel that has panicked says so on its console, and nothing else ever again.
+async fn look(context: &Context, name: &Name, client: &mut Client, heard: &mut Instant) -> Result<(), Error> {
+    if let Some(words) = panic(context, name) {
+        return Err(
+            Error::qemu(format!("the kernel of the guest of {name} has panicked")).because(format!("\"{words}\""))
+        );
+    }
+    if heard.elapsed() < TICK * 2 {
+        return Ok(());
+    }
+    if heard.elapsed() > SILENCE {
+        // A guest that somebody has paused will answer when it goes on.
+        if status::observe(context, name).await?.state == State::Paused {
+            *heard = Instant::now();
+            return Ok(());
+        }
+        return Err(Error::qemu(format!("the guest of {name} has not answered for {} s", SILENCE.as_secs()))
+            .hint(format!("what it printed last: cowhand logs {name}")));
+    }
+    client.send(Kind::Ping, &[]).await
+}
+
+fn panic(context: &Context, name: &Name) -> Option<String> {
+    let text = tail::lines(&context.store.layout.serial_log(name), 4096).ok()?;
+    let line = text.lines().find(|line| line.contains("Kernel panic - not syncing"))?;
+    Some(line.trim().trim_start_matches(|c: char| c != 'K').to_owned())
+}
+
+fn last_words(context: &Context, name: &Name, error: Error) -> Error {
+    match crate::vm::start::last_words(context, name) {
+        Some(words) => error.because(words),
+        None => error,
     }
 }

@@ -28,13 +28,7 @@ pub struct Session {
 /// Begins a conversation; the agent may take `limit` to answer for the first time (it may still be booting).
 pub async fn open(context: &Context, name: &Name, limit: Duration) -> Result<Session> {
     let store = &context.store;
-    if !store.exists(name) {
-        return Err(store.unknown(name));
-    }
-    if !status::is_running(context, name)? {
-        open::refuse_template(name, &store.load(name)?, "run something in")?;
-        return Err(Error::refused(format!("{name} is not running")).hint(format!("start it: cowhand start {name}")));
-    }
+    refuse_not_running(context, name)?;
     let sockets = status::sockets(context, name)
         .ok_or_else(|| Error::damaged(format!("{name} runs, but where its sockets are is not known")))?;
     let deadline = Instant::now() + limit;
@@ -53,6 +47,19 @@ pub async fn open(context: &Context, name: &Name, limit: Duration) -> Result<Ses
             Err(error) => return Err(no_answer(name, limit, error)),
         }
     }
+}
+
+/// Nobody can be spoken to in a guest that does not run.
+pub fn refuse_not_running(context: &Context, name: &Name) -> Result<()> {
+    let store = &context.store;
+    if !store.exists(name) {
+        return Err(store.unknown(name));
+    }
+    if !status::is_running(context, name)? {
+        open::refuse_template(name, &store.load(name)?, "run something in")?;
+        return Err(Error::refused(format!("{name} is not running")).hint(format!("start it: cowhand start {name}")));
+    }
+    Ok(())
 }
 
 fn no_answer(name: &Name, limit: Duration, error: AgentError) -> Error {

@@ -7,6 +7,7 @@ mod merge;
 mod name;
 mod record;
 mod size;
+mod warm;
 
 pub use chain::{Chain, Link};
 pub use layer::{Format, Layer, LayerId};
@@ -18,3 +19,4 @@ pub use record::{
     Snapshot, SnapshotKind, State, VmState,
 };
 pub use size::{human, parse_age, parse_size};
+pub use warm::{Ephemeral, Owner, Warm, WarmImage};

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{Layer, Memory, Name, RamImage};
+use super::{Ephemeral, Layer, Memory, Name, RamImage, Warm};
 use crate::error::{Error, Result};
 
 /// Everything we know of a VM or template. Its name is the name of its directory, its state is observed.
@@ -26,6 +26,10 @@ pub struct Record {
     pub head: Option<Name>,
     /// Oldest first; a parent always comes before its children.
     pub snapshots: Vec<Snapshot>,
+    /// Of a warm template: the guest that has booted already.
+    pub warm: Option<Warm>,
+    /// Of a VM that is not to stay: until when.
+    pub ephemeral: Option<Ephemeral>,
 }
 
 /// What a record stands for.
@@ -401,11 +405,17 @@ impl Record {
         self.snapshots.iter().filter(move |snapshot| snapshot.parent.as_ref() == Some(name))
     }
 
-    /// Every layer the record names: the head's and the snapshots'.
+    /// Is it a QEMU that waits to become a clone?
+    pub fn is_shell(&self) -> bool {
+        self.ephemeral.as_ref().is_some_and(|ephemeral| ephemeral.shell)
+    }
+
+    /// Every layer the record names: the head's, the snapshots' and the warm guest's.
     pub fn layers(&self) -> impl Iterator<Item = &Layer> {
         self.config
             .volumes()
             .chain(self.snapshots.iter().flat_map(|snapshot| snapshot.config.volumes()))
+            .chain(self.warm.iter().flat_map(|warm| warm.config.volumes()))
             .map(|disk| &disk.layer)
     }
 }

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::accel::Chosen;
 use super::nodes;
+use crate::helper::frame::{PORTS, port_name};
 use crate::model::{Chain, Config, Firmware, Name, PortForward, Protocol};
 
 /// Where one VM's sockets lie.
@@ -57,10 +58,18 @@ impl Sockets {
         self.directory.join("console.sock")
     }
 
+    /// A port of the helper in the guest.
+    pub fn port(&self, index: usize) -> PathBuf {
+        self.directory.join(format!("port{index}.sock"))
+    }
+
     /// All of them, and the pipes.
-    pub fn all(&self) -> [PathBuf; 6] {
+    pub fn all(&self) -> Vec<PathBuf> {
         let agent = self.agent();
-        [self.qmp(), self.status(), self.user_qmp(), agent.to_guest(), agent.from_guest(), self.console()]
+        let mut all =
+            vec![self.qmp(), self.status(), self.user_qmp(), agent.to_guest(), agent.from_guest(), self.console()];
+        all.extend((0..PORTS).map(|index| self.port(index)));
+        all
     }
 }
 
@@ -110,18 +119,27 @@ pub struct Machine<'a> {
     /// Where the serial console is recorded.
     pub serial_log: &'a Path,
     /// What it does once it is there.
-    pub how: How,
+    pub how: How<'a>,
 }
 
 /// What a QEMU does once it is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum How {
+pub enum How<'a> {
     /// The guest boots.
     Running,
     /// The guest's CPUs stand still.
     Paused,
     /// It waits for the memory of a guest.
     Incoming,
+    /// The guest boots, with its memory in this file.
+    Warming(&'a Path),
+    /// It waits for a guest's devices; the guest's memory is there, copy-on-write, in this file.
+    Warm {
+        /// The file.
+        file: &'a Path,
+        /// QEMU can open it for reading alone.
+        readonly: bool,
+    },
 }
 
 /// The argument vector, the program first.
@@ -142,7 +160,7 @@ pub fn argv(machine: &Machine<'_>) -> Vec<String> {
     args.option("-cpu", config.cpu.as_deref().unwrap_or(machine.accel.cpu));
     args.option("-smp", config.cpus.to_string());
     args.option("-m", format!("{}B", config.memory_bytes));
-    args.json("-object", json!({"qom-type": "memory-backend-ram", "id": "ram0", "size": config.memory_bytes}));
+    args.json("-object", memory(machine));
     args.option("-rtc", "base=utc");
     args.option("-display", "none");
     args.json("-device", json!({"driver": "vmgenid", "guid": config.generation}));
@@ -150,6 +168,7 @@ pub fn argv(machine: &Machine<'_>) -> Vec<String> {
     monitors(&mut args, machine.sockets);
     serial(&mut args, machine);
     guest_agent(&mut args, machine.sockets);
+    ports(&mut args, machine.sockets);
     args.json("-object", json!({"qom-type": "rng-random", "id": "rng0", "filename": "/dev/urandom"}));
     args.json("-device", json!({"driver": "virtio-rng-pci", "id": "dev-rng0", "rng": "rng0"}));
 
@@ -198,13 +217,33 @@ pub fn argv(machine: &Machine<'_>) -> Vec<String> {
             args.option("-append", append.as_str());
         }
     }
-    if machine.how != How::Running {
+    if !matches!(machine.how, How::Running | How::Warming(_)) {
         args.flag("-S");
     }
-    if machine.how == How::Incoming {
+    if matches!(machine.how, How::Incoming | How::Warm { .. }) {
         args.option("-incoming", "defer");
     }
     args.0
+}
+
+fn memory(machine: &Machine<'_>) -> Value {
+    let size = machine.config.memory_bytes;
+    match machine.how {
+        How::Running | How::Paused | How::Incoming => {
+            json!({"qom-type": "memory-backend-ram", "id": "ram0", "size": size})
+        }
+        How::Warming(file) => {
+            json!({"qom-type": "memory-backend-file", "id": "ram0", "size": size, "mem-path": file, "share": true})
+        }
+        How::Warm { file, readonly: false } => {
+            json!({"qom-type": "memory-backend-file", "id": "ram0", "size": size, "mem-path": file, "share": false})
+        }
+        // The file is opened for reading only, and the guest writes to pages of its own all the same.
+        How::Warm { file, readonly: true } => json!({
+            "qom-type": "memory-backend-file", "id": "ram0", "size": size, "mem-path": file, "share": false,
+            "readonly": true, "rom": "off",
+        }),
+    }
 }
 
 fn nvram_wiring(config: &Config) -> String {
@@ -236,6 +275,19 @@ fn guest_agent(args: &mut Args, sockets: &Sockets) {
         "-device",
         json!({"driver": "virtserialport", "id": "dev-agent", "bus": "dev-serial1.0", "chardev": "agent", "name": "org.qemu.guest_agent.0"}),
     );
+}
+
+fn ports(args: &mut Args, sockets: &Sockets) {
+    for index in 0..PORTS {
+        args.option(
+            "-chardev",
+            format!("socket,id=port{index},path={},server=on,wait=off", escape(&sockets.port(index))),
+        );
+        args.json(
+            "-device",
+            json!({"driver": "virtserialport", "id": format!("dev-port{index}"), "bus": "dev-serial1.0", "chardev": format!("port{index}"), "name": port_name(index)}),
+        );
+    }
 }
 
 fn hostfwd(port: &PortForward) -> String {

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::model::{Layer, Name, RamImage};
+use crate::model::{Layer, Name, RamImage, WarmImage};
 
 /// The store's map: pure path arithmetic.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,6 +76,16 @@ impl Layout {
         self.rams().join(format!("{}.whole", image.file_name()))
     }
 
+    /// The memory of a warm template.
+    pub fn warm_memory(&self, image: &WarmImage) -> PathBuf {
+        self.rams().join(image.memory())
+    }
+
+    /// The state of its devices.
+    pub fn warm_state(&self, image: &WarmImage) -> PathBuf {
+        self.rams().join(image.state())
+    }
+
     /// What was taken out of use.
     pub fn trash(&self) -> PathBuf {
         self.root.join("trash")
@@ -109,6 +119,21 @@ impl Layout {
     /// The lock for a conversation with its guest agent.
     pub fn agent_lock(&self, name: &Name) -> PathBuf {
         self.vm(name).join("agent.lock")
+    }
+
+    /// The lock for a conversation with its helper on one of the ports.
+    pub fn port_lock(&self, name: &Name, index: usize) -> PathBuf {
+        self.vm(name).join(format!("port{index}.lock"))
+    }
+
+    /// Its memory while it is being made the warm guest of a template.
+    pub fn warming_memory(&self, name: &Name) -> PathBuf {
+        self.vm(name).join("memory")
+    }
+
+    /// The state of its devices, likewise.
+    pub fn warming_state(&self, name: &Name) -> PathBuf {
+        self.vm(name).join("state")
     }
 
     /// The lock that its QEMU holds while it lives.

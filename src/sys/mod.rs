@@ -1,16 +1,19 @@
 //! System calls and programs. The only room where `unsafe` may stand, and the only one that starts processes.
 
 pub mod command;
+pub mod elf;
 pub mod fault;
 pub mod fd_passing;
 pub mod files;
 pub mod flock;
 pub mod follow;
 pub mod image_lock;
+pub mod inside;
 pub mod pidfd;
 pub mod pipe;
 pub mod ready;
 pub mod relay;
 pub mod space;
 pub mod sparse;
+pub mod tail;
 pub mod terminal;

@@ -47,7 +47,7 @@ pub fn copy(from: &Path, to: &Path, counter: &Counter, stop: &Stop) -> io::Resul
 }
 
 /// The next stretch of data at or after `offset`; file systems that know no holes report the whole rest.
-fn next_data(file: &File, offset: u64, length: u64) -> io::Result<Option<(u64, u64)>> {
+pub fn next_data(file: &File, offset: u64, length: u64) -> io::Result<Option<(u64, u64)>> {
     if offset >= length {
         return Ok(None);
     }

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::guest::exec::{self, Failure, Finished, Request};
+use crate::guest::agent_exec::{self, Finished, Request};
+use crate::guest::exec::Failure;
 use crate::model::Name;
 use crate::vm::{open, status};
 
@@ -23,7 +24,7 @@ pub async fn generalise(context: &Context, name: &Name, agent_limit: Duration, l
     }
     let command = [SYSPREP, "/generalize", "/oobe", "/shutdown", "/quiet"].map(str::to_owned).to_vec();
     let request = Request { command, agent_limit, limit: Some(limit), ..Request::default() };
-    let told = exec::exec(context, name, &request).await;
+    let told = agent_exec::exec(context, name, &request).await;
     // The guest may be off before its agent can say how it went.
     let off = || status::is_running(context, name).map(|running| !running);
     match told {
@@ -40,7 +41,7 @@ pub async fn generalise(context: &Context, name: &Name, agent_limit: Duration, l
                 "other systems are sealed from the outside: cowhand stop {name} && cowhand template create {name}"
             )));
         }
-        Err(Failure::TimedOut { .. }) => return Err(late(name, limit)),
+        Err(Failure::TimedOut | Failure::GoesOn { .. }) => return Err(late(name, limit)),
         Err(Failure::Ours(error)) => return Err(error),
     }
     let waited = tokio::time::timeout(limit, async {

@@ -172,6 +172,8 @@ pub async fn create(context: &Context, name: &Name, request: &Request) -> Result
         },
         head: None,
         snapshots: Vec::new(),
+        warm: None,
+        ephemeral: None,
     };
     steps.push(Step::save(&record));
     change::run(context, &lock, Plan::new(steps), &mut Executor::with_no_qemu(context, name)).await?;

@@ -41,7 +41,7 @@ pub async fn start(context: &Context, name: &Name, paused: bool) -> Result<()> {
 }
 
 /// Starts a VM whose lock the caller holds and which does not run.
-pub async fn start_locked(context: &Context, name: &Name, record: &Record, how: How) -> Result<Qmp> {
+pub async fn start_locked(context: &Context, name: &Name, record: &Record, how: How<'_>) -> Result<Qmp> {
     let store = &context.store;
     if let Some(old) = status::sockets(context, name) {
         process::clear(&old);
@@ -116,7 +116,7 @@ pub fn argv(
     record: &Record,
     accel: &Chosen,
     sockets: &Sockets,
-    how: How,
+    how: How<'_>,
 ) -> Result<Vec<String>> {
     let probe = Probe::get(context)?;
     let config = &record.config;

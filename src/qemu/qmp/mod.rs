@@ -116,6 +116,30 @@ impl Qmp {
         timeout_at(Instant::now() + GLANCE, look).await.ok().flatten()
     }
 
+    /// Which of the helper's ports the guest has opened, in their order; the ones there are. `None` when nobody answers within [`GLANCE`].
+    pub async fn open_ports(path: &Path) -> Option<Vec<bool>> {
+        #[derive(Deserialize)]
+        struct Chardev {
+            label: String,
+            #[serde(rename = "frontend-open")]
+            open: bool,
+        }
+        let look = async {
+            let mut wire = Wire::new(UnixStream::connect(path).await.ok()?);
+            wire.send("{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"query-chardev\",\"id\":1}").await.ok()?;
+            loop {
+                if let Incoming::Reply { id: Some(1), result } = wire.receive().await.ok()? {
+                    let mut ports: Vec<Chardev> = serde_json::from_value(result.ok()?).ok()?;
+                    ports.retain(|chardev| {
+                        chardev.label.strip_prefix("port").is_some_and(|rest| rest.parse::<usize>().is_ok())
+                    });
+                    return Some(ports.iter().map(|port| port.open).collect());
+                }
+            }
+        };
+        timeout_at(Instant::now() + GLANCE, look).await.ok().flatten()
+    }
+
     /// The process at the other end (`SO_PEERCRED`).
     pub fn pid(&self) -> Option<i32> {
         self.pid

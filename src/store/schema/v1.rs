@@ -9,8 +9,8 @@ use uuid::Uuid;
 
 use crate::error::{Error, Result};
 use crate::model::{
-    Config, Disk, Fingerprint, Firmware, KernelBoot, Layer, LayerStamp, Memory, Name, Nic, Origin, PortForward,
-    RamImage, Record, Role, Snapshot, SnapshotKind, VmState,
+    Config, Disk, Ephemeral, Fingerprint, Firmware, KernelBoot, Layer, LayerStamp, Memory, Name, Nic, Origin,
+    PortForward, RamImage, Record, Role, Snapshot, SnapshotKind, VmState, Warm, WarmImage,
 };
 
 /// A VM or template, as written.
@@ -29,6 +29,21 @@ pub struct RecordV1 {
     head: Option<Name>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     snapshots: Vec<SnapshotV1>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    warm: Option<WarmV1>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ephemeral: Option<Ephemeral>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WarmV1 {
+    image: WarmImage,
+    made: Timestamp,
+    writer: Fingerprint,
+    helper: u32,
+    kernel: String,
+    config: ConfigV1,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -183,6 +198,15 @@ impl From<&Record> for RecordV1 {
             config: ConfigV1::from(&record.config),
             head: record.head.clone(),
             snapshots: record.snapshots.iter().map(SnapshotV1::from).collect(),
+            warm: record.warm.clone().map(|warm| WarmV1 {
+                config: ConfigV1::from(&warm.config),
+                image: warm.image,
+                made: warm.made,
+                writer: warm.writer,
+                helper: warm.helper,
+                kernel: warm.kernel,
+            }),
+            ephemeral: record.ephemeral.clone(),
         }
     }
 }
@@ -212,9 +236,20 @@ impl TryFrom<RecordV1> for Record {
             config: record.config.try_into()?,
             head: record.head,
             snapshots: record.snapshots.into_iter().map(Snapshot::try_from).collect::<Result<_>>()?,
+            warm: record.warm.map(Warm::try_from).transpose()?,
+            ephemeral: record.ephemeral,
         };
         check_tree(&record)?;
         Ok(record)
+    }
+}
+
+impl TryFrom<WarmV1> for Warm {
+    type Error = Error;
+
+    fn try_from(warm: WarmV1) -> Result<Self> {
+        let WarmV1 { image, made, writer, helper, kernel, config } = warm;
+        Ok(Self { image, made, writer, helper, kernel, config: config.try_into()? })
     }
 }
 

@@ -1,0 +1,195 @@
+//! Becoming somebody else: guests that go on from the same memory agree in everything, down to the next random number, until each has been through here.
+//! What programs have already read into their own memory (the boot id, a generator of their own) cannot be helped.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use super::DIRECTORY;
+use super::frame::{Became, Identity};
+use crate::sys::inside;
+
+/// SSH servers under the names distributions have for them, sockets first.
+const SSH: [&str; 4] = ["ssh.socket", "sshd.socket", "ssh.service", "sshd.service"];
+
+fn ssh_services() -> PathBuf {
+    Path::new(DIRECTORY).join("ssh-services")
+}
+
+fn host_key_types() -> PathBuf {
+    Path::new(DIRECTORY).join("host-keys")
+}
+
+/// Takes down what no two guests may share and a running program holds: the SSH server and its host keys. Everything is written to the disk.
+pub fn prepare() {
+    let keys = host_keys();
+    if !keys.is_empty() && has("ssh-keygen") {
+        let active: Vec<&str> =
+            SSH.into_iter().filter(|unit| quietly("systemctl", &["is-active", "--quiet", unit])).collect();
+        if !active.is_empty() {
+            quietly("systemctl", &[&["stop"], &active[..]].concat());
+        }
+        let _ = fs::write(ssh_services(), active.join("\n"));
+        let _ = fs::write(host_key_types(), keys.iter().map(|(kind, _)| kind.as_str()).collect::<Vec<_>>().join("\n"));
+        for (_, path) in keys {
+            let _ = fs::remove_file(path.with_extension("pub"));
+            let _ = fs::remove_file(path);
+        }
+    }
+    rustix::fs::sync();
+}
+
+/// Private host keys, and their types.
+fn host_keys() -> Vec<(String, PathBuf)> {
+    let entries = fs::read_dir("/etc/ssh").into_iter().flatten().flatten();
+    let key = |entry: fs::DirEntry| {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let kind = name.strip_prefix("ssh_host_")?.strip_suffix("_key")?.to_owned();
+        Some((kind, entry.path()))
+    };
+    let mut keys: Vec<_> = entries.filter_map(key).collect();
+    keys.sort();
+    keys
+}
+
+/// Makes this guest who it is to be.
+pub fn become_(identity: &Identity) -> Became {
+    let mut became = Became::default();
+    let mut problem = |what: &str, result: Result<(), String>| {
+        if let Err(why) = result {
+            became.problems.push(format!("{what}: {why}"));
+        }
+    };
+    // Everything made below is to come from it.
+    let reseeded = reseed(&identity.entropy);
+    let is_reseeded = reseeded.is_ok();
+    problem("random generator", reseeded);
+    problem("clock", inside::set_clock(identity.now_ns).map_err(|error| error.to_string()));
+    problem("hostname", rename(&identity.hostname));
+    problem("machine-id", renumber(&identity.machine_id));
+    for (from, to) in &identity.cards {
+        problem("network card", change_card(from, to));
+    }
+    problem("SSH host keys", make_host_keys());
+    became.reseeded = is_reseeded;
+    became
+}
+
+fn reseed(entropy: &str) -> Result<(), String> {
+    let digits = entropy.as_bytes().chunks_exact(2);
+    let bytes: Option<Vec<u8>> =
+        digits.map(|two| u8::from_str_radix(std::str::from_utf8(two).ok()?, 16).ok()).collect();
+    let bytes = bytes.filter(|bytes| bytes.len() >= 32).ok_or("too little was sent")?;
+    inside::add_entropy(&bytes).map_err(|error| error.to_string())
+}
+
+fn rename(name: &str) -> Result<(), String> {
+    let old = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
+    write("/proc/sys/kernel/hostname", name)?;
+    if Path::new("/etc/hostname").exists() {
+        write("/etc/hostname", &format!("{name}\n"))?;
+    }
+    let Ok(hosts) = fs::read_to_string("/etc/hosts") else { return Ok(()) };
+    let renamed = in_hosts(&hosts, &old, name);
+    if renamed == hosts { Ok(()) } else { write("/etc/hosts", &renamed) }
+}
+
+/// `hosts(5)` with another name for this machine.
+fn in_hosts(hosts: &str, old: &str, new: &str) -> String {
+    let mut renamed = false;
+    let mut lines: Vec<String> = Vec::new();
+    for line in hosts.lines() {
+        let ours = line.starts_with("127.") || line.starts_with("::1");
+        if ours && line.split_whitespace().skip(1).any(|word| word == old) && old != "localhost" {
+            renamed = true;
+            let words: Vec<&str> = line.split_whitespace().map(|word| if word == old { new } else { word }).collect();
+            lines.push(words.join(" "));
+        } else {
+            lines.push(line.to_owned());
+        }
+    }
+    if !renamed && !hosts.split_whitespace().any(|word| word == new) {
+        lines.push(format!("127.0.1.1 {new}"));
+    }
+    lines.join("\n") + "\n"
+}
+
+fn renumber(id: &str) -> Result<(), String> {
+    for path in ["/etc/machine-id", "/var/lib/dbus/machine-id"] {
+        // Not every guest has one; the second is a link to the first nearly everywhere.
+        if Path::new(path).symlink_metadata().is_ok_and(|about| about.is_file()) {
+            write(path, &format!("{id}\n"))?;
+        }
+    }
+    Ok(())
+}
+
+fn change_card(from: &str, to: &str) -> Result<(), String> {
+    let parts: Option<Vec<u8>> = to.split(':').map(|part| u8::from_str_radix(part, 16).ok()).collect();
+    let address: [u8; 6] =
+        parts.and_then(|parts| parts.try_into().ok()).ok_or_else(|| format!("{to} is no address"))?;
+    let cards = fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
+    let has = |card: &fs::DirEntry| {
+        fs::read_to_string(card.path().join("address")).is_ok_and(|address| address.trim().eq_ignore_ascii_case(from))
+    };
+    // A guest without a driver for it has no card.
+    let Some(card) = cards.into_iter().find(has) else { return Ok(()) };
+    let name = card.file_name().to_string_lossy().into_owned();
+    inside::set_card_address(&name, address).map_err(|error| format!("{name}: {error}"))
+}
+
+/// Host keys of the types that were there, then the server. RSA takes long, and nobody has to wait for it.
+fn make_host_keys() -> Result<(), String> {
+    let Ok(types) = fs::read_to_string(host_key_types()) else { return Ok(()) };
+    let _ = fs::remove_file(host_key_types());
+    let services = fs::read_to_string(ssh_services()).unwrap_or_default();
+    let services: Vec<&str> = services.lines().collect();
+    let make = |kind: &str| {
+        let path = format!("/etc/ssh/ssh_host_{kind}_key");
+        quietly("ssh-keygen", &["-q", "-t", kind, "-N", "", "-C", "", "-f", &path])
+    };
+    let (slow, quick): (Vec<&str>, Vec<&str>) = types.lines().partition(|kind| *kind == "rsa");
+    let made = quick.into_iter().all(make);
+    let later =
+        slow.iter().map(|kind| format!("ssh-keygen -q -t {kind} -N '' -C '' -f /etc/ssh/ssh_host_{kind}_key; "));
+    let start = if services.is_empty() { String::new() } else { format!("systemctl start {}", services.join(" ")) };
+    let script = later.collect::<String>() + &start;
+    if !script.is_empty() {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", &script]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        inside::prepare(&mut command, false, None);
+        if let Ok(mut child) = command.spawn() {
+            std::thread::spawn(move || child.wait());
+        }
+    }
+    if made { Ok(()) } else { Err("ssh-keygen failed".to_owned()) }
+}
+
+fn has(program: &str) -> bool {
+    ["/usr/bin", "/usr/sbin", "/bin", "/sbin"].iter().any(|directory| Path::new(directory).join(program).exists())
+}
+
+fn quietly(program: &str, arguments: &[&str]) -> bool {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    inside::prepare(&mut command, false, None);
+    command.status().is_ok_and(|status| status.success())
+}
+
+fn write(path: &str, text: &str) -> Result<(), String> {
+    fs::write(path, text).map_err(|error| format!("{path}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::in_hosts;
+
+    #[test]
+    fn the_name_in_hosts_is_replaced_as_a_word_and_added_once() {
+        let hosts = "127.0.0.1 localhost\n127.0.1.1\tdeb12.example deb12\n10.0.0.1 deb12\n";
+        let renamed = in_hosts(hosts, "deb12", "run-1");
+        assert_eq!(renamed, "127.0.0.1 localhost\n127.0.1.1 deb12.example run-1\n10.0.0.1 deb12\n");
+        assert_eq!(in_hosts("127.0.0.1 localhost\n", "localhost", "a"), "127.0.0.1 localhost\n127.0.1.1 a\n");
+        assert_eq!(in_hosts("127.0.1.1 a\n", "other", "a"), "127.0.1.1 a\n");
+    }
+}

@@ -1,0 +1,380 @@
+//! A file, or a directory with all that is in it, on its way from one machine to the other. Both ends are here: the helper has one of them,
+//! the host the other, whichever way it goes.
+//!
+//! Holes stay holes; modes and times come along; owners do not (whoever writes owns). What arrives is not trusted: it can name nothing outside the place it was sent
+//! to, neither by `..` nor through a symbolic link.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{
+    AtFlags, Mode, OFlags, Timespec, Timestamps, futimens, mkdirat, openat, renameat, symlinkat, unlinkat,
+};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use super::frame::LARGEST;
+use crate::sys::sparse::next_data;
+
+/// Bytes of a file in one frame, behind their offset.
+const CHUNK: usize = LARGEST - 8;
+
+/// One thing in a tree. Its path is relative to the tree's own place, and empty for the first one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// A byte per character, so that it can be any.
+    path: String,
+    /// What it is.
+    pub what: What,
+    /// Permission bits.
+    mode: u32,
+    /// Nanoseconds since 1970.
+    modified_ns: i64,
+}
+
+/// What an entry is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum What {
+    /// Its data follows.
+    File {
+        /// Its length.
+        bytes: u64,
+    },
+    /// What is in it follows.
+    Directory,
+    /// A symbolic link.
+    Link {
+        /// Where to, a byte per character.
+        to: String,
+    },
+}
+
+impl Entry {
+    /// Where it is in the tree.
+    pub fn path(&self) -> PathBuf {
+        from_letters(&self.path).into()
+    }
+}
+
+fn to_letters(text: &OsStr) -> String {
+    text.as_bytes().iter().map(|byte| char::from(*byte)).collect()
+}
+
+fn from_letters(text: &str) -> OsString {
+    OsString::from_vec(text.chars().map(|letter| u8::try_from(u32::from(letter)).unwrap_or(b'?')).collect())
+}
+
+/// A piece of a tree.
+#[derive(Debug)]
+pub enum Piece<'a> {
+    /// Something new.
+    Entry(&'a Entry),
+    /// Bytes of the file that came last, and where they belong.
+    Data(u64, &'a [u8]),
+}
+
+/// Hands every piece of the tree at `root` to `give`, parents first. What is neither file, directory nor link is left out and named.
+pub fn read(root: &Path, give: &mut dyn FnMut(Piece<'_>) -> io::Result<()>) -> io::Result<Vec<PathBuf>> {
+    let mut left_out = Vec::new();
+    // The user may name a link to what is meant; below that, links are links.
+    read_one(&std::fs::canonicalize(root)?, Path::new(""), give, &mut left_out)?;
+    Ok(left_out)
+}
+
+fn read_one(
+    path: &Path,
+    inside: &Path,
+    give: &mut dyn FnMut(Piece<'_>) -> io::Result<()>,
+    left_out: &mut Vec<PathBuf>,
+) -> io::Result<()> {
+    let at = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+    let about = path.symlink_metadata().map_err(at)?;
+    let what = match about.file_type() {
+        kind if kind.is_file() => What::File { bytes: about.len() },
+        kind if kind.is_dir() => What::Directory,
+        kind if kind.is_symlink() => What::Link { to: to_letters(std::fs::read_link(path).map_err(at)?.as_os_str()) },
+        _ => {
+            left_out.push(path.to_owned());
+            return Ok(());
+        }
+    };
+    let entry = Entry {
+        path: to_letters(inside.as_os_str()),
+        what,
+        mode: about.mode() & 0o7777,
+        modified_ns: about.mtime().saturating_mul(1_000_000_000).saturating_add(about.mtime_nsec()),
+    };
+    match &entry.what {
+        What::File { bytes } => {
+            let file = File::open(path).map_err(at)?;
+            give(Piece::Entry(&entry))?;
+            read_data(&file, *bytes, give).map_err(at)?;
+        }
+        What::Link { .. } => give(Piece::Entry(&entry))?,
+        What::Directory => {
+            let mut names: Vec<OsString> =
+                std::fs::read_dir(path).map_err(at)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<_>>()?;
+            names.sort();
+            give(Piece::Entry(&entry))?;
+            for name in names {
+                read_one(&path.join(&name), &inside.join(&name), give, left_out)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn read_data(file: &File, bytes: u64, give: &mut dyn FnMut(Piece<'_>) -> io::Result<()>) -> io::Result<()> {
+    let mut buffer = vec![0; CHUNK];
+    let mut offset = 0;
+    while let Some((start, end)) = next_data(file, offset, bytes)? {
+        let mut at = start;
+        while at < end {
+            let length = usize::try_from(end - at).unwrap_or(CHUNK).min(CHUNK);
+            match file.read_at(&mut buffer[..length], at) {
+                // It has become shorter while we read.
+                Ok(0) => return Ok(()),
+                Ok(read) => {
+                    give(Piece::Data(at, &buffer[..read]))?;
+                    at += read as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        offset = end;
+    }
+    Ok(())
+}
+
+/// Where a tree called `name` goes when it is sent to `target`: into a directory that is there, or that the path says is meant; else it gets that name itself.
+pub fn destination(target: &Path, name: &OsStr) -> PathBuf {
+    let slash = target.as_os_str().as_bytes().ends_with(b"/");
+    if slash || target.is_dir() { target.join(name) } else { target.to_owned() }
+}
+
+/// Takes a tree piece by piece. Files appear under their names when they are whole; dropped half-way, only whole ones stay.
+#[derive(Debug)]
+pub struct Writer {
+    /// The directory everything happens in, and the tree's name in it.
+    parent: OwnedFd,
+    name: OsString,
+    file: Option<Unfinished>,
+    /// Directories get their modes and times when all is in them.
+    directories: Vec<Entry>,
+    links: Vec<(Entry, OsString)>,
+    bytes: u64,
+}
+
+#[derive(Debug)]
+struct Unfinished {
+    entry: Entry,
+    directory: OwnedFd,
+    name: OsString,
+    temporary: OsString,
+    file: File,
+    done: bool,
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if !self.done {
+            let _ = unlinkat(&self.directory, &self.temporary, AtFlags::empty());
+        }
+    }
+}
+
+impl Writer {
+    /// One that puts the tree at `path`, whose parent directory is there.
+    pub fn new(path: &Path) -> io::Result<Self> {
+        let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let parent = rustix::fs::open(parent, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|error| io::Error::new(io::Error::from(error).kind(), format!("{}: {error}", parent.display())))?;
+        Ok(Self { parent, name, file: None, directories: Vec::new(), links: Vec::new(), bytes: 0 })
+    }
+
+    /// Takes an entry.
+    pub fn entry(&mut self, entry: Entry) -> io::Result<()> {
+        self.finish_file()?;
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", entry.path().display()));
+        let (directory, name) = self.place(&entry.path()).map_err(named)?;
+        match &entry.what {
+            What::Directory => {
+                match mkdirat(&directory, &name, Mode::RWXU) {
+                    Ok(()) => {}
+                    Err(Errno::EXIST) => drop(into(&directory, &name).map_err(named)?),
+                    Err(error) => return Err(named(error.into())),
+                }
+                self.directories.push(entry);
+            }
+            What::File { .. } => {
+                let temporary = OsString::from(format!(".cowhand-{}", uuid::Uuid::new_v4().simple()));
+                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+                let file = openat(&directory, &temporary, flags, Mode::RUSR | Mode::WUSR)
+                    .map_err(|error| named(error.into()))?;
+                self.file = Some(Unfinished { directory, name, temporary, file: file.into(), done: false, entry });
+            }
+            // At the end: nothing that comes can be led astray by them.
+            What::Link { to } => {
+                let to = from_letters(to);
+                self.links.push((entry, to));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes bytes of the file that came last.
+    pub fn data(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let Some(Unfinished { file, entry, .. }) = &self.file else { return Err(io::ErrorKind::InvalidData.into()) };
+        let What::File { bytes: length } = entry.what else { return Err(io::ErrorKind::InvalidData.into()) };
+        if offset.checked_add(bytes.len() as u64).is_none_or(|end| end > length) {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        file.write_all_at(bytes, offset)?;
+        self.bytes += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// The tree is whole. Returns the bytes of data that were written.
+    pub fn finish(mut self) -> io::Result<u64> {
+        self.finish_file()?;
+        for (entry, to) in std::mem::take(&mut self.links) {
+            let (directory, name) = self.place(&entry.path())?;
+            if let Err(Errno::EXIST) = symlinkat(&to, &directory, &name) {
+                unlinkat(&directory, &name, AtFlags::empty())?;
+                symlinkat(&to, &directory, &name)?;
+            }
+        }
+        for entry in std::mem::take(&mut self.directories).iter().rev() {
+            let (directory, name) = self.place(&entry.path())?;
+            finish(&File::from(into(&directory, &name)?), entry)?;
+        }
+        Ok(self.bytes)
+    }
+
+    fn finish_file(&mut self) -> io::Result<()> {
+        let Some(mut unfinished) = self.file.take() else { return Ok(()) };
+        let Unfinished { entry, file, directory, temporary, name, .. } = &mut unfinished;
+        if let What::File { bytes } = entry.what {
+            file.set_len(bytes)?;
+        }
+        file.flush()?;
+        finish(file, entry)?;
+        renameat(&*directory, &*temporary, &*directory, &*name)?;
+        unfinished.done = true;
+        Ok(())
+    }
+
+    /// The directory of `inside` and the name in it, found without following a link.
+    fn place(&self, inside: &Path) -> io::Result<(OwnedFd, OsString)> {
+        let mut names = vec![self.name.as_os_str()];
+        for part in inside.components() {
+            match part {
+                std::path::Component::Normal(name) => names.push(name),
+                _ => return Err(io::ErrorKind::InvalidData.into()),
+            }
+        }
+        let Some((last, directories)) = names.split_last() else { return Err(io::ErrorKind::InvalidData.into()) };
+        let mut at = self.parent.try_clone()?;
+        for directory in directories {
+            at = into(&at, directory)?;
+        }
+        Ok((at, (*last).to_owned()))
+    }
+}
+
+/// Opens a directory that is no link.
+fn into(directory: &OwnedFd, name: &OsStr) -> io::Result<OwnedFd> {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
+    Ok(openat(directory, name, flags, Mode::empty())?)
+}
+
+fn finish(file: &File, entry: &Entry) -> io::Result<()> {
+    rustix::fs::fchmod(file, Mode::from_raw_mode(entry.mode & 0o7777))?;
+    let time = Timespec {
+        tv_sec: entry.modified_ns.div_euclid(1_000_000_000),
+        tv_nsec: entry.modified_ns.rem_euclid(1_000_000_000),
+    };
+    Ok(futimens(file, &Timestamps { last_access: time, last_modification: time })?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    fn copy(from: &Path, to: &Path) -> io::Result<u64> {
+        let mut writer = Writer::new(to)?;
+        read(from, &mut |piece| match piece {
+            Piece::Entry(entry) => writer.entry(entry.clone()),
+            Piece::Data(offset, bytes) => writer.data(offset, bytes),
+        })?;
+        writer.finish()
+    }
+
+    #[test]
+    fn a_tree_arrives_as_it_was() {
+        let room = tempfile::tempdir().expect("a directory");
+        let (from, to) = (room.path().join("from"), room.path().join("to"));
+        std::fs::create_dir_all(from.join("a/b")).expect("directories");
+        std::fs::write(from.join("a/x"), vec![5; 100_000]).expect("a file");
+        std::fs::write(from.join(OsStr::from_bytes(b"odd\xff name\n")), "odd").expect("a file");
+        symlink("../a", from.join("a/b/link")).expect("a link");
+        let sparse = File::create(from.join("sparse")).expect("a file");
+        sparse.set_len(1 << 30).expect("a hole");
+        sparse.write_all_at(b"end", (1 << 30) - 3).expect("an end");
+        std::fs::set_permissions(from.join("a/x"), PermissionsExt::from_mode(0o751)).expect("a mode");
+        std::fs::set_permissions(from.join("a/b"), PermissionsExt::from_mode(0o555)).expect("a mode");
+        let bytes = copy(&from, &to).expect("a copy");
+        assert!(bytes < 1 << 20, "{bytes} bytes for a file that is nearly all hole");
+        assert_eq!(std::fs::read(to.join("a/x")).expect("a file"), vec![5; 100_000]);
+        assert_eq!(std::fs::read(to.join(OsStr::from_bytes(b"odd\xff name\n"))).expect("a file"), b"odd");
+        assert_eq!(std::fs::read_link(to.join("a/b/link")).expect("a link"), Path::new("../a"));
+        let about = to.join("sparse").metadata().expect("a file");
+        assert_eq!(about.len(), 1 << 30);
+        assert!(about.blocks() < 100);
+        assert_eq!(to.join("a/x").metadata().expect("a file").mode() & 0o7777, 0o751);
+        assert_eq!(to.join("a/b").metadata().expect("a directory").mode() & 0o7777, 0o555);
+        assert_eq!(
+            to.join("a/x").metadata().expect("to").mtime_nsec(),
+            from.join("a/x").metadata().expect("from").mtime_nsec()
+        );
+        copy(&from, &to).expect("a copy over the copy");
+    }
+
+    #[test]
+    fn what_arrives_cannot_leave_its_place() {
+        let room = tempfile::tempdir().expect("a directory");
+        std::fs::create_dir(room.path().join("outside")).expect("a directory");
+        let entry = |path: &str, what: What| Entry { path: path.into(), what, mode: 0o755, modified_ns: 0 };
+        let file = || What::File { bytes: 1 };
+        for path in ["../x", "/etc/x", "a/../../x", "."] {
+            let mut writer = Writer::new(&room.path().join("tree")).expect("a writer");
+            writer.entry(entry("", What::Directory)).expect("a directory");
+            assert!(writer.entry(entry(path, file())).is_err(), "{path:?} was taken");
+        }
+        // Neither through a link that came before, nor through one that was there.
+        let mut writer = Writer::new(&room.path().join("tree")).expect("a writer");
+        writer.entry(entry("", What::Directory)).expect("a directory");
+        writer.entry(entry("way", What::Link { to: "../outside".into() })).expect("a link");
+        assert!(writer.entry(entry("way/x", file())).is_err());
+        symlink("../outside", room.path().join("tree/there")).expect("a link");
+        let mut writer = Writer::new(&room.path().join("tree")).expect("a writer");
+        writer.entry(entry("", What::Directory)).expect("a directory");
+        assert!(writer.entry(entry("there/x", file())).is_err());
+        // More bytes than were announced.
+        writer.entry(entry("y", file())).expect("a file");
+        assert!(writer.data(1, b"z").is_err());
+        drop(writer);
+        assert_eq!(std::fs::read_dir(room.path().join("outside")).expect("outside").count(), 0);
+        assert!(!room.path().join("tree/y").exists(), "half a file");
+    }
+}
