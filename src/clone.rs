@@ -10,14 +10,17 @@ use uuid::Uuid;
 
 use crate::change::{self, Executor, Plan, Step, recover};
 use crate::context::Context;
+use crate::ephemeral::discard;
 use crate::error::{Error, Result};
 use crate::layer::chain;
-use crate::model::{Config, Disk, Format, Layer, Name, Nic, Origin, PointRef, PortForward, Record, Role};
+use crate::model::{
+    Config, Disk, Ephemeral, Format, Layer, Name, Nic, Origin, PointRef, PortForward, Record, Role, Warm,
+};
 use crate::snapshot;
 use crate::store::VmLock;
 use crate::sys::sparse::Method;
 use crate::template;
-use crate::vm::{open, start, status};
+use crate::vm::{open, start, status, warm};
 
 /// How a clone gets its disks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -27,6 +30,8 @@ pub enum Kind {
     Thin,
     /// Independent copies.
     Full,
+    /// New overlays, and a copy-on-write mapping of the memory of a guest that has booted already.
+    Warm,
 }
 
 impl Kind {
@@ -35,6 +40,7 @@ impl Kind {
         match self {
             Self::Thin => "thin",
             Self::Full => "full",
+            Self::Warm => "warm",
         }
     }
 }
@@ -46,10 +52,12 @@ pub struct Request {
     pub source: PointRef,
     /// What they are to be called.
     pub names: Vec<Name>,
-    /// Thin or full.
+    /// Thin, full or warm.
     pub kind: Kind,
     /// Ports of the host that lead into the (single) clone.
     pub ports: Vec<PortForward>,
+    /// They are not to stay.
+    pub ephemeral: Option<Ephemeral>,
 }
 
 /// A clone that was made.
@@ -92,7 +100,7 @@ pub async fn clone(context: &Context, request: &Request) -> Result<Vec<Cloned>> 
         claims.push(store.claim(context, &store_lock, name)?);
     }
     // A copy takes long, and the source's lock is enough to keep it as it is. An overlay is made in no time, under both.
-    let store_lock = (request.kind == Kind::Thin).then_some(store_lock);
+    let store_lock = (request.kind != Kind::Full).then_some(store_lock);
     let mut clones = Vec::with_capacity(request.names.len());
     for claim in &claims {
         let began = Instant::now();
@@ -112,6 +120,27 @@ pub async fn clone(context: &Context, request: &Request) -> Result<Vec<Cloned>> 
     }
     drop(store_lock);
     Ok(clones)
+}
+
+/// Starts warm clones that were just made, as guests of their own; one that cannot be is removed again.
+pub async fn start_warm(context: &Context, source: &Name, clones: &mut [Cloned]) -> Result<()> {
+    for clone in clones {
+        let began = Instant::now();
+        let started = async {
+            let origin = context.store.load(source)?;
+            let warm = self::warm(context, source, &origin)?;
+            let (_lock, record) = open::open(context, &clone.name).await?;
+            let qmp = warm::wait(context, &clone.name, &record, warm, false).await?;
+            warm::go_on(context, &clone.name, qmp, warm).await?;
+            warm::settle(context, &clone.name, &record, warm).await.map(drop)
+        };
+        if let Err(error) = started.await {
+            discard::discard(context, &clone.name).await?;
+            return Err(error);
+        }
+        clone.took += began.elapsed();
+    }
+    Ok(())
 }
 
 /// Starts clones that were just made.
@@ -147,6 +176,10 @@ async fn source(context: &Context, lock: &VmLock, record: Record, request: &Requ
                 tag: snapshot.tag().map(str::to_owned),
             }
         }
+        None if request.kind == Kind::Warm => {
+            template::freeze::check_untouched(&context.store, name, &record)?;
+            Source { origin: origin(None), config: warm(context, name, &record)?.config.clone(), tag: None }
+        }
         None if record.is_template() => {
             template::freeze::check_untouched(&context.store, name, &record)?;
             Source { origin: origin(None), config: record.config.clone(), tag: None }
@@ -161,7 +194,7 @@ async fn source(context: &Context, lock: &VmLock, record: Record, request: &Requ
             }
             match request.kind {
                 Kind::Full => Source { origin: origin(None), config: record.config.clone(), tag: None },
-                Kind::Thin => {
+                Kind::Thin | Kind::Warm => {
                     let first = request.names.first().map(Name::as_str).unwrap_or_default();
                     let wanted = snapshot::create::Request {
                         name: free_name(&record, &format!("clone-{first}")),
@@ -177,10 +210,31 @@ async fn source(context: &Context, lock: &VmLock, record: Record, request: &Requ
     };
     if source.tag.is_none() {
         chain::refresh(&context.store, &mut source.config)?;
-    } else if request.kind == Kind::Thin {
+    } else if request.kind != Kind::Full {
         context.ui.note("an internal snapshot cannot be stood on: its content is copied");
     }
     Ok(source)
+}
+
+/// The warm guest of the template `name`, if it can be gone on from here and now.
+pub fn warm<'a>(context: &Context, name: &Name, record: &'a Record) -> Result<&'a Warm> {
+    if !record.is_template() {
+        return Err(Error::refused(format!("{name} is no template, and only a template can be warm"))
+            .hint(format!("clone it cold: cowhand clone {name} NEW")));
+    }
+    let warm = record.warm.as_ref().ok_or_else(|| {
+        Error::refused(format!("template {name} is not warm"))
+            .hint(format!("warm it: cowhand template warm {name}"))
+            .hint(format!("or clone it cold: cowhand clone {name} NEW"))
+    })?;
+    match warm::misfit(context, name, record, warm)? {
+        None => Ok(warm),
+        Some(difference) => {
+            Err(Error::refused(format!("the warm guest of {name} cannot be gone on from: {difference}"))
+                .hint(format!("warm it anew: cowhand template cool {name} && cowhand template warm {name}"))
+                .hint(format!("or clone it cold: cowhand clone {name} NEW")))
+        }
+    }
 }
 
 /// `stem`, if a snapshot can be called so and none is yet; else a name is made up from the time.
@@ -208,7 +262,7 @@ async fn one(context: &Context, claim: &VmLock, source: &Source, request: &Reque
         (_, Some(tag)) => config.disks.iter_mut().chain(&mut config.nvram).for_each(|disk| {
             steps.push(if disk.read_only { copy(context, disk) } else { copy_internal(disk, tag) });
         }),
-        (Kind::Thin, None) => config.writable_mut().for_each(|disk| steps.push(overlay(disk))),
+        (Kind::Thin | Kind::Warm, None) => config.writable_mut().for_each(|disk| steps.push(overlay(disk))),
         (Kind::Full, None) => {
             config.disks.iter_mut().chain(&mut config.nvram).for_each(|disk| steps.push(copy(context, disk)))
         }
@@ -222,7 +276,7 @@ async fn one(context: &Context, claim: &VmLock, source: &Source, request: &Reque
         head: None,
         snapshots: Vec::new(),
         warm: None,
-        ephemeral: None,
+        ephemeral: request.ephemeral.clone(),
     };
     steps.push(Step::save(&record));
     let report =
@@ -230,6 +284,7 @@ async fn one(context: &Context, claim: &VmLock, source: &Source, request: &Reque
     Ok(match request.kind {
         _ if source.tag.is_some() => "copied out of the internal snapshot".to_owned(),
         Kind::Thin => "copy-on-write overlay".to_owned(),
+        Kind::Warm => "copy-on-write overlay and memory".to_owned(),
         Kind::Full if report.copied.iter().all(|method| *method == Method::Reflink) => {
             "reflink: blocks are shared".to_owned()
         }

@@ -10,6 +10,7 @@
 //! | [`snapshot`] | take a snapshot, revert to one, remove one, draw the tree |
 //! | [`disk`], [`image`] | merge, resize and check the disks of a VM by hand; image files outside the store |
 //! | [`template`], [`mod@clone`] | seal a VM and freeze it for ever; make new VMs from frozen points |
+//! | [`ephemeral`] | VMs that are not to stay: a run, the pool, reset |
 //! | [`appliance`] | the small Linux that works on a guest's file systems, from the outside and from the inside |
 //! | [`doctor`] | compares records, journals, headers and running QEMUs with each other; repairs |
 //! | [`guest`] | the inside of a running guest, seen from the host: exec, files, identity |
@@ -31,6 +32,7 @@ pub mod clone;
 pub mod context;
 pub mod disk;
 pub mod doctor;
+pub mod ephemeral;
 pub mod error;
 pub mod guest;
 pub mod helper;

@@ -1,10 +1,12 @@
+use std::time::Duration;
+
 use clap::Args;
 use serde_json::Value;
 
 use super::App;
 use crate::clone::{self, Kind, Request};
 use crate::error::{Error, Result};
-use crate::model::{Name, PointRef, PortForward};
+use crate::model::{Ephemeral, Name, PointRef, PortForward, parse_age};
 use crate::output::{json, time};
 
 /// Make new VMs of a template, a snapshot or a stopped VM
@@ -20,6 +22,12 @@ pub struct Clone {
     /// Copy-on-write overlays (the default)
     #[arg(long, conflicts_with = "full")]
     thin: bool,
+    /// Overlays, and the memory of the template's warm guest: they run at once, each a guest of its own
+    #[arg(long, conflicts_with_all = ["thin", "full"])]
+    warm: bool,
+    /// They go after that time, with `gc`: 30m, 12h, 7d
+    #[arg(long, value_name = "AGE", value_parser = parse_age)]
+    expires: Option<Duration>,
     /// Independent copies
     #[arg(long)]
     full: bool,
@@ -43,10 +51,21 @@ impl Clone {
                 .collect::<Result<_>>()
                 .map_err(|error: Error| error.hint("the numbered names would be too long"))?,
         };
-        let kind = if self.full { Kind::Full } else { Kind::Thin };
-        let request = Request { source: self.source.clone(), names, kind, ports: self.port };
-        let clones = clone::clone(&app.context, &request).await?;
-        if self.start {
+        let kind = match (self.full, self.warm) {
+            (true, _) => Kind::Full,
+            (_, true) => Kind::Warm,
+            _ => Kind::Thin,
+        };
+        let ephemeral = self.expires.map(|age| Ephemeral {
+            owner: None,
+            expires: Some(crate::ephemeral::from_now(age)),
+            shell: false,
+        });
+        let request = Request { source: self.source.clone(), names, kind, ports: self.port, ephemeral };
+        let mut clones = clone::clone(&app.context, &request).await?;
+        if self.warm {
+            clone::start_warm(&app.context, &self.source.vm, &mut clones).await?;
+        } else if self.start {
             clone::start_all(&app.context, &clones).await?;
         }
         let lines: Vec<String> = clones

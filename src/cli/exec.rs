@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{App, local};
 use crate::error::{Error, Kind, Result};
@@ -77,7 +77,7 @@ impl Exec {
         let name = self.name;
         let (result, captured) =
             near.attend(async |streams| exec::exec(&app.context, &name, &request, streams).await).await;
-        code(app, &name, request.limit, result, &captured)
+        code(app, name.as_str(), request.limit, result, &captured, Value::Null)
     }
 }
 
@@ -162,21 +162,25 @@ impl<'a> Near<'a> {
 /// Says how it ended, and returns the exit code for that.
 pub fn code(
     app: &App,
-    name: &Name,
+    name: &str,
     limit: Option<Duration>,
     result: std::result::Result<Finished, Failure>,
     captured: &Captured,
+    about: Value,
 ) -> u8 {
     let seconds = limit.unwrap_or_default().as_secs();
     match result {
         Ok(finished) => {
             if app.printer.format == Format::Json {
-                let value = json!({
+                let mut value = json!({
                     "exit_code": finished.code,
                     "stdout": String::from_utf8_lossy(&captured.stdout),
                     "stderr": String::from_utf8_lossy(&captured.stderr),
                     "truncated": finished.truncated,
                 });
+                if let (Value::Object(value), Value::Object(about)) = (&mut value, about) {
+                    value.extend(about);
+                }
                 app.printer.result("", &value);
             } else if finished.truncated {
                 app.context.ui.warn("the guest agent kept only the beginning of the output");

@@ -17,7 +17,10 @@ mod local;
 mod logs;
 mod ls;
 mod plan;
+mod pool;
+mod reset;
 mod rm;
+mod run;
 mod seal;
 mod set;
 mod show;
@@ -97,6 +100,10 @@ enum Command {
     Flatten(flatten::Flatten),
     #[command(subcommand)]
     Image(image::Image),
+    Run(Box<run::Run>),
+    Reset(reset::Reset),
+    #[command(subcommand)]
+    Pool(pool::Pool),
     Gc(gc::Gc),
     Doctor(doctor::Doctor),
     Completions(generate::Completions),
@@ -113,7 +120,7 @@ pub struct App {
 impl Command {
     /// Signals are for what it runs, not for us.
     fn takes_signals(&self) -> bool {
-        matches!(self, Self::Exec(_))
+        matches!(self, Self::Exec(_) | Self::Run(_))
     }
 
     async fn run(self, app: &App) -> Result<u8> {
@@ -142,6 +149,9 @@ impl Command {
             Self::Flatten(verb) => verb.run(app).await.map(done),
             Self::Image(verb) => verb.run(app).await.map(done),
             Self::Undo(verb) => verb.run(app).await.map(done),
+            Self::Run(verb) => Ok(verb.run(app).await),
+            Self::Reset(verb) => verb.run(app).await.map(done),
+            Self::Pool(verb) => verb.run(app).await.map(done),
             Self::Gc(verb) => verb.run(app).await.map(done),
             Self::Doctor(verb) => verb.run(app).await,
             Self::Completions(verb) => verb.run(app).map(done),

@@ -8,9 +8,10 @@ use super::{App, each};
 use crate::appliance::boot::Payload;
 use crate::appliance::kernel::Kernel;
 use crate::error::{Error, Result};
-use crate::model::Name;
-use crate::output::{Format, json, table};
+use crate::model::{Name, human};
+use crate::output::{Format, json, table, time};
 use crate::template::freeze::How;
+use crate::template::warm::{self, Warming};
 use crate::template::{freeze, list, windows};
 use crate::vm::remove::{self, Options, Which};
 
@@ -25,6 +26,8 @@ pub enum Template {
     Ls(Ls),
     Show(Show),
     Rm(Rm),
+    Warm(Warm),
+    Cool(Cool),
 }
 
 impl Template {
@@ -34,6 +37,8 @@ impl Template {
             Self::Ls(verb) => verb.run(app),
             Self::Show(verb) => verb.run(app),
             Self::Rm(verb) => verb.run(app).await,
+            Self::Warm(verb) => verb.run(app).await,
+            Self::Cool(verb) => verb.run(app).await,
         }
     }
 }
@@ -55,8 +60,30 @@ pub struct Create {
     /// Rename it at the same time
     #[arg(long = "as", value_name = "NAME")]
     new_name: Option<Name>,
+    /// Make it warm, too: boot it once, and keep its memory for clones to go on from
+    #[arg(long, conflicts_with_all = ["windows", "dry_run"])]
+    warm: bool,
+    #[command(flatten)]
+    warming: WarmOptions,
     #[command(flatten)]
     seal: SealOptions,
+}
+
+/// How to make a template warm.
+#[derive(Debug, Args)]
+pub struct WarmOptions {
+    /// With --warm: a shell command that has to succeed in the guest before it is saved
+    #[arg(long, value_name = "CMD")]
+    ready: Option<String>,
+    /// With --warm: how long the guest may take to boot as far as its agent, and again for --ready, in seconds
+    #[arg(long, value_name = "SECS", default_value_t = 600)]
+    ready_timeout: u64,
+}
+
+impl WarmOptions {
+    fn warming(&self) -> Warming {
+        Warming { ready: self.ready.clone(), limit: Duration::from_secs(self.ready_timeout) }
+    }
 }
 
 impl Create {
@@ -103,6 +130,16 @@ impl Create {
         if !dry_run {
             text.push_str(&format!("{name} is a template now; make a VM of it: cowhand clone {name} NEW"));
         }
+        if self.warm {
+            let warmed = warm::warm(&app.context, name, &self.warming.warming()).await.map_err(|error| {
+                error.hint(format!("{name} is a template now, but not warm; try again: cowhand template warm {name}"))
+            })?;
+            value["warm"] = value!(true);
+            text.push_str(&format!(
+                "\nit is warm ({}); run something in it: cowhand run {name} -- true",
+                human(warmed.bytes)
+            ));
+        }
         seal::tell(app, &text, &value, &passwords);
         Ok(())
     }
@@ -135,6 +172,55 @@ impl Show {
         let row = list::show(&app.context, &self.name)?;
         app.printer.result(&table::templates(std::slice::from_ref(&row)), &json::template(&row));
         Ok(())
+    }
+}
+
+/// Boot a template once, and keep its memory for clones to go on from
+///
+/// A throw-away clone is booted and waited for: its agent, systemd's word that the boot is over, --ready, and until it idles. Its SSH host keys are taken
+/// away, and it is saved as it stands.
+#[derive(Debug, Args)]
+pub struct Warm {
+    /// The template
+    name: Name,
+    #[command(flatten)]
+    warming: WarmOptions,
+}
+
+impl Warm {
+    async fn run(self, app: &App) -> Result<()> {
+        let warmed = warm::warm(&app.context, &self.name, &self.warming.warming()).await?;
+        let text = format!(
+            "{} is warm ({}, {}); run something in it: cowhand run {} -- true",
+            self.name,
+            human(warmed.bytes),
+            time::short(warmed.took),
+            self.name
+        );
+        let value =
+            value!({"name": self.name, "warm": true, "bytes": warmed.bytes, "ms": warmed.took.as_secs_f64() * 1000.0});
+        app.printer.done(&text, &value);
+        Ok(())
+    }
+}
+
+/// Give the memory of warm templates up; refused while clones run on it
+#[derive(Debug, Args)]
+pub struct Cool {
+    /// The templates
+    #[arg(required = true)]
+    names: Vec<Name>,
+}
+
+impl Cool {
+    async fn run(self, app: &App) -> Result<()> {
+        each(app, &self.names, async |name| {
+            let bytes = warm::cool(&app.context, name).await?;
+            let value = value!({"name": name, "warm": false, "bytes": bytes});
+            app.printer.done(&format!("{name} is not warm any more ({} freed)", human(bytes)), &value);
+            Ok(())
+        })
+        .await
     }
 }
 

@@ -216,6 +216,9 @@ impl Pool {
             let r#use = if record.is_template() { Use::Template(name.clone()) } else { Use::Head(name.clone()) };
             self.add_use(&disk.layer.id, r#use);
         }
+        for disk in record.warm.iter().flat_map(|warm| warm.config.volumes()) {
+            self.add_use(&disk.layer.id, Use::Template(name.clone()));
+        }
         for snapshot in &record.snapshots {
             for disk in snapshot.config.volumes() {
                 self.add_use(&disk.layer.id, Use::Snapshot(name.clone(), snapshot.name.clone()));

@@ -18,6 +18,8 @@ pub struct Warm {
     pub helper: u32,
     /// The guest's kernel, for people.
     pub kernel: String,
+    /// How many shells of the pool are to wait for it.
+    pub pool: u32,
     /// The machine, on layers that hold what the guest has written while it booted.
     pub config: Config,
 }

@@ -30,7 +30,7 @@ pub fn vm(row: &Row) -> Value {
                 "snapshots": about.record.snapshots.len(),
                 "disk_bytes": about.own_bytes,
                 "virtual_bytes": about.virtual_bytes,
-                "expires": null,
+                "expires": about.record.ephemeral.as_ref().and_then(|ephemeral| ephemeral.expires).map(rfc3339),
                 "tags": config.tags,
             });
             if let Some(detail) = &about.status.detail {
@@ -197,7 +197,7 @@ pub fn template(row: &template::list::Row) -> Value {
     json!({
         "name": row.name,
         "sealed": row.sealed,
-        "warm": false,
+        "warm": row.record.warm.is_some(),
         "dependents": row.dependents,
         "bytes": row.bytes,
         "created": rfc3339(row.frozen),

@@ -6,6 +6,7 @@ use comfy_table::{CellAlignment, Table, presets};
 
 use crate::disk::check::Found;
 use crate::doctor::{Finding, Level};
+use crate::ephemeral::pool::Shelf;
 use crate::model::{Name, human};
 use crate::output::{time, tree};
 use crate::qemu::img::Info;
@@ -63,7 +64,7 @@ fn vm(row: &Row, about: &About) -> Vec<String> {
         format!("{} / {}", human(about.own_bytes), human(about.virtual_bytes)),
         about.record.snapshots.len().to_string(),
         about.from.clone().unwrap_or_else(|| "-".to_owned()),
-        "-".to_owned(),
+        about.record.ephemeral.as_ref().and_then(|ephemeral| ephemeral.expires).map_or("-".to_owned(), time::left),
     ]
 }
 
@@ -239,17 +240,28 @@ pub fn undoables(rows: &[Undoable]) -> String {
 /// `cowhand template ls`.
 pub fn templates(rows: &[template::list::Row]) -> String {
     table(
-        &["NAME", "FROZEN (UTC)", "SEALED", ">SIZE", "DEPENDENTS"],
+        &["NAME", "FROZEN (UTC)", "SEALED", "WARM", ">SIZE", "DEPENDENTS"],
         rows.iter().map(|row| {
             let dependents: Vec<String> = row.dependents.iter().map(|name| name.to_string()).collect();
             vec![
                 row.name.to_string(),
                 time::minute(row.frozen),
                 if row.sealed { "yes" } else { "no" }.to_owned(),
+                if row.record.warm.is_some() { "yes" } else { "no" }.to_owned(),
                 human(row.bytes),
                 if dependents.is_empty() { "-".to_owned() } else { dependents.join(", ") },
             ]
         }),
+    )
+}
+
+/// `cowhand pool ls`.
+pub fn pool(shelves: &[Shelf]) -> String {
+    table(
+        &["TEMPLATE", ">WANTED", ">WAITING"],
+        shelves
+            .iter()
+            .map(|shelf| vec![shelf.template.to_string(), shelf.wanted.to_string(), shelf.waiting.to_string()]),
     )
 }
 

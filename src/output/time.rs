@@ -26,3 +26,13 @@ pub fn short(duration: Duration) -> String {
         _ => format!("{:.1} s", duration.as_secs_f64()),
     }
 }
+
+/// How long until then: `in 58 min`, `in 7 h`, `in 3 d`, `over`.
+pub fn left(time: Timestamp) -> String {
+    match time.duration_since(Timestamp::now()).as_secs() {
+        ..1 => "over".to_owned(),
+        seconds @ 1..7200 => format!("in {} min", (seconds + 59) / 60),
+        seconds @ 7200..172_800 => format!("in {} h", seconds / 3600),
+        seconds => format!("in {} d", seconds / 86_400),
+    }
+}

@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
@@ -22,6 +22,8 @@ pub struct Probe {
     stamp: (u64, i64, i64),
     /// `7.2.22`.
     pub version: String,
+    /// It can map a file copy-on-write that it may only read (`memory-backend-file` has `rom`, since 8.2).
+    pub readonly_memory: bool,
     /// The machine types it knows, with what an alias stands for.
     machines: BTreeMap<String, String>,
 }
@@ -77,8 +79,14 @@ struct Machine {
 
 fn ask(path: PathBuf, stamp: (u64, i64, i64)) -> Result<Probe> {
     let args = ["-nodefaults", "-no-user-config", "-machine", "none", "-display", "none", "-qmp", "stdio"];
-    let script =
-        ["qmp_capabilities", "query-machines", "quit"].map(|name| format!("{{\"execute\":\"{name}\"}}\n")).concat();
+    let line = |name: &str, arguments: Value| json!({"execute": name, "arguments": arguments}).to_string() + "\n";
+    let script = [
+        line("qmp_capabilities", json!({})),
+        line("query-machines", json!({})),
+        line("qom-list-properties", json!({"typename": "memory-backend-file"})),
+        line("quit", json!({})),
+    ]
+    .concat();
     let output = command::conversation(&path, args, script.as_bytes())?;
     parse(path.clone(), stamp, &output).ok_or_else(|| {
         Error::qemu(format!("{} does not answer as QEMU does", path.display())).because(command::tail(&output))
@@ -92,7 +100,10 @@ fn parse(path: PathBuf, stamp: (u64, i64, i64), output: &[u8]) -> Option<Probe> 
     let version = lines.iter().find_map(|line| line.pointer("/QMP/version/qemu"))?;
     let number = |part| version.get(part).and_then(Value::as_u64);
     let version = format!("{}.{}.{}", number("major")?, number("minor")?, number("micro")?);
-    let list = lines.iter().find_map(|line| line.get("return").filter(|value| value.is_array()))?;
+    let mut lists = lines.iter().filter_map(|line| line.get("return").filter(|value| value.is_array()));
+    let list = lists.next()?;
+    let properties = lists.next().and_then(Value::as_array);
+    let readonly_memory = properties.is_some_and(|all| all.iter().any(|property| property["name"] == "rom"));
     let machines: Vec<Machine> = serde_json::from_value(list.clone()).ok()?;
     let machines = machines
         .into_iter()
@@ -101,7 +112,7 @@ fn parse(path: PathBuf, stamp: (u64, i64, i64), output: &[u8]) -> Option<Probe> 
             std::iter::once((name.clone(), name.clone())).chain(machine.alias.map(|alias| (alias, name)))
         })
         .collect();
-    Some(Probe { path, stamp, version, machines })
+    Some(Probe { path, stamp, version, readonly_memory, machines })
 }
 
 /// The offline engine that belongs to a system emulator: the storage daemon beside it, or in the search path.
@@ -122,9 +133,11 @@ mod tests {
         let output = br#"{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": ""}, "capabilities": []}}
 {"return": {}}
 {"return": [{"name": "pc-q35-7.2", "alias": "q35", "acpi": true}, {"name": "none", "brand-new": 1}]}
+{"return": [{"name": "mem-path", "type": "string"}, {"name": "rom", "type": "OnOffAuto"}]}
 {"return": {}}"#;
         let probe = parse("/q".into(), (0, 0, 0), output).expect("a probe");
         assert_eq!(probe.version, "7.2.22");
+        assert!(probe.readonly_memory);
         assert_eq!(probe.machine("q35").expect("a machine"), "pc-q35-7.2");
         assert!(probe.machine("pc-q35-99").is_err());
         assert_eq!(parse("/q".into(), (0, 0, 0), b"hello"), None);

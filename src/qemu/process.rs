@@ -8,6 +8,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -32,16 +33,22 @@ pub struct Files<'a> {
     pub run_lock: &'a Path,
     /// What QEMU prints.
     pub log: &'a Path,
+    /// What else it keeps open, for the locks on it.
+    pub held: Vec<OwnedFd>,
+    /// It is killed when we are.
+    pub with_us: bool,
 }
 
 /// Starts QEMU and waits for its greeting. When it ends instead, the error quotes it.
-pub async fn start(argv: &[String], sockets: &Sockets, files: &Files<'_>) -> Result<Qmp> {
+pub async fn start(argv: &[String], sockets: &Sockets, files: Files<'_>) -> Result<Qmp> {
     let lock = take_run_lock(files.run_lock).await?;
+    let mut inherited = files.held;
+    inherited.push(lock.into());
     let log =
         File::options().create(true).write(true).truncate(true).mode(0o600).open(files.log).on("open", files.log)?;
     let socket = sockets.qmp();
     let watch = Watch::new(sockets.directory()).on("watch", sockets.directory())?;
-    let mut child = command::detached(argv, &log, lock)
+    let mut child = command::detached(argv, &log, inherited, files.with_us)
         .map_err(|source| Error::failed(format!("cannot run {}", argv[0])).because(source))?;
     let watched =
         PidFd::open(child.id().cast_signed()).map_err(|source| Error::failed("cannot watch QEMU").because(source))?;

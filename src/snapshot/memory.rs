@@ -44,7 +44,7 @@ pub async fn fingerprint(qmp: &mut Qmp, config: &Config) -> Result<Fingerprint> 
 }
 
 /// What the QEMU would be like that were started here and now.
-fn planned(context: &Context, name: &Name, record: &Record) -> Result<Fingerprint> {
+pub fn planned(context: &Context, name: &Name, record: &Record) -> Result<Fingerprint> {
     let host = Host::observe();
     let chosen = accel::choose(context.settings.accel, &host)?;
     let sockets = Sockets::new(start::runtime_directory(context, record.uuid)?);

@@ -4,6 +4,9 @@ use std::path::{Path, PathBuf};
 
 use crate::model::{Layer, Name, RamImage, WarmImage};
 
+/// How directories of VMs begin that are gone. No name of a VM does.
+pub const GONE: &str = ".gone-";
+
 /// The store's map: pure path arithmetic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
@@ -86,6 +89,11 @@ impl Layout {
         self.rams().join(image.state())
     }
 
+    /// The slots of runs that go on.
+    pub fn slots(&self) -> PathBuf {
+        self.root.join("slots")
+    }
+
     /// What was taken out of use.
     pub fn trash(&self) -> PathBuf {
         self.root.join("trash")
@@ -99,6 +107,11 @@ impl Layout {
     /// The directory of one.
     pub fn vm(&self, name: &Name) -> PathBuf {
         self.vms().join(name.as_str())
+    }
+
+    /// The directory of one that is gone, and whose files are about to go.
+    pub fn gone(&self, id: &str) -> PathBuf {
+        self.vms().join(format!("{GONE}{id}"))
     }
 
     /// Its record.

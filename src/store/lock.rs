@@ -22,6 +22,11 @@ pub struct VmLock {
 }
 
 impl VmLock {
+    /// The same lock, of a VM whose directory was given another name.
+    pub fn moved(self, name: &Name) -> Self {
+        Self { name: name.clone(), ..self }
+    }
+
     /// Which VM.
     pub fn name(&self) -> &Name {
         &self.name

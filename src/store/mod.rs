@@ -95,6 +95,13 @@ impl Store {
         Ok(names)
     }
 
+    /// What is left of VMs that are gone.
+    pub fn gone(&self) -> Result<Vec<PathBuf>> {
+        let Ok(entries) = std::fs::read_dir(self.layout.vms()) else { return Ok(Vec::new()) };
+        let is_gone = |entry: &std::fs::DirEntry| entry.file_name().to_string_lossy().starts_with(layout::GONE);
+        Ok(entries.flatten().filter(is_gone).map(|entry| entry.path()).collect())
+    }
+
     /// Is there a VM or template of this name?
     pub fn exists(&self, name: &Name) -> bool {
         // One that has lost its record is there, and broken: what it stands on must not be taken for unused.

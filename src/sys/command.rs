@@ -118,13 +118,16 @@ pub fn tail(text: &[u8]) -> String {
     String::from_utf8_lossy(&text[start..]).trim().to_owned()
 }
 
-/// Starts a program that outlives us: a session of its own, no standard input, its output in `log`, and `inherited` kept open.
-pub fn detached(argv: &[String], log: &File, inherited: File) -> io::Result<Child> {
+/// Starts a program that outlives us, unless `with_us`: a session of its own, no standard input, its output in `log`, and `inherited` kept open.
+pub fn detached(argv: &[String], log: &File, inherited: Vec<OwnedFd>, with_us: bool) -> io::Result<Child> {
     let (program, args) = argv.split_first().ok_or(io::ErrorKind::InvalidInput)?;
     let mut command = Command::new(program);
     command.args(args).current_dir("/").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log.try_clone()?);
-    command.preserved_fds(vec![inherited.into()]);
+    command.preserved_fds(inherited);
     in_new_session(&mut command);
+    if with_us {
+        is_killed_with_us(&mut command);
+    }
     tracing::debug!(target: "run", "{command:?}");
     command.spawn()
 }
@@ -156,6 +159,14 @@ fn in_new_session(command: &mut Command) {
     // SAFETY: between fork and exec only setsid(2) is called, which is async-signal-safe and allocates nothing.
     unsafe {
         command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(io::Error::from));
+    }
+}
+
+#[allow(unsafe_code)]
+fn is_killed_with_us(command: &mut Command) {
+    // SAFETY: between fork and exec only prctl(2) is called, which is async-signal-safe.
+    unsafe {
+        command.pre_exec(|| Ok(rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?));
     }
 }
 

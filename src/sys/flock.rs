@@ -17,6 +17,11 @@ pub fn try_exclusive(file: &File) -> io::Result<bool> {
     held_elsewhere_is_false(flock(file, FlockOperation::NonBlockingLockExclusive))
 }
 
+/// Takes the lock beside others who do, without waiting; false when somebody has it alone.
+pub fn try_shared(file: &File) -> io::Result<bool> {
+    held_elsewhere_is_false(flock(file, FlockOperation::NonBlockingLockShared))
+}
+
 /// Takes the lock, waiting for it as long as it takes.
 pub fn exclusive(file: &File) -> io::Result<()> {
     Ok(flock(file, FlockOperation::LockExclusive)?)

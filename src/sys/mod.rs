@@ -1,6 +1,7 @@
 //! System calls and programs. The only room where `unsafe` may stand, and the only one that starts processes.
 
 pub mod command;
+pub mod cpu_time;
 pub mod elf;
 pub mod fault;
 pub mod fd_passing;
@@ -9,6 +10,7 @@ pub mod flock;
 pub mod follow;
 pub mod image_lock;
 pub mod inside;
+pub mod owner;
 pub mod pidfd;
 pub mod pipe;
 pub mod ready;

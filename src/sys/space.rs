@@ -15,6 +15,22 @@ pub fn size(path: &Path) -> io::Result<(u64, Option<u64>)> {
     Ok((about.f_blocks.saturating_mul(about.f_frsize), (about.f_files > 0).then_some(about.f_favail)))
 }
 
+/// Bytes of memory the host has (`/proc/meminfo`).
+pub fn memory() -> Option<u64> {
+    meminfo("MemTotal:")
+}
+
+/// Bytes of memory that can be had without swapping.
+pub fn available_memory() -> Option<u64> {
+    meminfo("MemAvailable:")
+}
+
+fn meminfo(what: &str) -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(what))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? << 10)
+}
+
 /// Bytes of memory the process `pid` has in use (`/proc/<pid>/statm`).
 pub fn resident(pid: i32) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::layer::pool::Pool;
-use crate::model::{LayerId, Name, Record, Role};
+use crate::model::{LayerId, Name, Record, Role, Warm};
 
 /// A template, and who stands on it.
 #[derive(Debug, Clone)]
@@ -49,7 +49,7 @@ fn row(context: &Context, pool: &Pool, name: Name, record: Record) -> Option<Row
         |layer| std::fs::metadata(context.store.layout.layer(layer)).map_or(0, |about| about.blocks() * 512);
     Some(Row {
         dependents: pool.dependents(&name, &ids),
-        bytes: record.layers().map(file_bytes).sum(),
+        bytes: record.layers().map(file_bytes).sum::<u64>() + record.warm.as_ref().map_or(0, Warm::bytes),
         frozen,
         sealed,
         name,

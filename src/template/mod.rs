@@ -3,4 +3,5 @@
 pub mod freeze;
 pub mod list;
 pub mod seal;
+pub mod warm;
 pub mod windows;

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use super::status;
 use crate::change::Executor;
 use crate::context::Context;
+use crate::ephemeral::discard;
 use crate::error::{IoContext, Result};
 use crate::layer::chain;
 use crate::layer::pool::{Pool, Use};
@@ -60,6 +61,11 @@ pub async fn collect(context: &Context, age: std::time::Duration, dry_run: bool)
     if !dry_run {
         crate::change::recover::sweep(context, &store_lock).await?;
         finish_removals(store)?;
+    }
+    drop(store_lock);
+    collected.extend(reap(context, dry_run).await?);
+    let _store_lock = store.lock(context).await?;
+    if !dry_run {
         forget_ways_back(context).await?;
     }
     // What is found now goes at the next time: so there is one, should it have been a mistake.
@@ -86,6 +92,15 @@ async fn expire(context: &Context, now: Timestamp, dry_run: bool) -> Result<Vec<
         }
     }
     Ok(collected)
+}
+
+/// Removes VMs that were not to stay.
+async fn reap(context: &Context, dry_run: bool) -> Result<Vec<Collected>> {
+    let over = match dry_run {
+        true => context.store.names()?.into_iter().filter(|name| discard::is_over(context, name)).collect(),
+        false => discard::reap(context).await?,
+    };
+    Ok(over.into_iter().map(|name| Collected { what: name.to_string(), why: "ephemeral", bytes: 0 }).collect())
 }
 
 /// Merges layers that nobody names, and that stayed because others stood on them which have gone meanwhile. Not those in `spared`: something
@@ -238,6 +253,7 @@ pub fn unnamed_memory(store: &Store) -> Result<Vec<DirEntry>> {
         named.push(journal::text(store, name)?);
         if let Ok(record) = store.load(name) {
             named.extend(record.snapshots.iter().filter_map(|snapshot| Some(snapshot.ram_image()?.id.to_string())));
+            named.extend(record.warm.map(|warm| warm.image.id.to_string()));
         }
     }
     let unnamed = |entry: &DirEntry| {

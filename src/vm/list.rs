@@ -63,6 +63,10 @@ pub async fn list(context: &Context) -> Result<Vec<Row>> {
             }
             Err(error) => Err(reason(&error)),
         };
+        // QEMUs that wait to become clones are nobody's yet: `pool ls` counts them.
+        if about.as_ref().is_ok_and(|about: &About| about.record.is_shell()) {
+            continue;
+        }
         rows.push(Row { name, about });
     }
     Ok(rows)

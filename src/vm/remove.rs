@@ -10,6 +10,7 @@ use crate::qemu::process;
 use crate::store::trash::{Entry, Stamp};
 use crate::store::{Store, StoreLock, atomic};
 use crate::sys::fault;
+use crate::template::warm;
 
 /// What may be removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,6 +164,10 @@ async fn remove_one(context: &Context, _: &StoreLock, name: &Name) -> Result<()>
     if let Some(sockets) = status::sockets(context, name) {
         process::clear(&sockets);
     }
+    let _alone = match &record.warm {
+        Some(warm) => warm::refuse_used(context, name, &record, warm)?,
+        None => None,
+    };
     let layers = freed(context, name, &record)?;
     let mut entry = Entry::new("rm", name, &context.operation);
     entry.layers.clone_from(&layers);
@@ -179,6 +184,10 @@ async fn remove_one(context: &Context, _: &StoreLock, name: &Name) -> Result<()>
     // From here on it is gone; a layer that stays in the pool now is unnamed, and `gc` finds it.
     for layer in &layers {
         store.trash_layer(&trash, layer)?;
+    }
+    if let Some(warm) = &record.warm {
+        // It can be made again.
+        warm::remove_files(store, warm)?;
     }
     for image in record.snapshots.iter().filter_map(Snapshot::ram_image) {
         store.move_memory(&trash, image, false)?;

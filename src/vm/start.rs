@@ -1,5 +1,6 @@
 //! Starting a VM, and saying how it would be started.
 
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -40,8 +41,25 @@ pub async fn start(context: &Context, name: &Name, paused: bool) -> Result<()> {
     }
 }
 
+/// A start as asked for.
+#[derive(Debug)]
+pub struct Launch<'a> {
+    /// What QEMU does once it is there.
+    pub how: How<'a>,
+    /// What it keeps open, for the locks on it.
+    pub held: Vec<OwnedFd>,
+    /// It is killed when we are.
+    pub with_us: bool,
+}
+
 /// Starts a VM whose lock the caller holds and which does not run.
 pub async fn start_locked(context: &Context, name: &Name, record: &Record, how: How<'_>) -> Result<Qmp> {
+    launch(context, name, record, Launch { how, held: Vec::new(), with_us: false }).await
+}
+
+/// The same, with more to say about it.
+pub async fn launch(context: &Context, name: &Name, record: &Record, launch: Launch<'_>) -> Result<Qmp> {
+    let Launch { how, held, with_us } = launch;
     let store = &context.store;
     if let Some(old) = status::sockets(context, name) {
         process::clear(&old);
@@ -60,8 +78,8 @@ pub async fn start_locked(context: &Context, name: &Name, record: &Record, how: 
     point_run_link(&store.layout.run_link(name), sockets.directory())?;
     create_private(&store.layout.serial_log(name))?;
     let (run_lock, log) = (store.layout.run_lock(name), store.layout.qemu_log(name));
-    let files = process::Files { run_lock: &run_lock, log: &log };
-    process::start(&argv, &sockets, &files).await.map_err(|error| match error.kind() {
+    let files = process::Files { run_lock: &run_lock, log: &log, held, with_us };
+    process::start(&argv, &sockets, files).await.map_err(|error| match error.kind() {
         crate::error::Kind::Qemu => prefix(error, name),
         _ => error,
     })

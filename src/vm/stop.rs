@@ -132,7 +132,7 @@ pub async fn quit(context: &Context, name: &Name, mut qmp: Qmp) -> Result<()> {
 }
 
 /// Kills a QEMU that does not answer; who it is, the kernel says (`SO_PEERCRED` of its socket).
-async fn kill(context: &Context, name: &Name) -> Result<()> {
+pub async fn kill(context: &Context, name: &Name) -> Result<()> {
     let unknown = || Error::qemu(format!("the QEMU of {name} does not answer and its process is not known"));
     let sockets = status::sockets(context, name).ok_or_else(unknown)?;
     let stream = tokio::net::UnixStream::connect(sockets.status()).await.map_err(|source| unknown().because(source))?;

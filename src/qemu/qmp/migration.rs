@@ -71,6 +71,12 @@ impl Qmp {
         self.call("query-migrate", json!({})).await
     }
 
+    /// Sets several migration capabilities at once.
+    pub async fn set_capabilities(&mut self, names: &[&str]) -> Result<(), QmpError> {
+        let all: Vec<Value> = names.iter().map(|name| json!({"capability": name, "state": true})).collect();
+        self.call::<Value>("migrate-set-capabilities", json!({"capabilities": all})).await.map(drop)
+    }
+
     /// Sets a migration capability.
     pub async fn set_capability(&mut self, name: &str, on: bool) -> Result<(), QmpError> {
         let capabilities = json!([{"capability": name, "state": on}]);

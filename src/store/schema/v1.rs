@@ -43,6 +43,8 @@ struct WarmV1 {
     writer: Fingerprint,
     helper: u32,
     kernel: String,
+    #[serde(default)]
+    pool: u32,
     config: ConfigV1,
 }
 
@@ -205,6 +207,7 @@ impl From<&Record> for RecordV1 {
                 writer: warm.writer,
                 helper: warm.helper,
                 kernel: warm.kernel,
+                pool: warm.pool,
             }),
             ephemeral: record.ephemeral.clone(),
         }
@@ -248,8 +251,8 @@ impl TryFrom<WarmV1> for Warm {
     type Error = Error;
 
     fn try_from(warm: WarmV1) -> Result<Self> {
-        let WarmV1 { image, made, writer, helper, kernel, config } = warm;
-        Ok(Self { image, made, writer, helper, kernel, config: config.try_into()? })
+        let WarmV1 { image, made, writer, helper, kernel, pool, config } = warm;
+        Ok(Self { image, made, writer, helper, kernel, pool, config: config.try_into()? })
     }
 }
 

@@ -1,0 +1,129 @@
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::exec::{self, How, Near, OURS};
+use super::{App, local};
+use crate::ephemeral::run::{self, Keep, Request, Warmth};
+use crate::error::{Error, Result};
+use crate::guest;
+use crate::model::{Name, PointRef, PortForward, parse_age};
+
+/// Run a command in a guest that is made for it and gone afterwards
+///
+/// From a warm template (`template warm`) the guest goes on from memory in well under a second, as a guest of its own: machine-id, host name, SSH host keys, network
+/// addresses, clock and random numbers are new. Exit codes as of `exec`. Killed runs leave nothing behind: QEMU ends with its `run`, and `gc` or the next `run`
+/// clears up.
+#[derive(Debug, Args)]
+pub struct Run {
+    #[command(flatten)]
+    how: How,
+    /// From memory, or not at all
+    #[arg(long, conflicts_with = "cold")]
+    warm: bool,
+    /// By a boot, even from a warm template
+    #[arg(long)]
+    cold: bool,
+    /// Copy a file or directory into the guest before: HOST:GUEST; can be repeated
+    #[arg(long, value_name = "HOST:GUEST", value_parser = host_guest)]
+    copy_in: Vec<(PathBuf, String)>,
+    /// Copy a file or directory out of it afterwards, also when the command has failed: GUEST:HOST; can be repeated
+    #[arg(long, value_name = "GUEST:HOST", value_parser = guest_host)]
+    copy_out: Vec<(String, PathBuf)>,
+    /// How long the command may take, in seconds; then it is terminated, and 5 s later killed
+    #[arg(long, value_name = "SECS")]
+    timeout: Option<u64>,
+    /// Keep the VM, under this name
+    #[arg(long, value_name = "NAME", num_args = 0..=1, require_equals = true)]
+    keep: Option<Option<Name>>,
+    /// Keep the VM if the command fails
+    #[arg(long)]
+    keep_on_failure: bool,
+    /// The VM goes after that time whatever happens: 30m, 12h, 7d
+    #[arg(long, value_name = "AGE", default_value = "1d", value_parser = parse_age)]
+    ttl: Duration,
+    /// How many runs may go on at once in this store; others wait. There are never more than the host has memory for
+    #[arg(long, value_name = "COUNT", env = "COWHAND_MAX_PARALLEL", hide_env_values = true, value_parser = clap::value_parser!(u32).range(1..))]
+    max_parallel: Option<u32>,
+    /// Forward a port of the host into the guest; can be repeated: HOST:GUEST
+    #[arg(short, long = "port", value_name = "HOST:GUEST")]
+    port: Vec<PortForward>,
+    /// How long the guest may take to boot as far as its agent, in seconds
+    #[arg(long, value_name = "SECS", default_value_t = 300)]
+    agent_timeout: u64,
+    /// A template, VM@SNAPSHOT, or a stopped VM
+    source: PointRef,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+impl Run {
+    pub async fn run(self, app: &App) -> u8 {
+        let limit = self.timeout.map(Duration::from_secs);
+        let (_raw, size) = match self.how.tty.then(local::terminal).transpose() {
+            Ok(terminal) => terminal.unzip(),
+            Err(error) => return exec::fail(app, OURS, &error),
+        };
+        let command = match self.how.command(self.command, size) {
+            Ok(exec) => guest::exec::Request { exec, agent_limit: Duration::from_secs(self.agent_timeout), limit },
+            Err(error) => return exec::fail(app, OURS, &error),
+        };
+        let near = match Near::new(&app.printer, &command, self.how.interactive) {
+            Ok(near) => near,
+            Err(error) => return exec::fail(app, OURS, &error),
+        };
+        let request = Request {
+            source: self.source,
+            name: self.keep.clone().flatten(),
+            warmth: match (self.warm, self.cold) {
+                (true, _) => Warmth::Warm,
+                (_, true) => Warmth::Cold,
+                _ => Warmth::Either,
+            },
+            keep: match (&self.keep, self.keep_on_failure) {
+                (Some(_), _) => Keep::Always,
+                (None, true) => Keep::OnFailure,
+                (None, false) => Keep::Never,
+            },
+            ttl: self.ttl,
+            copy_in: self.copy_in,
+            copy_out: self.copy_out,
+            ports: self.port,
+            most: self.max_parallel,
+            command,
+        };
+        let (mut kept, mut made) = (None, None);
+        let (result, captured) = near
+            .attend(async |streams| {
+                let ran = run::run(&app.context, &request, streams).await;
+                (kept, made) = (ran.kept, ran.made);
+                ran.result
+            })
+            .await;
+        if let Some(name) = &kept {
+            app.context.ui.note(&format!("{name} was kept: cowhand exec -it {name} -- sh    cowhand rm -f {name}"));
+        }
+        let about = serde_json::json!({
+            "name": kept,
+            "kind": made.map(|(kind, _)| kind.as_str()),
+            "ms": made.map(|(_, took)| took.as_secs_f64() * 1000.0),
+        });
+        exec::code(app, "the guest", limit, result, &captured, about)
+    }
+}
+
+fn host_guest(text: &str) -> Result<(PathBuf, String)> {
+    match text.rsplit_once(':') {
+        Some((host, guest)) if !host.is_empty() && guest.starts_with('/') => Ok((host.into(), guest.to_owned())),
+        _ => Err(Error::usage(format!("{text:?} is not HOST:GUEST with an absolute path in the guest"))),
+    }
+}
+
+fn guest_host(text: &str) -> Result<(String, PathBuf)> {
+    match text.split_once(':') {
+        Some((guest, host)) if !host.is_empty() && guest.starts_with('/') => Ok((guest.to_owned(), host.into())),
+        _ => Err(Error::usage(format!("{text:?} is not GUEST:HOST with an absolute path in the guest"))),
+    }
+}

@@ -1,0 +1,123 @@
+//! Removing a VM that was never to stay: the plug is pulled and its files go, not into the trash. What others stand on stays.
+//!
+//! ```text
+//! QEMU killed ─▶ vms/NAME renamed to vms/.gone-… (it is gone) ─▶ layers removed ─▶ vms/.gone-… removed
+//!                                                     └ killed here: the next `gc` or `run` removes the rest
+//! ```
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use crate::change::recover;
+use crate::context::Context;
+use crate::error::{IoContext, Result};
+use crate::layer::pool::Pool;
+use crate::model::{Layer, LayerId, Name, Record, Snapshot};
+use crate::qemu::process;
+use crate::store::{Store, schema};
+use crate::sys::{fault, owner};
+use crate::vm::{live, status, stop};
+
+/// Removes `name`, whatever it is doing.
+pub async fn discard(context: &Context, name: &Name) -> Result<()> {
+    let store = &context.store;
+    let lock = store.lock_vm(context, name).await?;
+    // What a change was in the middle of goes with it; but layers it has made have to be named.
+    if store.layout.journal(name).exists() {
+        recover::recover(context, &lock).await?;
+    }
+    if !store.exists(name) {
+        return Ok(());
+    }
+    if status::is_running(context, name)? && stop::kill(context, name).await.is_err() {
+        // It may be half-way through its start.
+        if let Some(qmp) = live::connect_if_running(context, name).await? {
+            stop::quit(context, name, qmp).await?;
+        }
+    }
+    if let Some(sockets) = status::sockets(context, name) {
+        process::clear(&sockets);
+    }
+    let gone = store.layout.gone(&Uuid::new_v4().simple().to_string());
+    let directory = store.layout.vm(name);
+    fault::point("an ephemeral VM, about to go").on("remove", &directory)?;
+    std::fs::rename(&directory, &gone).on("remove", &directory)?;
+    fault::point("an ephemeral VM, gone").on("remove", &directory)?;
+    drop(lock);
+    clear(store, &gone)
+}
+
+/// Removes what is left of one that is gone.
+fn clear(store: &Store, gone: &std::path::Path) -> Result<()> {
+    let path = gone.join("vm.json");
+    let record = std::fs::read(&path).ok().and_then(|text| schema::parse_record(&text).ok());
+    if let Some(record) = record {
+        for layer in freed(store, &record)? {
+            let path = store.layout.layer(&layer);
+            match std::fs::remove_file(&path) {
+                // Somebody else clears up, too.
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).on("remove", &path),
+                _ => {}
+            }
+        }
+        for image in record.snapshots.iter().filter_map(Snapshot::ram_image) {
+            let _ = std::fs::remove_file(store.layout.ram(image));
+        }
+    }
+    match std::fs::remove_dir_all(gone) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).on("remove", gone),
+        _ => Ok(()),
+    }
+}
+
+/// Its own layers that nobody else names or stands on: those it writes to and those of its snapshots, from the top down.
+fn freed(store: &Store, record: &Record) -> Result<Vec<Layer>> {
+    let mut pool = Pool::scan(store)?;
+    if pool.uncertainty(None).is_some() {
+        // Somebody's record cannot be read: what it stands on is not known. `gc` finds them later.
+        return Ok(Vec::new());
+    }
+    let own: Vec<LayerId> = record.layers().map(|layer| layer.id.clone()).collect();
+    let mut freed = Vec::new();
+    loop {
+        let free = own
+            .iter()
+            .find(|id| pool.layers.contains_key(id) && pool.uses(id).is_empty() && pool.children(id).next().is_none());
+        let Some(info) = free.and_then(|id| pool.layers.remove(id)) else { return Ok(freed) };
+        freed.push(info.layer);
+    }
+}
+
+/// Removes VMs whose owner has died or whose time is over, shells that do not wait any more, and what is left of those that are gone. Returns their names.
+pub async fn reap(context: &Context) -> Result<Vec<Name>> {
+    let store = &context.store;
+    for gone in store.gone()? {
+        if let Err(error) = clear(store, &gone) {
+            context.ui.warn(&error.full_message());
+        }
+    }
+    let mut reaped = Vec::new();
+    for name in store.names()? {
+        if !is_over(context, &name) {
+            continue;
+        }
+        match discard(context, &name).await {
+            Ok(()) => reaped.push(name),
+            Err(error) => context.ui.warn(&format!("{name} is over and stays: {}", error.full_message())),
+        }
+    }
+    Ok(reaped)
+}
+
+/// Is it a VM whose time is over?
+pub fn is_over(context: &Context, name: &Name) -> bool {
+    let Ok(Some(ephemeral)) = context.store.load(name).map(|record| record.ephemeral) else { return false };
+    let abandoned = ephemeral.owner.as_ref().is_some_and(|owner| !owner::is_alive(owner));
+    let expired = ephemeral.expires.is_some_and(|at| at <= Timestamp::now());
+    // One that is just being filled is locked.
+    let stale = ephemeral.shell
+        && ephemeral.owner.is_none()
+        && status::is_running(context, name).is_ok_and(|running| !running)
+        && context.store.try_lock_vm(name, &context.operation).is_ok_and(|lock| lock.is_some());
+    abandoned || expired || stale
+}

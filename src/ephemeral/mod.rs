@@ -1,0 +1,27 @@
+//! VMs that are not to stay: made for one command, waiting in a pool, or with a date on which they go. Nothing of them is kept for an undo.
+//!
+//! Their record says who looks after them and until when. Whoever that is removes them at the end; should it be killed, `gc` does, and so does the next `run`.
+
+pub mod discard;
+pub mod pool;
+pub mod queue;
+pub mod reset;
+pub mod run;
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::model::Ephemeral;
+use crate::sys::owner;
+
+/// One that goes with this process, and `ttl` from now at the latest.
+pub fn ours(ttl: Duration) -> Ephemeral {
+    Ephemeral { owner: owner::ours(), expires: Some(from_now(ttl)), shell: false }
+}
+
+/// The time so long from now.
+pub fn from_now(ttl: Duration) -> Timestamp {
+    let ttl = SignedDuration::try_from(ttl).unwrap_or(SignedDuration::MAX);
+    Timestamp::now().checked_add(ttl).unwrap_or(Timestamp::MAX)
+}

@@ -1,0 +1,193 @@
+//! The pool: QEMUs that have been started on a warm template and wait (`-incoming defer`) for somebody to claim them. A claim is a lock, a rename and
+//! three QMP commands. There is no daemon: whoever claims one starts another in its place.
+//!
+//! A shell is a VM like any other in the store, with a layer of its own, so that locks, recovery and `gc` know it; `ls` does not show it.
+
+use uuid::Uuid;
+
+use super::discard;
+use crate::clone::{self, Kind};
+use crate::context::Context;
+use crate::error::{Error, IoContext, Result};
+use crate::model::{Ephemeral, Name, PointRef, Record, human};
+use crate::qemu::qmp::Qmp;
+use crate::store::{VmLock, atomic};
+use crate::sys::space;
+use crate::vm::{live, open, status, warm};
+
+/// What there is for one template.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shelf {
+    /// The template.
+    pub template: Name,
+    /// How many shells there are to be.
+    pub wanted: u32,
+    /// How many wait.
+    pub waiting: u32,
+}
+
+/// The shells of the template whose record this is.
+fn shells(context: &Context, template: &Record) -> Result<Vec<Name>> {
+    let store = &context.store;
+    let is_ours = |name: &Name| {
+        store
+            .load(name)
+            .is_ok_and(|record| record.is_shell() && record.origin.is_some_and(|origin| origin.uuid == template.uuid))
+    };
+    Ok(store.names()?.into_iter().filter(is_ours).collect())
+}
+
+/// Keeps `wanted` shells waiting for `template` from now on, and starts those that are missing. Returns how many were started.
+pub async fn fill(context: &Context, template: &Name, wanted: u32) -> Result<u32> {
+    let store = &context.store;
+    discard::reap(context).await?;
+    let record = store.load(template)?;
+    clone::warm(context, template, &record)?;
+    {
+        let (_lock, mut record) = open::open(context, template).await?;
+        if let Some(warm) = record.warm.as_mut().filter(|warm| warm.pool != wanted) {
+            warm.pool = wanted;
+            store.save(template, &record)?;
+        }
+    }
+    top_up(context, template).await
+}
+
+/// Starts the shells that are missing, and ends those that are too many.
+pub async fn top_up(context: &Context, template: &Name) -> Result<u32> {
+    let record = context.store.load(template)?;
+    let Some(warm) = &record.warm else { return Ok(0) };
+    let shells = shells(context, &record)?;
+    let wanted = usize::try_from(warm.pool).unwrap_or(usize::MAX);
+    for shell in shells.iter().skip(wanted) {
+        discard::discard(context, shell).await?;
+    }
+    let mut started = 0;
+    for _ in shells.len()..wanted {
+        let free = space::available_memory();
+        // A shell itself takes little; what becomes of it may take all it has.
+        if free.is_some_and(|free| free < warm.config.memory_bytes / 4) {
+            return Err(Error::refused(format!(
+                "the host has {} of memory left, too little for more than {} shells",
+                human(free.unwrap_or_default()),
+                shells.len() + started as usize
+            )));
+        }
+        start(context, template, &record).await?;
+        started += 1;
+    }
+    Ok(started)
+}
+
+async fn start(context: &Context, template: &Name, record: &Record) -> Result<()> {
+    let random = Uuid::new_v4().simple().to_string();
+    let stem: String = template.as_str().chars().take(40).collect();
+    let name: Name = format!("pool-{}-{}", stem.trim_end_matches(['-', '.', '_']), &random[..6]).parse()?;
+    let ours = super::ours(std::time::Duration::from_secs(600));
+    let request = clone::Request {
+        source: PointRef { vm: template.clone(), snapshot: None },
+        names: vec![name.clone()],
+        kind: Kind::Warm,
+        ports: Vec::new(),
+        // Until it waits it is ours alone.
+        ephemeral: Some(Ephemeral { shell: true, ..ours }),
+    };
+    clone::clone(context, &request).await?;
+    let started = async {
+        let warm = clone::warm(context, template, record)?;
+        let (_lock, mut shell) = open::open(context, &name).await?;
+        drop(warm::wait(context, &name, &shell, warm, false).await?);
+        shell.ephemeral = Some(Ephemeral { owner: None, expires: None, shell: true });
+        context.store.save(&name, &shell)
+    };
+    if let Err(error) = started.await {
+        discard::discard(context, &name).await?;
+        return Err(error);
+    }
+    Ok(())
+}
+
+/// Makes a waiting shell of `template` the VM `name`. `None` when none waits.
+pub async fn claim(
+    context: &Context,
+    template: &Record,
+    name: &Name,
+    ephemeral: Option<&Ephemeral>,
+) -> Result<Option<(VmLock, Record, Qmp)>> {
+    let store = &context.store;
+    if template.warm.as_ref().is_none_or(|warm| warm.pool == 0) {
+        return Ok(None);
+    }
+    for shell in shells(context, template)? {
+        // Somebody else may be claiming it just now.
+        let Some(lock) = store.try_lock_vm(&shell, &context.operation)? else { continue };
+        let Ok(mut record) = store.load(&shell) else { continue };
+        let waits = record.ephemeral.as_ref().is_some_and(|shell| shell.shell && shell.owner.is_none());
+        if !waits || !status::is_running(context, &shell)? {
+            continue;
+        }
+        let Some(qmp) = live::connect_if_running(context, &shell).await? else { continue };
+        record.ephemeral = ephemeral.cloned();
+        record.created = jiff::Timestamp::now();
+        let _store_lock = store.lock(context).await?;
+        if store.layout.vm(name).exists() {
+            return Err(Error::exists(format!("the name {name} is taken"))
+                .hint("choose another name, or see what is there: cowhand ls -a"));
+        }
+        store.save(&shell, &record)?;
+        let from = store.layout.vm(&shell);
+        std::fs::rename(&from, store.layout.vm(name)).on("rename", &from)?;
+        atomic::sync_directory(&store.layout.vms())?;
+        return Ok(Some((lock.moved(name), record, qmp)));
+    }
+    Ok(None)
+}
+
+/// What there is, for every template that has, or is to have, shells.
+pub fn list(context: &Context) -> Result<Vec<Shelf>> {
+    let store = &context.store;
+    let mut shelves = Vec::new();
+    for template in store.names()? {
+        let Ok(record) = store.load(&template) else { continue };
+        let Some(warm) = &record.warm else { continue };
+        let running = shells(context, &record)?
+            .iter()
+            .filter_map(|name| status::is_running(context, name).ok())
+            .filter(|running| *running)
+            .count();
+        let waiting = u32::try_from(running).unwrap_or(u32::MAX);
+        if warm.pool > 0 || waiting > 0 {
+            shelves.push(Shelf { wanted: warm.pool, waiting, template });
+        }
+    }
+    Ok(shelves)
+}
+
+/// Ends the shells of `template`, or of all; nobody starts new ones. Returns how many there were.
+pub async fn drain(context: &Context, template: Option<&Name>) -> Result<usize> {
+    let store = &context.store;
+    let mut drained = 0;
+    for name in store.names()? {
+        if template.is_some_and(|template| *template != name)
+            || !store.load(&name).is_ok_and(|record| record.is_template())
+        {
+            continue;
+        }
+        let record = {
+            let (_lock, mut record) = open::open(context, &name).await?;
+            if let Some(warm) = record.warm.as_mut().filter(|warm| warm.pool > 0) {
+                warm.pool = 0;
+                store.save(&name, &record)?;
+            }
+            record
+        };
+        for shell in shells(context, &record)? {
+            discard::discard(context, &shell).await?;
+            drained += 1;
+        }
+    }
+    match template.filter(|template| !store.exists(template)) {
+        Some(template) => Err(store.unknown(template)),
+        None => Ok(drained),
+    }
+}

@@ -1,0 +1,135 @@
+//! Back to where a VM was made from, in one step: its guest is ended, its head becomes new overlays on the template's or the snapshot's layers, and it starts again,
+//! from memory where the template is warm.
+
+use uuid::Uuid;
+
+use crate::change::{self, Executor, Plan, Step};
+use crate::clone::{self, Kind};
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::layer::chain;
+use crate::model::{Config, Disk, Format, Layer, Name, Origin, Record, Warm};
+use crate::qemu::cmdline::How;
+use crate::snapshot::plan;
+use crate::store::Store;
+use crate::vm::{live, open, start, warm};
+
+/// What a reset came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reset {
+    /// Where the VM is now: `deb12`, `web@before`.
+    pub origin: String,
+    /// How it was started, if it was.
+    pub kind: Option<Kind>,
+}
+
+/// Resets `name`. With `stopped` it is not started again.
+pub async fn reset(context: &Context, name: &Name, stopped: bool) -> Result<Reset> {
+    let (lock, record) = open::open_vm(context, name, "reset").await?;
+    let origin = record.origin.clone().ok_or_else(|| {
+        Error::refused(format!("{name} was not made from a template or a snapshot"))
+            .hint(format!("go back to a snapshot of its own: cowhand snapshot revert {name}@NAME"))
+    })?;
+    let (source_name, source) = source(context, name, &origin)?;
+    let at = match &origin.snapshot {
+        Some(snapshot) => format!("{source_name}@{snapshot}"),
+        None => source_name.to_string(),
+    };
+    let base = match &origin.snapshot {
+        Some(snapshot) => &source.snapshot(&source_name, snapshot)?.config,
+        None => &source.config,
+    };
+    let warm =
+        (!stopped && origin.snapshot.is_none()).then(|| usable(context, &source_name, &source, &record)).flatten();
+    let base = warm.map_or(base, |warm| &warm.config);
+    let (mut after, mut steps) = (record.clone(), Vec::new());
+    after.config.generation = Uuid::new_v4();
+    after.head = None;
+    let mut base = base.clone();
+    chain::refresh(&context.store, &mut base)?;
+    renew(name, &mut after.config, &base, &mut steps)?;
+    let mut qmp = live::connect_if_running(context, name).await?;
+    if let Some(qmp) = &mut qmp {
+        live::refuse_job(name, qmp).await?;
+        steps.push(Step::StopQemu);
+    }
+    steps.push(Step::save(&after));
+    let kept: Vec<&Layer> = after.layers().collect();
+    let gone: Vec<Layer> =
+        record.config.writable().map(|disk| disk.layer.clone()).filter(|layer| !kept.contains(&layer)).collect();
+    steps.push(match record.ephemeral {
+        // Nothing of it was ever to stay.
+        Some(_) => Step::RemoveMerged { layers: gone },
+        None => plan::trash(&record, Store::trash_name("reset", name), "reset", gone, None),
+    });
+    change::run(context, &lock, Plan::new(steps), &mut Executor::with(context, name, qmp)).await?;
+    if stopped {
+        return Ok(Reset { origin: at, kind: None });
+    }
+    let started = async {
+        match warm {
+            Some(warm) => {
+                let qmp = warm::wait(context, name, &after, warm, false).await?;
+                warm::go_on(context, name, qmp, warm).await?;
+                warm::settle(context, name, &after, warm).await.map(drop)
+            }
+            None => start::start_locked(context, name, &after, How::Running).await.map(drop),
+        }
+    };
+    started.await.map_err(|error| {
+        Error::new(error.kind(), format!("{name} is back at {at}, but did not start"))
+            .hint(format!("try again: cowhand start {name}"))
+            .because(error.full_message())
+    })?;
+    Ok(Reset { origin: at, kind: Some(if warm.is_some() { Kind::Warm } else { Kind::Thin }) })
+}
+
+/// The template or VM it was made from, by its present name.
+fn source(context: &Context, name: &Name, origin: &Origin) -> Result<(Name, Record)> {
+    for other in context.store.names()? {
+        if let Ok(record) = context.store.load(&other)
+            && record.uuid == origin.uuid
+        {
+            return Ok((other, record));
+        }
+    }
+    Err(Error::not_found(format!("{name} was made from {}, which is not there any more", origin.name)))
+}
+
+/// The warm guest of the template, if this VM can go on from it: it has to be the same machine still.
+fn usable<'a>(context: &Context, name: &Name, template: &'a Record, vm: &Record) -> Option<&'a Warm> {
+    template.warm.as_ref()?;
+    let same = |a: &Config, b: &Config| {
+        (&a.machine, &a.cpu, a.memory_bytes, a.cpus, a.firmware, a.nics.len(), a.disks.len(), &a.kernel)
+            == (&b.machine, &b.cpu, b.memory_bytes, b.cpus, b.firmware, b.nics.len(), b.disks.len(), &b.kernel)
+    };
+    match clone::warm(context, name, template) {
+        Ok(warm) if same(&warm.config, &vm.config) => Some(warm),
+        Ok(_) => {
+            context.ui.warn("it is another machine than its template by now: the guest boots");
+            None
+        }
+        Err(error) => {
+            context.ui.warn(&format!("{}; the guest boots instead", error.full_message()));
+            None
+        }
+    }
+}
+
+/// New overlays on the layers of `base`, disk by disk. Disks that the source does not have stay as they are.
+fn renew(name: &Name, config: &mut Config, base: &Config, steps: &mut Vec<Step>) -> Result<()> {
+    let below = |target: &str| base.volumes().find(|disk| disk.target == target && !disk.read_only);
+    let mut renewed = 0;
+    for disk in config.disks.iter_mut().chain(&mut config.nvram).filter(|disk| !disk.read_only) {
+        let Some(Disk { layer: backing, virtual_bytes, .. }) = below(&disk.target).cloned() else { continue };
+        let layer = Layer::new(Format::Qcow2);
+        disk.layer = layer.clone();
+        disk.virtual_bytes = virtual_bytes;
+        steps.push(Step::MakeLayer { layer, backing: Some(backing), virtual_bytes });
+        renewed += 1;
+    }
+    if renewed == 0 {
+        return Err(Error::refused(format!("{name} has no disk in common with what it was made from")));
+    }
+    Ok(())
+}

@@ -1,0 +1,340 @@
+//! A command in a guest that is made for it and gone afterwards, however it ends.
+//!
+//! ```text
+//! queue ─▶ clone (pool, warm, or cold) ─▶ its own identity ─▶ copy in ─▶ command ─▶ copy out ─▶ discard
+//! ```
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use super::{discard, pool, queue};
+use crate::clone::{self, Kind};
+use crate::context::Context;
+use crate::error::{Error, IoContext, Kind as ErrorKind, Result};
+use crate::guest::copy;
+use crate::guest::exec::{self, Failure, Finished, Streams};
+use crate::guest::install::{self, Reached};
+use crate::guest::port::Client;
+use crate::model::{Ephemeral, Name, PointRef, PortForward, Record, human};
+use crate::qemu::cmdline::How;
+use crate::settings::Accel;
+use crate::sys::{command, relay, space};
+use crate::vm::start::Launch;
+use crate::vm::{open, start, warm};
+
+/// What has to be left on the store's file system for a guest to write to.
+const SPARE: u64 = 256 << 20;
+
+/// Where the guest comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Warmth {
+    /// From memory where that can be, else it boots.
+    #[default]
+    Either,
+    /// From memory, or not at all.
+    Warm,
+    /// It boots.
+    Cold,
+}
+
+/// What becomes of the VM afterwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Keep {
+    /// It goes.
+    #[default]
+    Never,
+    /// It stays if the command failed.
+    OnFailure,
+    /// It stays.
+    Always,
+}
+
+/// A run as asked for.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// A template, a snapshot or a stopped VM.
+    pub source: PointRef,
+    /// What to call the VM; made up without it.
+    pub name: Option<Name>,
+    /// Where the guest comes from.
+    pub warmth: Warmth,
+    /// What becomes of it.
+    pub keep: Keep,
+    /// It goes so long after it was made, whatever became of us.
+    pub ttl: Duration,
+    /// What to copy into the guest before: from the host, to the guest.
+    pub copy_in: Vec<(PathBuf, String)>,
+    /// What to copy out of it afterwards, also when the command has failed: from the guest, to the host.
+    pub copy_out: Vec<(String, PathBuf)>,
+    /// Ports of the host that lead into it.
+    pub ports: Vec<PortForward>,
+    /// How many runs may go on at once.
+    pub most: Option<u32>,
+    /// The command.
+    pub command: exec::Request,
+}
+
+/// A VM that was made for somebody, and runs.
+pub struct Made {
+    /// Its name.
+    pub name: Name,
+    /// How it was made.
+    pub kind: Kind,
+    /// From the pool.
+    pub pooled: bool,
+    /// A conversation with its helper.
+    pub client: Client,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// What came of a run.
+#[derive(Debug)]
+pub struct Ran {
+    /// How the command ended.
+    pub result: std::result::Result<Finished, Failure>,
+    /// The VM, if it is still there.
+    pub kept: Option<Name>,
+    /// How the guest was made, and how long that took.
+    pub made: Option<(Kind, Duration)>,
+}
+
+/// Runs a command in a guest made for it.
+pub async fn run(context: &Context, request: &Request, mut streams: Streams<'_>) -> Ran {
+    let failed = |error: Error| Ran { result: Err(error.into()), kept: None, made: None };
+    let name = match request.name.clone().map_or_else(free_name, Ok) {
+        Ok(name) => name,
+        Err(error) => return failed(error),
+    };
+    if let Err(error) = check(context, request, &name) {
+        return failed(error);
+    }
+    let mut control = streams.control.take();
+    let prepared = tokio::select! {
+        prepared = prepare(context, request, &name) => prepared,
+        () = exec::interrupted(&mut control) => Err(Error::new(ErrorKind::Interrupted, "interrupted")),
+    };
+    streams.control = control;
+    let (result, made) = match prepared {
+        Ok((mut made, slot)) => {
+            let result = attend(context, request, &mut made, streams).await;
+            drop(slot);
+            (result, Some((made.kind, made.took)))
+        }
+        Err(error) => (Err(error.into()), None),
+    };
+    let good = matches!(&result, Ok(finished) if finished.code == 0);
+    let keep = match request.keep {
+        Keep::Never => false,
+        Keep::OnFailure => !good && made.is_some(),
+        Keep::Always => made.is_some(),
+    };
+    let kept = match keep {
+        true => stay(context, &name).await,
+        false => discard_if_there(context, &name).await,
+    };
+    match kept {
+        Ok(kept) => Ran { result, kept, made },
+        Err(error) => {
+            context.ui.warn(&format!("{name} could not be removed: {} (cowhand gc tries again)", error.full_message()));
+            Ran { result, kept: None, made }
+        }
+    }
+}
+
+/// `run-1a2b3c`.
+pub fn free_name() -> Result<Name> {
+    format!("run-{}", &Uuid::new_v4().simple().to_string()[..8]).parse()
+}
+
+/// Everything that can be known to fail is looked at before anything is made.
+fn check(context: &Context, request: &Request, name: &Name) -> Result<()> {
+    if context.store.exists(name) {
+        return Err(Error::exists(format!("the name {name} is taken")).hint("choose another: --keep=NAME"));
+    }
+    for (from, _) in &request.copy_in {
+        from.symlink_metadata().and_then(|_| from.metadata()).map(drop).on("read", from).map_err(|error| {
+            Error::not_found(format!("--copy-in: {} is not there", from.display())).because(error.full_message())
+        })?;
+    }
+    for (_, to) in &request.copy_out {
+        let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty());
+        if let Some(parent) = parent.filter(|parent| !parent.is_dir()) {
+            return Err(Error::not_found(format!("--copy-out: there is no directory {}", parent.display())));
+        }
+    }
+    let root = context.store.layout.root();
+    match space::free(root) {
+        Ok(free) if free < SPARE => Err(Error::refused(format!(
+            "{} has {} free, and a guest may need {}",
+            root.display(),
+            human(free),
+            human(SPARE)
+        ))
+        .hint("make room: cowhand gc --older-than 0    empties the trash")),
+        _ => Ok(()),
+    }
+}
+
+async fn prepare(context: &Context, request: &Request, name: &Name) -> Result<(Made, queue::Slot)> {
+    let source = context.store.load(&request.source.vm)?;
+    let config = match &request.source.snapshot {
+        Some(snapshot) => &source.snapshot(&request.source.vm, snapshot)?.config,
+        None => &source.config,
+    };
+    let slot = queue::enter(context, config.memory_bytes, request.most).await?;
+    // What others have left takes room.
+    discard::reap(context).await?;
+    let limit = request.command.agent_limit;
+    let made = make(context, request, name, &super::ours(request.ttl), limit).await?;
+    Ok((made, slot))
+}
+
+/// Makes the VM `name` and has it run: from the pool, from memory, or by a boot.
+pub async fn make(
+    context: &Context,
+    request: &Request,
+    name: &Name,
+    ephemeral: &Ephemeral,
+    limit: Duration,
+) -> Result<Made> {
+    let began = Instant::now();
+    let source = &request.source;
+    let record = context.store.load(&source.vm)?;
+    let warm = match (request.warmth, &source.snapshot) {
+        (Warmth::Cold, _) | (Warmth::Either, Some(_)) => None,
+        (Warmth::Warm, Some(_)) => {
+            return Err(Error::refused(format!("{source} is a snapshot, and only a template can be warm")));
+        }
+        (Warmth::Warm, None) => Some(clone::warm(context, &source.vm, &record)?),
+        (Warmth::Either, None) if record.warm.is_none() => None,
+        (Warmth::Either, None) => match clone::warm(context, &source.vm, &record) {
+            Ok(warm) => Some(warm),
+            Err(error) => {
+                context.ui.warn(&format!("{}; the guest boots instead", error.full_message()));
+                None
+            }
+        },
+    };
+    let Some(warm) = warm else { return boot(context, request, name, ephemeral, limit, began).await };
+    if request.ports.is_empty()
+        && let Some((_lock, vm, qmp)) = pool::claim(context, &record, name, Some(ephemeral)).await?
+    {
+        refill(context, &source.vm);
+        warm::go_on(context, name, qmp, warm).await?;
+        let client = warm::settle(context, name, &vm, warm).await?;
+        return Ok(Made { name: name.clone(), kind: Kind::Warm, pooled: true, client, took: began.elapsed() });
+    }
+    clone::clone(context, &cloning(request, name, Kind::Warm, ephemeral)).await?;
+    let (_lock, vm) = open::open(context, name).await?;
+    let qmp = warm::wait(context, name, &vm, warm, bound(request)).await?;
+    warm::go_on(context, name, qmp, warm).await?;
+    let client = warm::settle(context, name, &vm, warm).await?;
+    Ok(Made { name: name.clone(), kind: Kind::Warm, pooled: false, client, took: began.elapsed() })
+}
+
+/// QEMU ends with us, unless it is to stay.
+fn bound(request: &Request) -> bool {
+    request.keep == Keep::Never
+}
+
+fn cloning(request: &Request, name: &Name, kind: Kind, ephemeral: &Ephemeral) -> clone::Request {
+    clone::Request {
+        source: request.source.clone(),
+        names: vec![name.clone()],
+        kind,
+        ports: request.ports.clone(),
+        ephemeral: Some(ephemeral.clone()),
+    }
+}
+
+async fn boot(
+    context: &Context,
+    request: &Request,
+    name: &Name,
+    ephemeral: &Ephemeral,
+    limit: Duration,
+    began: Instant,
+) -> Result<Made> {
+    clone::clone(context, &cloning(request, name, Kind::Thin, ephemeral)).await?;
+    let (lock, record) = open::open(context, name).await?;
+    let launch = Launch { how: How::Running, held: Vec::new(), with_us: bound(request) };
+    drop(start::launch(context, name, &record, launch).await?);
+    drop(lock);
+    match install::reach(context, name, limit).await? {
+        Reached::Helper(client) => {
+            Ok(Made { name: name.clone(), kind: Kind::Thin, pooled: false, client, took: began.elapsed() })
+        }
+        Reached::AgentOnly(why) => {
+            Err(Error::refused(format!("nothing can be run in the guest of {}: {why}", request.source)))
+        }
+    }
+}
+
+/// Starts a process that puts new shells in the place of those that were claimed, and outlives us.
+fn refill(context: &Context, template: &Name) {
+    let accel = match context.settings.accel {
+        Accel::Auto => "auto",
+        Accel::Kvm => "kvm",
+        Accel::Tcg => "tcg",
+    };
+    let store = context.store.layout.root().to_string_lossy();
+    let argv = [relay::PROGRAM, "--quiet", "--accel", accel, "--store", &store, "pool", "top-up", template.as_str()];
+    let started =
+        File::open("/dev/null").and_then(|null| command::companion(&argv.map(str::to_owned), null.into(), Vec::new()));
+    if let Err(error) = started {
+        context.ui.warn(&format!("the pool cannot be filled again: {error}"));
+    }
+}
+
+async fn attend(
+    context: &Context,
+    request: &Request,
+    made: &mut Made,
+    mut streams: Streams<'_>,
+) -> std::result::Result<Finished, Failure> {
+    for (from, to) in &request.copy_in {
+        copy::put(context, &mut made.client, from, to).await?;
+    }
+    let result = exec::converse(context, &made.name, &mut made.client, &request.command, &mut streams).await;
+    let mut lost = None;
+    for (from, to) in &request.copy_out {
+        if let Err(error) = copy_out(context, made, from, to).await {
+            context.ui.warn(&format!("--copy-out {from}: {}", error.full_message()));
+            lost = Some(error);
+        }
+    }
+    match (result, lost) {
+        (Ok(finished), Some(error)) if finished.code == 0 => Err(error.into()),
+        (result, _) => result,
+    }
+}
+
+async fn copy_out(context: &Context, made: &mut Made, from: &str, to: &std::path::Path) -> Result<u64> {
+    let copied = copy::get(context, &mut made.client, from, to).await;
+    if copied.is_err()
+        && let Reached::Helper(client) = install::reach(context, &made.name, Duration::from_secs(30)).await?
+    {
+        // What was on its way in the old conversation is of no use any more.
+        made.client = client;
+    }
+    copied
+}
+
+/// From now on it belongs to nobody, and stays.
+pub async fn stay(context: &Context, name: &Name) -> Result<Option<Name>> {
+    let (_lock, mut record): (_, Record) = open::open(context, name).await?;
+    record.ephemeral = None;
+    context.store.save(name, &record)?;
+    Ok(Some(name.clone()))
+}
+
+async fn discard_if_there(context: &Context, name: &Name) -> Result<Option<Name>> {
+    if context.store.layout.vm(name).exists() {
+        discard::discard(context, name).await?;
+    }
+    Ok(None)
+}

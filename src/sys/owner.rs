@@ -1,0 +1,49 @@
+//! Is a process still alive that said it would look after something? Its number alone does not tell: numbers are used again.
+
+use std::fs;
+
+use crate::model::Owner;
+
+/// This process.
+pub fn ours() -> Option<Owner> {
+    let pid = std::process::id().cast_signed();
+    Some(Owner { pid, started: started(pid)?, boot: boot()? })
+}
+
+/// Is it still there? A dead process that nobody has waited for is not.
+pub fn is_alive(owner: &Owner) -> bool {
+    boot().is_none_or(|boot| boot == owner.boot) && started(owner.pid) == Some(owner.started)
+}
+
+fn boot() -> Option<String> {
+    Some(fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?.trim().to_owned())
+}
+
+fn started(pid: i32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is in brackets and may contain anything; the third is the state, the 22nd the start.
+    let mut fields = text.rsplit_once(')')?.1.split_whitespace();
+    let state = fields.next()?;
+    if matches!(state, "Z" | "X") {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn we_are_alive_and_others_of_our_number_are_not() {
+        let ours = ours().expect("we are");
+        assert!(is_alive(&ours));
+        assert!(!is_alive(&Owner { started: ours.started + 1, ..ours.clone() }));
+        assert!(!is_alive(&Owner { boot: "another".into(), ..ours.clone() }));
+        let mut child = std::process::Command::new("true").spawn().expect("a child");
+        let pid = child.id().cast_signed();
+        let owner = started(pid).map(|started| Owner { pid, started, boot: ours.boot });
+        child.wait().expect("it ends");
+        assert!(owner.is_none_or(|owner| !is_alive(&owner)));
+    }
+}

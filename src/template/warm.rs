@@ -1,0 +1,354 @@
+//! Warm templates: a throw-away clone is booted with its memory in a file, waited for, got ready, and saved as it stands. Clones go on from there.
+//!
+//! ```text
+//! thin clone ─▶ boots, memory in a file ─▶ agent, --ready, idle ─▶ helper takes down keys, syncs ─▶ stop ─▶ devices saved ─▶ quit
+//!     ─▶ its layers are sealed, the files move to ram/, the template's record names them (the point of no return) ─▶ clone discarded
+//! ```
+//! Memory and disks are of the same instant, because `stop` waits for every request that is under way. So nothing is frozen: each clone would have to thaw
+//! first.
+
+use std::fs::{File, Permissions};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use crate::clone::{self, Kind};
+use crate::context::Context;
+use crate::ephemeral::{self, discard};
+use crate::error::{Error, IoContext, Result};
+use crate::guest::exec::{self, Failure, Request, Stream, Streams};
+use crate::guest::identity;
+use crate::guest::install::{self, Reached};
+use crate::guest::port::Client;
+use crate::helper::frame;
+use crate::model::{Config, Fingerprint, LayerId, Name, PointRef, Record, Warm, WarmImage, human};
+use crate::qemu::cmdline::How;
+use crate::qemu::probe::Probe;
+use crate::qemu::qmp::{Qmp, QmpError};
+use crate::snapshot::memory;
+use crate::store::{Store, atomic, make_directory};
+use crate::sys::{cpu_time, flock, space};
+use crate::template::freeze;
+use crate::vm::start::Launch;
+use crate::vm::{live, open, start, status, stop, warm};
+
+const FD: &str = "cw-state";
+/// A guest that uses less than this part of a CPU is idle.
+const IDLE: f64 = 0.15;
+/// How long it is watched, and how often it has to be found idle in a row.
+const WATCH: Duration = Duration::from_millis(500);
+const TIMES: u32 = 3;
+/// How long it may take to become idle; one that never does is saved as it is.
+const SETTLE: Duration = Duration::from_secs(60);
+/// How soon a readiness command that failed is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+/// What is left free on the store's file system.
+const SPARE: u64 = 64 << 20;
+/// How long a throw-away clone may live, whatever becomes of us.
+const LIFE: Duration = Duration::from_secs(6 * 3600);
+
+/// How to warm.
+#[derive(Debug, Clone)]
+pub struct Warming {
+    /// A shell command that has to succeed in the guest before it is saved.
+    pub ready: Option<String>,
+    /// How long the guest may take to boot as far as its agent, and again for the readiness command.
+    pub limit: Duration,
+}
+
+/// What came of it.
+#[derive(Debug, Clone)]
+pub struct Warmed {
+    /// Bytes on disk.
+    pub bytes: u64,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// Makes the template `name` warm.
+pub async fn warm(context: &Context, name: &Name, warming: &Warming) -> Result<Warmed> {
+    let began = Instant::now();
+    let store = &context.store;
+    let record = store.load(name)?;
+    check(context, name, &record)?;
+    make_directory(&store.layout.rams())?;
+    discard::reap(context).await?;
+    let clone = throw_away_name(name)?;
+    let request = clone::Request {
+        source: PointRef { vm: name.clone(), snapshot: None },
+        names: vec![clone.clone()],
+        kind: Kind::Thin,
+        ports: Vec::new(),
+        ephemeral: Some(ephemeral::ours(LIFE)),
+    };
+    clone::clone(context, &request).await?;
+    let saved = save(context, &clone, warming).await;
+    let kept = match saved {
+        Ok((config, writer, kernel)) => keep(context, name, &record, &clone, config, writer, kernel).await,
+        Err(error) => Err(error),
+    };
+    discard::discard(context, &clone).await?;
+    kept.map(|bytes| Warmed { bytes, took: began.elapsed() })
+}
+
+/// `warm-deb12-1a2b`, within what a name may be.
+fn throw_away_name(template: &Name) -> Result<Name> {
+    let random = Uuid::new_v4().simple().to_string();
+    let stem: String = template.as_str().chars().take(40).collect();
+    format!("warm-{}-{}", stem.trim_end_matches(['-', '.', '_']), &random[..6]).parse()
+}
+
+fn check(context: &Context, name: &Name, record: &Record) -> Result<()> {
+    if !record.is_template() {
+        return Err(Error::refused(format!("{name} is a VM, and only a template can be warm"))
+            .hint(format!("make it one: cowhand template create {name} --warm")));
+    }
+    freeze::check_untouched(&context.store, name, record)?;
+    if record.warm.is_some() {
+        return Err(Error::refused(format!("template {name} is warm already"))
+            .hint(format!("to warm it anew: cowhand template cool {name} && cowhand template warm {name}")));
+    }
+    let memory = record.config.memory_bytes;
+    let root = context.store.layout.root();
+    let free = space::free(root).on("look at the file system of", root)?;
+    if free < memory + SPARE {
+        return Err(Error::refused(format!(
+            "{} has {} free, and the memory of {name} may take {}",
+            root.display(),
+            human(free),
+            human(memory)
+        ))
+        .hint("make room: cowhand gc --older-than 0    empties the trash"));
+    }
+    Ok(())
+}
+
+/// Boots the throw-away clone, gets it ready, and leaves its memory and devices in files of its directory.
+async fn save(context: &Context, clone: &Name, warming: &Warming) -> Result<(Config, Fingerprint, String)> {
+    let store = &context.store;
+    let (lock, record) = open::open(context, clone).await?;
+    let memory = store.layout.warming_memory(clone);
+    let file = File::options().write(true).create_new(true).mode(0o600).open(&memory).on("create", &memory)?;
+    file.set_len(record.config.memory_bytes).on("write", &memory)?;
+    let launch = Launch { how: How::Warming(&memory), held: Vec::new(), with_us: true };
+    drop(start::launch(context, clone, &record, launch).await?);
+    drop(lock);
+    let task = context.ui.task(&format!("{clone}: booting"), 0);
+    let mut client = match install::reach(context, clone, warming.limit).await? {
+        Reached::Helper(client) => client,
+        Reached::AgentOnly(why) => {
+            return Err(Error::refused(format!("a guest that cannot run the helper cannot be warm: {why}")));
+        }
+    };
+    wait_for_ready(context, clone, &mut client, warming).await?;
+    wait_for_idle(context, clone).await?;
+    let (_, release) = shell(context, clone, &mut client, "uname -r", Duration::from_secs(60)).await?;
+    identity::prepare(&mut client).await?;
+    drop(client);
+    drop(task);
+    let (_lock, record) = open::open(context, clone).await?;
+    let mut qmp = live::connect(context, clone).await?;
+    let writer = memory::fingerprint(&mut qmp, &record.config).await?;
+    save_devices(&mut qmp, &store.layout.warming_state(clone)).await?;
+    stop::quit(context, clone, qmp).await?;
+    file.sync_all().on("flush", &memory)?;
+    Ok((record.config, writer, release.trim().to_owned()))
+}
+
+/// The boot is over when systemd says so, where there is one, and the readiness command succeeds.
+async fn wait_for_ready(context: &Context, clone: &Name, client: &mut Client, warming: &Warming) -> Result<()> {
+    let deadline = Instant::now() + warming.limit;
+    let booted = "command -v systemctl >/dev/null && [ -d /run/systemd/system ] && systemctl is-system-running --wait";
+    match shell(context, clone, client, booted, warming.limit).await {
+        Ok((_, state)) if state.trim() == "degraded" => {
+            context.ui.warn(&format!("{clone}: systemd says that not all services have started (degraded)"));
+        }
+        Ok(_) => {}
+        Err(error) => return Err(error),
+    }
+    let Some(ready) = &warming.ready else { return Ok(()) };
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let (code, words) = shell(context, clone, client, ready, left.max(AGAIN)).await?;
+        if code == 0 {
+            return Ok(());
+        }
+        if left.is_zero() {
+            return Err(Error::qemu(format!(
+                "the guest was not ready after {} s: `{ready}` exits with {code}",
+                warming.limit.as_secs()
+            ))
+            .because(format!("\"{}\"", words.trim())));
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// Runs a shell command; its exit code and what it printed.
+async fn shell(
+    context: &Context,
+    clone: &Name,
+    client: &mut Client,
+    script: &str,
+    limit: Duration,
+) -> Result<(u8, String)> {
+    let request = Request {
+        exec: frame::Exec { command: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(), ..Default::default() },
+        limit: Some(limit),
+        ..Default::default()
+    };
+    let mut text = Vec::new();
+    let mut output = |_: Stream, bytes: &[u8]| text.extend_from_slice(bytes);
+    let mut streams = Streams { input: None, control: None, output: &mut output };
+    match exec::converse(context, clone, client, &request, &mut streams).await {
+        Ok(finished) => Ok((finished.code, String::from_utf8_lossy(&text).into_owned())),
+        Err(Failure::Ours(error)) => Err(error),
+        Err(Failure::TimedOut | Failure::GoesOn { .. }) => {
+            Err(Error::qemu(format!("`{script}` did not end within {} s in the guest", limit.as_secs())))
+        }
+        Err(Failure::NotFound(words) | Failure::NotExecutable(words)) => Err(Error::qemu(words)),
+    }
+}
+
+/// What still goes on after a boot would go on in every clone.
+async fn wait_for_idle(context: &Context, clone: &Name) -> Result<()> {
+    let Some(pid) = status::observe(context, clone).await?.pid else { return Ok(()) };
+    let deadline = Instant::now() + SETTLE;
+    let mut idle = 0;
+    while idle < TIMES && Instant::now() < deadline {
+        let before = (Instant::now(), cpu_time::of(pid).unwrap_or_default());
+        tokio::time::sleep(WATCH).await;
+        let used = cpu_time::of(pid).unwrap_or_default().saturating_sub(before.1);
+        idle = if used.as_secs_f64() < before.0.elapsed().as_secs_f64() * IDLE { idle + 1 } else { 0 };
+    }
+    Ok(())
+}
+
+async fn save_devices(qmp: &mut Qmp, path: &Path) -> Result<()> {
+    let file = File::options().write(true).create_new(true).mode(0o600).open(path).on("create", path)?;
+    let migrate = async {
+        qmp.run(&qapi::qmp::stop {}).await?;
+        qmp.set_capabilities(&warm::CAPABILITIES).await?;
+        qmp.give_fd(FD, file.as_fd()).await?;
+        qmp.migrate_to(FD).await?;
+        qmp.wait_for_migration(|_| {}).await
+    };
+    let migration =
+        migrate.await.map_err(|error: QmpError| Error::qemu("the guest's devices cannot be saved").because(error))?;
+    if !migration.is_complete() {
+        let why = migration.error.or(migration.status).unwrap_or_default();
+        return Err(Error::qemu("the guest's devices cannot be saved").because(format!("QEMU says \"{why}\"")));
+    }
+    file.sync_all().on("flush", path)
+}
+
+/// Gives what was saved to the template.
+async fn keep(
+    context: &Context,
+    name: &Name,
+    before: &Record,
+    clone: &Name,
+    config: Config,
+    writer: Fingerprint,
+    kernel: String,
+) -> Result<u64> {
+    let store = &context.store;
+    let _store_lock = store.lock(context).await?;
+    let (_lock, mut record) = open::open(context, name).await?;
+    if record.warm.is_some() || record.uuid != before.uuid {
+        return Err(Error::refused(format!("{name} was changed meanwhile")));
+    }
+    let layout = &store.layout;
+    let (memory, state) = (layout.warming_memory(clone), layout.warming_state(clone));
+    for layer in config.writable().map(|disk| &disk.layer) {
+        let path = layout.layer(layer);
+        std::fs::set_permissions(&path, Permissions::from_mode(freeze::MODE)).on("change", &path)?;
+        File::open(&path).and_then(|file| file.sync_all()).on("flush", &path)?;
+    }
+    // An older QEMU opens it for writing, although it never writes.
+    let owner_only =
+        if nix::unistd::geteuid().is_root() || Probe::get(context)?.readonly_memory { 0o400 } else { 0o600 };
+    std::fs::set_permissions(&memory, Permissions::from_mode(owner_only)).on("change", &memory)?;
+    std::fs::set_permissions(&state, Permissions::from_mode(0o400)).on("change", &state)?;
+    let about = memory.metadata().on("read", &memory)?;
+    let image = WarmImage {
+        id: LayerId::random(),
+        memory_bytes: about.blocks() * 512,
+        state_bytes: state.metadata().on("read", &state)?.len(),
+        modified_ns: about.mtime().saturating_mul(1_000_000_000).saturating_add(about.mtime_nsec()),
+    };
+    std::fs::rename(&memory, layout.warm_memory(&image)).on("rename", &memory)?;
+    std::fs::rename(&state, layout.warm_state(&image)).on("rename", &state)?;
+    atomic::sync_directory(&layout.rams())?;
+    let warm = Warm { image, made: Timestamp::now(), writer, helper: frame::VERSION, kernel, pool: 0, config };
+    let bytes = warm.bytes();
+    record.warm = Some(warm);
+    store.save(name, &record)?;
+    Ok(bytes)
+}
+
+/// Takes the warm guest of the template `name` away again. Refused while clones run on it.
+pub async fn cool(context: &Context, name: &Name) -> Result<u64> {
+    let store = &context.store;
+    discard::reap(context).await?;
+    let _store_lock = store.lock(context).await?;
+    let (_lock, mut record) = open::open(context, name).await?;
+    let Some(warm) = record.warm.take() else {
+        return Err(Error::refused(format!("{name} is not warm")).hint("which templates are: cowhand template ls"));
+    };
+    let _alone = refuse_used(context, name, &record, &warm)?;
+    store.save(name, &record)?;
+    // From here on nobody names them: what stays is for `gc` to find.
+    remove_files(store, &warm)?;
+    let mut pool = crate::layer::pool::Pool::scan(store)?;
+    for layer in warm.config.writable().map(|disk| &disk.layer) {
+        if pool.uses(&layer.id).is_empty() && pool.children(&layer.id).next().is_none() {
+            remove(&store.layout.layer(layer))?;
+            pool.layers.remove(&layer.id);
+        }
+    }
+    Ok(warm.bytes())
+}
+
+/// Removes the memory of a warm guest.
+pub fn remove_files(store: &Store, warm: &Warm) -> Result<()> {
+    remove(&store.layout.warm_memory(&warm.image))?;
+    remove(&store.layout.warm_state(&warm.image))
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).on("remove", path),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses while a QEMU has the memory mapped; else keeps everybody from beginning to.
+pub fn refuse_used(context: &Context, name: &Name, record: &Record, warm: &Warm) -> Result<Option<File>> {
+    let path = context.store.layout.warm_memory(&warm.image);
+    let Ok(file) = File::open(&path) else { return Ok(None) };
+    if flock::try_exclusive(&file).on("lock", &path)? {
+        return Ok(Some(file));
+    }
+    let mut users = Vec::new();
+    let mut shells = 0;
+    for other in context.store.names()? {
+        let Ok(vm) = context.store.load(&other) else { continue };
+        if vm.origin.as_ref().is_some_and(|origin| origin.uuid == record.uuid) && status::is_running(context, &other)? {
+            if vm.is_shell() { shells += 1 } else { users.push(other.to_string()) }
+        }
+    }
+    let mut error = Error::refused(match (users.len(), shells) {
+        (0, 0) => format!("the warm guest of {name} is in use"),
+        (0, shells) => format!("{shells} shells of the pool wait on the warm guest of {name}"),
+        _ => format!("clones run on the warm guest of {name}: {}", users.join(", ")),
+    });
+    if !users.is_empty() {
+        error = error.hint(format!("stop them first: cowhand stop {}", users.join(" "))).dependents(users);
+    }
+    Err(if shells > 0 { error.hint(format!("empty the pool: cowhand pool drain {name}")) } else { error })
+}
