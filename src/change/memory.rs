@@ -126,6 +126,7 @@ impl Executor<'_> {
             })
             .await?;
         }
+        end(self.live().await?).await?;
         ram::wait_for_relay(&self.ram_files(image)).await?;
         if resume && !early {
             self.resume().await?;
@@ -184,12 +185,13 @@ impl Executor<'_> {
     }
 }
 
-/// Waits for the end of a migration that is under way. It is never called off: see [`ram`].
+/// Waits for the end of a migration that is under way. It is never called off: see [`ram`]. One that never began has left QEMU the pipe, and the
+/// relay would read from it for as long as QEMU lives.
 async fn end(qmp: &mut Qmp) -> Result<()> {
     if qmp.migration().await?.is_under_way() {
         qmp.wait_for_migration(|_| {}).await?;
     }
-    Ok(())
+    Ok(ram::take_pipe_back(qmp).await?)
 }
 
 /// Removes memory, whole or not.

@@ -82,6 +82,7 @@ impl Port {
     pub fn begin(&mut self) {
         loop {
             if let Some(token) = self.decoder.find::<16>(&START) {
+                self.wait_for_host();
                 self.unsent.clear();
                 self.unsent.extend_from_slice(&WELCOME);
                 self.unsent.extend_from_slice(&token);
@@ -92,6 +93,21 @@ impl Port {
             self.talking = false;
             self.unsent.clear();
             self.exchange(&[], None);
+        }
+    }
+
+    /// The news that somebody has come may take another way than the first words, and a longer one.
+    fn wait_for_host(&self) {
+        let deadline = Instant::now() + LOOK;
+        while Instant::now() < deadline {
+            let mut fds = [PollFd::new(self.file.as_fd(), PollFlags::POLLOUT)];
+            let polled = poll(&mut fds, PollTimeout::ZERO);
+            if polled.is_ok() && fds[0].revents().is_some_and(|events| !events.contains(PollFlags::POLLHUP)) {
+                return;
+            }
+            let mut fds = [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+            let _ = poll(&mut fds, PollTimeout::try_from(deadline.saturating_duration_since(Instant::now())).unwrap_or(PollTimeout::ZERO));
+            while let Ok(Some(_)) = self.signals.read_signal() {}
         }
     }
 
@@ -146,9 +162,9 @@ impl Port {
         let signalled = has(&fds[0], PollFlags::POLLIN);
         let (readable, gone) = (has(&fds[1], PollFlags::POLLIN), has(&fds[1], PollFlags::POLLHUP));
         drop(fds);
-        if readable {
-            self.receive();
-        } else if gone {
+        // While nobody is there the port counts as readable, and what is read is its end.
+        let gone = if readable { self.receive() } else { gone };
+        if gone {
             self.talking = false;
             if !signalled {
                 // What comes between the two polls stays to be read.
@@ -161,14 +177,15 @@ impl Port {
         }
     }
 
-    fn receive(&mut self) {
+    /// Takes what has come; true when nobody is there any more.
+    fn receive(&mut self) -> bool {
         let mut buffer = [0; frame::LARGEST];
         match (&self.file).read(&mut buffer) {
-            // Nobody is there any more.
-            Ok(0) => self.talking = false,
+            Ok(0) => return true,
             Ok(read) => self.decoder.push(&buffer[..read]),
             Err(_) => {}
         }
+        false
     }
 
     /// Sends what the port takes at once.

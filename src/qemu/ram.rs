@@ -231,6 +231,14 @@ impl Relay {
     }
 }
 
+/// Has QEMU close its end of the pipe, should it have it still: a migration that began has taken it.
+pub async fn take_pipe_back(qmp: &mut Qmp) -> Result<(), QmpError> {
+    match qmp.call::<Value>("closefd", json!({"fdname": FD})).await {
+        Ok(_) | Err(QmpError::Refused { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 async fn wait_for_lock(file: File) -> Result<()> {
     let waited = tokio::task::spawn_blocking(move || flock::exclusive(&file)).await;
     waited
