@@ -5,18 +5,21 @@ use clap::Args;
 use serde_json::json;
 
 use super::App;
-use crate::error::{Error, Result};
-use crate::guest::files;
+use crate::error::{Error, IoContext, Result};
+use crate::guest::install::{self, Reached};
+use crate::guest::port::Client;
+use crate::guest::{copy, files, session};
 use crate::model::{Name, human};
 
-/// Copy a file into or out of a running guest, through its agent
+/// Copy files and directories into or out of a running guest
 ///
-/// One side is VM:PATH, the other a path of the host. Directories: pack them into an archive first.
+/// One side is VM:PATH, the other a path of the host. Modes, times, links and holes come along; owners do not. Files appear when they are whole. A guest that cannot
+/// run the helper (see `exec`) takes and gives single files, through its agent.
 #[derive(Debug, Args)]
 pub struct Cp {
-    /// FILE or VM:PATH
+    /// A file or directory: PATH or VM:PATH
     source: String,
-    /// FILE or VM:PATH; a directory of the host (or a path that ends in /) keeps the file's name
+    /// Where to: PATH or VM:PATH; into a directory that is there, or a path that ends in /
     target: String,
     /// How long the guest may take to boot as far as its agent, in seconds
     #[arg(long, value_name = "SECS", default_value_t = 120)]
@@ -29,10 +32,19 @@ impl Cp {
         let (context, source, target) = (&app.context, parse(&self.source), parse(&self.target));
         let bytes = match (&source, &target) {
             (Side::Guest(vm, from), Side::Host(to)) => {
+                if let Some(mut client) = self.reach(app, vm, limit).await? {
+                    let bytes = copy::get(context, &mut client, from, to).await?;
+                    return done(app, bytes);
+                }
                 let to = if to.is_dir() { to.join(base_name(from)?) } else { to.clone() };
                 files::copy_out(context, vm, from, &to, limit).await?
             }
             (Side::Host(from), Side::Guest(vm, to)) => {
+                from.metadata().on("read", from)?;
+                if let Some(mut client) = self.reach(app, vm, limit).await? {
+                    let bytes = copy::put(context, &mut client, from, to).await?;
+                    return done(app, bytes);
+                }
                 let name = from.file_name().unwrap_or_default().to_string_lossy();
                 let to = if to.ends_with('/') { format!("{to}{name}") } else { to.clone() };
                 files::copy_in(context, vm, from, &to, limit).await?
@@ -42,9 +54,23 @@ impl Cp {
                     .hint("cowhand cp web:/etc/hosts .    cowhand cp ./x web:/tmp/x"));
             }
         };
-        app.printer.done(&format!("copied {}", human(bytes)), &json!({"bytes": bytes}));
-        Ok(())
+        done(app, bytes)
     }
+
+    /// The helper of the guest, if it can have one.
+    async fn reach(&self, app: &App, vm: &Name, limit: Duration) -> Result<Option<Client>> {
+        session::settle(&app.context, vm).await?;
+        session::refuse_paused(&app.context, vm).await?;
+        match install::reach(&app.context, vm, limit).await? {
+            Reached::Helper(client) => Ok(Some(client)),
+            Reached::AgentOnly(_) => Ok(None),
+        }
+    }
+}
+
+fn done(app: &App, bytes: u64) -> Result<()> {
+    app.printer.done(&format!("copied {}", human(bytes)), &json!({"bytes": bytes}));
+    Ok(())
 }
 
 enum Side {

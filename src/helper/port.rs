@@ -106,7 +106,10 @@ impl Port {
                 return;
             }
             let mut fds = [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
-            let _ = poll(&mut fds, PollTimeout::try_from(deadline.saturating_duration_since(Instant::now())).unwrap_or(PollTimeout::ZERO));
+            let _ = poll(
+                &mut fds,
+                PollTimeout::try_from(deadline.saturating_duration_since(Instant::now())).unwrap_or(PollTimeout::ZERO),
+            );
             while let Ok(Some(_)) = self.signals.read_signal() {}
         }
     }
@@ -114,6 +117,7 @@ impl Port {
     /// The next frame of this conversation; `None` when it is over.
     pub fn next(&mut self) -> Option<(Kind, Vec<u8>)> {
         loop {
+            self.flush();
             match self.wait(&[], None) {
                 Event::Frame(kind, payload) => return Some((kind, payload)),
                 Event::Over => return None,
@@ -124,10 +128,13 @@ impl Port {
 
     /// Waits until there is room to send more; false when the conversation is over. Frames that come meanwhile stay for [`Self::wait`].
     pub fn has_room(&mut self) -> bool {
-        while self.talking && self.is_full() {
+        loop {
+            self.flush();
+            if !self.talking || !self.is_full() {
+                return self.talking;
+            }
             self.exchange(&[], None);
         }
-        self.talking
     }
 
     /// Waits for a frame, for one of `others`, for the end of a child, or until `deadline`.
@@ -147,9 +154,9 @@ impl Port {
         Event::Other
     }
 
-    /// Sends and receives what can be, and waits until something happens. What it was, the caller looks for itself.
+    /// Waits until something happens, and receives. What it was, the caller looks for itself; what it wants to wait for it has decided after a
+    /// [`Self::flush`], because what was sent in between would never wake it.
     fn exchange(&mut self, others: &[(BorrowedFd<'_>, PollFlags)], deadline: Option<Instant>) {
-        self.flush();
         let ours = if self.unsent.is_empty() { PollFlags::POLLIN } else { PollFlags::POLLIN | PollFlags::POLLOUT };
         let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN), PollFd::new(self.file.as_fd(), ours)];
         fds.extend(others.iter().map(|(fd, flags)| PollFd::new(*fd, *flags)));

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
+use std::time::Duration;
 
 use super::Store;
 use crate::context::Context;
@@ -71,9 +72,7 @@ async fn acquire(context: &Context, path: &Path, what: &str) -> Result<File> {
     loop {
         let file = lock_file::open(path).on("open the lock", path)?;
         if !lock_file::try_exclusive(&file).on("lock", path)? {
-            let holder = holder(path);
-            context.ui.note(&format!("waiting for {what}: {holder} is at work"));
-            wait_for(&file, path, what, &holder, context.settings.lock_wait).await?;
+            wait_for(context, &file, path, what).await?;
         }
         // Its directory may have been renamed or removed while we waited: then the lock we got guards nothing.
         if lock_file::is_still_at(&file, path).on("check", path)? {
@@ -86,14 +85,25 @@ async fn acquire(context: &Context, path: &Path, what: &str) -> Result<File> {
     }
 }
 
+/// So long waiting needs no word.
+const MOMENT: Duration = Duration::from_millis(500);
+
 /// Waits in a thread of its own, because flock(2) knows no time limit; a thread that waits in vain ends with the process.
-async fn wait_for(file: &File, path: &Path, what: &str, holder: &str, limit: std::time::Duration) -> Result<()> {
+async fn wait_for(context: &Context, file: &File, path: &Path, what: &str) -> Result<()> {
+    let limit = context.settings.lock_wait;
     let waiting = file.try_clone().on("open the lock", path)?;
-    let (send, receive) = tokio::sync::oneshot::channel();
+    let (send, mut receive) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || {
         let _ = send.send(lock_file::exclusive(&waiting));
     });
-    match tokio::time::timeout(limit, receive).await {
+    let moment = limit.min(MOMENT);
+    let mut waited = tokio::time::timeout(moment, &mut receive).await;
+    let holder = holder(path);
+    if waited.is_err() {
+        context.ui.note(&format!("waiting for {what}: {holder} is at work"));
+        waited = tokio::time::timeout(limit - moment, receive).await;
+    }
+    match waited {
         Ok(Ok(result)) => result.on("lock", path),
         _ => Err(Error::locked(format!("{what} is locked by {holder}; waited {} s", limit.as_secs()))
             .hint("run the command again later, or wait longer with --wait SECS")),
