@@ -26,6 +26,9 @@ pub struct Exec {
     /// How long the guest may take to boot as far as its agent, in seconds
     #[arg(long, value_name = "SECS", default_value_t = 120)]
     agent_timeout: u64,
+    /// What to exit with when the command could not be run
+    #[arg(long, hide = true, value_name = "CODE", default_value_t = OURS)]
+    failure_code: u8,
     /// The VM
     name: Name,
     /// The command and its arguments
@@ -77,7 +80,10 @@ impl Exec {
         let name = self.name;
         let (result, captured) =
             near.attend(async |streams| exec::exec(&app.context, &name, &request, streams).await).await;
-        code(app, name.as_str(), request.limit, result, &captured, Value::Null)
+        match code(app, name.as_str(), request.limit, result, &captured, Value::Null) {
+            OURS => self.failure_code,
+            code => code,
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The command line: one file per verb, each of which parses, calls the library and renders what comes back. The only room that
 //! reads the environment and decides exit codes.
 
+mod autopkgtest;
 mod clone;
 mod console;
 mod cp;
@@ -11,6 +12,7 @@ mod exec;
 mod flatten;
 mod gc;
 mod generate;
+mod gitlab;
 mod global;
 mod image;
 mod local;
@@ -104,6 +106,9 @@ enum Command {
     Reset(reset::Reset),
     #[command(subcommand)]
     Pool(pool::Pool),
+    AutopkgtestVirt(autopkgtest::AutopkgtestVirt),
+    #[command(subcommand)]
+    Gitlab(gitlab::Gitlab),
     Gc(gc::Gc),
     Doctor(doctor::Doctor),
     Completions(generate::Completions),
@@ -120,7 +125,7 @@ pub struct App {
 impl Command {
     /// Signals are for what it runs, not for us.
     fn takes_signals(&self) -> bool {
-        matches!(self, Self::Exec(_) | Self::Run(_))
+        matches!(self, Self::Exec(_) | Self::Run(_) | Self::AutopkgtestVirt(_) | Self::Gitlab(_))
     }
 
     async fn run(self, app: &App) -> Result<u8> {
@@ -152,6 +157,8 @@ impl Command {
             Self::Run(verb) => Ok(verb.run(app).await),
             Self::Reset(verb) => verb.run(app).await.map(done),
             Self::Pool(verb) => verb.run(app).await.map(done),
+            Self::AutopkgtestVirt(verb) => verb.run(app).await.map(done),
+            Self::Gitlab(verb) => Ok(verb.run(app).await),
             Self::Gc(verb) => verb.run(app).await.map(done),
             Self::Doctor(verb) => verb.run(app).await,
             Self::Completions(verb) => verb.run(app).map(done),

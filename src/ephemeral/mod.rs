@@ -3,10 +3,12 @@
 //! Their record says who looks after them and until when. Whoever that is removes them at the end; should it be killed, `gc` does, and so does the next `run`.
 
 pub mod discard;
+pub mod gitlab;
 pub mod pool;
 pub mod queue;
 pub mod reset;
 pub mod run;
+pub mod testbed;
 
 use std::time::Duration;
 

@@ -14,10 +14,23 @@ use crate::helper::tree::{self, Piece, Writer};
 /// How long a guest may take to write everything down once all of it was sent.
 const FINISH: Duration = Duration::from_secs(600);
 
+/// Copies the file or directory `from` of the host to `to` in the guest, whatever is there.
+pub async fn put_as(context: &Context, client: &mut Client, from: &Path, to: &str) -> Result<u64> {
+    let (parent, name) = to
+        .rsplit_once('/')
+        .filter(|(_, name)| !name.is_empty())
+        .ok_or_else(|| Error::usage(format!("{to:?} is not an absolute path in the guest")))?;
+    send(context, client, from, &format!("{parent}/"), name.to_owned()).await
+}
+
 /// Copies the file or directory `from` of the host to `to` in the guest: into it, where it is a directory. Returns the bytes of data.
 pub async fn put(context: &Context, client: &mut Client, from: &Path, to: &str) -> Result<u64> {
     let name = std::fs::canonicalize(from).on("read", from)?;
     let name = from.file_name().or(name.file_name()).unwrap_or(OsStr::new("files")).to_string_lossy().into_owned();
+    send(context, client, from, to, name).await
+}
+
+async fn send(context: &Context, client: &mut Client, from: &Path, to: &str, name: String) -> Result<u64> {
     client.ask(&Request::Put { path: to.to_owned(), name }).await?;
     let task = context.ui.task(&format!("copying {}", from.display()), 0);
     // A thread reads, so that nothing waits for a slow disk; few frames at a time.
@@ -52,7 +65,11 @@ pub async fn put(context: &Context, client: &mut Client, from: &Path, to: &str) 
 /// Copies the file or directory `from` of the guest to `to` on the host: into it, where it is a directory. Returns the bytes of data.
 pub async fn get(context: &Context, client: &mut Client, from: &str, to: &Path) -> Result<u64> {
     let name = Path::new(from).file_name().unwrap_or(OsStr::new("files"));
-    let target = tree::destination(to, name);
+    get_as(context, client, from, &tree::destination(to, name)).await
+}
+
+/// Copies the file or directory `from` of the guest to `target` on the host, whatever is there.
+pub async fn get_as(context: &Context, client: &mut Client, from: &str, target: &Path) -> Result<u64> {
     let mut writer = None;
     client.ask(&Request::Get { path: from.to_owned() }).await?;
     let task = context.ui.task(&format!("copying {from}"), 0);
@@ -63,7 +80,7 @@ pub async fn get(context: &Context, client: &mut Client, from: &str, to: &Path) 
         let result = match kind {
             Kind::Entry => serde_json::from_slice(&payload).map_err(io::Error::from).and_then(|entry| {
                 if writer.is_none() {
-                    writer = Some(Writer::new(&target)?);
+                    writer = Some(Writer::new(target)?);
                 }
                 writer.as_mut().map_or(Ok(()), |writer| writer.entry(entry))
             }),
@@ -88,8 +105,8 @@ pub async fn get(context: &Context, client: &mut Client, from: &str, to: &Path) 
         }
     }
     match (failed, writer) {
-        (Some(error), _) => Err(error).on("write", &target),
-        (None, Some(writer)) => writer.finish().on("write", &target),
+        (Some(error), _) => Err(error).on("write", target),
+        (None, Some(writer)) => writer.finish().on("write", target),
         (None, None) => Ok(0),
     }
 }

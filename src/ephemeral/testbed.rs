@@ -1,0 +1,232 @@
+//! A testbed in autopkgtest's sense: the server's side of its virtualisation protocol (`README.virtualisation-server` in Debian's package `autopkgtest`),
+//! with a clone as the machine and [`reset`](super::reset) as `revert`.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::run::{self, Keep, Request, Warmth};
+use super::{discard, reset};
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::guest::copy;
+use crate::guest::exec::{self, Stream, Streams};
+use crate::guest::install::{self, Reached};
+use crate::guest::port::Client;
+use crate::helper::frame;
+use crate::model::{Name, PointRef};
+
+/// What a line of the protocol asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Command {
+    Capabilities,
+    Open,
+    Revert,
+    Close,
+    PrintExecuteCommand,
+    CopyDown(String, String),
+    CopyUp(String, String),
+    Quit,
+}
+
+/// Reads a line. Pure.
+pub fn parse(line: &str) -> Result<Command> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let pair = |from: &str, to: &str| Ok::<_, Error>((decode(from)?, decode(to)?));
+    match words[..] {
+        ["capabilities"] => Ok(Command::Capabilities),
+        ["open"] => Ok(Command::Open),
+        ["revert"] => Ok(Command::Revert),
+        ["close"] => Ok(Command::Close),
+        ["print-execute-command"] => Ok(Command::PrintExecuteCommand),
+        ["copydown", from, to] => pair(from, to).map(|(from, to)| Command::CopyDown(from, to)),
+        ["copyup", from, to] => pair(from, to).map(|(from, to)| Command::CopyUp(from, to)),
+        ["quit"] => Ok(Command::Quit),
+        _ => Err(Error::usage(format!("{line:?} is no command of the virtualisation protocol"))),
+    }
+}
+
+/// Undoes URL encoding.
+pub fn decode(text: &str) -> Result<String> {
+    let bad = || Error::usage(format!("{text:?} is not URL-encoded text"));
+    let mut bytes = Vec::new();
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        if byte != b'%' {
+            bytes.push(byte);
+            continue;
+        }
+        let digits = [rest.next().ok_or_else(bad)?, rest.next().ok_or_else(bad)?];
+        let digits = std::str::from_utf8(&digits).map_err(|_| bad())?;
+        bytes.push(u8::from_str_radix(digits, 16).map_err(|_| bad())?);
+    }
+    String::from_utf8(bytes).map_err(|_| bad())
+}
+
+/// URL encoding, of everything that could mean something.
+pub fn encode(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./".contains(&byte);
+    text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+}
+
+/// The server.
+pub struct Testbed<'a> {
+    context: &'a Context,
+    source: PointRef,
+    warmth: Warmth,
+    limit: Duration,
+    /// The VM while the testbed is open.
+    vm: Option<Name>,
+}
+
+impl<'a> Testbed<'a> {
+    /// One on clones of `source`, which have `limit` to come up.
+    pub fn new(context: &'a Context, source: PointRef, warmth: Warmth, limit: Duration) -> Self {
+        Self { context, source, warmth, limit, vm: None }
+    }
+
+    /// Carries out a command and returns what follows `ok`. `program` is how commands are run in a VM.
+    pub async fn answer(&mut self, command: &Command, program: &dyn Fn(&Name) -> Vec<String>) -> Result<String> {
+        match command {
+            Command::Capabilities => self.capabilities().await,
+            Command::Open => {
+                if self.vm.is_some() {
+                    return Err(Error::usage("the testbed is open already"));
+                }
+                let name = run::free_name()?;
+                // Noted first: whatever happens now, it goes.
+                self.vm = Some(name.clone());
+                let request = self.request();
+                let ours = super::ours(request.ttl);
+                let made = run::make(self.context, &request, &name, &ours, self.limit).await?;
+                drop(made);
+                self.scratch().await
+            }
+            Command::Revert => {
+                reset::reset(self.context, &self.open()?, false).await?;
+                self.scratch().await
+            }
+            Command::Close => {
+                self.open()?;
+                self.close().await.map(|()| String::new())
+            }
+            Command::PrintExecuteCommand => {
+                let words: Vec<String> = program(&self.open()?).iter().map(|word| encode(word)).collect();
+                Ok(words.join(","))
+            }
+            Command::CopyDown(from, to) => {
+                let mut client = self.client().await?;
+                check_slashes(from, to)?;
+                copy::put_as(self.context, &mut client, Path::new(from), to.trim_end_matches('/')).await?;
+                Ok(String::new())
+            }
+            Command::CopyUp(from, to) => {
+                let mut client = self.client().await?;
+                check_slashes(from, to)?;
+                let to = PathBuf::from(to.trim_end_matches('/'));
+                copy::get_as(self.context, &mut client, from, &to).await?;
+                Ok(String::new())
+            }
+            Command::Quit => self.close().await.map(|()| String::new()),
+        }
+    }
+
+    /// Removes the VM, if there is one.
+    pub async fn close(&mut self) -> Result<()> {
+        match self.vm.take() {
+            Some(name) if self.context.store.layout.vm(&name).exists() => discard::discard(self.context, &name).await,
+            _ => Ok(()),
+        }
+    }
+
+    fn request(&self) -> Request {
+        Request {
+            source: self.source.clone(),
+            name: None,
+            warmth: self.warmth,
+            keep: Keep::Never,
+            ttl: Duration::from_secs(86_400),
+            copy_in: Vec::new(),
+            copy_out: Vec::new(),
+            ports: Vec::new(),
+            most: None,
+            command: exec::Request::default(),
+        }
+    }
+
+    fn open(&self) -> Result<Name> {
+        self.vm.clone().ok_or_else(|| Error::usage("the testbed is not open"))
+    }
+
+    async fn client(&self) -> Result<Client> {
+        match install::reach(self.context, &self.open()?, self.limit).await? {
+            Reached::Helper(client) => Ok(client),
+            Reached::AgentOnly(why) => Err(Error::refused(format!("nothing can be run in the guest: {why}"))),
+        }
+    }
+
+    async fn capabilities(&self) -> Result<String> {
+        let mut all = "revert revert-full-system root-on-testbed isolation-machine".to_owned();
+        if self.vm.is_some() {
+            let script = "awk -F: '$3 >= 1000 && $3 < 60000 { print $1; exit }' /etc/passwd";
+            let user = self.shell(script).await?;
+            if !user.is_empty() {
+                all.push_str(&format!(" suggested-normal-user={user}"));
+            }
+        }
+        Ok(all)
+    }
+
+    /// A directory that the tests may use.
+    async fn scratch(&self) -> Result<String> {
+        self.shell("directory=$(mktemp -d /tmp/autopkgtest.XXXXXX) && chmod 755 \"$directory\" && echo \"$directory\"")
+            .await
+    }
+
+    async fn shell(&self, script: &str) -> Result<String> {
+        let name = self.open()?;
+        let mut text = Vec::new();
+        let mut output = |stream: Stream, bytes: &[u8]| {
+            if stream == Stream::Output {
+                text.extend_from_slice(bytes);
+            }
+        };
+        let request = exec::Request {
+            exec: frame::Exec { command: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(), ..Default::default() },
+            agent_limit: self.limit,
+            limit: Some(self.limit),
+        };
+        let streams = Streams { input: None, control: None, output: &mut output };
+        match exec::exec(self.context, &name, &request, streams).await {
+            Ok(finished) if finished.code == 0 => Ok(String::from_utf8_lossy(&text).trim().to_owned()),
+            Ok(finished) => Err(Error::failed(format!("`{script}` exits with {} in the guest", finished.code))),
+            Err(exec::Failure::Ours(error)) => Err(error),
+            Err(_) => Err(Error::failed(format!("`{script}` cannot be run in the guest"))),
+        }
+    }
+}
+
+/// Either both are directories or neither is.
+fn check_slashes(from: &str, to: &str) -> Result<()> {
+    if from.ends_with('/') == to.ends_with('/') {
+        return Ok(());
+    }
+    Err(Error::usage(format!("{from} and {to}: both have to end in a slash, or neither")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_the_protocol_are_read_and_paths_decoded() {
+        assert_eq!(parse("open").expect("a command"), Command::Open);
+        let copy = parse("copydown /tmp/a%20b%2Cc/ /x%0a/").expect("a command");
+        assert_eq!(copy, Command::CopyDown("/tmp/a b,c/".into(), "/x\n/".into()));
+        for bad in ["", "opens", "open now", "copydown /a", "copyup /a% /b", "copyup /%zz /b", "copyup /%ff /b"] {
+            assert!(parse(bad).is_err(), "{bad:?} was taken");
+        }
+        assert_eq!(encode("/a b,c%ü"), "/a%20b%2Cc%25%C3%BC");
+        assert_eq!(decode(&encode("/a b,c%ü\n")).expect("text"), "/a b,c%ü\n");
+    }
+}
