@@ -151,7 +151,7 @@ impl Client {
     /// The next frame. Nothing is lost when this is dropped.
     pub async fn next(&mut self) -> Result<(Kind, Vec<u8>)> {
         loop {
-            match self.decoder.next() {
+            match self.decoder.cut() {
                 Next::Frame(kind, payload) => return Ok((kind, payload)),
                 Next::Lost => return Err(Error::qemu(format!("the guest of {} says what is no answer", self.name))),
                 Next::More => {}

@@ -228,7 +228,7 @@ impl Decoder {
     }
 
     /// The next frame.
-    pub fn next(&mut self) -> Next {
+    pub fn cut(&mut self) -> Next {
         let rest = &self.buffer[self.at..];
         let Some((kind, length)) = rest.first().zip(rest.get(1..HEADER)) else {
             return match rest.first() {
@@ -286,13 +286,13 @@ mod tests {
             decoder.push(&frame[..cut]);
             // What a second client sends after it was not answered: it completes whatever was begun.
             decoder.push(&vec![0; LARGEST + HEADER]);
-            while let Next::Frame(..) = decoder.next() {}
-            assert_ne!(decoder.next(), Next::More, "cut at {cut}");
+            while let Next::Frame(..) = decoder.cut() {}
+            assert_ne!(decoder.cut(), Next::More, "cut at {cut}");
             decoder.push(&START);
             decoder.push(&[9; 16]);
             assert_eq!(decoder.find::<16>(&START), Some([9; 16]), "cut at {cut}");
             decoder.push(&frame);
-            assert_eq!(decoder.next(), Next::Frame(Kind::Input, vec![7; 100]));
+            assert_eq!(decoder.cut(), Next::Frame(Kind::Input, vec![7; 100]));
         }
     }
 
@@ -300,7 +300,7 @@ mod tests {
     fn a_start_between_frames_is_no_frame() {
         let mut decoder = Decoder::default();
         decoder.push(&START[..1]);
-        assert_eq!(decoder.next(), Next::Lost);
+        assert_eq!(decoder.cut(), Next::Lost);
     }
 
     proptest! {
@@ -311,7 +311,7 @@ mod tests {
             let (mut decoder, mut out) = (Decoder::default(), Vec::new());
             for chunk in stream.chunks(step) {
                 decoder.push(chunk);
-                while let Next::Frame(kind, payload) = decoder.next() {
+                while let Next::Frame(kind, payload) = decoder.cut() {
                     prop_assert_eq!(kind, Kind::Output);
                     out.push(payload);
                 }
@@ -324,7 +324,7 @@ mod tests {
             let mut decoder = Decoder::default();
             decoder.push(&bytes);
             for _ in 0..bytes.len() + 1 {
-                if decoder.next() == Next::Lost {
+                if decoder.cut() == Next::Lost {
                     decoder.find::<16>(&START);
                 }
             }

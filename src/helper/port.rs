@@ -139,7 +139,7 @@ impl Port {
 
     /// Waits for a frame, for one of `others`, for the end of a child, or until `deadline`.
     pub fn wait(&mut self, others: &[(BorrowedFd<'_>, PollFlags)], deadline: Option<Instant>) -> Event {
-        match self.decoder.next() {
+        match self.decoder.cut() {
             Next::Frame(kind, payload) => return Event::Frame(kind, payload),
             Next::Lost => self.talking = false,
             Next::More => {}
