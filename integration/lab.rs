@@ -352,7 +352,7 @@ impl Drop for Disk {
     }
 }
 
-fn files_in(directory: &Path) -> Vec<String> {
+pub fn files_in(directory: &Path) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
     let mut names: Vec<String> =
         entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
@@ -425,6 +425,12 @@ pub fn skip(test: &str, why: &str) {
 /// Kills a process at once.
 pub fn kill(pid: i32) {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+}
+
+/// Asks a process to end.
+pub fn terminate(pid: u32) {
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
 }
 
 /// Runs `qemu-img`; it must work.

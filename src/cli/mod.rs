@@ -39,6 +39,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::change::recover::{self, Recovered};
 use crate::context::Context;
+use crate::ephemeral::discard;
 use crate::error::{Error, Kind, Result};
 use crate::helper;
 use crate::output::{Format, Printer};
@@ -251,6 +252,7 @@ async fn run(cli: Cli, printer: Printer, operation: String) -> Result<u8> {
         _ = interrupt.recv() => return Err(error.hint("not even put right: the next command on that VM does it")),
         _ = terminate.recv() => return Err(error.hint("not even put right: the next command on that VM does it")),
     };
+    discard::reap_own(&app.context).await?;
     for (name, outcome) in recovered {
         if outcome == Recovered::Left {
             error =

@@ -109,6 +109,18 @@ pub async fn reap(context: &Context) -> Result<Vec<Name>> {
     Ok(reaped)
 }
 
+/// Removes what this process has made for itself, when it has been interrupted.
+pub async fn reap_own(context: &Context) -> Result<()> {
+    let Some(ours) = owner::ours() else { return Ok(()) };
+    for name in context.store.names()? {
+        let owner = context.store.load(&name).ok().and_then(|record| record.ephemeral?.owner);
+        if owner.is_some_and(|owner| owner == ours) {
+            discard(context, &name).await?;
+        }
+    }
+    Ok(())
+}
+
 /// Is it a VM whose time is over?
 pub fn is_over(context: &Context, name: &Name) -> bool {
     let Ok(Some(ephemeral)) = context.store.load(name).map(|record| record.ephemeral) else { return false };

@@ -179,7 +179,7 @@ impl<'a> Testbed<'a> {
 
     /// A directory that the tests may use.
     async fn scratch(&self) -> Result<String> {
-        self.shell("directory=$(mktemp -d /tmp/autopkgtest.XXXXXX) && chmod 755 \"$directory\" && echo \"$directory\"")
+        self.shell("directory=$(mktemp -d /tmp/autopkgtest.XXXXXX) && chmod 1777 \"$directory\" && echo \"$directory\"")
             .await
     }
 

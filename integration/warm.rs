@@ -1,0 +1,337 @@
+//! Warm templates and throw-away VMs: guests that go on from one memory are guests of their own, and nothing is left of them.
+
+use std::collections::BTreeSet;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::Value;
+
+use crate::lab::{Done, Lab, eventually, files_in, kill, skip, terminate};
+
+/// A lab with the warm template `t`, of the tiny guest.
+fn warm() -> Lab {
+    let lab = Lab::new();
+    lab.tiny("t", &[]);
+    lab.ok(&["template", "create", "t", "--no-seal", "--warm", "--ready", "test -d /proc/1"]);
+    lab
+}
+
+/// Every file of the store but locks, and every process that belongs to it.
+#[track_caller]
+fn only_the_template_is_there(lab: &Lab, layers: usize) {
+    assert_eq!(lab.vm_directories(), ["t"]);
+    assert_eq!(lab.layer_files().len(), layers, "{:?}", lab.layer_files());
+    assert_eq!(files_in(&lab.store().join("trash")), [] as [String; 0]);
+    assert_eq!(files_in(&lab.path().join("run/cowhand")), [] as [String; 0], "sockets");
+    eventually("all processes have ended", || processes(lab).is_empty());
+}
+
+fn processes(lab: &Lab) -> Vec<i32> {
+    let path = lab.path().to_str().unwrap().to_owned();
+    let pids =
+        std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid: &i32| {
+        std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| String::from_utf8_lossy(&line).contains(&path))
+    })
+    .collect()
+}
+
+#[test]
+fn guests_from_one_memory_share_nothing_and_leave_nothing() {
+    let lab = warm();
+    let layers = lab.layer_files().len();
+    let memory = lab.store().join("ram");
+    let before: Vec<_> = files_in(&memory).iter().map(|file| stamp(&memory.join(file))).collect();
+    assert_eq!(lab.json(&["template", "ls"])[0]["warm"], true);
+    // Ten at once: every one has its own of everything.
+    let script = "hostname; head -c16 /dev/urandom | od -An -tx1; cat /sys/class/net/eth0/address; date +%s";
+    let children: Vec<Child> = (0..10).map(|_| lab.spawn(&["run", "--warm", "t", "--", "sh", "-c", script])).collect();
+    let mut seen = BTreeSet::new();
+    for child in children {
+        let told = Done::from(child.wait_with_output().unwrap()).ok();
+        let lines: Vec<&str> = told.lines().collect();
+        let [own @ .., date] = &lines[..] else { panic!("{told}") };
+        assert_eq!(own.len(), 3, "{told}");
+        own.iter().for_each(|line| assert!(seen.insert((*line).to_owned()), "{line} was there before"));
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        assert!(date.parse::<u64>().unwrap().abs_diff(now) < 120, "the clock says {date}");
+    }
+    // Exit codes.
+    let run = |args: &[&str]| lab.run(&[&["run"], args].concat());
+    assert_eq!(run(&["t", "--", "true"]).code, 0);
+    assert_eq!(run(&["t", "--", "sh", "-c", "exit 3"]).code, 3);
+    assert_eq!(run(&["--timeout", "1", "t", "--", "sleep", "1000"]).code, 124);
+    assert_eq!(run(&["t", "--", "/etc/passwd"]).code, 126);
+    assert_eq!(run(&["t", "--", "no-such-program"]).code, 127);
+    run(&["nowhere", "--", "true"]).fails(125, &["there is no VM or template nowhere"]);
+    run(&["--copy-in", "/nowhere:/x", "t", "--", "true"]).fails(125, &["--copy-in", "/nowhere"]);
+    run(&["--copy-out", "/x:/nowhere/x", "t", "--", "true"]).fails(125, &["--copy-out", "/nowhere"]);
+    // Signals are for the command.
+    let mut child =
+        lab.spawn(&["run", "t", "--", "sh", "-c", "trap 'exit 7' TERM; echo up; while :; do sleep 0.1; done"]);
+    let mut up = [0; 3];
+    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut up).unwrap();
+    terminate(child.id());
+    assert_eq!(child.wait().unwrap().code(), Some(7));
+    // Files in, and out again, although the command fails.
+    let (from, to) = (lab.path().join("in"), lab.path().join("out"));
+    std::fs::write(&from, "seven").unwrap();
+    let (copy_in, copy_out) = (format!("{}:/tmp/in", from.display()), format!("/tmp/out:{}", to.display()));
+    let done = run(&[
+        "--copy-in",
+        &copy_in,
+        "--copy-out",
+        &copy_out,
+        "t",
+        "--",
+        "sh",
+        "-c",
+        "tr a-z A-Z < /tmp/in > /tmp/out; exit 5",
+    ]);
+    assert_eq!((done.code, std::fs::read_to_string(&to).unwrap().as_str()), (5, "SEVEN"));
+    // A panic is an error, at once.
+    run(&["t", "--", "sh", "-c", "echo c > /proc/sysrq-trigger; sleep 1000"]).fails(125, &["the guest"]);
+    only_the_template_is_there(&lab, layers);
+    let after: Vec<_> = files_in(&memory).iter().map(|file| stamp(&memory.join(file))).collect();
+    assert_eq!(before, after, "the template's memory was written to");
+    lab.check_images();
+}
+
+fn stamp(path: &Path) -> (std::time::SystemTime, u64) {
+    let about = path.metadata().unwrap();
+    (about.modified().unwrap(), about.len())
+}
+
+#[test]
+fn a_run_that_is_killed_is_cleared_up_by_the_next_one() {
+    let lab = warm();
+    let layers = lab.layer_files().len();
+    let up = |args: &[&str]| {
+        let mut child = lab.spawn(&[&["run"], args, &["t", "--", "sh", "-c", "echo up; sleep 1000"]].concat());
+        let mut up = [0; 3];
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut up).unwrap();
+        child
+    };
+    // QEMU dies with its run; gc removes the rest.
+    let mut child = up(&[]);
+    assert_eq!(lab.json(&["ls"]).as_array().unwrap().iter().filter(|vm| vm["state"] == "running").count(), 1);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    lab.ok(&["gc"]);
+    only_the_template_is_there(&lab, layers);
+    // So does the next run.
+    let mut child = up(&[]);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    lab.ok(&["run", "t", "--", "true"]);
+    only_the_template_is_there(&lab, layers);
+    // A whole process group, as a batch system kills it.
+    let mut command = lab.command(&["run", "t", "--", "sleep", "1000"]);
+    let mut child = command.process_group(0).stdout(Stdio::null()).spawn().unwrap();
+    eventually("it runs", || lab.vm_directories().len() == 2);
+    kill(-i32::try_from(child.id()).unwrap());
+    child.wait().unwrap();
+    lab.ok(&["gc"]);
+    only_the_template_is_there(&lab, layers);
+    // Its time is over, whoever looks after it.
+    lab.ok(&["clone", "t", "short", "--warm", "--expires", "0"]);
+    lab.ok(&["gc"]);
+    only_the_template_is_there(&lab, layers);
+    // In the pool, too, nobody is left behind: neither a claimed shell whose run was killed, nor those of a host that was switched off.
+    lab.ok(&["pool", "fill", "t", "2"]);
+    let waiting = || lab.json(&["pool", "ls"])[0]["waiting"].as_u64();
+    assert_eq!(waiting(), Some(2));
+    assert_eq!(lab.ok(&["ls", "-q"]), "", "a shell is nobody's VM yet");
+    let mut child = up(&["--warm"]);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    eventually("the pool is full again", || waiting() == Some(2));
+    lab.ok(&["gc"]);
+    assert_eq!(lab.vm_directories().len(), 3);
+    lab.run(&["template", "cool", "t"]).fails(5, &["2 shells of the pool wait", "cowhand pool drain t"]);
+    for pid in processes(&lab) {
+        kill(pid);
+    }
+    eventually("they are gone", || processes(&lab).is_empty());
+    lab.ok(&["gc"]);
+    only_the_template_is_there(&lab, layers);
+    lab.ok(&["pool", "fill", "t", "1"]);
+    assert_eq!(lab.ok(&["run", "t", "--", "hostname"]).trim().split('-').next(), Some("run"));
+    eventually("the pool is full again", || waiting() == Some(1));
+    lab.ok(&["pool", "drain", "t"]);
+    only_the_template_is_there(&lab, layers);
+    lab.ok(&["template", "cool", "t"]);
+    lab.run(&["pool", "fill", "t", "1"]).fails(5, &["template t is not warm", "cowhand template warm t"]);
+    lab.run(&["run", "--warm", "t", "--", "true"]).fails(125, &["template t is not warm"]);
+    lab.ok(&["template", "rm", "t"]);
+}
+
+#[test]
+fn a_warm_clone_is_a_vm_like_any_other() {
+    let lab = warm();
+    lab.run(&["template", "warm", "t"]).fails(5, &["is warm already"]);
+    let made = lab.json(&["clone", "t", "a", "--warm"]);
+    assert_eq!((&made[0]["kind"], lab.state("a").as_str()), (&"warm".into(), "running"));
+    assert_eq!(lab.sh("a", "cat /sys/class/net/eth0/address").trim(), lab.json(&["show", "a"])["nics"][0]["mac"]);
+    lab.run(&["template", "cool", "t"]).fails(5, &["clones run on the warm guest of t: a"]);
+    lab.run(&["template", "rm", "t"]).fails(5, &["is the base of another VM: a (running)"]);
+    // Its disk is its own, and outlives a boot.
+    lab.write("a", "/root/x", "mine");
+    lab.ok(&["snapshot", "create", "a", "s"]);
+    lab.ok(&["stop", "--force", "a"]);
+    lab.ok(&["start", "a"]);
+    assert_eq!(lab.read("a", "/root/x").as_deref(), Some("mine"));
+    // Back to the template at once; undo knows the way back.
+    let reset = lab.json(&["reset", "a"]);
+    assert_eq!((&reset["kind"], &reset["origin"]), (&"warm".into(), &"t".into()));
+    assert_eq!(lab.read("a", "/root/x"), None);
+    assert_eq!(lab.sh("a", "hostname").trim(), "a");
+    lab.ok(&["undo", "a"]);
+    assert_eq!(lab.read("a", "/root/x").as_deref(), Some("mine"));
+    // One that stays, of a command that has failed.
+    let done = lab.run(&["run", "--keep-on-failure", "t", "--", "sh", "-c", "echo left > /root/y; sync; exit 1"]);
+    assert_eq!(done.code, 1);
+    let kept = done.err.split_whitespace().find(|word| word.starts_with("run-")).unwrap().to_owned();
+    assert_eq!(lab.read(&kept, "/root/y").as_deref(), Some("left"));
+    lab.ok(&["gc"]);
+    assert_eq!(lab.state(&kept), "running");
+    lab.ok(&["run", "--keep=b", "t", "--", "true"]);
+    lab.run(&["run", "--keep=b", "t", "--", "true"]).fails(125, &["the name b is taken"]);
+    lab.ok(&["rm", "--force", "a", "b", &kept]);
+    // Runs queue up, and say for what.
+    let first = lab.spawn(&["run", "--max-parallel", "1", "t", "--", "sleep", "3"]);
+    eventually("the first one runs", || lab.vm_directories().len() == 2);
+    let second = lab.run(&["run", "--max-parallel", "1", "t", "--", "true"]);
+    assert!(second.err.contains("waiting for one of 1 runs to end (--max-parallel)"), "{}", second.err);
+    assert_eq!((second.code, first.wait_with_output().unwrap().status.code()), (0, Some(0)));
+    // Of a memory that somebody has touched, nobody goes on.
+    let memory = files_in(&lab.store().join("ram")).into_iter().find(|file| file.ends_with(".mem")).unwrap();
+    let path = lab.store().join("ram").join(memory);
+    std::fs::File::open(&path).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    lab.run(&["clone", "t", "c", "--warm"]).fails(5, &["is missing or was changed", "cowhand template cool t"]);
+    let cold = lab.run(&["run", "t", "--", "true"]);
+    assert!(cold.err.contains("the guest boots instead"), "{}", cold.err);
+    assert_eq!(cold.code, 0);
+    assert_eq!(lab.vm_directories(), ["t"]);
+}
+
+#[test]
+fn a_warm_guest_of_another_qemu_is_refused_with_the_reason() {
+    let test = "a_warm_guest_of_another_qemu_is_refused_with_the_reason";
+    let cache = std::env::var("COWHAND_GUESTS")
+        .unwrap_or_else(|_| format!("{}/.cache/cowhand/guests", std::env::var("HOME").unwrap()));
+    let next = Path::new(&cache).join("qemu-next/bin/qemu-system-x86_64");
+    if !next.exists() {
+        return skip(test, "there is no second QEMU (scripts/qemu-next)");
+    }
+    let lab = warm();
+    let ours = std::env::var_os("COWHAND_QEMU").is_some_and(|qemu| Path::new(&qemu) == next);
+    let other = if ours { Path::new("/usr/bin/qemu-system-x86_64") } else { &next };
+    let with_other = |args: &[&str]| Done::from(lab.command(args).env("COWHAND_QEMU", other).output().unwrap());
+    with_other(&["clone", "t", "a", "--warm"])
+        .fails(5, &["the warm guest of t cannot be gone on from: QEMU was", "and is"]);
+    let cold = with_other(&["run", "t", "--", "true"]);
+    assert_eq!(cold.code, 0);
+    assert!(cold.err.contains("QEMU was") && cold.err.contains("the guest boots instead"), "{}", cold.err);
+    lab.ok(&["run", "--warm", "t", "--", "true"]);
+}
+
+#[test]
+fn a_gitlab_runner_finds_its_stages() {
+    let lab = warm();
+    let directory = lab.path().to_owned();
+    let response = directory.join("job.json");
+    std::fs::write(&response, r#"{"id": 4711, "token": "secret"}"#).unwrap();
+    let exit_code = directory.join("exit-code");
+    let stage = |args: &[&str], image: &str| {
+        let mut command = lab.command(&[&["gitlab"], args].concat());
+        command
+            .env("JOB_RESPONSE_FILE", &response)
+            .env("CUSTOM_ENV_CI_JOB_ID", "1; rm -rf /")
+            .env("CUSTOM_ENV_CI_JOB_IMAGE", image);
+        command
+            .env("BUILD_FAILURE_EXIT_CODE", "201")
+            .env("SYSTEM_FAILURE_EXIT_CODE", "202")
+            .env("BUILD_EXIT_CODE_FILE", &exit_code);
+        // Each in a process group of its own, which is killed at its end.
+        let child = command.process_group(0).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let group = i32::try_from(child.id()).unwrap();
+        let done = Done::from(child.wait_with_output().unwrap());
+        let _ = nix::sys::signal::killpg(nix::unistd::Pid::from_raw(group), nix::sys::signal::Signal::SIGKILL);
+        done
+    };
+    let script = |name: &str, text: &str| {
+        let path = directory.join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let config: Value = serde_json::from_str(&stage(&["config"], "").ok()).unwrap();
+    assert_eq!((&config["builds_dir"], &config["driver"]["name"]), (&"/builds".into(), &"cowhand".into()));
+    stage(&["prepare", "--template", "t"], "evil").fails(202, &["the job asks for the image \"evil\""]);
+    stage(&["prepare", "--template", "nowhere", "--allow", "t"], "t").ok();
+    assert_eq!(lab.state("gitlab-4711"), "running");
+    stage(&["prepare", "--template", "t"], "").fails(202, &["the name gitlab-4711 is taken"]);
+    stage(&["run", &script("prepare_script", "mkdir -p /builds; echo prepared"), "prepare_script"], "").ok();
+    let build = stage(
+        &["run", &script("build_script", "cd /builds; echo building; echo oops >&2; exit 42"), "build_script"],
+        "",
+    );
+    assert_eq!((build.code, build.out.as_str(), build.err.as_str()), (201, "building\n", "oops\n"));
+    assert_eq!(std::fs::read_to_string(&exit_code).unwrap(), "42");
+    stage(&["run", &script("after_script", "test -d /builds"), "after_script"], "").ok();
+    // Of a machine that is gone it is the system's fault.
+    kill(lab.pid("gitlab-4711"));
+    stage(&["run", &script("late", "true"), "late"], "").fails(202, &["gitlab-4711 is not running"]);
+    stage(&["cleanup"], "").ok();
+    stage(&["cleanup"], "").ok();
+    assert_eq!(lab.vm_directories(), ["t"]);
+    assert_eq!(processes(&lab), [] as [i32; 0]);
+}
+
+#[test]
+fn an_autopkgtest_testbed_reverts_and_goes() {
+    use std::io::{BufRead, BufReader, Write};
+    let lab = warm();
+    let mut child =
+        lab.command(&["autopkgtest-virt", "t"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut to, mut from) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()).lines());
+    assert_eq!(from.next().unwrap().unwrap(), "ok");
+    let mut ask = |line: &str| {
+        writeln!(to, "{line}").unwrap();
+        let answer = from.next().unwrap().unwrap();
+        answer.strip_prefix("ok").unwrap_or_else(|| panic!("{line}: {answer}")).trim().to_owned()
+    };
+    assert!(ask("capabilities").split(' ').any(|word| word == "revert-full-system"));
+    let scratch = ask("open");
+    let program = ask("print-execute-command");
+    let run = |args: &[&str]| {
+        let words: Vec<String> = program.split(',').map(|word| word.replace("%20", " ")).collect();
+        let base = lab.command(&[]);
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).args(args).envs(base.get_envs().filter_map(|(key, value)| Some((key, value?))));
+        Done::from(command.stdin(Stdio::null()).output().unwrap())
+    };
+    run(&["test", "-d", &scratch]).ok();
+    assert_eq!(run(&["sh", "-c", "exit 77"]).code, 77);
+    // A directory, and a file with a name that has to be encoded.
+    let tree = lab.path().join("a tree");
+    std::fs::create_dir(&tree).unwrap();
+    std::fs::write(tree.join("x"), "there and back").unwrap();
+    let encoded = tree.to_str().unwrap().replace(' ', "%20");
+    ask(&format!("copydown {encoded}/ {scratch}/tree/"));
+    ask(&format!("copyup {scratch}/tree/x {encoded}/y"));
+    assert_eq!(std::fs::read_to_string(tree.join("y")).unwrap(), "there and back");
+    run(&["sh", "-c", "echo dirt > /root/dirt; sync"]).ok();
+    let scratch = ask("revert");
+    assert_eq!(run(&["test", "-e", "/root/dirt"]).code, 1);
+    run(&["test", "-d", &scratch]).ok();
+    ask("close");
+    assert_eq!(lab.vm_directories(), ["t"]);
+    ask("open");
+    // Whatever ends it, the testbed goes.
+    terminate(child.id());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(lab.vm_directories(), ["t"]);
+    assert_eq!(processes(&lab), [] as [i32; 0]);
+}
