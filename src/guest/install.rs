@@ -11,8 +11,8 @@ use super::port::{self, Client, Wire};
 use super::session;
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
-use crate::helper::{DIRECTORY, VERB, frame};
-use crate::model::Name;
+use crate::helper::{DIRECTORY, VERB};
+use crate::model::{Name, PORTS, port_name};
 use crate::qemu::agent::{AgentError, REPLY};
 use crate::qemu::qmp::Qmp;
 use crate::sys::elf;
@@ -60,7 +60,7 @@ pub async fn reach(context: &Context, name: &Name, limit: Duration) -> Result<Re
     let sockets = status::sockets(context, name)
         .ok_or_else(|| Error::damaged(format!("{name} runs, but where its sockets are is not known")))?;
     match Qmp::open_ports(&sockets.status()).await {
-        Some(open) if open.len() < frame::PORTS => {
+        Some(open) if open.len() < PORTS => {
             return Ok(Reached::AgentOnly("it was started by another version of cowhand".to_owned()));
         }
         Some(open) if open.iter().all(|open| *open) => {
@@ -100,7 +100,7 @@ async fn send(context: &Context, name: &Name, turn: port::Turn, deadline: Instan
     let mut wire = Wire::connect(context, name, turn).await?;
     let program = Path::new(crate::sys::relay::PROGRAM);
     let program = elf::loadable(&std::fs::read(program).on("read", program)?);
-    let arguments = [DIRECTORY, VERB, &frame::port_name(wire.index()), &program.len().to_string()];
+    let arguments = [DIRECTORY, VERB, &port_name(wire.index()), &program.len().to_string()];
     let mut words = vec!["-c".to_owned(), SCRIPT.to_owned(), "sh".to_owned()];
     words.extend(arguments.map(str::to_owned));
     let start = guest_exec {

@@ -11,8 +11,8 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
-use crate::helper::frame::{self, Decoder, Kind, LARGEST, Next, PORTS, Reply, Request, START, VERSION, WELCOME};
-use crate::model::Name;
+use crate::helper::frame::{self, Decoder, Kind, LARGEST, Next, Reply, Request, START, VERSION, WELCOME};
+use crate::model::{Name, PORTS};
 use crate::sys::flock;
 use crate::vm::status;
 

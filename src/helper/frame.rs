@@ -11,8 +11,6 @@ use serde::{Deserialize, Serialize};
 
 /// The version of these words. Both ends have to speak the same.
 pub const VERSION: u32 = 1;
-/// How many ports a VM has: so many conversations can go on at once.
-pub const PORTS: usize = 4;
 /// What a client says first. Its first byte is no [`Kind`].
 pub const START: [u8; 16] = *b"\xc0\xffcowhand start\n";
 /// What it is answered.
@@ -23,11 +21,6 @@ pub const LARGEST: usize = 32 << 10;
 pub const WINDOW: usize = 64 << 10;
 
 const HEADER: usize = 5;
-
-/// The name of a port in the guest.
-pub fn port_name(index: usize) -> String {
-    format!("org.cowhand.{index}")
-}
 
 /// What a frame is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,6 +10,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signalfd::SignalFd;
 
 use super::frame::{self, Decoder, Kind, Next, START, VERSION, WELCOME};
+use crate::model::{PORTS, port_name};
 use crate::sys::inside;
 
 /// While nobody is at the other end: how often it is looked all the same, should news have been missed.
@@ -23,7 +24,7 @@ pub fn devices() -> Vec<(usize, PathBuf)> {
     let mut found: Vec<_> = entries
         .filter_map(|entry| {
             let name = std::fs::read_to_string(entry.path().join("name")).ok()?;
-            let index = (0..frame::PORTS).find(|index| name.trim() == frame::port_name(*index))?;
+            let index = (0..PORTS).find(|index| name.trim() == port_name(*index))?;
             Some((index, Path::new("/dev").join(entry.file_name())))
         })
         .collect();

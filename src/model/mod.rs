@@ -5,6 +5,7 @@ mod layer;
 mod memory;
 mod merge;
 mod name;
+mod port;
 mod record;
 mod size;
 mod warm;
@@ -14,6 +15,7 @@ pub use layer::{Format, Layer, LayerId};
 pub use memory::{Fingerprint, Memory, RamImage};
 pub use merge::{Merge, MergeKind};
 pub use name::{Name, PointRef};
+pub use port::{PORTS, port_name};
 pub use record::{
     Config, Disk, Firmware, KernelBoot, LayerStamp, Nic, Origin, PortForward, Protocol, Quiesced, Record, Role,
     Snapshot, SnapshotKind, State, VmState,

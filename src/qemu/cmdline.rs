@@ -10,8 +10,7 @@ use uuid::Uuid;
 
 use super::accel::Chosen;
 use super::nodes;
-use crate::helper::frame::{PORTS, port_name};
-use crate::model::{Chain, Config, Firmware, Name, PortForward, Protocol};
+use crate::model::{Chain, Config, Firmware, Name, PORTS, PortForward, Protocol, port_name};
 
 /// Where one VM's sockets lie.
 #[derive(Debug, Clone, PartialEq, Eq)]
