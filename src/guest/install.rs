@@ -23,10 +23,13 @@ const SENDING: Duration = Duration::from_secs(120);
 /// How often the agent is asked whether the script has ended.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// `sh -c SCRIPT sh DIRECTORY VERB PORT BYTES`.
+/// The program is sent in blocks of this size, the last one filled up with zeros.
+const BLOCK: usize = 64 << 10;
+
+/// `sh -c SCRIPT sh DIRECTORY VERB PORT BLOCKS`. `head -c` would take the exact size, but busybox's goes byte by byte.
 const SCRIPT: &str = r#"
 set -e
-directory=$1 verb=$2 wanted=$3 bytes=$4
+directory=$1 verb=$2 wanted=$3 blocks=$4
 port=
 for candidate in /sys/class/virtio-ports/*; do
     read -r name < "$candidate/name" || continue
@@ -35,7 +38,7 @@ done
 [ -n "$port" ] || { echo "the guest shows no port $wanted" >&2; exit 3; }
 mkdir -p "$directory"
 grep -q " $directory " /proc/mounts || mount -t tmpfs -o mode=700,nosuid,nodev,size=128m cowhand "$directory"
-head -c "$bytes" < "$port" > "$directory/new"
+dd bs=65536 count="$blocks" iflag=fullblock if="$port" of="$directory/new" 2>/dev/null
 chmod 700 "$directory/new"
 mv "$directory/new" "$directory/helper"
 if [ -d /run/systemd/system ] && command -v systemd-run >/dev/null; then
@@ -99,8 +102,10 @@ async fn send(context: &Context, name: &Name, turn: port::Turn, deadline: Instan
     }
     let mut wire = Wire::connect(context, name, turn).await?;
     let program = Path::new(crate::sys::relay::PROGRAM);
-    let program = elf::loadable(&std::fs::read(program).on("read", program)?);
-    let arguments = [DIRECTORY, VERB, &port_name(wire.index()), &program.len().to_string()];
+    let mut program = elf::loadable(&std::fs::read(program).on("read", program)?);
+    let blocks = program.len().div_ceil(BLOCK);
+    program.resize(blocks * BLOCK, 0);
+    let arguments = [DIRECTORY, VERB, &port_name(wire.index()), &blocks.to_string()];
     let mut words = vec!["-c".to_owned(), SCRIPT.to_owned(), "sh".to_owned()];
     words.extend(arguments.map(str::to_owned));
     let start = guest_exec {
