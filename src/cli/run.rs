@@ -9,6 +9,7 @@ use crate::ephemeral::run::{self, Keep, Request, Warmth};
 use crate::error::{Error, Result};
 use crate::guest;
 use crate::model::{Name, PointRef, PortForward, parse_age};
+use crate::output::time;
 
 /// Run a command in a guest that is made for it and gone afterwards
 ///
@@ -94,11 +95,11 @@ impl Run {
             most: self.max_parallel,
             command,
         };
-        let (mut kept, mut made) = (None, None);
+        let (mut kept, mut made, mut teardown) = (None, None, Duration::ZERO);
         let (result, captured) = near
             .attend(async |streams| {
                 let ran = run::run(&app.context, &request, streams).await;
-                (kept, made) = (ran.kept, ran.made);
+                (kept, made, teardown) = (ran.kept, ran.made, ran.teardown);
                 ran.result
             })
             .await;
@@ -107,8 +108,10 @@ impl Run {
         }
         let about = serde_json::json!({
             "name": kept,
-            "kind": made.map(|(kind, _)| kind.as_str()),
-            "ms": made.map(|(_, took)| took.as_secs_f64() * 1000.0),
+            "kind": made.map(|(kind, _, _)| kind.as_str()),
+            "running_ms": made.map(|(_, running, _)| time::milliseconds(running)),
+            "ms": made.map(|(_, _, took)| time::milliseconds(took)),
+            "teardown_ms": time::milliseconds(teardown),
         });
         exec::code(app, "the guest", limit, result, &captured, about)
     }

@@ -87,7 +87,9 @@ pub struct Made {
     pub pooled: bool,
     /// A conversation with its helper.
     pub client: Client,
-    /// How long it took.
+    /// How long it took until its CPUs ran.
+    pub running: Duration,
+    /// How long it took until a command could be run in it.
     pub took: Duration,
 }
 
@@ -98,13 +100,15 @@ pub struct Ran {
     pub result: std::result::Result<Finished, Failure>,
     /// The VM, if it is still there.
     pub kept: Option<Name>,
-    /// How the guest was made, and how long that took.
-    pub made: Option<(Kind, Duration)>,
+    /// How the guest was made, how long it took until its CPUs ran, and until a command could be run in it.
+    pub made: Option<(Kind, Duration, Duration)>,
+    /// How long it took to clear up.
+    pub teardown: Duration,
 }
 
 /// Runs a command in a guest made for it.
 pub async fn run(context: &Context, request: &Request, mut streams: Streams<'_>) -> Ran {
-    let failed = |error: Error| Ran { result: Err(error.into()), kept: None, made: None };
+    let failed = |error: Error| Ran { result: Err(error.into()), kept: None, made: None, teardown: Duration::ZERO };
     let name = match request.name.clone().map_or_else(free_name, Ok) {
         Ok(name) => name,
         Err(error) => return failed(error),
@@ -122,7 +126,7 @@ pub async fn run(context: &Context, request: &Request, mut streams: Streams<'_>)
         Ok((mut made, slot)) => {
             let result = attend(context, request, &mut made, streams).await;
             drop(slot);
-            (result, Some((made.kind, made.took)))
+            (result, Some((made.kind, made.running, made.took)))
         }
         Err(error) => (Err(error.into()), None),
     };
@@ -132,15 +136,16 @@ pub async fn run(context: &Context, request: &Request, mut streams: Streams<'_>)
         Keep::OnFailure => !good && made.is_some(),
         Keep::Always => made.is_some(),
     };
+    let began = Instant::now();
     let kept = match keep {
         true => stay(context, &name).await,
         false => discard_if_there(context, &name).await,
     };
     match kept {
-        Ok(kept) => Ran { result, kept, made },
+        Ok(kept) => Ran { result, kept, made, teardown: began.elapsed() },
         Err(error) => {
             context.ui.warn(&format!("{name} could not be removed: {} (cowhand gc tries again)", error.full_message()));
-            Ran { result, kept: None, made }
+            Ran { result, kept: None, made, teardown: began.elapsed() }
         }
     }
 }
@@ -223,17 +228,19 @@ pub async fn make(
     if request.ports.is_empty()
         && let Some((_lock, vm, qmp)) = pool::claim(context, &record, name, Some(ephemeral)).await?
     {
-        refill(context, &source.vm);
         warm::go_on(context, name, qmp, warm).await?;
+        let running = began.elapsed();
+        refill(context, &source.vm);
         let client = warm::settle(context, name, &vm, warm).await?;
-        return Ok(Made { name: name.clone(), kind: Kind::Warm, pooled: true, client, took: began.elapsed() });
+        return Ok(Made { name: name.clone(), kind: Kind::Warm, pooled: true, client, running, took: began.elapsed() });
     }
     clone::clone(context, &cloning(request, name, Kind::Warm, ephemeral)).await?;
     let (_lock, vm) = open::open(context, name).await?;
     let qmp = warm::wait(context, name, &vm, warm, bound(request)).await?;
     warm::go_on(context, name, qmp, warm).await?;
+    let running = began.elapsed();
     let client = warm::settle(context, name, &vm, warm).await?;
-    Ok(Made { name: name.clone(), kind: Kind::Warm, pooled: false, client, took: began.elapsed() })
+    Ok(Made { name: name.clone(), kind: Kind::Warm, pooled: false, client, running, took: began.elapsed() })
 }
 
 /// QEMU ends with us, unless it is to stay.
@@ -264,9 +271,10 @@ async fn boot(
     let launch = Launch { how: How::Running, held: Vec::new(), with_us: bound(request) };
     drop(start::launch(context, name, &record, launch).await?);
     drop(lock);
+    let running = began.elapsed();
     match install::reach(context, name, limit).await? {
         Reached::Helper(client) => {
-            Ok(Made { name: name.clone(), kind: Kind::Thin, pooled: false, client, took: began.elapsed() })
+            Ok(Made { name: name.clone(), kind: Kind::Thin, pooled: false, client, running, took: began.elapsed() })
         }
         Reached::AgentOnly(why) => {
             Err(Error::refused(format!("nothing can be run in the guest of {}: {why}", request.source)))
