@@ -26,6 +26,9 @@ pub struct Exec {
     /// How long the guest may take to boot as far as its agent, in seconds
     #[arg(long, value_name = "SECS", default_value_t = 120)]
     agent_timeout: u64,
+    /// Through the guest agent alone: nothing is sent into the guest's memory, output comes at the end
+    #[arg(long)]
+    agent_only: bool,
     /// What to exit with when the command could not be run
     #[arg(long, hide = true, value_name = "CODE", default_value_t = OURS)]
     failure_code: u8,
@@ -70,6 +73,7 @@ impl Exec {
                 exec,
                 agent_limit: Duration::from_secs(self.agent_timeout),
                 limit: self.timeout.map(Duration::from_secs),
+                agent_only: self.agent_only,
             },
             Err(error) => return fail(app, OURS, &error),
         };

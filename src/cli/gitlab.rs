@@ -189,6 +189,7 @@ impl Run {
             },
             agent_limit: Duration::from_secs(120),
             limit: None,
+            agent_only: false,
         };
         let (send, receive) = tokio::sync::mpsc::channel(1);
         let sending = async move {

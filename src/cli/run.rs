@@ -68,7 +68,12 @@ impl Run {
             Err(error) => return exec::fail(app, OURS, &error),
         };
         let command = match self.how.command(self.command, size) {
-            Ok(exec) => guest::exec::Request { exec, agent_limit: Duration::from_secs(self.agent_timeout), limit },
+            Ok(exec) => guest::exec::Request {
+                exec,
+                agent_limit: Duration::from_secs(self.agent_timeout),
+                limit,
+                agent_only: false,
+            },
             Err(error) => return exec::fail(app, OURS, &error),
         };
         let near = match Near::new(&app.printer, &command, self.how.interactive) {

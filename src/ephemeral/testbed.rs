@@ -195,6 +195,7 @@ impl<'a> Testbed<'a> {
             exec: frame::Exec { command: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(), ..Default::default() },
             agent_limit: self.limit,
             limit: Some(self.limit),
+            agent_only: false,
         };
         let streams = Streams { input: None, control: None, output: &mut output };
         match exec::exec(self.context, &name, &request, streams).await {

@@ -38,6 +38,8 @@ pub struct Request {
     pub agent_limit: Duration,
     /// How long the command may take.
     pub limit: Option<Duration>,
+    /// Nothing is sent into the guest's memory: its agent has to do.
+    pub agent_only: bool,
 }
 
 /// Which stream of a command.
@@ -119,8 +121,14 @@ pub async fn exec(
     }
     session::settle(context, name).await?;
     session::refuse_paused(context, name).await?;
+    let reaching = async {
+        match request.agent_only {
+            true => Ok(Reached::AgentOnly("its agent alone was to be used".to_owned())),
+            false => install::reach(context, name, request.agent_limit).await,
+        }
+    };
     let reached = tokio::select! {
-        reached = install::reach(context, name, request.agent_limit) => reached?,
+        reached = reaching => reached?,
         () = interrupted(&mut streams.control) => return Err(Error::new(ErrorKind::Interrupted, "interrupted").into()),
     };
     match reached {
