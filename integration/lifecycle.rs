@@ -78,7 +78,9 @@ fn a_guest_without_an_agent_is_stopped_by_its_power_button() {
     lab.booted("web");
     // The agent is told to end by its own last command; init would start it again.
     lab.sh("web", "(sleep 1; sed -i /qemu-ga/d /etc/inittab; kill -HUP 1; sleep 1; killall qemu-ga) >/dev/null 2>&1 &");
-    eventually("the agent's end", || lab.run(&["exec", "--agent-only", "--agent-timeout", "1", "web", "--", "true"]).code == 125);
+    eventually("the agent's end", || {
+        lab.run(&["exec", "--agent-only", "--agent-timeout", "1", "web", "--", "true"]).code == 125
+    });
     assert!(lab.ok(&["stop", "web"]).contains("power button"));
     assert_eq!(lab.state("web"), "stopped");
 }

@@ -122,23 +122,35 @@ pub async fn clone(context: &Context, request: &Request) -> Result<Vec<Cloned>> 
     Ok(clones)
 }
 
-/// Starts warm clones that were just made, as guests of their own; one that cannot be is removed again.
-pub async fn start_warm(context: &Context, source: &Name, clones: &mut [Cloned]) -> Result<()> {
-    for clone in clones {
-        let began = Instant::now();
+/// Starts warm clones that were just made, as guests of their own. Until they are, they belong to this process (`ephemeral` of the request), so that nobody meets one that
+/// is not; then `finally` says how long they stay. When one cannot be started, it and those after it are removed again.
+pub async fn start_warm(
+    context: &Context,
+    source: &Name,
+    clones: &mut [Cloned],
+    finally: Option<&Ephemeral>,
+) -> Result<()> {
+    for at in 0..clones.len() {
+        let (name, began) = (clones[at].name.clone(), Instant::now());
         let started = async {
             let origin = context.store.load(source)?;
             let warm = self::warm(context, source, &origin)?;
-            let (_lock, record) = open::open(context, &clone.name).await?;
-            let qmp = warm::wait(context, &clone.name, &record, warm, false).await?;
-            warm::go_on(context, &clone.name, qmp, warm).await?;
-            warm::settle(context, &clone.name, &record, warm).await.map(drop)
+            let (_lock, mut record) = open::open(context, &name).await?;
+            let qmp = warm::wait(context, &name, &record, warm, false).await?;
+            warm::go_on(context, &name, qmp, warm).await?;
+            drop(warm::settle(context, &name, &record, warm).await?);
+            record.ephemeral = finally.cloned();
+            context.store.save(&name, &record)
         };
         if let Err(error) = started.await {
-            discard::discard(context, &clone.name).await?;
-            return Err(error);
+            discard::reap_own(context).await?;
+            let made = at;
+            return Err(match made {
+                0 => error,
+                made => error.hint(format!("{made} of {} clones were made and stay", clones.len())),
+            });
         }
-        clone.took += began.elapsed();
+        clones[at].took += began.elapsed();
     }
     Ok(())
 }

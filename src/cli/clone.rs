@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use super::App;
 use crate::clone::{self, Kind, Request};
+use crate::ephemeral;
 use crate::error::{Error, Result};
 use crate::model::{Ephemeral, Name, PointRef, PortForward, parse_age};
 use crate::output::{json, time};
@@ -42,6 +43,9 @@ pub struct Clone {
     port: Vec<PortForward>,
 }
 
+/// How long a warm clone belongs to us at most, until it is a guest of its own.
+const WARMING: Duration = Duration::from_secs(3600);
+
 impl Clone {
     pub async fn run(self, app: &App) -> Result<()> {
         let names = match self.count {
@@ -56,15 +60,17 @@ impl Clone {
             (_, true) => Kind::Warm,
             _ => Kind::Thin,
         };
-        let ephemeral = self.expires.map(|age| Ephemeral {
-            owner: None,
-            expires: Some(crate::ephemeral::from_now(age)),
-            shell: false,
-        });
-        let request = Request { source: self.source.clone(), names, kind, ports: self.port, ephemeral };
+        let ephemeral =
+            self.expires.map(|age| Ephemeral { owner: None, expires: Some(ephemeral::from_now(age)), shell: false });
+        let ephemeral_at_first = match self.warm {
+            true => Some(ephemeral::ours(WARMING)),
+            false => ephemeral.clone(),
+        };
+        let request =
+            Request { source: self.source.clone(), names, kind, ports: self.port, ephemeral: ephemeral_at_first };
         let mut clones = clone::clone(&app.context, &request).await?;
         if self.warm {
-            clone::start_warm(&app.context, &self.source.vm, &mut clones).await?;
+            clone::start_warm(&app.context, &self.source.vm, &mut clones, ephemeral.as_ref()).await?;
         } else if self.start {
             clone::start_all(&app.context, &clones).await?;
         }

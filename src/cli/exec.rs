@@ -66,7 +66,7 @@ impl Exec {
     pub async fn run(self, app: &App) -> u8 {
         let (_raw, size) = match self.how.tty.then(local::terminal).transpose() {
             Ok(terminal) => terminal.unzip(),
-            Err(error) => return fail(app, OURS, &error),
+            Err(error) => return fail(app, self.failure_code, &error),
         };
         let request = match self.how.command(self.command, size) {
             Ok(exec) => Request {
@@ -75,17 +75,18 @@ impl Exec {
                 limit: self.timeout.map(Duration::from_secs),
                 agent_only: self.agent_only,
             },
-            Err(error) => return fail(app, OURS, &error),
+            Err(error) => return fail(app, self.failure_code, &error),
         };
         let near = match Near::new(&app.printer, &request, self.how.interactive) {
             Ok(near) => near,
-            Err(error) => return fail(app, OURS, &error),
+            Err(error) => return fail(app, self.failure_code, &error),
         };
         let name = self.name;
         let (result, captured) =
             near.attend(async |streams| exec::exec(&app.context, &name, &request, streams).await).await;
+        let ours = matches!(&result, Err(Failure::Ours(error)) if error.kind() != Kind::Interrupted);
         match code(app, name.as_str(), request.limit, result, &captured, Value::Null) {
-            OURS => self.failure_code,
+            _ if ours => self.failure_code,
             code => code,
         }
     }
@@ -158,10 +159,16 @@ impl<'a> Near<'a> {
         let json = self.printer.format == Format::Json;
         let printer = self.printer;
         let mut output = |stream: Stream, bytes: &[u8]| match (stream, json) {
-            (Stream::Output, true) => captured.stdout.extend_from_slice(bytes),
-            (Stream::Errors, true) => captured.stderr.extend_from_slice(bytes),
-            (Stream::Output, false) => printer.raw(bytes),
-            (Stream::Errors, false) => printer.raw_error(bytes),
+            (Stream::Output, true) => {
+                captured.stdout.extend_from_slice(bytes);
+                Ok(())
+            }
+            (Stream::Errors, true) => {
+                captured.stderr.extend_from_slice(bytes);
+                Ok(())
+            }
+            (Stream::Output, false) => printer.pass(bytes),
+            (Stream::Errors, false) => printer.pass_error(bytes),
         };
         let streams = Streams { input: self.input.then(local::input), control: Some(control), output: &mut output };
         let result = work(streams).await;

@@ -134,12 +134,9 @@ impl Prepare {
                 app.printer.text(&format!("{name}: a {} clone of {template}", made.kind.as_str()));
                 Ok(())
             }
-            // Another job's VM of this name is not ours to remove.
-            Err(error) if error.kind() == Kind::Exists => Err(error),
             Err(error) => {
-                if context.store.layout.vm(&name).exists() {
-                    discard::discard(context, &name).await?;
-                }
+                // Only what this made: another VM of this name has another date.
+                discard::discard(context, &name, &ephemeral).await?;
                 Err(error)
             }
         }
@@ -197,8 +194,8 @@ impl Run {
         };
         let printer = &app.printer;
         let mut output = |stream: Stream, bytes: &[u8]| match stream {
-            Stream::Output => printer.raw(bytes),
-            Stream::Errors => printer.raw_error(bytes),
+            Stream::Output => printer.pass(bytes),
+            Stream::Errors => printer.pass_error(bytes),
         };
         let streams = Streams { input: Some(receive), control: Some(local::control(false)?), output: &mut output };
         let (result, ()) = tokio::join!(exec::exec(&app.context, &name, &request, streams), sending);
@@ -223,9 +220,9 @@ impl Cleanup {
         }
         // A VM that somebody keeps under this name is not the job's.
         let record = app.context.store.load(&name)?;
-        if record.ephemeral.is_none() {
+        let Some(ephemeral) = record.ephemeral else {
             return Err(Error::refused(format!("{name} is no VM of a job")));
-        }
-        discard::discard(&app.context, &name).await
+        };
+        discard::discard(&app.context, &name, &ephemeral).await.map(drop)
     }
 }

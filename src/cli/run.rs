@@ -14,8 +14,8 @@ use crate::output::time;
 /// Run a command in a guest that is made for it and gone afterwards
 ///
 /// From a warm template (`template warm`) the guest goes on from memory in well under a second, as a guest of its own: machine-id, host name, SSH host keys, network
-/// addresses, clock and random numbers are new. Exit codes as of `exec`. Killed runs leave nothing behind: QEMU ends with its `run`, and `gc` or the next `run`
-/// clears up.
+/// addresses, clock and random numbers are new. Exit codes as of `exec`. Of a run that was killed QEMU ends with it (one that came from the pool or is to be kept does not),
+/// and `gc` or the next `run` clears up.
 #[derive(Debug, Args)]
 pub struct Run {
     #[command(flatten)]

@@ -10,24 +10,42 @@ use uuid::Uuid;
 
 use crate::change::recover;
 use crate::context::Context;
-use crate::error::{IoContext, Result};
+use crate::error::{IoContext, Kind, Result};
 use crate::layer::pool::Pool;
-use crate::model::{Layer, LayerId, Name, Record, Snapshot};
+use crate::model::{Ephemeral, Layer, LayerId, Name, Record, Snapshot};
 use crate::qemu::process;
 use crate::store::{Store, schema};
 use crate::sys::{fault, owner};
 use crate::vm::{live, status, stop};
 
-/// Removes `name`, whatever it is doing.
-pub async fn discard(context: &Context, name: &Name) -> Result<()> {
+/// Removes the ephemeral VM `name`, whatever it is doing, if `ephemeral` is still what its record says of it: meanwhile somebody may have decided to keep it, or made
+/// another one of that name.
+pub async fn discard(context: &Context, name: &Name, ephemeral: &Ephemeral) -> Result<bool> {
+    discard_if(context, name, |record| record.ephemeral.as_ref() == Some(ephemeral)).await
+}
+
+/// The same, for every record that `may_go`. What never came to be goes, too. Returns whether it went.
+async fn discard_if(context: &Context, name: &Name, may_go: impl Fn(&Record) -> bool) -> Result<bool> {
     let store = &context.store;
-    let lock = store.lock_vm(context, name).await?;
+    if !store.layout.vm(name).exists() {
+        return Ok(false);
+    }
+    let lock = match store.lock_vm(context, name).await {
+        // Somebody else was quicker.
+        Err(error) if error.kind() == Kind::NotFound => return Ok(false),
+        other => other?,
+    };
     // What a change was in the middle of goes with it; but layers it has made have to be named.
     if store.layout.journal(name).exists() {
         recover::recover(context, &lock).await?;
     }
     if !store.exists(name) {
-        return Ok(());
+        store.unclaim(name)?;
+        return Ok(false);
+    }
+    let record = store.load(name)?;
+    if record.is_template() || !may_go(&record) {
+        return Ok(false);
     }
     if status::is_running(context, name)? && stop::kill(context, name).await.is_err() {
         // It may be half-way through its start.
@@ -44,7 +62,8 @@ pub async fn discard(context: &Context, name: &Name) -> Result<()> {
     std::fs::rename(&directory, &gone).on("remove", &directory)?;
     fault::point("an ephemeral VM, gone").on("remove", &directory)?;
     drop(lock);
-    clear(store, &gone)
+    clear(store, &gone)?;
+    Ok(true)
 }
 
 /// Removes what is left of one that is gone.
@@ -77,7 +96,10 @@ fn freed(store: &Store, record: &Record) -> Result<Vec<Layer>> {
         // Somebody's record cannot be read: what it stands on is not known. `gc` finds them later.
         return Ok(Vec::new());
     }
-    let own: Vec<LayerId> = record.layers().map(|layer| layer.id.clone()).collect();
+    // What was removed in the usual way can be had back, and may stand on them.
+    let below_trash = store.below_trash()?;
+    let own: Vec<LayerId> =
+        record.layers().map(|layer| layer.id.clone()).filter(|id| !below_trash.contains(id)).collect();
     let mut freed = Vec::new();
     loop {
         let free = own
@@ -101,8 +123,13 @@ pub async fn reap(context: &Context) -> Result<Vec<Name>> {
         if !is_over(context, &name) {
             continue;
         }
-        match discard(context, &name).await {
-            Ok(()) => reaped.push(name),
+        let over = |record: &Record| {
+            let running = status::is_running(context, &name).unwrap_or(true);
+            record.ephemeral.as_ref().is_some_and(|ephemeral| has_ended(ephemeral, running))
+        };
+        match discard_if(context, &name, over).await {
+            Ok(true) => reaped.push(name),
+            Ok(false) => {}
             Err(error) => context.ui.warn(&format!("{name} is over and stays: {}", error.full_message())),
         }
     }
@@ -113,9 +140,10 @@ pub async fn reap(context: &Context) -> Result<Vec<Name>> {
 pub async fn reap_own(context: &Context) -> Result<()> {
     let Some(ours) = owner::ours() else { return Ok(()) };
     for name in context.store.names()? {
-        let owner = context.store.load(&name).ok().and_then(|record| record.ephemeral?.owner);
-        if owner.is_some_and(|owner| owner == ours) {
-            discard(context, &name).await?;
+        let is_ours =
+            |record: &Record| record.ephemeral.as_ref().and_then(|ephemeral| ephemeral.owner.as_ref()) == Some(&ours);
+        if context.store.load(&name).is_ok_and(|record| is_ours(&record)) {
+            discard_if(context, &name, is_ours).await?;
         }
     }
     Ok(())
@@ -123,13 +151,16 @@ pub async fn reap_own(context: &Context) -> Result<()> {
 
 /// Is it a VM whose time is over?
 pub fn is_over(context: &Context, name: &Name) -> bool {
-    let Ok(Some(ephemeral)) = context.store.load(name).map(|record| record.ephemeral) else { return false };
+    let Ok(record) = context.store.load(name) else { return false };
+    let Some(ephemeral) = record.ephemeral.as_ref().filter(|_| !record.is_template()) else { return false };
+    let running = status::is_running(context, name).unwrap_or(true);
+    // A shell that is just being started is locked.
+    let idle = || context.store.try_lock_vm(name, &context.operation).is_ok_and(|lock| lock.is_some());
+    has_ended(ephemeral, true) || (has_ended(ephemeral, running) && idle())
+}
+
+fn has_ended(ephemeral: &Ephemeral, running: bool) -> bool {
     let abandoned = ephemeral.owner.as_ref().is_some_and(|owner| !owner::is_alive(owner));
     let expired = ephemeral.expires.is_some_and(|at| at <= Timestamp::now());
-    // One that is just being filled is locked.
-    let stale = ephemeral.shell
-        && ephemeral.owner.is_none()
-        && status::is_running(context, name).is_ok_and(|running| !running)
-        && context.store.try_lock_vm(name, &context.operation).is_ok_and(|lock| lock.is_some());
-    abandoned || expired || stale
+    abandoned || expired || (ephemeral.shell && ephemeral.owner.is_none() && !running)
 }

@@ -3,6 +3,8 @@
 //!
 //! A shell is a VM like any other in the store, with a layer of its own, so that locks, recovery and `gc` know it; `ls` does not show it.
 
+use std::time::Duration;
+
 use uuid::Uuid;
 
 use super::discard;
@@ -11,9 +13,12 @@ use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::model::{Ephemeral, Name, PointRef, Record, human};
 use crate::qemu::qmp::Qmp;
-use crate::store::{VmLock, atomic};
-use crate::sys::space;
+use crate::store::{VmLock, atomic, make_directory};
+use crate::sys::{flock, space};
 use crate::vm::{live, open, status, warm};
+
+/// How soon it is looked again whether another process has ended filling.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// What there is for one template.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,53 +60,70 @@ pub async fn fill(context: &Context, template: &Name, wanted: u32) -> Result<u32
 
 /// Starts the shells that are missing, and ends those that are too many.
 pub async fn top_up(context: &Context, template: &Name) -> Result<u32> {
-    let record = context.store.load(template)?;
-    let Some(warm) = &record.warm else { return Ok(0) };
-    let shells = shells(context, &record)?;
-    let wanted = usize::try_from(warm.pool).unwrap_or(usize::MAX);
-    for shell in shells.iter().skip(wanted) {
-        discard::discard(context, shell).await?;
+    // One at a time, so that two do not start the same ones.
+    let path = context.store.layout.pool_lock(&context.store.load(template)?.uuid.simple().to_string());
+    make_directory(&context.store.layout.slots())?;
+    let lock = flock::open(&path).on("open the lock", &path)?;
+    while !flock::try_exclusive(&lock).on("lock", &path)? {
+        tokio::time::sleep(LOOK).await;
     }
     let mut started = 0;
-    for _ in shells.len()..wanted {
+    loop {
+        // It may have been drained or cooled meanwhile.
+        let record = context.store.load(template)?;
+        let Some(warm) = &record.warm else { return Ok(started) };
+        let shells = shells(context, &record)?;
+        let wanted = usize::try_from(warm.pool).unwrap_or(usize::MAX);
+        if shells.len() > wanted {
+            for shell in shells.iter().skip(wanted) {
+                discard::discard(context, shell, &waiting()).await?;
+            }
+        }
+        if shells.len() >= wanted {
+            return Ok(started);
+        }
         let free = space::available_memory();
         // A shell itself takes little; what becomes of it may take all it has.
         if free.is_some_and(|free| free < warm.config.memory_bytes / 4) {
             return Err(Error::refused(format!(
                 "the host has {} of memory left, too little for more than {} shells",
                 human(free.unwrap_or_default()),
-                shells.len() + started as usize
+                shells.len()
             )));
         }
         start(context, template, &record).await?;
         started += 1;
     }
-    Ok(started)
+}
+
+/// What the record of a shell says that waits.
+fn waiting() -> Ephemeral {
+    Ephemeral { owner: None, expires: None, shell: true }
 }
 
 async fn start(context: &Context, template: &Name, record: &Record) -> Result<()> {
     let random = Uuid::new_v4().simple().to_string();
     let stem: String = template.as_str().chars().take(40).collect();
     let name: Name = format!("pool-{}-{}", stem.trim_end_matches(['-', '.', '_']), &random[..6]).parse()?;
-    let ours = super::ours(std::time::Duration::from_secs(600));
+    // Until it waits it is ours alone.
+    let ours = Ephemeral { shell: true, ..super::ours(Duration::from_secs(600)) };
     let request = clone::Request {
         source: PointRef { vm: template.clone(), snapshot: None },
         names: vec![name.clone()],
         kind: Kind::Warm,
         ports: Vec::new(),
-        // Until it waits it is ours alone.
-        ephemeral: Some(Ephemeral { shell: true, ..ours }),
+        ephemeral: Some(ours.clone()),
     };
     clone::clone(context, &request).await?;
     let started = async {
         let warm = clone::warm(context, template, record)?;
         let (_lock, mut shell) = open::open(context, &name).await?;
         drop(warm::wait(context, &name, &shell, warm, false).await?);
-        shell.ephemeral = Some(Ephemeral { owner: None, expires: None, shell: true });
+        shell.ephemeral = Some(waiting());
         context.store.save(&name, &shell)
     };
     if let Err(error) = started.await {
-        discard::discard(context, &name).await?;
+        discard::discard(context, &name, &ours).await?;
         return Err(error);
     }
     Ok(())
@@ -118,6 +140,12 @@ pub async fn claim(
     if template.warm.as_ref().is_none_or(|warm| warm.pool == 0) {
         return Ok(None);
     }
+    // The store first, then VMs.
+    let _store_lock = store.lock(context).await?;
+    if store.layout.vm(name).exists() {
+        return Err(Error::exists(format!("the name {name} is taken"))
+            .hint("choose another name, or see what is there: cowhand ls -a"));
+    }
     for shell in shells(context, template)? {
         // Somebody else may be claiming it just now.
         let Some(lock) = store.try_lock_vm(&shell, &context.operation)? else { continue };
@@ -126,14 +154,16 @@ pub async fn claim(
         if !waits || !status::is_running(context, &shell)? {
             continue;
         }
-        let Some(qmp) = live::connect_if_running(context, &shell).await? else { continue };
+        let qmp = match live::connect_if_running(context, &shell).await {
+            Ok(Some(qmp)) => qmp,
+            Ok(None) => continue,
+            Err(error) => {
+                context.ui.warn(&format!("{shell} of the pool is of no use: {}", error.full_message()));
+                continue;
+            }
+        };
         record.ephemeral = ephemeral.cloned();
         record.created = jiff::Timestamp::now();
-        let _store_lock = store.lock(context).await?;
-        if store.layout.vm(name).exists() {
-            return Err(Error::exists(format!("the name {name} is taken"))
-                .hint("choose another name, or see what is there: cowhand ls -a"));
-        }
         store.save(&shell, &record)?;
         let from = store.layout.vm(&shell);
         std::fs::rename(&from, store.layout.vm(name)).on("rename", &from)?;
@@ -182,8 +212,7 @@ pub async fn drain(context: &Context, template: Option<&Name>) -> Result<usize> 
             record
         };
         for shell in shells(context, &record)? {
-            discard::discard(context, &shell).await?;
-            drained += 1;
+            drained += usize::from(discard::discard(context, &shell, &waiting()).await?);
         }
     }
     match template.filter(|template| !store.exists(template)) {

@@ -12,7 +12,7 @@ use crate::model::{Config, Disk, Format, Layer, Name, Origin, Record, Warm};
 use crate::qemu::cmdline::How;
 use crate::snapshot::plan;
 use crate::store::Store;
-use crate::vm::{live, open, start, warm};
+use crate::vm::{live, open, start, stop, warm};
 
 /// What a reset came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub struct Reset {
 
 /// Resets `name`. With `stopped` it is not started again.
 pub async fn reset(context: &Context, name: &Name, stopped: bool) -> Result<Reset> {
+    // What it goes back to must not be cooled or removed meanwhile.
+    let store_lock = context.store.lock(context).await?;
     let (lock, record) = open::open_vm(context, name, "reset").await?;
     let origin = record.origin.clone().ok_or_else(|| {
         Error::refused(format!("{name} was not made from a template or a snapshot"))
@@ -63,6 +65,7 @@ pub async fn reset(context: &Context, name: &Name, stopped: bool) -> Result<Rese
         None => plan::trash(&record, Store::trash_name("reset", name), "reset", gone, None),
     });
     change::run(context, &lock, Plan::new(steps), &mut Executor::with(context, name, qmp)).await?;
+    drop(store_lock);
     if stopped {
         return Ok(Reset { origin: at, kind: None });
     }
@@ -76,11 +79,15 @@ pub async fn reset(context: &Context, name: &Name, stopped: bool) -> Result<Rese
             None => start::start_locked(context, name, &after, How::Running).await.map(drop),
         }
     };
-    started.await.map_err(|error| {
-        Error::new(error.kind(), format!("{name} is back at {at}, but did not start"))
+    if let Err(error) = started.await {
+        if warm.is_some() {
+            // A guest that has not become one of its own must not go on.
+            let _ = stop::kill(context, name).await;
+        }
+        return Err(Error::new(error.kind(), format!("{name} is back at {at}, but did not start"))
             .hint(format!("try again: cowhand start {name}"))
-            .because(error.full_message())
-    })?;
+            .because(error.full_message()));
+    }
     Ok(Reset { origin: at, kind: Some(if warm.is_some() { Kind::Warm } else { Kind::Thin }) })
 }
 

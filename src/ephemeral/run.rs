@@ -116,19 +116,19 @@ pub async fn run(context: &Context, request: &Request, mut streams: Streams<'_>)
     if let Err(error) = check(context, request, &name) {
         return failed(error);
     }
+    let ours = super::ours(request.ttl);
     let mut control = streams.control.take();
     let prepared = tokio::select! {
-        prepared = prepare(context, request, &name) => prepared,
-        () = exec::interrupted(&mut control) => Err(Error::new(ErrorKind::Interrupted, "interrupted")),
+        prepared = prepare(context, request, &name, &ours) => prepared,
+        () = exec::interrupted(&mut control) => Err(interrupted()),
     };
     streams.control = control;
-    let (result, made) = match prepared {
+    let (result, made, _slot) = match prepared {
         Ok((mut made, slot)) => {
             let result = attend(context, request, &mut made, streams).await;
-            drop(slot);
-            (result, Some((made.kind, made.running, made.took)))
+            (result, Some((made.kind, made.running, made.took)), Some(slot))
         }
-        Err(error) => (Err(error.into()), None),
+        Err(error) => (Err(error.into()), None, None),
     };
     let good = matches!(&result, Ok(finished) if finished.code == 0);
     let keep = match request.keep {
@@ -139,7 +139,7 @@ pub async fn run(context: &Context, request: &Request, mut streams: Streams<'_>)
     let began = Instant::now();
     let kept = match keep {
         true => stay(context, &name).await,
-        false => discard_if_there(context, &name).await,
+        false => discard::discard(context, &name, &ours).await.map(|_| None),
     };
     match kept {
         Ok(kept) => Ran { result, kept, made, teardown: began.elapsed() },
@@ -184,7 +184,7 @@ fn check(context: &Context, request: &Request, name: &Name) -> Result<()> {
     }
 }
 
-async fn prepare(context: &Context, request: &Request, name: &Name) -> Result<(Made, queue::Slot)> {
+async fn prepare(context: &Context, request: &Request, name: &Name, ours: &Ephemeral) -> Result<(Made, queue::Slot)> {
     let source = context.store.load(&request.source.vm)?;
     let config = match &request.source.snapshot {
         Some(snapshot) => &source.snapshot(&request.source.vm, snapshot)?.config,
@@ -194,7 +194,7 @@ async fn prepare(context: &Context, request: &Request, name: &Name) -> Result<(M
     // What others have left takes room.
     discard::reap(context).await?;
     let limit = request.command.agent_limit;
-    let made = make(context, request, name, &super::ours(request.ttl), limit).await?;
+    let made = make(context, request, name, ours, limit).await?;
     Ok((made, slot))
 }
 
@@ -304,21 +304,41 @@ async fn attend(
     made: &mut Made,
     mut streams: Streams<'_>,
 ) -> std::result::Result<Finished, Failure> {
-    for (from, to) in &request.copy_in {
-        copy::put(context, &mut made.client, from, to).await?;
-    }
-    let result = exec::converse(context, &made.name, &mut made.client, &request.command, &mut streams).await;
-    let mut lost = None;
-    for (from, to) in &request.copy_out {
-        if let Err(error) = copy_out(context, made, from, to).await {
-            context.ui.warn(&format!("--copy-out {from}: {}", error.full_message()));
-            lost = Some(error);
+    let mut control = streams.control.take();
+    let copying = async {
+        for (from, to) in &request.copy_in {
+            copy::put(context, &mut made.client, from, to).await?;
         }
+        Ok::<(), Error>(())
+    };
+    tokio::select! {
+        copied = copying => copied?,
+        () = exec::interrupted(&mut control) => return Err(interrupted().into()),
     }
+    streams.control = control;
+    let result = exec::converse(context, &made.name, &mut made.client, &request.command, &mut streams).await;
+    let copying = async {
+        let mut lost = None;
+        for (from, to) in &request.copy_out {
+            if let Err(error) = copy_out(context, made, from, to).await {
+                context.ui.warn(&format!("--copy-out {from}: {}", error.full_message()));
+                lost = Some(error);
+            }
+        }
+        lost
+    };
+    let lost = tokio::select! {
+        lost = copying => lost,
+        () = exec::interrupted(&mut streams.control) => Some(interrupted()),
+    };
     match (result, lost) {
         (Ok(finished), Some(error)) if finished.code == 0 => Err(error.into()),
         (result, _) => result,
     }
+}
+
+fn interrupted() -> Error {
+    Error::new(ErrorKind::Interrupted, "interrupted")
 }
 
 async fn copy_out(context: &Context, made: &mut Made, from: &str, to: &std::path::Path) -> Result<u64> {
@@ -338,11 +358,4 @@ pub async fn stay(context: &Context, name: &Name) -> Result<Option<Name>> {
     record.ephemeral = None;
     context.store.save(name, &record)?;
     Ok(Some(name.clone()))
-}
-
-async fn discard_if_there(context: &Context, name: &Name) -> Result<Option<Name>> {
-    if context.store.layout.vm(name).exists() {
-        discard::discard(context, name).await?;
-    }
-    Ok(None)
 }

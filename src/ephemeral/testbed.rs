@@ -13,7 +13,7 @@ use crate::guest::exec::{self, Stream, Streams};
 use crate::guest::install::{self, Reached};
 use crate::guest::port::Client;
 use crate::helper::frame;
-use crate::model::{Name, PointRef};
+use crate::model::{Ephemeral, Name, PointRef};
 
 /// What a line of the protocol asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,8 +75,8 @@ pub struct Testbed<'a> {
     source: PointRef,
     warmth: Warmth,
     limit: Duration,
-    /// The VM while the testbed is open.
-    vm: Option<Name>,
+    /// The VM while the testbed is open, and what its record says of it.
+    vm: Option<(Name, Ephemeral)>,
 }
 
 impl<'a> Testbed<'a> {
@@ -95,9 +95,9 @@ impl<'a> Testbed<'a> {
                 }
                 let name = run::free_name()?;
                 // Noted first: whatever happens now, it goes.
-                self.vm = Some(name.clone());
                 let request = self.request();
                 let ours = super::ours(request.ttl);
+                self.vm = Some((name.clone(), ours.clone()));
                 let made = run::make(self.context, &request, &name, &ours, self.limit).await?;
                 drop(made);
                 self.scratch().await
@@ -134,8 +134,8 @@ impl<'a> Testbed<'a> {
     /// Removes the VM, if there is one.
     pub async fn close(&mut self) -> Result<()> {
         match self.vm.take() {
-            Some(name) if self.context.store.layout.vm(&name).exists() => discard::discard(self.context, &name).await,
-            _ => Ok(()),
+            Some((name, ours)) => discard::discard(self.context, &name, &ours).await.map(drop),
+            None => Ok(()),
         }
     }
 
@@ -155,7 +155,7 @@ impl<'a> Testbed<'a> {
     }
 
     fn open(&self) -> Result<Name> {
-        self.vm.clone().ok_or_else(|| Error::usage("the testbed is not open"))
+        self.vm.as_ref().map(|(name, _)| name.clone()).ok_or_else(|| Error::usage("the testbed is not open"))
     }
 
     async fn client(&self) -> Result<Client> {
@@ -190,6 +190,7 @@ impl<'a> Testbed<'a> {
             if stream == Stream::Output {
                 text.extend_from_slice(bytes);
             }
+            Ok(())
         };
         let request = exec::Request {
             exec: frame::Exec { command: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(), ..Default::default() },

@@ -51,7 +51,7 @@ async fn send(context: &Context, client: &mut Client, from: &Path, to: &str, nam
             sent += payload.len() as u64 - 8;
             task.update(sent, 0);
         }
-        client.send(kind, &payload).await?;
+        moving(client.send(kind, &payload)).await?;
     }
     let read = reading.await.unwrap_or_else(|panic| Err(io::Error::other(panic)));
     client.send(Kind::End, &[]).await?;
@@ -76,11 +76,11 @@ pub async fn get_as(context: &Context, client: &mut Client, from: &str, target: 
     let mut bytes = 0;
     let mut failed: Option<io::Error> = None;
     loop {
-        let (kind, payload) = client.next().await?;
+        let (kind, payload) = moving(client.next()).await?;
         let result = match kind {
             Kind::Entry => serde_json::from_slice(&payload).map_err(io::Error::from).and_then(|entry| {
                 if writer.is_none() {
-                    writer = Some(Writer::new(target)?);
+                    writer = Some(Writer::new(target, false)?);
                 }
                 writer.as_mut().map_or(Ok(()), |writer| writer.entry(entry))
             }),
@@ -109,6 +109,14 @@ pub async fn get_as(context: &Context, client: &mut Client, from: &str, target: 
         (None, Some(writer)) => writer.finish().on("write", target),
         (None, None) => Ok(0),
     }
+}
+
+/// A copy that stands still for so long will not move again.
+const STILL: Duration = Duration::from_secs(120);
+
+async fn moving<T>(step: impl Future<Output = Result<T>>) -> Result<T> {
+    let still = |_| Error::qemu(format!("the copy has not moved for {} s", STILL.as_secs()));
+    tokio::time::timeout(STILL, step).await.map_err(still)?
 }
 
 fn finished(reply: Reply) -> Result<u64> {

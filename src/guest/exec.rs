@@ -24,8 +24,11 @@ const TICK: Duration = Duration::from_secs(2);
 const SILENCE: Duration = Duration::from_secs(120);
 /// How long a command that was asked to end may take before it is killed.
 const GRACE: Duration = Duration::from_secs(5);
-/// How many signals a command may ignore before we leave it.
+/// How many signals to end, one soon after the other, a command may ignore before we leave it.
 const PATIENCE: u32 = 3;
+const IN_A_ROW: Duration = Duration::from_secs(10);
+const INT: u8 = 2;
+const QUIT: u8 = 3;
 const TERM: u8 = 15;
 const KILL: u8 = 9;
 
@@ -66,8 +69,8 @@ pub struct Streams<'a> {
     pub input: Option<Receiver<Vec<u8>>>,
     /// Signals and sizes.
     pub control: Option<Receiver<Control>>,
-    /// Is told what it writes.
-    pub output: &'a mut dyn FnMut(Stream, &[u8]),
+    /// Is told what it writes. When it fails, nobody reads any more.
+    pub output: &'a mut dyn FnMut(Stream, &[u8]) -> std::io::Result<()>,
 }
 
 /// How a command ended.
@@ -78,6 +81,9 @@ pub struct Finished {
     /// The guest agent kept only the beginning of the output.
     pub truncated: bool,
 }
+
+/// Nobody reads its output any more: as if SIGPIPE had ended it.
+const UNREAD: Finished = Finished { code: 128 + 13, truncated: false };
 
 /// Why it did not end by itself.
 #[derive(Debug)]
@@ -143,13 +149,22 @@ pub async fn exec(
             if let Some((_, what)) = wanted.into_iter().find(|(wanted, _)| *wanted) {
                 return Err(Error::refused(format!("the guest of {name} cannot give a command {what}: {why}")).into());
             }
-            let mut input = Vec::new();
-            while let Some(bytes) = match &mut streams.input {
-                Some(more) => more.recv().await,
-                None => None,
-            } {
-                input.extend(bytes);
-            }
+            let (mut near, mut control) = (streams.input.take(), streams.control.take());
+            let collecting = async {
+                let mut input = Vec::new();
+                while let Some(bytes) = match &mut near {
+                    Some(more) => more.recv().await,
+                    None => None,
+                } {
+                    input.extend(bytes);
+                }
+                input
+            };
+            let interrupt = || Error::new(ErrorKind::Interrupted, "interrupted; what was begun goes on in the guest");
+            let input = tokio::select! {
+                input = collecting => input,
+                () = interrupted(&mut control) => return Err(interrupt().into()),
+            };
             let request = agent_exec::Request {
                 command: exec.command.clone(),
                 environment: exec.environment.clone(),
@@ -157,9 +172,12 @@ pub async fn exec(
                 agent_limit: request.agent_limit,
                 limit: request.limit,
             };
-            let finished = agent_exec::exec(context, name, &request).await?;
-            (streams.output)(Stream::Output, &finished.stdout);
-            (streams.output)(Stream::Errors, &finished.stderr);
+            let finished = tokio::select! {
+                finished = agent_exec::exec(context, name, &request) => finished?,
+                () = interrupted(&mut control) => return Err(interrupt().into()),
+            };
+            let _ = (streams.output)(Stream::Output, &finished.stdout);
+            let _ = (streams.output)(Stream::Errors, &finished.stderr);
             Ok(Finished { code: finished.code, truncated: finished.truncated })
         }
     }
@@ -180,16 +198,19 @@ pub async fn converse(
     let far = Duration::from_secs(365 * 86_400);
     let mut deadline = Instant::now() + request.limit.unwrap_or(far);
     let mut timed_out = false;
-    let mut signals = 0;
+    let mut last = [TERM, KILL].into_iter();
+    let (mut signals, mut last_signal) = (0, Instant::now());
     let mut heard = Instant::now();
+    let printed = std::fs::metadata(context.store.layout.serial_log(name)).map_or(0, |about| about.len());
     let mut tick = Instant::now() + TICK;
     loop {
         tokio::select! {
+            // What has come is heard before anybody asks whether something has.
+            biased;
             frame = client.next() => {
-                heard = Instant::now();
                 match frame.map_err(|error| last_words(context, name, error))? {
-                    (Kind::Output, bytes) => (streams.output)(Stream::Output, &bytes),
-                    (Kind::Errors, bytes) => (streams.output)(Stream::Errors, &bytes),
+                    (Kind::Output, bytes) if (streams.output)(Stream::Output, &bytes).is_err() => return Ok(UNREAD),
+                    (Kind::Errors, bytes) if (streams.output)(Stream::Errors, &bytes).is_err() => return Ok(UNREAD),
                     (Kind::Taken, bytes) => {
                         window += bytes.try_into().map_or(0, u32::from_le_bytes) as usize;
                         window = window.min(WINDOW);
@@ -210,6 +231,8 @@ pub async fn converse(
                     }
                     _ => {}
                 }
+                // Behind the output, which may wait for whoever reads ours.
+                heard = Instant::now();
             }
             bytes = receive(&mut streams.input), if !input_ended && pending.is_empty() => match bytes {
                 Some(bytes) => {
@@ -223,7 +246,10 @@ pub async fn converse(
             },
             Some(control) = receive(&mut streams.control) => match control {
                 Control::Signal(signal) => {
-                    signals += 1;
+                    if matches!(signal, INT | QUIT | TERM) {
+                        signals = if last_signal.elapsed() < IN_A_ROW { signals + 1 } else { 1 };
+                        last_signal = Instant::now();
+                    }
                     if signals > PATIENCE {
                         return Err(Error::new(ErrorKind::Interrupted, "interrupted; the command was hung up").into());
                     }
@@ -234,13 +260,14 @@ pub async fn converse(
                 }
             },
             () = sleep_until(deadline) => {
-                client.send(Kind::Signal, &[if timed_out { KILL } else { TERM }]).await?;
+                let Some(signal) = last.next() else { return Err(Failure::TimedOut) };
+                client.send(Kind::Signal, &[signal]).await?;
                 timed_out = true;
                 deadline = Instant::now() + GRACE;
             }
             () = sleep_until(tick) => {
                 tick = Instant::now() + TICK;
-                look(context, name, client, &mut heard).await?;
+                look(context, name, client, &mut heard, printed).await?;
             }
         }
     }
@@ -269,15 +296,23 @@ async fn give(client: &mut Client, pending: &mut Vec<u8>, window: &mut usize) ->
     Ok(())
 }
 
-/// Is the guest still there? A kernel that has panicked says so on its console, and nothing else ever again.
-async fn look(context: &Context, name: &Name, client: &mut Client, heard: &mut Instant) -> Result<(), Error> {
-    if let Some(words) = panic(context, name) {
-        return Err(
-            Error::qemu(format!("the kernel of the guest of {name} has panicked")).because(format!("\"{words}\""))
-        );
-    }
+/// Is the guest still there? A kernel that has panicked says so on its console, behind what it had `printed` before, and nothing else ever again.
+async fn look(
+    context: &Context,
+    name: &Name,
+    client: &mut Client,
+    heard: &mut Instant,
+    printed: u64,
+) -> Result<(), Error> {
     if heard.elapsed() < TICK * 2 {
         return Ok(());
+    }
+    // It was asked by now, and has not answered.
+    if heard.elapsed() > TICK * 3
+        && let Some(words) = panic(context, name, printed)
+    {
+        let error = Error::qemu(format!("the kernel of the guest of {name} has panicked"));
+        return Err(error.because(format!("\"{words}\"")));
     }
     if heard.elapsed() > SILENCE {
         // A guest that somebody has paused will answer when it goes on.
@@ -291,8 +326,10 @@ async fn look(context: &Context, name: &Name, client: &mut Client, heard: &mut I
     client.send(Kind::Ping, &[]).await
 }
 
-fn panic(context: &Context, name: &Name) -> Option<String> {
-    let text = tail::lines(&context.store.layout.serial_log(name), 4096).ok()?;
+fn panic(context: &Context, name: &Name, printed: u64) -> Option<String> {
+    let path = context.store.layout.serial_log(name);
+    let new = path.metadata().ok()?.len().saturating_sub(printed);
+    let text = tail::lines(&path, new.min(64 << 10)).ok()?;
     let line = text.lines().find(|line| line.contains("Kernel panic - not syncing"))?;
     Some(line.trim().trim_start_matches(|c: char| c != 'K').to_owned())
 }

@@ -14,10 +14,13 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// How long it may take to get ready to be saved: it writes everything to its disks.
 const PREPARE: Duration = Duration::from_secs(300);
 
-/// Takes down what no two guests may share.
-pub async fn prepare(client: &mut Client) -> Result<()> {
+/// Takes down what no two guests may share. What could not be is returned, in words.
+pub async fn prepare(client: &mut Client) -> Result<Vec<String>> {
     client.ask(&Request::Prepare).await?;
-    client.reply(PREPARE).await.map(drop)
+    match client.reply(PREPARE).await? {
+        Reply::Became(prepared) => Ok(prepared.problems),
+        _ => Err(Error::qemu("the guest could not be got ready to be saved")),
+    }
 }
 
 /// Makes the guest `name`, with the cards of `now` where the saved one had those of `saved`.

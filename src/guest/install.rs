@@ -66,7 +66,7 @@ pub async fn reach(context: &Context, name: &Name, limit: Duration) -> Result<Re
         Some(open) if open.len() < PORTS => {
             return Ok(Reached::AgentOnly("it was started by another version of cowhand".to_owned()));
         }
-        Some(open) if open.iter().all(|open| *open) => {
+        Some(open) if open.get(turn.index()).is_some_and(|open| *open) => {
             let wire = Wire::connect(context, name, turn).await?;
             return wire.begin(name, Instant::now() + REPLY).await.map(Reached::Helper);
         }
@@ -92,6 +92,15 @@ async fn both<T>(
 
 async fn send(context: &Context, name: &Name, turn: port::Turn, deadline: Instant) -> Result<Reached> {
     let mut session = session::open(context, name, deadline.saturating_duration_since(Instant::now())).await?;
+    // Whoever had the agent before may have sent it.
+    let sockets = status::sockets(context, name);
+    if let Some(sockets) = sockets
+        && Qmp::open_ports(&sockets.status()).await.is_some_and(|open| open.get(turn.index()).is_some_and(|open| *open))
+    {
+        drop(session);
+        let wire = Wire::connect(context, name, turn).await?;
+        return wire.begin(name, Instant::now() + REPLY).await.map(Reached::Helper);
+    }
     match session.agent.run(&guest_get_osinfo {}, REPLY).await {
         Ok(about) if about.machine.as_deref() != Some("x86_64") || about.id.as_deref() == Some("mswindows") => {
             return Ok(Reached::AgentOnly("it is no 64-bit Linux".to_owned()));

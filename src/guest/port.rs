@@ -28,6 +28,13 @@ pub struct Turn {
     _lock: File,
 }
 
+impl Turn {
+    /// Which port it is.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+}
+
 /// Takes a port that nobody uses, waiting for one until `deadline`.
 pub async fn take_turn(context: &Context, name: &Name, deadline: Instant) -> Result<Turn> {
     let mut told = false;

@@ -146,8 +146,11 @@ impl Running {
                 deadline = self.status.map(|_| Instant::now() + LINGER);
             }
             self.give(port);
-            pass_on(port, Kind::Output, &mut self.output, self.terminal);
-            pass_on(port, Kind::Errors, &mut self.errors, false);
+            let more = pass_on(port, Kind::Output, &mut self.output) | pass_on(port, Kind::Errors, &mut self.errors);
+            // What it wrote before its end is still to come, as long as there is any.
+            if deadline.is_some() && (more || port.is_full()) {
+                deadline = Some(Instant::now() + LINGER);
+            }
             if let Some(status) = self.status {
                 let silent = self.output.is_none() && self.errors.is_none();
                 if silent || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
@@ -242,18 +245,21 @@ fn taken(port: &mut Port, bytes: usize) {
     }
 }
 
-/// Sends what the command has written, as much as there is room for; at its end the file is closed.
-fn pass_on(port: &mut Port, kind: Kind, from: &mut Option<File>, terminal: bool) {
+/// Sends what the command has written, as much as there is room for, and says whether there was any; at its end the file is closed.
+fn pass_on(port: &mut Port, kind: Kind, from: &mut Option<File>) -> bool {
     let mut buffer = [0; LARGEST];
+    let mut any = false;
     while let Some(file) = from.as_mut().filter(|_| !port.is_full()) {
         match file.read(&mut buffer) {
-            Ok(0) => *from = None,
-            Ok(read) => port.send(kind, &buffer[..read]),
+            Ok(read @ 1..) => {
+                port.send(kind, &buffer[..read]);
+                any = true;
+            }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-            // A terminal whose last user has gone: EIO.
-            Err(_) if terminal => *from = None,
-            Err(_) => *from = None,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return any,
+            // A terminal whose last user has gone says so by an error.
+            Ok(_) | Err(_) => *from = None,
         }
     }
+    any
 }

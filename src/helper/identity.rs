@@ -21,22 +21,32 @@ fn host_key_types() -> PathBuf {
 }
 
 /// Takes down what no two guests may share and a running program holds: the SSH server and its host keys. Everything is written to the disk.
-pub fn prepare() {
+pub fn prepare() -> Vec<String> {
+    let mut problems = Vec::new();
     let keys = host_keys();
-    if !keys.is_empty() && has("ssh-keygen") {
+    if !keys.is_empty() && !has("ssh-keygen") {
+        problems.push("there is no ssh-keygen, so clones will share SSH host keys".to_owned());
+    } else if !keys.is_empty() {
         let active: Vec<&str> =
             SSH.into_iter().filter(|unit| quietly("systemctl", &["is-active", "--quiet", unit])).collect();
-        if !active.is_empty() {
-            quietly("systemctl", &[&["stop"], &active[..]].concat());
+        if !active.is_empty() && !quietly("systemctl", &[&["stop"], &active[..]].concat()) {
+            problems.push("its SSH server could not be stopped, and knows the old host keys".to_owned());
         }
-        let _ = fs::write(ssh_services(), active.join("\n"));
-        let _ = fs::write(host_key_types(), keys.iter().map(|(kind, _)| kind.as_str()).collect::<Vec<_>>().join("\n"));
+        let kinds: Vec<&str> = keys.iter().map(|(kind, _)| kind.as_str()).collect();
+        let noted =
+            fs::write(ssh_services(), active.join("\n")).and_then(|()| fs::write(host_key_types(), kinds.join("\n")));
+        if let Err(error) = noted {
+            problems.push(format!("SSH host keys: {error}"));
+        }
         for (_, path) in keys {
             let _ = fs::remove_file(path.with_extension("pub"));
-            let _ = fs::remove_file(path);
+            if let Err(error) = fs::remove_file(&path) {
+                problems.push(format!("{}: {error}", path.display()));
+            }
         }
     }
     rustix::fs::sync();
+    problems
 }
 
 /// Private host keys, and their types.
@@ -149,7 +159,8 @@ fn make_host_keys() -> Result<(), String> {
         quietly("ssh-keygen", &["-q", "-t", kind, "-N", "", "-C", "", "-f", &path])
     };
     let (slow, quick): (Vec<&str>, Vec<&str>) = types.lines().partition(|kind| *kind == "rsa");
-    let made = quick.into_iter().all(make);
+    // Newer servers know fewer types: one that cannot be made is no reason to leave out the others.
+    let failed = quick.into_iter().filter(|kind| !make(kind)).collect::<Vec<_>>();
     let later =
         slow.iter().map(|kind| format!("ssh-keygen -q -t {kind} -N '' -C '' -f /etc/ssh/ssh_host_{kind}_key; "));
     let start = if services.is_empty() { String::new() } else { format!("systemctl start {}", services.join(" ")) };
@@ -162,7 +173,7 @@ fn make_host_keys() -> Result<(), String> {
             std::thread::spawn(move || child.wait());
         }
     }
-    if made { Ok(()) } else { Err("ssh-keygen failed".to_owned()) }
+    if failed.is_empty() { Ok(()) } else { Err(format!("ssh-keygen cannot make {}", failed.join(", "))) }
 }
 
 fn has(program: &str) -> bool {

@@ -86,10 +86,7 @@ fn answer(port: &mut Port, request: &[u8]) -> Option<Reply> {
     };
     match request {
         Request::Exec(exec) => command::run(port, &exec),
-        Request::Prepare => {
-            identity::prepare();
-            Some(Reply::Done { bytes: 0 })
-        }
+        Request::Prepare => Some(Reply::Became(frame::Became { reseeded: false, problems: identity::prepare() })),
         Request::Become(identity) => Some(Reply::Became(identity::become_(&identity))),
         Request::Put { path, name } => take(port, &tree::destination(Path::new(&path), OsStr::new(&name))),
         Request::Get { path } => give(port, Path::new(&path)),
@@ -106,7 +103,7 @@ fn failed(path: &Path, error: &io::Error) -> Reply {
 }
 
 fn take(port: &mut Port, target: &Path) -> Option<Reply> {
-    let mut writer = Writer::new(target);
+    let mut writer = Writer::new(target, true);
     // What follows has to be heard out, whatever became of what came before.
     loop {
         let (kind, payload) = port.next()?;

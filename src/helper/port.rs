@@ -131,6 +131,10 @@ impl Port {
     pub fn has_room(&mut self) -> bool {
         loop {
             self.flush();
+            // Nothing is expected; what is no frame is the beginning of another conversation.
+            if self.decoder.cut() == Next::Lost {
+                self.talking = false;
+            }
             if !self.talking || !self.is_full() {
                 return self.talking;
             }

@@ -170,6 +170,8 @@ pub struct Writer {
     directories: Vec<Entry>,
     links: Vec<(Entry, OsString)>,
     bytes: u64,
+    /// The permission bits that are taken over.
+    bits: u32,
 }
 
 #[derive(Debug)]
@@ -191,13 +193,21 @@ impl Drop for Unfinished {
 }
 
 impl Writer {
-    /// One that puts the tree at `path`, whose parent directory is there.
-    pub fn new(path: &Path) -> io::Result<Self> {
+    /// One that puts the tree at `path`, whose parent directory is there. Of what a guest sends the host takes over no set-uid bits: who writes here owns, and may be root.
+    pub fn new(path: &Path, trusted: bool) -> io::Result<Self> {
         let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let parent = rustix::fs::open(parent, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
             .map_err(|error| io::Error::new(io::Error::from(error).kind(), format!("{}: {error}", parent.display())))?;
-        Ok(Self { parent, name, file: None, directories: Vec::new(), links: Vec::new(), bytes: 0 })
+        Ok(Self {
+            parent,
+            name,
+            file: None,
+            directories: Vec::new(),
+            links: Vec::new(),
+            bytes: 0,
+            bits: if trusted { 0o7777 } else { 0o777 },
+        })
     }
 
     /// Takes an entry.
@@ -254,7 +264,7 @@ impl Writer {
         }
         for entry in std::mem::take(&mut self.directories).iter().rev() {
             let (directory, name) = self.place(&entry.path())?;
-            finish(&File::from(into(&directory, &name)?), entry)?;
+            finish(&File::from(into(&directory, &name)?), entry, self.bits)?;
         }
         Ok(self.bytes)
     }
@@ -266,7 +276,7 @@ impl Writer {
             file.set_len(bytes)?;
         }
         file.flush()?;
-        finish(file, entry)?;
+        finish(file, entry, self.bits)?;
         renameat(&*directory, &*temporary, &*directory, &*name)?;
         unfinished.done = true;
         Ok(())
@@ -296,8 +306,8 @@ fn into(directory: &OwnedFd, name: &OsStr) -> io::Result<OwnedFd> {
     Ok(openat(directory, name, flags, Mode::empty())?)
 }
 
-fn finish(file: &File, entry: &Entry) -> io::Result<()> {
-    rustix::fs::fchmod(file, Mode::from_raw_mode(entry.mode & 0o7777))?;
+fn finish(file: &File, entry: &Entry, bits: u32) -> io::Result<()> {
+    rustix::fs::fchmod(file, Mode::from_raw_mode(entry.mode & bits))?;
     let time = Timespec {
         tv_sec: entry.modified_ns.div_euclid(1_000_000_000),
         tv_nsec: entry.modified_ns.rem_euclid(1_000_000_000),
@@ -312,7 +322,7 @@ mod tests {
     use super::*;
 
     fn copy(from: &Path, to: &Path) -> io::Result<u64> {
-        let mut writer = Writer::new(to)?;
+        let mut writer = Writer::new(to, true)?;
         read(from, &mut |piece| match piece {
             Piece::Entry(entry) => writer.entry(entry.clone()),
             Piece::Data(offset, bytes) => writer.data(offset, bytes),
@@ -357,17 +367,17 @@ mod tests {
         let entry = |path: &str, what: What| Entry { path: path.into(), what, mode: 0o755, modified_ns: 0 };
         let file = || What::File { bytes: 1 };
         for path in ["../x", "/etc/x", "a/../../x", "."] {
-            let mut writer = Writer::new(&room.path().join("tree")).expect("a writer");
+            let mut writer = Writer::new(&room.path().join("tree"), false).expect("a writer");
             writer.entry(entry("", What::Directory)).expect("a directory");
             assert!(writer.entry(entry(path, file())).is_err(), "{path:?} was taken");
         }
         // Neither through a link that came before, nor through one that was there.
-        let mut writer = Writer::new(&room.path().join("tree")).expect("a writer");
+        let mut writer = Writer::new(&room.path().join("tree"), false).expect("a writer");
         writer.entry(entry("", What::Directory)).expect("a directory");
         writer.entry(entry("way", What::Link { to: "../outside".into() })).expect("a link");
         assert!(writer.entry(entry("way/x", file())).is_err());
         symlink("../outside", room.path().join("tree/there")).expect("a link");
-        let mut writer = Writer::new(&room.path().join("tree")).expect("a writer");
+        let mut writer = Writer::new(&room.path().join("tree"), false).expect("a writer");
         writer.entry(entry("", What::Directory)).expect("a directory");
         assert!(writer.entry(entry("there/x", file())).is_err());
         // More bytes than were announced.

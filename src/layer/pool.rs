@@ -122,6 +122,8 @@ impl Pool {
                             Ok(info) => drop(pool.layers.insert(layer.id.clone(), info)),
                             // One damaged layer concerns those who stand on it, and nobody else.
                             Err(error) if error.kind() == Kind::Damaged => pool.damaged.push(layer),
+                            // It went while we looked.
+                            Err(error) if error.kind() == Kind::NotFound => {}
                             Err(error) => return Err(error),
                         }
                     }

@@ -82,4 +82,6 @@ pub struct Owner {
     pub started: u64,
     /// The host's boot id.
     pub boot: String,
+    /// Its PID namespace (the inode of `/proc/<pid>/ns/pid`): in another one, numbers mean other processes.
+    pub namespace: u64,
 }

@@ -91,14 +91,24 @@ impl Printer {
 
     /// Bytes as they are: a guest's, escape sequences and all.
     pub fn raw(&self, bytes: &[u8]) {
-        let mut out = std::io::stdout();
-        let _ = out.write_all(bytes).and_then(|()| out.flush());
+        let _ = self.pass(bytes);
     }
 
     /// The same, to standard error.
     pub fn raw_error(&self, bytes: &[u8]) {
+        let _ = self.pass_error(bytes);
+    }
+
+    /// Bytes as they are, for those who want to know whether anybody reads them.
+    pub fn pass(&self, bytes: &[u8]) -> std::io::Result<()> {
+        let mut out = std::io::stdout();
+        out.write_all(bytes).and_then(|()| out.flush())
+    }
+
+    /// The same, to standard error.
+    pub fn pass_error(&self, bytes: &[u8]) -> std::io::Result<()> {
         let mut out = std::io::stderr();
-        let _ = out.write_all(bytes).and_then(|()| out.flush());
+        out.write_all(bytes).and_then(|()| out.flush())
     }
 
     /// An error, with its cause and what to type next.

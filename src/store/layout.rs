@@ -94,6 +94,11 @@ impl Layout {
         self.root.join("slots")
     }
 
+    /// The lock of whoever fills the pool of a template.
+    pub fn pool_lock(&self, template: &str) -> PathBuf {
+        self.slots().join(format!("pool-{template}.lock"))
+    }
+
     /// What was taken out of use.
     pub fn trash(&self) -> PathBuf {
         self.root.join("trash")

@@ -7,16 +7,24 @@ use crate::model::Owner;
 /// This process.
 pub fn ours() -> Option<Owner> {
     let pid = std::process::id().cast_signed();
-    Some(Owner { pid, started: started(pid)?, boot: boot()? })
+    Some(Owner { pid, started: started(pid)?, boot: boot()?, namespace: namespace()? })
 }
 
 /// Is it still there? A dead process that nobody has waited for is not.
 pub fn is_alive(owner: &Owner) -> bool {
+    if namespace().is_some_and(|ours| ours != owner.namespace) {
+        // It cannot be seen from here.
+        return boot().is_none_or(|boot| boot == owner.boot);
+    }
     boot().is_none_or(|boot| boot == owner.boot) && started(owner.pid) == Some(owner.started)
 }
 
 fn boot() -> Option<String> {
     Some(fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?.trim().to_owned())
+}
+
+fn namespace() -> Option<u64> {
+    Some(std::os::unix::fs::MetadataExt::ino(&fs::metadata("/proc/self/ns/pid").ok()?))
 }
 
 fn started(pid: i32) -> Option<u64> {
@@ -42,7 +50,7 @@ mod tests {
         assert!(!is_alive(&Owner { boot: "another".into(), ..ours.clone() }));
         let mut child = std::process::Command::new("true").spawn().expect("a child");
         let pid = child.id().cast_signed();
-        let owner = started(pid).map(|started| Owner { pid, started, boot: ours.boot });
+        let owner = started(pid).map(|started| Owner { pid, started, ..ours });
         child.wait().expect("it ends");
         assert!(owner.is_none_or(|owner| !is_alive(&owner)));
     }

@@ -78,12 +78,13 @@ pub async fn warm(context: &Context, name: &Name, warming: &Warming) -> Result<W
     make_directory(&store.layout.rams())?;
     discard::reap(context).await?;
     let clone = throw_away_name(name)?;
+    let ours = ephemeral::ours(LIFE);
     let request = clone::Request {
         source: PointRef { vm: name.clone(), snapshot: None },
         names: vec![clone.clone()],
         kind: Kind::Thin,
         ports: Vec::new(),
-        ephemeral: Some(ephemeral::ours(LIFE)),
+        ephemeral: Some(ours.clone()),
     };
     clone::clone(context, &request).await?;
     let saved = save(context, &clone, warming).await;
@@ -91,7 +92,7 @@ pub async fn warm(context: &Context, name: &Name, warming: &Warming) -> Result<W
         Ok((config, writer, kernel)) => keep(context, name, &record, &clone, config, writer, kernel).await,
         Err(error) => Err(error),
     };
-    discard::discard(context, &clone).await?;
+    discard::discard(context, &clone, &ours).await?;
     kept.map(|bytes| Warmed { bytes, took: began.elapsed() })
 }
 
@@ -147,7 +148,9 @@ async fn save(context: &Context, clone: &Name, warming: &Warming) -> Result<(Con
     wait_for_ready(context, clone, &mut client, warming).await?;
     wait_for_idle(context, clone).await?;
     let (_, release) = shell(context, clone, &mut client, "uname -r", Duration::from_secs(60)).await?;
-    identity::prepare(&mut client).await?;
+    for problem in identity::prepare(&mut client).await? {
+        context.ui.warn(&format!("{clone}: {problem}"));
+    }
     drop(client);
     drop(task);
     let (_lock, record) = open::open(context, clone).await?;
@@ -202,7 +205,10 @@ async fn shell(
         ..Default::default()
     };
     let mut text = Vec::new();
-    let mut output = |_: Stream, bytes: &[u8]| text.extend_from_slice(bytes);
+    let mut output = |_: Stream, bytes: &[u8]| {
+        text.extend_from_slice(bytes);
+        Ok(())
+    };
     let mut streams = Streams { input: None, control: None, output: &mut output };
     match exec::converse(context, clone, client, &request, &mut streams).await {
         Ok(finished) => Ok((finished.code, String::from_utf8_lossy(&text).into_owned())),
@@ -305,7 +311,8 @@ pub async fn cool(context: &Context, name: &Name) -> Result<u64> {
     // From here on nobody names them: what stays is for `gc` to find.
     remove_files(store, &warm)?;
     let mut pool = crate::layer::pool::Pool::scan(store)?;
-    for layer in warm.config.writable().map(|disk| &disk.layer) {
+    let below_trash = store.below_trash()?;
+    for layer in warm.config.writable().map(|disk| &disk.layer).filter(|layer| !below_trash.contains(&layer.id)) {
         if pool.uses(&layer.id).is_empty() && pool.children(&layer.id).next().is_none() {
             remove(&store.layout.layer(layer))?;
             pool.layers.remove(&layer.id);
