@@ -90,6 +90,16 @@ fn guests_from_one_memory_share_nothing_and_leave_nothing() {
         "tr a-z A-Z < /tmp/in > /tmp/out; exit 5",
     ]);
     assert_eq!((done.code, std::fs::read_to_string(&to).unwrap().as_str()), (5, "SEVEN"));
+    // What cannot be written is no success; a timeout tells what came before it.
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let told = Done::from(lab.command(&["run", "t", "--", "echo", "hi"]).stdout(full).output().unwrap());
+    told.fails(125, &["what the command writes cannot be written here"]);
+    let told =
+        lab.run(&["--format", "json", "run", "--timeout", "2", "t", "--", "sh", "-c", "echo partial; sleep 1000"]);
+    let value: Value = serde_json::from_str(&told.out).unwrap();
+    assert_eq!((told.code, &value["stdout"], &value["timed_out"]), (124, &"partial\n".into(), &true.into()));
+    // A guest that restarts has forgotten the command.
+    run(&["t", "--", "sh", "-c", "reboot -f; sleep 1000"]).fails(125, &["the guest"]);
     // A panic is an error, at once.
     run(&["t", "--", "sh", "-c", "echo c > /proc/sysrq-trigger; sleep 1000"]).fails(125, &["the guest"]);
     only_the_template_is_there(&lab, layers);
@@ -198,6 +208,11 @@ fn a_warm_clone_is_a_vm_like_any_other() {
     assert_eq!(lab.state(&kept), "running");
     lab.ok(&["run", "--keep=b", "t", "--", "true"]);
     lab.run(&["run", "--keep=b", "t", "--", "true"]).fails(125, &["the name b is taken"]);
+    let kept_until = |name: &str| {
+        let all = lab.json(&["ls"]);
+        all.as_array().unwrap().iter().find(|vm| vm["name"] == name).unwrap()["expires"].is_string()
+    };
+    assert!(kept_until(&kept) && !kept_until("b") && lab.state("b") == "running");
     lab.ok(&["rm", "--force", "a", "b", &kept]);
     // Runs queue up, and say for what.
     let first = lab.spawn(&["run", "--max-parallel", "1", "t", "--", "sleep", "3"]);
@@ -271,7 +286,10 @@ fn a_gitlab_runner_finds_its_stages() {
     stage(&["prepare", "--template", "t"], "evil").fails(202, &["the job asks for the image \"evil\""]);
     stage(&["prepare", "--template", "nowhere", "--allow", "t"], "t").ok();
     assert_eq!(lab.state("gitlab-4711"), "running");
-    stage(&["prepare", "--template", "t"], "").fails(202, &["the name gitlab-4711 is taken"]);
+    // A runner tries again; what is there is replaced.
+    let before = lab.pid("gitlab-4711");
+    stage(&["prepare", "--template", "t"], "").ok();
+    assert_ne!(lab.pid("gitlab-4711"), before);
     stage(&["run", &script("prepare_script", "mkdir -p /builds; echo prepared"), "prepare_script"], "").ok();
     let build = stage(
         &["run", &script("build_script", "cd /builds; echo building; echo oops >&2; exit 42"), "build_script"],

@@ -21,7 +21,7 @@ pub struct Exec {
     #[command(flatten)]
     how: How,
     /// How long it may take, in seconds; then it is terminated, and 5 s later killed
-    #[arg(long, value_name = "SECS")]
+    #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..))]
     timeout: Option<u64>,
     /// How long the guest may take to boot as far as its agent, in seconds
     #[arg(long, value_name = "SECS", default_value_t = 120)]
@@ -186,19 +186,30 @@ pub fn code(
     about: Value,
 ) -> u8 {
     let seconds = limit.unwrap_or_default().as_secs();
+    let tell = |code: u8, truncated: bool, timed_out: bool, about: Value| {
+        let mut value = json!({
+            "exit_code": code,
+            "stdout": String::from_utf8_lossy(&captured.stdout),
+            "stderr": String::from_utf8_lossy(&captured.stderr),
+            "truncated": truncated,
+            "timed_out": timed_out,
+        });
+        if let (Value::Object(value), Value::Object(about)) = (&mut value, about) {
+            value.extend(about);
+        }
+        app.printer.result("", &value);
+    };
+    let in_json = app.printer.format == Format::Json;
+    // A VM that was kept has to be named, and so has what came before a timeout.
+    match &result {
+        Err(Failure::TimedOut) if in_json => tell(124, false, true, about.clone()),
+        Err(_) if in_json && about["name"].is_string() => tell(OURS, false, false, about.clone()),
+        _ => {}
+    }
     match result {
         Ok(finished) => {
-            if app.printer.format == Format::Json {
-                let mut value = json!({
-                    "exit_code": finished.code,
-                    "stdout": String::from_utf8_lossy(&captured.stdout),
-                    "stderr": String::from_utf8_lossy(&captured.stderr),
-                    "truncated": finished.truncated,
-                });
-                if let (Value::Object(value), Value::Object(about)) = (&mut value, about) {
-                    value.extend(about);
-                }
-                app.printer.result("", &value);
+            if in_json {
+                tell(finished.code, finished.truncated, false, about);
             } else if finished.truncated {
                 app.context.ui.warn("the guest agent kept only the beginning of the output");
             }

@@ -109,6 +109,10 @@ impl Prepare {
         let job = job()?;
         let (name, template) = (job.vm()?, job.template(&self.template, &self.allow)?);
         discard::reap(context).await?;
+        // A runner tries again, and what an earlier try of this job has left is of no use.
+        if let Ok(Some(left)) = context.store.load(&name).map(|record| record.ephemeral) {
+            discard::discard(context, &name, &left).await?;
+        }
         let limit = Duration::from_secs(self.agent_timeout);
         let request = Request {
             source: PointRef { vm: template.clone(), snapshot: None },
@@ -117,6 +121,7 @@ impl Prepare {
             // It outlives this process: the stages that follow are others.
             keep: Keep::Always,
             ttl: self.ttl,
+            keep_for: None,
             copy_in: Vec::new(),
             copy_out: Vec::new(),
             ports: Vec::new(),

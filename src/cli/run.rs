@@ -33,7 +33,7 @@ pub struct Run {
     #[arg(long, value_name = "GUEST:HOST", value_parser = guest_host)]
     copy_out: Vec<(String, PathBuf)>,
     /// How long the command may take, in seconds; then it is terminated, and 5 s later killed
-    #[arg(long, value_name = "SECS")]
+    #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..))]
     timeout: Option<u64>,
     /// Keep the VM, under this name
     #[arg(long, value_name = "NAME", num_args = 0..=1, require_equals = true)]
@@ -41,9 +41,9 @@ pub struct Run {
     /// Keep the VM if the command fails
     #[arg(long)]
     keep_on_failure: bool,
-    /// The VM goes after that time whatever happens: 30m, 12h, 7d
-    #[arg(long, value_name = "AGE", default_value = "1d", value_parser = parse_age)]
-    ttl: Duration,
+    /// The VM goes after that time whatever happens: 30m, 12h, 7d [default: 1d; with --keep: never]
+    #[arg(long, value_name = "AGE", value_parser = parse_age)]
+    ttl: Option<Duration>,
     /// How many runs may go on at once in this store; others wait. There are never more than the host has memory for
     #[arg(long, value_name = "COUNT", env = "COWHAND_MAX_PARALLEL", hide_env_values = true, value_parser = clap::value_parser!(u32).range(1..))]
     max_parallel: Option<u32>,
@@ -59,6 +59,9 @@ pub struct Run {
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
     command: Vec<String>,
 }
+
+/// How long a VM may be there at most, unless it is said.
+const TTL: Duration = Duration::from_secs(86_400);
 
 impl Run {
     pub async fn run(self, app: &App) -> u8 {
@@ -93,7 +96,9 @@ impl Run {
                 (None, true) => Keep::OnFailure,
                 (None, false) => Keep::Never,
             },
-            ttl: self.ttl,
+            ttl: self.ttl.unwrap_or(TTL),
+            // What was kept on purpose stays; what only failed is looked at soon or never.
+            keep_for: if self.keep.is_some() { self.ttl } else { self.ttl.or(Some(TTL)) },
             copy_in: self.copy_in,
             copy_out: self.copy_out,
             ports: self.port,

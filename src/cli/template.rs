@@ -72,10 +72,10 @@ pub struct Create {
 /// How to make a template warm.
 #[derive(Debug, Args)]
 pub struct WarmOptions {
-    /// With --warm: a shell command that has to succeed in the guest before it is saved
+    /// For a warm template: a shell command that has to succeed in the guest before it is saved
     #[arg(long, value_name = "CMD")]
     ready: Option<String>,
-    /// With --warm: how long the guest may take to boot as far as its agent, and again for --ready, in seconds
+    /// For a warm template: how long the guest may take to boot as far as its agent, and again for --ready, in seconds
     #[arg(long, value_name = "SECS", default_value_t = 600)]
     ready_timeout: u64,
 }

@@ -5,7 +5,10 @@
 //!                                                     └ killed here: the next `gc` or `run` removes the rest
 //! ```
 
+use std::time::Duration;
+
 use jiff::Timestamp;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::change::recover;
@@ -17,6 +20,10 @@ use crate::qemu::process;
 use crate::store::{Store, schema};
 use crate::sys::{fault, owner};
 use crate::vm::{live, status, stop};
+
+/// How long a QEMU that was killed at its start may take to end, and how often it is looked.
+const ENDING: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(10);
 
 /// Removes the ephemeral VM `name`, whatever it is doing, if `ephemeral` is still what its record says of it: meanwhile somebody may have decided to keep it, or made
 /// another one of that name.
@@ -48,7 +55,14 @@ async fn discard_if(context: &Context, name: &Name, may_go: impl Fn(&Record) -> 
         return Ok(false);
     }
     if status::is_running(context, name)? && stop::kill(context, name).await.is_err() {
-        // It may be half-way through its start.
+        // It may be half-way through its start, or its end: whoever started it has killed it when interrupted.
+        let deadline = Instant::now() + ENDING;
+        while Instant::now() < deadline
+            && status::is_running(context, name)?
+            && stop::kill(context, name).await.is_err()
+        {
+            tokio::time::sleep(LOOK).await;
+        }
         if let Some(qmp) = live::connect_if_running(context, name).await? {
             stop::quit(context, name, qmp).await?;
         }

@@ -65,6 +65,8 @@ pub struct Request {
     pub keep: Keep,
     /// It goes so long after it was made, whatever became of us.
     pub ttl: Duration,
+    /// If it is kept: for so long; for ever without it.
+    pub keep_for: Option<Duration>,
     /// What to copy into the guest before: from the host, to the guest.
     pub copy_in: Vec<(PathBuf, String)>,
     /// What to copy out of it afterwards, also when the command has failed: from the guest, to the host.
@@ -138,7 +140,7 @@ pub async fn run(context: &Context, request: &Request, mut streams: Streams<'_>)
     };
     let began = Instant::now();
     let kept = match keep {
-        true => stay(context, &name).await,
+        true => stay(context, &name, request.keep_for).await,
         false => discard::discard(context, &name, &ours).await.map(|_| None),
     };
     match kept {
@@ -352,10 +354,10 @@ async fn copy_out(context: &Context, made: &mut Made, from: &str, to: &std::path
     copied
 }
 
-/// From now on it belongs to nobody, and stays.
-pub async fn stay(context: &Context, name: &Name) -> Result<Option<Name>> {
+/// From now on it belongs to nobody, and stays, or stays until then.
+async fn stay(context: &Context, name: &Name, ttl: Option<Duration>) -> Result<Option<Name>> {
     let (_lock, mut record): (_, Record) = open::open(context, name).await?;
-    record.ephemeral = None;
+    record.ephemeral = ttl.map(|ttl| Ephemeral { owner: None, expires: Some(super::from_now(ttl)), shell: false });
     context.store.save(name, &record)?;
     Ok(Some(name.clone()))
 }

@@ -146,6 +146,7 @@ impl<'a> Testbed<'a> {
             warmth: self.warmth,
             keep: Keep::Never,
             ttl: Duration::from_secs(86_400),
+            keep_for: None,
             copy_in: Vec::new(),
             copy_out: Vec::new(),
             ports: Vec::new(),

@@ -15,6 +15,7 @@ use crate::error::{Error, Kind as ErrorKind};
 use crate::helper::frame::{self, Kind, LARGEST, Reply, WINDOW, Why};
 use crate::model::{Name, State};
 use crate::qemu::agent::AgentError;
+use crate::qemu::qmp::Qmp;
 use crate::sys::tail;
 use crate::vm::status;
 
@@ -82,8 +83,13 @@ pub struct Finished {
     pub truncated: bool,
 }
 
-/// Nobody reads its output any more: as if SIGPIPE had ended it.
-const UNREAD: Finished = Finished { code: 128 + 13, truncated: false };
+/// Nobody reads its output any more: as if SIGPIPE had ended it. Or it cannot be written, which is a failure of ours.
+fn unread(error: std::io::Error) -> Result<Finished, Failure> {
+    if error.kind() == std::io::ErrorKind::BrokenPipe {
+        return Ok(Finished { code: 128 + 13, truncated: false });
+    }
+    Err(Error::failed("what the command writes cannot be written here").because(error).into())
+}
 
 /// Why it did not end by itself.
 #[derive(Debug)]
@@ -209,8 +215,14 @@ pub async fn converse(
             biased;
             frame = client.next() => {
                 match frame.map_err(|error| last_words(context, name, error))? {
-                    (Kind::Output, bytes) if (streams.output)(Stream::Output, &bytes).is_err() => return Ok(UNREAD),
-                    (Kind::Errors, bytes) if (streams.output)(Stream::Errors, &bytes).is_err() => return Ok(UNREAD),
+                    (Kind::Output, bytes) => match (streams.output)(Stream::Output, &bytes) {
+                        Ok(()) => {}
+                        Err(error) => return unread(error),
+                    },
+                    (Kind::Errors, bytes) => match (streams.output)(Stream::Errors, &bytes) {
+                        Ok(()) => {}
+                        Err(error) => return unread(error),
+                    },
                     (Kind::Taken, bytes) => {
                         window += bytes.try_into().map_or(0, u32::from_le_bytes) as usize;
                         window = window.min(WINDOW);
@@ -313,6 +325,12 @@ async fn look(
     {
         let error = Error::qemu(format!("the kernel of the guest of {name} has panicked"));
         return Err(error.because(format!("\"{words}\"")));
+    }
+    if let Some(sockets) = status::sockets(context, name)
+        && let Some(open) = Qmp::open_ports(&sockets.status()).await
+        && open.get(client.index()) == Some(&false)
+    {
+        return Err(Error::qemu(format!("the guest of {name} was restarted, or its helper was ended")));
     }
     if heard.elapsed() > SILENCE {
         // A guest that somebody has paused will answer when it goes on.

@@ -88,7 +88,7 @@ impl Wire {
     pub async fn begin(self, name: &Name, deadline: Instant) -> Result<Client> {
         let silent = || Error::qemu(format!("nothing in the guest of {name} answers on its port"));
         let (from, to) = self.stream.into_split();
-        let mut client = Client { from, to, decoder: Decoder::default(), name: name.clone(), _turn: self.turn };
+        let mut client = Client { from, to, decoder: Decoder::default(), name: name.clone(), turn: self.turn };
         let mut first = true;
         loop {
             let token = uuid::Uuid::new_v4().into_bytes();
@@ -127,10 +127,15 @@ pub struct Client {
     to: OwnedWriteHalf,
     decoder: Decoder,
     name: Name,
-    _turn: Turn,
+    turn: Turn,
 }
 
 impl Client {
+    /// On which port it is.
+    pub fn index(&self) -> usize {
+        self.turn.index
+    }
+
     async fn welcome(&mut self, token: [u8; 16]) -> std::io::Result<u32> {
         loop {
             while let Some(answer) = self.decoder.find::<20>(&WELCOME) {
@@ -182,7 +187,8 @@ impl Client {
         let payload =
             serde_json::to_vec(request).map_err(|error| Error::failed("cannot write a request").because(error))?;
         if payload.len() > LARGEST {
-            return Err(Error::usage(format!("the command and its environment are longer than {LARGEST} bytes")));
+            return Err(Error::usage(format!("the command and its environment are longer than {LARGEST} bytes"))
+                .hint("give what is long on standard input (-i), or in a file (cp, --copy-in)"));
         }
         self.send(Kind::Request, &payload).await
     }
