@@ -42,7 +42,7 @@ fn a_command_in_a_guest_is_as_if_it_ran_here() {
     assert_eq!(told.as_bytes(), here.wait_with_output().unwrap().stdout);
     // A signal passes input that nobody reads.
     let mut child =
-        lab.command(&["exec", "-i", "a", "--", "sh", "-c", "trap 'exit 9' TERM; echo up; sleep 1000 & wait"]);
+        lab.command(&["exec", "-i", "a", "--", "sh", "-c", "trap 'exit 9' TERM; echo up; sleep 900 & wait"]);
     let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     std::thread::spawn(move || while stdin.write_all(&[0; 4096]).is_ok() {});
