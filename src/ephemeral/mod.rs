@@ -13,13 +13,22 @@ pub mod testbed;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use uuid::Uuid;
 
-use crate::model::Ephemeral;
+use crate::error::Result;
+use crate::model::{Ephemeral, Name};
 use crate::sys::owner;
 
 /// One that goes with this process, and `ttl` from now at the latest.
 pub fn ours(ttl: Duration) -> Ephemeral {
     Ephemeral { owner: owner::ours(), expires: Some(from_now(ttl)), shell: false }
+}
+
+/// A name nobody has for a VM of `template`: `pool-deb12-1a2b3c`. A long template's is cut to what a name may be.
+pub fn name(kind: &str, template: &Name) -> Result<Name> {
+    let random = Uuid::new_v4().simple().to_string();
+    let stem: String = template.as_str().chars().take(40).collect();
+    format!("{kind}-{}-{}", stem.trim_end_matches(['-', '.', '_']), &random[..6]).parse()
 }
 
 /// The time so long from now.

@@ -5,8 +5,6 @@
 
 use std::time::Duration;
 
-use uuid::Uuid;
-
 use super::discard;
 use crate::clone::{self, Kind};
 use crate::context::Context;
@@ -102,9 +100,7 @@ fn waiting() -> Ephemeral {
 }
 
 async fn start(context: &Context, template: &Name, record: &Record) -> Result<()> {
-    let random = Uuid::new_v4().simple().to_string();
-    let stem: String = template.as_str().chars().take(40).collect();
-    let name: Name = format!("pool-{}-{}", stem.trim_end_matches(['-', '.', '_']), &random[..6]).parse()?;
+    let name = super::name("pool", template)?;
     // Until it waits it is ours alone.
     let ours = Ephemeral { shell: true, ..super::ours(Duration::from_secs(600)) };
     let request = clone::Request {

@@ -76,9 +76,6 @@ impl Running {
         command.args(arguments).current_dir(directory);
         command.env_clear().env("PATH", PATH).env("HOME", &who.home).env("USER", &who.name).env("LOGNAME", &who.name);
         command.env("SHELL", &who.shell);
-        if let Ok(language) = std::env::var("LANG") {
-            command.env("LANG", language);
-        }
         if exec.terminal.is_some() {
             command.env("TERM", "xterm-256color");
         }

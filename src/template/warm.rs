@@ -14,7 +14,6 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use uuid::Uuid;
 
 use crate::clone::{self, Kind};
 use crate::context::Context;
@@ -77,7 +76,7 @@ pub async fn warm(context: &Context, name: &Name, warming: &Warming) -> Result<W
     check(context, name, &record)?;
     make_directory(&store.layout.rams())?;
     discard::reap(context).await?;
-    let clone = throw_away_name(name)?;
+    let clone = ephemeral::name("warm", name)?;
     let ours = ephemeral::ours(LIFE);
     let request = clone::Request {
         source: PointRef { vm: name.clone(), snapshot: None },
@@ -94,13 +93,6 @@ pub async fn warm(context: &Context, name: &Name, warming: &Warming) -> Result<W
     };
     discard::discard(context, &clone, &ours).await?;
     kept.map(|bytes| Warmed { bytes, took: began.elapsed() })
-}
-
-/// `warm-deb12-1a2b`, within what a name may be.
-fn throw_away_name(template: &Name) -> Result<Name> {
-    let random = Uuid::new_v4().simple().to_string();
-    let stem: String = template.as_str().chars().take(40).collect();
-    format!("warm-{}-{}", stem.trim_end_matches(['-', '.', '_']), &random[..6]).parse()
 }
 
 fn check(context: &Context, name: &Name, record: &Record) -> Result<()> {
