@@ -2,6 +2,9 @@
 
 use std::process::Stdio;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use crate::lab::{Done, Lab, eventually};
 
 #[test]
@@ -62,6 +65,28 @@ fn a_template_is_never_removed_under_a_clone_that_is_being_made() {
             lab.ok(&["disk", "chain", row["name"].as_str().unwrap()]);
         }
     }
+}
+
+#[test]
+fn a_cascade_waits_for_a_full_clone_of_what_it_removes() {
+    let lab = Lab::new();
+    lab.ok(&["create", "a", "--size", "16M"]);
+    lab.ok(&["clone", "a", "b"]);
+    // It has the lock of b, and the source's layers in its journal.
+    let mut clone = lab.command(&["clone", "b", "c", "--full"]).env("COWHAND_FAULT", "4:stall").spawn().unwrap();
+    let pid = clone.id().cast_signed();
+    eventually("a standstill", || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().contains(") T "));
+    assert!(lab.store().join("vms/c/journal.json").exists(), "it stands still too early");
+    let remove = lab.spawn(&["rm", "a", "--cascade"]);
+    let lock = lab.store().join("store.lock");
+    eventually("the removal's signature", || std::fs::read_to_string(&lock).is_ok_and(|text| text.contains("rm a")));
+    kill(Pid::from_raw(pid), Signal::SIGCONT).unwrap();
+    assert!(clone.wait().unwrap().success());
+    Done::from(remove.wait_with_output().unwrap()).ok();
+    assert_eq!(lab.json(&["ls"])[0]["name"], "c");
+    assert_eq!(lab.json(&["ls"]).as_array().unwrap().len(), 1);
+    assert_eq!(lab.chain("c").len(), 1);
+    lab.ok(&["doctor", "c"]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The census of the pool: every layer, what its header says it stands on, and who names it. Read, never stored.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
@@ -297,6 +297,32 @@ impl Pool {
         names
     }
 
+    /// Everybody who would lose data if `root` went, and `root`: whoever is stood on comes after those who stand on it. A clone that is
+    /// still being made is not among them.
+    pub fn tower(&self, root: &Name) -> Vec<Name> {
+        let mut tower = Vec::new();
+        self.climb(root, &mut BTreeSet::new(), &mut tower);
+        tower
+    }
+
+    fn climb(&self, name: &Name, seen: &mut BTreeSet<Name>, tower: &mut Vec<Name>) {
+        if !seen.insert(name.clone()) {
+            return;
+        }
+        for dependent in self.dependents(name, &self.named_by(name)) {
+            if !self.named_by(&dependent).is_empty() {
+                self.climb(&dependent, seen, tower);
+            }
+        }
+        tower.push(name.clone());
+    }
+
+    /// The layers in the record of `name`.
+    fn named_by(&self, name: &Name) -> Vec<LayerId> {
+        let of_record = |r#use: &Use| r#use.owner() == name && !matches!(r#use, Use::Change(_));
+        self.uses.iter().filter(|(_, uses)| uses.iter().any(of_record)).map(|(id, _)| id.clone()).collect()
+    }
+
     fn owners<'a>(&self, except: Option<&Name>, layers: impl Iterator<Item = &'a LayerId>) -> Vec<Name> {
         let uses = layers.flat_map(|id| self.uses(id));
         let mut names: Vec<Name> =
@@ -350,4 +376,64 @@ pub fn read_start(path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(qcow2::HEADER_BYTES);
     File::open(path).and_then(|file| file.take(qcow2::HEADER_BYTES as u64).read_to_end(&mut bytes)).on("read", path)?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> Name {
+        text.parse().expect("a name")
+    }
+
+    /// A pool of layers, each with the one it stands on and who names it.
+    fn pool(layers: &[(&str, Option<&str>, Use)]) -> Pool {
+        let layer = |text: &str| Layer { id: format!("{text:0>10}").parse().expect("an id"), format: Format::Qcow2 };
+        let mut pool = Pool::default();
+        for (id, backing, r#use) in layers {
+            let info = LayerInfo {
+                layer: layer(id),
+                backing: backing.map(layer),
+                virtual_bytes: 0,
+                allocated_bytes: 0,
+                internal_snapshots: 0,
+            };
+            pool.add_use(&info.layer.id, r#use.clone());
+            pool.layers.insert(info.layer.id.clone(), info);
+        }
+        pool
+    }
+
+    fn head(vm: &str) -> Use {
+        Use::Head(name(vm))
+    }
+
+    #[test]
+    fn who_stands_on_another_disk_of_a_dependent_is_in_the_tower() {
+        // b's first disk stands on a; c stands on b's second disk, d on neither.
+        let snapshot = |vm| Use::Snapshot(name(vm), name("s"));
+        let layers = [
+            ("1", None, Use::Template(name("a"))),
+            ("2", Some("1"), head("b")),
+            ("3", None, snapshot("b")),
+            ("4", Some("3"), head("b")),
+            ("5", Some("3"), head("c")),
+            ("6", None, head("d")),
+        ];
+        assert_eq!(pool(&layers).tower(&name("a")), [name("c"), name("b"), name("a")]);
+        assert_eq!(pool(&layers).tower(&name("d")), [name("d")]);
+    }
+
+    #[test]
+    fn a_clone_that_is_being_made_is_not_in_the_tower_yet() {
+        let layers = [("1", None, Use::Template(name("a"))), ("2", Some("1"), Use::Change(name("b")))];
+        assert_eq!(pool(&layers).tower(&name("a")), [name("a")]);
+    }
+
+    #[test]
+    fn who_stand_on_each_other_are_all_in_the_tower() {
+        let layers =
+            [("1", None, head("a")), ("2", Some("1"), head("b")), ("3", None, head("b")), ("4", Some("3"), head("a"))];
+        assert_eq!(pool(&layers).tower(&name("a")), [name("b"), name("a")]);
+    }
 }

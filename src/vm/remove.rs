@@ -47,40 +47,31 @@ pub async fn remove(context: &Context, name: &Name, which: Which, options: Optio
         other => other?,
     };
     check_kind(name, &record, which)?;
-    let dependents = dependents(&context.store, name, &record)?;
-    if !dependents.is_empty() && !options.cascade {
-        return Err(refuse(context, name, &record, &dependents).await);
-    }
-    let mut gone = Vec::new();
-    // Whoever stands on a dependent is a dependent, too; the ones nobody stands on go first.
-    let mut waiting = dependents;
-    waiting.push(name.clone());
-    for victim in &waiting {
-        refuse_running(context, victim, options).await?;
-    }
-    while !waiting.is_empty() {
-        let before = waiting.len();
-        for victim in std::mem::take(&mut waiting) {
-            let record = context.store.load(&victim)?;
-            if self::dependents(&context.store, &victim, &record)?.is_empty() {
-                remove_one(context, &store_lock, &victim).await?;
-                gone.push(victim);
-            } else {
-                waiting.push(victim);
-            }
+    let (mut gone, mut tried) = (Vec::new(), Vec::new());
+    loop {
+        let pool = Pool::scan(&context.store)?;
+        let victims = pool.tower(name);
+        if victims.len() > 1 && !options.cascade {
+            return Err(refuse(context, name, &record, &victims[..victims.len() - 1]).await);
         }
-        if waiting.len() == before {
+        if victims == tried {
             return Err(Error::damaged(format!("{name} and what stands on it depend on each other")));
         }
+        for victim in &victims {
+            refuse_running(context, victim, options).await?;
+        }
+        for victim in &victims {
+            if !remove_one(context, &store_lock, victim).await? {
+                break;
+            }
+            gone.push(victim.clone());
+        }
+        if gone.last() == Some(name) {
+            return Ok(gone);
+        }
+        // A clone that was being made is there now.
+        tried = victims;
     }
-    Ok(gone)
-}
-
-/// The VMs and templates that stand on the layers of `name`.
-pub fn dependents(store: &Store, name: &Name, record: &Record) -> Result<Vec<Name>> {
-    let pool = Pool::scan(store)?;
-    let ids: Vec<LayerId> = record.layers().map(|layer| layer.id.clone()).collect();
-    Ok(pool.dependents(name, &ids))
 }
 
 fn check_kind(name: &Name, record: &Record, which: Which) -> Result<()> {
@@ -155,9 +146,15 @@ async fn remove_broken(context: &Context, name: &Name) -> Result<Vec<Name>> {
     Ok(vec![name.clone()])
 }
 
-async fn remove_one(context: &Context, _: &StoreLock, name: &Name) -> Result<()> {
+/// Whether it is gone; not, when somebody stands on it.
+async fn remove_one(context: &Context, _: &StoreLock, name: &Name) -> Result<bool> {
     let store = &context.store;
+    // Who is making a full clone of it has its lock.
     let (_lock, record) = open::open(context, name).await?;
+    let pool = Pool::scan(store)?;
+    if pool.tower(name).len() > 1 {
+        return Ok(false);
+    }
     if let Some(qmp) = live::connect_if_running(context, name).await? {
         stop::quit(context, name, qmp).await?;
     }
@@ -168,7 +165,7 @@ async fn remove_one(context: &Context, _: &StoreLock, name: &Name) -> Result<()>
         Some(warm) => warm::refuse_used(context, name, &record, warm)?,
         None => None,
     };
-    let layers = freed(context, name, &record)?;
+    let layers = freed(context, name, &record, pool);
     let mut entry = Entry::new("rm", name, &context.operation);
     entry.layers.clone_from(&layers);
     for layer in &layers {
@@ -192,17 +189,17 @@ async fn remove_one(context: &Context, _: &StoreLock, name: &Name) -> Result<()>
     for image in record.snapshots.iter().filter_map(Snapshot::ram_image) {
         store.move_memory(&trash, image, false)?;
     }
-    atomic::sync_directory(&store.layout.layers())
+    atomic::sync_directory(&store.layout.layers())?;
+    Ok(true)
 }
 
 /// The layers nobody names and nobody stands on once `name` is gone: its own, and hidden ones below.
-fn freed(context: &Context, name: &Name, record: &Record) -> Result<Vec<Layer>> {
-    let mut pool = Pool::scan(&context.store)?;
+fn freed(context: &Context, name: &Name, record: &Record, mut pool: Pool) -> Vec<Layer> {
     pool.forget(name);
     let mut freed = Vec::new();
     if let Some(why) = pool.uncertainty(Some(name)) {
         context.ui.warn(&format!("the layers of {name} stay in the pool: {why}"));
-        return Ok(freed);
+        return freed;
     }
     let mut next: Vec<LayerId> = record.layers().map(|layer| layer.id.clone()).collect();
     while let Some(id) = next.pop() {
@@ -217,5 +214,5 @@ fn freed(context: &Context, name: &Name, record: &Record) -> Result<Vec<Layer>> 
         next.extend(info.backing.as_ref().map(|backing| backing.id.clone()));
         pool.layers.remove(&id);
     }
-    Ok(freed)
+    freed
 }
