@@ -136,8 +136,8 @@ pub async fn start_warm(
             let origin = context.store.load(source)?;
             let warm = self::warm(context, source, &origin)?;
             let (_lock, mut record) = open::open(context, &name).await?;
-            let qmp = warm::wait(context, &name, &record, warm, false).await?;
-            warm::go_on(context, &name, qmp, warm).await?;
+            let qmp = warm::wake(context, &name, &record, warm, false).await?;
+            warm::go_on(context, &name, qmp).await?;
             drop(warm::settle(context, &name, &record, warm).await?);
             record.ephemeral = finally.cloned();
             context.store.save(&name, &record)

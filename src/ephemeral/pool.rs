@@ -1,5 +1,5 @@
-//! The pool: QEMUs that have been started on a warm template and wait (`-incoming defer`) for somebody to claim them. A claim is a lock, a rename and
-//! three QMP commands. There is no daemon: whoever claims one starts another in its place.
+//! The pool: QEMUs that have been started on a warm template, have read its guest's state, and stand still until somebody claims them. A claim is a
+//! lock, a rename and one QMP command. There is no daemon: whoever claims one starts another in its place.
 //!
 //! A shell is a VM like any other in the store, with a layer of its own, so that locks, recovery and `gc` know it; `ls` does not show it.
 
@@ -29,13 +29,17 @@ pub struct Shelf {
     pub waiting: u32,
 }
 
+/// The beginning of every shell's name.
+const KIND: &str = "pool";
+
 /// The shells of the template whose record this is.
 fn shells(context: &Context, template: &Record) -> Result<Vec<Name>> {
     let store = &context.store;
     let is_ours = |name: &Name| {
-        store
-            .load(name)
-            .is_ok_and(|record| record.is_shell() && record.origin.is_some_and(|origin| origin.uuid == template.uuid))
+        name.as_str().starts_with(KIND)
+            && store.load(name).is_ok_and(|record| {
+                record.is_shell() && record.origin.is_some_and(|origin| origin.uuid == template.uuid)
+            })
     };
     Ok(store.names()?.into_iter().filter(is_ours).collect())
 }
@@ -100,7 +104,7 @@ fn waiting() -> Ephemeral {
 }
 
 async fn start(context: &Context, template: &Name, record: &Record) -> Result<()> {
-    let name = super::name("pool", template)?;
+    let name = super::name(KIND, template)?;
     // Until it waits it is ours alone.
     let ours = Ephemeral { shell: true, ..super::ours(Duration::from_secs(600)) };
     let request = clone::Request {
@@ -114,7 +118,7 @@ async fn start(context: &Context, template: &Name, record: &Record) -> Result<()
     let started = async {
         let warm = clone::warm(context, template, record)?;
         let (_lock, mut shell) = open::open(context, &name).await?;
-        drop(warm::wait(context, &name, &shell, warm, false).await?);
+        drop(warm::wake(context, &name, &shell, warm, false).await?);
         shell.ephemeral = Some(waiting());
         context.store.save(&name, &shell)
     };

@@ -72,8 +72,8 @@ pub async fn reset(context: &Context, name: &Name, stopped: bool) -> Result<Rese
     let started = async {
         match warm {
             Some(warm) => {
-                let qmp = warm::wait(context, name, &after, warm, false).await?;
-                warm::go_on(context, name, qmp, warm).await?;
+                let qmp = warm::wake(context, name, &after, warm, false).await?;
+                warm::go_on(context, name, qmp).await?;
                 warm::settle(context, name, &after, warm).await.map(drop)
             }
             None => start::start_locked(context, name, &after, How::Running).await.map(drop),

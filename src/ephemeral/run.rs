@@ -230,7 +230,7 @@ pub async fn make(
     if request.ports.is_empty()
         && let Some((_lock, vm, qmp)) = pool::claim(context, &record, name, Some(ephemeral)).await?
     {
-        warm::go_on(context, name, qmp, warm).await?;
+        warm::go_on(context, name, qmp).await?;
         let running = began.elapsed();
         refill(context, &source.vm);
         let client = warm::settle(context, name, &vm, warm).await?;
@@ -238,8 +238,8 @@ pub async fn make(
     }
     clone::clone(context, &cloning(request, name, Kind::Warm, ephemeral)).await?;
     let (_lock, vm) = open::open(context, name).await?;
-    let qmp = warm::wait(context, name, &vm, warm, bound(request)).await?;
-    warm::go_on(context, name, qmp, warm).await?;
+    let qmp = warm::wake(context, name, &vm, warm, bound(request)).await?;
+    warm::go_on(context, name, qmp).await?;
     let running = began.elapsed();
     let client = warm::settle(context, name, &vm, warm).await?;
     Ok(Made { name: name.clone(), kind: Kind::Warm, pooled: false, client, running, took: began.elapsed() })

@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! QEMU starts, waiting (`-incoming defer`) ──▶ state is read ──▶ cont ──▶ the helper makes it a guest of its own
+//!                                                                ▲
+//!                                        a shell of the pool waits here
 //! ```
 //! The source: QEMU's `x-ignore-shared` migration capability, which leaves the memory out of the stream. The memory file is never written: each QEMU has it
 //! mapped privately, and holds a shared flock(2) on it while it lives.
@@ -60,8 +62,9 @@ pub fn misfit(context: &Context, name: &Name, record: &Record, warm: &Warm) -> R
     Ok(warm.writer.difference(&memory::planned(context, name, &planned)?))
 }
 
-/// Starts a QEMU for `record` that waits to become what `warm` has saved. With `with_us` it is killed when we are.
-pub async fn wait(context: &Context, name: &Name, record: &Record, warm: &Warm, with_us: bool) -> Result<Qmp> {
+/// Starts a QEMU for `record` and has it read what `warm` has saved: it stands still where the template's guest stood. With `with_us` it is killed
+/// when we are.
+pub async fn wake(context: &Context, name: &Name, record: &Record, warm: &Warm, with_us: bool) -> Result<Qmp> {
     let file = context.store.layout.warm_memory(&warm.image);
     let held = File::open(&file).on("open", &file)?;
     if !flock::try_shared(&held).on("lock", &file)? {
@@ -69,15 +72,23 @@ pub async fn wait(context: &Context, name: &Name, record: &Record, warm: &Warm, 
     }
     let readonly = Probe::get(context)?.readonly_memory;
     let how = How::Warm { file: &file, readonly };
-    start::launch(context, name, record, Launch { how, held: vec![held.into()], with_us }).await
-}
-
-/// Lets a QEMU that waits go on as `name`.
-pub async fn go_on(context: &Context, name: &Name, mut qmp: Qmp, warm: &Warm) -> Result<()> {
     let path = context.store.layout.warm_state(&warm.image);
     let state = File::open(&path).on("open", &path)?;
-    match load(&mut qmp, &state).await {
-        Ok(()) => Ok(()),
+    let mut qmp = start::launch(context, name, record, Launch { how, held: vec![held.into()], with_us }).await?;
+    let loaded = load(&mut qmp, &state).await;
+    alive(context, name, qmp, loaded).await
+}
+
+/// Lets the guest that stands still go on, as `name`.
+pub async fn go_on(context: &Context, name: &Name, mut qmp: Qmp) -> Result<()> {
+    let going = qmp.run(&qapi::qmp::cont {}).await.map(drop);
+    alive(context, name, qmp, going).await.map(drop)
+}
+
+/// A QEMU that could not do it is of no use any more.
+async fn alive(context: &Context, name: &Name, qmp: Qmp, done: std::result::Result<(), QmpError>) -> Result<Qmp> {
+    match done {
+        Ok(()) => Ok(qmp),
         Err(error) => {
             drop(qmp);
             let _ = stop::kill(context, name).await;
@@ -99,7 +110,7 @@ async fn load(qmp: &mut Qmp, state: &File) -> std::result::Result<(), QmpError> 
             message: migration.error.unwrap_or_default(),
         });
     }
-    qmp.run(&qapi::qmp::cont {}).await.map(drop)
+    Ok(())
 }
 
 /// Makes the guest that goes on as `name` a guest of its own. Until this has returned nothing of the user's may run in it. A guest whose random generator could
