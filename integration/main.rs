@@ -16,6 +16,7 @@ mod documentation;
 mod engine;
 mod faults;
 mod faults_running;
+mod faults_warm;
 mod guests;
 mod internal;
 mod kvm;

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::lab::{Done, Lab, eventually, files_in, kill, skip, terminate};
 
 /// A lab with the warm template `t`, of the tiny guest.
-fn warm() -> Lab {
+pub fn warm() -> Lab {
     let lab = Lab::new();
     lab.tiny("t", &[]);
     lab.ok(&["template", "create", "t", "--no-seal", "--warm", "--ready", "test -d /proc/1"]);
@@ -27,7 +27,7 @@ fn only_the_template_is_there(lab: &Lab, layers: usize) {
     eventually("all processes have ended", || processes(lab).is_empty());
 }
 
-fn processes(lab: &Lab) -> Vec<i32> {
+pub fn processes(lab: &Lab) -> Vec<i32> {
     let path = lab.path().to_str().unwrap().to_owned();
     let pids =
         std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());

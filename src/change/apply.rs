@@ -11,7 +11,7 @@ use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::guest::freeze::{self, NotFrozen};
 use crate::layer::{chain, copy, create, merge, pool, stamp};
-use crate::model::{Layer, LayerStamp, Name, Quiesced, Record, Role};
+use crate::model::{Layer, LayerStamp, Name, Quiesced, Record, Role, Warm};
 use crate::qemu::img::Inside;
 use crate::qemu::nodes;
 use crate::qemu::offline::{Offline, Open};
@@ -24,7 +24,7 @@ use crate::store::trash::{Entry, Stamp};
 use crate::sys::fault;
 use crate::sys::sparse::Method;
 use crate::template::seal::{self, vm::Sealing};
-use crate::vm::{live, status, stop};
+use crate::vm::{live, status, stop, warm};
 
 /// What became known while a change was carried out.
 #[derive(Debug, Default)]
@@ -64,6 +64,7 @@ pub struct Executor<'a> {
     pub(super) paused_at: Option<Instant>,
     pub(super) saving: Option<Saving>,
     sealing: Option<&'a Sealing>,
+    waking: Option<&'a Warm>,
     /// What became known so far.
     pub report: Report,
 }
@@ -87,6 +88,7 @@ impl<'a> Executor<'a> {
             paused_at: None,
             saving: None,
             sealing: None,
+            waking: None,
             report: Report::default(),
         }
     }
@@ -99,6 +101,11 @@ impl<'a> Executor<'a> {
     /// The same, and it knows what a [`Step::Seal`] has to do.
     pub fn sealing(self, sealing: Option<&'a Sealing>) -> Self {
         Self { sealing, ..self }
+    }
+
+    /// The same, and it knows what a [`Step::Wake`] goes on from.
+    pub fn waking(self, warm: &'a Warm) -> Self {
+        Self { waking: Some(warm), ..self }
     }
 
     /// An executor that puts right what another process left.
@@ -186,6 +193,13 @@ impl<'a> Executor<'a> {
                 }
                 Ok(())
             }
+            Step::Wake => {
+                let warm = self.waking.ok_or_else(|| Error::failed("what it goes on from is not known any more"))?;
+                let record = store.load(&self.name)?;
+                let qmp = warm::wake(context, &self.name, &record, warm, false).await?;
+                warm::go_on(context, &self.name, qmp).await?;
+                warm::settle(context, &self.name, &record, warm).await.map(drop)
+            }
             Step::StopQemu => {
                 self.qmp().await?;
                 if let Some(qmp) = self.qmp.take() {
@@ -257,6 +271,7 @@ impl<'a> Executor<'a> {
             Step::BeginMemory { image, .. } => self.call_off_memory(image).await,
             Step::Pause { resume: true } if self.paused_at.is_some() || self.recovering => self.resume().await,
             Step::LoadMemory { record, .. } => self.end_if_on(record).await,
+            Step::Wake if status::is_running(self.context, &self.name)? => stop::kill(self.context, &self.name).await,
             Step::InternalSave { tag, layers, .. } => self.internal_unsave(tag, layers).await,
             Step::InternalRevert { back, layers, old_pid, memory, .. } => {
                 self.internal_back(back, layers, *old_pid, memory.is_some()).await

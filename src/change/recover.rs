@@ -77,7 +77,7 @@ async fn settle(context: &Context, lock: &VmLock, may_complete: bool) -> Result<
     let outcome = if !executor.pivot_happened(&journal).await? {
         roll_back(lock, &journal, journal.pivot, &mut executor).await?;
         context.ui.note(&format!("{name}: `{}` was cut short and has been undone", journal.operation));
-        let ended = journal.steps[..=journal.pivot].contains(&Step::StopQemu);
+        let ended = [Step::StopQemu, Step::Wake].iter().any(|end| journal.steps[..=journal.pivot].contains(end));
         if ended && executor.qmp().await?.is_none() {
             context
                 .ui

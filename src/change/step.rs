@@ -141,6 +141,8 @@ pub enum Step {
     },
     /// Thaw the guest's file systems.
     Thaw,
+    /// Start QEMU from the memory of a warm template and make its guest one of its own; undone by ending it, because until then it is another's double.
+    Wake,
     /// End QEMU (QMP `quit`).
     StopQemu,
     /// Set the permission bits of layers' files.

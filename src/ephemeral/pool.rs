@@ -12,7 +12,7 @@ use crate::error::{Error, IoContext, Result};
 use crate::model::{Ephemeral, Name, PointRef, Record, human};
 use crate::qemu::qmp::Qmp;
 use crate::store::{VmLock, atomic, make_directory};
-use crate::sys::{flock, space};
+use crate::sys::{fault, flock, space};
 use crate::vm::{live, open, status, warm};
 
 /// How soon it is looked again whether another process has ended filling.
@@ -166,6 +166,7 @@ pub async fn claim(
         record.created = jiff::Timestamp::now();
         store.save(&shell, &record)?;
         let from = store.layout.vm(&shell);
+        fault::point("a shell, claimed").on("rename", &from)?;
         std::fs::rename(&from, store.layout.vm(name)).on("rename", &from)?;
         atomic::sync_directory(&store.layout.vms())?;
         return Ok(Some((lock.moved(name), record, qmp)));

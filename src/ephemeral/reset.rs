@@ -12,7 +12,7 @@ use crate::model::{Config, Disk, Format, Layer, Name, Origin, Record, Warm};
 use crate::qemu::cmdline::How;
 use crate::snapshot::plan;
 use crate::store::Store;
-use crate::vm::{live, open, start, stop, warm};
+use crate::vm::{live, open, start};
 
 /// What a reset came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,18 +72,13 @@ pub async fn reset(context: &Context, name: &Name, stopped: bool) -> Result<Rese
     let started = async {
         match warm {
             Some(warm) => {
-                let qmp = warm::wake(context, name, &after, warm, false).await?;
-                warm::go_on(context, name, qmp).await?;
-                warm::settle(context, name, &after, warm).await.map(drop)
+                let mut executor = Executor::with_no_qemu(context, name).waking(warm);
+                change::run(context, &lock, Plan::new(vec![Step::Wake]), &mut executor).await.map(drop)
             }
             None => start::start_locked(context, name, &after, How::Running).await.map(drop),
         }
     };
     if let Err(error) = started.await {
-        if warm.is_some() {
-            // A guest that has not become one of its own must not go on.
-            let _ = stop::kill(context, name).await;
-        }
         return Err(Error::new(error.kind(), format!("{name} is back at {at}, but did not start"))
             .hint(format!("try again: cowhand start {name}"))
             .because(error.full_message()));

@@ -148,7 +148,10 @@ fn change_card(from: &str, to: &str) -> Result<(), String> {
     inside::set_card_address(&name, address).map_err(|error| format!("{name}: {error}"))
 }
 
-/// Host keys of the types that were there, then the server. RSA takes long, and nobody has to wait for it.
+/// What takes long and nobody waits for begins so late, in seconds, that a guest made for one short command is gone before: first the server, then RSA.
+const LATER: [&str; 2] = ["1", "10"];
+
+/// Host keys of the types that were there, then the server, which goes without RSA for the first seconds.
 fn make_host_keys() -> Result<(), String> {
     let Ok(types) = fs::read_to_string(host_key_types()) else { return Ok(()) };
     let _ = fs::remove_file(host_key_types());
@@ -160,11 +163,8 @@ fn make_host_keys() -> Result<(), String> {
     };
     let (slow, quick): (Vec<&str>, Vec<&str>) = types.lines().partition(|kind| *kind == "rsa");
     // Newer servers know fewer types: one that cannot be made is no reason to leave out the others.
-    let failed = quick.into_iter().filter(|kind| !make(kind)).collect::<Vec<_>>();
-    let later =
-        slow.iter().map(|kind| format!("ssh-keygen -q -t {kind} -N '' -C '' -f /etc/ssh/ssh_host_{kind}_key; "));
-    let start = if services.is_empty() { String::new() } else { format!("systemctl start {}", services.join(" ")) };
-    let script = later.collect::<String>() + &start;
+    let failed = quick.iter().copied().filter(|kind| !make(kind)).collect::<Vec<_>>();
+    let script = in_background(!quick.is_empty(), &slow, &services);
     if !script.is_empty() {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", &script]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -174,6 +174,26 @@ fn make_host_keys() -> Result<(), String> {
         }
     }
     if failed.is_empty() { Ok(()) } else { Err(format!("ssh-keygen cannot make {}", failed.join(", "))) }
+}
+
+/// The shell's part. Without a quick key there is nothing the server could start with.
+fn in_background(has_keys: bool, slow: &[&str], services: &[&str]) -> String {
+    let [soon, late] = LATER;
+    let services = services.join(" ");
+    let mut script = String::new();
+    if has_keys && !services.is_empty() {
+        script += &format!("sleep {soon}; systemctl start {services}; ");
+    }
+    if let (true, [_, ..]) = (has_keys, slow) {
+        script += &format!("sleep {late}; ");
+    }
+    for kind in slow {
+        script += &format!("nice ssh-keygen -q -t {kind} -N '' -C '' -f /etc/ssh/ssh_host_{kind}_key; ");
+    }
+    if !slow.is_empty() && !services.is_empty() {
+        script += &format!("systemctl {} {services}", if has_keys { "try-reload-or-restart" } else { "start" });
+    }
+    script
 }
 
 fn has(program: &str) -> bool {
@@ -193,7 +213,22 @@ fn write(path: &str, text: &str) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use super::in_hosts;
+    use super::{in_background, in_hosts};
+
+    #[test]
+    fn the_ssh_server_starts_with_the_quick_keys_and_learns_the_slow_one() {
+        let keygen = "nice ssh-keygen -q -t rsa -N '' -C '' -f /etc/ssh/ssh_host_rsa_key; ";
+        assert_eq!(
+            in_background(true, &["rsa"], &["ssh.service"]),
+            format!(
+                "sleep 1; systemctl start ssh.service; sleep 10; {keygen}systemctl try-reload-or-restart ssh.service"
+            )
+        );
+        assert_eq!(in_background(false, &["rsa"], &["ssh.service"]), format!("{keygen}systemctl start ssh.service"));
+        assert_eq!(in_background(true, &["rsa"], &[]), format!("sleep 10; {keygen}"));
+        assert_eq!(in_background(true, &[], &["ssh.service"]), "sleep 1; systemctl start ssh.service; ");
+        assert_eq!(in_background(true, &[], &[]), "");
+    }
 
     #[test]
     fn the_name_in_hosts_is_replaced_as_a_word_and_added_once() {

@@ -27,7 +27,7 @@ use crate::qemu::cmdline::How;
 use crate::qemu::probe::Probe;
 use crate::qemu::qmp::{Qmp, QmpError};
 use crate::snapshot::memory;
-use crate::sys::flock;
+use crate::sys::{fault, flock};
 
 /// The name of the state's descriptor in QEMU.
 const FD: &str = "cw-state";
@@ -81,7 +81,10 @@ pub async fn wake(context: &Context, name: &Name, record: &Record, warm: &Warm, 
 
 /// Lets the guest that stands still go on, as `name`.
 pub async fn go_on(context: &Context, name: &Name, mut qmp: Qmp) -> Result<()> {
+    let failed = |source: std::io::Error| Error::failed(format!("{name} cannot go on")).because(source);
+    fault::point("a guest, about to go on").map_err(failed)?;
     let going = qmp.run(&qapi::qmp::cont {}).await.map(drop);
+    fault::point("a guest that is not yet one of its own").map_err(failed)?;
     alive(context, name, qmp, going).await.map(drop)
 }
 

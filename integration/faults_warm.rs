@@ -1,0 +1,213 @@
+//! The same for guests that go on from memory: at each fault point of what makes them, keeps them ready and takes them away, cowhand dies, fails, dies
+//! together with the QEMUs, or loses them. Afterwards the template is as whole as before, no guest runs that is another's double, and of what
+//! was not to stay nothing is left.
+
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::lab::{Lab, eventually, files_in, kill as kill_pid};
+use crate::warm::processes;
+
+struct Case {
+    name: &'static str,
+    prepare: fn(&Lab),
+    args: &'static [&'static str],
+    /// It boots a guest each time.
+    slow: bool,
+}
+
+const CASES: [Case; 7] = [
+    Case { name: "template warm", prepare: cold, args: &["template", "warm", "t"], slow: true },
+    Case { name: "template cool", prepare: |_| {}, args: &["template", "cool", "t"], slow: true },
+    Case { name: "clone, warm", prepare: |_| {}, args: &["clone", "--warm", "t", "vm"], slow: false },
+    Case { name: "run", prepare: |_| {}, args: &["run", "t", "--", "true"], slow: false },
+    Case { name: "run, from the pool", prepare: pool, args: &["run", "t", "--", "true"], slow: false },
+    Case { name: "pool fill", prepare: |_| {}, args: &["pool", "fill", "t", "1"], slow: false },
+    Case { name: "reset", prepare: clone, args: &["reset", "vm"], slow: false },
+];
+
+fn cold(lab: &Lab) {
+    if is_warm(lab) {
+        lab.ok(&["template", "cool", "t"]);
+    }
+}
+
+fn pool(lab: &Lab) {
+    lab.ok(&["pool", "fill", "t", "1"]);
+}
+
+fn clone(lab: &Lab) {
+    lab.ok(&["clone", "--warm", "t", "vm"]);
+}
+
+fn is_warm(lab: &Lab) -> bool {
+    lab.json(&["template", "ls"])[0]["warm"] == true
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Death {
+    Us,
+    Fail,
+    Both,
+    Qemu,
+}
+
+/// The QEMUs of the lab.
+fn qemus(lab: &Lab) -> Vec<i32> {
+    let is_qemu = |pid: &i32| {
+        std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe.to_string_lossy().contains("qemu-system"))
+    };
+    processes(lab).into_iter().filter(is_qemu).collect()
+}
+
+/// Hits one point. False: the operation has fewer.
+fn hit(lab: &Lab, case: &Case, number: u32, death: Death) -> bool {
+    if case.name != "template warm" && !is_warm(lab) {
+        lab.ok(&["template", "warm", "t"]);
+    }
+    (case.prepare)(lab);
+    let fault = match death {
+        Death::Us => "die",
+        Death::Fail => "fail",
+        Death::Both | Death::Qemu => "stall",
+    };
+    let mut child = lab
+        .command(case.args)
+        .env("COWHAND_FAULT", format!("{number}:{fault}"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let us = child.id().cast_signed();
+    let mut said = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let Some(point) = said.find(|line| line.starts_with("fault ")) else {
+        let status = child.wait().unwrap();
+        assert!(status.success(), "{}: {status:?}", case.name);
+        clear(lab);
+        return false;
+    };
+    let what = format!("{}, {death:?}, {point}", case.name);
+    if fault == "stall" {
+        eventually("a standstill", || {
+            std::fs::read_to_string(format!("/proc/{us}/stat")).is_ok_and(|stat| stat.contains(") T "))
+        });
+        qemus(lab).into_iter().for_each(kill_pid);
+        if death == Death::Both {
+            kill_pid(us);
+        } else {
+            kill(Pid::from_raw(us), Signal::SIGCONT).unwrap();
+        }
+    }
+    // What it has started goes on, and says nothing.
+    let status = child.wait().unwrap();
+    assert!(fault != "die" || !status.success(), "{what}: {status:?}");
+    check(lab, number, &what);
+    true
+}
+
+fn check(lab: &Lab, number: u32, what: &str) {
+    // Whoever comes next puts it right: who makes another, who tidies up, who only looks.
+    match number % 3 {
+        0 => drop(lab.ok(&["gc", "--older-than", "0"])),
+        1 => drop(lab.run(&["doctor", "--repair"])),
+        _ if is_warm(lab) => assert_eq!(lab.run(&["run", "t", "--", "true"]).code, 0, "{what}"),
+        _ => {}
+    }
+    // A VM that is to stay and runs has a name of its own; one that does not can be started.
+    if lab.vm_directories().contains(&"vm".to_owned()) && lab.run(&["set", "vm", "tag.x=y"]).code != 3 {
+        if lab.state("vm") == "running" {
+            assert_eq!(lab.sh("vm", "hostname"), "vm", "{what}: it runs under the template's name");
+        } else {
+            lab.ok(&["reset", "vm"]);
+        }
+        lab.ok(&["doctor", "vm"]);
+    }
+    clear(lab);
+    assert_eq!(lab.vm_directories(), ["t"], "{what}");
+    assert_eq!(files_in(&lab.path().join("run/cowhand")), [] as [String; 0], "{what}: sockets");
+    eventually("all processes have ended", || processes(lab).is_empty());
+    let doctor = lab.run(&["--format", "json", "doctor"]);
+    let found: Vec<serde_json::Value> = serde_json::from_str(&doctor.out).unwrap();
+    let bad = |finding: &&serde_json::Value| {
+        (finding["level"] == "fail" || finding["level"] == "warn") && finding["check"] != "kvm"
+    };
+    let bad: Vec<_> = found.iter().filter(bad).collect();
+    assert!(bad.is_empty(), "{what}: {bad:?}");
+    let memory = files_in(&lab.store().join("ram"));
+    assert_eq!(memory.len(), if is_warm(lab) { 2 } else { 0 }, "{what}: {memory:?}");
+    lab.ok(&["gc", "--older-than", "0"]);
+    let once = lab.fingerprint();
+    lab.ok(&["gc", "--older-than", "0"]);
+    assert_eq!(lab.fingerprint(), once, "{what}: there was still something to tidy up");
+    lab.check_images_after_a_kill();
+    if is_warm(lab) {
+        assert_eq!(lab.run(&["run", "--warm", "t", "--", "true"]).code, 0, "{what}: the template is warm in name only");
+    }
+}
+
+/// Takes away what is to stay.
+fn clear(lab: &Lab) {
+    if lab.vm_directories().contains(&"vm".to_owned()) {
+        let done = lab.run(&["rm", "--force", "vm"]);
+        assert!([0, 3].contains(&done.code), "{done:?}");
+    }
+    lab.ok(&["pool", "drain"]);
+    for _ in 0..2 {
+        lab.ok(&["gc", "--older-than", "0"]);
+    }
+}
+
+fn all(deaths: &[Death], stride: u32) {
+    let full = std::env::var_os("COWHAND_FAULTS").is_some();
+    let lab = crate::warm::warm();
+    let wanted = std::env::var("COWHAND_FAULTS_ONLY").unwrap_or_default();
+    let (mut total, mut lost) = (0, 0);
+    for death in deaths {
+        for (at, case) in (0..).zip(CASES.iter().filter(|case| case.name.starts_with(&wanted))) {
+            let stride = match (full, case.slow) {
+                (true, false) => 1,
+                (true, true) => 5,
+                (false, false) => stride,
+                (false, true) => stride * 5,
+            };
+            let offset = if full { 0 } else { at % stride };
+            let (mut walked, mut survived) = (0, 0);
+            for number in (1 + offset..).step_by(stride as usize) {
+                match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| hit(&lab, case, number, *death))) {
+                    Ok(false) => break,
+                    Ok(true) => survived += 1,
+                    Err(_) => {}
+                }
+                walked += 1;
+                assert!(walked - survived < 20, "too many are lost");
+            }
+            (total, lost) = (total + walked, lost + walked - survived);
+            eprintln!(
+                "{:<28} {:<5} {survived:>3} of {walked} survived",
+                case.name,
+                format!("{death:?}").to_lowercase()
+            );
+        }
+    }
+    eprintln!("{} operations on warm guests, {total} faults of {deaths:?}: {lost} lost", CASES.len());
+    assert_eq!(lost, 0);
+}
+
+#[test]
+fn a_command_killed_at_any_of_its_fault_points_leaves_no_double_and_no_rest() {
+    all(&[Death::Us], 9);
+}
+
+#[test]
+fn a_command_failing_at_any_of_its_fault_points_leaves_no_double_and_no_rest() {
+    all(&[Death::Fail], 17);
+}
+
+#[test]
+fn guests_killed_at_any_fault_point_alone_or_with_the_command_leave_no_rest() {
+    all(&[Death::Both, Death::Qemu], 23);
+}
