@@ -144,9 +144,13 @@ fn a_run_that_is_killed_is_cleared_up_by_the_next_one() {
     child.wait().unwrap();
     lab.ok(&["gc"]);
     only_the_template_is_there(&lab, layers);
-    // Its time is over, whoever looks after it.
-    lab.ok(&["clone", "t", "short", "--warm", "--expires", "0"]);
-    lab.ok(&["gc"]);
+    // Its time is over, whoever looks after it. The date can be changed.
+    lab.ok(&["clone", "t", "short", "--warm", "--expires", "1d"]);
+    lab.ok(&["set", "short", "expires="]);
+    assert_eq!(lab.json(&["show", "short"])["expires"], Value::Null);
+    lab.ok(&["set", "short", "expires=0"]);
+    let collected = lab.json(&["gc"]);
+    assert!(collected[0]["what"] == "short" && collected[0]["bytes"].as_u64() > Some(0), "{collected}");
     only_the_template_is_there(&lab, layers);
     // In the pool, too, nobody is left behind: neither a claimed shell whose run was killed, nor those of a host that was switched off.
     lab.ok(&["pool", "fill", "t", "2"]);
@@ -175,6 +179,30 @@ fn a_run_that_is_killed_is_cleared_up_by_the_next_one() {
     lab.run(&["pool", "fill", "t", "1"]).fails(5, &["template t is not warm", "cowhand template warm t"]);
     lab.run(&["run", "--warm", "t", "--", "true"]).fails(125, &["template t is not warm"]);
     lab.ok(&["template", "rm", "t"]);
+}
+
+#[test]
+fn a_run_of_a_stopped_vm_leaves_it_as_it_was() {
+    let lab = Lab::new();
+    lab.tiny("web", &[]);
+    let as_it_was = || {
+        assert_eq!(lab.vm_directories(), ["web"]);
+        assert_eq!(lab.json(&["snapshot", "ls", "web"]), serde_json::json!([]));
+        assert_eq!(lab.chain("web").len(), 1);
+        assert_eq!(lab.layer_files().len(), 1, "{:?}", lab.layer_files());
+    };
+    lab.ok(&["run", "web", "--", "touch", "/root/x"]);
+    as_it_was();
+    let mut child = lab.spawn(&["run", "web", "--", "sleep", "1000"]);
+    eventually("it runs", || lab.json(&["ls"]).as_array().unwrap().iter().any(|vm| vm["state"] == "running"));
+    // What it stands on has no date, as long as it is there.
+    lab.ok(&["gc"]);
+    assert_eq!(lab.json(&["snapshot", "ls", "web"]).as_array().unwrap().len(), 1);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    eventually("QEMU has ended", || processes(&lab).is_empty());
+    lab.ok(&["gc"]);
+    as_it_was();
 }
 
 #[test]

@@ -211,10 +211,14 @@ async fn source(context: &Context, lock: &VmLock, record: Record, request: &Requ
                     let wanted = snapshot::create::Request {
                         name: free_name(&record, &format!("clone-{first}")),
                         description: format!("the base of {first}"),
+                        // It goes with the clone.
+                        expires: request.ephemeral.is_some().then(Timestamp::now),
                         ..Default::default()
                     };
                     let taken = snapshot::create::take_locked(context, lock, &record, &wanted).await?;
-                    context.ui.note(&format!("took the snapshot {name}@{} for the clone to stand on", taken.name));
+                    if request.ephemeral.is_none() {
+                        context.ui.note(&format!("took the snapshot {name}@{} for the clone to stand on", taken.name));
+                    }
                     Source { origin: origin(Some(taken.name)), config: record.config.clone(), tag: None }
                 }
             }

@@ -8,7 +8,7 @@ use crate::vm::edit;
 
 /// Change the configuration of a stopped VM
 ///
-/// Keys: memory, cpus, cpu, kernel, initrd, append, ports (HOST:GUEST,…), tag.KEY. An empty value takes a key away. All changes are
+/// Keys: memory, cpus, cpu, kernel, initrd, append, ports (HOST:GUEST,…), expires (30m, 2d: gc removes the VM then), tag.KEY. An empty value takes a key away. All changes are
 /// made, or none.
 #[derive(Debug, Args)]
 pub struct Set {

@@ -5,6 +5,8 @@
 //!                                                     └ killed here: the next `gc` or `run` removes the rest
 //! ```
 
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -28,18 +30,18 @@ const LOOK: Duration = Duration::from_millis(10);
 /// Removes the ephemeral VM `name`, whatever it is doing, if `ephemeral` is still what its record says of it: meanwhile somebody may have decided to keep it, or made
 /// another one of that name.
 pub async fn discard(context: &Context, name: &Name, ephemeral: &Ephemeral) -> Result<bool> {
-    discard_if(context, name, |record| record.ephemeral.as_ref() == Some(ephemeral)).await
+    Ok(discard_if(context, name, |record| record.ephemeral.as_ref() == Some(ephemeral)).await?.is_some())
 }
 
-/// The same, for every record that `may_go`. What never came to be goes, too. Returns whether it went.
-async fn discard_if(context: &Context, name: &Name, may_go: impl Fn(&Record) -> bool) -> Result<bool> {
+/// The same, for every record that `may_go`. What never came to be goes, too. Returns how many bytes on disk are free now, if it went.
+async fn discard_if(context: &Context, name: &Name, may_go: impl Fn(&Record) -> bool) -> Result<Option<u64>> {
     let store = &context.store;
     if !store.layout.vm(name).exists() {
-        return Ok(false);
+        return Ok(None);
     }
     let lock = match store.lock_vm(context, name).await {
         // Somebody else was quicker.
-        Err(error) if error.kind() == Kind::NotFound => return Ok(false),
+        Err(error) if error.kind() == Kind::NotFound => return Ok(None),
         other => other?,
     };
     // What a change was in the middle of goes with it; but layers it has made have to be named.
@@ -48,11 +50,11 @@ async fn discard_if(context: &Context, name: &Name, may_go: impl Fn(&Record) -> 
     }
     if !store.exists(name) {
         store.unclaim(name)?;
-        return Ok(false);
+        return Ok(None);
     }
     let record = store.load(name)?;
     if record.is_template() || !may_go(&record) {
-        return Ok(false);
+        return Ok(None);
     }
     if status::is_running(context, name)? && stop::kill(context, name).await.is_err() {
         // It may be half-way through its start, or its end: whoever started it has killed it when interrupted.
@@ -76,17 +78,18 @@ async fn discard_if(context: &Context, name: &Name, may_go: impl Fn(&Record) -> 
     std::fs::rename(&directory, &gone).on("remove", &directory)?;
     fault::point("an ephemeral VM, gone").on("remove", &directory)?;
     drop(lock);
-    clear(store, &gone)?;
-    Ok(true)
+    clear(store, &gone).map(Some)
 }
 
-/// Removes what is left of one that is gone.
-fn clear(store: &Store, gone: &std::path::Path) -> Result<()> {
+/// Removes what is left of one that is gone. Returns how many bytes on disk that were.
+fn clear(store: &Store, gone: &Path) -> Result<u64> {
+    let mut bytes = 0;
     let path = gone.join("vm.json");
     let record = std::fs::read(&path).ok().and_then(|text| schema::parse_record(&text).ok());
     if let Some(record) = record {
         for layer in freed(store, &record)? {
             let path = store.layout.layer(&layer);
+            bytes += bytes_of(&path);
             match std::fs::remove_file(&path) {
                 // Somebody else clears up, too.
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).on("remove", &path),
@@ -94,13 +97,25 @@ fn clear(store: &Store, gone: &std::path::Path) -> Result<()> {
             }
         }
         for image in record.snapshots.iter().filter_map(Snapshot::ram_image) {
+            bytes += bytes_of(&store.layout.ram(image));
             let _ = std::fs::remove_file(store.layout.ram(image));
         }
     }
     match std::fs::remove_dir_all(gone) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).on("remove", gone),
-        _ => Ok(()),
+        _ => Ok(bytes),
     }
+}
+
+fn bytes_of(path: &Path) -> u64 {
+    path.metadata().map_or(0, |about| about.blocks() * 512)
+}
+
+/// How many bytes on disk the disks of the VM `name` take for itself.
+pub fn own_bytes(store: &Store, name: &Name) -> u64 {
+    store
+        .load(name)
+        .map_or(0, |record| record.config.writable().map(|disk| bytes_of(&store.layout.layer(&disk.layer))).sum())
 }
 
 /// Its own layers that nobody else names or stands on: those it writes to and those of its snapshots, from the top down.
@@ -124,8 +139,9 @@ fn freed(store: &Store, record: &Record) -> Result<Vec<Layer>> {
     }
 }
 
-/// Removes VMs whose owner has died or whose time is over, shells that do not wait any more, and what is left of those that are gone. Returns their names.
-pub async fn reap(context: &Context) -> Result<Vec<Name>> {
+/// Removes VMs whose owner has died or whose time is over, shells that do not wait any more, and what is left of those that are gone. Returns their names,
+/// and how many bytes on disk are free now.
+pub async fn reap(context: &Context) -> Result<Vec<(Name, u64)>> {
     let store = &context.store;
     for gone in store.gone()? {
         if let Err(error) = clear(store, &gone) {
@@ -142,8 +158,8 @@ pub async fn reap(context: &Context) -> Result<Vec<Name>> {
             record.ephemeral.as_ref().is_some_and(|ephemeral| has_ended(ephemeral, running))
         };
         match discard_if(context, &name, over).await {
-            Ok(true) => reaped.push(name),
-            Ok(false) => {}
+            Ok(Some(bytes)) => reaped.push((name, bytes)),
+            Ok(None) => {}
             Err(error) => context.ui.warn(&format!("{name} is over and stays: {}", error.full_message())),
         }
     }

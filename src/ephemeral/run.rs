@@ -21,6 +21,7 @@ use crate::guest::port::Client;
 use crate::model::{Ephemeral, Name, PointRef, PortForward, Record, human};
 use crate::qemu::cmdline::How;
 use crate::settings::Accel;
+use crate::snapshot::delete::{self, Which};
 use crate::sys::{command, relay, space};
 use crate::vm::start::Launch;
 use crate::vm::{open, start, warm};
@@ -141,7 +142,7 @@ pub async fn run(context: &Context, request: &Request, mut streams: Streams<'_>)
     let began = Instant::now();
     let kept = match keep {
         true => stay(context, &name, request.keep_for).await,
-        false => discard::discard(context, &name, &ours).await.map(|_| None),
+        false => leave_nothing(context, request, &name, &ours).await.map(|()| None),
     };
     match kept {
         Ok(kept) => Ran { result, kept, made, teardown: began.elapsed() },
@@ -149,6 +150,17 @@ pub async fn run(context: &Context, request: &Request, mut streams: Streams<'_>)
             context.ui.warn(&format!("{name} could not be removed: {} (cowhand gc tries again)", error.full_message()));
             Ran { result, kept: None, made, teardown: began.elapsed() }
         }
+    }
+}
+
+/// Removes the VM, and the snapshot that was taken of a stopped VM for it to stand on.
+async fn leave_nothing(context: &Context, request: &Request, name: &Name, ours: &Ephemeral) -> Result<()> {
+    let record = context.store.load(name).ok().filter(|_| request.source.snapshot.is_none());
+    let base = record.and_then(|record| record.origin).and_then(|origin| origin.snapshot);
+    discard::discard(context, name, ours).await?;
+    match base {
+        Some(base) => delete::remove(context, &request.source.vm, &base, Which::Alone, false).await.map(drop),
+        None => Ok(()),
     }
 }
 

@@ -2,14 +2,15 @@
 
 use super::{create, live, open, status};
 use crate::context::Context;
+use crate::ephemeral;
 use crate::error::{Error, IoContext, Result};
-use crate::model::{KernelBoot, Name, Nic, Record, parse_size};
+use crate::model::{Ephemeral, KernelBoot, Name, Nic, Record, parse_age, parse_size};
 use crate::store::trash::Entry;
 use crate::store::{Store, atomic};
 use crate::sys::fault;
 
 /// The keys of [`set`], for messages and help.
-pub const KEYS: &str = "memory, cpus, cpu, kernel, initrd, append, ports, tag.KEY";
+pub const KEYS: &str = "memory, cpus, cpu, kernel, initrd, append, ports, expires, tag.KEY";
 
 /// Renames a stopped VM, or a template. Clones remember their source by its UUID, so they follow.
 pub async fn rename(context: &Context, old: &Name, new: &Name) -> Result<()> {
@@ -28,15 +29,17 @@ pub async fn rename(context: &Context, old: &Name, new: &Name) -> Result<()> {
     atomic::sync_directory(&store.layout.vms())
 }
 
-/// Changes the configuration of a stopped VM: all of `changes` (`KEY=VALUE`), or none.
+/// Changes the configuration of a VM: all of `changes` (`KEY=VALUE`), or none. What concerns its machine, only while it does not run.
 pub async fn set(context: &Context, name: &Name, changes: &[String]) -> Result<()> {
     let (_lock, mut record) = open::open_vm(context, name, "change").await?;
     let before = record.clone();
-    refuse_running(context, name, "change")?;
     for change in changes {
         let (key, value) = change
             .split_once('=')
             .ok_or_else(|| Error::usage(format!("{change:?} is not KEY=VALUE")).hint(format!("keys: {KEYS}")))?;
+        if key != "expires" && !key.starts_with("tag.") {
+            refuse_running(context, name, "change")?;
+        }
         apply(&mut record, key, value)?;
     }
     let config = &record.config;
@@ -78,6 +81,18 @@ fn apply(record: &mut Record, key: &str, value: &str) -> Result<()> {
                 Some(nic) => nic.ports = ports,
                 None => config.nics.push(Nic { ports, ..Nic::new() }),
             }
+        }
+        "expires" => {
+            if record.ephemeral.as_ref().is_some_and(|ephemeral| ephemeral.owner.is_some()) {
+                return Err(Error::refused("it goes with the command that made it")
+                    .hint("one that is to stay: cowhand run --keep=NAME …, or cowhand clone TEMPLATE NAME"));
+            }
+            record.ephemeral = match text() {
+                Some(age) => {
+                    Some(Ephemeral { owner: None, expires: Some(ephemeral::from_now(parse_age(&age)?)), shell: false })
+                }
+                None => None,
+            };
         }
         _ => match key.strip_prefix("tag.").filter(|tag| !tag.is_empty()) {
             Some(tag) => match text() {

@@ -6,13 +6,13 @@ use std::fs::DirEntry;
 use jiff::Timestamp;
 
 use super::status;
-use crate::change::Executor;
+use crate::change::{Executor, recover};
 use crate::context::Context;
 use crate::ephemeral::discard;
 use crate::error::{IoContext, Result};
 use crate::layer::chain;
 use crate::layer::pool::{Pool, Use};
-use crate::model::{LayerId, Name, Snapshot, human};
+use crate::model::{LayerId, Name, Origin, Record, Snapshot, human};
 use crate::qemu::img::Img;
 use crate::snapshot::delete::{self, Which};
 use crate::snapshot::internal;
@@ -36,7 +36,9 @@ pub struct Collected {
 pub async fn collect(context: &Context, age: std::time::Duration, dry_run: bool) -> Result<Vec<Collected>> {
     let store = &context.store;
     let now = Timestamp::now();
-    let mut collected = expire(context, now, dry_run).await?;
+    // What they stood on can go then, too.
+    let mut collected = reap(context, dry_run).await?;
+    collected.extend(expire(context, now, dry_run).await?);
     let mut spared = Vec::new();
     // An undo that is under way has it.
     let store_lock = store.lock(context).await?;
@@ -59,13 +61,8 @@ pub async fn collect(context: &Context, age: std::time::Duration, dry_run: bool)
     merge_hidden(context, &spared, dry_run).await?;
     let store_lock = store.lock(context).await?;
     if !dry_run {
-        crate::change::recover::sweep(context, &store_lock).await?;
+        recover::sweep(context, &store_lock).await?;
         finish_removals(store)?;
-    }
-    drop(store_lock);
-    collected.extend(reap(context, dry_run).await?);
-    let _store_lock = store.lock(context).await?;
-    if !dry_run {
         forget_ways_back(context).await?;
     }
     // What is found now goes at the next time: so there is one, should it have been a mistake.
@@ -73,16 +70,26 @@ pub async fn collect(context: &Context, age: std::time::Duration, dry_run: bool)
     Ok(collected)
 }
 
-/// Removes what `--expires` has set a date for; what cannot be removed stays, with a warning.
+/// Removes what `--expires` has set a date for; what cannot be removed stays, with a warning. What a VM that is not to stay was made from stays as long as that.
 async fn expire(context: &Context, now: Timestamp, dry_run: bool) -> Result<Vec<Collected>> {
     let mut collected = Vec::new();
-    for vm in context.store.names()? {
-        let Ok(record) = context.store.load(&vm) else { continue };
+    let names = context.store.names()?;
+    let records: Vec<(Name, Record)> =
+        names.into_iter().filter_map(|name| context.store.load(&name).ok().map(|record| (name, record))).collect();
+    let in_use = |of: &Record, snapshot: &Name| {
+        let made_from = |origin: &Origin| origin.uuid == of.uuid && origin.snapshot.as_ref() == Some(snapshot);
+        records.iter().any(|(_, record)| record.ephemeral.is_some() && record.origin.as_ref().is_some_and(made_from))
+    };
+    for (vm, record) in &records {
         // From the leaves down, so that as little as possible is merged twice.
-        let expired = record.snapshots.iter().rev().filter(|snapshot| snapshot.expires.is_some_and(|at| at <= now));
+        let expired = record
+            .snapshots
+            .iter()
+            .rev()
+            .filter(|snapshot| snapshot.expires.is_some_and(|at| at <= now) && !in_use(record, &snapshot.name));
         for snapshot in expired {
             let what = format!("{vm}@{}", snapshot.name);
-            match delete::remove(context, &vm, &snapshot.name, Which::Alone, dry_run).await {
+            match delete::remove(context, vm, &snapshot.name, Which::Alone, dry_run).await {
                 Ok(removed) => {
                     let bytes = removed.iter().flat_map(|one| &one.outcomes).map(|outcome| outcome.bytes).sum();
                     collected.push(Collected { what, why: "expired", bytes });
@@ -96,11 +103,14 @@ async fn expire(context: &Context, now: Timestamp, dry_run: bool) -> Result<Vec<
 
 /// Removes VMs that were not to stay.
 async fn reap(context: &Context, dry_run: bool) -> Result<Vec<Collected>> {
-    let over = match dry_run {
-        true => context.store.names()?.into_iter().filter(|name| discard::is_over(context, name)).collect(),
+    let over: Vec<(Name, u64)> = match dry_run {
+        true => {
+            let over = context.store.names()?.into_iter().filter(|name| discard::is_over(context, name));
+            over.map(|name| (name.clone(), discard::own_bytes(&context.store, &name))).collect()
+        }
         false => discard::reap(context).await?,
     };
-    Ok(over.into_iter().map(|name| Collected { what: name.to_string(), why: "ephemeral", bytes: 0 }).collect())
+    Ok(over.into_iter().map(|(name, bytes)| Collected { what: name.to_string(), why: "ephemeral", bytes }).collect())
 }
 
 /// Merges layers that nobody names, and that stayed because others stood on them which have gone meanwhile. Not those in `spared`: something

@@ -152,12 +152,14 @@ async fn undo_rm(context: &Context, last: &Undoable) -> Result<()> {
 async fn undo_set(context: &Context, last: &Undoable) -> Result<()> {
     let (lock, record) = open::open_vm(context, &last.vm, "change").await?;
     still_there(last)?;
-    super::edit::refuse_running(context, &last.vm, "change")?;
+    if record.config != last.before.config {
+        super::edit::refuse_running(context, &last.vm, "change")?;
+    }
     // Disks have a life of their own: snapshots may have been taken since then.
     let now = record.config.clone();
     let config =
         Config { disks: now.disks, nvram: now.nvram, generation: now.generation, ..last.before.config.clone() };
-    let after = Record { config, ..record };
+    let after = Record { config, ephemeral: last.before.ephemeral.clone(), ..record };
     let steps = vec![Step::save(&after), drop_trash(last)];
     change::run(context, &lock, Plan::new(steps), &mut Executor::with_no_qemu(context, &last.vm)).await.map(drop)
 }
