@@ -173,7 +173,7 @@ fn a_run_that_is_killed_is_cleared_up_by_the_next_one() {
     lab.ok(&["pool", "fill", "t", "1"]);
     assert_eq!(lab.ok(&["run", "t", "--", "hostname"]).trim().split('-').next(), Some("run"));
     eventually("the pool is full again", || waiting() == Some(1));
-    lab.ok(&["pool", "drain", "t"]);
+    lab.ok(&["pool", "fill", "t", "0"]);
     only_the_template_is_there(&lab, layers);
     lab.ok(&["template", "cool", "t"]);
     lab.run(&["pool", "fill", "t", "1"]).fails(5, &["template t is not warm", "cowhand template warm t"]);

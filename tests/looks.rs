@@ -30,6 +30,15 @@ fn an_error_says_what_why_and_what_to_type_in_words_and_in_json() {
 }
 
 #[test]
+fn a_result_that_cannot_be_written_is_an_error() {
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut version = std::process::Command::new(env!("CARGO_BIN_EXE_cowhand"));
+    let done = version.arg("version").stdout(full).output().unwrap();
+    let words = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(done.status.code() == Some(1) && words.contains("No space left on device"), "{words}");
+}
+
+#[test]
 fn lists_are_tables_without_colour_in_a_pipe_and_names_alone_when_quiet() {
     let root = store();
     let vms = |args: &[&str]| run(root.path(), args);

@@ -214,7 +214,7 @@ pub fn main() -> ExitCode {
             runtime.shutdown_background();
             result
         });
-    match result {
+    match result.and_then(|code| printer.unwritten().map_or(Ok(code), Err)) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             printer.error(&error);

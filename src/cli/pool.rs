@@ -35,8 +35,8 @@ impl Pool {
 pub struct Fill {
     /// A warm template
     template: Name,
-    /// How many
-    #[arg(value_parser = clap::value_parser!(u32).range(1..=1000))]
+    /// How many; 0 ends those that wait
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=1000))]
     count: u32,
 }
 

@@ -7,7 +7,8 @@ pub mod table;
 pub mod time;
 pub mod tree;
 
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
+use std::sync::OnceLock;
 
 use anstyle::{AnsiColor, Style};
 use serde_json::{Value, json};
@@ -55,6 +56,9 @@ impl Color {
     }
 }
 
+/// Why a result could not be written.
+static UNWRITTEN: OnceLock<String> = OnceLock::new();
+
 /// Prints results.
 #[derive(Debug, Clone, Copy)]
 pub struct Printer {
@@ -84,9 +88,21 @@ impl Printer {
     pub fn text(&self, text: &str) {
         let text = text.trim_end_matches('\n');
         if !text.is_empty() {
+            let written = writeln!(anstream::stdout(), "{text}");
             // A reader that has gone away is no error of ours.
-            let _ = writeln!(anstream::stdout(), "{text}");
+            if let Err(error) = written
+                && error.kind() != ErrorKind::BrokenPipe
+            {
+                let _ = UNWRITTEN.set(error.to_string());
+            }
         }
+    }
+
+    /// Why a result could not be written, if one could not.
+    pub fn unwritten(&self) -> Option<Error> {
+        UNWRITTEN
+            .get()
+            .map(|why| Error::failed("what was to be said cannot be written to standard output").because(why.as_str()))
     }
 
     /// Bytes as they are: a guest's, escape sequences and all.
