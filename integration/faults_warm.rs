@@ -87,6 +87,7 @@ fn hit(lab: &Lab, case: &Case, number: u32, death: Death) -> bool {
     let Some(point) = said.find(|line| line.starts_with("fault ")) else {
         let status = child.wait().unwrap();
         assert!(status.success(), "{}: {status:?}", case.name);
+        wait_for_filling(lab);
         clear(lab);
         return false;
     };
@@ -102,11 +103,24 @@ fn hit(lab: &Lab, case: &Case, number: u32, death: Death) -> bool {
             kill(Pid::from_raw(us), Signal::SIGCONT).unwrap();
         }
     }
-    // What it has started goes on, and says nothing.
     let status = child.wait().unwrap();
+    wait_for_filling(lab);
     assert!(fault != "die" || !status.success(), "{what}: {status:?}");
     check(lab, number, &what);
     true
+}
+
+/// Who fills the pool behind a run meets the same fault.
+fn wait_for_filling(lab: &Lab) {
+    eventually("the end of the filling", || {
+        let filling = |pid: &i32| {
+            std::fs::read(format!("/proc/{pid}/cmdline"))
+                .is_ok_and(|line| String::from_utf8_lossy(&line).contains("top-up"))
+        };
+        let pids: Vec<i32> = processes(lab).into_iter().filter(filling).collect();
+        pids.iter().for_each(|pid| drop(kill(Pid::from_raw(*pid), Signal::SIGCONT)));
+        pids.is_empty()
+    });
 }
 
 fn check(lab: &Lab, number: u32, what: &str) {

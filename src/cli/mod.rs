@@ -185,7 +185,9 @@ pub fn main() -> ExitCode {
     {
         return helper::main(rest);
     }
-    let cli = match Cli::command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches)) {
+    let program = Cli::command();
+    let operation = operation(&program, &words);
+    let cli = match program.try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) if error.use_stderr() && global::wants_json(&words) => {
             let text = error.render().to_string();
@@ -209,7 +211,7 @@ pub fn main() -> ExitCode {
         .build()
         .map_err(|source| Error::failed("cannot start").because(source))
         .and_then(|runtime| {
-            let result = runtime.block_on(run(cli, printer, operation(&words)));
+            let result = runtime.block_on(run(cli, printer, operation));
             // A thread that waits for a lock or for input must not keep us.
             runtime.shutdown_background();
             result
@@ -263,8 +265,11 @@ async fn run(cli: Cli, printer: Printer, operation: String) -> Result<u8> {
 }
 
 /// The command in the words of the user, for those who wait for its lock; without what may be secret or long.
-fn operation(words: &[String]) -> String {
-    let verb: Vec<&str> = words.iter().map(String::as_str).take_while(|word| *word != "--").collect();
+fn operation(program: &clap::Command, words: &[String]) -> String {
+    let is_verb = |word: &&str| program.get_subcommands().any(|verb| verb.get_name() == *word);
+    let words = words.iter().map(String::as_str);
+    // What concerns every command (`--store`, `--wait`) says nothing of this one.
+    let verb: Vec<&str> = words.skip_while(|word| !is_verb(word)).take_while(|word| *word != "--").collect();
     let mut text = verb.join(" ").replace(|c: char| c.is_control(), " ");
     if text.len() > 200 {
         text = text.chars().take(200).collect();
