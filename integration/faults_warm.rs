@@ -118,7 +118,9 @@ fn wait_for_filling(lab: &Lab) {
                 .is_ok_and(|line| String::from_utf8_lossy(&line).contains("top-up"))
         };
         let pids: Vec<i32> = processes(lab).into_iter().filter(filling).collect();
-        pids.iter().for_each(|pid| drop(kill(Pid::from_raw(*pid), Signal::SIGCONT)));
+        for pid in &pids {
+            let _ = kill(Pid::from_raw(*pid), Signal::SIGCONT);
+        }
         pids.is_empty()
     });
 }
