@@ -19,6 +19,36 @@ fn byte(lab: &Lab, point: &str) -> u8 {
 }
 
 #[test]
+fn a_tag_comes_and_goes_while_the_vm_runs() {
+    let lab = Lab::new();
+    lab.ok(&["create", "web", "--size", "16M", "--memory", "64M"]);
+    lab.ok(&["start", "web"]);
+    lab.ok(&["set", "web", "tag.a=b", "expires=1d"]);
+    lab.ok(&["snapshot", "create", "web", "s"]);
+    lab.ok(&["undo", "web"]);
+    let about = lab.json(&["show", "web"]);
+    assert_eq!(about["tags"], serde_json::json!({}));
+    // A date is no part of the configuration.
+    assert!(about["expires"].is_string(), "{about}");
+    lab.run(&["set", "web", "tag.a=c", "cpus=2"]).fails(5, &["while it runs"]);
+    assert_eq!(lab.json(&["show", "web"])["tags"], serde_json::json!({}));
+}
+
+#[test]
+fn a_template_is_removed_whole_beside_a_clone_that_never_came_to_be() {
+    let lab = Lab::new();
+    lab.ok(&["create", "base", "--size", "16M"]);
+    lab.ok(&["template", "create", "base", "--no-seal"]);
+    let done = lab.command(&["clone", "base", "c"]).env("COWHAND_FAULT", "5:die").output().unwrap();
+    assert_eq!(done.status.code(), None, "{done:?}");
+    lab.ok(&["template", "rm", "base"]);
+    lab.ok(&["gc"]);
+    lab.ok(&["undo", "base"]);
+    lab.ok(&["clone", "base", "c"]);
+    lab.ok(&["disk", "check", "c"]);
+}
+
+#[test]
 fn several_changes_are_taken_back_one_after_another() {
     let lab = Lab::new();
     lab.ok(&["create", "web", "--size", "16M", "--memory", "64M"]);

@@ -1,6 +1,7 @@
 //! Warm templates and throw-away VMs: guests that go on from one memory are guests of their own, and nothing is left of them.
 
 use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -154,6 +155,11 @@ fn a_run_that_is_killed_is_cleared_up_by_the_next_one() {
     only_the_template_is_there(&lab, layers);
     // In the pool, too, nobody is left behind: neither a claimed shell whose run was killed, nor those of a host that was switched off.
     lab.ok(&["pool", "fill", "t", "2"]);
+    let shell = lab.vm_directories().into_iter().find(|name| name.starts_with("pool-")).unwrap();
+    for change in [&["resume", &shell][..], &["set", &shell, "expires=1d"], &["exec", &shell, "--", "true"]] {
+        let done = lab.run(change);
+        assert!(done.err.contains("waits in the pool of t"), "{done:?}");
+    }
     let waiting = || lab.json(&["pool", "ls"])[0]["waiting"].as_u64();
     assert_eq!(waiting(), Some(2));
     assert_eq!(lab.ok(&["ls", "-q"]), "", "a shell is nobody's VM yet");
@@ -203,6 +209,29 @@ fn a_run_of_a_stopped_vm_leaves_it_as_it_was() {
     eventually("QEMU has ended", || processes(&lab).is_empty());
     lab.ok(&["gc"]);
     as_it_was();
+    // A clone that is kept keeps what it was made from.
+    lab.ok(&["clone", "web", "copy", "--expires", "1d"]);
+    lab.ok(&["set", "copy", "expires="]);
+    lab.ok(&["gc"]);
+    lab.ok(&["reset", "copy", "--stopped"]);
+    // A name that is taken while a run waits is another's, and so is what that one stands on.
+    for vm in ["web", "other"] {
+        lab.run(&["create", vm, "--size", "16M"]);
+        lab.ok(&["snapshot", "create", vm, "mine"]);
+    }
+    let slot = lab.store().join("slots/0.lock");
+    let mut holder = Command::new("flock").arg("-F").arg(slot).args(["sleep", "1000"]).spawn().unwrap();
+    let mut waiting = lab.command(&["run", "--max-parallel", "1", "--keep=foo", "web", "--", "true"]);
+    let mut waiting = waiting.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut words = BufReader::new(waiting.stderr.take().unwrap()).lines();
+    let queued = words.next().unwrap().unwrap();
+    lab.ok(&["clone", "other@mine", "foo"]);
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    assert_eq!(waiting.wait().unwrap().code(), Some(125), "{queued}");
+    assert_eq!(lab.json(&["show", "foo"])["from"], "other@mine");
+    let snapshots = lab.json(&["snapshot", "ls", "web"]);
+    assert!(snapshots.as_array().unwrap().iter().any(|snapshot| snapshot["name"] == "mine"), "{snapshots}");
 }
 
 #[test]

@@ -48,6 +48,11 @@ pub async fn after_interrupt(context: &Context) -> Result<Vec<(String, Recovered
     Ok(results)
 }
 
+/// Is its guest going on from memory just now, and perhaps not yet one of its own?
+pub fn is_waking(store: &Store, name: &Name) -> Result<bool> {
+    Ok(Journal::<Step>::load(store, name)?.is_some_and(|journal| journal.steps.contains(&Step::Wake)))
+}
+
 /// Removes what commands that died have left of VMs that never came to be.
 pub async fn sweep(context: &Context, _: &StoreLock) -> Result<()> {
     for name in context.store.directories()? {
@@ -76,8 +81,16 @@ async fn settle(context: &Context, lock: &VmLock, may_complete: bool) -> Result<
     let mut executor = Executor::recovering(context, name);
     let outcome = if !executor.pivot_happened(&journal).await? {
         roll_back(lock, &journal, journal.pivot, &mut executor).await?;
-        context.ui.note(&format!("{name}: `{}` was cut short and has been undone", journal.operation));
-        let ended = [Step::StopQemu, Step::Wake].iter().any(|end| journal.steps[..=journal.pivot].contains(end));
+        if journal.steps.contains(&Step::Wake) {
+            // Its disks were there before.
+            context.ui.note(&format!(
+                "{name}: `{}` was cut short: it is back where it was made from, and does not run; start it: cowhand start {name}",
+                journal.operation
+            ));
+        } else {
+            context.ui.note(&format!("{name}: `{}` was cut short and has been undone", journal.operation));
+        }
+        let ended = journal.steps[..=journal.pivot].contains(&Step::StopQemu);
         if ended && executor.qmp().await?.is_none() {
             context
                 .ui

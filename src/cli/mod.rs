@@ -206,6 +206,11 @@ pub fn main() -> ExitCode {
         printer.error(&Error::failed("cannot start").hint("let it open more files: ulimit -n 1024").because(source));
         return ExitCode::FAILURE;
     }
+    // In these, all other codes are the command's in the guest.
+    let unwritten = match &cli.command {
+        Command::Exec(_) | Command::Run(_) => exec::OURS,
+        _ => Kind::Failed.exit_code(),
+    };
     let result = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -216,8 +221,14 @@ pub fn main() -> ExitCode {
             runtime.shutdown_background();
             result
         });
-    match result.and_then(|code| printer.unwritten().map_or(Ok(code), Err)) {
-        Ok(code) => ExitCode::from(code),
+    match result {
+        Ok(code) => match printer.unwritten() {
+            None => ExitCode::from(code),
+            Some(error) => {
+                printer.error(&error);
+                ExitCode::from(unwritten)
+            }
+        },
         Err(error) => {
             printer.error(&error);
             ExitCode::from(error.kind().exit_code())

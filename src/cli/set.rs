@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::model::Name;
 use crate::vm::edit;
 
-/// Change the configuration of a stopped VM
+/// Change the configuration of a VM; what concerns its machine, while it is stopped
 ///
 /// Keys: memory, cpus, cpu, kernel, initrd, append, ports (HOST:GUEST,…), expires (30m, 2d: gc removes the VM then), tag.KEY. An empty value takes a key away. All changes are
 /// made, or none.

@@ -10,7 +10,7 @@ use crate::clone::{self, Kind};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::model::{Ephemeral, Name, PointRef, Record, human};
-use crate::qemu::qmp::Qmp;
+use crate::qemu::qmp::{Qmp, REPLY};
 use crate::store::{VmLock, atomic, make_directory};
 use crate::sys::{fault, flock, space};
 use crate::vm::{live, open, status, warm};
@@ -28,6 +28,9 @@ pub struct Shelf {
     /// How many wait.
     pub waiting: u32,
 }
+
+/// What QEMU says of a guest that has been read and does not run.
+const STANDING: &str = "paused";
 
 /// The beginning of every shell's name.
 const KIND: &str = "pool";
@@ -155,7 +158,11 @@ pub async fn claim(
             continue;
         }
         let qmp = match live::connect_if_running(context, &shell).await {
-            Ok(Some(qmp)) => qmp,
+            Ok(Some(mut qmp)) => match qmp.status(REPLY).await {
+                Ok(state) if state.status == STANDING => qmp,
+                // Somebody has let it go on: what it has done meanwhile nobody wants to go on from.
+                _ => continue,
+            },
             Ok(None) => continue,
             Err(error) => {
                 context.ui.warn(&format!("{shell} of the pool is of no use: {}", error.full_message()));

@@ -141,7 +141,7 @@ pub async fn run(context: &Context, request: &Request, mut streams: Streams<'_>)
     };
     let began = Instant::now();
     let kept = match keep {
-        true => stay(context, &name, request.keep_for).await,
+        true => stay(context, request, &name).await,
         false => leave_nothing(context, request, &name, &ours).await.map(|()| None),
     };
     match kept {
@@ -155,13 +155,27 @@ pub async fn run(context: &Context, request: &Request, mut streams: Streams<'_>)
 
 /// Removes the VM, and the snapshot that was taken of a stopped VM for it to stand on.
 async fn leave_nothing(context: &Context, request: &Request, name: &Name, ours: &Ephemeral) -> Result<()> {
-    let record = context.store.load(name).ok().filter(|_| request.source.snapshot.is_none());
-    let base = record.and_then(|record| record.origin).and_then(|origin| origin.snapshot);
-    discard::discard(context, name, ours).await?;
-    match base {
-        Some(base) => delete::remove(context, &request.source.vm, &base, Which::Alone, false).await.map(drop),
-        None => Ok(()),
+    let record = context.store.load(name).ok().filter(|record| record.ephemeral.as_ref() == Some(ours));
+    let base = record.as_ref().and_then(|record| base(request, record)).cloned();
+    // Somebody may have made another one of that name, or decided to keep this one.
+    let ours_is_gone = discard::discard(context, name, ours).await?;
+    let Some(base) = base.filter(|_| ours_is_gone) else { return Ok(()) };
+    let source = &request.source.vm;
+    let merged = async {
+        delete::remove(context, source, &base, Which::Alone, false).await?;
+        // Those of other runs, which could not be merged while this one stood on them.
+        delete::merge_hidden(context, source, &context.store.below_trash()?, false).await
+    };
+    if let Err(error) = merged.await {
+        let why = error.full_message();
+        context.ui.warn(&format!("{source}@{base}, which {name} stood on, stays until cowhand gc: {why}"));
     }
+    Ok(())
+}
+
+/// The snapshot that was taken of a stopped VM for this one to stand on.
+fn base<'a>(request: &Request, record: &'a Record) -> Option<&'a Name> {
+    record.origin.as_ref().filter(|_| request.source.snapshot.is_none())?.snapshot.as_ref()
 }
 
 /// `run-1a2b3c`.
@@ -367,9 +381,13 @@ async fn copy_out(context: &Context, made: &mut Made, from: &str, to: &std::path
 }
 
 /// From now on it belongs to nobody, and stays, or stays until then.
-async fn stay(context: &Context, name: &Name, ttl: Option<Duration>) -> Result<Option<Name>> {
+async fn stay(context: &Context, request: &Request, name: &Name) -> Result<Option<Name>> {
     let (_lock, mut record): (_, Record) = open::open(context, name).await?;
-    record.ephemeral = ttl.map(|ttl| Ephemeral { owner: None, expires: Some(super::from_now(ttl)), shell: false });
+    if let Some(base) = base(request, &record) {
+        context.ui.note(&format!("{name} stands on the snapshot {}@{base}, which was taken for it", request.source.vm));
+    }
+    record.ephemeral =
+        request.keep_for.map(|ttl| Ephemeral { owner: None, expires: Some(super::from_now(ttl)), shell: false });
     context.store.save(name, &record)?;
     Ok(Some(name.clone()))
 }

@@ -12,7 +12,7 @@ use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::model::{Name, State};
 use crate::qemu::agent::{Agent, AgentError};
-use crate::sys::flock;
+use crate::sys::{flock, owner};
 use crate::vm::{open, status};
 
 /// How soon a socket that is not there yet is looked for again.
@@ -69,13 +69,20 @@ fn no_answer(name: &Name, limit: Duration, error: AgentError) -> Error {
         .because(error)
 }
 
-/// Puts right what a command that died has left, such as a frozen guest; a change that is under way is left alone.
+/// Puts right what a command that died has left, such as a frozen guest; a change that is under way is left alone. While a guest that goes on from memory is
+/// not yet one of its own, that is waited for.
 pub async fn settle(context: &Context, name: &Name) -> Result<()> {
-    if !context.store.layout.journal(name).exists() {
+    let store = &context.store;
+    let record = store.load(name).ok();
+    record.as_ref().map_or(Ok(()), |record| open::refuse_shell(name, record))?;
+    let owner = record.and_then(|record| record.ephemeral).and_then(|ephemeral| ephemeral.owner);
+    let is_made = owner.is_some() && owner != owner::ours();
+    if !is_made && !store.layout.journal(name).exists() {
         return Ok(());
     }
-    match context.store.try_lock_vm(name, &context.operation)? {
+    match store.try_lock_vm(name, &context.operation)? {
         Some(lock) => recover::recover(context, &lock).await.map(drop),
+        None if is_made || recover::is_waking(store, name)? => store.lock_vm(context, name).await.map(drop),
         None => Ok(()),
     }
 }

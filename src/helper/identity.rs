@@ -164,7 +164,7 @@ fn make_host_keys() -> Result<(), String> {
     let (slow, quick): (Vec<&str>, Vec<&str>) = types.lines().partition(|kind| *kind == "rsa");
     // Newer servers know fewer types: one that cannot be made is no reason to leave out the others.
     let failed = quick.iter().copied().filter(|kind| !make(kind)).collect::<Vec<_>>();
-    let script = in_background(!quick.is_empty(), &slow, &services);
+    let script = in_background(failed.len() < quick.len(), &slow, &services);
     if !script.is_empty() {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", &script]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -191,7 +191,13 @@ fn in_background(has_keys: bool, slow: &[&str], services: &[&str]) -> String {
         script += &format!("nice ssh-keygen -q -t {kind} -N '' -C '' -f /etc/ssh/ssh_host_{kind}_key; ");
     }
     if !slow.is_empty() && !services.is_empty() {
-        script += &format!("systemctl {} {services}", if has_keys { "try-reload-or-restart" } else { "start" });
+        // A socket has nothing to learn: its service starts with each connection, or is told.
+        let verb = if has_keys {
+            "try-reload-or-restart ssh.service sshd.service".to_owned()
+        } else {
+            format!("start {services}")
+        };
+        script += &format!("systemctl {verb}");
     }
     script
 }
@@ -221,7 +227,7 @@ mod tests {
         assert_eq!(
             in_background(true, &["rsa"], &["ssh.service"]),
             format!(
-                "sleep 1; systemctl start ssh.service; sleep 10; {keygen}systemctl try-reload-or-restart ssh.service"
+                "sleep 1; systemctl start ssh.service; sleep 10; {keygen}systemctl try-reload-or-restart ssh.service sshd.service"
             )
         );
         assert_eq!(in_background(false, &["rsa"], &["ssh.service"]), format!("{keygen}systemctl start ssh.service"));

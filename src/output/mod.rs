@@ -88,13 +88,7 @@ impl Printer {
     pub fn text(&self, text: &str) {
         let text = text.trim_end_matches('\n');
         if !text.is_empty() {
-            let written = writeln!(anstream::stdout(), "{text}");
-            // A reader that has gone away is no error of ours.
-            if let Err(error) = written
-                && error.kind() != ErrorKind::BrokenPipe
-            {
-                let _ = UNWRITTEN.set(error.to_string());
-            }
+            note_failure(writeln!(anstream::stdout(), "{text}"));
         }
     }
 
@@ -107,7 +101,7 @@ impl Printer {
 
     /// Bytes as they are: a guest's, escape sequences and all.
     pub fn raw(&self, bytes: &[u8]) {
-        let _ = self.pass(bytes);
+        note_failure(self.pass(bytes));
     }
 
     /// The same, to standard error.
@@ -133,6 +127,15 @@ impl Printer {
             Format::Json => anstream::eprintln!("{}", error_json(error)),
             Format::Table => anstream::eprint!("{}", error_text(error)),
         }
+    }
+}
+
+/// A reader that has gone away is no error of ours.
+fn note_failure(written: std::io::Result<()>) {
+    if let Err(error) = written
+        && error.kind() != ErrorKind::BrokenPipe
+    {
+        let _ = UNWRITTEN.set(error.to_string());
     }
 }
 

@@ -50,8 +50,11 @@ pub async fn set(context: &Context, name: &Name, changes: &[String]) -> Result<(
     if record == before {
         return Ok(());
     }
-    // For `undo`.
     let store = &context.store;
+    if record.config == before.config {
+        return store.save(name, &record);
+    }
+    // For `undo`.
     let trash = store.open_trash(&Store::trash_name("set", name), &Entry::new("set", name, &context.operation))?;
     store.save_record(&trash.join("vm.json"), &before)?;
     store.save(name, &record)

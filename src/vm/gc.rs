@@ -38,7 +38,7 @@ pub async fn collect(context: &Context, age: std::time::Duration, dry_run: bool)
     let now = Timestamp::now();
     // What they stood on can go then, too.
     let mut collected = reap(context, dry_run).await?;
-    collected.extend(expire(context, now, dry_run).await?);
+    collected.extend(expire(context, now, &collected, dry_run).await?);
     let mut spared = Vec::new();
     // An undo that is under way has it.
     let store_lock = store.lock(context).await?;
@@ -70,26 +70,23 @@ pub async fn collect(context: &Context, age: std::time::Duration, dry_run: bool)
     Ok(collected)
 }
 
-/// Removes what `--expires` has set a date for; what cannot be removed stays, with a warning. What a VM that is not to stay was made from stays as long as that.
-async fn expire(context: &Context, now: Timestamp, dry_run: bool) -> Result<Vec<Collected>> {
+/// Removes what `--expires` has set a date for; what cannot be removed stays, with a warning. What was taken for a VM to stand on stays as long as that; those in
+/// `over` do not count.
+async fn expire(context: &Context, now: Timestamp, over: &[Collected], dry_run: bool) -> Result<Vec<Collected>> {
     let mut collected = Vec::new();
-    let names = context.store.names()?;
-    let records: Vec<(Name, Record)> =
-        names.into_iter().filter_map(|name| context.store.load(&name).ok().map(|record| (name, record))).collect();
-    let in_use = |of: &Record, snapshot: &Name| {
-        let made_from = |origin: &Origin| origin.uuid == of.uuid && origin.snapshot.as_ref() == Some(snapshot);
-        records.iter().any(|(_, record)| record.ephemeral.is_some() && record.origin.as_ref().is_some_and(made_from))
-    };
-    for (vm, record) in &records {
+    for vm in context.store.names()? {
+        let Ok(record) = context.store.load(&vm) else { continue };
         // From the leaves down, so that as little as possible is merged twice.
-        let expired = record
-            .snapshots
-            .iter()
-            .rev()
-            .filter(|snapshot| snapshot.expires.is_some_and(|at| at <= now) && !in_use(record, &snapshot.name));
+        let expired = record.snapshots.iter().rev().filter(|snapshot| snapshot.expires.is_some_and(|at| at <= now));
         for snapshot in expired {
             let what = format!("{vm}@{}", snapshot.name);
-            match delete::remove(context, vm, &snapshot.name, Which::Alone, dry_run).await {
+            // Nobody is being made meanwhile.
+            let taken_on_the_way = snapshot.expires.is_some_and(|at| at <= snapshot.created);
+            let _store_lock = if taken_on_the_way { Some(context.store.lock(context).await?) } else { None };
+            if taken_on_the_way && is_stood_on(context, &record, &snapshot.name, over)? {
+                continue;
+            }
+            match delete::remove(context, &vm, &snapshot.name, Which::Alone, dry_run).await {
                 Ok(removed) => {
                     let bytes = removed.iter().flat_map(|one| &one.outcomes).map(|outcome| outcome.bytes).sum();
                     collected.push(Collected { what, why: "expired", bytes });
@@ -99,6 +96,14 @@ async fn expire(context: &Context, now: Timestamp, dry_run: bool) -> Result<Vec<
         }
     }
     Ok(collected)
+}
+
+/// Is there a VM that was made from the snapshot `name` of `source`?
+fn is_stood_on(context: &Context, source: &Record, name: &Name, over: &[Collected]) -> Result<bool> {
+    let made_from = |origin: &Origin| origin.uuid == source.uuid && origin.snapshot.as_ref() == Some(name);
+    let stays = |vm: &Name| !over.iter().any(|over| over.what == vm.as_str());
+    let mut others = context.store.names()?.into_iter().filter(stays);
+    Ok(others.any(|vm| context.store.load(&vm).is_ok_and(|record| record.origin.as_ref().is_some_and(made_from))))
 }
 
 /// Removes VMs that were not to stay.

@@ -18,7 +18,20 @@ pub async fn open(context: &Context, name: &Name) -> Result<(VmLock, Record)> {
 pub async fn open_vm(context: &Context, name: &Name, doing: &str) -> Result<(VmLock, Record)> {
     let (lock, record) = open(context, name).await?;
     refuse_template(name, &record, doing)?;
+    refuse_shell(name, &record)?;
     Ok((lock, record))
+}
+
+/// What waits in the pool is nobody's VM yet.
+pub fn refuse_shell(name: &Name, record: &Record) -> Result<()> {
+    match &record.origin {
+        Some(origin) if record.is_shell() => {
+            Err(Error::refused(format!("{name} waits in the pool of {}, for a run to claim it", origin.name))
+                .hint(format!("use it: cowhand run {} -- COMMAND", origin.name))
+                .hint(format!("or end all that wait: cowhand pool drain {}", origin.name)))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Refuses `doing` something to a template.

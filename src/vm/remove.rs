@@ -1,6 +1,7 @@
 //! Removing a VM or template: its directory and its layers go into the trash. Refused while others stand on them.
 
 use super::{live, open, status, stop};
+use crate::change::recover;
 use crate::context::Context;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::layer::pool::Pool;
@@ -36,6 +37,8 @@ pub async fn remove(context: &Context, name: &Name, which: Which, options: Optio
         return Err(context.store.unknown(name));
     }
     let store_lock = context.store.lock(context).await?;
+    // What stands on it and never came to be is nothing to keep.
+    recover::sweep(context, &store_lock).await?;
     let record = match context.store.load(name) {
         Err(error) if error.kind() == Kind::Damaged && options.force => match spare(context, name).await? {
             Some(spare) => spare,
@@ -57,17 +60,30 @@ pub async fn remove(context: &Context, name: &Name, which: Which, options: Optio
         if victims == tried {
             return Err(Error::damaged(format!("{name} and what stands on it depend on each other")));
         }
-        for victim in &victims {
-            refuse_running(context, victim, options).await?;
-        }
-        for victim in &victims {
-            if !remove_one(context, &store_lock, victim).await? {
-                break;
+        let mut all_gone = async || {
+            for victim in &victims {
+                refuse_running(context, victim, options).await?;
             }
-            gone.push(victim.clone());
-        }
-        if gone.last() == Some(name) {
-            return Ok(gone);
+            for victim in &victims {
+                if !remove_one(context, &store_lock, victim).await? {
+                    return Ok(false);
+                }
+                gone.push(victim.clone());
+            }
+            Ok(true)
+        };
+        let result = all_gone().await;
+        match result {
+            Ok(true) => return Ok(gone),
+            Ok(false) => {}
+            Err(error) if gone.is_empty() => return Err(error),
+            Err(error) => {
+                let names: Vec<&str> = gone.iter().map(Name::as_str).collect();
+                return Err(error.hint(format!(
+                    "removed before that: {}; each comes back with: cowhand undo NAME",
+                    names.join(", ")
+                )));
+            }
         }
         // A clone that was being made is there now.
         tried = victims;
@@ -154,6 +170,11 @@ async fn remove_one(context: &Context, _: &StoreLock, name: &Name) -> Result<boo
     let pool = Pool::scan(store)?;
     if pool.tower(name).len() > 1 {
         return Ok(false);
+    }
+    let ids: Vec<LayerId> = record.layers().map(|layer| layer.id.clone()).collect();
+    if let Some(unfinished) = pool.dependents(name, &ids).first() {
+        return Err(Error::refused(format!("what a command has left of {unfinished} stands on {name}"))
+            .hint("put it right first: cowhand doctor --repair"));
     }
     if let Some(qmp) = live::connect_if_running(context, name).await? {
         stop::quit(context, name, qmp).await?;

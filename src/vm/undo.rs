@@ -4,6 +4,7 @@
 //! notes what those looked like, and what is not so any more cannot be undone. What an undo puts out of use goes into the trash, too,
 //! but is not in the list: undoing again takes back the change before.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::{live, open, start, status};
@@ -152,14 +153,15 @@ async fn undo_rm(context: &Context, last: &Undoable) -> Result<()> {
 async fn undo_set(context: &Context, last: &Undoable) -> Result<()> {
     let (lock, record) = open::open_vm(context, &last.vm, "change").await?;
     still_there(last)?;
-    if record.config != last.before.config {
-        super::edit::refuse_running(context, &last.vm, "change")?;
-    }
     // Disks have a life of their own: snapshots may have been taken since then.
     let now = record.config.clone();
     let config =
         Config { disks: now.disks, nvram: now.nvram, generation: now.generation, ..last.before.config.clone() };
-    let after = Record { config, ephemeral: last.before.ephemeral.clone(), ..record };
+    let machine = |config: &Config| Config { tags: BTreeMap::new(), ..config.clone() };
+    if machine(&config) != machine(&record.config) {
+        super::edit::refuse_running(context, &last.vm, "change")?;
+    }
+    let after = Record { config, ..record };
     let steps = vec![Step::save(&after), drop_trash(last)];
     change::run(context, &lock, Plan::new(steps), &mut Executor::with_no_qemu(context, &last.vm)).await.map(drop)
 }
