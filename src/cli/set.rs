@@ -6,10 +6,10 @@ use crate::error::Result;
 use crate::model::Name;
 use crate::vm::edit;
 
-/// Change the configuration of a VM; what concerns its machine, while it is stopped
+/// Change the configuration of a VM
 ///
-/// Keys: memory, cpus, cpu, kernel, initrd, append, ports (HOST:GUEST,…), expires (30m, 2d: gc removes the VM then), tag.KEY. An empty value takes a key away. All changes are
-/// made, or none.
+/// Keys: memory, cpus, cpu, kernel, initrd, append, ports (HOST:GUEST,…), expires (of a clone that has a date: 30m, 2d; gc removes it then, for good), tag.KEY. An empty value takes a key away. All changes are
+/// made, or none. While the VM runs, only expires and tags can be changed.
 #[derive(Debug, Args)]
 pub struct Set {
     /// The VM

@@ -106,6 +106,12 @@ pub async fn examine(context: &Context, pool: &Pool, name: &Name) -> Result<Vec<
     }
     if status.state.is_live() {
         findings.extend(running::examine(context, name, &record, &status).await);
+    } else if status.state == State::Crashed && record.ephemeral.is_some() {
+        findings.push(
+            Finding::info("sockets", "it was not to stay, and its QEMU has ended")
+                .of(name)
+                .hint("the next run removes it, if its command has ended or its time is over; at once: cowhand gc"),
+        );
     } else if status.state == State::Crashed {
         findings.push(
             Finding::info("sockets", "its last QEMU did not end in order, and has left its sockets behind")

@@ -121,6 +121,8 @@ pub fn own_bytes(store: &Store, name: &Name) -> u64 {
 /// Its own layers that nobody else names or stands on: those it writes to and those of its snapshots, from the top down.
 fn freed(store: &Store, record: &Record) -> Result<Vec<Layer>> {
     let mut pool = Pool::scan(store)?;
+    // Nobody was made on what these write to.
+    pool.lost = None;
     if pool.uncertainty(None).is_some() {
         // Somebody's record cannot be read: what it stands on is not known. `gc` finds them later.
         return Ok(Vec::new());

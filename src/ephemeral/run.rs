@@ -262,6 +262,10 @@ pub async fn make(
         let client = warm::settle(context, name, &vm, warm).await?;
         return Ok(Made { name: name.clone(), kind: Kind::Warm, pooled: true, client, running, took: began.elapsed() });
     }
+    if warm.pool > 0 && request.ports.is_empty() {
+        // None waited: they were all claimed, or have died.
+        refill(context, &source.vm);
+    }
     clone::clone(context, &cloning(request, name, Kind::Warm, ephemeral)).await?;
     let (_lock, vm) = open::open(context, name).await?;
     let qmp = warm::wake(context, name, &vm, warm, bound(request)).await?;

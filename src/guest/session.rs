@@ -74,7 +74,7 @@ fn no_answer(name: &Name, limit: Duration, error: AgentError) -> Error {
 pub async fn settle(context: &Context, name: &Name) -> Result<()> {
     let store = &context.store;
     let record = store.load(name).ok();
-    record.as_ref().map_or(Ok(()), |record| open::refuse_shell(name, record))?;
+    record.as_ref().map_or(Ok(()), |record| open::refuse_nobodys(name, record))?;
     let owner = record.and_then(|record| record.ephemeral).and_then(|ephemeral| ephemeral.owner);
     let is_made = owner.is_some() && owner != owner::ours();
     if !is_made && !store.layout.journal(name).exists() {

@@ -45,17 +45,23 @@ pub fn first_broken(store: &Store) -> Result<Option<Name>> {
                 continue;
             }
             let Ok(chain) = read(store, layer) else { return Ok(Some(name)) };
-            let links = chain.links();
-            for (at, link) in links.iter().enumerate() {
-                let below = links.get(at + 1).map(|link| link.layer.clone());
-                if matches!(note::read(store, &link.layer), Noted::On(noted) if noted != below) {
-                    return Ok(Some(name));
-                }
+            if misplaced(store, &chain).is_some() {
+                return Ok(Some(name));
             }
+            let links = chain.links();
             whole.extend(links.iter().map(|link| link.layer.clone()));
         }
     }
     Ok(None)
+}
+
+/// The layer of the chain that stands on another than the one it was made on, as far as that was noted.
+pub fn misplaced<'a>(store: &Store, chain: &'a Chain) -> Option<&'a Layer> {
+    let links = chain.links();
+    let below = |at: usize| links.get(at + 1).map(|link| link.layer.clone());
+    let is_misplaced =
+        |(at, layer): &(usize, &Layer)| matches!(note::read(store, layer), Noted::On(noted) if noted != below(*at));
+    links.iter().map(|link| &link.layer).enumerate().find(is_misplaced).map(|(_, layer)| layer)
 }
 
 /// Reads the chains of all volumes, which shows that they are whole, and takes over the sizes that the images have now: a disk

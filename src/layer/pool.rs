@@ -88,6 +88,8 @@ pub struct Pool {
     pub damaged: Vec<Layer>,
     /// VMs whose record or journal cannot be read: what they use is unknown.
     pub unreadable: Vec<Name>,
+    /// A layer that is named or stood on, and not there: what it stood on is unknown.
+    pub lost: Option<LayerId>,
 }
 
 impl Pool {
@@ -147,7 +149,32 @@ impl Pool {
         }
         // What went while we looked was not damaged.
         pool.damaged.retain(|layer| store.layout.layer(layer).symlink_metadata().is_ok());
+        pool.lost = pool.look_for_lost(store, names);
         Ok(pool)
+    }
+
+    fn look_for_lost(&self, store: &Store, names: &[Name]) -> Option<LayerId> {
+        let is_lost = |layer: &Layer| {
+            !self.layers.contains_key(&layer.id) && store.layout.layer(layer).symlink_metadata().is_err()
+        };
+        // What was merged while we looked is not lost: whoever was stood or named by it says something else now.
+        let stands_on = |info: &&LayerInfo| {
+            info.backing.as_ref().is_some_and(is_lost)
+                && inspect(store, &info.layer).is_ok_and(|now| now.backing == info.backing)
+        };
+        if let Some(info) = self.layers.values().find(stands_on) {
+            return info.backing.as_ref().map(|backing| backing.id.clone());
+        }
+        let is_unknown =
+            |id: &LayerId| !self.layers.contains_key(id) && !self.damaged.iter().any(|layer| layer.id == *id);
+        let by_record = |uses: &Vec<Use>| uses.iter().any(|r#use| !matches!(r#use, Use::Change(_)));
+        if !self.uses.iter().any(|(id, uses)| is_unknown(id) && by_record(uses)) {
+            return None;
+        }
+        names
+            .iter()
+            .filter_map(|name| store.load(name).ok())
+            .find_map(|record| record.layers().find(|layer| is_lost(layer)).map(|layer| layer.id.clone()))
     }
 
     /// Why nobody can be sure who uses what: somebody's record or a layer's header cannot be read.
@@ -156,7 +183,8 @@ impl Pool {
         let record = unreadable
             .map(|name| format!("the record or the journal of {name} cannot be read, so what it uses is unknown"));
         let header = || self.damaged.first().map(|layer| format!("the header of layer {layer} cannot be read"));
-        record.or_else(header)
+        let lost = || self.lost.as_ref().map(|id| format!("layer {id} is missing, and what it stands on is unknown"));
+        record.or_else(header).or_else(lost)
     }
 
     /// Why `record` cannot be the truth about what `name` writes to, if it cannot: a head is written, so nothing stands on it and nobody else has it.

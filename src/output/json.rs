@@ -101,6 +101,7 @@ pub fn details(name: &Name, details: &Details) -> Value {
         "generation": config.generation,
         "tags": config.tags,
         "head": record.head,
+        "expires": record.ephemeral.as_ref().and_then(|ephemeral| ephemeral.expires).map(rfc3339),
         "pid": details.status.pid,
     })
 }

@@ -124,10 +124,15 @@ impl Printer {
     /// An error, with its cause and what to type next.
     pub fn error(&self, error: &Error) {
         match self.format {
-            Format::Json => anstream::eprintln!("{}", error_json(error)),
-            Format::Table => anstream::eprint!("{}", error_text(error)),
+            Format::Json => to_stderr(&format!("{}\n", error_json(error))),
+            Format::Table => to_stderr(&error_text(error)),
         }
     }
+}
+
+/// What cannot be said does not keep anything from being done.
+fn to_stderr(text: &str) {
+    let _ = anstream::stderr().write_all(text.as_bytes());
 }
 
 /// A reader that has gone away is no error of ours.

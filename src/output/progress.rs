@@ -20,12 +20,12 @@ pub struct Terminal {
 impl Ui for Terminal {
     fn note(&self, message: &str) {
         if !self.quiet {
-            anstream::eprintln!("{message}");
+            super::to_stderr(&format!("{message}\n"));
         }
     }
 
     fn warn(&self, message: &str) {
-        anstream::eprintln!("{}", super::warning(message));
+        super::to_stderr(&format!("{}\n", super::warning(message)));
     }
 
     fn task(&self, label: &str, total: u64) -> Box<dyn Task> {

@@ -8,6 +8,7 @@ pub mod fd_passing;
 pub mod files;
 pub mod flock;
 pub mod follow;
+pub mod holder;
 pub mod image_lock;
 pub mod inside;
 pub mod owner;

@@ -90,6 +90,10 @@ fn apply(record: &mut Record, key: &str, value: &str) -> Result<()> {
                 return Err(Error::refused("it goes with the command that made it")
                     .hint("one that is to stay: cowhand run --keep=NAME …, or cowhand clone TEMPLATE NAME"));
             }
+            if record.ephemeral.is_none() && !value.is_empty() {
+                return Err(Error::refused("it was made to stay, and gc would remove it with all it holds")
+                    .hint("one that has a date: cowhand clone TEMPLATE NAME --expires AGE"));
+            }
             record.ephemeral = match text() {
                 Some(age) => {
                     Some(Ephemeral { owner: None, expires: Some(ephemeral::from_now(parse_age(&age)?)), shell: false })

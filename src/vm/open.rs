@@ -5,6 +5,7 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::model::{Name, Record};
 use crate::store::VmLock;
+use crate::sys::owner;
 
 /// Locks `name`, recovers it and reads its record.
 pub async fn open(context: &Context, name: &Name) -> Result<(VmLock, Record)> {
@@ -18,12 +19,17 @@ pub async fn open(context: &Context, name: &Name) -> Result<(VmLock, Record)> {
 pub async fn open_vm(context: &Context, name: &Name, doing: &str) -> Result<(VmLock, Record)> {
     let (lock, record) = open(context, name).await?;
     refuse_template(name, &record, doing)?;
-    refuse_shell(name, &record)?;
+    refuse_nobodys(name, &record)?;
     Ok((lock, record))
 }
 
-/// What waits in the pool is nobody's VM yet.
-pub fn refuse_shell(name: &Name, record: &Record) -> Result<()> {
+/// What waits in the pool is nobody's VM yet, and what was made for a command that has died is nobody's any more: its guest may be another's double.
+pub fn refuse_nobodys(name: &Name, record: &Record) -> Result<()> {
+    let owner = record.ephemeral.as_ref().and_then(|ephemeral| ephemeral.owner.as_ref());
+    if owner.is_some_and(|owner| !owner::is_alive(owner)) {
+        return Err(Error::refused(format!("{name} was made by a command that was killed, and goes with it"))
+            .hint("remove what is left: cowhand gc"));
+    }
     match &record.origin {
         Some(origin) if record.is_shell() => {
             Err(Error::refused(format!("{name} waits in the pool of {}, for a run to claim it", origin.name))

@@ -37,8 +37,15 @@ pub async fn remove(context: &Context, name: &Name, which: Which, options: Optio
         return Err(context.store.unknown(name));
     }
     let store_lock = context.store.lock(context).await?;
+    if !context.store.exists(name) {
+        // It is just being made, or its maker has died.
+        drop(context.store.lock_vm(context, name).await?);
+    }
     // What stands on it and never came to be is nothing to keep.
     recover::sweep(context, &store_lock).await?;
+    if !context.store.layout.vm(name).exists() {
+        return Err(context.store.unknown(name));
+    }
     let record = match context.store.load(name) {
         Err(error) if error.kind() == Kind::Damaged && options.force => match spare(context, name).await? {
             Some(spare) => spare,

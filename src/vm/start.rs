@@ -35,6 +35,16 @@ pub async fn start(context: &Context, name: &Name, paused: bool) -> Result<()> {
                 ))
                 .hint(format!("what can be done about it: cowhand doctor {name}")));
             }
+            for disk in record.config.volumes() {
+                let chain = chain::of_disk(&context.store, disk)?;
+                if let Some(layer) = chain::misplaced(&context.store, &chain) {
+                    return Err(Error::damaged(format!(
+                        "{name} must not be started: layer {layer} of its {} stands where it does not belong",
+                        disk.target
+                    ))
+                    .hint(format!("what can be done about it: cowhand doctor {name}")));
+                }
+            }
             let how = if paused { How::Paused } else { How::Running };
             start_locked(context, lock.name(), &record, how).await.map(drop)
         }

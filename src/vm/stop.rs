@@ -14,6 +14,7 @@ use crate::model::{Name, State};
 use crate::qemu::process;
 use crate::qemu::qmp::Qmp;
 use crate::store::VmLock;
+use crate::sys::holder;
 use crate::sys::pidfd::PidFd;
 
 /// How long QEMU may take to end once it was told to; it only flushes.
@@ -134,13 +135,22 @@ pub async fn quit(context: &Context, name: &Name, mut qmp: Qmp) -> Result<()> {
 /// Kills a QEMU that does not answer; who it is, the kernel says (`SO_PEERCRED` of its socket).
 pub async fn kill(context: &Context, name: &Name) -> Result<()> {
     let unknown = || Error::qemu(format!("the QEMU of {name} does not answer and its process is not known"));
-    let sockets = status::sockets(context, name).ok_or_else(unknown)?;
-    let stream = tokio::net::UnixStream::connect(sockets.status()).await.map_err(|source| unknown().because(source))?;
-    let pid = stream.peer_cred().ok().and_then(|peer| peer.pid()).ok_or_else(unknown)?;
+    let sockets = status::sockets(context, name);
+    let peer = async {
+        let stream = tokio::net::UnixStream::connect(sockets.as_ref()?.status()).await.ok()?;
+        stream.peer_cred().ok()?.pid()
+    };
+    // One that hangs takes no more connections once a few have come; what it holds is seen from outside.
+    let pid = match peer.await {
+        Some(pid) => pid,
+        None => holder::of(&context.store.layout.run_lock(name)).ok_or_else(unknown)?,
+    };
     let process = PidFd::open(pid).map_err(|source| unknown().because(source))?;
     process.kill().map_err(|source| Error::qemu(format!("cannot kill the QEMU of {name}")).because(source))?;
     process::wait_for_end(&process, QUIT).await?;
-    process::clear(&sockets);
+    if let Some(sockets) = sockets {
+        process::clear(&sockets);
+    }
     Ok(())
 }
 

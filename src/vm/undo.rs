@@ -143,6 +143,10 @@ async fn undo_rm(context: &Context, last: &Undoable) -> Result<()> {
     }
     atomic::sync_directory(&store.layout.layers())?;
     let from = last.path.join("vm");
+    if last.before.warm.is_some() {
+        // Its memory was not kept: it can be made again.
+        store.save_record(&from.join("vm.json"), &Record { warm: None, ..last.before.clone() })?;
+    }
     fault::point("a VM, on its way out of the trash").on("move out of the trash", &from)?;
     std::fs::rename(&from, &directory).on("move out of the trash", &from)?;
     fault::point("a VM, out of the trash").on("flush", &directory)?;
