@@ -393,6 +393,59 @@ fn an_older_record_put_back_by_hand_does_not_lose_what_was_written_since() {
 }
 
 #[test]
+fn beside_a_missing_layer_nothing_is_merged_that_it_may_stand_on() {
+    let lab = Lab::new();
+    lab.ok(&["create", "v", "--size", "16M"]);
+    for name in ["a", "b", "c", "d"] {
+        lab.ok(&["snapshot", "create", "v", name]);
+    }
+    let chain = lab.chain("v");
+    let layers = lab.layer_files();
+    // Of c, which stands on b, which stands on a.
+    let gone = lab.store().join("layers").join(format!("{}.qcow2", chain[2]));
+    let aside = lab.path().join("aside");
+    std::fs::rename(&gone, &aside).unwrap();
+    for name in ["v@a", "v@b"] {
+        lab.run(&["snapshot", "rm", name]);
+    }
+    lab.run(&["gc", "--older-than", "0"]);
+    std::fs::rename(&aside, &gone).unwrap();
+    assert_eq!(lab.layer_files(), layers);
+    lab.ok(&["disk", "check", "v"]);
+    lab.ok(&["gc"]);
+    assert_eq!(lab.chain("v").len(), 3, "what could not be merged then is merged now");
+}
+
+#[test]
+fn a_qemu_that_hangs_can_be_stopped_although_it_was_looked_at() {
+    let lab = Lab::new();
+    lab.ok(&["create", "web", "--size", "16M", "--memory", "64M"]);
+    lab.ok(&["start", "web"]);
+    let pid = lab.pid("web");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGSTOP).unwrap();
+    for _ in 0..4 {
+        lab.run(&["ls"]);
+        lab.run(&["show", "web"]);
+    }
+    lab.ok(&["stop", "--force", "web"]);
+    assert_eq!(lab.state("web"), "stopped");
+}
+
+#[test]
+fn a_layer_that_stands_on_a_wrong_one_is_not_started_on() {
+    let lab = Lab::new();
+    lab.ok(&["create", "web", "--size", "16M", "--memory", "64M"]);
+    lab.ok(&["create", "other", "--size", "16M"]);
+    lab.ok(&["snapshot", "create", "web", "s"]);
+    let layers = lab.store().join("layers");
+    let [head, wrong] = ["web", "other"].map(|vm| format!("{}.qcow2", lab.chain(vm)[0]));
+    crate::lab::qemu_img(&["rebase", "-u", "-F", "qcow2", "-b", &wrong, layers.join(head).to_str().unwrap()]);
+    lab.run(&["start", "web"]).fails(8, &["stands where it does not belong", "cowhand doctor web"]);
+    lab.ok(&["doctor", "web", "--repair"]);
+    lab.ok(&["start", "web"]);
+}
+
+#[test]
 fn a_broken_vm_that_is_removed_can_be_had_back() {
     let lab = lab();
     let record = lab.store().join("vms/web/vm.json");

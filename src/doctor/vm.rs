@@ -8,12 +8,12 @@ use crate::context::Context;
 use crate::error::{IoContext, Kind, Result};
 use crate::layer::pool::Pool;
 use crate::layer::stamp;
-use crate::model::{Layer, Name, Record, Role, State};
+use crate::model::{Layer, Memory, Name, Record, Role, State};
 use crate::qemu::probe::Probe;
 use crate::store::journal::Journal;
 use crate::store::schema;
 use crate::sys::flock;
-use crate::vm::{create, status};
+use crate::vm::{create, status, warm};
 
 /// Chains deeper than this make every read of old data slow.
 const DEEP: usize = 50;
@@ -91,7 +91,9 @@ pub async fn examine(context: &Context, pool: &Pool, name: &Name) -> Result<Vec<
     findings.extend(chain::examine(context, name, &record));
     findings.extend(needs(context, name, &record));
     findings.extend(snapshots(context, name, &record));
+    findings.extend(memories(context, name, &record));
     findings.extend(template(context, name, &record));
+    findings.extend(warm_guest(context, name, &record));
     let status = status::observe(context, name).await?;
     if let Some(misfit) = pool.misfit(name, &record).filter(|_| !status.state.is_live()) {
         let finding =
@@ -241,6 +243,32 @@ fn snapshots(context: &Context, name: &Name, record: &Record) -> Vec<Finding> {
         )));
     }
     findings
+}
+
+fn warm_guest(context: &Context, name: &Name, record: &Record) -> Option<Finding> {
+    let difference = warm::misfit(context, name, record, record.warm.as_ref()?).ok()??;
+    Some(Finding::warn("warm", format!("its warm guest cannot be gone on from: {difference}")).of(name).hint(format!(
+        "clones boot instead; to warm it anew: cowhand template cool {name} && cowhand template warm {name}"
+    )))
+}
+
+/// What the file's size was rounded to.
+const ROUNDING: u64 = 1 << 20;
+
+/// The snapshots whose memory is not what was written.
+fn memories(context: &Context, name: &Name, record: &Record) -> Vec<Finding> {
+    let is_whole = |memory: &Memory| {
+        let path = memory.image.as_ref().map(|image| context.store.layout.ram(image));
+        path.is_none_or(|path| path.metadata().is_ok_and(|about| about.len() + ROUNDING > memory.bytes))
+    };
+    let torn = record.snapshots.iter().filter(|snapshot| !snapshot.memory.as_ref().is_none_or(is_whole));
+    torn.map(|snapshot| {
+        let point = format!("{name}@{}", snapshot.name);
+        Finding::fail("memory", format!("the memory of {point} is missing or cut short; its disks are not"))
+            .of(name)
+            .hint(format!("go back to the disks alone: cowhand snapshot revert {point} --stopped"))
+    })
+    .collect()
 }
 
 fn template(context: &Context, name: &Name, record: &Record) -> Option<Finding> {

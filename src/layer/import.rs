@@ -81,10 +81,8 @@ fn qcow2_size(start: &[u8], path: &Path) -> Result<u64> {
         .map_err(|error| Error::refused(format!("{shown} cannot be used")).because(error))?
         .ok_or_else(|| Error::refused(format!("{shown} has no qcow2 header")))?;
     if let Some(backing) = header.backing_file {
-        return Err(Error::refused(format!(
-            "{shown} is an overlay: it stands on {backing}, which is outside the store"
-        ))
-        .hint(format!("make it one file first: qemu-img convert -O qcow2 {shown} whole.qcow2")));
+        return Err(Error::refused(format!("{shown} is an overlay: it stands on {backing}"))
+            .hint(format!("make it one file first: qemu-img convert -O qcow2 {shown} whole.qcow2")));
     }
     if header.data_file {
         return Err(Error::refused(format!("{shown} keeps its data in another file"))

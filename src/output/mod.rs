@@ -96,7 +96,7 @@ impl Printer {
     pub fn unwritten(&self) -> Option<Error> {
         UNWRITTEN
             .get()
-            .map(|why| Error::failed("what was to be said cannot be written to standard output").because(why.as_str()))
+            .map(|why| Error::failed("it is done, but standard output cannot be written to").because(why.as_str()))
     }
 
     /// Bytes as they are: a guest's, escape sequences and all.

@@ -1,10 +1,12 @@
 //! Small changes: rename, set, pause, resume.
 
+use std::collections::BTreeMap;
+
 use super::{create, live, open, status};
 use crate::context::Context;
 use crate::ephemeral;
 use crate::error::{Error, IoContext, Result};
-use crate::model::{Ephemeral, KernelBoot, Name, Nic, Record, parse_age, parse_size};
+use crate::model::{Config, Ephemeral, KernelBoot, Name, Nic, Record, parse_age, parse_size};
 use crate::store::trash::Entry;
 use crate::store::{Store, atomic};
 use crate::sys::fault;
@@ -37,10 +39,10 @@ pub async fn set(context: &Context, name: &Name, changes: &[String]) -> Result<(
         let (key, value) = change
             .split_once('=')
             .ok_or_else(|| Error::usage(format!("{change:?} is not KEY=VALUE")).hint(format!("keys: {KEYS}")))?;
-        if key != "expires" && !key.starts_with("tag.") {
-            refuse_running(context, name, "change")?;
-        }
         apply(&mut record, key, value)?;
+    }
+    if !changes.iter().all(|change| change.starts_with("tag.") || change.starts_with("expires=")) {
+        refuse_running(context, name, "change")?;
     }
     let config = &record.config;
     create::check_machine(config.memory_bytes, config.cpus, config.cpu.as_deref())?;
@@ -58,6 +60,11 @@ pub async fn set(context: &Context, name: &Name, changes: &[String]) -> Result<(
     let trash = store.open_trash(&Store::trash_name("set", name), &Entry::new("set", name, &context.operation))?;
     store.save_record(&trash.join("vm.json"), &before)?;
     store.save(name, &record)
+}
+
+/// What a running guest would notice.
+pub(super) fn machine(config: &Config) -> Config {
+    Config { tags: BTreeMap::new(), ..config.clone() }
 }
 
 fn apply(record: &mut Record, key: &str, value: &str) -> Result<()> {

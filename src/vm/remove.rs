@@ -122,6 +122,12 @@ async fn refuse(context: &Context, name: &Name, record: &Record, dependents: &[N
         1 => "another VM".to_owned(),
         many => format!("{many} others"),
     };
+    let is_shell = |name: &&Name| context.store.load(name).is_ok_and(|record| record.is_shell());
+    if dependents.iter().all(|name| is_shell(&name)) {
+        return Error::refused(format!("{kind} {name} is the base of {count} that wait in its pool"))
+            .hint(format!("end them first: cowhand pool drain {name}"))
+            .dependents(dependents.iter().map(Name::to_string).collect());
+    }
     let names: Vec<String> = dependents.iter().map(Name::to_string).collect();
     Error::refused(format!("{kind} {name} is the base of {count}: {}", shown.join(", ")))
         .hint(format!("cowhand flatten {}    makes them independent of it", names.join(" ")))

@@ -4,10 +4,9 @@
 //! notes what those looked like, and what is not so any more cannot be undone. What an undo puts out of use goes into the trash, too,
 //! but is not in the list: undoing again takes back the change before.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::{live, open, start, status};
+use super::{edit, live, open, start, status};
 use crate::change::{self, Executor, Plan, Step};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
@@ -161,9 +160,8 @@ async fn undo_set(context: &Context, last: &Undoable) -> Result<()> {
     let now = record.config.clone();
     let config =
         Config { disks: now.disks, nvram: now.nvram, generation: now.generation, ..last.before.config.clone() };
-    let machine = |config: &Config| Config { tags: BTreeMap::new(), ..config.clone() };
-    if machine(&config) != machine(&record.config) {
-        super::edit::refuse_running(context, &last.vm, "change")?;
+    if edit::machine(&config) != edit::machine(&record.config) {
+        edit::refuse_running(context, &last.vm, "change")?;
     }
     let after = Record { config, ..record };
     let steps = vec![Step::save(&after), drop_trash(last)];
