@@ -324,22 +324,22 @@ fn all(lab: Lab, deaths: &[Death], stride: u32) {
 
 #[test]
 fn a_command_killed_at_any_of_its_fault_points_loses_no_write_of_the_guest() {
-    all(Lab::new(), &[Death::Us], 11);
+    all(Lab::new(), &[Death::Us], 13);
 }
 
 #[test]
 fn qemu_killed_at_any_fault_point_loses_no_write_of_the_guest() {
-    all(Lab::new(), &[Death::Qemu], 17);
+    all(Lab::new(), &[Death::Qemu], 23);
 }
 
 #[test]
 fn both_killed_at_any_fault_point_lose_no_write_of_the_guest() {
-    all(Lab::new(), &[Death::Both], 17);
+    all(Lab::new(), &[Death::Both], 23);
 }
 
 #[test]
 fn a_command_failing_at_any_fault_point_loses_no_write_of_the_guest() {
-    all(Lab::new(), &[Death::Fail], 23);
+    all(Lab::new(), &[Death::Fail], 29);
 }
 
 #[test]
