@@ -518,7 +518,7 @@ impl<'a> Executor<'a> {
 
     pub(super) async fn resume(&mut self) -> Result<()> {
         if let Some(qmp) = self.qmp().await? {
-            qmp.run(&qapi::qmp::cont {}).await?;
+            qmp.cont().await?;
         }
         if let Some(began) = self.paused_at.take() {
             self.report.paused = Some(began.elapsed());

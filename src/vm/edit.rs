@@ -150,6 +150,6 @@ pub async fn pause(context: &Context, name: &Name) -> Result<()> {
 /// Lets them go on.
 pub async fn resume(context: &Context, name: &Name) -> Result<()> {
     let (_lock, _) = open::open_vm(context, name, "resume").await?;
-    live::connect(context, name).await?.run(&qapi::qmp::cont {}).await?;
+    live::connect(context, name).await?.cont().await?;
     Ok(())
 }

@@ -32,7 +32,8 @@ use crate::sys::{fault, flock};
 /// The name of the state's descriptor in QEMU.
 const FD: &str = "cw-state";
 /// What both sides of the stream have to be told.
-pub const CAPABILITIES: [&str; 2] = ["events", "x-ignore-shared"];
+pub const CAPABILITIES: [&str; 2] = ["events", IGNORE_SHARED];
+const IGNORE_SHARED: &str = "x-ignore-shared";
 /// How long a guest that goes on may take to say its first word.
 const FIRST_WORD: Duration = Duration::from_secs(120);
 
@@ -113,7 +114,8 @@ async fn load(qmp: &mut Qmp, state: &File) -> std::result::Result<(), QmpError> 
             message: migration.error.unwrap_or_default(),
         });
     }
-    Ok(())
+    // A snapshot of its memory is whole, and says so.
+    qmp.set_capability(IGNORE_SHARED, false).await
 }
 
 /// Makes the guest that goes on as `name` a guest of its own. Until this has returned nothing of the user's may run in it. A guest whose random generator could

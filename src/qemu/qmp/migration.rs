@@ -6,10 +6,12 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::{Qmp, QmpError};
+use super::{Qmp, QmpError, REPLY};
 
 /// How often progress is asked for; state changes arrive as events.
 const TICK: Duration = Duration::from_millis(100);
+/// How soon a guest that may not go on yet is let go on again.
+const MOMENT: Duration = Duration::from_millis(5);
 /// No limit on bandwidth: the largest number QEMU takes.
 const UNLIMITED: u64 = 9_223_372_036_853_727_232;
 
@@ -105,6 +107,22 @@ impl Qmp {
     /// Begins to read them from there, in a QEMU that was started with `-incoming defer`.
     pub async fn migrate_from(&mut self, fd: &str) -> Result<(), QmpError> {
         self.call::<Value>("migrate-incoming", json!({"uri": format!("fd:{fd}")})).await.map(drop)
+    }
+
+    /// Lets the guest's CPUs go on. Right behind a migration QEMU says no for a moment, although it has told that all is written: its threads have to come to
+    /// an end first (`qmp_cont` in QEMU's `monitor/qmp-cmds.c`).
+    pub async fn cont(&mut self) -> Result<(), QmpError> {
+        let deadline = Instant::now() + REPLY;
+        loop {
+            match self.run(&qapi::qmp::cont {}).await {
+                Err(QmpError::Refused { message, .. })
+                    if message.contains("not finalized") && Instant::now() < deadline =>
+                {
+                    tokio::time::sleep(MOMENT).await;
+                }
+                other => return other.map(drop),
+            }
+        }
     }
 
     /// Waits until the migration is over, telling how far it is.
