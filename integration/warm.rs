@@ -257,11 +257,11 @@ fn a_warm_clone_is_a_vm_like_any_other() {
     // Its disk is its own, and outlives a boot.
     lab.write("a", "/root/x", "mine");
     // Its memory is its own, whole, and can be gone back to.
-    lab.sh("a", "echo before > /dev/shm/x");
+    lab.sh("a", "echo before > /proc/sys/kernel/domainname");
     lab.ok(&["snapshot", "create", "a", "m", "--memory"]);
-    lab.sh("a", "echo after > /dev/shm/x");
+    lab.sh("a", "echo after > /proc/sys/kernel/domainname");
     lab.ok(&["snapshot", "revert", "a@m"]);
-    assert_eq!(lab.sh("a", "cat /dev/shm/x; hostname"), "before\na\n");
+    assert_eq!(lab.sh("a", "cat /proc/sys/kernel/domainname; hostname"), "before\na\n");
     lab.ok(&["snapshot", "rm", "a@m"]);
     lab.ok(&["snapshot", "create", "a", "s"]);
     lab.ok(&["stop", "--force", "a"]);
