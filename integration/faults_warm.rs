@@ -226,12 +226,12 @@ fn all(deaths: &[Death], stride: u32) {
 
 #[test]
 fn a_command_killed_at_any_of_its_fault_points_leaves_no_double_and_no_rest() {
-    all(&[Death::Us], 11);
+    all(&[Death::Us], 13);
 }
 
 #[test]
 fn a_command_failing_at_any_of_its_fault_points_leaves_no_double_and_no_rest() {
-    all(&[Death::Fail], 17);
+    all(&[Death::Fail], 19);
 }
 
 #[test]
