@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
-use crate::layer::{chain, pool, qcow2};
+use crate::layer::{census, chain, qcow2};
 use crate::model::{Disk, Format, Layer, PointRef};
 use crate::qemu::img::{Checked, Img, Info, Inside};
 use crate::sys::image_lock;
@@ -18,7 +18,7 @@ fn format_of(path: &Path, said: Option<Format>) -> Result<Format> {
     if about.is_dir() {
         return Err(Error::refused(format!("{} is a directory, not an image", path.display())));
     }
-    let seen = qcow2::sniff(&pool::read_start(path)?);
+    let seen = qcow2::sniff(&census::read_start(path)?);
     match said {
         Some(said) if said != seen && said != Format::Raw => {
             Err(Error::refused(format!("{} is {seen} by its header, not {said}", path.display())))

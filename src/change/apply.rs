@@ -6,16 +6,14 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::memory;
-use super::step::{Sealed, Step, Switched};
+use super::step::{Sealed, Step};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
-use crate::guest::freeze::{self, NotFrozen};
-use crate::layer::{chain, copy, create, merge, pool, stamp};
+use crate::layer::{census, chain, copy, create, merge, stamp};
 use crate::model::{Layer, LayerStamp, Name, Quiesced, Record, Role, Warm};
 use crate::qemu::img::Inside;
-use crate::qemu::nodes;
 use crate::qemu::offline::{Offline, Open};
-use crate::qemu::qmp::{Qmp, QmpError};
+use crate::qemu::qmp::Qmp;
 use crate::qemu::ram::Saving;
 use crate::store::VmLock;
 use crate::store::journal::{self, Journal};
@@ -60,7 +58,7 @@ pub struct Executor<'a> {
     pub(super) qmp: Option<Qmp>,
     asked: bool,
     pub(super) recovering: bool,
-    frozen_at: Option<Instant>,
+    pub(super) frozen_at: Option<Instant>,
     pub(super) paused_at: Option<Instant>,
     pub(super) saving: Option<Saving>,
     sealing: Option<&'a Sealing>,
@@ -299,7 +297,9 @@ impl<'a> Executor<'a> {
     pub async fn pivot_happened(&mut self, journal: &Journal<Step>) -> Result<bool> {
         match &journal.steps[journal.pivot] {
             Step::Switch { disks } => self.switched(disks).await,
-            Step::Resize { layer, after, .. } => Ok(pool::inspect(&self.context.store, layer)?.virtual_bytes == *after),
+            Step::Resize { layer, after, .. } => {
+                Ok(census::inspect(&self.context.store, layer)?.virtual_bytes == *after)
+            }
             _ => Ok(self.saved(journal, journal.pivot)),
         }
     }
@@ -313,25 +313,6 @@ impl<'a> Executor<'a> {
             Step::Save { record, .. } => Record::try_from((**record).clone()).is_ok_and(|record| same(&record, &now)),
             _ => false,
         })
-    }
-
-    /// While QEMU lives it knows which layer its device is on. When it is dead, an overlay that was made and never switched to
-    /// is empty, and one that was switched to may hold the guest's writes: standing on it is right either way.
-    async fn switched(&mut self, disks: &[Switched]) -> Result<bool> {
-        // All of them have switched, or none: one tells for all.
-        if let Some(qmp) = self.qmp().await?
-            && let Some(disk) = disks.first()
-        {
-            let active = qmp.active_layer(&disk.target).await?.ok_or_else(|| {
-                Error::refused(format!(
-                    "a block job is at work on {}, so what became of an earlier change cannot be seen",
-                    disk.target
-                ))
-                .hint("wait for the end of the job, then run the command again")
-            })?;
-            return Ok(active == disk.overlay.id);
-        }
-        Ok(disks.iter().all(|disk| self.context.store.layout.layer(&disk.overlay).exists()))
     }
 
     pub(super) async fn live(&mut self) -> Result<&mut Qmp> {
@@ -349,35 +330,9 @@ impl<'a> Executor<'a> {
         Ok(())
     }
 
-    async fn add_nodes(&mut self, layers: &[Layer]) -> Result<()> {
-        let layout = self.context.store.layout.clone();
-        let qmp = self.live().await?;
-        for layer in layers {
-            for node in nodes::overlay_nodes(layer, &layout.layer(layer)) {
-                qmp.add_node(node).await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn remove_nodes(&mut self, layers: &[Layer]) -> Result<()> {
-        let Some(qmp) = self.qmp().await? else {
-            return Ok(());
-        };
-        for node in layers.iter().flat_map(|layer| [layer.node(), layer.file_node()]) {
-            match qmp.remove_node(&node).await {
-                Ok(()) => {}
-                // It was never added. Any other refusal means that it is in use, and its file must stay.
-                Err(QmpError::Refused { message, .. }) if message.contains("Failed to find node") => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(())
-    }
-
     async fn resize(&mut self, layer: &Layer, bytes: u64) -> Result<()> {
         let context = self.context;
-        if pool::inspect(&context.store, layer)?.virtual_bytes == bytes {
+        if census::inspect(&context.store, layer)?.virtual_bytes == bytes {
             return Ok(());
         }
         let size = json!({"node-name": layer.node(), "size": bytes});
@@ -389,52 +344,6 @@ impl<'a> Executor<'a> {
         let resized = engine.qmp.call::<Value>("block_resize", json!({"node-name": layer.node(), "size": bytes})).await;
         engine.quit().await;
         resized.map(drop).map_err(Error::from)
-    }
-
-    async fn switch(&mut self, disks: &[Switched]) -> Result<()> {
-        let action = |disk: &Switched| json!({"type": "blockdev-snapshot", "data": {"node": disk.head.node(), "overlay": disk.overlay.node()}});
-        let actions: Vec<Value> = disks.iter().map(action).collect();
-        let qmp = self.live().await?;
-        qmp.call::<Value>("transaction", json!({"actions": actions})).await?;
-        Ok(())
-    }
-
-    async fn freeze(&mut self, required: bool, limit: Option<Duration>) -> Result<()> {
-        let began = Instant::now();
-        match freeze::freeze(self.context, &self.name, limit.unwrap_or(freeze::FREEZE)).await {
-            Ok(()) => {
-                self.frozen_at = Some(began);
-                self.report.quiesced = true;
-                self.report.freeze = Some(Quiesced::Frozen);
-                Ok(())
-            }
-            Err(NotFrozen { error, .. }) if required => Err(error),
-            Err(NotFrozen { how, error }) => {
-                self.report.freeze = Some(how);
-                let why = error.full_message();
-                self.report.warnings.push(format!("the guest's file systems were not frozen: {why}"));
-                Ok(())
-            }
-        }
-    }
-
-    async fn thaw(&mut self) {
-        // Whoever has ended is not frozen.
-        if self.recovering && !status::is_running(self.context, &self.name).unwrap_or(true) {
-            return;
-        }
-        let thawed = freeze::thaw(self.context, &self.name).await;
-        if let Some(began) = self.frozen_at.take() {
-            self.report.frozen = Some(began.elapsed());
-        }
-        if let Err(error) = thawed {
-            self.report.freeze = Some(Quiesced::NotThawed);
-            self.report.warnings.push(format!(
-                "the guest's file systems may still be frozen: {}; {}",
-                error.full_message(),
-                freeze::how_to_thaw(&self.name)
-            ));
-        }
     }
 
     fn trash(
@@ -498,13 +407,6 @@ impl<'a> Executor<'a> {
         Ok(true)
     }
 
-    /// Thaws what this change has frozen, if it has.
-    pub async fn thaw_ours(&mut self) {
-        if self.frozen_at.is_some() {
-            self.thaw().await;
-        }
-    }
-
     /// Forgets jobs of ours that have ended, and whose command died before it did.
     pub async fn forget_jobs(&mut self) -> Result<()> {
         let Some(qmp) = self.qmp().await? else { return Ok(()) };
@@ -512,16 +414,6 @@ impl<'a> Executor<'a> {
             if job.id.starts_with("cw-") && job.status == "concluded" {
                 qmp.dismiss_job(&job.id).await?;
             }
-        }
-        Ok(())
-    }
-
-    pub(super) async fn resume(&mut self) -> Result<()> {
-        if let Some(qmp) = self.qmp().await? {
-            qmp.cont().await?;
-        }
-        if let Some(began) = self.paused_at.take() {
-            self.report.paused = Some(began.elapsed());
         }
         Ok(())
     }

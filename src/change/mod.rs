@@ -10,6 +10,7 @@
 //! Ctrl-C and after our own death.
 
 mod apply;
+mod external;
 mod internal;
 mod memory;
 pub mod recover;

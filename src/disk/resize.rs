@@ -3,7 +3,7 @@
 use crate::change::{self, Executor, Plan, Step};
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::layer::{chain, pool};
+use crate::layer::{census, chain};
 use crate::model::{Format, Name, Record, human};
 use crate::qemu::img::Img;
 use crate::vm::{list, live, open};
@@ -79,7 +79,7 @@ async fn refuse_shrinking(
         return Err(Error::refused(format!("{what}: that cannot be done while it runs"))
             .hint(format!("stop it first: cowhand stop {vm}")));
     }
-    if pool::inspect(&context.store, &disk.layer)?.internal_snapshots > 0 {
+    if census::inspect(&context.store, &disk.layer)?.internal_snapshots > 0 {
         return Err(Error::refused(format!("{what}: its layer carries internal snapshots of the larger size")));
     }
     Ok(())

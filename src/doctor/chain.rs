@@ -2,9 +2,9 @@
 
 use super::{Finding, Remedy};
 use crate::context::Context;
+use crate::layer::census;
 pub use crate::layer::chain::read;
 use crate::layer::note::{self, Noted};
-use crate::layer::pool;
 use crate::model::{Layer, Name, Record, Snapshot};
 use crate::store::Store;
 
@@ -41,7 +41,7 @@ fn fault_below(store: &Store, layer: &Layer) -> Option<Fault> {
         if !store.layout.layer(&layer).exists() {
             return Some(Fault::Missing { layer, above });
         }
-        match pool::inspect(store, &layer) {
+        match census::inspect(store, &layer) {
             Ok(info) => {
                 if let Noted::On(noted) = note::read(store, &layer)
                     && noted != info.backing

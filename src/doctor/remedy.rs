@@ -9,8 +9,9 @@ use crate::change::recover::{self, Recovered};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::guest::freeze;
+use crate::layer::census;
 use crate::layer::note::{self, Noted};
-use crate::layer::pool::{self, Pool};
+use crate::layer::pool::Pool;
 use crate::layer::stamp;
 use crate::model::{Format, Layer, Name};
 use crate::qemu::img::Img;
@@ -257,7 +258,7 @@ async fn set_backing(context: &Context, layer: &Layer, backing: Option<&Layer>) 
     let trash =
         store.open_trash(&Store::trash_name("doctor", &name), &Entry::new("doctor", &name, &context.operation))?;
     let kept = trash.join(format!("{}.header", layer.file_name()));
-    atomic::write(&kept, &pool::read_start(&path)?)?;
+    atomic::write(&kept, &census::read_start(&path)?)?;
     Img::find(context)?.set_backing(&path, backing).await?;
     // What lies in it is what it was: an `undo` that relies on it stays possible.
     store.stamp_anew(&before.into(), &stamp::of(store, layer)?.into())

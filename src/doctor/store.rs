@@ -8,7 +8,8 @@ use std::time::{Duration, SystemTime};
 use super::{Finding, Remedy};
 use crate::context::Context;
 use crate::error::{IoContext, Result};
-use crate::layer::pool::{self, Pool};
+use crate::layer::census;
+use crate::layer::pool::Pool;
 use crate::model::{Layer, LayerId, human};
 use crate::store::{Store, schema};
 use crate::sys::{flock, image_lock, space};
@@ -220,7 +221,7 @@ pub fn examine_pool(context: &Context, pool: &Pool) -> Result<Vec<Finding>> {
     let store = &context.store;
     let mut findings = Vec::new();
     for layer in &pool.damaged {
-        let why = pool::inspect(store, layer).err().map(|error| error.full_message()).unwrap_or_default();
+        let why = census::inspect(store, layer).err().map(|error| error.full_message()).unwrap_or_default();
         findings.push(
             Finding::warn("layers", format!("the header of layer {layer} cannot be trusted: {why}"))
                 .hint("while that is so, layers that seem unused are kept; who stands on it is said below"),

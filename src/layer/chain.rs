@@ -1,7 +1,7 @@
 //! Reading the chain of a disk from the headers of its layers.
 
+use super::census;
 use super::note::{self, Noted};
-use super::pool;
 use crate::error::{Error, Result};
 use crate::model::{Chain, Config, Disk, Layer, Link, Name};
 use crate::store::Store;
@@ -17,7 +17,7 @@ pub fn read(store: &Store, layer: &Layer) -> Result<Chain> {
         if links.iter().any(|link| link.layer.id == layer.id) || links.len() == MAX_DEPTH {
             return Err(Error::damaged(format!("the chain of layer {} never ends", links[0].layer)));
         }
-        let info = pool::inspect(store, &layer)?;
+        let info = census::inspect(store, &layer)?;
         next = info.backing;
         links.push(Link {
             path: store.layout.layer(&layer),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::{pool, qcow2};
+use super::{census, qcow2};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::model::Format;
@@ -47,7 +47,7 @@ pub fn examine(context: &Context, path: &Path, format: Option<Format>) -> Result
             Error::refused(format!("{shown} is in use: a running QEMU writes to it")).hint("stop that VM first")
         );
     }
-    let start = pool::read_start(&resolved)?;
+    let start = census::read_start(&resolved)?;
     let seen = qcow2::sniff(&start);
     let format = match format {
         Some(format) if format != seen => {

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::{chain, note, pool};
+use super::{census, chain, note};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::model::{Chain, Format, Layer, Merge, MergeKind, human};
@@ -136,7 +136,7 @@ async fn place(context: &Context, qmp: &mut Qmp, merge: &Merge) -> Result<Place>
 /// harmless, because nothing was written since.
 fn done(context: &Context, merge: &Merge) -> Result<bool> {
     let stands_on =
-        |layer, base: Option<&_>| pool::inspect(&context.store, layer).map(|info| info.backing.as_ref() == base);
+        |layer, base: Option<&_>| census::inspect(&context.store, layer).map(|info| info.backing.as_ref() == base);
     match (merge.kind, &merge.overlay) {
         (MergeKind::Stream, _) => stands_on(&merge.top, merge.below.as_ref()),
         (MergeKind::Commit, Some(overlay)) => stands_on(overlay, Some(&merge.base)),

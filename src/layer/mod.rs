@@ -1,7 +1,8 @@
 //! Image files: what their headers say, how they stand on each other, how they are made, copied and merged.
 //!
-//! [`qcow2`], [`chain`] and [`collapse`] are pure; [`pool`] reads, [`create`], [`copy`] and [`merge`] act.
+//! [`qcow2`], [`pool`] and [`collapse`] are pure; [`census`] and [`chain`] read; [`create`], [`copy`] and [`merge`] act.
 
+pub mod census;
 pub mod chain;
 pub mod collapse;
 pub mod copy;

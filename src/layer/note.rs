@@ -7,7 +7,7 @@
 use rustix::fs::{XattrFlags, getxattr, removexattr, setxattr};
 use rustix::io::Errno;
 
-use super::pool;
+use super::census;
 use crate::model::Layer;
 use crate::store::Store;
 
@@ -26,7 +26,7 @@ pub enum Noted {
 
 /// Notes what the header says now.
 pub fn write(store: &Store, layer: &Layer) {
-    let Ok(info) = pool::inspect(store, layer) else { return forget(store, layer) };
+    let Ok(info) = census::inspect(store, layer) else { return forget(store, layer) };
     let name = info.backing.map(|backing| backing.file_name()).unwrap_or_default();
     if setxattr(store.layout.layer(layer), NAME, name.as_bytes(), XattrFlags::empty()).is_err() {
         forget(store, layer);

@@ -7,8 +7,9 @@ use super::plan::{self, Moves};
 use crate::change::{self, Executor, Plan};
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::layer::census;
 use crate::layer::collapse::{self, Action, Permissions, Why};
-use crate::layer::pool::{self, Pool};
+use crate::layer::pool::Pool;
 use crate::model::{Layer, LayerId, Name, Record, Snapshot};
 use crate::qemu::qmp::REPLY;
 use crate::store::{Store, VmLock};
@@ -175,7 +176,7 @@ fn refuse_carrier(store: &Store, vm: &Name, record: &Record, name: &Name, victim
             .hint(format!("remove them first: cowhand snapshot rm {}", staying.join(" ")))
             .dependents(staying));
         }
-        let all = pool::inspect(store, &disk.layer)?.internal_snapshots as usize;
+        let all = census::inspect(store, &disk.layer)?.internal_snapshots as usize;
         if all > ours.len() {
             return Err(Error::refused(format!(
                 "the layer of {vm}@{name} ({}) carries {} internal snapshots that somebody else made, which a merge would lose",

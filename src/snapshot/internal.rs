@@ -14,7 +14,8 @@ use super::plan;
 use crate::change::{self, Executor, Plan, Step};
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::layer::pool;
+use crate::layer::census;
+use crate::layer::pool::Pool;
 use crate::model::{Disk, Format, Layer, LayerId, Memory, Name, Record, Snapshot, SnapshotKind, human};
 use crate::qemu::qmp::Qmp;
 use crate::store::VmLock;
@@ -136,7 +137,7 @@ pub(super) async fn remove(
     let snapshot = record.snapshot(vm, name)?;
     let disks: Vec<&Disk> = snapshot.config.writable().collect();
     let _others = refuse_sealed_elsewhere(context, vm, record, snapshot)?;
-    let size = |disk: &&Disk| pool::inspect(&context.store, &disk.layer).map(|info| info.allocated_bytes);
+    let size = |disk: &&Disk| census::inspect(&context.store, &disk.layer).map(|info| info.allocated_bytes);
     let before: Vec<u64> = disks.iter().map(size).collect::<Result<_>>()?;
     let steps = vec![
         Step::save(&plan::without(record, name)),
@@ -156,7 +157,7 @@ fn refuse_sealed_elsewhere(context: &Context, vm: &Name, record: &Record, snapsh
     if is_in_head(record, snapshot) {
         return Ok(locks);
     }
-    let pool = pool::Pool::scan(&context.store)?;
+    let pool = Pool::scan(&context.store)?;
     for disk in snapshot.config.writable() {
         let mut users = pool.sharers(vm, &disk.layer.id);
         users.push(vm.clone());

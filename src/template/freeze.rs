@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use crate::change::{self, Executor, Plan, Step};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
-use crate::layer::{chain, pool, stamp};
+use crate::layer::{census, chain, stamp};
 use crate::model::{Layer, Name, Record, Role};
 use crate::qemu::img::Img;
 use crate::snapshot::internal;
@@ -118,7 +118,7 @@ async fn rename(context: &Context, name: &Name, new_name: &Name) -> Result<()> {
 /// Heads that reverts have left inside the images, for an `undo` that a template does not know.
 async fn forget_ways_back(context: &Context, name: &Name, layers: &[Layer]) -> Result<()> {
     for layer in layers {
-        if pool::inspect(&context.store, layer)?.internal_snapshots == 0 {
+        if census::inspect(&context.store, layer)?.internal_snapshots == 0 {
             continue;
         }
         let inside = Img::find(context)?.info(&context.store.layout.layer(layer), layer.format).await?.snapshots;

@@ -9,7 +9,7 @@ use crate::appliance::protocol::Job;
 use crate::change::{Sealed, Step};
 use crate::context::Context;
 use crate::error::Result;
-use crate::layer::{chain, create, pool};
+use crate::layer::{census, chain, create};
 use crate::model::{Disk, Format, Layer, Merge, MergeKind, Name, Record};
 use crate::qemu::nodes;
 use crate::snapshot::plan::{self, Moves};
@@ -69,7 +69,7 @@ pub fn steps(context: &Context, vm: &Name, record: &Record) -> Result<(Record, V
     on_overlays.config.generation = uuid::Uuid::new_v4();
     for disk in on_overlays.config.disks.iter_mut().filter(|disk| !disk.read_only) {
         let below = disk.layer.clone();
-        let virtual_bytes = pool::inspect(&context.store, &below)?.virtual_bytes;
+        let virtual_bytes = census::inspect(&context.store, &below)?.virtual_bytes;
         disk.layer = Layer::new(Format::Qcow2);
         steps.push(Step::MakeLayer { layer: disk.layer.clone(), backing: Some(below.clone()), virtual_bytes });
         sealed.push(Sealed { target: disk.target.clone(), layer: disk.layer.clone() });
@@ -97,7 +97,7 @@ pub async fn dry_run(context: &Context, record: &Record, sealing: &Sealing) -> R
     for (number, disk) in disks(record).enumerate() {
         let chain = chain::read(&context.store, &disk.layer)?;
         let overlay = scratch.path(number);
-        create::empty_at(&overlay, None, pool::inspect(&context.store, &disk.layer)?.virtual_bytes)?;
+        create::empty_at(&overlay, None, census::inspect(&context.store, &disk.layer)?.virtual_bytes)?;
         let top = format!("top{number}");
         let mut nodes = nodes::chain_nodes(&chain, false);
         nodes.extend(super::file::overlay_nodes(&top, &overlay, &disk.layer.node()));
