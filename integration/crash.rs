@@ -225,9 +225,13 @@ fn a_vm_in_the_middle_of_a_change_is_not_started_by_hand() {
             if journal.exists() {
                 assert!(!survived);
                 lab.run(&["plan", "web"]).fails(8, &["cut short", "cowhand start web"]);
+                let listed = lab.run(&["ls"]);
+                assert!(listed.err.contains("web: `snapshot revert web@a` was cut short"), "{listed:?}");
+                assert_eq!(lab.json(&["show", "web"])["cut_short"], "snapshot revert web@a");
             }
             lab.ok(&["set", "web", "cpus=1"]);
             lab.ok(&["plan", "web"]);
+            assert_eq!(lab.json(&["ls"])[0].get("cut_short"), None);
         },
     );
     lab.check_images_after_a_kill();

@@ -30,6 +30,14 @@ impl Ls {
             .filter(|row| self.all || !template(row))
             .filter(|row| filters.iter().all(|(key, value)| matches(row, key, value)))
             .collect();
+        for row in &shown {
+            if let Some(operation) = &row.cut_short {
+                let name = &row.name;
+                app.context.ui.note(&format!(
+                    "{name}: `{operation}` was cut short; the next command that changes {name} undoes or completes it"
+                ));
+            }
+        }
         match (app.printer.format, app.printer.quiet) {
             (Format::Json, _) => app.printer.result("", &Value::Array(shown.into_iter().map(json::vm).collect())),
             (Format::Table, true) => shown.iter().for_each(|row| app.printer.text(row.name.as_str())),

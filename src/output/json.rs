@@ -36,6 +36,9 @@ pub fn vm(row: &Row) -> Value {
             if let Some(detail) = &about.status.detail {
                 entry["reason"] = json!(detail);
             }
+            if let Some(operation) = &row.cut_short {
+                entry["cut_short"] = json!(operation);
+            }
             entry
         }
         Err(reason) => json!({
@@ -102,6 +105,7 @@ pub fn details(name: &Name, details: &Details) -> Value {
         "tags": config.tags,
         "head": record.head,
         "expires": record.ephemeral.as_ref().and_then(|ephemeral| ephemeral.expires).map(rfc3339),
+        "cut_short": details.cut_short,
         "pid": details.status.pid,
     })
 }

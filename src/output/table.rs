@@ -86,6 +86,7 @@ pub fn details(name: &str, details: &Details) -> String {
     lines.extend(details.accel.map(|accel| ("accel", accel.to_owned())));
     lines.extend(config.cpu.clone().map(|cpu| ("cpu", cpu)));
     lines.extend(details.status.pid.map(|pid| ("pid", pid.to_string())));
+    lines.extend(details.cut_short.clone().map(|operation| ("cut short", operation)));
     lines.extend(details.from.clone().map(|from| ("from", from)));
     lines.extend(record.head.as_ref().map(|head| ("head", format!("on snapshot {head}"))));
     if let Some(boot) = &config.kernel {

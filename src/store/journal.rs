@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{Store, atomic};
 use crate::error::{Error, IoContext, Result};
 use crate::model::{Layer, Name};
-use crate::sys::fault;
+use crate::sys::{fault, flock};
 
 /// A change that is under way, or was when its process died.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -31,6 +31,11 @@ pub struct Journal<S> {
 #[derive(Deserialize)]
 struct Pins {
     pins: Vec<Layer>,
+}
+
+#[derive(Deserialize)]
+struct Operation {
+    operation: String,
 }
 
 impl<S: Serialize + DeserializeOwned> Journal<S> {
@@ -77,6 +82,17 @@ pub fn text(store: &Store, name: &Name) -> Result<String> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
         other => other.on("read", &path),
     }
+}
+
+/// The change of `name` that was cut short, in the words of its user: there is a journal, and nobody at work on it. A journal that cannot be read is for
+/// others to tell of.
+pub fn cut_short(store: &Store, name: &Name) -> Option<String> {
+    let path = store.layout.journal(name);
+    let text = std::fs::read(&path).ok()?;
+    // Who held the lock a moment ago may have come to the end.
+    let at_work = flock::is_held(&store.layout.lock(name)).unwrap_or(true) || !path.exists();
+    let journal = serde_json::from_slice::<Operation>(&text).ok()?;
+    (!at_work).then_some(journal.operation)
 }
 
 /// The layers that the changes under way in `name` rely on; an unreadable journal is an error, because then nobody knows.

@@ -15,7 +15,7 @@ use crate::layer::chain;
 use crate::layer::pool::{Pool, Use};
 use crate::model::{Chain, Config, Disk, Format, Layer, LayerId, Name, Record};
 use crate::qemu::qmp::{GLANCE, Qmp};
-use crate::store::Store;
+use crate::store::{Store, journal};
 
 /// A line of `ls`.
 #[derive(Debug)]
@@ -24,6 +24,8 @@ pub struct Row {
     pub name: Name,
     /// What is known of it; `Err` says why nothing is.
     pub about: std::result::Result<About, String>,
+    /// The command that was cut short while it changed the VM; the next one that changes it puts that right.
+    pub cut_short: Option<String>,
 }
 
 /// What `ls` shows of a VM that can be read.
@@ -67,7 +69,7 @@ pub async fn list(context: &Context) -> Result<Vec<Row>> {
         if about.as_ref().is_ok_and(|about: &About| about.record.is_shell()) {
             continue;
         }
-        rows.push(Row { name, about });
+        rows.push(Row { cut_short: journal::cut_short(&context.store, &name), name, about });
     }
     Ok(rows)
 }
@@ -115,6 +117,8 @@ pub struct Details {
     pub accel: Option<&'static str>,
     /// Its disks' chains, in the order of the disks, then the NVRAM's; `Err` where one is damaged.
     pub chains: Vec<std::result::Result<Chain, String>>,
+    /// The command that was cut short while it changed the VM.
+    pub cut_short: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -135,7 +139,8 @@ pub async fn show(context: &Context, name: &Name) -> Result<Details> {
     };
     let chains =
         record.config.volumes().map(|disk| chain::of_disk(store, disk).map_err(|error| error.full_message())).collect();
-    Ok(Details { from: origin(&record, name_of), accel, chains, status, record })
+    let cut_short = journal::cut_short(store, name);
+    Ok(Details { from: origin(&record, name_of), accel, chains, cut_short, status, record })
 }
 
 async fn accel(socket: &std::path::Path) -> Option<&'static str> {
