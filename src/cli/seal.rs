@@ -10,9 +10,11 @@ use crate::error::{Error, IoContext, Kind, Result};
 use crate::image::Target;
 use crate::model::Format as ImageFormat;
 use crate::output::Format;
-use crate::template::seal::customise::{self, Customisation, Given, MadeUp, Wishes};
+use crate::template::seal::customise::{self, Customisation};
 use crate::template::seal::operations::{self, OPERATIONS};
+use crate::template::seal::selection;
 use crate::template::seal::vm::Sealing;
+use crate::template::seal::wishes::{Given, MadeUp, Wishes};
 use crate::template::seal::{How, Plan, Report, file};
 
 /// Strip the disks of a guest of what clones must not share, and put in what they should have
@@ -103,7 +105,7 @@ pub struct SealOptions {
 impl SealOptions {
     /// What was asked for, and passwords that were made up on the way.
     pub fn sealing(&self, payload: &mut Payload) -> Result<(Sealing, Vec<MadeUp>)> {
-        let mut operations = operations::select(self.operations.as_deref(), self.enable.as_deref())?;
+        let mut operations = selection::select(self.operations.as_deref(), self.enable.as_deref())?;
         let options = self.customise.all()?;
         let home = etcetera::home_dir().ok();
         let wishes = Wishes::read(&options, payload, home.as_deref())?;

@@ -12,7 +12,8 @@ use crate::appliance::protocol::{Event, Job};
 use crate::error::Result;
 use crate::template::seal::Performed;
 use crate::template::seal::customise::Wish;
-use crate::template::seal::operations::{self, Special, Work};
+use crate::template::seal::operations::{Special, Work};
+use crate::template::seal::selection;
 
 /// All of it, inside the guest's tree.
 pub fn all(host: &mut Host, job: &Job, system: &System) -> Result<(Vec<Performed>, Changes)> {
@@ -33,7 +34,7 @@ pub fn all(host: &mut Host, job: &Job, system: &System) -> Result<(Vec<Performed
     for name in &job.plan.operations {
         host.tell(&Event::Operation { name: name.clone() })?;
         tree.begin(name);
-        for work in operations::find(name)?.work {
+        for work in selection::find(name)?.work {
             if *work == Work::Special(Special::Customise) {
                 tree.remove_doomed()?;
                 late.iter().try_for_each(|wish| put::one(host, &mut tree, wish))?;

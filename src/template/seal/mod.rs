@@ -2,8 +2,8 @@
 //!
 //! | part | what it is |
 //! |---|---|
-//! | [`operations`] | what is taken out, as a table of paths |
-//! | [`customise`] | what is put in, as options in the user's order |
+//! | [`operations`], [`selection`] | what is taken out, as a table of paths; which of it |
+//! | [`customise`], [`wishes`] | what can be put in; what the user's options ask for, in their order |
 //! | [`firstboot`] | what a clone does by itself when it boots for the first time |
 //! | [`vm`], [`file`](mod@file) | the two things that can be sealed: a stopped VM, bare images |
 //! | [`pending`] | what makes sealing bare images all or nothing |
@@ -15,7 +15,9 @@ pub mod file;
 pub mod firstboot;
 pub mod operations;
 pub mod pending;
+pub mod selection;
 pub mod vm;
+pub mod wishes;
 
 use serde::{Deserialize, Serialize};
 

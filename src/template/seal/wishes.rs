@@ -1,0 +1,389 @@
+//! What the user's customise options ask for: their values are read and checked here, with what they take from the host's files.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use super::customise::{Blob, Customisation, Wish};
+use crate::appliance::boot::Payload;
+use crate::error::{Error, IoContext, Result};
+
+/// An option as the user gave it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Given {
+    /// Its name, without dashes.
+    pub name: String,
+    /// Its value.
+    pub value: String,
+    /// The file and line it was read from, if it was.
+    pub place: Option<String>,
+}
+
+impl Given {
+    /// As the user would know it again; without what is secret.
+    fn label(&self) -> String {
+        let value = match self.name.as_str() {
+            "root-password" => "",
+            "password" => self.value.split(':').next().unwrap_or_default(),
+            _ => self.value.lines().next().unwrap_or_default(),
+        };
+        let short: String = value.chars().take(60).collect();
+        let more = if short.len() < value.len() { "…" } else { "" };
+        let label = format!("--{} {short}{more}", self.name);
+        match &self.place {
+            Some(place) => format!("{} ({place})", label.trim_end()),
+            None => label.trim_end().to_owned(),
+        }
+    }
+}
+
+/// A password that was made up, to be shown once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MadeUp {
+    /// Whose.
+    pub user: String,
+    /// It.
+    pub password: String,
+}
+
+/// Everything the user asked for, with what is read from the host's files.
+#[derive(Debug, Default)]
+pub struct Wishes {
+    /// In the order in which they are done.
+    pub wishes: Vec<Wish>,
+    /// Passwords that were made up.
+    pub passwords: Vec<MadeUp>,
+}
+
+impl Wishes {
+    /// What these options, in this order, ask for. Files of the host's go into `payload`; `home` is where the user's own keys are.
+    pub fn read(options: &[Given], payload: &mut Payload, home: Option<&Path>) -> Result<Self> {
+        let mut all = Self::default();
+        let (mut late, mut last) = (Vec::new(), Vec::new());
+        for (number, given) in options.iter().enumerate() {
+            let label = given.label();
+            let wanted = all.understand(number, given, payload, home).map_err(|error| {
+                let named = Error::new(error.kind(), format!("{label}: {}", error.full_message()));
+                error.hints().iter().cloned().fold(named, Error::hint)
+            })?;
+            for what in wanted {
+                let wish = Wish { label: label.clone(), what };
+                match wish.what {
+                    Customisation::Password { .. } => late.push(wish),
+                    Customisation::SelinuxRelabel => last.push(wish),
+                    _ => all.wishes.push(wish),
+                }
+            }
+        }
+        all.wishes.extend(late.into_iter().chain(last));
+        Ok(all)
+    }
+
+    fn understand(
+        &mut self,
+        number: usize,
+        given: &Given,
+        payload: &mut Payload,
+        home: Option<&Path>,
+    ) -> Result<Vec<Customisation>> {
+        let (name, value) = (given.name.as_str(), given.value.as_str());
+        use Customisation as C;
+        let one = match name {
+            "append-line" => {
+                let (path, line) = pair(value, "FILE:LINE")?;
+                C::AppendLine { path: absolute(path)?, line: line.to_owned() }
+            }
+            "chmod" => {
+                let (mode, path) = pair(value, "MODE:FILE")?;
+                let mode = u32::from_str_radix(mode, 8).ok().filter(|mode| *mode <= 0o7777);
+                C::Chmod {
+                    path: absolute(path)?,
+                    mode: mode.ok_or_else(|| Error::usage(format!("{value:?} has no octal mode")))?,
+                }
+            }
+            "chown" => {
+                let (user, rest) = pair(value, "UID:GID:PATH")?;
+                let (group, path) = pair(rest, "UID:GID:PATH")?;
+                C::Chown { path: absolute(path)?, user: user.to_owned(), group: group.to_owned() }
+            }
+            "copy-in" => {
+                let (local, directory) = pair(value, "LOCAL:DIR")?;
+                return tree(Path::new(local), &absolute(directory)?, payload);
+            }
+            "delete" => C::Delete { glob: absolute(value)? },
+            "edit" => {
+                let (path, expression) = pair(value, "FILE:EXPR")?;
+                C::Edit { path: absolute(path)?, expression: expression.to_owned() }
+            }
+            "firstboot" => C::Firstboot { name: numbered(number, value), script: blob(Path::new(value), payload)? },
+            "firstboot-command" => C::Firstboot { name: numbered(number, "command"), script: shell(value) },
+            "hostname" => C::Hostname { name: host_name(value)? },
+            "install" => C::Install { packages: packages(value)? },
+            "link" => {
+                let (target, links) = pair(value, "TARGET:LINK[:LINK]")?;
+                let link = |link| Ok(C::Link { target: target.to_owned(), link: absolute(link)? });
+                return links.split(':').map(link).collect();
+            }
+            "mkdir" => C::Mkdir { path: absolute(value)? },
+            "motd" => C::Motd { text: value.to_owned() },
+            "move" => {
+                let (from, to) = pair(value, "SOURCE:DEST")?;
+                C::Move { from: absolute(from)?, to: absolute(to)? }
+            }
+            "password" => {
+                let (user, selector) = pair(value, "USER:SELECTOR")?;
+                self.password(user, selector)?
+            }
+            "root-password" => self.password("root", value)?,
+            "run" => C::Run { name: value.to_owned(), script: blob(Path::new(value), payload)? },
+            "run-command" => C::Run { name: value.to_owned(), script: shell(value) },
+            "selinux-relabel" => C::SelinuxRelabel,
+            "ssh-inject" => {
+                let (user, selector) = value.split_once(':').map_or((value, None), |(user, key)| (user, Some(key)));
+                C::SshInject { user: account(user)?, key: public_key(selector, home)? }
+            }
+            "timezone" => {
+                if value.is_empty()
+                    || value.starts_with('/')
+                    || value.split('/').any(|part| part == ".." || part.is_empty())
+                {
+                    return Err(Error::usage(format!("{value:?} is no time zone"))
+                        .hint("write it as in /usr/share/zoneinfo: Europe/Berlin"));
+                }
+                C::Timezone { zone: value.to_owned() }
+            }
+            "touch" => C::Touch { path: absolute(value)? },
+            "truncate" => C::Truncate { path: absolute(value)? },
+            "uninstall" => C::Uninstall { packages: packages(value)? },
+            "update" => C::Update,
+            "upload" => {
+                let (local, path) = pair(value, "FILE:DEST")?;
+                let local = Path::new(local);
+                let mode = local.metadata().on("read", local)?.permissions().mode() & 0o7777;
+                let name = local.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                C::Upload { path: absolute(path)?, name, mode, content: blob(local, payload)? }
+            }
+            "write" => {
+                let (path, content) = pair(value, "FILE:CONTENT")?;
+                let content = Blob::Text(content.to_owned());
+                C::Upload { path: absolute(path)?, name: String::new(), mode: 0o644, content }
+            }
+            other => return Err(Error::usage(format!("there is no customise option {other:?}"))),
+        };
+        Ok(vec![one])
+    }
+
+    fn password(&mut self, user: &str, selector: &str) -> Result<Customisation> {
+        let user = account(user)?;
+        let (kind, word) = selector.split_once(':').map_or((selector, None), |(kind, word)| (kind, Some(word)));
+        let hash = match (kind, word) {
+            ("password", Some(word)) => Some(hash(word)?),
+            ("file", Some(path)) => {
+                let text = std::fs::read_to_string(path).on("read", Path::new(path))?;
+                Some(hash(text.lines().next().unwrap_or_default())?)
+            }
+            ("random", None) => {
+                let word = uuid::Uuid::new_v4().simple().to_string()[..20].to_owned();
+                let hash = hash(&word)?;
+                self.passwords.push(MadeUp { user: user.clone(), password: word });
+                Some(hash)
+            }
+            ("disabled" | "locked", None) => None,
+            _ => {
+                return Err(Error::usage(format!("{selector:?} does not say what the password of {user} is to be"))
+                    .hint(format!(
+                        "the password itself: password:{selector}; or one of file:FILE, random, locked, disabled"
+                    )));
+            }
+        };
+        Ok(Customisation::Password { user, hash })
+    }
+}
+
+/// A file or a tree of the host's, below `directory`.
+fn tree(local: &Path, directory: &str, payload: &mut Payload) -> Result<Vec<Customisation>> {
+    let mut all = Vec::new();
+    let about = local.symlink_metadata().on("read", local)?;
+    let name = std::path::absolute(local).on("find", local)?;
+    let name =
+        name.file_name().ok_or_else(|| Error::usage(format!("{} has no name", local.display())))?.to_string_lossy();
+    let path = format!("{}/{name}", directory.trim_end_matches('/'));
+    let mode = about.permissions().mode() & 0o7777;
+    if about.is_symlink() {
+        let target = std::fs::read_link(local).on("read", local)?.to_string_lossy().into_owned();
+        all.push(Customisation::Symlink { path, target });
+    } else if about.is_dir() {
+        all.push(Customisation::Mkdir { path: path.clone() });
+        all.push(Customisation::Chmod { path: path.clone(), mode });
+        let mut inside: Vec<PathBuf> =
+            std::fs::read_dir(local).on("list", local)?.flatten().map(|entry| entry.path()).collect();
+        inside.sort();
+        for entry in inside {
+            all.extend(tree(&entry, &path, payload)?);
+        }
+    } else if about.is_file() {
+        let content = blob(local, payload)?;
+        all.push(Customisation::Upload { path, name: String::new(), mode, content });
+    } else {
+        return Err(Error::refused(format!("{} is neither file, directory nor link", local.display())));
+    }
+    Ok(all)
+}
+
+fn pair<'a>(value: &'a str, form: &str) -> Result<(&'a str, &'a str)> {
+    value
+        .split_once(':')
+        .filter(|(first, _)| !first.is_empty())
+        .ok_or_else(|| Error::usage(format!("{value:?} is not of the form {form}")))
+}
+
+fn absolute(path: &str) -> Result<String> {
+    if path.starts_with('/') && !path.contains('\0') {
+        return Ok(path.to_owned());
+    }
+    Err(Error::usage(format!("{path:?} is not an absolute path of the guest")))
+}
+
+fn account(name: &str) -> Result<String> {
+    let fine = |c: char| c.is_ascii_alphanumeric() || "._-$".contains(c);
+    if name.is_empty() || name.starts_with('-') || !name.chars().all(fine) {
+        return Err(Error::usage(format!("{name:?} is no user's name")));
+    }
+    Ok(name.to_owned())
+}
+
+fn host_name(name: &str) -> Result<String> {
+    let fine = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && !label.starts_with('-')
+            && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
+    };
+    if name.len() > 253 || !name.split('.').all(fine) {
+        return Err(Error::usage(format!("{name:?} is no host name")));
+    }
+    Ok(name.to_owned())
+}
+
+fn packages(list: &str) -> Result<Vec<String>> {
+    let packages: Vec<String> =
+        list.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect();
+    match packages.iter().find(|name| name.starts_with('-')) {
+        Some(bad) => Err(Error::usage(format!("{bad:?} is no package"))),
+        None if packages.is_empty() => Err(Error::usage("no package is named")),
+        None => Ok(packages),
+    }
+}
+
+fn numbered(number: usize, what: &str) -> String {
+    let name: String = Path::new(what)
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' })
+        .collect();
+    format!("{number:04}-{name}")
+}
+
+fn shell(command: &str) -> Blob {
+    Blob::Text(format!("#!/bin/sh\n{command}\n"))
+}
+
+fn blob(path: &Path, payload: &mut Payload) -> Result<Blob> {
+    let (at, length) = payload.add(path)?;
+    Ok(Blob::Payload(at, length))
+}
+
+/// The user's own key, one in a file, or the key itself.
+fn public_key(selector: Option<&str>, home: Option<&Path>) -> Result<String> {
+    let key = match selector.map(|selector| selector.split_once(':').unwrap_or((selector, ""))) {
+        Some(("string", key)) => key.to_owned(),
+        Some(("file", path)) => std::fs::read_to_string(path).on("read", Path::new(path))?,
+        Some((other, _)) => {
+            return Err(Error::usage(format!("{other:?} is neither file:KEY.pub nor string:KEY")));
+        }
+        None => {
+            let candidates = ["id_ed25519.pub", "id_ecdsa.pub", "id_rsa.pub"];
+            let found = home
+                .and_then(|home| candidates.iter().map(|name| home.join(".ssh").join(name)).find(|path| path.exists()));
+            let path = found.ok_or_else(|| {
+                Error::not_found("you have no SSH key of your own (~/.ssh/id_*.pub)")
+                    .hint("name one: --ssh-inject USER:file:KEY.pub; or make one: ssh-keygen")
+            })?;
+            std::fs::read_to_string(&path).on("read", &path)?
+        }
+    };
+    let key = key.trim();
+    if key.contains("PRIVATE KEY") {
+        return Err(Error::usage("that is a private key, which belongs in no guest; name the .pub file beside it"));
+    }
+    if key.lines().count() != 1 || key.split_whitespace().count() < 2 {
+        return Err(Error::usage("that is no public key (one line: type, key, comment)"));
+    }
+    Ok(key.to_owned())
+}
+
+/// As `crypt(5)`'s sha512crypt, which every distribution's PAM knows.
+fn hash(word: &str) -> Result<String> {
+    use sha_crypt::PasswordHasher;
+    if word.is_empty() {
+        return Err(Error::usage("an empty password lets everybody in").hint("to let nobody in by password: locked"));
+    }
+    let hash = sha_crypt::ShaCrypt::SHA512
+        .hash_password(word.as_bytes())
+        .map_err(|error| Error::failed(format!("the password cannot be hashed: {error}")))?;
+    Ok(hash.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(options: &[(&str, &str)]) -> Result<Vec<Wish>> {
+        let given =
+            |(name, value): &(&str, &str)| Given { name: (*name).to_owned(), value: (*value).to_owned(), place: None };
+        let options: Vec<Given> = options.iter().map(given).collect();
+        Wishes::read(&options, &mut Payload::new()?, None).map(|all| all.wishes)
+    }
+
+    #[test]
+    fn the_order_is_the_users_and_passwords_and_labels_come_last() {
+        let all = read(&[
+            ("selinux-relabel", ""),
+            ("root-password", "locked"),
+            ("write", "/a:b:c"),
+            ("touch", "/x"),
+            ("link", "/t:/l1:/l2"),
+        ]);
+        let labels: Vec<String> = all.expect("good").into_iter().map(|wish| wish.label).collect();
+        let link = "--link /t:/l1:/l2";
+        assert_eq!(labels, ["--write /a:b:c", "--touch /x", link, link, "--root-password", "--selinux-relabel"]);
+    }
+
+    #[test]
+    fn bad_values_are_refused_by_the_options_name() {
+        for (name, value) in [
+            ("write", "nopath"),
+            ("write", "relative:x"),
+            ("chmod", "9:/x"),
+            ("hostname", "bad name"),
+            ("password", "root:nonsense"),
+            ("root-password", "password:"),
+            ("ssh-inject", "root:string:nonsense"),
+            ("ssh-inject", "root:string:-----BEGIN OPENSSH PRIVATE KEY-----"),
+            ("timezone", "../../etc/passwd"),
+            ("install", "-y"),
+            ("upload", "/does/not/exist:/x"),
+        ] {
+            let error = read(&[(name, value)]).expect_err(name);
+            assert!(error.message().starts_with(&format!("--{name}")), "{}", error.message());
+        }
+    }
+
+    #[test]
+    fn a_password_is_hashed_before_it_goes_anywhere() {
+        let all = read(&[("root-password", "password:sesame")]).expect("good");
+        let Customisation::Password { hash: Some(hash), .. } = &all[0].what else { panic!("{all:?}") };
+        assert!(hash.starts_with("$6$") && !hash.contains("sesame"), "{hash}");
+    }
+}
