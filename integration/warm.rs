@@ -422,6 +422,12 @@ fn an_autopkgtest_testbed_reverts_and_goes() {
     ask(&format!("copyup {scratch}/tree/x {encoded}/y"));
     assert_eq!(std::fs::read_to_string(tree.join("y")).unwrap(), "there and back");
     run(&["sh", "-c", "echo dirt > /root/dirt; sync"]).ok();
+    // A reboot keeps the disk and the scratch directory, and is a boot.
+    let boot = || run(&["cat", "/proc/sys/kernel/random/boot_id"]).ok();
+    let before = boot();
+    assert_eq!(ask("reboot"), scratch);
+    assert_ne!(boot(), before);
+    run(&["cat", &format!("{scratch}/tree/x"), "/root/dirt"]).ok();
     let scratch = ask("revert");
     assert_eq!(run(&["test", "-e", "/root/dirt"]).code, 1);
     run(&["test", "-d", &scratch]).ok();

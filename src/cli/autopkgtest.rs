@@ -13,7 +13,7 @@ use crate::model::{Name, PointRef};
 /// Be autopkgtest's virtualisation server: its testbeds are clones, `revert` is a reset
 ///
 /// For `autopkgtest PACKAGE -- /usr/bin/cowhand autopkgtest-virt TEMPLATE`. It speaks the protocol of Debian's autopkgtest on standard input and output:
-/// open, revert, copydown, copyup, print-execute-command, close, quit. Whatever ends it, the testbed goes with it.
+/// open, revert, reboot, copydown, copyup, print-execute-command, close, quit. Whatever ends it, the testbed goes with it.
 #[derive(Debug, Args)]
 pub struct AutopkgtestVirt {
     /// By a boot, even from a warm template

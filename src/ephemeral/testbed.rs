@@ -4,6 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tokio::time::{Instant, sleep};
+
 use super::run::{self, Keep, Request, Warmth};
 use super::{discard, reset};
 use crate::context::Context;
@@ -14,6 +16,7 @@ use crate::guest::install::{self, Reached};
 use crate::guest::port::Client;
 use crate::helper::frame;
 use crate::model::{Ephemeral, Name, PointRef};
+use crate::vm::status;
 
 /// What a line of the protocol asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +25,8 @@ pub enum Command {
     Capabilities,
     Open,
     Revert,
+    /// With true the guest is told to; with false it is about to by itself.
+    Reboot(bool),
     Close,
     PrintExecuteCommand,
     CopyDown(String, String),
@@ -37,6 +42,8 @@ pub fn parse(line: &str) -> Result<Command> {
         ["capabilities"] => Ok(Command::Capabilities),
         ["open"] => Ok(Command::Open),
         ["revert"] => Ok(Command::Revert),
+        ["reboot"] => Ok(Command::Reboot(true)),
+        ["reboot", "prepare-only"] => Ok(Command::Reboot(false)),
         ["close"] => Ok(Command::Close),
         ["print-execute-command"] => Ok(Command::PrintExecuteCommand),
         ["copydown", from, to] => pair(from, to).map(|(from, to)| Command::CopyDown(from, to)),
@@ -69,6 +76,16 @@ pub fn encode(text: &str) -> String {
     text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }
 
+/// Who runs a command of ours in the guest.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Through {
+    Helper,
+    Agent,
+}
+
+/// Tells one boot from another (`random(4)`).
+const BOOT_ID: &str = "cat /proc/sys/kernel/random/boot_id";
+
 /// The server.
 pub struct Testbed<'a> {
     context: &'a Context,
@@ -77,12 +94,19 @@ pub struct Testbed<'a> {
     limit: Duration,
     /// The VM while the testbed is open, and what its record says of it.
     vm: Option<(Name, Ephemeral)>,
+    /// The directory of the guest's that the tests may use.
+    scratch: String,
 }
+
+/// Where that directory is kept while the guest reboots: it may lie in memory.
+const SAVED: &str = "/var/cache/cowhand-testbed.tar";
+/// How often it is looked whether the guest is back.
+const LOOK: Duration = Duration::from_millis(500);
 
 impl<'a> Testbed<'a> {
     /// One on clones of `source`, which have `limit` to come up.
     pub fn new(context: &'a Context, source: PointRef, warmth: Warmth, limit: Duration) -> Self {
-        Self { context, source, warmth, limit, vm: None }
+        Self { context, source, warmth, limit, vm: None, scratch: String::new() }
     }
 
     /// Carries out a command and returns what follows `ok`. `program` is how commands are run in a VM.
@@ -106,6 +130,7 @@ impl<'a> Testbed<'a> {
                 reset::reset(self.context, &self.open()?, false).await?;
                 self.scratch().await
             }
+            Command::Reboot(tell) => self.reboot(*tell).await,
             Command::Close => {
                 self.open()?;
                 self.close().await.map(|()| String::new())
@@ -167,10 +192,10 @@ impl<'a> Testbed<'a> {
     }
 
     async fn capabilities(&self) -> Result<String> {
-        let mut all = "revert revert-full-system root-on-testbed isolation-machine".to_owned();
+        let mut all = "reboot revert revert-full-system root-on-testbed isolation-machine".to_owned();
         if self.vm.is_some() {
             let script = "awk -F: '$3 >= 1000 && $3 < 60000 { print $1; exit }' /etc/passwd";
-            let user = self.shell(script).await?;
+            let user = self.shell(script, Through::Helper).await?;
             if !user.is_empty() {
                 all.push_str(&format!(" suggested-normal-user={user}"));
             }
@@ -179,12 +204,43 @@ impl<'a> Testbed<'a> {
     }
 
     /// A directory that the tests may use.
-    async fn scratch(&self) -> Result<String> {
-        self.shell("directory=$(mktemp -d /tmp/autopkgtest.XXXXXX) && chmod 1777 \"$directory\" && echo \"$directory\"")
-            .await
+    async fn scratch(&mut self) -> Result<String> {
+        let script =
+            "directory=$(mktemp -d /tmp/autopkgtest.XXXXXX) && chmod 1777 \"$directory\" && echo \"$directory\"";
+        self.scratch = self.shell(script, Through::Helper).await?;
+        Ok(self.scratch.clone())
     }
 
-    async fn shell(&self, script: &str) -> Result<String> {
+    /// Returns when the guest has been booted anew, with its scratch directory as it was.
+    async fn reboot(&self, tell: bool) -> Result<String> {
+        let name = self.open()?;
+        // The mark is autopkgtest's: a test that is about to reboot waits until it is gone.
+        let save = format!(
+            "umask 77; mkdir -p /var/cache && tar -C / -cf {SAVED} '.{}' && sync && {BOOT_ID} && rm -f /run/autopkgtest-reboot-prepare-mark",
+            self.scratch
+        );
+        let before = self.shell(&save, Through::Helper).await?;
+        if tell {
+            let reboot = "(sleep 1; systemctl reboot || reboot || reboot -f) </dev/null >/dev/null 2>&1 &";
+            self.shell(reboot, Through::Helper).await?;
+        }
+        let deadline = Instant::now() + self.limit;
+        // The helper goes with the system it runs in; the agent says when it is back.
+        while !self.shell(BOOT_ID, Through::Agent).await.is_ok_and(|now| now != before) {
+            if !status::is_running(self.context, &name)? {
+                return Err(Error::qemu(format!("{name} has ended instead of rebooting")));
+            }
+            if Instant::now() > deadline {
+                let limit = self.limit.as_secs();
+                return Err(Error::qemu(format!("{name} has not come back from its reboot within {limit} s")));
+            }
+            sleep(LOOK).await;
+        }
+        self.shell(&format!("tar -C / -xpf {SAVED} && rm {SAVED}"), Through::Helper).await?;
+        Ok(self.scratch.clone())
+    }
+
+    async fn shell(&self, script: &str, through: Through) -> Result<String> {
         let name = self.open()?;
         let mut text = Vec::new();
         let mut output = |stream: Stream, bytes: &[u8]| {
@@ -197,7 +253,7 @@ impl<'a> Testbed<'a> {
             exec: frame::Exec { command: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(), ..Default::default() },
             agent_limit: self.limit,
             limit: Some(self.limit),
-            agent_only: false,
+            agent_only: through == Through::Agent,
         };
         let streams = Streams { input: None, control: None, output: &mut output };
         match exec::exec(self.context, &name, &request, streams).await {
@@ -224,9 +280,19 @@ mod tests {
     #[test]
     fn lines_of_the_protocol_are_read_and_paths_decoded() {
         assert_eq!(parse("open").expect("a command"), Command::Open);
+        assert_eq!(parse("reboot prepare-only").expect("a command"), Command::Reboot(false));
         let copy = parse("copydown /tmp/a%20b%2Cc/ /x%0a/").expect("a command");
         assert_eq!(copy, Command::CopyDown("/tmp/a b,c/".into(), "/x\n/".into()));
-        for bad in ["", "opens", "open now", "copydown /a", "copyup /a% /b", "copyup /%zz /b", "copyup /%ff /b"] {
+        for bad in [
+            "",
+            "opens",
+            "open now",
+            "reboot later",
+            "copydown /a",
+            "copyup /a% /b",
+            "copyup /%zz /b",
+            "copyup /%ff /b",
+        ] {
             assert!(parse(bad).is_err(), "{bad:?} was taken");
         }
         assert_eq!(encode("/a b,c%ü"), "/a%20b%2Cc%25%C3%BC");
