@@ -36,6 +36,26 @@ fn a_uefi_guest_boots_from_its_disk_and_its_clone_has_variables_of_its_own() {
 }
 
 #[test]
+fn a_uefi_guest_goes_on_from_memory_with_variables_of_its_own() {
+    let lab = Lab::new();
+    let disk = guest("tiny").disk();
+    lab.ok(&["create", "efi", "--disk", &disk, "--memory", "256M", "--cpus", "1", "--firmware", "uefi"]);
+    lab.ok(&["template", "create", "efi", "--no-seal", "--warm"]);
+    assert_eq!(lab.run(&["run", "--warm", "efi", "--", "test", "-d", "/sys/firmware/efi"]).code, 0);
+    lab.ok(&["clone", "efi", "copy", "--warm"]);
+    let nvram = |vm: &str| lab.json(&["disk", "chain", vm, "nvram"])[0]["layers"][0]["id"].clone();
+    assert_ne!(nvram("efi"), nvram("copy"));
+    // Its firmware can still boot it.
+    let boot = || lab.sh("copy", "cat /proc/sys/kernel/random/boot_id");
+    let before = boot();
+    lab.ok(&["stop", "copy"]);
+    lab.ok(&["start", "copy"]);
+    assert_ne!(boot(), before);
+    assert_eq!(lab.json(&["reset", "copy"])["kind"], "warm");
+    lab.sh("copy", "true");
+}
+
+#[test]
 fn a_boot_variable_set_after_a_snapshot_is_gone_after_the_revert() {
     let lab = Lab::new();
     let disk = guest("tiny").disk();

@@ -69,9 +69,17 @@ fn a_user_without_privileges_can_do_the_main_job() {
     run(&["exec", "web", "--", "sh", "-c", "test ! -e /root/x"]).ok();
     run(&["snapshot", "rm", "web@s"]).ok();
     run(&["stop", "web"]).ok();
-    run(&["template", "create", "web", "--no-seal"]).ok();
+    run(&["template", "create", "web", "--no-seal", "--warm"]).ok();
     run(&["clone", "web", "c", "-n", "2", "--start"]).ok();
     run(&["exec", "c-2", "--", "true"]).ok();
+    run(&["pool", "fill", "web", "1"]).ok();
+    for _ in 0..2 {
+        assert_eq!(run(&["run", "--warm", "web", "--", "sh", "-c", "cat > /root/x; exit 3"]).code, 3);
+    }
+    run(&["pool", "drain", "web"]).ok();
+    run(&["clone", "web", "warm", "--warm"]).ok();
+    run(&["reset", "warm"]).ok();
+    run(&["exec", "warm", "--", "true"]).ok();
     run(&["clone", "web", "full", "--full"]).ok();
     run(&["template", "rm", "web", "--cascade", "--force"]).ok();
     // A file the user may not read is an error with the kernel's reason.
