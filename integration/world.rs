@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::faults::{CASES, State, copy_tree, state};
-use crate::lab::{Done, Lab, eventually};
+use crate::lab::{Done, Lab, eventually, files_in};
 
 /// Takes all room on the disk of the lab but `left` bytes, until it is dropped.
 struct Filler(PathBuf);
@@ -117,6 +117,28 @@ fn a_full_disk_out_of_room_at_any_moment_is_an_error_and_changes_nothing() {
         command.output().unwrap().into()
     };
     in_all(&lab, "room", names, &mut [0, 4, 8, 12, 20, 40, 100, 300, 1000].into_iter(), &run);
+}
+
+#[test]
+fn a_full_disk_out_of_room_is_made_room_on_by_removing() {
+    const NAME: &str = "a_full_disk_out_of_room_is_made_room_on_by_removing";
+    let Some(lab) = Lab::with_power(NAME, "ext4", 200) else { return };
+    for vm in ["web", "other"] {
+        lab.ok(&["create", vm, "--size", "16M"]);
+    }
+    lab.ok(&["snapshot", "create", "web", "s"]);
+    let filler = Filler::new(&lab, 0);
+    lab.run(&["create", "third", "--size", "16M"]).fails(1, &["No space left", "make room"]);
+    assert_eq!(files_in(&lab.store().join("trash")), [] as [String; 0]);
+    lab.ok(&["snapshot", "rm", "web@s"]);
+    lab.ok(&["rm", "other"]);
+    lab.ok(&["gc", "--older-than", "0"]);
+    assert_eq!(lab.vm_directories(), ["web"]);
+    drop(filler);
+    // What was given up is taken back.
+    lab.ok(&["create", "third", "--size", "16M"]);
+    assert!(lab.store().join("reserve").metadata().unwrap().blocks() > 0);
+    lab.ok(&["doctor"]);
 }
 
 #[test]

@@ -70,6 +70,16 @@ pub async fn remove(
     which: Which,
     dry_run: bool,
 ) -> Result<Vec<Removed>> {
+    context.store.with_reserve(async || remove_now(context, vm, snapshot, which, dry_run).await).await
+}
+
+async fn remove_now(
+    context: &Context,
+    vm: &Name,
+    snapshot: &Name,
+    which: Which,
+    dry_run: bool,
+) -> Result<Vec<Removed>> {
     let (lock, mut record) = open::open_vm(context, vm, "remove a snapshot of").await?;
     let name = record.snapshot(vm, snapshot)?.name.clone();
     let names = plan::victims(&record, &name, which);

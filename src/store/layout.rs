@@ -34,6 +34,11 @@ impl Layout {
         self.root.join("store.lock")
     }
 
+    /// Room for those who make room.
+    pub fn reserve(&self) -> PathBuf {
+        self.root.join("reserve")
+    }
+
     /// What the QEMU binary was found to be able to do.
     pub fn probe_cache(&self) -> PathBuf {
         self.root.join("qemu-probe.json")

@@ -10,6 +10,7 @@ pub mod atomic;
 pub mod journal;
 mod layout;
 mod lock;
+mod reserve;
 pub mod schema;
 pub mod trash;
 
@@ -48,12 +49,14 @@ impl Store {
             }
             schema::write_store_file(&layout.store_json())?;
         }
-        schema::check_store_file(&layout.store_json())
+        schema::check_store_file(&layout.store_json())?;
+        self.make_reserve();
+        Ok(())
     }
 
     /// A directory with other things in it is not made a store by a slip of the fingers.
     fn refuse_foreign_directory(&self) -> Result<()> {
-        let ours = ["layers", "vms", "trash", "store.lock", "qemu-probe.json", "lost+found"];
+        let ours = ["layers", "vms", "trash", "store.lock", "reserve", "qemu-probe.json", "lost+found"];
         let Ok(mut entries) = std::fs::read_dir(self.layout.root()) else { return Ok(()) };
         let foreign = entries.find_map(|entry| {
             let name = entry.ok()?.file_name().to_string_lossy().into_owned();
@@ -236,9 +239,11 @@ pub fn how_to_mend(name: &Name) -> String {
 
 /// Makes a directory (0700) and its parents; one that is there already is fine.
 pub fn make_directory(path: &Path) -> Result<()> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|source| {
-        Error::failed(format!("cannot create the directory {}", path.display()))
-            .hint("choose another place with --store DIR or COWHAND_STORE")
-            .because(source)
-    })
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    match made.as_ref().map_err(io::Error::kind) {
+        Err(io::ErrorKind::StorageFull) | Ok(()) => made.on("create the directory", path),
+        Err(_) => made
+            .on("create the directory", path)
+            .map_err(|error| error.hint("choose another place with --store DIR or COWHAND_STORE")),
+    }
 }

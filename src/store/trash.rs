@@ -102,8 +102,12 @@ impl Store {
         let path = self.layout.trash().join(directory);
         let about = path.join("entry.json");
         if !about.exists() {
-            make_directory(&path.join("layers"))?;
-            write_entry(&path, entry)?;
+            let made = make_directory(&path.join("layers")).and_then(|()| write_entry(&path, entry));
+            if let Err(error) = made {
+                // Nothing has been put there yet.
+                let _ = std::fs::remove_dir_all(&path);
+                return Err(error);
+            }
         }
         Ok(path)
     }
