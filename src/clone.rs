@@ -268,10 +268,10 @@ async fn one(context: &Context, claim: &VmLock, source: &Source, request: &Reque
         *nic = Nic::new();
     }
     if !request.ports.is_empty() {
-        match config.nics.first_mut() {
-            Some(nic) => nic.ports.clone_from(&request.ports),
-            None => config.nics.push(Nic { ports: request.ports.clone(), ..Nic::new() }),
+        if config.nics.is_empty() {
+            config.nics.push(Nic::new());
         }
+        config.nics[0].forward(&request.ports)?;
     }
     let mut steps = Vec::new();
     match (request.kind, &source.tag) {

@@ -84,7 +84,11 @@ impl Create {
             return Err(Error::usage("--port needs a network, and there is --net none"));
         }
         let nics = match self.net {
-            Net::User => vec![Nic { ports: self.port, ..Nic::new() }],
+            Net::User => {
+                let mut nic = Nic::new();
+                nic.forward(&self.port)?;
+                vec![nic]
+            }
             Net::None => Vec::new(),
         };
         let absolute = |path: PathBuf| std::path::absolute(&path).on("find", &path);

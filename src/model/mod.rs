@@ -5,6 +5,7 @@ mod layer;
 mod memory;
 mod merge;
 mod name;
+mod nic;
 mod port;
 mod record;
 mod size;
@@ -15,10 +16,11 @@ pub use layer::{Format, Layer, LayerId};
 pub use memory::{Fingerprint, Memory, RamImage};
 pub use merge::{Merge, MergeKind};
 pub use name::{Name, PointRef};
+pub use nic::{Nic, PortForward, Protocol};
 pub use port::{PORTS, port_name};
 pub use record::{
-    Config, Disk, Firmware, KernelBoot, LayerStamp, Nic, Origin, PortForward, Protocol, Quiesced, Record, Role,
-    Snapshot, SnapshotKind, State, VmState,
+    Config, Disk, Firmware, KernelBoot, LayerStamp, Origin, Quiesced, Record, Role, Snapshot, SnapshotKind, State,
+    VmState,
 };
 pub use size::{human, parse_age, parse_size};
 pub use warm::{Ephemeral, Owner, Warm, WarmImage};

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{Ephemeral, Layer, Memory, Name, RamImage, Warm};
+use super::{Ephemeral, Layer, Memory, Name, Nic, RamImage, Warm};
 use crate::error::{Error, Result};
 
 /// Everything we know of a VM or template. Its name is the name of its directory, its state is observed.
@@ -147,82 +147,6 @@ pub struct KernelBoot {
     pub initrd: Option<PathBuf>,
     /// The kernel command line.
     pub append: Option<String>,
-}
-
-/// A network card with user-mode networking (`-netdev user`).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Nic {
-    /// Its address, `52:54:00:…`.
-    pub mac: String,
-    /// Ports of the host that lead into the guest.
-    pub ports: Vec<PortForward>,
-}
-
-impl Nic {
-    /// A card with a new address (QEMU's own prefix, so it is locally administered) and no ports.
-    pub fn new() -> Self {
-        let random = Uuid::new_v4().into_bytes();
-        Self { mac: format!("52:54:00:{:02x}:{:02x}:{:02x}", random[0], random[1], random[2]), ports: Vec::new() }
-    }
-}
-
-impl Default for Nic {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-/// TCP or UDP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum Protocol {
-    Tcp,
-    Udp,
-}
-
-/// A port of the host that leads to a port of the guest.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PortForward {
-    /// TCP or UDP.
-    pub protocol: Protocol,
-    /// The address to listen on.
-    pub address: std::net::Ipv4Addr,
-    /// The port to listen on.
-    pub host: u16,
-    /// The port in the guest.
-    pub guest: u16,
-}
-
-impl std::str::FromStr for PortForward {
-    type Err = Error;
-
-    /// `HOST:GUEST`, `ADDRESS:HOST:GUEST`, either with `/tcp` or `/udp` behind it. The address is 127.0.0.1 unless given.
-    fn from_str(text: &str) -> Result<Self> {
-        let bad = || {
-            Error::usage(format!("{text:?} is not a port forward"))
-                .hint("write HOST:GUEST or ADDRESS:HOST:GUEST, with /udp behind it for UDP: 8080:80, 0.0.0.0:2222:22, 53:53/udp")
-        };
-        let (ports, protocol) = match text.rsplit_once('/') {
-            None | Some((_, "tcp")) => (text.trim_end_matches("/tcp"), Protocol::Tcp),
-            Some((ports, "udp")) => (ports, Protocol::Udp),
-            Some(_) => return Err(bad()),
-        };
-        let port = |text: &str| text.parse::<u16>().ok().filter(|port| *port != 0).ok_or_else(bad);
-        let parts: Vec<&str> = ports.split(':').collect();
-        let (address, host, guest) = match parts[..] {
-            [host, guest] => (std::net::Ipv4Addr::LOCALHOST, host, guest),
-            [address, host, guest] => (address.parse().map_err(|_| bad())?, host, guest),
-            _ => return Err(bad()),
-        };
-        Ok(Self { protocol, address, host: port(host)?, guest: port(guest)? })
-    }
-}
-
-impl std::fmt::Display for PortForward {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let protocol = if self.protocol == Protocol::Udp { "/udp" } else { "" };
-        write!(f, "{}:{}:{}{protocol}", self.address, self.host, self.guest)
-    }
 }
 
 /// A named, sealed point in the life of a VM.
@@ -417,24 +341,5 @@ impl Record {
             .chain(self.snapshots.iter().flat_map(|snapshot| snapshot.config.volumes()))
             .chain(self.warm.iter().flat_map(|warm| warm.config.volumes()))
             .map(|disk| &disk.layer)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn port_forwards_read_as_typed_and_never_guess() {
-        for (text, shown) in [
-            ("8080:80", "127.0.0.1:8080:80"),
-            ("0.0.0.0:2222:22/tcp", "0.0.0.0:2222:22"),
-            ("53:53/udp", "127.0.0.1:53:53/udp"),
-        ] {
-            assert_eq!(text.parse::<PortForward>().expect(text).to_string(), shown);
-        }
-        for bad in ["", "80", "0:80", "80:0", "a:b", "70000:1", "1:2:3", "1:2/sctp", "::1:2:3"] {
-            assert!(bad.parse::<PortForward>().is_err(), "{bad:?} was accepted");
-        }
     }
 }

@@ -86,11 +86,12 @@ fn apply(record: &mut Record, key: &str, value: &str) -> Result<()> {
         }
         "append" => boot(record, false)?.append = text(),
         "ports" => {
-            let ports = value.split(',').filter(|port| !port.is_empty()).map(str::parse).collect::<Result<_>>()?;
-            match config.nics.first_mut() {
-                Some(nic) => nic.ports = ports,
-                None => config.nics.push(Nic { ports, ..Nic::new() }),
+            let ports: Vec<_> =
+                value.split(',').filter(|port| !port.is_empty()).map(str::parse).collect::<Result<_>>()?;
+            if config.nics.is_empty() {
+                config.nics.push(Nic::new());
             }
+            config.nics[0].forward(&ports)?;
         }
         "expires" => {
             if record.ephemeral.as_ref().is_some_and(|ephemeral| ephemeral.owner.is_some()) {
