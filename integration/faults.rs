@@ -283,12 +283,12 @@ fn all(lab: &dyn Fn() -> Lab, fault: &str, stride: u32, power: bool) {
 
 #[test]
 fn an_operation_killed_at_any_of_its_fault_points_loses_nothing() {
-    all(&Lab::new, "die", 7, false);
+    all(&Lab::new, "die", 9, false);
 }
 
 #[test]
 fn an_operation_failing_at_any_of_its_fault_points_loses_nothing() {
-    all(&Lab::new, "fail", 11, false);
+    all(&Lab::new, "fail", 17, false);
 }
 
 /// The cut itself: without it the others would prove nothing.
@@ -313,7 +313,7 @@ fn a_power_cut_drops_what_was_not_flushed() {
 fn a_power_cut_at_any_fault_point_loses_nothing_on_ext4() {
     const NAME: &str = "a_power_cut_at_any_fault_point_loses_nothing_on_ext4";
     if Lab::with_power(NAME, "ext4", 300).is_some() {
-        all(&|| Lab::with_power(NAME, "ext4", 300).unwrap(), "die", 13, true);
+        all(&|| Lab::with_power(NAME, "ext4", 300).unwrap(), "die", 19, true);
     }
 }
 
@@ -321,6 +321,6 @@ fn a_power_cut_at_any_fault_point_loses_nothing_on_ext4() {
 fn a_power_cut_at_any_fault_point_loses_nothing_on_xfs() {
     const NAME: &str = "a_power_cut_at_any_fault_point_loses_nothing_on_xfs";
     if Lab::with_power(NAME, "xfs", 400).is_some() {
-        all(&|| Lab::with_power(NAME, "xfs", 400).unwrap(), "die", 13, true);
+        all(&|| Lab::with_power(NAME, "xfs", 400).unwrap(), "die", 19, true);
     }
 }

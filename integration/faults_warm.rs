@@ -236,5 +236,5 @@ fn a_command_failing_at_any_of_its_fault_points_leaves_no_double_and_no_rest() {
 
 #[test]
 fn guests_killed_at_any_fault_point_alone_or_with_the_command_leave_no_rest() {
-    all(&[Death::Both, Death::Qemu], 29);
+    all(&[Death::Both, Death::Qemu], 37);
 }
