@@ -428,6 +428,13 @@ fn an_autopkgtest_testbed_reverts_and_goes() {
     assert_eq!(ask("reboot"), "");
     assert_ne!(boot(), before);
     run(&["cat", &format!("{scratch}/tree/x"), "/root/dirt"]).ok();
+    // The same, by the test itself: it waits until its mark is gone.
+    let before = boot();
+    let script = "touch /run/autopkgtest-reboot-prepare-mark; (while [ -e /run/autopkgtest-reboot-prepare-mark ]; do sleep 0.2; done; reboot -f) >/dev/null 2>&1 &";
+    run(&["sh", "-c", script]).ok();
+    assert_eq!(ask("reboot prepare-only"), "");
+    assert_ne!(boot(), before);
+    run(&["test", "-e", &format!("{scratch}/tree/x"), "-a", "!", "-e", "/var/cache/cowhand-testbed.tar"]).ok();
     let scratch = ask("revert");
     assert_eq!(run(&["test", "-e", "/root/dirt"]).code, 1);
     run(&["test", "-d", &scratch]).ok();

@@ -185,7 +185,9 @@ impl<T> IoContext<T> for io::Result<T> {
             let kind = if source.kind() == io::ErrorKind::NotFound { Kind::NotFound } else { Kind::Failed };
             let error = Error::new(kind, format!("cannot {action} {}", path.display()));
             let error = match source.kind() {
-                io::ErrorKind::StorageFull => error.hint("make room on that file system, then run the command again"),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                    error.hint("make room on that file system, then run the command again")
+                }
                 io::ErrorKind::ReadOnlyFilesystem => error.hint("that file system is mounted read-only"),
                 _ => error,
             };

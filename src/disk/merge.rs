@@ -35,11 +35,11 @@ pub async fn commit(
     let (lock, record) = open::open_vm(context, vm, "merge layers of").await?;
     let disk = list::disk(vm, &record, target)?.clone();
     // Whoever stands on any layer of the chain could be hurt.
-    let pool = bystanders::census(context, vm, &record)?;
+    let pool = bystanders::pool_after(context, vm, &record)?;
     let ids: Vec<LayerId> = pool.chain(&disk.layer.id)?.iter().map(|info| info.layer.id.clone()).collect();
     let nameless = Record { snapshots: Vec::new(), head: None, ..record.clone() };
     let neighbours = Bystanders::lock(context, vm, &nameless, &ids)?;
-    let pool = bystanders::census(context, vm, &record)?;
+    let pool = bystanders::pool_after(context, vm, &record)?;
     let foreign = neighbours.foreign(&pool)?;
     let uncertain = pool.uncertainty(Some(vm));
     let permissions = Permissions { owner: vm, foreign: &foreign, uncertain: uncertain.as_deref() };
@@ -65,7 +65,7 @@ pub async fn commit(
 /// Copies what lies between the active layer of a disk and `base` into the active layer; without a base, everything.
 pub async fn stream(context: &Context, vm: &Name, target: &str, base: Option<&str>, dry_run: bool) -> Result<Merged> {
     let (lock, record) = open::open_vm(context, vm, "merge layers of").await?;
-    let pool = bystanders::census(context, vm, &record)?;
+    let pool = bystanders::pool_after(context, vm, &record)?;
     let disk = list::disk(vm, &record, target)?;
     let chain: Vec<&LayerInfo> = pool.chain(&disk.layer.id)?;
     let subject = Subject { vm, record: &record, target, chain: &chain };
@@ -80,7 +80,7 @@ pub async fn flatten(context: &Context, vm: &Name, target: Option<&str>, dry_run
     if let Some(target) = target {
         list::disk(vm, &record, target)?;
     }
-    let pool = bystanders::census(context, vm, &record)?;
+    let pool = bystanders::pool_after(context, vm, &record)?;
     let mut merges = Vec::new();
     for disk in record.config.writable().filter(|disk| target.is_none_or(|target| disk.target == target)) {
         let chain: Vec<&LayerInfo> = pool.chain(&disk.layer.id)?;

@@ -215,9 +215,9 @@ impl<'a> Testbed<'a> {
     /// directory in it, autopkgtest (5.28) takes that for an error.
     async fn reboot(&self, tell: bool) -> Result<()> {
         let name = self.open()?;
-        // The mark is autopkgtest's: a test that is about to reboot waits until it is gone.
+        // The mark is autopkgtest's: a test that is about to reboot waits until it is gone. tar's 1 is a file that changed meanwhile.
         let save = format!(
-            "umask 77; mkdir -p /var/cache && tar -C / -cf {SAVED} '.{}' && sync && {BOOT_ID} && rm -f /run/autopkgtest-reboot-prepare-mark",
+            "umask 77; mkdir -p /var/cache && {{ tar -C / -cf {SAVED} '.{}'; [ $? -le 1 ]; }} && sync && {BOOT_ID} && rm -f /run/autopkgtest-reboot-prepare-mark",
             self.scratch
         );
         let before = self.shell(&save, Through::Helper).await?;

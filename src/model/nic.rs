@@ -22,9 +22,12 @@ impl Nic {
 
     /// Lets these ports of the host lead into the guest, and no others. Two that listen on the same are refused.
     pub fn forward(&mut self, ports: &[PortForward]) -> Result<()> {
-        let listens = |port: &PortForward| (port.protocol, port.address, port.host);
+        let collide = |a: &PortForward, b: &PortForward| {
+            let everywhere = a.address.is_unspecified() || b.address.is_unspecified();
+            (a.protocol, a.host) == (b.protocol, b.host) && (everywhere || a.address == b.address)
+        };
         for (at, port) in ports.iter().enumerate() {
-            if let Some(before) = ports[..at].iter().find(|before| listens(before) == listens(port)) {
+            if let Some(before) = ports[..at].iter().find(|before| collide(before, port)) {
                 return Err(Error::usage(format!("{before} and {port} listen on the same port of the host")));
             }
         }
@@ -102,7 +105,8 @@ mod tests {
             let ports: Vec<PortForward> = ports.iter().map(|port| port.parse().expect("a forward")).collect();
             Nic::new().forward(&ports)
         };
-        assert!(forward(&["2222:22", "2222:22/udp", "0.0.0.0:2222:22", "2223:22"]).is_ok());
+        assert!(forward(&["2222:22", "2222:22/udp", "127.0.0.2:2222:22", "2223:22"]).is_ok());
+        assert!(forward(&["2222:22", "0.0.0.0:2222:22"]).is_err());
         let error = forward(&["2222:22", "2222:80"]).expect_err("twice the same");
         assert!(error.message().contains("127.0.0.1:2222:80"), "{}", error.message());
     }

@@ -11,7 +11,7 @@ use crate::store::VmLock;
 use crate::vm::status;
 
 /// The pool as it is when the record of `vm` says `after`.
-pub fn census(context: &Context, vm: &Name, after: &Record) -> Result<Pool> {
+pub fn pool_after(context: &Context, vm: &Name, after: &Record) -> Result<Pool> {
     let mut pool = Pool::scan(&context.store)?;
     pool.forget(vm);
     pool.add_record(vm, after);
@@ -27,7 +27,7 @@ pub struct Bystanders {
 impl Bystanders {
     /// Locks those who stand on `layers`, which lose their name when the record of `vm` says `after`, and on the nameless ones below.
     pub fn lock(context: &Context, vm: &Name, after: &Record, layers: &[LayerId]) -> Result<Self> {
-        let pool = census(context, vm, after)?;
+        let pool = pool_after(context, vm, after)?;
         let mut ids: Vec<LayerId> = Vec::new();
         for layer in layers {
             let mut next = Some(layer.clone());

@@ -70,16 +70,9 @@ pub async fn remove(
     which: Which,
     dry_run: bool,
 ) -> Result<Vec<Removed>> {
-    context.store.with_reserve(async || remove_now(context, vm, snapshot, which, dry_run).await).await
-}
-
-async fn remove_now(
-    context: &Context,
-    vm: &Name,
-    snapshot: &Name,
-    which: Which,
-    dry_run: bool,
-) -> Result<Vec<Removed>> {
+    if !dry_run {
+        context.store.give_up_reserve();
+    }
     let (lock, mut record) = open::open_vm(context, vm, "remove a snapshot of").await?;
     let name = record.snapshot(vm, snapshot)?.name.clone();
     let names = plan::victims(&record, &name, which);
@@ -221,7 +214,7 @@ impl Doomed {
         let ids: Vec<LayerId> = layers.iter().map(|(_, layer)| layer.id.clone()).collect();
         let neighbours = Bystanders::lock(context, vm, &dropped, &ids)?;
         // What they did until we had their locks shows in a second look.
-        let pool = bystanders::census(context, vm, &dropped)?;
+        let pool = bystanders::pool_after(context, vm, &dropped)?;
         let foreign = neighbours.foreign(&pool)?;
         let uncertain = pool.uncertainty(Some(vm));
         let permissions = Permissions { owner: vm, foreign: &foreign, uncertain: uncertain.as_deref() };
@@ -232,7 +225,7 @@ impl Doomed {
 
     /// A layer below `vm` that nobody names, with something that can be done about it.
     fn hidden(context: &Context, vm: &Name, record: &Record, seen: &mut Vec<LayerId>) -> Result<Option<Self>> {
-        let pool = bystanders::census(context, vm, record)?;
+        let pool = bystanders::pool_after(context, vm, record)?;
         let volumes = record.snapshots.iter().flat_map(|snapshot| snapshot.config.writable());
         for disk in record.config.writable().chain(volumes) {
             for info in pool.chain(&disk.layer.id)? {

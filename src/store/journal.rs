@@ -89,8 +89,9 @@ pub fn text(store: &Store, name: &Name) -> Result<String> {
 pub fn cut_short(store: &Store, name: &Name) -> Option<String> {
     let path = store.layout.journal(name);
     let text = std::fs::read(&path).ok()?;
-    // Who held the lock a moment ago may have come to the end.
-    let at_work = flock::is_held(&store.layout.lock(name)).unwrap_or(true) || !path.exists();
+    // Who held the lock a moment ago may have come to the end, and another begun.
+    let at_work = flock::is_held(&store.layout.lock(name)).unwrap_or(true)
+        || std::fs::read(&path).ok().as_deref() != Some(&text[..]);
     let journal = serde_json::from_slice::<Operation>(&text).ok()?;
     (!at_work).then_some(journal.operation)
 }

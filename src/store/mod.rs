@@ -241,7 +241,9 @@ pub fn how_to_mend(name: &Name) -> String {
 pub fn make_directory(path: &Path) -> Result<()> {
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
     match made.as_ref().map_err(io::Error::kind) {
-        Err(io::ErrorKind::StorageFull) | Ok(()) => made.on("create the directory", path),
+        Err(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) | Ok(()) => {
+            made.on("create the directory", path)
+        }
         Err(_) => made
             .on("create the directory", path)
             .map_err(|error| error.hint("choose another place with --store DIR or COWHAND_STORE")),

@@ -101,11 +101,11 @@ impl Store {
     pub fn open_trash(&self, directory: &str, entry: &Entry) -> Result<PathBuf> {
         let path = self.layout.trash().join(directory);
         let about = path.join("entry.json");
-        if !about.exists() {
-            let made = make_directory(&path.join("layers")).and_then(|()| write_entry(&path, entry));
-            if let Err(error) = made {
-                // Nothing has been put there yet.
-                let _ = std::fs::remove_dir_all(&path);
+        if !about.try_exists().on("look for", &about)? {
+            let layers = path.join("layers");
+            if let Err(error) = make_directory(&layers).and_then(|()| write_entry(&path, entry)) {
+                // Only if they are empty.
+                let _ = std::fs::remove_dir(&layers).and_then(|()| std::fs::remove_dir(&path));
                 return Err(error);
             }
         }

@@ -1,7 +1,11 @@
 //! How much room there is, and how much memory a process has in use.
 
+use std::fs::OpenOptions;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+
+use rustix::fs::{FallocateFlags, fallocate};
 
 /// Bytes that are free for us on the file system of `path` (`statvfs(3)`).
 pub fn free(path: &Path) -> io::Result<u64> {
@@ -13,6 +17,12 @@ pub fn free(path: &Path) -> io::Result<u64> {
 pub fn size(path: &Path) -> io::Result<(u64, Option<u64>)> {
     let about = rustix::fs::statvfs(path)?;
     Ok((about.f_blocks.saturating_mul(about.f_frsize), (about.f_files > 0).then_some(about.f_favail)))
+}
+
+/// Makes the file `path` (0600) take so many bytes on disk (`fallocate(2)`).
+pub fn allocate(path: &Path, bytes: u64) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    Ok(fallocate(file, FallocateFlags::empty(), 0, bytes)?)
 }
 
 /// Bytes of memory the host has (`/proc/meminfo`).

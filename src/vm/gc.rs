@@ -34,11 +34,10 @@ pub struct Collected {
 /// Removes snapshots that have expired, merges what stayed hidden, empties the trash of what has been there for longer than `age`, and moves
 /// into it what nobody uses.
 pub async fn collect(context: &Context, age: std::time::Duration, dry_run: bool) -> Result<Vec<Collected>> {
-    context.store.with_reserve(async || collect_now(context, age, dry_run).await).await
-}
-
-async fn collect_now(context: &Context, age: std::time::Duration, dry_run: bool) -> Result<Vec<Collected>> {
     let store = &context.store;
+    if !dry_run {
+        store.give_up_reserve();
+    }
     let now = Timestamp::now();
     // What they stood on can go then, too.
     let mut collected = reap(context, dry_run).await?;

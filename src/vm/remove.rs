@@ -33,13 +33,10 @@ pub struct Options {
 
 /// Removes `name` and, with `cascade`, everything that stands on it. Returns the names that are gone, dependents first.
 pub async fn remove(context: &Context, name: &Name, which: Which, options: Options) -> Result<Vec<Name>> {
-    context.store.with_reserve(async || remove_now(context, name, which, options).await).await
-}
-
-async fn remove_now(context: &Context, name: &Name, which: Which, options: Options) -> Result<Vec<Name>> {
     if !context.store.layout.vm(name).exists() {
         return Err(context.store.unknown(name));
     }
+    context.store.give_up_reserve();
     let store_lock = context.store.lock(context).await?;
     if !context.store.exists(name) {
         // It is just being made, or its maker has died.
