@@ -212,6 +212,27 @@ fn an_internal_snapshot_killed_at_any_moment_leaves_neither_job_nor_tag() {
 }
 
 #[test]
+fn a_removal_that_was_killed_can_be_repeated() {
+    let lab = Lab::new();
+    lab.ok(&["create", "web", "--size", "16M"]);
+    lab.ok(&["snapshot", "create", "web", "base"]);
+    killed_at_every_moment(
+        &lab,
+        |_| {
+            lab.run(&["snapshot", "create", "web", "a"]);
+        },
+        &|_| vec!["snapshot".into(), "rm".into(), "web@a".into()],
+        |_, survived| {
+            let there = lab.json(&["snapshot", "ls", "web"]).as_array().unwrap().len() == 2;
+            let cut_short = lab.store().join("vms/web/journal.json").exists();
+            let again = lab.run(&["snapshot", "rm", "web@a"]);
+            assert_eq!(again.code, if there || cut_short { 0 } else { 3 }, "{survived}: {again:?}");
+        },
+    );
+    lab.check_images_after_a_kill();
+}
+
+#[test]
 fn a_vm_in_the_middle_of_a_change_is_not_started_by_hand() {
     let lab = Lab::new();
     lab.ok(&["create", "web", "--size", "16M"]);

@@ -1,7 +1,7 @@
 //! Errors of the world around: no room, a store that cannot be written, no more files, a clock that jumps. What was, or what should be, and
 //! nothing between; once the world is well again, everything works.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::faults::{CASES, State, copy_tree, state};
-use crate::lab::{Done, Lab, eventually, files_in};
+use crate::lab::{Done, Lab, eventually, files_in, terminate};
 
 /// Takes all room on the disk of the lab but `left` bytes, until it is dropped.
 struct Filler(PathBuf);
@@ -323,11 +323,22 @@ fn a_guest_that_finds_no_room_is_paused_and_goes_on_when_there_is_some() {
         eventually("a guest that is paused", || lab.state("web") == "paused");
         assert!(lab.json(&["show", "web"])["reason"].as_str().unwrap().contains("io-error"));
         assert!(lab.run(&["doctor", "web"]).out.contains("is there room on the disk?"));
+        lab.run(&["exec", "web", "--", "true"]).fails(125, &["cannot be written", "make room"]);
+        lab.run(&["resume", "web"]).fails(1, &["paused again", "make room"]);
         drop(_filler);
         lab.ok(&["resume", "web"]);
         assert_eq!(Done::from(writer.wait_with_output().unwrap()).code, 0);
     }
     assert_eq!(lab.state("web"), "running");
+    // Who waits for a command in a guest that stands still can leave.
+    let args = ["exec", "web", "--", "sh", "-c", "echo up; sleep 1000"];
+    let mut child = lab.command(&args).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "up\n");
+    lab.ok(&["pause", "web"]);
+    terminate(child.id());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
     lab.ok(&["stop", "--force", "web"]);
     lab.check_images_after_a_kill();
 }

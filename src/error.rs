@@ -173,6 +173,9 @@ impl StdError for Error {
     }
 }
 
+/// What helps on a full file system.
+pub const MAKE_ROOM: &str = "make room on that file system, then run the command again: cowhand snapshot rm, cowhand rm, then cowhand gc --older-than 0";
+
 /// Gives an I/O error the operation and the path it happened on.
 pub trait IoContext<T> {
     /// `cannot <action> <path>`, with the kernel's reason as the cause.
@@ -185,9 +188,7 @@ impl<T> IoContext<T> for io::Result<T> {
             let kind = if source.kind() == io::ErrorKind::NotFound { Kind::NotFound } else { Kind::Failed };
             let error = Error::new(kind, format!("cannot {action} {}", path.display()));
             let error = match source.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                    error.hint("make room on that file system, then run the command again")
-                }
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => error.hint(MAKE_ROOM),
                 io::ErrorKind::ReadOnlyFilesystem => error.hint("that file system is mounted read-only"),
                 _ => error,
             };

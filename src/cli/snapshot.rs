@@ -11,6 +11,8 @@ use crate::snapshot::delete::{Removed, What, Which};
 use crate::snapshot::plan::Quiesce;
 use crate::snapshot::revert::Then;
 use crate::snapshot::{create, delete, list, rename, revert};
+use crate::store::journal;
+use crate::vm::open;
 
 /// Take snapshots, go back to them, remove them
 #[derive(Debug, Subcommand)]
@@ -278,6 +280,16 @@ impl Rm {
         // A slip of the pen in the last one must not leave the first one removed; and `current` means what it means now.
         let mut points: Vec<PointRef> = Vec::new();
         for point in &self.points {
+            let cut_short = journal::cut_short(&app.context.store, &point.vm);
+            if cut_short.is_some() {
+                drop(open::open(&app.context, &point.vm).await?);
+            }
+            if cut_short.as_ref() == Some(&app.context.operation)
+                && app.context.store.load(&point.vm)?.snapshot(&point.vm, snapshot_of(point)?).is_err()
+            {
+                // It was this very command, and now it is done.
+                continue;
+            }
             let record = app.context.store.load(&point.vm)?;
             let snapshot = Some(record.snapshot(&point.vm, snapshot_of(point)?)?.name.clone());
             let point = PointRef { vm: point.vm.clone(), snapshot };

@@ -206,6 +206,7 @@ pub async fn converse(
     let mut timed_out = false;
     let mut last = [TERM, KILL].into_iter();
     let (mut signals, mut last_signal) = (0, Instant::now());
+    let mut paused = false;
     let mut heard = Instant::now();
     let printed = std::fs::metadata(context.store.layout.serial_log(name)).map_or(0, |about| about.len());
     let mut tick = Instant::now() + TICK;
@@ -262,7 +263,7 @@ pub async fn converse(
                         signals = if last_signal.elapsed() < IN_A_ROW { signals + 1 } else { 1 };
                         last_signal = Instant::now();
                     }
-                    if signals > PATIENCE {
+                    if signals > PATIENCE || paused && signals > 0 {
                         return Err(Error::new(ErrorKind::Interrupted, "interrupted; the command was hung up").into());
                     }
                     client.send(Kind::Signal, &[signal]).await?;
@@ -272,7 +273,12 @@ pub async fn converse(
                 }
             },
             () = sleep_until(deadline) => {
-                let Some(signal) = last.next() else { return Err(Failure::TimedOut) };
+                let Some(signal) = last.next() else {
+                    if paused {
+                        context.ui.warn(&format!("{name} is paused: the command may go on when it does"));
+                    }
+                    return Err(Failure::TimedOut);
+                };
                 client.send(Kind::Signal, &[signal]).await?;
                 timed_out = true;
                 deadline = Instant::now() + GRACE;
@@ -280,6 +286,11 @@ pub async fn converse(
             () = sleep_until(tick) => {
                 tick = Instant::now() + TICK;
                 look(context, name, client, &mut heard, printed).await?;
+                let now_paused = heard.elapsed() >= TICK * 2 && is_paused(context, name, paused).await?;
+                paused = now_paused;
+                if paused && signals > 0 {
+                    return Err(Error::new(ErrorKind::Interrupted, format!("interrupted; {name} is paused, and the command may go on when it does")).into());
+                }
             }
         }
     }
@@ -342,6 +353,19 @@ async fn look(
             .hint(format!("what it printed last: cowhand logs {name}")));
     }
     client.send(Kind::Ping, &[]).await
+}
+
+/// A paused guest hears nothing, and answers when it goes on; the first time, it is said so.
+async fn is_paused(context: &Context, name: &Name, told: bool) -> Result<bool, Error> {
+    let now = status::observe(context, name).await?;
+    if now.state != State::Paused {
+        return Ok(false);
+    }
+    if !told {
+        let why = if now.has_io_error() { ": one of its disks cannot be written; make room" } else { "" };
+        context.ui.warn(&format!("{name} is paused{why}. The command goes on with it: cowhand resume {name}"));
+    }
+    Ok(true)
 }
 
 fn panic(context: &Context, name: &Name, printed: u64) -> Option<String> {

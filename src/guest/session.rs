@@ -89,12 +89,20 @@ pub async fn settle(context: &Context, name: &Name) -> Result<()> {
 
 /// A guest whose CPUs stand still answers nobody.
 pub async fn refuse_paused(context: &Context, name: &Name) -> Result<()> {
-    if context.store.exists(name) && status::observe(context, name).await?.state == State::Paused {
-        return Err(
-            Error::refused(format!("{name} is paused")).hint(format!("let it go on first: cowhand resume {name}"))
-        );
+    if !context.store.exists(name) {
+        return Ok(());
     }
-    Ok(())
+    let now = status::observe(context, name).await?;
+    match now.state {
+        State::Paused if now.has_io_error() => {
+            Err(Error::refused(format!("{name} is paused: one of its disks cannot be written"))
+                .hint(format!("make room, or mend what is wrong with the disk; then: cowhand resume {name}")))
+        }
+        State::Paused => {
+            Err(Error::refused(format!("{name} is paused")).hint(format!("let it go on first: cowhand resume {name}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 async fn take_turn(path: PathBuf, limit: Duration) -> Result<File> {

@@ -239,13 +239,11 @@ pub fn how_to_mend(name: &Name) -> String {
 
 /// Makes a directory (0700) and its parents; one that is there already is fine.
 pub fn make_directory(path: &Path) -> Result<()> {
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-    match made.as_ref().map_err(io::Error::kind) {
-        Err(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) | Ok(()) => {
-            made.on("create the directory", path)
-        }
-        Err(_) => made
-            .on("create the directory", path)
-            .map_err(|error| error.hint("choose another place with --store DIR or COWHAND_STORE")),
-    }
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|source| {
+        let hint = match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => crate::error::MAKE_ROOM,
+            _ => "choose another place with --store DIR or COWHAND_STORE",
+        };
+        Error::failed(format!("cannot create the directory {}", path.display())).hint(hint).because(source)
+    })
 }

@@ -1,6 +1,9 @@
 //! Small changes: rename, set, pause, resume.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::{create, live, open, status};
 use crate::context::Context;
@@ -10,6 +13,10 @@ use crate::model::{Config, Ephemeral, KernelBoot, Name, Nic, Record, parse_age, 
 use crate::store::trash::Entry;
 use crate::store::{Store, atomic};
 use crate::sys::fault;
+
+/// A guest that was let go on although its disk still has an error stops again within this time.
+const TRIED_AGAIN: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(50);
 
 /// The keys of [`set`], for messages and help.
 pub const KEYS: &str = "memory, cpus, cpu, kernel, initrd, append, ports, expires, tag.KEY";
@@ -151,6 +158,16 @@ pub async fn pause(context: &Context, name: &Name) -> Result<()> {
 /// Lets them go on.
 pub async fn resume(context: &Context, name: &Name) -> Result<()> {
     let (_lock, _) = open::open_vm(context, name, "resume").await?;
+    let had_io_error = status::observe(context, name).await?.has_io_error();
     live::connect(context, name).await?.cont().await?;
+    // What could not be written is tried again at once.
+    let deadline = Instant::now() + TRIED_AGAIN;
+    while had_io_error && Instant::now() < deadline {
+        if status::observe(context, name).await?.has_io_error() {
+            return Err(Error::failed(format!("{name} is paused again: one of its disks still cannot be written"))
+                .hint(crate::error::MAKE_ROOM));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
     Ok(())
 }

@@ -130,9 +130,14 @@ async fn refuse(context: &Context, name: &Name, record: &Record, dependents: &[N
             .dependents(dependents.iter().map(Name::to_string).collect());
     }
     let names: Vec<String> = dependents.iter().map(Name::to_string).collect();
-    Error::refused(format!("{kind} {name} is the base of {count}: {}", shown.join(", ")))
-        .hint(format!("cowhand flatten {}    makes them independent of it", names.join(" ")))
-        .hint(format!("or remove them first: cowhand rm {}", names.join(" ")))
+    let others: Vec<&str> = dependents.iter().filter(|name| !is_shell(name)).map(Name::as_str).collect();
+    let mut error = Error::refused(format!("{kind} {name} is the base of {count}: {}", shown.join(", ")));
+    if others.len() < names.len() {
+        error = error.hint(format!("end those that wait in its pool: cowhand pool drain {name}"));
+    }
+    error
+        .hint(format!("cowhand flatten {}    makes them independent of it", others.join(" ")))
+        .hint(format!("or remove them first: cowhand rm {}", others.join(" ")))
         .hint(format!("or all together: cowhand {verb} {name} --cascade"))
         .dependents(names)
 }

@@ -28,6 +28,13 @@ pub struct Status {
     pub detail: Option<String>,
 }
 
+impl Status {
+    /// Did QEMU stop the guest because one of its disks could not be written or read?
+    pub fn has_io_error(&self) -> bool {
+        self.detail.as_deref() == Some("io-error")
+    }
+}
+
 /// Does QEMU run? By the lock it holds; or, when it was started by somebody else (with the command `plan` prints), by answering on
 /// its socket.
 pub fn is_running(context: &Context, name: &Name) -> Result<bool> {
