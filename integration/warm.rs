@@ -137,6 +137,16 @@ fn a_run_that_is_killed_is_cleared_up_by_the_next_one() {
     child.wait().unwrap();
     lab.ok(&["run", "t", "--", "true"]);
     only_the_template_is_there(&lab, layers);
+    // One that is to be kept is.
+    let mut child = up(&["--keep=kept"]);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    lab.ok(&["gc"]);
+    assert_eq!(lab.state("kept"), "running");
+    assert!(lab.json(&["show", "kept"])["expires"].is_null());
+    lab.ok(&["rm", "--force", "kept"]);
+    lab.ok(&["gc", "--older-than", "0"]);
+    only_the_template_is_there(&lab, layers);
     // A whole process group, as a batch system kills it.
     let mut command = lab.command(&["run", "t", "--", "sleep", "1000"]);
     let mut child = command.process_group(0).stdout(Stdio::null()).spawn().unwrap();

@@ -128,7 +128,10 @@ pub async fn run(context: &Context, request: &Request, mut streams: Streams<'_>)
     streams.control = control;
     let (result, made, _slot) = match prepared {
         Ok((mut made, slot)) => {
-            let result = attend(context, request, &mut made, streams).await;
+            let result = match keep_from_now_on(context, request, &name).await {
+                Ok(()) => attend(context, request, &mut made, streams).await,
+                Err(error) => Err(error.into()),
+            };
             (result, Some((made.kind, made.running, made.took)), Some(slot))
         }
         Err(error) => (Err(error.into()), None, None),
@@ -382,6 +385,16 @@ async fn copy_out(context: &Context, made: &mut Made, from: &str, to: &std::path
         made.client = client;
     }
     copied
+}
+
+/// What is to stay in any case stays even if we are killed outright.
+async fn keep_from_now_on(context: &Context, request: &Request, name: &Name) -> Result<()> {
+    if request.keep != Keep::Always {
+        return Ok(());
+    }
+    let (_lock, mut record) = open::open(context, name).await?;
+    record.ephemeral = None;
+    context.store.save(name, &record)
 }
 
 /// From now on it belongs to nobody, and stays, or stays until then.
