@@ -10,8 +10,10 @@ use qapi::qga::guest_ping;
 
 use crate::fake::agent_pipes;
 
-/// An agent that first sends `leftovers`, then answers syncs, and other commands with `answer`.
-fn serve(directory: &Path, leftovers: &'static [u8], answer: Option<&'static [u8]>) {
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// An agent that first sends `leftovers`, then misses `lost` commands, then answers syncs, and other commands with `answer`.
+fn serve(directory: &Path, leftovers: &'static [u8], mut lost: usize, answer: Option<&'static [u8]>) {
     let (mut input, mut output) = agent_pipes(directory);
     std::thread::spawn(move || {
         output.write_all(leftovers).unwrap();
@@ -21,7 +23,9 @@ fn serve(directory: &Path, leftovers: &'static [u8], answer: Option<&'static [u8
             while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = buffer.drain(..=end).filter(|byte| *byte != 0xff).collect();
                 let command: serde_json::Value = serde_json::from_slice(&line).unwrap();
-                if command["execute"] == "guest-sync-delimited" {
+                if lost > 0 {
+                    lost -= 1;
+                } else if command["execute"] == "guest-sync-delimited" {
                     output.write_all(&[0xff]).unwrap();
                     writeln!(output, "{{\"return\": {}}}", command["arguments"]["id"]).unwrap();
                 } else if let Some(answer) = answer {
@@ -32,25 +36,41 @@ fn serve(directory: &Path, leftovers: &'static [u8], answer: Option<&'static [u8
     });
 }
 
-async fn ping(leftovers: &'static [u8], answer: Option<&'static [u8]>) -> Result<(), AgentError> {
+async fn ping(leftovers: &'static [u8], answer: Option<&'static [u8]>, limit: Duration) -> Result<(), AgentError> {
     let directory = tempfile::tempdir().unwrap();
-    serve(directory.path(), leftovers, answer);
+    serve(directory.path(), leftovers, 0, answer);
     let pipes = Sockets::new(directory.path().to_owned()).agent();
     let mut agent = Agent::connect(&pipes, Duration::from_secs(20)).await?;
-    agent.run(&guest_ping {}, Duration::from_millis(200)).await.map(drop)
+    agent.run(&guest_ping {}, limit).await.map(drop)
 }
 
 #[tokio::test]
 async fn answers_to_somebody_elses_questions_are_thrown_away() {
     let leftovers = b"half a li\xff{\"return\": 17}\n{\"return\": {\"pid\": 3}}\n\xff{\"return\": 18}\n";
-    ping(leftovers, Some(b"{\"return\": {}}\n")).await.unwrap();
+    ping(leftovers, Some(b"{\"return\": {}}\n"), MINUTE).await.unwrap();
 }
 
 #[tokio::test]
 async fn silence_means_unknown_and_a_refusal_is_quoted() {
-    assert!(matches!(ping(b"", None).await, Err(AgentError::Timeout { .. })));
-    let refused = ping(b"", Some(b"{\"error\": {\"class\": \"GenericError\", \"desc\": \"in frozen state\"}}\n")).await;
+    let silent = ping(b"", None, Duration::from_millis(200)).await;
+    assert!(matches!(silent, Err(AgentError::Timeout { .. })));
+    let refused =
+        ping(b"", Some(b"{\"error\": {\"class\": \"GenericError\", \"desc\": \"in frozen state\"}}\n"), MINUTE).await;
     assert!(refused.unwrap_err().to_string().contains("\"in frozen state\""));
+}
+
+#[tokio::test]
+async fn what_was_lost_when_the_guest_rebooted_is_not_waited_for() {
+    // A sync is asked again.
+    let directory = tempfile::tempdir().unwrap();
+    serve(directory.path(), b"", 1, Some(b"{\"return\": {}}\n"));
+    let mut agent = Agent::connect(&Sockets::new(directory.path().to_owned()).agent(), MINUTE).await.unwrap();
+    agent.run(&guest_ping {}, MINUTE).await.unwrap();
+    // A command is not: it may have been carried out. Nor is a late answer to a sync taken for its answer.
+    let ending = ping(b"", None, MINUTE).await.unwrap_err();
+    assert!(matches!(ending, AgentError::Restarted { .. }), "{ending}");
+    let late = Some(&b"\xff{\"return\": 18}\n{\"return\": {}}\n"[..]);
+    ping(b"", late, MINUTE).await.unwrap();
 }
 
 #[tokio::test]

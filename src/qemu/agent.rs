@@ -2,7 +2,11 @@
 //!
 //! Every conversation begins with `guest-sync-delimited` and a random id, behind the byte 0xFF that makes the agent drop a line
 //! somebody else left unfinished; everything before the answer with that id is somebody else's and is thrown away. Bytes sent
-//! before the guest listens wait in the pipe, so waiting for the answer to the first sync is waiting for the agent to come up.
+//! before the guest listens wait in the pipe, so waiting for the answer to a sync is waiting for the agent to come up.
+//!
+//! What the guest has taken and its agent has not read is lost when the guest or the agent is started anew. So a sync that is not
+//! answered is sent again, and behind a command that is not answered goes a sync of its own: an agent answers in order, and
+//! where that one is answered first, there will be no other answer.
 
 use std::time::Duration;
 
@@ -10,7 +14,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe::{OpenOptions, Receiver, Sender};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::cmdline::Pipes;
 use super::lines::Lines;
@@ -18,6 +22,12 @@ use crate::sys::fault;
 
 /// How long the agent may take for an ordinary command.
 pub const REPLY: Duration = Duration::from_secs(30);
+
+/// Stands before a sync and before its answer, and nowhere else: UTF-8 does not know it.
+const SYNC: u8 = 0xff;
+
+/// How long an answer is waited for before it is asked whether there will be one.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// What can go wrong between us and the agent.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +42,9 @@ pub enum AgentError {
     /// The agent was there and went silent: the command may have been carried out or not.
     #[error("the guest agent did not answer {command} within {seconds} s; whether it was carried out is unknown")]
     Timeout { command: String, seconds: u64 },
+    /// The agent, or the whole guest, was started anew before it answered.
+    #[error("the guest agent was started anew and did not answer {command}; whether it was carried out is unknown")]
+    Restarted { command: String },
     /// The agent said no.
     #[error("the guest agent refused {command}: \"{message}\"")]
     Refused { command: String, message: String },
@@ -63,6 +76,13 @@ fn forget_unread(pipes: &Pipes) -> std::io::Result<()> {
     let mut waste = [0; 4096];
     while let Ok(1..) = unread.try_read(&mut waste) {}
     Ok(())
+}
+
+/// Whether `line` ends in the answer to one of these syncs. Before it may stand what somebody else has left.
+fn answers(line: &[u8], asked: &[u64]) -> bool {
+    let Some(at) = line.iter().rposition(|byte| *byte == SYNC) else { return false };
+    let id = serde_json::from_slice::<Value>(&line[at + 1..]).ok().and_then(|answer| answer["return"].as_u64());
+    id.is_some_and(|id| asked.contains(&id))
 }
 
 #[derive(Deserialize)]
@@ -97,7 +117,7 @@ impl Agent {
         let input = OpenOptions::new().open_receiver(pipes.from_guest()).map_err(AgentError::Unreachable)?;
         forget_unread(pipes).map_err(AgentError::Unreachable)?;
         let mut agent = Self { output, input, lines: Lines::default() };
-        match timeout_at(deadline, agent.sync()).await {
+        match timeout_at(deadline, agent.sync(pipes)).await {
             Ok(result) => result.map(|()| agent),
             Err(_) => Err(AgentError::Absent),
         }
@@ -119,7 +139,7 @@ impl Agent {
         let late = |_| AgentError::Timeout { command: C::NAME.to_owned(), seconds: limit.as_secs() };
         let deadline = Instant::now() + limit;
         timeout_at(deadline, self.send(line.as_bytes())).await.map_err(late)??;
-        let answer = timeout_at(deadline, self.line(b'\n')).await.map_err(late)??;
+        let answer = timeout_at(deadline, self.answer(C::NAME)).await.map_err(late)??;
         point("answered")?;
         parse_answer::<C::Ok>(C::NAME, &answer)
     }
@@ -132,19 +152,43 @@ impl Agent {
         self.send(json!({"execute": C::NAME, "arguments": arguments}).to_string().as_bytes()).await
     }
 
-    async fn sync(&mut self) -> Result<(), AgentError> {
+    async fn sync(&mut self, pipes: &Pipes) -> Result<(), AgentError> {
+        let mut asked = vec![self.ask().await?];
+        loop {
+            match self.line().await? {
+                Some(line) if answers(&line, &asked) => return Ok(()),
+                Some(_) => {}
+                None => {
+                    forget_unread(pipes).map_err(AgentError::Unreachable)?;
+                    asked.push(self.ask().await?);
+                }
+            }
+        }
+    }
+
+    /// The answer to the command that was just sent, without those to syncs before it.
+    async fn answer(&mut self, command: &str) -> Result<Vec<u8>, AgentError> {
+        let mut asked = Vec::new();
+        loop {
+            match self.line().await? {
+                Some(line) if !line.contains(&SYNC) => return Ok(line),
+                Some(line) if answers(&line, &asked) => {
+                    return Err(AgentError::Restarted { command: command.to_owned() });
+                }
+                Some(_) => {}
+                None => asked.push(self.ask().await?),
+            }
+        }
+    }
+
+    /// Sends a sync; its id.
+    async fn ask(&mut self) -> Result<u64, AgentError> {
         // The schema's integers are signed; keep the sign out of it.
         let id = uuid::Uuid::new_v4().as_u64_pair().0 >> 2;
         let request = json!({"execute": "guest-sync-delimited", "arguments": {"id": id}}).to_string();
-        self.output.write_all(&[0xff]).await.map_err(|_| AgentError::Absent)?;
+        self.output.write_all(&[SYNC]).await.map_err(|_| AgentError::Absent)?;
         self.send(request.as_bytes()).await?;
-        loop {
-            self.line(0xff).await?;
-            let line = self.line(b'\n').await?;
-            if serde_json::from_slice::<Value>(&line).is_ok_and(|answer| answer["return"] == id) {
-                return Ok(());
-            }
-        }
+        Ok(id)
     }
 
     async fn send(&mut self, line: &[u8]) -> Result<(), AgentError> {
@@ -153,8 +197,11 @@ impl Agent {
         self.output.write_all(&bytes).await.map_err(|_| AgentError::Absent)
     }
 
-    /// Everything up to (and with) the byte `end`.
-    async fn line(&mut self, end: u8) -> Result<Vec<u8>, AgentError> {
-        self.lines.next(&mut self.input, end).await.ok_or(AgentError::Absent)
+    /// The next line; `None` when it takes so long that it may never come.
+    async fn line(&mut self) -> Result<Option<Vec<u8>>, AgentError> {
+        match timeout(ASK_AGAIN, self.lines.next(&mut self.input, b'\n')).await {
+            Ok(line) => line.map(Some).ok_or(AgentError::Absent),
+            Err(_) => Ok(None),
+        }
     }
 }
