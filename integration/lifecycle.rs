@@ -174,10 +174,16 @@ fn a_forwarded_port_leads_to_the_guest_and_a_taken_one_is_named() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = listener.local_addr().unwrap().port();
     lab.tiny("web", &["-p", &format!("{taken}:80")]);
-    lab.run(&["start", "web"]).fails(7, &[&taken.to_string()]);
+    lab.run(&["start", "web"]).fails(5, &[&taken.to_string(), "in use", "cowhand set web ports="]);
     drop(listener);
     lab.ok(&["start", "web"]);
     lab.sh("web", "true");
+    // Nothing is made that could not run.
+    lab.ok(&["create", "blank", "--size", "64M"]);
+    lab.run(&["clone", "blank", "new", "--start", "-p", &format!("{taken}:22")]).fails(5, &["it leads into web"]);
+    lab.run(&["run", "blank", "-p", &format!("{taken}:22"), "--", "true"]).fails(125, &["it leads into web"]);
+    assert_eq!(lab.vm_directories(), ["blank", "web"]);
+    lab.ok(&["clone", "blank", "later", "-p", &format!("{taken}:22")]);
     let fetch = || {
         let mut stream = std::net::TcpStream::connect(("127.0.0.1", taken)).ok()?;
         stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;

@@ -129,6 +129,8 @@ fn a_run_that_is_killed_is_cleared_up_by_the_next_one() {
     assert_eq!(lab.json(&["ls"]).as_array().unwrap().iter().filter(|vm| vm["state"] == "running").count(), 1);
     child.kill().unwrap();
     child.wait().unwrap();
+    let doctor = lab.run(&["doctor"]);
+    assert!(doctor.out.contains("whoever made it has ended"), "{doctor:?}");
     lab.ok(&["gc"]);
     only_the_template_is_there(&lab, layers);
     // So does the next run.

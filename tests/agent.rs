@@ -1,5 +1,6 @@
 //! The guest-agent client against an agent that was interrupted, answers late, or says nothing.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
 use std::time::Duration;
@@ -13,15 +14,28 @@ use crate::fake::agent_pipes;
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// An agent that first sends `leftovers`, then misses `lost` commands, then answers syncs, and other commands with `answer`.
-fn serve(directory: &Path, leftovers: &'static [u8], mut lost: usize, answer: Option<&'static [u8]>) {
-    let (mut input, mut output) = agent_pipes(directory);
+fn serve(directory: &Path, leftovers: &'static [u8], lost: usize, answer: Option<&'static [u8]>) {
+    let (input, mut output) = agent_pipes(directory);
+    output.write_all(leftovers).unwrap();
+    answer_all(Vec::new(), input, output, lost, answer);
+}
+
+fn answer_all(mut buffer: Vec<u8>, mut input: File, mut output: File, mut lost: usize, answer: Option<&'static [u8]>) {
     std::thread::spawn(move || {
-        output.write_all(leftovers).unwrap();
-        let (mut buffer, mut chunk) = (Vec::new(), [0; 4096]);
+        let mut chunk = [0; 4096];
         while let Ok(read @ 1..) = input.read(&mut chunk) {
             buffer.extend(&chunk[..read]);
             while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = buffer.drain(..=end).filter(|byte| *byte != 0xff).collect();
+                let line: Vec<u8> = buffer.drain(..=end).collect();
+                // QEMU's agent does that, too.
+                for _ in line.iter().filter(|byte| **byte == 0xff) {
+                    output
+                        .write_all(
+                            b"{\"error\": {\"class\": \"GenericError\", \"desc\": \"JSON parse error, stray\"}}\n",
+                        )
+                        .unwrap();
+                }
+                let line: Vec<u8> = line.into_iter().filter(|byte| *byte != 0xff).collect();
                 let command: serde_json::Value = serde_json::from_slice(&line).unwrap();
                 if lost > 0 {
                     lost -= 1;
@@ -66,6 +80,21 @@ async fn what_was_lost_when_the_guest_rebooted_is_not_waited_for() {
     serve(directory.path(), b"", 1, Some(b"{\"return\": {}}\n"));
     let mut agent = Agent::connect(&Sockets::new(directory.path().to_owned()).agent(), MINUTE).await.unwrap();
     agent.run(&guest_ping {}, MINUTE).await.unwrap();
+    // One that is answered late, with a complaint about the next behind it, does not bring us out of step.
+    let directory = tempfile::tempdir().unwrap();
+    let pipes = Sockets::new(directory.path().to_owned()).agent();
+    let (mut input, output) = agent_pipes(directory.path());
+    let late = tokio::spawn(async move { Agent::connect(&pipes, MINUTE).await.unwrap() });
+    let read = tokio::task::spawn_blocking(move || {
+        let mut first = vec![0; 4096];
+        let bytes = input.read(&mut first).unwrap();
+        first.truncate(bytes);
+        (input, first)
+    });
+    let (input, first) = read.await.unwrap();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    answer_all(first, input, output, 0, Some(b"{\"return\": {}}\n"));
+    late.await.unwrap().run(&guest_ping {}, MINUTE).await.unwrap();
     // A command is not: it may have been carried out. Nor is a late answer to a sync taken for its answer.
     let ending = ping(b"", None, MINUTE).await.unwrap_err();
     assert!(matches!(ending, AgentError::Restarted { .. }), "{ending}");

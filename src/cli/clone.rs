@@ -9,6 +9,7 @@ use crate::ephemeral;
 use crate::error::{Error, Result};
 use crate::model::{Ephemeral, Name, PointRef, PortForward, parse_age};
 use crate::output::{json, time};
+use crate::vm::ports;
 
 /// Make new VMs of a template, a snapshot or a stopped VM
 ///
@@ -68,6 +69,9 @@ impl Clone {
         };
         let request =
             Request { source: self.source.clone(), names, kind, ports: self.port, ephemeral: ephemeral_at_first };
+        if self.warm || self.start {
+            ports::refuse_taken(&app.context, &request.ports)?;
+        }
         let mut clones = clone::clone(&app.context, &request).await?;
         if self.warm {
             clone::start_warm(&app.context, &self.source.vm, &mut clones, ephemeral.as_ref()).await?;

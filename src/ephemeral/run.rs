@@ -24,7 +24,7 @@ use crate::settings::Accel;
 use crate::snapshot::delete::{self, Which};
 use crate::sys::{command, relay, space};
 use crate::vm::start::Launch;
-use crate::vm::{open, start, warm};
+use crate::vm::{open, ports, start, warm};
 
 /// What has to be left on the store's file system for a guest to write to.
 const SPARE: u64 = 256 << 20;
@@ -222,8 +222,9 @@ async fn prepare(context: &Context, request: &Request, name: &Name, ours: &Ephem
         None => &source.config,
     };
     let slot = queue::enter(context, config.memory_bytes, request.most).await?;
-    // What others have left takes room.
+    // What others have left takes room, and ports.
     discard::reap(context).await?;
+    ports::refuse_taken(context, &request.ports)?;
     let limit = request.command.agent_limit;
     let made = make(context, request, name, ours, limit).await?;
     Ok((made, slot))

@@ -22,12 +22,8 @@ impl Nic {
 
     /// Lets these ports of the host lead into the guest, and no others. Two that listen on the same are refused.
     pub fn forward(&mut self, ports: &[PortForward]) -> Result<()> {
-        let collide = |a: &PortForward, b: &PortForward| {
-            let everywhere = a.address.is_unspecified() || b.address.is_unspecified();
-            (a.protocol, a.host) == (b.protocol, b.host) && (everywhere || a.address == b.address)
-        };
         for (at, port) in ports.iter().enumerate() {
-            if let Some(before) = ports[..at].iter().find(|before| collide(before, port)) {
+            if let Some(before) = ports[..at].iter().find(|before| before.collides(port)) {
                 return Err(Error::usage(format!("{before} and {port} listen on the same port of the host")));
             }
         }
@@ -61,6 +57,14 @@ pub struct PortForward {
     pub host: u16,
     /// The port in the guest.
     pub guest: u16,
+}
+
+impl PortForward {
+    /// Whether both listen on the same port of the host.
+    pub fn collides(&self, other: &Self) -> bool {
+        let everywhere = self.address.is_unspecified() || other.address.is_unspecified();
+        (self.protocol, self.host) == (other.protocol, other.host) && (everywhere || self.address == other.address)
+    }
 }
 
 impl std::str::FromStr for PortForward {

@@ -78,7 +78,7 @@ fn forget_unread(pipes: &Pipes) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Whether `line` ends in the answer to one of these syncs. Before it may stand what somebody else has left.
+/// Whether `line` ends in the answer to one of these syncs. Before it may stand what somebody else has left unfinished.
 fn answers(line: &[u8], asked: &[u64]) -> bool {
     let Some(at) = line.iter().rposition(|byte| *byte == SYNC) else { return false };
     let id = serde_json::from_slice::<Value>(&line[at + 1..]).ok().and_then(|answer| answer["return"].as_u64());
@@ -115,7 +115,6 @@ impl Agent {
         // Fails while no QEMU has it open for reading.
         let output = OpenOptions::new().open_sender(pipes.to_guest()).map_err(AgentError::Unreachable)?;
         let input = OpenOptions::new().open_receiver(pipes.from_guest()).map_err(AgentError::Unreachable)?;
-        forget_unread(pipes).map_err(AgentError::Unreachable)?;
         let mut agent = Self { output, input, lines: Lines::default() };
         match timeout_at(deadline, agent.sync(pipes)).await {
             Ok(result) => result.map(|()| agent),
@@ -152,16 +151,24 @@ impl Agent {
         self.send(json!({"execute": C::NAME, "arguments": arguments}).to_string().as_bytes()).await
     }
 
+    /// Gets in step: after the answer to the last sync comes nothing that was asked before. Each is waited for twice as long as the one before, so that an
+    /// agent that is slow is caught up with.
     async fn sync(&mut self, pipes: &Pipes) -> Result<(), AgentError> {
-        let mut asked = vec![self.ask().await?];
+        let mut patience = ASK_AGAIN;
         loop {
-            match self.line().await? {
-                Some(line) if answers(&line, &asked) => return Ok(()),
-                Some(_) => {}
-                None => {
-                    forget_unread(pipes).map_err(AgentError::Unreachable)?;
-                    asked.push(self.ask().await?);
+            forget_unread(pipes).map_err(AgentError::Unreachable)?;
+            self.write(&[SYNC]).await?;
+            let id = self.ask().await?;
+            let answered = async {
+                loop {
+                    if answers(&self.line().await?, &[id]) {
+                        return Ok(());
+                    }
                 }
+            };
+            match timeout(patience, answered).await {
+                Ok(result) => return result,
+                Err(_) => patience *= 2,
             }
         }
     }
@@ -170,23 +177,25 @@ impl Agent {
     async fn answer(&mut self, command: &str) -> Result<Vec<u8>, AgentError> {
         let mut asked = Vec::new();
         loop {
-            match self.line().await? {
-                Some(line) if !line.contains(&SYNC) => return Ok(line),
-                Some(line) if answers(&line, &asked) => {
-                    return Err(AgentError::Restarted { command: command.to_owned() });
-                }
-                Some(_) => {}
-                None => asked.push(self.ask().await?),
+            let Ok(line) = timeout(ASK_AGAIN, self.line()).await else {
+                asked.push(self.ask().await?);
+                continue;
+            };
+            let line = line?;
+            if answers(&line, &asked) {
+                return Err(AgentError::Restarted { command: command.to_owned() });
+            }
+            if !line.contains(&SYNC) {
+                return Ok(line);
             }
         }
     }
 
-    /// Sends a sync; its id.
+    /// Sends a sync; its id. The byte before one is not always wanted: the agent complains of it, in an answer of its own.
     async fn ask(&mut self) -> Result<u64, AgentError> {
         // The schema's integers are signed; keep the sign out of it.
         let id = uuid::Uuid::new_v4().as_u64_pair().0 >> 2;
         let request = json!({"execute": "guest-sync-delimited", "arguments": {"id": id}}).to_string();
-        self.output.write_all(&[SYNC]).await.map_err(|_| AgentError::Absent)?;
         self.send(request.as_bytes()).await?;
         Ok(id)
     }
@@ -194,14 +203,14 @@ impl Agent {
     async fn send(&mut self, line: &[u8]) -> Result<(), AgentError> {
         let mut bytes = line.to_vec();
         bytes.push(b'\n');
-        self.output.write_all(&bytes).await.map_err(|_| AgentError::Absent)
+        self.write(&bytes).await
     }
 
-    /// The next line; `None` when it takes so long that it may never come.
-    async fn line(&mut self) -> Result<Option<Vec<u8>>, AgentError> {
-        match timeout(ASK_AGAIN, self.lines.next(&mut self.input, b'\n')).await {
-            Ok(line) => line.map(Some).ok_or(AgentError::Absent),
-            Err(_) => Ok(None),
-        }
+    async fn write(&mut self, bytes: &[u8]) -> Result<(), AgentError> {
+        self.output.write_all(bytes).await.map_err(|_| AgentError::Absent)
+    }
+
+    async fn line(&mut self) -> Result<Vec<u8>, AgentError> {
+        self.lines.next(&mut self.input, b'\n').await.ok_or(AgentError::Absent)
     }
 }

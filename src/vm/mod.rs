@@ -6,6 +6,7 @@ pub mod gc;
 pub mod list;
 pub mod live;
 pub mod open;
+pub mod ports;
 pub mod remove;
 pub mod start;
 pub mod status;

@@ -8,6 +8,7 @@ use nix::sys::stat::Mode;
 use uuid::Uuid;
 
 use super::open;
+use super::ports;
 use super::status;
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
@@ -45,6 +46,8 @@ pub async fn start(context: &Context, name: &Name, paused: bool) -> Result<()> {
                     .hint(format!("what can be done about it: cowhand doctor {name}")));
                 }
             }
+            ports::refuse_taken(context, record.config.nics.iter().flat_map(|nic| &nic.ports))
+                .map_err(|error| error.hint(format!("another port: cowhand set {name} ports=HOST:GUEST,…")))?;
             let how = if paused { How::Paused } else { How::Running };
             start_locked(context, lock.name(), &record, how).await.map(drop)
         }
