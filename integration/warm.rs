@@ -149,6 +149,19 @@ fn a_run_that_is_killed_is_cleared_up_by_the_next_one() {
     lab.ok(&["rm", "--force", "kept"]);
     lab.ok(&["gc", "--older-than", "0"]);
     only_the_template_is_there(&lab, layers);
+    // A power cut right after a claim of the pool: what was written for it is lost.
+    lab.ok(&["pool", "fill", "t", "1"]);
+    let mut child = up(&[]);
+    let claimed = lab.vm_directories().into_iter().find(|name| name.starts_with("run-")).unwrap();
+    let qemu = lab.pid(&claimed);
+    kill(child.id().cast_signed());
+    child.wait().unwrap();
+    kill(qemu);
+    eventually("QEMU has ended", || lab.state(&claimed) == "crashed");
+    std::fs::write(lab.store().join("vms").join(&claimed).join("vm.json"), "").unwrap();
+    lab.ok(&["gc"]);
+    lab.ok(&["pool", "drain", "t"]);
+    only_the_template_is_there(&lab, layers);
     // A whole process group, as a batch system kills it.
     let mut command = lab.command(&["run", "t", "--", "sleep", "1000"]);
     let mut child = command.process_group(0).stdout(Stdio::null()).spawn().unwrap();

@@ -152,6 +152,9 @@ pub async fn reap(context: &Context) -> Result<Vec<(Name, u64)>> {
     }
     let mut reaped = Vec::new();
     for name in store.names()? {
+        if let Err(error) = restore_shell(context, &name) {
+            context.ui.warn(&error.full_message());
+        }
         if !is_over(context, &name) {
             continue;
         }
@@ -166,6 +169,21 @@ pub async fn reap(context: &Context) -> Result<Vec<(Name, u64)>> {
         }
     }
     Ok(reaped)
+}
+
+/// Makes a shell of one again that was claimed shortly before a power cut: the record it got then was not flushed, and may be lost.
+fn restore_shell(context: &Context, name: &Name) -> Result<()> {
+    let store = &context.store;
+    let lost = || store.load(name).is_err_and(|error| error.kind() == Kind::Damaged && !schema::is_newer(&error));
+    let spare = || store.load_spare(name).filter(Record::is_shell);
+    if !lost() || spare().is_none() || status::is_running(context, name)? {
+        return Ok(());
+    }
+    let Some(_lock) = store.try_lock_vm(name, &context.operation)? else { return Ok(()) };
+    match spare().filter(|_| lost()) {
+        Some(spare) => store.save(name, &spare),
+        None => Ok(()),
+    }
 }
 
 /// Removes what this process has made for itself, when it has been interrupted.

@@ -11,7 +11,7 @@ use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::model::{Ephemeral, Name, PointRef, Record, human};
 use crate::qemu::qmp::{Qmp, REPLY};
-use crate::store::{VmLock, atomic, make_directory};
+use crate::store::{VmLock, make_directory};
 use crate::sys::{fault, flock, space};
 use crate::vm::{live, open, status, warm};
 
@@ -137,7 +137,7 @@ pub async fn claim(
     context: &Context,
     template: &Record,
     name: &Name,
-    ephemeral: Option<&Ephemeral>,
+    ephemeral: &Ephemeral,
 ) -> Result<Option<(VmLock, Record, Qmp)>> {
     let store = &context.store;
     if template.warm.as_ref().is_none_or(|warm| warm.pool == 0) {
@@ -169,13 +169,13 @@ pub async fn claim(
                 continue;
             }
         };
-        record.ephemeral = ephemeral.cloned();
+        record.ephemeral = Some(ephemeral.clone());
         record.created = jiff::Timestamp::now();
-        store.save(&shell, &record)?;
+        store.save_passing(&shell, &record)?;
         let from = store.layout.vm(&shell);
         fault::point("a shell, claimed").on("rename", &from)?;
+        // Nothing is flushed: what a power cut leaves, of whatever name, is a shell without a QEMU.
         std::fs::rename(&from, store.layout.vm(name)).on("rename", &from)?;
-        atomic::sync_directory(&store.layout.vms())?;
         return Ok(Some((lock.moved(name), record, qmp)));
     }
     Ok(None)

@@ -258,7 +258,7 @@ pub async fn make(
     };
     let Some(warm) = warm else { return boot(context, request, name, ephemeral, limit, began).await };
     if request.ports.is_empty()
-        && let Some((_lock, vm, qmp)) = pool::claim(context, &record, name, Some(ephemeral)).await?
+        && let Some((_lock, vm, qmp)) = pool::claim(context, &record, name, ephemeral).await?
     {
         warm::go_on(context, name, qmp).await?;
         let running = began.elapsed();

@@ -24,6 +24,7 @@ pub use lock::{StoreLock, VmLock};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::model::{Format, Layer, LayerId, Name, Record};
+use crate::sys::fault;
 
 /// A store. Opening one reads nothing and creates nothing.
 #[derive(Debug, Clone)]
@@ -141,6 +142,20 @@ impl Store {
         atomic::write(&self.layout.vm_json(name), &text)?;
         self.write_spare(name, &text);
         Ok(())
+    }
+
+    /// Replaces the record of a VM that is not to stay, atomically and without a flush. The old record, which was flushed, becomes the spare copy: after a power cut
+    /// one of them can be read.
+    pub fn save_passing(&self, name: &Name, record: &Record) -> Result<()> {
+        let (path, spare) = (self.layout.vm_json(name), self.layout.spare_json(name));
+        let text = schema::render_record(record)?;
+        let _ = std::fs::remove_file(&spare);
+        if std::fs::hard_link(&path, &spare).is_err() {
+            // This file system has no links.
+            return self.save(name, record);
+        }
+        fault::point("vm.json, kept as the spare copy").on("replace", &path)?;
+        atomic::write_unflushed(&path, &text)
     }
 
     /// Only a spare: it is neither flushed nor missed.
