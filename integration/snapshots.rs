@@ -255,27 +255,58 @@ fn a_disk_that_grew_behind_our_back_keeps_its_end() {
 #[test]
 fn a_merge_that_cannot_be_done_leaves_the_layer_hidden_and_the_vm_usable() {
     let lab = Lab::new();
-    lab.ok(&["create", "web", "--size", "64M", "--memory", "64M"]);
-    lab.ok(&["snapshot", "create", "web", "s"]);
-    // An offline engine that does not start.
     let bin = lab.path().join("bin");
     std::fs::create_dir(&bin).unwrap();
-    let qemu = std::env::var("COWHAND_QEMU").unwrap_or_else(|_| "/usr/bin/qemu-system-x86_64".to_owned());
-    for (name, script) in [
-        ("qemu-system-x86_64", format!("exec '{qemu}' \"$@\"")),
-        ("qemu-storage-daemon", "echo out of luck >&2; exit 1".to_owned()),
-    ] {
-        std::fs::write(bin.join(name), format!("#!/bin/sh\n{script}\n")).unwrap();
+    let script = |name: &str, script: &str| {
+        std::fs::write(bin.join(name), format!("#!/bin/bash\n{script}\n")).unwrap();
         std::fs::set_permissions(bin.join(name), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    };
+    let qemu = std::env::var("COWHAND_QEMU").unwrap_or_else(|_| "/usr/bin/qemu-system-x86_64".to_owned());
+    script("qemu-system-x86_64", &format!("exec '{qemu}' \"$@\""));
+    // QEMU's own crashes where it finds no room, now and then.
+    let crash = r#"fd=${2##*fd=}
+        greeting='{"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""}, "capabilities": []}}'
+        echo "$greeting" >&$fd
+        while read -r -u $fd line; do
+            case $line in *block-commit*|*block-stream*) kill -SEGV $$;; esac
+            [[ $line =~ \"id\":([0-9]+) ]]
+            echo "{\"return\": {}, \"id\": ${BASH_REMATCH[1]}}" >&$fd
+        done"#;
+    // An offline engine that does not start, one that finds no room, and one that crashes while it copies.
+    for (name, engine, why) in [
+        ("unlucky", "echo out of luck >&2; exit 1", "out of luck"),
+        ("cramped", "ulimit -f 4096; exec /usr/bin/qemu-storage-daemon \"$@\"", "File too large"),
+        ("crashing", crash, "closed"),
+    ] {
+        script("qemu-storage-daemon", engine);
+        lab.ok(&["create", name, "--size", "64M", "--memory", "64M"]);
+        lab.ok(&["snapshot", "create", name, "first"]);
+        write_in(&lab, name, "0 8M");
+        lab.ok(&["snapshot", "create", name, "s"]);
+        write_in(&lab, name, "8M 8M");
+        let mut command = lab.command(&["snapshot", "rm", &format!("{name}@s")]);
+        command.env("COWHAND_QEMU", bin.join("qemu-system-x86_64"));
+        let said = crate::lab::Done::from(command.output().unwrap()).ok();
+        assert!(said.contains("could not be merged") && said.contains(why), "{said}");
+        assert_eq!(lab.json(&["snapshot", "ls", name]).as_array().unwrap().len(), 1);
+        assert_eq!(lab.chain(name).len(), 3);
+        lab.ok(&["start", name]);
+        lab.ok(&["snapshot", "create", name, "again"]);
+        lab.ok(&["stop", "--force", name]);
     }
-    let mut command = lab.command(&["snapshot", "rm", "web@s"]);
-    let done: crate::lab::Done = command.env("COWHAND_QEMU", bin.join("qemu-system-x86_64")).output().unwrap().into();
-    let said = done.ok();
-    assert!(said.contains("could not be merged") && said.contains("out of luck"), "{said}");
-    assert_eq!(lab.json(&["snapshot", "ls", "web"]), json!([]));
-    assert_eq!(lab.chain("web").len(), 2);
-    lab.ok(&["start", "web"]);
-    lab.ok(&["snapshot", "create", "web", "again"]);
+    // Somebody else can do it.
+    lab.ok(&["gc"]);
+    assert_eq!(lab.chain("crashing").len(), 3);
+    lab.check_images_after_a_kill();
+    lab.ok(&["rm", "crashing"]);
+}
+
+/// Writes to the head of a stopped VM.
+fn write_in(lab: &Lab, vm: &str, place: &str) {
+    let head = lab.store().join("layers").join(format!("{}.qcow2", lab.chain(vm)[0]));
+    let command = format!("write -P 7 {place}");
+    let done = std::process::Command::new("qemu-io").args(["-f", "qcow2", "-c", &command]).arg(head).output().unwrap();
+    assert!(done.status.success(), "{done:?}");
 }
 
 #[test]

@@ -255,7 +255,19 @@ async fn offline(context: &Context, merges: &[&Merge], untouched: bool) -> Resul
     let mut engine = Offline::start(context, &open).await.map_err(failure)?;
     let rooted: Vec<(&Merge, Option<String>)> =
         merges.iter().zip(&roots).map(|(merge, root)| (*merge, Some(root.node()))).collect();
-    let ready = copy(context, &mut engine.qmp, &rooted, untouched).await?;
+    let ready = match copy(context, &mut engine.qmp, &rooted, untouched).await {
+        Err(Failure::Halfway(error)) if untouched => {
+            // It has crashed, or is ended here; its jobs have gone with it, and what they had copied does no harm.
+            drop(engine);
+            let none_is_done = merges.iter().try_fold(true, |none, merge| Ok(none && !done(context, merge)?));
+            return Err(if none_is_done.map_err(Failure::Halfway)? {
+                Failure::Untouched(error)
+            } else {
+                Failure::Halfway(error)
+            });
+        }
+        other => other?,
+    };
     if let Err(error) = flush(&mut engine.qmp, merges, &chains).await {
         let cancelled = cancel(&mut engine.qmp, &rooted).await;
         cancelled.map_err(|error| Failure::Halfway(error.into()))?;
