@@ -112,6 +112,8 @@ fn work(lab: &Lab, ledger: &Mutex<Ledger>, serial: &AtomicU32, seed: u64, end: I
         let took = began.elapsed();
         let outcome = outcome(&done);
         assert!(outcome != "FAILED", "{args:?}: {done:?}");
+        // Nobody's record is damaged, so nobody's use of a layer is ever in doubt.
+        assert!(!done.err.contains("stay in the pool") && !done.err.contains("are kept"), "{args:?}: {done:?}");
         assert!(took < ENOUGH, "{args:?} took {took:?}: {done:?}");
         if outcome == "locked" {
             assert!(done.err.contains("locked by `") && done.err.contains("(pid "), "{args:?}: {done:?}");

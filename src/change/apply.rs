@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::memory;
+use super::reliance;
 use super::step::{Sealed, Step};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
@@ -15,10 +16,10 @@ use crate::qemu::img::Inside;
 use crate::qemu::offline::{Offline, Open};
 use crate::qemu::qmp::Qmp;
 use crate::qemu::ram::Saving;
-use crate::store::VmLock;
 use crate::store::journal::{self, Journal};
 use crate::store::schema::RecordV1;
 use crate::store::trash::{Entry, Stamp};
+use crate::store::{StoreLock, VmLock};
 use crate::sys::fault;
 use crate::sys::sparse::Method;
 use crate::template::seal::{self, vm::Sealing};
@@ -63,6 +64,7 @@ pub struct Executor<'a> {
     pub(super) saving: Option<Saving>,
     sealing: Option<&'a Sealing>,
     waking: Option<&'a Warm>,
+    store_lock: Option<StoreLock>,
     /// What became known so far.
     pub report: Report,
 }
@@ -87,6 +89,7 @@ impl<'a> Executor<'a> {
             saving: None,
             sealing: None,
             waking: None,
+            store_lock: None,
             report: Report::default(),
         }
     }
@@ -104,6 +107,11 @@ impl<'a> Executor<'a> {
     /// The same, and it knows what a [`Step::Wake`] goes on from.
     pub fn waking(self, warm: &'a Warm) -> Self {
         Self { waking: Some(warm), ..self }
+    }
+
+    /// The same, and nobody collects what a [`Step::RestoreLayers`] relies on before that is done.
+    pub fn holding(self, store_lock: Option<StoreLock>) -> Self {
+        Self { store_lock, ..self }
     }
 
     /// An executor that puts right what another process left.
@@ -232,9 +240,12 @@ impl<'a> Executor<'a> {
             Step::Trash { directory, what, layers, before, way_back } => {
                 self.trash(directory, what, layers, before, way_back.as_ref())
             }
-            Step::RestoreLayers { directory, layers } => {
+            Step::RestoreLayers { directory, layers, below } => {
                 let trash = store.layout.trash().join(directory);
-                layers.iter().try_for_each(|layer| store.restore_layer(&trash, layer))
+                reliance::restore(store, &self.name, &trash, layers, below)?;
+                // From here on their headers tell what they stand on.
+                drop(self.store_lock.take());
+                Ok(())
             }
             Step::DropTrash { directory } => {
                 let path = store.layout.trash().join(directory);
@@ -261,10 +272,9 @@ impl<'a> Executor<'a> {
         }
         match step {
             Step::AddNodes { layers } => self.remove_nodes(layers).await,
-            Step::RestoreLayers { directory, layers } => {
+            Step::RestoreLayers { directory, layers, .. } => {
                 let store = &self.context.store;
-                let trash = store.layout.trash().join(directory);
-                layers.iter().try_for_each(|layer| store.trash_layer(&trash, layer))
+                reliance::put_back(store, &store.layout.trash().join(directory), layers)
             }
             Step::BeginMemory { image, .. } => self.call_off_memory(image).await,
             Step::Pause { resume: true } if self.paused_at.is_some() || self.recovering => self.resume().await,

@@ -14,6 +14,7 @@ mod external;
 mod internal;
 mod memory;
 pub mod recover;
+pub mod reliance;
 mod step;
 
 pub use apply::{Executor, Report};
@@ -53,6 +54,10 @@ pub async fn run(context: &Context, lock: &VmLock, plan: Plan, executor: &mut Ex
         Journal { schema: 1, operation: context.operation.clone(), steps: plan.steps, pivot: plan.pivot, pins };
     if let Err(error) = journal.save(store, lock.name()) {
         store.unclaim(lock.name())?;
+        return Err(error);
+    }
+    if let Err(error) = reliance::refuse_newcomers(store, lock.name(), &journal.steps) {
+        executor.forget(lock)?;
         return Err(error);
     }
     for at in 0..journal.steps.len() {

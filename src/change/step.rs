@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{Layer, Merge, Name, RamImage, Record};
 use crate::store::schema::RecordV1;
+use crate::store::trash::Stamp;
 
 /// One step. How each is applied, undone and observed: [`super::apply`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -204,6 +205,9 @@ pub enum Step {
         directory: String,
         /// Which layers.
         layers: Vec<Layer>,
+        /// What they stand on, as it was when they went into it.
+        #[serde(default)]
+        below: Vec<Stamp>,
     },
     /// Remove a directory of the trash that has served its purpose.
     DropTrash {
@@ -262,7 +266,10 @@ impl Step {
                 vec![source.clone(), layer.clone()]
             }
             Self::Resize { layer, .. } => vec![layer.clone()],
-            Self::RestoreLayers { layers, .. } | Self::Trash { layers, .. } => layers.clone(),
+            Self::RestoreLayers { layers, below, .. } => {
+                layers.iter().chain(below.iter().map(|stamp| &stamp.layer)).cloned().collect()
+            }
+            Self::Trash { layers, .. } => layers.clone(),
             Self::InternalSave { layers, .. } | Self::InternalRevert { layers, .. } => layers.clone(),
             Self::Merge { merges } => merges.iter().flat_map(|merge| [merge.top.clone(), merge.base.clone()]).collect(),
             Self::Switch { disks } => disks.iter().flat_map(|disk| [disk.head.clone(), disk.overlay.clone()]).collect(),

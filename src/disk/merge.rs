@@ -38,8 +38,9 @@ pub async fn commit(
     let pool = bystanders::pool_after(context, vm, &record)?;
     let ids: Vec<LayerId> = pool.chain(&disk.layer.id)?.iter().map(|info| info.layer.id.clone()).collect();
     let nameless = Record { snapshots: Vec::new(), head: None, ..record.clone() };
-    let neighbours = Bystanders::lock(context, vm, &nameless, &ids)?;
-    let pool = bystanders::pool_after(context, vm, &record)?;
+    let (neighbours, mut pool) = Bystanders::lock(context, vm, &nameless, &ids)?;
+    pool.forget(vm);
+    pool.add_record(vm, &record);
     let foreign = neighbours.foreign(&pool)?;
     let uncertain = pool.uncertainty(Some(vm));
     let permissions = Permissions { owner: vm, foreign: &foreign, uncertain: uncertain.as_deref() };

@@ -13,6 +13,8 @@ mod vm;
 
 pub use remedy::Remedy;
 
+use remedy::Applied;
+
 use crate::context::Context;
 use crate::error::Result;
 use crate::layer::pool::Pool;
@@ -166,6 +168,7 @@ pub async fn treat(context: &Context, only: Option<&Name>) -> Result<Vec<Finding
     };
     let mut repaired: Vec<Finding> = Vec::new();
     let mut failed: Vec<(Remedy, String)> = Vec::new();
+    let mut not_needed: Vec<Remedy> = Vec::new();
     let mut findings = Vec::new();
     let file = context.store.layout.store_json();
     if file.exists()
@@ -184,12 +187,16 @@ pub async fn treat(context: &Context, only: Option<&Name>) -> Result<Vec<Finding
                 continue;
             }
             let before = |(other, _): &(Remedy, String)| other == remedy;
-            if failed.iter().any(before) || repaired.iter().any(|other| other.remedy.as_ref() == Some(remedy)) {
+            if not_needed.contains(remedy)
+                || failed.iter().any(before)
+                || repaired.iter().any(|other| other.remedy.as_ref() == Some(remedy))
+            {
                 continue;
             }
             tried = true;
             match remedy::apply(context, remedy).await {
-                Ok(words) => {
+                Ok(Applied::NotNeeded) => not_needed.push(remedy.clone()),
+                Ok(Applied::Done(words)) => {
                     let message = format!("{}: {words}", finding.message);
                     repaired.push(Finding { level: Level::Ok, repaired: true, message, ..finding.clone() });
                 }
@@ -200,6 +207,7 @@ pub async fn treat(context: &Context, only: Option<&Name>) -> Result<Vec<Finding
             break;
         }
     }
+    findings.retain(|finding| finding.remedy.as_ref().is_none_or(|remedy| !not_needed.contains(remedy)));
     for finding in &mut findings {
         if let Some((_, why)) = finding.remedy.as_ref().and_then(|mine| failed.iter().find(|(other, _)| other == mine))
         {

@@ -76,15 +76,24 @@ pub enum Remedy {
     WriteStoreFile,
 }
 
-/// Applies one; returns what was done, in words.
-pub async fn apply(context: &Context, remedy: &Remedy) -> Result<String> {
+/// What came of a remedy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Applied {
+    /// It was done; in words.
+    Done(String),
+    /// Nothing was to be done: it belonged to a command that was at work, or somebody else has put it right.
+    NotNeeded,
+}
+
+/// Applies one.
+pub async fn apply(context: &Context, remedy: &Remedy) -> Result<Applied> {
     let store = &context.store;
-    let done = |words: &str| Ok(words.to_owned());
+    let done = |words: &str| Ok(Applied::Done(words.to_owned()));
     match remedy {
         Remedy::Recover(name) => {
             let lock = store.lock_vm(context, name).await?;
             done(match recover::recover(context, &lock).await? {
-                Recovered::Nothing => "somebody else has put it right",
+                Recovered::Nothing => return Ok(Applied::NotNeeded),
                 Recovered::Undone => "it was undone",
                 Recovered::Completed => "it was completed",
                 Recovered::Left => "it was left for later",
@@ -111,7 +120,7 @@ pub async fn apply(context: &Context, remedy: &Remedy) -> Result<String> {
             let (_vm, record) = open::open(context, vm).await?;
             // Somebody may have gone somewhere else meanwhile, and put it there.
             if store.layout.layer(layer).exists() || !chain::lacks(store, &record, layer) {
-                return done("somebody else has put it right");
+                return Ok(Applied::NotNeeded);
             }
             store.restore_layer(trash, layer)?;
             atomic::sync_directory(&store.layout.layers())?;
@@ -127,9 +136,10 @@ pub async fn apply(context: &Context, remedy: &Remedy) -> Result<String> {
                 return Err(Error::refused("a chain is broken, and one of them may be what it lacks"));
             }
             // What belongs to a removal that was cut short goes where `undo` looks for it.
-            gc::finish_removals(store)?;
-            gc::trash_orphans(context, false)?;
-            done("they are in the trash")
+            match gc::finish_removals(store)? + gc::trash_orphans(context, false)? {
+                0 => Ok(Applied::NotNeeded),
+                _ => done("they are in the trash"),
+            }
         }
         Remedy::TrashFile(path) => {
             let _lock = store.lock(context).await?;
@@ -139,7 +149,7 @@ pub async fn apply(context: &Context, remedy: &Remedy) -> Result<String> {
             let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let layer = Layer::from_file_name(file.trim_end_matches(".part"));
             if !path.exists() || layer.is_some_and(|layer| !pool.uses(&layer.id).is_empty()) {
-                return done("it belonged to a command that was at work");
+                return Ok(Applied::NotNeeded);
             }
             set_aside(context, &name, path)?;
             done("it is in the trash")
@@ -173,7 +183,7 @@ pub async fn apply(context: &Context, remedy: &Remedy) -> Result<String> {
             freeze::thaw(context, name).await?;
             done("they were thawed")
         }
-        Remedy::Adopt(name) => adopt(context, name).await,
+        Remedy::Adopt(name) => adopt(context, name).await.map(Applied::Done),
         Remedy::WriteStoreFile => {
             let _lock = store.lock(context).await;
             schema::write_store_file(&store.layout.store_json())?;

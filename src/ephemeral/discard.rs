@@ -120,15 +120,14 @@ pub fn own_bytes(store: &Store, name: &Name) -> u64 {
 
 /// Its own layers that nobody else names or stands on: those it writes to and those of its snapshots, from the top down.
 fn freed(store: &Store, record: &Record) -> Result<Vec<Layer>> {
-    let mut pool = Pool::scan(store)?;
+    // What was removed in the usual way can be had back, and may stand on them.
+    let (mut pool, below_trash) = Pool::scan_with_trash(store)?;
     // Nobody was made on what these write to.
     pool.lost = None;
     if pool.uncertainty(None).is_some() {
         // Somebody's record cannot be read: what it stands on is not known. `gc` finds them later.
         return Ok(Vec::new());
     }
-    // What was removed in the usual way can be had back, and may stand on them.
-    let below_trash = store.below_trash()?;
     let own: Vec<LayerId> =
         record.layers().map(|layer| layer.id.clone()).filter(|id| !below_trash.contains(id)).collect();
     let mut freed = Vec::new();

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::SystemTime;
 
 use super::pool::{LayerInfo, Pool, Use};
 use super::qcow2;
@@ -11,90 +12,160 @@ use crate::error::{Error, IoContext, Kind, Result};
 use crate::model::{Format, Layer, LayerId, Name};
 use crate::store::{Store, journal};
 
+/// How often a census is taken again because others changed what it had seen already. More than that is no coincidence.
+const ROUNDS: usize = 50;
+
 impl Pool {
     /// Reads the headers of all layers and the records of all VMs.
     ///
     /// Others may be at work meanwhile. A layer that is seen was pinned by a journal before it was made, and is named by the record
-    /// before that journal goes: so layers are read first, then per VM the journal, then the record. A VM that is renamed while we
-    /// look makes us look again.
+    /// before that journal goes: so layers are read first, then per VM the journal, then the record. Where that is not enough to
+    /// have seen one moment, it is looked again: a VM was renamed meanwhile, or a merge told an overlay what it stands on now after its header was
+    /// read, and before that other layer was.
     pub fn scan(store: &Store) -> Result<Self> {
-        let mut names = store.directories()?;
-        names.sort();
+        let mut rounds = 0..ROUNDS;
         loop {
-            let pool = Self::scan_once(store, &names)?;
-            let mut now = store.directories()?;
-            now.sort();
-            if now == names {
+            let before = Directories::look(store)?;
+            let mut pool = Self::default();
+            pool.read_headers(store)?;
+            let unseen = pool.read_records(store, &before.names)?;
+            match pool.doubt(store, &unseen) {
+                Some(Doubt::Torn) if rounds.next().is_some() => continue,
+                Some(Doubt::Torn) => pool.unsettled = true,
+                Some(Doubt::Lost(id)) => pool.lost = Some(id),
+                None => {}
+            }
+            if Directories::look(store)? == before {
                 return Ok(pool);
             }
-            names = now;
         }
     }
 
-    fn scan_once(store: &Store, names: &[Name]) -> Result<Self> {
-        let mut pool = Self::default();
-        let directory = store.layout.layers();
-        match std::fs::read_dir(&directory) {
-            Ok(entries) => {
-                for entry in entries {
-                    let name = entry.on("list", &directory)?.file_name();
-                    if let Some(layer) = name.to_str().and_then(Layer::from_file_name) {
-                        match inspect(store, &layer) {
-                            Ok(info) => drop(pool.layers.insert(layer.id.clone(), info)),
-                            // One damaged layer concerns those who stand on it, and nobody else.
-                            Err(error) if error.kind() == Kind::Damaged => pool.damaged.push(layer),
-                            // It went while we looked.
-                            Err(error) if error.kind() == Kind::NotFound => {}
-                            Err(error) => return Err(error),
-                        }
-                    }
-                }
+    /// The same, and the layers that something in the trash stands on, which can be taken back: both as they were at one moment.
+    pub fn scan_with_trash(store: &Store) -> Result<(Self, Vec<LayerId>)> {
+        loop {
+            let before = store.trash_entries()?;
+            let below = store.below_trash()?;
+            let pool = Self::scan(store)?;
+            // Whatever is put into the trash or taken out of it leaves an entry that was not there.
+            if store.trash_entries()? == before {
+                return Ok((pool, below));
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error).on("list", &directory),
         }
+    }
+
+    fn read_headers(&mut self, store: &Store) -> Result<()> {
+        for layer in files(store)? {
+            match inspect(store, &layer) {
+                Ok(info) => drop(self.layers.insert(layer.id.clone(), info)),
+                // One damaged layer concerns those who stand on it, and nobody else.
+                Err(error) if error.kind() == Kind::Damaged => self.damaged.push(layer),
+                // It went while we looked.
+                Err(error) if error.kind() == Kind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        // What went while we looked was not damaged.
+        self.damaged.retain(|layer| store.layout.layer(layer).symlink_metadata().is_ok());
+        Ok(())
+    }
+
+    /// Returns what records name, and nobody has seen.
+    fn read_records(&mut self, store: &Store, names: &[Name]) -> Result<Vec<(Name, Layer)>> {
+        let mut unseen = Vec::new();
         for name in names {
             let pins = journal::pins(store, name);
             let record = if store.exists(name) { store.load(name).map(Some) } else { Ok(None) };
             if record.is_err() || pins.is_err() {
-                pool.unreadable.push(name.clone());
+                self.unreadable.push(name.clone());
             }
             if let Ok(Some(record)) = record {
-                pool.add_record(name, &record);
+                self.add_record(name, &record);
+                let missed = record.layers().filter(|layer| !self.has_seen(layer));
+                unseen.extend(missed.map(|layer| (name.clone(), layer.clone())));
             }
             for layer in pins.into_iter().flatten() {
-                pool.add_use(&layer.id, Use::Change(name.clone()));
+                self.add_use(&layer.id, Use::Change(name.clone()));
             }
         }
-        // What went while we looked was not damaged.
-        pool.damaged.retain(|layer| store.layout.layer(layer).symlink_metadata().is_ok());
-        pool.lost = pool.look_for_lost(store, names);
-        Ok(pool)
+        Ok(unseen)
     }
 
-    fn look_for_lost(&self, store: &Store, names: &[Name]) -> Option<LayerId> {
-        let is_lost = |layer: &Layer| {
-            !self.layers.contains_key(&layer.id) && store.layout.layer(layer).symlink_metadata().is_err()
-        };
-        // What was merged while we looked is not lost: whoever was stood or named by it says something else now.
-        let stands_on = |info: &&LayerInfo| {
-            info.backing.as_ref().is_some_and(is_lost)
-                && inspect(store, &info.layer).is_ok_and(|now| now.backing == info.backing)
-        };
-        if let Some(info) = self.layers.values().find(stands_on) {
-            return info.backing.as_ref().map(|backing| backing.id.clone());
-        }
-        let is_unknown =
-            |id: &LayerId| !self.layers.contains_key(id) && !self.damaged.iter().any(|layer| layer.id == *id);
-        let by_record = |uses: &Vec<Use>| uses.iter().any(|r#use| !matches!(r#use, Use::Change(_)));
-        if !self.uses.iter().any(|(id, uses)| is_unknown(id) && by_record(uses)) {
-            return None;
-        }
-        names
-            .iter()
-            .filter_map(|name| store.load(name).ok())
-            .find_map(|record| record.layers().find(|layer| is_lost(layer)).map(|layer| layer.id.clone()))
+    fn has_seen(&self, layer: &Layer) -> bool {
+        self.layers.contains_key(&layer.id) || self.damaged.iter().any(|other| other.id == layer.id)
     }
+
+    /// A layer that is named or stood on was not seen. Either it came, or went, while we looked; or it is lost.
+    fn doubt(&self, store: &Store, unseen: &[(Name, Layer)]) -> Option<Doubt> {
+        let is_there = |layer: &Layer| store.layout.layer(layer).symlink_metadata().is_ok();
+        let by_header = self.layers.values().filter_map(|info| {
+            let backing = info.backing.as_ref().filter(|backing| !self.has_seen(backing))?;
+            let still_on_it = || inspect(store, &info.layer).is_ok_and(|now| now.backing.as_ref() == Some(backing));
+            Some(if is_there(backing) || !still_on_it() { Doubt::Torn } else { Doubt::Lost(backing.id.clone()) })
+        });
+        let by_record = unseen.iter().map(|(name, layer)| {
+            let still_named = || store.load(name).is_ok_and(|record| record.layers().any(|named| named == layer));
+            if is_there(layer) || !still_named() { Doubt::Torn } else { Doubt::Lost(layer.id.clone()) }
+        });
+        let mut lost = None;
+        for doubt in by_header.chain(by_record) {
+            match doubt {
+                Doubt::Torn => return Some(doubt),
+                Doubt::Lost(_) => lost = lost.or(Some(doubt)),
+            }
+        }
+        lost
+    }
+}
+
+/// Why a census may not be what is.
+#[derive(Debug, PartialEq, Eq)]
+enum Doubt {
+    /// Layers came or went between two looks.
+    Torn,
+    /// This layer is not there.
+    Lost(LayerId),
+}
+
+/// Which VMs there are. The time tells of one that was renamed and got its name back.
+#[derive(Debug, PartialEq, Eq)]
+struct Directories {
+    names: Vec<Name>,
+    changed: Option<SystemTime>,
+}
+
+impl Directories {
+    fn look(store: &Store) -> Result<Self> {
+        let changed = std::fs::metadata(store.layout.vms()).and_then(|about| about.modified()).ok();
+        let mut names = store.directories()?;
+        names.sort();
+        Ok(Self { names, changed })
+    }
+}
+
+/// The layers that have a file in the pool.
+fn files(store: &Store) -> Result<Vec<Layer>> {
+    let directory = store.layout.layers();
+    let entries = match std::fs::read_dir(&directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).on("list", &directory),
+    };
+    let mut layers = Vec::new();
+    for entry in entries {
+        let name = entry.on("list", &directory)?.file_name();
+        layers.extend(name.to_str().and_then(Layer::from_file_name));
+    }
+    Ok(layers)
+}
+
+/// The layers whose header says that they stand on one of `bases`.
+pub fn standing_on(store: &Store, bases: &[&Layer]) -> Result<Vec<Layer>> {
+    let stands = |layer: &Layer| {
+        let backing = inspect(store, layer).ok().and_then(|info| info.backing);
+        backing.is_some_and(|backing| bases.contains(&&backing))
+    };
+    Ok(files(store)?.into_iter().filter(stands).collect())
 }
 
 /// Reads what one layer says of itself.
@@ -140,4 +211,77 @@ pub fn read_start(path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(qcow2::HEADER_BYTES);
     File::open(path).and_then(|file| file.take(qcow2::HEADER_BYTES as u64).read_to_end(&mut bytes)).on("read", path)?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::create;
+
+    struct Bench {
+        _directory: tempfile::TempDir,
+        store: Store,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().expect("a directory");
+            let store = Store::at(directory.path()).expect("a store");
+            store.prepare().expect("a store");
+            Self { _directory: directory, store }
+        }
+
+        fn layer(&self, backing: Option<&Layer>) -> Layer {
+            let layer = Layer::new(Format::Qcow2);
+            create::empty(&self.store, &layer, backing, 1 << 20).expect("a layer");
+            layer
+        }
+
+        fn remove(&self, layer: &Layer) {
+            std::fs::remove_file(self.store.layout.layer(layer)).expect("it was there");
+        }
+
+        fn headers(&self) -> Pool {
+            let mut pool = Pool::default();
+            pool.read_headers(&self.store).expect("headers");
+            pool
+        }
+    }
+
+    #[test]
+    fn an_overlay_seen_before_a_merge_on_a_layer_seen_after_it_is_looked_at_again() {
+        let bench = Bench::new();
+        let base = bench.layer(None);
+        let merged = bench.layer(Some(&base));
+        let top = bench.layer(Some(&merged));
+        let mut torn = bench.headers();
+        assert_eq!(torn.doubt(&bench.store, &[]), None);
+        // The merge: `top` stands on `base` now, and what was between is gone, before the listing comes to it.
+        for layer in [&merged, &top] {
+            bench.remove(layer);
+        }
+        create::empty(&bench.store, &top, Some(&base), 1 << 20).expect("a layer");
+        torn.layers.remove(&merged.id);
+        assert_eq!(torn.children(&base.id).count(), 0, "it would be taken for unused");
+        assert_eq!(torn.doubt(&bench.store, &[]), Some(Doubt::Torn));
+        let pool = Pool::scan(&bench.store).expect("a pool");
+        assert!(pool.uncertainty(None).is_none());
+        assert_eq!(pool.children(&base.id).count(), 1);
+    }
+
+    #[test]
+    fn a_layer_that_is_gone_is_lost_and_one_that_came_is_looked_at() {
+        let bench = Bench::new();
+        let vm: Name = "vm".parse().expect("a name");
+        let base = bench.layer(None);
+        let top = bench.layer(Some(&base));
+        bench.remove(&base);
+        assert_eq!(bench.headers().doubt(&bench.store, &[]), Some(Doubt::Lost(base.id.clone())));
+        assert_eq!(Pool::scan(&bench.store).expect("a pool").lost, Some(base.id));
+        // Named by a record, and made after the layers were listed.
+        bench.remove(&top);
+        let before = bench.headers();
+        let new = bench.layer(None);
+        assert_eq!(before.doubt(&bench.store, &[(vm, new)]), Some(Doubt::Torn));
+    }
 }

@@ -82,6 +82,8 @@ pub struct Pool {
     pub damaged: Vec<Layer>,
     /// VMs whose record or journal cannot be read: what they use is unknown.
     pub unreadable: Vec<Name>,
+    /// Others changed the store so fast that no moment of it could be seen.
+    pub unsettled: bool,
     /// A layer that is named or stood on, and not there: what it stood on is unknown.
     pub lost: Option<LayerId>,
 }
@@ -94,7 +96,8 @@ impl Pool {
             .map(|name| format!("the record or the journal of {name} cannot be read, so what it uses is unknown"));
         let header = || self.damaged.first().map(|layer| format!("the header of layer {layer} cannot be read"));
         let lost = || self.lost.as_ref().map(|id| format!("layer {id} is missing, and what it stands on is unknown"));
-        record.or_else(header).or_else(lost)
+        let unsettled = || self.unsettled.then(|| "other commands change the store all the time".to_owned());
+        record.or_else(header).or_else(lost).or_else(unsettled)
     }
 
     /// Why `record` cannot be the truth about what `name` writes to, if it cannot: a head is written, so nothing stands on it and nobody else has it.

@@ -25,8 +25,9 @@ pub struct Bystanders {
 }
 
 impl Bystanders {
-    /// Locks those who stand on `layers`, which lose their name when the record of `vm` says `after`, and on the nameless ones below.
-    pub fn lock(context: &Context, vm: &Name, after: &Record, layers: &[LayerId]) -> Result<Self> {
+    /// Locks those who stand on `layers`, which lose their name when the record of `vm` says `after`, and on the nameless ones below. Returns the pool as it is
+    /// then, too. Who stands there later than that is seen when the change begins ([`crate::change::reliance`]).
+    pub fn lock(context: &Context, vm: &Name, after: &Record, layers: &[LayerId]) -> Result<(Self, Pool)> {
         let pool = pool_after(context, vm, after)?;
         let mut ids: Vec<LayerId> = Vec::new();
         for layer in layers {
@@ -39,17 +40,19 @@ impl Bystanders {
             }
         }
         let mut held = Self { _locks: Vec::new(), busy: Vec::new() };
-        for other in pool.dependents(vm, &ids) {
-            let lock = context.store.try_lock_vm(&other, &context.operation)?;
-            let idle = lock.is_some()
-                && !context.store.layout.journal(&other).exists()
-                && !status::is_running(context, &other)?;
+        let dependents = pool.dependents(vm, &ids);
+        for other in &dependents {
+            let lock = context.store.try_lock_vm(other, &context.operation)?;
+            let idle =
+                lock.is_some() && !context.store.layout.journal(other).exists() && !status::is_running(context, other)?;
             held._locks.extend(lock);
             if !idle {
-                held.busy.push(other);
+                held.busy.push(other.clone());
             }
         }
-        Ok(held)
+        // What they did until we had their locks shows in a second look.
+        let pool = if dependents.is_empty() { pool } else { pool_after(context, vm, after)? };
+        Ok((held, pool))
     }
 
     /// The layers of those who are busy, which must not be written.

@@ -212,9 +212,7 @@ impl Doomed {
     /// What becomes of `layers` when the record of `vm` says `dropped`.
     fn at(context: &Context, vm: &Name, dropped: Record, layers: &[(String, Layer)]) -> Result<Self> {
         let ids: Vec<LayerId> = layers.iter().map(|(_, layer)| layer.id.clone()).collect();
-        let neighbours = Bystanders::lock(context, vm, &dropped, &ids)?;
-        // What they did until we had their locks shows in a second look.
-        let pool = bystanders::pool_after(context, vm, &dropped)?;
+        let (neighbours, pool) = Bystanders::lock(context, vm, &dropped, &ids)?;
         let foreign = neighbours.foreign(&pool)?;
         let uncertain = pool.uncertainty(Some(vm));
         let permissions = Permissions { owner: vm, foreign: &foreign, uncertain: uncertain.as_deref() };

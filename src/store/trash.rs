@@ -57,6 +57,11 @@ impl From<Stamp> for LayerStamp {
     }
 }
 
+/// Does the verb `what` take heads of a VM out of use? Nothing stands on those.
+pub fn keeps_a_head(what: &str) -> bool {
+    ["revert", "reset", "undo"].contains(&what)
+}
+
 impl Entry {
     /// Is it a change that `undo` takes back?
     pub fn can_be_undone(&self) -> bool {
@@ -159,9 +164,27 @@ impl Store {
 
     /// The layers that something in the trash stands on, as long as it can be had back.
     pub fn below_trash(&self) -> Result<Vec<LayerId>> {
-        let entries = self.list_trash()?.into_iter().filter_map(|found| found.entry);
+        let read = |path: PathBuf| serde_json::from_slice::<Entry>(&std::fs::read(path.join("entry.json")).ok()?).ok();
+        let entries = self.trash_entries()?.into_iter().filter_map(read);
         let wanted = entries.filter(Entry::can_be_undone).flat_map(|entry| entry.below);
         Ok(wanted.map(|stamp| stamp.layer.id).collect())
+    }
+
+    /// The directories of the trash that say what they are, sorted. A name is never used again.
+    pub fn trash_entries(&self) -> Result<Vec<PathBuf>> {
+        let trash = self.layout.trash();
+        let entries = match std::fs::read_dir(&trash) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error).on("list", &trash),
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let path = entry.on("list", &trash)?.path();
+            found.extend(path.join("entry.json").exists().then_some(path));
+        }
+        found.sort();
+        Ok(found)
     }
 
     /// Everything in the trash, oldest first.

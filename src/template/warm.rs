@@ -24,6 +24,7 @@ use crate::guest::identity;
 use crate::guest::install::{self, Reached};
 use crate::guest::port::Client;
 use crate::helper::frame;
+use crate::layer::pool::Pool;
 use crate::model::{Config, Fingerprint, LayerId, Name, PointRef, Record, Warm, WarmImage, human};
 use crate::qemu::cmdline::How;
 use crate::qemu::probe::Probe;
@@ -302,8 +303,7 @@ pub async fn cool(context: &Context, name: &Name) -> Result<u64> {
     store.save(name, &record)?;
     // From here on nobody names them: what stays is for `gc` to find.
     remove_files(store, &warm)?;
-    let mut pool = crate::layer::pool::Pool::scan(store)?;
-    let below_trash = store.below_trash()?;
+    let (mut pool, below_trash) = Pool::scan_with_trash(store)?;
     for layer in warm.config.writable().map(|disk| &disk.layer).filter(|layer| !below_trash.contains(&layer.id)) {
         if pool.uses(&layer.id).is_empty() && pool.children(&layer.id).next().is_none() {
             remove(&store.layout.layer(layer))?;

@@ -2,6 +2,8 @@
 //! old trash.
 
 use std::fs::DirEntry;
+use std::io::ErrorKind;
+use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -16,8 +18,8 @@ use crate::model::{LayerId, Name, Origin, Record, Snapshot, human};
 use crate::qemu::img::Img;
 use crate::snapshot::delete::{self, Which};
 use crate::snapshot::internal;
-use crate::store::trash::Entry;
-use crate::store::{Store, journal, schema};
+use crate::store::trash::{Entry, Found};
+use crate::store::{Store, VmLock, journal, schema};
 use crate::sys::{fault, image_lock};
 
 /// What `gc` found and removed.
@@ -33,7 +35,7 @@ pub struct Collected {
 
 /// Removes snapshots that have expired, merges what stayed hidden, empties the trash of what has been there for longer than `age`, and moves
 /// into it what nobody uses.
-pub async fn collect(context: &Context, age: std::time::Duration, dry_run: bool) -> Result<Vec<Collected>> {
+pub async fn collect(context: &Context, age: Duration, dry_run: bool) -> Result<Vec<Collected>> {
     let store = &context.store;
     if !dry_run {
         store.give_up_reserve();
@@ -48,14 +50,20 @@ pub async fn collect(context: &Context, age: std::time::Duration, dry_run: bool)
     for found in store.list_trash()? {
         // A clock that was set back is no reason to keep things for ever.
         let old = now.duration_since(found.when).unsigned_abs() >= age;
-        if !old {
+        // Somebody may be filling it, or taking things out of it.
+        let lock = if old { alone(context, &found, now)? } else { None };
+        let Some(_lock) = lock else {
             spared.extend(found.entry.iter().flat_map(|entry| &entry.below).map(|stamp| stamp.layer.id.clone()));
             continue;
-        }
+        };
         let what = found.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if !dry_run {
             fault::point("trash, about to go").on("remove", &found.path)?;
-            std::fs::remove_dir_all(&found.path).on("remove", &found.path)?;
+            match std::fs::remove_dir_all(&found.path) {
+                // Meanwhile it was taken back.
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                other => other.on("remove", &found.path)?,
+            }
             fault::point("trash, gone").on("remove", &found.path)?;
         }
         collected.push(Collected { what, why: "trash", bytes: found.bytes });
@@ -71,6 +79,22 @@ pub async fn collect(context: &Context, age: std::time::Duration, dry_run: bool)
     // What is found now goes at the next time: so there is one, should it have been a mistake.
     trash_orphans(context, dry_run)?;
     Ok(collected)
+}
+
+/// A directory of the trash that does not say what it is, and is older than this, is not just being made.
+const MADE: Duration = Duration::from_secs(60);
+
+/// Keeps everybody away from what was found in the trash; `None` when somebody is at work on it. Who puts something there has the lock of its VM, or, when the
+/// whole VM goes, the store's.
+fn alone(context: &Context, found: &Found, now: Timestamp) -> Result<Option<Option<VmLock>>> {
+    let store = &context.store;
+    let Some(entry) = &found.entry else {
+        return Ok((now.duration_since(found.when).unsigned_abs() >= MADE).then_some(None));
+    };
+    if !store.layout.lock(&entry.vm).exists() {
+        return Ok(Some(None));
+    }
+    Ok(store.try_lock_vm(&entry.vm, &context.operation)?.map(Some))
 }
 
 /// Removes what `--expires` has set a date for; what cannot be removed stays, with a warning. What was taken for a VM to stand on stays as long as that; those in
@@ -139,8 +163,10 @@ async fn merge_hidden(context: &Context, spared: &[LayerId], dry_run: bool) -> R
     Ok(())
 }
 
-/// Moves what a removed VM had into its directory of the trash, where whoever removed it died in the middle: `undo` looks for it there.
-pub fn finish_removals(store: &Store) -> Result<()> {
+/// Moves what a removed VM had into its directory of the trash, where whoever removed it died in the middle: `undo` looks for it there. Returns how many
+/// layers that were.
+pub fn finish_removals(store: &Store) -> Result<usize> {
+    let mut moved = 0;
     for found in store.list_trash()? {
         let Some(entry) = found.entry.filter(|entry| entry.what == "rm" && found.path.join("vm").exists()) else {
             continue;
@@ -150,6 +176,7 @@ pub fn finish_removals(store: &Store) -> Result<()> {
             for layer in &entry.layers {
                 if pool.uses(&layer.id).is_empty() && pool.children(&layer.id).next().is_none() {
                     store.trash_layer(&found.path, layer)?;
+                    moved += 1;
                     pool.layers.remove(&layer.id);
                 }
             }
@@ -161,7 +188,7 @@ pub fn finish_removals(store: &Store) -> Result<()> {
             }
         }
     }
-    Ok(())
+    Ok(moved)
 }
 
 /// Takes internal snapshots out of images that were kept for an `undo` which is not possible any more. Not while somebody has them open.
@@ -205,23 +232,23 @@ async fn forget_ways_back(context: &Context) -> Result<()> {
 }
 
 /// Layers that nobody names and nobody stands on, left by commands that died. Not while a record cannot be read: it might
-/// name them.
-pub fn trash_orphans(context: &Context, dry_run: bool) -> Result<()> {
+/// name them. Returns how many went into the trash.
+pub fn trash_orphans(context: &Context, dry_run: bool) -> Result<usize> {
     let store = &context.store;
-    let mut pool = Pool::scan(store)?;
+    // What something in the trash stands on can be had back with it.
+    let (mut pool, mut kept) = Pool::scan_with_trash(store)?;
     let name: Name = "orphans".parse()?;
     if let Some(why) = pool.uncertainty(None) {
         context.ui.warn(&format!("layers that seem unused are kept: {why}"));
-        return Ok(());
+        return Ok(0);
     }
     if let Some(broken) = chain::first_broken(store)? {
         context.ui.warn(&format!(
             "layers that seem unused are kept: a chain of {broken} is broken, and one of them may be what it lacks"
         ));
-        return Ok(());
+        return Ok(0);
     }
-    // What something in the trash stands on can be had back with it.
-    let (mut trash, mut kept) = (None, store.below_trash()?);
+    let (mut trash, mut moved) = (None, 0);
     loop {
         let unused = |id: &LayerId| pool.uses(id).is_empty() && pool.children(id).next().is_none();
         let Some(id) = pool.layers.keys().find(|id| unused(id) && !kept.contains(*id)).cloned() else {
@@ -254,9 +281,11 @@ pub fn trash_orphans(context: &Context, dry_run: bool) -> Result<()> {
             ),
         };
         store.trash_layer(directory, layer)?;
+        moved += 1;
         context.ui.note(&format!("layer {layer} ({bytes}) was used by nobody and is in the trash"));
     }
-    remove_memory(context, dry_run)
+    remove_memory(context, dry_run)?;
+    Ok(moved)
 }
 
 /// Memory that no snapshot has, and no change under way is about to give to one.

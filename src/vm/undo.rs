@@ -7,7 +7,7 @@
 use std::path::PathBuf;
 
 use super::{edit, live, open, start, status};
-use crate::change::{self, Executor, Plan, Step};
+use crate::change::{self, Executor, Plan, Step, reliance};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::layer::stamp;
@@ -134,8 +134,10 @@ async fn undo_rm(context: &Context, last: &Undoable) -> Result<()> {
             Error::exists(format!("the name {} is taken", last.vm)).hint("rename that VM first: cowhand rename")
         );
     }
-    for layer in &last.entry.layers {
-        store.restore_layer(&last.path, layer)?;
+    let (layers, below) = (&last.entry.layers, &last.entry.below);
+    if let Err(error) = reliance::restore(store, &last.vm, &last.path, layers, below) {
+        reliance::put_back(store, &last.path, layers)?;
+        return Err(error);
     }
     for image in last.before.snapshots.iter().filter_map(Snapshot::ram_image) {
         store.move_memory(&last.path, image, true)?;
@@ -185,7 +187,10 @@ fn drop_trash(last: &Undoable) -> Step {
 /// The head from before a revert; what stands there now goes into the trash.
 async fn undo_revert(context: &Context, last: &Undoable) -> Result<()> {
     let vm = &last.vm;
+    // Nobody may collect meanwhile what is to be brought back, or what it stands on.
+    let store_lock = context.store.lock(context).await?;
     let (lock, record) = open::open_vm(context, vm, "undo a change of").await?;
+    let store_lock = last.entry.way_back.is_none().then_some(store_lock);
     still_there(last)?;
     let mut qmp = live::connect_if_running(context, vm).await?;
     let how = match &mut qmp {
@@ -212,7 +217,8 @@ async fn undo_revert(context: &Context, last: &Undoable) -> Result<()> {
             let mut after = Record { config: last.before.config.clone(), ..record.clone() };
             after.config.generation = uuid::Uuid::new_v4();
             let directory = last.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let mut steps = vec![Step::RestoreLayers { directory, layers: last.entry.layers.clone() }];
+            let Entry { layers, below, .. } = last.entry.clone();
+            let mut steps = vec![Step::RestoreLayers { directory, layers, below }];
             steps.extend(qmp.is_some().then_some(Step::StopQemu));
             steps.push(Step::save(&after));
             let kept: Vec<_> = after.layers().collect();
@@ -232,7 +238,7 @@ async fn undo_revert(context: &Context, last: &Undoable) -> Result<()> {
         steps.push(Step::InternalDelete { tag, layers });
     }
     steps.push(drop_trash(last));
-    let mut executor = Executor::with(context, vm, qmp);
+    let mut executor = Executor::with(context, vm, qmp).holding(store_lock);
     change::run(context, &lock, Plan::new(steps), &mut executor).await.map_err(|error| {
         let ended = how.is_some() && status::is_running(context, vm).is_ok_and(|running| !running);
         if ended {
