@@ -232,3 +232,33 @@ fn a_change_is_not_taken_back_over_the_head_of_a_later_one() {
     let now = lab.json(&["show", "web"]);
     assert_eq!((&now["memory_bytes"], &now["cpus"]), (&(64 << 20).into(), &1.into()));
 }
+
+#[test]
+fn nothing_is_taken_back_on_top_of_a_layer_that_a_guest_writes_to_now() {
+    // A merge with no data to move leaves a layer's file as it was, and makes it the head: of this VM, or of a clone.
+    for clone in [false, true] {
+        let lab = Lab::new();
+        lab.ok(&["create", "web", "--size", "16M"]);
+        write_byte(&lab, "web", 1);
+        lab.ok(&["snapshot", "create", "web", "s"]);
+        if clone {
+            lab.ok(&["clone", "web@s", "copy"]);
+        }
+        write_byte(&lab, "web", 2);
+        lab.ok(&["snapshot", "revert", "web@s"]);
+        lab.ok(&["snapshot", "rm", "web@s"]);
+        if clone {
+            lab.ok(&["flatten", "web"]);
+            lab.ok(&["disk", "commit", "copy", "vda"]);
+        }
+        let (vm, layers) = if clone { ("copy", 2) } else { ("web", 1) };
+        assert_eq!(lab.layer_files().len(), layers, "it was merged");
+        let listed = lab.ok(&["undo", "--list", "web"]);
+        assert!(listed.contains(&format!("{vm} writes to it")), "{listed}");
+        lab.run(&["undo", "web"]).fails(5, &["which was merged since then"]);
+        assert_eq!((byte(&lab, "web"), byte(&lab, vm)), (1, 1));
+        lab.ok(&["gc", "--older-than", "0"]);
+        assert_eq!((byte(&lab, "web"), byte(&lab, vm)), (1, 1));
+        lab.check_images();
+    }
+}

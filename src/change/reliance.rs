@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! merge:    its journal is written ─▶ the headers of the pool are read: does anybody stand there who was not in the plan?
-//! restore:  its layers are in the pool ─▶ the journals of others are read, and the stamps of what it stands on: is it what it was, and stays so?
+//! restore:  its layers are in the pool ─▶ the journals and records of others are read, and the stamps of what it stands on: is it what it was, and stays so?
 //! ```
 //! Each makes itself seen before it looks. So whatever their order, one of them sees the other and steps back. Those who remove layers under the
 //! store's lock are kept away by it, as long as the restore holds it.
@@ -70,12 +70,10 @@ pub fn restore(store: &Store, vm: &Name, trash: &Path, layers: &[Layer], below: 
         }
     }
     let stamps: Vec<LayerStamp> = below.iter().cloned().map(LayerStamp::from).collect();
-    match stamp::changed(store, &stamps) {
+    match stamp::obstacle(store, &store.records()?, &stamps) {
         None => Ok(()),
-        Some(layer) => Err(Error::refused(format!(
-            "it cannot be taken back: it stands on layer {layer}, which was merged or removed meanwhile"
-        ))
-        .hint("see what else there is: cowhand undo --list")),
+        Some(obstacle) => Err(Error::refused(format!("it cannot be taken back: {obstacle}"))
+            .hint("see what else there is: cowhand undo --list")),
     }
 }
 
@@ -165,6 +163,6 @@ mod tests {
             std::fs::File::options().write(true).open(bench.store.layout.layer(&bench.base)).expect("it is there");
         file.set_len(1 << 20).expect("it grows");
         let error = bench.restore(&below).expect_err("it is not what it was");
-        assert!(error.full_message().contains("merged or removed meanwhile"), "{}", error.full_message());
+        assert!(error.full_message().contains("merged or removed since then"), "{}", error.full_message());
     }
 }

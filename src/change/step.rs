@@ -271,7 +271,7 @@ impl Step {
             }
             Self::Trash { layers, .. } => layers.clone(),
             Self::InternalSave { layers, .. } | Self::InternalRevert { layers, .. } => layers.clone(),
-            Self::Merge { merges } => merges.iter().flat_map(|merge| [merge.top.clone(), merge.base.clone()]).collect(),
+            Self::Merge { merges } => merges.iter().flat_map(Merge::layers).cloned().collect(),
             Self::Switch { disks } => disks.iter().flat_map(|disk| [disk.head.clone(), disk.overlay.clone()]).collect(),
             _ => Vec::new(),
         }

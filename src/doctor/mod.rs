@@ -24,7 +24,7 @@ use crate::store::schema;
 /// How often it is looked again after remedies: one may uncover the next thing.
 const ROUNDS: usize = 4;
 
-/// How much later it is looked again before something is called a leftover.
+/// How much later it is looked again before something is called wrong.
 const SECOND_LOOK: std::time::Duration = std::time::Duration::from_millis(300);
 
 /// How bad it is.
@@ -125,15 +125,17 @@ async fn examine_store(context: &Context, only: Option<&Name>) -> Result<Vec<Fin
     }
     let findings = look(context, only).await?;
     let passing = |finding: &Finding| {
-        matches!(
+        let of_disks = finding.vm.is_some() || ["layers", "leftovers"].contains(&finding.check);
+        let leftover = matches!(
             finding.remedy,
             Some(Remedy::Recover(_) | Remedy::Sweep(_) | Remedy::TrashUnused { .. } | Remedy::TrashFile(_))
-        )
+        );
+        leftover || (of_disks && finding.level >= Level::Warn)
     };
     if !findings.iter().any(passing) {
         return Ok(findings);
     }
-    // Commands that are at work make and remove such things between two looks; what a dead one has left stays.
+    // Commands that are at work make, change and remove such things between two looks; what a dead one has left stays.
     tokio::time::sleep(SECOND_LOOK).await;
     let again = look(context, only).await?;
     Ok(again.into_iter().filter(|finding| !passing(finding) || findings.contains(finding)).collect())

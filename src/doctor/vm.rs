@@ -43,6 +43,8 @@ pub async fn examine(context: &Context, pool: &Pool, name: &Name) -> Result<Vec<
     let journal = Journal::<Step>::load(store, name);
     let record = match store.load(name) {
         Ok(record) => record,
+        // It was removed or renamed while it was looked at.
+        Err(error) if error.kind() == Kind::NotFound => return Ok(findings),
         Err(error) => {
             findings.push(match error.kind() {
                 Kind::Damaged if !schema::is_newer(&error) => {

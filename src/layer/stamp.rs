@@ -1,11 +1,12 @@
 //! What a sealed layer's file looks like, to notice that it is not what it was: a template edited behind our back, or a layer that was
 //! merged with another meanwhile.
 
+use std::fmt;
 use std::os::unix::fs::MetadataExt;
 
 use super::chain;
 use crate::error::{IoContext, Result};
-use crate::model::{Layer, LayerStamp};
+use crate::model::{Layer, LayerStamp, Name, Record};
 use crate::store::Store;
 
 /// What it looks like now.
@@ -19,6 +20,39 @@ pub fn of(store: &Store, layer: &Layer) -> Result<LayerStamp> {
 /// The stamps of everything that `layer` stands on.
 pub fn below(store: &Store, layer: &Layer) -> Result<Vec<LayerStamp>> {
     chain::read(store, layer)?.links()[1..].iter().map(|link| of(store, &link.layer)).collect()
+}
+
+/// Why something that stands on these layers means nothing any more, if so: one of them is not what it was, or a VM writes to it now. A merge that had no data to move
+/// makes a layer the head of a VM, and leaves its file as it was.
+pub fn obstacle(store: &Store, records: &[(Name, Record)], stamps: &[LayerStamp]) -> Option<Obstacle> {
+    if let Some(layer) = changed(store, stamps) {
+        return Some(Obstacle::Changed(layer.clone()));
+    }
+    let below = |layer: &Layer| stamps.iter().any(|stamp| stamp.layer == *layer);
+    records.iter().filter(|(_, record)| !record.is_template()).find_map(|(name, record)| {
+        let disk = record.config.writable().find(|disk| below(&disk.layer))?;
+        Some(Obstacle::Written(disk.layer.clone(), name.clone()))
+    })
+}
+
+/// Why what stands on a layer means nothing any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Obstacle {
+    /// It is not what it was.
+    Changed(Layer),
+    /// This VM writes to it.
+    Written(Layer, Name),
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Changed(layer) => write!(f, "it stands on layer {layer}, which was merged or removed since then"),
+            Self::Written(layer, name) => {
+                write!(f, "it stands on layer {layer}, which was merged since then: {name} writes to it")
+            }
+        }
+    }
 }
 
 /// The first of these layers that is not what it was, if any.

@@ -56,6 +56,11 @@ impl Merge {
         }
     }
 
+    /// The layers it concerns, from above to below.
+    pub fn layers(&self) -> impl Iterator<Item = &Layer> {
+        self.overlay.iter().chain([&self.top]).chain(&self.between).chain([&self.base])
+    }
+
     /// The layers that are there no more afterwards.
     pub fn vanishing(&self) -> Vec<&Layer> {
         let gone: Vec<&Layer> = match self.kind {

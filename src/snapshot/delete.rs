@@ -73,7 +73,36 @@ pub async fn remove(
     if !dry_run {
         context.store.give_up_reserve();
     }
-    let (lock, mut record) = open::open_vm(context, vm, "remove a snapshot of").await?;
+    let (lock, record) = open::open_vm(context, vm, "remove a snapshot of").await?;
+    remove_locked(context, &lock, record, snapshot, which, dry_run).await
+}
+
+/// Removes a snapshot that has expired, as it was seen in the record `seen` of `vm`; not one that has taken its name meanwhile.
+pub async fn expire(
+    context: &Context,
+    vm: &Name,
+    seen: &Record,
+    snapshot: &Snapshot,
+    dry_run: bool,
+) -> Result<Vec<Removed>> {
+    let (lock, record) = open::open_vm(context, vm, "remove a snapshot of").await?;
+    let is_it =
+        |now: &Snapshot| (&now.name, now.created, now.expires) == (&snapshot.name, snapshot.created, snapshot.expires);
+    if record.uuid != seen.uuid || !record.snapshots.iter().any(is_it) {
+        return Ok(Vec::new());
+    }
+    remove_locked(context, &lock, record, &snapshot.name, Which::Alone, dry_run).await
+}
+
+async fn remove_locked(
+    context: &Context,
+    lock: &VmLock,
+    mut record: Record,
+    snapshot: &Name,
+    which: Which,
+    dry_run: bool,
+) -> Result<Vec<Removed>> {
+    let vm = lock.name();
     let name = record.snapshot(vm, snapshot)?.name.clone();
     let names = plan::victims(&record, &name, which);
     for name in &names {
@@ -90,7 +119,7 @@ pub async fn remove(
             record = plan::without(&record, name);
             Removed { name: name.clone(), outcomes }
         } else {
-            let one = remove_one(context, &lock, &record, name).await.map_err(|error| match removed.len() {
+            let one = remove_one(context, lock, &record, name).await.map_err(|error| match removed.len() {
                 0 => error,
                 count => error.hint(format!("{count} of {} were removed and stay so", names.len())),
             })?;

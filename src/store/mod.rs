@@ -116,7 +116,12 @@ impl Store {
     /// Reads the record of `name`.
     pub fn load(&self, name: &Name) -> Result<Record> {
         let path = self.layout.vm_json(name);
-        match std::fs::read(&path) {
+        let mut text = std::fs::read(&path);
+        if matches!(&text, Err(error) if error.kind() == io::ErrorKind::NotFound) && self.exists(name) {
+            // It may have come to be between the two.
+            text = std::fs::read(&path);
+        }
+        match text {
             Ok(text) => schema::parse_record(&text).map_err(|error| {
                 Error::damaged(format!("the record of {name} cannot be read: {}", path.display()))
                     .because(error.full_message())
@@ -132,6 +137,11 @@ impl Store {
             Kind::Damaged if !schema::is_newer(&error) => error.hint(how_to_mend(name)),
             _ => error,
         })
+    }
+
+    /// All records that can be read.
+    pub fn records(&self) -> Result<Vec<(Name, Record)>> {
+        Ok(self.names()?.into_iter().filter_map(|name| Some((name.clone(), self.load(&name).ok()?))).collect())
     }
 
     /// Replaces the record of `name`, atomically and durably.

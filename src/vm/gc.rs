@@ -16,7 +16,7 @@ use crate::layer::chain;
 use crate::layer::pool::{Pool, Use};
 use crate::model::{LayerId, Name, Origin, Record, Snapshot, human};
 use crate::qemu::img::Img;
-use crate::snapshot::delete::{self, Which};
+use crate::snapshot::delete;
 use crate::snapshot::internal;
 use crate::store::trash::{Entry, Found};
 use crate::store::{Store, VmLock, journal, schema};
@@ -113,7 +113,9 @@ async fn expire(context: &Context, now: Timestamp, over: &[Collected], dry_run: 
             if taken_on_the_way && is_stood_on(context, &record, &snapshot.name, over)? {
                 continue;
             }
-            match delete::remove(context, &vm, &snapshot.name, Which::Alone, dry_run).await {
+            match delete::expire(context, &vm, &record, snapshot, dry_run).await {
+                // It has gone already, or is not what it was.
+                Ok(removed) if removed.is_empty() => {}
                 Ok(removed) => {
                     let bytes = removed.iter().flat_map(|one| &one.outcomes).map(|outcome| outcome.bytes).sum();
                     collected.push(Collected { what, why: "expired", bytes });

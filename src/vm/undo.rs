@@ -38,8 +38,7 @@ pub struct Undoable {
 /// What can be taken back, the last first; of one VM, or of all.
 pub fn list(context: &Context, vm: Option<&Name>) -> Result<Vec<Undoable>> {
     let store = &context.store;
-    let records: Vec<(Name, Record)> =
-        store.names()?.into_iter().filter_map(|name| store.load(&name).ok().map(|record| (name, record))).collect();
+    let records = store.records()?;
     let mut all: Vec<Undoable> = Vec::new();
     for found in store.list_trash()?.into_iter().rev() {
         let Some(entry) = found.entry.filter(Entry::can_be_undone) else {
@@ -55,7 +54,7 @@ pub fn list(context: &Context, vm: Option<&Name>) -> Result<Vec<Undoable>> {
         };
         let obstacle = match entry.layers.iter().find(missing) {
             Some(layer) => Some(format!("its layer {layer} is not there any more")),
-            None => obstacle(store, &all, &entry, &name, now.map(|(_, record)| record)),
+            None => obstacle(store, &all, &records, &entry, &name, now.map(|(_, record)| record)),
         };
         all.push(Undoable { entry, vm: name, bytes: found.bytes, obstacle, path: found.path, before });
     }
@@ -63,15 +62,24 @@ pub fn list(context: &Context, vm: Option<&Name>) -> Result<Vec<Undoable>> {
     Ok(all)
 }
 
-fn obstacle(store: &Store, later: &[Undoable], entry: &Entry, name: &Name, now: Option<&Record>) -> Option<String> {
+fn obstacle(
+    store: &Store,
+    later: &[Undoable],
+    records: &[(Name, Record)],
+    entry: &Entry,
+    name: &Name,
+    now: Option<&Record>,
+) -> Option<String> {
     let stamps: Vec<LayerStamp> = entry.below.iter().cloned().map(LayerStamp::from).collect();
-    if let Some(layer) = stamp::changed(store, &stamps) {
-        // What a later change has put into the trash comes back with that one.
-        let first = later.iter().find(|later| later.obstacle.is_none() && later.entry.layers.contains(layer));
-        if let Some(first) = first {
-            return Some(format!("`{}` of {} has to be taken back first", first.entry.operation, first.vm));
+    if let Some(obstacle) = stamp::obstacle(store, records, &stamps) {
+        if let stamp::Obstacle::Changed(layer) = &obstacle {
+            // What a later change has put into the trash comes back with that one.
+            let first = later.iter().find(|later| later.obstacle.is_none() && later.entry.layers.contains(layer));
+            if let Some(first) = first {
+                return Some(format!("`{}` of {} has to be taken back first", first.entry.operation, first.vm));
+            }
         }
-        return Some(format!("it stands on layer {layer}, which was merged or removed since then"));
+        return Some(obstacle.to_string());
     }
     match (entry.what.as_str(), now) {
         ("rm", None) if store.exists(name) => Some(format!("the name {name} is taken by another VM")),
@@ -158,6 +166,7 @@ async fn undo_rm(context: &Context, last: &Undoable) -> Result<()> {
 async fn undo_set(context: &Context, last: &Undoable) -> Result<()> {
     let (lock, record) = open::open_vm(context, &last.vm, "change").await?;
     still_there(last)?;
+    same_vm(last, &record)?;
     // Disks have a life of their own: snapshots may have been taken since then.
     let now = record.config.clone();
     let config =
@@ -180,6 +189,15 @@ fn still_there(last: &Undoable) -> Result<()> {
         .hint("see what there is now: cowhand undo --list"))
 }
 
+/// Under the lock: the name may be another VM's by now.
+fn same_vm(last: &Undoable, record: &Record) -> Result<()> {
+    if record.uuid == last.before.uuid {
+        return Ok(());
+    }
+    Err(Error::refused(format!("`{}` is of a VM that was renamed or removed meanwhile", last.entry.operation))
+        .hint("see what there is now: cowhand undo --list"))
+}
+
 fn drop_trash(last: &Undoable) -> Step {
     Step::DropTrash { directory: last.path.file_name().unwrap_or_default().to_string_lossy().into_owned() }
 }
@@ -192,6 +210,7 @@ async fn undo_revert(context: &Context, last: &Undoable) -> Result<()> {
     let (lock, record) = open::open_vm(context, vm, "undo a change of").await?;
     let store_lock = last.entry.way_back.is_none().then_some(store_lock);
     still_there(last)?;
+    same_vm(last, &record)?;
     let mut qmp = live::connect_if_running(context, vm).await?;
     let how = match &mut qmp {
         None => None,
