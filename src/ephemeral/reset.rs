@@ -26,7 +26,7 @@ pub struct Reset {
 /// Resets `name`. With `stopped` it is not started again.
 pub async fn reset(context: &Context, name: &Name, stopped: bool) -> Result<Reset> {
     // What it goes back to must not be cooled or removed meanwhile.
-    let store_lock = context.store.lock(context).await?;
+    let store_lock = context.store.lock_for(context, name).await?;
     let (lock, record) = open::open_vm(context, name, "reset").await?;
     let origin = record.origin.clone().ok_or_else(|| {
         Error::refused(format!("{name} was not made from a template or a snapshot"))

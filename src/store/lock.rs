@@ -41,6 +41,15 @@ impl Store {
         acquire(context, &self.layout.store_lock(), "the store").await.map(StoreLock)
     }
 
+    /// Takes the store's lock for a change of `name`. Whoever is at work on that now is waited for first: a copy may take long, and others need the store.
+    pub async fn lock_for(&self, context: &Context, name: &Name) -> Result<StoreLock> {
+        let path = self.layout.lock(name);
+        if path.exists() && lock_file::is_held(&path).on("look at the lock", &path)? {
+            drop(self.lock_vm(context, name).await?);
+        }
+        self.lock(context).await
+    }
+
     /// Takes the lock of one VM, waiting for its holder, who is named.
     pub async fn lock_vm(&self, context: &Context, name: &Name) -> Result<VmLock> {
         if !self.layout.vm(name).exists() {

@@ -206,7 +206,7 @@ fn drop_trash(last: &Undoable) -> Step {
 async fn undo_revert(context: &Context, last: &Undoable) -> Result<()> {
     let vm = &last.vm;
     // Nobody may collect meanwhile what is to be brought back, or what it stands on.
-    let store_lock = context.store.lock(context).await?;
+    let store_lock = context.store.lock_for(context, vm).await?;
     let (lock, record) = open::open_vm(context, vm, "undo a change of").await?;
     let store_lock = last.entry.way_back.is_none().then_some(store_lock);
     still_there(last)?;
