@@ -242,3 +242,47 @@ impl Drop for Mounted {
         });
     }
 }
+
+#[test]
+fn a_flatten_removes_nothing_of_a_template_whose_record_cannot_be_read() {
+    let lab = Lab::new();
+    lab.ok(&["create", "t", "--size", "16M"]);
+    lab.ok(&["template", "create", "t", "--no-seal"]);
+    lab.ok(&["clone", "t", "a"]);
+    let before = lab.layer_files().len();
+    std::fs::write(lab.store().join("vms/t/vm.json"), "{").unwrap();
+    lab.ok(&["flatten", "a"]);
+    assert_eq!(lab.layer_files().len(), before);
+    lab.ok(&["doctor", "t", "--repair"]);
+    lab.ok(&["clone", "t", "b"]);
+    lab.check_images();
+}
+
+#[test]
+fn a_copy_of_a_vm_is_not_reset_onto_what_that_writes_to() {
+    let lab = Lab::new();
+    lab.ok(&["create", "v", "--size", "16M"]);
+    lab.ok(&["clone", "v", "copy", "--full"]);
+    lab.run(&["reset", "copy", "--stopped"]).fails(5, &["copy is a copy of v"]);
+    lab.ok(&["snapshot", "create", "v", "s"]);
+    lab.ok(&["clone", "v@s", "other", "--full"]);
+    lab.ok(&["reset", "other", "--stopped"]);
+    lab.run(&["rm", "v"]).fails(5, &["other"]);
+}
+
+#[test]
+fn a_layer_nobody_needs_on_a_missing_one_is_in_nobodys_way() {
+    let lab = Lab::new();
+    lab.ok(&["create", "v", "--size", "16M"]);
+    lab.ok(&["snapshot", "create", "v", "s"]);
+    let chain = lab.json(&["disk", "chain", "v"]);
+    let base = chain[0]["layers"][1]["file"].as_str().unwrap().to_owned();
+    lab.ok(&["create", "other", "--size", "16M"]);
+    std::fs::remove_file(base).unwrap();
+    lab.ok(&["rm", "v"]);
+    lab.ok(&["snapshot", "create", "other", "s"]);
+    lab.ok(&["snapshot", "rm", "other@s"]);
+    lab.ok(&["gc", "--older-than", "0"]);
+    lab.ok(&["gc", "--older-than", "0"]);
+    assert_eq!(lab.layer_files().len(), 1);
+}

@@ -223,7 +223,7 @@ fn snapshots_that_have_expired_are_merged_by_gc_and_others_are_not() {
     assert_eq!(lab.ok(&["snapshot", "ls", "web", "-q"]), "young\never\n");
     assert_eq!(lab.read("web", "/root/a").as_deref(), Some("one"));
     assert_eq!(lab.state("web"), "running");
-    lab.run(&["snapshot", "create", "web", "x", "--expires", "soon"]).fails(2, &["not an age"]);
+    lab.run(&["snapshot", "create", "web", "x", "--expires", "soon"]).fails(2, &["not a time"]);
 }
 
 #[test]

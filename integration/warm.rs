@@ -99,6 +99,36 @@ fn guests_from_one_memory_share_nothing_and_leave_nothing() {
         lab.run(&["--format", "json", "run", "--timeout", "2", "t", "--", "sh", "-c", "echo partial; sleep 1000"]);
     let value: Value = serde_json::from_str(&told.out).unwrap();
     assert_eq!((told.code, &value["stdout"], &value["timed_out"]), (124, &"partial\n".into(), &true.into()));
+    // What the kernel makes up is copied, too; what cannot be copied is said once, and is no success.
+    let version = lab.path().join("version");
+    let out = format!("/proc/version:{}", version.display());
+    run(&["--copy-out", &out, "t", "--", "true"]).ok();
+    assert!(std::fs::read_to_string(&version).unwrap().starts_with("Linux"));
+    for from in ["/dev/zero", "/nowhere"] {
+        let out = format!("{from}:{}", lab.path().join("nothing").display());
+        let told = run(&["--copy-out", &out, "t", "--", "true"]).fails(125, &["--copy-out", from]);
+        assert_eq!(told.err.matches("--copy-out").count(), 1, "{told:?}");
+    }
+    // A name behind a blank is a source, which the error says.
+    run(&["--keep", "mine", "t", "--", "true"]).fails(125, &["--keep=mine"]);
+    run(&["--timeout", "1m", "t", "--", "true"]).ok();
+    // Somebody else's record that cannot be read keeps nothing of a run.
+    let broken = lab.store().join("vms/broken");
+    std::fs::create_dir(&broken).unwrap();
+    std::fs::write(broken.join("vm.json"), "{").unwrap();
+    run(&["t", "--", "true"]).ok();
+    std::fs::remove_dir_all(broken).unwrap();
+    // Three signals in a row hang up, whatever the command makes of them.
+    let mut child =
+        lab.spawn(&["run", "t", "--", "sh", "-c", "trap '' INT TERM; echo up; while :; do sleep 0.1; done"]);
+    let mut up = [0; 3];
+    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut up).unwrap();
+    for _ in 0..3 {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        terminate(child.id());
+    }
+    let done = Done::from(child.wait_with_output().unwrap());
+    assert!(done.code == 130 && done.err.contains("hung up"), "{done:?}");
     // A guest that restarts has forgotten the command.
     run(&["t", "--", "sh", "-c", "reboot -f; sleep 1000"]).fails(125, &["the guest"]);
     // A panic is an error, at once.
@@ -180,6 +210,7 @@ fn a_run_that_is_killed_is_cleared_up_by_the_next_one() {
         "{collected}"
     );
     only_the_template_is_there(&lab, layers);
+    lab.run(&["pool", "fill", "t", "1000"]).fails(5, &["would never run at once"]);
     // In the pool, too, nobody is left behind: neither a claimed shell whose run was killed, nor those of a host that was switched off.
     lab.ok(&["pool", "fill", "t", "2"]);
     let shell = lab.vm_directories().into_iter().find(|name| name.starts_with("pool-")).unwrap();
@@ -191,6 +222,8 @@ fn a_run_that_is_killed_is_cleared_up_by_the_next_one() {
     assert_eq!(waiting(), Some(2));
     assert_eq!(lab.ok(&["ls", "-q"]), "", "a shell is nobody's VM yet");
     let mut child = up(&["--warm"]);
+    lab.run(&["template", "rm", "t"])
+        .fails(5, &["wait until these have ended: run-", "template rm t --cascade --force"]);
     child.kill().unwrap();
     child.wait().unwrap();
     eventually("the pool is full again", || waiting() == Some(2));

@@ -235,20 +235,21 @@ async fn source(context: &Context, lock: &VmLock, record: Record, request: &Requ
 /// The warm guest of the template `name`, if it can be gone on from here and now.
 pub fn warm<'a>(context: &Context, name: &Name, record: &'a Record) -> Result<&'a Warm> {
     if !record.is_template() {
-        return Err(Error::refused(format!("{name} is no template, and only a template can be warm"))
-            .hint(format!("clone it cold: cowhand clone {name} NEW")));
+        return Err(
+            Error::refused(format!("{name} is no template, and only a template can be warm")).hint("leave out --warm")
+        );
     }
     let warm = record.warm.as_ref().ok_or_else(|| {
         Error::refused(format!("template {name} is not warm"))
             .hint(format!("warm it: cowhand template warm {name}"))
-            .hint(format!("or clone it cold: cowhand clone {name} NEW"))
+            .hint("or leave out --warm")
     })?;
     match warm::misfit(context, name, record, warm)? {
         None => Ok(warm),
         Some(difference) => {
             Err(Error::refused(format!("the warm guest of {name} cannot be gone on from: {difference}"))
                 .hint(format!("warm it anew: cowhand template cool {name} && cowhand template warm {name}"))
-                .hint(format!("or clone it cold: cowhand clone {name} NEW")))
+                .hint("or leave out --warm"))
         }
     }
 }

@@ -24,7 +24,7 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::model::{Layer, Quiesced};
 use crate::store::journal::{self, Journal};
-use crate::store::{VmLock, schema::RecordV1};
+use crate::store::{VmLock, atomic, schema::RecordV1};
 
 /// What is going to happen, in order.
 #[derive(Debug, Clone, PartialEq)]
@@ -58,6 +58,11 @@ pub async fn run(context: &Context, lock: &VmLock, plan: Plan, executor: &mut Ex
     }
     if let Err(error) = reliance::refuse_newcomers(store, lock.name(), &journal.steps) {
         executor.forget(lock)?;
+        // It must not come back: nothing would tell that it was refused.
+        let directory = store.layout.vm(lock.name());
+        if directory.exists() {
+            atomic::sync_directory(&directory)?;
+        }
         return Err(error);
     }
     for at in 0..journal.steps.len() {

@@ -4,6 +4,7 @@
 //! VM is removed. Recovering twice changes nothing the second time.
 
 use super::apply::Executor;
+use super::reliance;
 use super::step::Step;
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
@@ -98,6 +99,7 @@ async fn settle(context: &Context, lock: &VmLock, may_complete: bool) -> Result<
         }
         Recovered::Undone
     } else if may_complete || executor.can_be_ended_now(remaining(&journal, &executor)).await? {
+        call_off_newcomers(store, name, &journal, &mut executor).await?;
         roll_forward(context, lock, &journal, &mut executor).await?;
         context.ui.note(&format!("{name}: `{}` was cut short and has been completed", journal.operation));
         Recovered::Completed
@@ -166,6 +168,22 @@ fn refuse_frozen(lock: &VmLock, executor: &Executor<'_>) -> Result<()> {
     let error =
         Error::qemu(format!("the guest of {name} may still be frozen")).because(executor.report.warnings.join("; "));
     Err(error.hint(format!("the next command on {name} tries again; if it never answers: cowhand stop --force {name}")))
+}
+
+/// A change may have died before it looked whether somebody new stands on what it takes away.
+async fn call_off_newcomers(
+    store: &Store,
+    name: &Name,
+    journal: &Journal<Step>,
+    executor: &mut Executor<'_>,
+) -> Result<()> {
+    let steps = remaining(journal, executor).to_vec();
+    if let Err(error) = reliance::refuse_newcomers(store, name, &steps)
+        && executor.can_be_ended_now(&steps).await?
+    {
+        executor.report.unmerged = Some(error.full_message());
+    }
+    Ok(())
 }
 
 async fn roll_forward(

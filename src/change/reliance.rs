@@ -30,6 +30,8 @@ fn consumed(steps: &[Step]) -> Vec<&Layer> {
                 }
             }
             Step::RemoveMerged { layers: gone } => layers.extend(gone),
+            // They are about to be heads.
+            Step::RestoreLayers { layers: heads, .. } => layers.extend(heads),
             // Nothing stands on what a guest wrote to.
             Step::Trash { what, layers: gone, .. } if !trash::keeps_a_head(what) => layers.extend(gone),
             _ => {}

@@ -13,7 +13,7 @@ use crate::model::{Name, human};
 
 /// Copy files and directories into or out of a running guest
 ///
-/// One side is VM:PATH, the other a path of the host. Modes, times, links and holes come along; owners do not. Files appear when they are whole. A guest that cannot
+/// One side is VM:PATH, the other a path of the host. Modes, times, links and holes come along; owners do not, nor do set-uid bits out of a guest. Files appear when they are whole. A guest that cannot
 /// run the helper (see `exec`) takes and gives single files, through its agent.
 #[derive(Debug, Args)]
 pub struct Cp {

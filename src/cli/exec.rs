@@ -7,12 +7,12 @@ use super::{App, local};
 use crate::error::{Error, Kind, Result};
 use crate::guest::exec::{self, Failure, Finished, Request, Stream, Streams};
 use crate::helper::frame;
-use crate::model::Name;
+use crate::model::{Name, parse_time};
 use crate::output::{Format, Printer};
 
 /// Run a command in a guest as if it ran here, and exit as it does
 ///
-/// No shell is involved: for one, say `-- sh -c '…'`. Output comes as it is written; signals are handed on. The first time, a small helper is sent
+/// No shell is involved: for one, say `-- sh -c '…'`. Output comes as it is written; signals are handed on, and three in a row hang up. The first time, a small helper is sent
 /// into the guest's memory through its agent; where that cannot be (Windows, no agent's leave), the agent itself runs the command, and the
 /// output arrives at its end, at most 16 MiB of it. Exit codes: the command's own, 128 and more for a signal; 124 timeout, 125 our own failure, 126 not executable,
 /// 127 not found in the guest.
@@ -20,9 +20,9 @@ use crate::output::{Format, Printer};
 pub struct Exec {
     #[command(flatten)]
     how: How,
-    /// How long it may take, in seconds; then it is terminated, and 5 s later killed
-    #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..))]
-    timeout: Option<u64>,
+    /// How long it may take, in seconds or like 90s, 10m, 2h; then it is terminated, and 5 s later killed
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    timeout: Option<Duration>,
     /// How long the guest may take to boot as far as its agent, in seconds
     #[arg(long, value_name = "SECS", default_value_t = 120)]
     agent_timeout: u64,
@@ -72,7 +72,7 @@ impl Exec {
             Ok(exec) => Request {
                 exec,
                 agent_limit: Duration::from_secs(self.agent_timeout),
-                limit: self.timeout.map(Duration::from_secs),
+                limit: self.timeout,
                 agent_only: self.agent_only,
             },
             Err(error) => return fail(app, self.failure_code, &error),

@@ -8,7 +8,7 @@ use super::{App, local};
 use crate::ephemeral::run::{self, Keep, Request, Warmth};
 use crate::error::{Error, Result};
 use crate::guest;
-use crate::model::{Name, PointRef, PortForward, parse_age};
+use crate::model::{Name, PointRef, PortForward, parse_age, parse_time};
 use crate::output::time;
 
 /// Run a command in a guest that is made for it and gone afterwards
@@ -32,9 +32,9 @@ pub struct Run {
     /// Copy a file or directory out of it afterwards, also when the command has failed: GUEST:HOST; can be repeated
     #[arg(long, value_name = "GUEST:HOST", value_parser = guest_host)]
     copy_out: Vec<(String, PathBuf)>,
-    /// How long the command may take, in seconds; then it is terminated, and 5 s later killed
-    #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..))]
-    timeout: Option<u64>,
+    /// How long the command may take, in seconds or like 90s, 10m, 2h; then it is terminated, and 5 s later killed
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    timeout: Option<Duration>,
     /// Keep the VM, under this name
     #[arg(long, value_name = "NAME", num_args = 0..=1, require_equals = true)]
     keep: Option<Option<Name>>,
@@ -65,7 +65,7 @@ const TTL: Duration = Duration::from_secs(86_400);
 
 impl Run {
     pub async fn run(self, app: &App) -> u8 {
-        let limit = self.timeout.map(Duration::from_secs);
+        let limit = self.timeout;
         let (_raw, size) = match self.how.tty.then(local::terminal).transpose() {
             Ok(terminal) => terminal.unzip(),
             Err(error) => return exec::fail(app, OURS, &error),
@@ -83,6 +83,11 @@ impl Run {
             Ok(near) => near,
             Err(error) => return exec::fail(app, OURS, &error),
         };
+        // A name behind a blank is taken for the source.
+        if self.keep == Some(None) && !app.context.store.exists(&self.source.vm) {
+            let error = app.context.store.unknown(&self.source.vm);
+            return exec::fail(app, OURS, &error.hint(format!("or is that to be its name? --keep={}", self.source.vm)));
+        }
         let request = Request {
             source: self.source,
             name: self.keep.clone().flatten(),

@@ -137,7 +137,7 @@ pub fn commit(
 }
 
 /// Copies everything between the active layer and `base` (which stays below; `None`: all of it) into the active layer. `None`: there is
-/// nothing to copy.
+/// nothing to copy. Where nobody can be sure who uses what, the data is copied and no layer vanishes.
 pub fn stream(pool: &Pool, subject: Subject<'_>, base: Option<usize>) -> Result<Option<Merge>> {
     let Subject { vm, target, chain, .. } = subject;
     if base == Some(0) {
@@ -166,7 +166,7 @@ pub fn stream(pool: &Pool, subject: Subject<'_>, base: Option<usize>) -> Result<
     }
     // From above: once a layer stays, what is below it stays, too.
     let mut kept = Vec::new();
-    let mut stays = false;
+    let mut stays = pool.uncertainty(Some(vm)).is_some();
     for (at, info) in chain.iter().enumerate().take(end).skip(1) {
         let others = pool.children(&info.layer.id).any(|child| child.layer != chain[at - 1].layer);
         stays |= others || !pool.uses(&info.layer.id).is_empty();

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::{chain, running, vm};
 use crate::change::Step;
 use crate::change::recover::{self, Recovered};
+use crate::change::reliance;
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::guest::freeze;
@@ -122,7 +123,12 @@ pub async fn apply(context: &Context, remedy: &Remedy) -> Result<Applied> {
             if store.layout.layer(layer).exists() || !chain::lacks(store, &record, layer) {
                 return Ok(Applied::NotNeeded);
             }
-            store.restore_layer(trash, layer)?;
+            let found = store.list_trash()?.into_iter().find(|found| found.path == *trash);
+            let below = found.and_then(|found| found.entry).map(|entry| entry.below).unwrap_or_default();
+            if let Err(error) = reliance::restore(store, vm, trash, std::slice::from_ref(layer), &below) {
+                reliance::put_back(store, trash, std::slice::from_ref(layer))?;
+                return Err(error);
+            }
             atomic::sync_directory(&store.layout.layers())?;
             done("it was taken out again")
         }

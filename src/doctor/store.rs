@@ -239,7 +239,7 @@ pub fn examine_pool(context: &Context, pool: &Pool) -> Result<Vec<Finding>> {
             unused(&layer.id) && !wanted.contains(&layer.id) && !open(layer) && pool.stands_on_head(&layer.id).is_none()
         })
         .collect();
-    let certain = pool.damaged.is_empty() && pool.unreadable.is_empty();
+    let certain = pool.uncertainty(None).is_none();
     if !unused.is_empty() {
         let names: Vec<String> = unused.iter().map(|layer| layer.to_string()).collect();
         let names = names.join(", ");

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::discard;
+use super::{discard, queue};
 use crate::clone::{self, Kind};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
@@ -52,7 +52,7 @@ pub async fn fill(context: &Context, template: &Name, wanted: u32) -> Result<u32
     let store = &context.store;
     discard::reap(context).await?;
     let record = store.load(template)?;
-    clone::warm(context, template, &record)?;
+    refuse_too_many(clone::warm(context, template, &record)?.config.memory_bytes, wanted)?;
     {
         let (_lock, mut record) = open::open(context, template).await?;
         if let Some(warm) = record.warm.as_mut().filter(|warm| warm.pool != wanted) {
@@ -60,7 +60,27 @@ pub async fn fill(context: &Context, template: &Name, wanted: u32) -> Result<u32
             store.save(template, &record)?;
         }
     }
-    top_up(context, template).await
+    let started = top_up(context, template).await?;
+    let now = store.load(template)?.warm.map_or(0, |warm| warm.pool);
+    if now != wanted {
+        return Err(Error::refused(format!("the pool of {template} was set to {now} meanwhile"))
+            .hint("what waits now: cowhand pool ls"));
+    }
+    Ok(started)
+}
+
+/// More shells than runs could ever go on at once are of no use.
+fn refuse_too_many(memory_bytes: u64, wanted: u32) -> Result<()> {
+    let room = queue::room();
+    let most = (room / memory_bytes.max(1)).max(1);
+    if u64::from(wanted) > most {
+        return Err(Error::refused(format!(
+            "{wanted} guests of {} would never run at once: the host has {} for guests, enough for {most}",
+            human(memory_bytes),
+            human(room)
+        )));
+    }
+    Ok(())
 }
 
 /// Starts the shells that are missing, and ends those that are too many.

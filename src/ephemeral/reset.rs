@@ -32,7 +32,17 @@ pub async fn reset(context: &Context, name: &Name, stopped: bool) -> Result<Rese
         Error::refused(format!("{name} was not made from a template or a snapshot"))
             .hint(format!("go back to a snapshot of its own: cowhand snapshot revert {name}@NAME"))
     })?;
-    let (source_name, source) = source(context, name, &origin)?;
+    let (source_name, mut source) = source(context, name, &origin)?;
+    if origin.snapshot.is_none() && !source.is_template() {
+        return Err(Error::refused(format!("{name} is a copy of {source_name}, which has changed since or may"))
+            .hint(format!("go back to a snapshot of its own: cowhand snapshot revert {name}@NAME")));
+    }
+    // Nobody may merge the layers of the snapshot meanwhile.
+    let mut source_lock = None;
+    if origin.snapshot.is_some() && source_name != *name {
+        let (lock, now) = open::open(context, &source_name).await?;
+        (source_lock, source) = (Some(lock), now);
+    }
     let at = match &origin.snapshot {
         Some(snapshot) => format!("{source_name}@{snapshot}"),
         None => source_name.to_string(),
@@ -65,7 +75,7 @@ pub async fn reset(context: &Context, name: &Name, stopped: bool) -> Result<Rese
         None => plan::trash(&record, Store::trash_name("reset", name), "reset", gone, None),
     });
     change::run(context, &lock, Plan::new(steps), &mut Executor::with(context, name, qmp)).await?;
-    drop(store_lock);
+    drop((source_lock, store_lock));
     if stopped {
         return Ok(Reset { origin: at, kind: None });
     }

@@ -357,8 +357,12 @@ async fn attend(
         let mut lost = None;
         for (from, to) in &request.copy_out {
             if let Err(error) = copy_out(context, made, from, to).await {
-                context.ui.warn(&format!("--copy-out {from}: {}", error.full_message()));
-                lost = Some(error);
+                // Of several that fail, the last is the error.
+                if let Some(before) =
+                    lost.replace(Error::new(error.kind(), format!("--copy-out {from}")).because(error.full_message()))
+                {
+                    context.ui.warn(&before.full_message());
+                }
             }
         }
         lost
@@ -369,7 +373,12 @@ async fn attend(
     };
     match (result, lost) {
         (Ok(finished), Some(error)) if finished.code == 0 => Err(error.into()),
-        (result, _) => result,
+        (result, lost) => {
+            if let Some(error) = lost {
+                context.ui.warn(&error.full_message());
+            }
+            result
+        }
     }
 }
 

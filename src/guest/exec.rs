@@ -263,7 +263,7 @@ pub async fn converse(
                         signals = if last_signal.elapsed() < IN_A_ROW { signals + 1 } else { 1 };
                         last_signal = Instant::now();
                     }
-                    if signals > PATIENCE || paused && signals > 0 {
+                    if signals >= PATIENCE || paused && signals > 0 {
                         return Err(Error::new(ErrorKind::Interrupted, "interrupted; the command was hung up").into());
                     }
                     client.send(Kind::Signal, &[signal]).await?;

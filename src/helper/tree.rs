@@ -6,10 +6,10 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
@@ -23,6 +23,8 @@ use crate::sys::sparse::next_data;
 
 /// Bytes of a file in one frame, behind their offset.
 const CHUNK: usize = LARGEST - 8;
+/// The most bytes of a file that says it has none.
+const MADE_UP: u64 = 64 << 20;
 
 /// One thing in a tree. Its path is relative to the tree's own place, and empty for the first one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,7 +85,12 @@ pub enum Piece<'a> {
 pub fn read(root: &Path, give: &mut dyn FnMut(Piece<'_>) -> io::Result<()>) -> io::Result<Vec<PathBuf>> {
     let mut left_out = Vec::new();
     // The user may name a link to what is meant; below that, links are links.
-    read_one(&std::fs::canonicalize(root)?, Path::new(""), give, &mut left_out)?;
+    let root = std::fs::canonicalize(root)?;
+    read_one(&root, Path::new(""), give, &mut left_out)?;
+    if left_out.contains(&root) {
+        let message = format!("{} is no file, directory or link", root.display());
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    }
     Ok(left_out)
 }
 
@@ -104,6 +111,15 @@ fn read_one(
             return Ok(());
         }
     };
+    // What the kernel makes up (in /proc, in /sys) says that it is empty, and is not.
+    let made_up = match what {
+        What::File { bytes: 0 } => read_made_up(path).map_err(at)?,
+        _ => Vec::new(),
+    };
+    let what = match what {
+        What::File { bytes: 0 } => What::File { bytes: made_up.len() as u64 },
+        other => other,
+    };
     let entry = Entry {
         path: to_letters(inside.as_os_str()),
         what,
@@ -111,6 +127,12 @@ fn read_one(
         modified_ns: about.mtime().saturating_mul(1_000_000_000).saturating_add(about.mtime_nsec()),
     };
     match &entry.what {
+        What::File { .. } if !made_up.is_empty() => {
+            give(Piece::Entry(&entry))?;
+            for (at, bytes) in made_up.chunks(CHUNK).enumerate() {
+                give(Piece::Data((at * CHUNK) as u64, bytes))?;
+            }
+        }
         What::File { bytes } => {
             let file = File::open(path).map_err(at)?;
             give(Piece::Entry(&entry))?;
@@ -128,6 +150,20 @@ fn read_one(
         }
     }
     Ok(())
+}
+
+/// All of a file that says it has no length. One that would be waited for has nothing now.
+fn read_made_up(path: &Path) -> io::Result<Vec<u8>> {
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let file = File::options().read(true).custom_flags(flags).open(path)?;
+    let mut bytes = Vec::new();
+    match file.take(MADE_UP + 1).read_to_end(&mut bytes) {
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+        _ if bytes.len() as u64 > MADE_UP => {
+            Err(io::Error::new(io::ErrorKind::FileTooLarge, "it says that it has no length, and does not end"))
+        }
+        _ => Ok(bytes),
+    }
 }
 
 fn read_data(file: &File, bytes: u64, give: &mut dyn FnMut(Piece<'_>) -> io::Result<()>) -> io::Result<()> {
@@ -358,6 +394,19 @@ mod tests {
             from.join("a/x").metadata().expect("from").mtime_nsec()
         );
         copy(&from, &to).expect("a copy over the copy");
+    }
+
+    #[test]
+    fn what_the_kernel_makes_up_arrives_though_it_says_that_it_is_empty() {
+        let room = tempfile::tempdir().expect("a directory");
+        let to = room.path().join("version");
+        let bytes = copy(Path::new("/proc/version"), &to).expect("a copy");
+        assert_eq!(std::fs::read(&to).expect("a file"), std::fs::read("/proc/version").expect("a file"));
+        assert_eq!(bytes, to.metadata().expect("a file").len());
+        std::fs::write(room.path().join("empty"), "").expect("a file");
+        assert_eq!(copy(&room.path().join("empty"), &to).expect("a copy"), 0);
+        let error = copy(Path::new("/dev/zero"), &to).expect_err("a device");
+        assert!(error.to_string().contains("no file, directory or link"), "{error}");
     }
 
     #[test]

@@ -29,28 +29,33 @@ impl Pool {
             let mut pool = Self::default();
             pool.read_headers(store)?;
             let unseen = pool.read_records(store, &before.names)?;
-            match pool.doubt(store, &unseen) {
-                Some(Doubt::Torn) if rounds.next().is_some() => continue,
-                Some(Doubt::Torn) => pool.unsettled = true,
-                Some(Doubt::Lost(id)) => pool.lost = Some(id),
-                None => {}
+            let doubt = pool.doubt(store, &unseen);
+            let still = doubt != Some(Doubt::Torn) && Directories::look(store)? == before;
+            if !still && rounds.next().is_some() {
+                continue;
             }
-            if Directories::look(store)? == before {
-                return Ok(pool);
+            pool.unsettled = !still;
+            if let Some(Doubt::Lost(id)) = doubt {
+                pool.lost = Some(id);
             }
+            return Ok(pool);
         }
     }
 
     /// The same, and the layers that something in the trash stands on, which can be taken back: both as they were at one moment.
     pub fn scan_with_trash(store: &Store) -> Result<(Self, Vec<LayerId>)> {
+        let mut rounds = 0..ROUNDS;
         loop {
             let before = store.trash_entries()?;
             let below = store.below_trash()?;
-            let pool = Self::scan(store)?;
+            let mut pool = Self::scan(store)?;
             // Whatever is put into the trash or taken out of it leaves an entry that was not there.
-            if store.trash_entries()? == before {
-                return Ok((pool, below));
+            let still = store.trash_entries()? == before;
+            if !still && rounds.next().is_some() {
+                continue;
             }
+            pool.unsettled |= !still;
+            return Ok((pool, below));
         }
     }
 
@@ -101,7 +106,11 @@ impl Pool {
         let by_header = self.layers.values().filter_map(|info| {
             let backing = info.backing.as_ref().filter(|backing| !self.has_seen(backing))?;
             let still_on_it = || inspect(store, &info.layer).is_ok_and(|now| now.backing.as_ref() == Some(backing));
-            Some(if is_there(backing) || !still_on_it() { Doubt::Torn } else { Doubt::Lost(backing.id.clone()) })
+            if is_there(backing) || !still_on_it() {
+                return Some(Doubt::Torn);
+            }
+            // What nobody needs can lack what it likes.
+            (!self.users(&info.layer.id).is_empty()).then(|| Doubt::Lost(backing.id.clone()))
         });
         let by_record = unseen.iter().map(|(name, layer)| {
             let still_named = || store.load(name).is_ok_and(|record| record.layers().any(|named| named == layer));
@@ -161,11 +170,16 @@ fn files(store: &Store) -> Result<Vec<Layer>> {
 
 /// The layers whose header says that they stand on one of `bases`.
 pub fn standing_on(store: &Store, bases: &[&Layer]) -> Result<Vec<Layer>> {
-    let stands = |layer: &Layer| {
-        let backing = inspect(store, layer).ok().and_then(|info| info.backing);
-        backing.is_some_and(|backing| bases.contains(&&backing))
-    };
-    Ok(files(store)?.into_iter().filter(stands).collect())
+    let mut standing = Vec::new();
+    for layer in files(store)? {
+        match inspect(store, &layer) {
+            Ok(info) => standing.extend(info.backing.filter(|backing| bases.contains(&backing)).map(|_| layer)),
+            // It has gone, or nobody can stand on what it says.
+            Err(error) if matches!(error.kind(), Kind::Damaged | Kind::NotFound) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(standing)
 }
 
 /// Reads what one layer says of itself.
@@ -276,8 +290,10 @@ mod tests {
         let base = bench.layer(None);
         let top = bench.layer(Some(&base));
         bench.remove(&base);
-        assert_eq!(bench.headers().doubt(&bench.store, &[]), Some(Doubt::Lost(base.id.clone())));
-        assert_eq!(Pool::scan(&bench.store).expect("a pool").lost, Some(base.id));
+        let mut pool = bench.headers();
+        assert_eq!(pool.doubt(&bench.store, &[]), None, "nobody needs what stands on it");
+        pool.add_use(&top.id, Use::Head(vm.clone()));
+        assert_eq!(pool.doubt(&bench.store, &[]), Some(Doubt::Lost(base.id)));
         // Named by a record, and made after the layers were listed.
         bench.remove(&top);
         let before = bench.headers();

@@ -111,6 +111,10 @@ fn merge(pool: &Pool, layer: &LayerInfo, child: &LayerInfo, permissions: Permiss
     if child.internal_snapshots > 0 {
         return Action::Keep { layer: layer.layer.clone(), why: Why::BelowInternal(child.internal_snapshots) };
     }
+    // Nobody's yet, or any more: whoever takes it away, or back, relies on what it stands on.
+    if pool.users(&child.layer.id).is_empty() {
+        return Action::Keep { layer: layer.layer.clone(), why: Why::InUse };
+    }
     let foreign = |info: &LayerInfo| permissions.foreign.contains(&info.layer.id);
     let ours = |r#use: &Use| r#use.owner() == permissions.owner;
     let named_by_us = |uses: &[Use]| !uses.is_empty() && uses.iter().all(ours);

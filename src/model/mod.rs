@@ -22,5 +22,5 @@ pub use record::{
     Config, Disk, Firmware, KernelBoot, LayerStamp, Origin, Quiesced, Record, Role, Snapshot, SnapshotKind, State,
     VmState,
 };
-pub use size::{human, parse_age, parse_size};
+pub use size::{human, parse_age, parse_size, parse_time};
 pub use warm::{Ephemeral, Owner, Warm, WarmImage};

@@ -52,9 +52,8 @@ pub fn human(bytes: u64) -> String {
 
 /// `90s`, `30m`, `12h`, `7d`, `2w`, or seconds.
 pub fn parse_age(text: &str) -> Result<Duration> {
-    let bad = || {
-        Error::usage(format!("{text:?} is not an age")).hint("write a number with s, m, h, d or w: 30m, 12h, 7d, 2w")
-    };
+    let bad =
+        || Error::usage(format!("{text:?} is not a time: write a number with s, m, h, d or w, as in 30m, 12h, 7d"));
     let (number, unit) = match text.chars().last() {
         Some('s') => (&text[..text.len() - 1], 1),
         Some('m') => (&text[..text.len() - 1], 60),
@@ -65,6 +64,14 @@ pub fn parse_age(text: &str) -> Result<Duration> {
     };
     let number: u64 = number.parse().map_err(|_| bad())?;
     number.checked_mul(unit).map(Duration::from_secs).ok_or_else(bad)
+}
+
+/// A time that something may take: as [`parse_age`] has it, and not none at all.
+pub fn parse_time(text: &str) -> Result<Duration> {
+    match parse_age(text)? {
+        Duration::ZERO => Err(Error::usage("no time at all is too little")),
+        time => Ok(time),
+    }
 }
 
 #[cfg(test)]

@@ -202,6 +202,12 @@ impl Store {
             let differing = a.bytes().zip(b.bytes()).filter(|(a, b)| a != b).count() + a.len().abs_diff(b.len());
             a.len().min(b.len()) >= 3 && (differing <= 2 || a.starts_with(&b) || b.starts_with(&a))
         };
+        if !self.layout.store_json().exists() {
+            return error.hint(format!(
+                "there is no store at {}; another one: --store DIR, COWHAND_STORE",
+                self.layout.root().display()
+            ));
+        }
         match names.iter().find(near) {
             Some(other) => error.hint(format!("did you mean {other}?")),
             None => error.hint("cowhand ls -a    lists all there are"),

@@ -47,6 +47,8 @@ pub async fn collect(context: &Context, age: Duration, dry_run: bool) -> Result<
     let mut spared = Vec::new();
     // An undo that is under way has it.
     let store_lock = store.lock(context).await?;
+    // What came into it meanwhile is not old.
+    let now = Timestamp::now();
     for found in store.list_trash()? {
         // A clock that was set back is no reason to keep things for ever.
         let old = now.duration_since(found.when).unsigned_abs() >= age;

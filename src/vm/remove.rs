@@ -129,16 +129,28 @@ async fn refuse(context: &Context, name: &Name, record: &Record, dependents: &[N
             .hint(format!("end them first: cowhand pool drain {name}"))
             .dependents(dependents.iter().map(Name::to_string).collect());
     }
+    let is_run = |name: &&Name| {
+        context.store.load(name).is_ok_and(|record| record.ephemeral.is_some_and(|ephemeral| ephemeral.owner.is_some()))
+    };
     let names: Vec<String> = dependents.iter().map(Name::to_string).collect();
-    let others: Vec<&str> = dependents.iter().filter(|name| !is_shell(name)).map(Name::as_str).collect();
+    let others: Vec<&str> =
+        dependents.iter().filter(|name| !is_shell(name) && !is_run(name)).map(Name::as_str).collect();
+    let runs: Vec<&str> = dependents.iter().filter(|name| is_run(name)).map(Name::as_str).collect();
     let mut error = Error::refused(format!("{kind} {name} is the base of {count}: {}", shown.join(", ")));
-    if others.len() < names.len() {
+    if !runs.is_empty() {
+        error = error.hint(format!("wait until these have ended: {}", runs.join(" ")));
+    }
+    if others.len() + runs.len() < names.len() {
         error = error.hint(format!("end those that wait in its pool: cowhand pool drain {name}"));
     }
+    if others.is_empty() {
+        return error.hint(format!("or all together: cowhand {verb} {name} --cascade --force")).dependents(names);
+    }
+    let force = if runs.is_empty() { "" } else { " --force" };
     error
         .hint(format!("cowhand flatten {}    makes them independent of it", others.join(" ")))
         .hint(format!("or remove them first: cowhand rm {}", others.join(" ")))
-        .hint(format!("or all together: cowhand {verb} {name} --cascade"))
+        .hint(format!("or all together: cowhand {verb} {name} --cascade{force}"))
         .dependents(names)
 }
 
