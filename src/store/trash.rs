@@ -105,14 +105,15 @@ impl Store {
     /// Makes the trash directory `directory`, which says `entry` of itself, or finds it again.
     pub fn open_trash(&self, directory: &str, entry: &Entry) -> Result<PathBuf> {
         let path = self.layout.trash().join(directory);
-        let about = path.join("entry.json");
-        if !about.try_exists().on("look for", &about)? {
-            let layers = path.join("layers");
-            if let Err(error) = make_directory(&layers).and_then(|()| write_entry(&path, entry)) {
-                // Only if they are empty.
-                let _ = std::fs::remove_dir(&layers).and_then(|()| std::fs::remove_dir(&path));
-                return Err(error);
-            }
+        let (about, layers) = (path.join("entry.json"), path.join("layers"));
+        let made = make_directory(&layers).and_then(|()| match about.try_exists().on("look for", &about)? {
+            true => Ok(()),
+            false => write_entry(&path, entry),
+        });
+        if let Err(error) = made {
+            // Only if they are empty. Whoever tries again makes what is missing.
+            let _ = std::fs::remove_dir(&layers).and_then(|()| std::fs::remove_dir(&path));
+            return Err(error);
         }
         Ok(path)
     }
@@ -145,7 +146,10 @@ impl Store {
         let from = self.layout.layer(layer);
         fault::point("a layer, on its way to the trash").on("move to the trash", &from)?;
         match std::fs::rename(&from, trash.join("layers").join(layer.file_name())) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).on("move to the trash", &from),
+            // It is not the layer that is missing.
+            Err(error) if error.kind() != io::ErrorKind::NotFound || from.symlink_metadata().is_ok() => {
+                Err(error).on("move to the trash", &from)
+            }
             _ => Ok(()),
         }
     }
@@ -228,4 +232,28 @@ fn bytes_below(path: &Path) -> u64 {
             Err(_) => 0,
         })
         .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Format;
+
+    #[test]
+    fn what_was_begun_is_carried_on_and_no_layer_is_taken_for_moved_that_is_not() {
+        let room = tempfile::tempdir().expect("a directory");
+        let store = Store::at(room.path()).expect("a store");
+        store.prepare().expect("a store");
+        let layer = Layer::new(Format::Qcow2);
+        std::fs::write(store.layout.layer(&layer), "data").expect("a file");
+        let entry = Entry::new("revert", &"vm".parse().expect("a name"), "snapshot revert vm@s");
+        let trash = store.open_trash("20260101T000000000Z-revert-vm", &entry).expect("trash");
+        // The first attempt got as far as the entry.
+        std::fs::remove_dir(trash.join("layers")).expect("it is empty");
+        store.trash_layer(&trash, &layer).expect_err("there is nowhere to move it");
+        store.open_trash("20260101T000000000Z-revert-vm", &entry).expect("trash");
+        store.trash_layer(&trash, &layer).expect("it is moved");
+        store.trash_layer(&trash, &layer).expect("it was moved already");
+        assert!(trash.join("layers").join(layer.file_name()).exists() && !store.layout.layer(&layer).exists());
+    }
 }
