@@ -60,3 +60,27 @@ async fn giving_up_on_a_command_does_not_confuse_the_next_one() {
     assert!(qmp.status(Duration::from_millis(20)).await.unwrap_err().is_unknown());
     assert!(qmp.jobs().await.unwrap().is_empty(), "the late answer was taken for this one's");
 }
+
+#[tokio::test]
+async fn a_guest_runs_from_the_event_on_and_not_only_from_the_reply() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("qmp.sock");
+    // The reply comes late, behind the next command's.
+    serve(&socket, |name, _| match name {
+        "cont" => Answer::Lines(vec![r#"{"event": "RESUME", "data": {}}"#.to_owned()]),
+        _ => Answer::Return(serde_json::json!({"running": true, "status": "running"})),
+    });
+    let mut qmp = Qmp::connect(&socket, Duration::from_secs(20)).await.unwrap();
+    qmp.resume().await.unwrap();
+    assert!(qmp.status(Duration::from_secs(20)).await.unwrap().running);
+}
+
+#[tokio::test]
+async fn a_guest_that_may_not_go_on_is_an_error_with_the_words_of_qemu() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("qmp.sock");
+    serve(&socket, |_, _| Answer::Refuse("Resetting the Virtual Machine is required"));
+    let mut qmp = Qmp::connect(&socket, Duration::from_secs(20)).await.unwrap();
+    let error = qmp.resume().await.unwrap_err();
+    assert!(!error.is_unknown() && error.to_string().contains("Resetting the Virtual Machine"), "{error}");
+}

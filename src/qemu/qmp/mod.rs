@@ -223,36 +223,14 @@ impl Qmp {
     ) -> Result<T, QmpError> {
         let limit = fault::patience(limit);
         let deadline = Instant::now() + limit;
-        let point = |when: &str| match command {
-            // What only asks changes nothing.
-            "qmp_capabilities" | "qom-get" => Ok(()),
-            _ if command.starts_with("query-") => Ok(()),
-            _ => fault::point(&format!("{command}, {when}")).map_err(|_| QmpError::Closed),
-        };
-        point("about to be sent")?;
-        self.next_id += 1;
-        let id = self.next_id;
-        let line = json!({"execute": command, "arguments": arguments, "id": id}).to_string();
-        tracing::debug!(target: "qmp", "→ {line}");
-        let late = || QmpError::Timeout { command: command.into(), seconds: limit.as_secs() };
-        let send = async {
-            match fd {
-                Some(fd) => self.wire.send_with(&line, fd).await,
-                None => self.wire.send(&line).await,
-            }
-        };
-        timeout_at(deadline, send).await.map_err(|_| late())??;
+        let id = self.submit(command, arguments, deadline, limit, fd).await?;
         loop {
             match self.receive(command, deadline, limit).await? {
                 Incoming::Event(event) => self.events.push_back(event),
                 Incoming::Reply { id: Some(got), result } if got == id => {
                     tracing::debug!(target: "qmp", "← {result:?}");
-                    let value = result.map_err(|refusal| QmpError::Refused {
-                        command: command.into(),
-                        class: refusal.class,
-                        message: refusal.desc,
-                    })?;
-                    point("answered")?;
+                    let value = accepted(command, result)?;
+                    point(command, "answered")?;
                     return serde_json::from_value(value)
                         .map_err(|source| QmpError::Decode { command: command.into(), source });
                 }
@@ -261,10 +239,71 @@ impl Qmp {
         }
     }
 
+    /// `cont`, as far as the event `RESUME`: from there on the guest runs. QEMU's reply comes when its main loop gets a turn beside the guest's CPUs, which
+    /// took up to 20 ms under emulation, and says nothing more.
+    pub async fn resume(&mut self) -> Result<(), QmpError> {
+        const COMMAND: &str = "cont";
+        let limit = fault::patience(REPLY);
+        let deadline = Instant::now() + limit;
+        let id = self.submit(COMMAND, json!({}), deadline, limit, None).await?;
+        loop {
+            match self.receive(COMMAND, deadline, limit).await? {
+                Incoming::Event(event) if event.name == "RESUME" => break,
+                Incoming::Event(event) => self.events.push_back(event),
+                Incoming::Reply { id: Some(got), result } if got == id => {
+                    accepted(COMMAND, result)?;
+                    break;
+                }
+                Incoming::Reply { .. } | Incoming::Greeting(_) => {}
+            }
+        }
+        point(COMMAND, "answered")
+    }
+
+    /// Sends a command; its reply will carry the number returned.
+    async fn submit<A: Serialize>(
+        &mut self,
+        command: &str,
+        arguments: A,
+        deadline: Instant,
+        limit: Duration,
+        fd: Option<BorrowedFd<'_>>,
+    ) -> Result<u64, QmpError> {
+        point(command, "about to be sent")?;
+        self.next_id += 1;
+        let id = self.next_id;
+        let line = json!({"execute": command, "arguments": arguments, "id": id}).to_string();
+        tracing::debug!(target: "qmp", "→ {line}");
+        let send = async {
+            match fd {
+                Some(fd) => self.wire.send_with(&line, fd).await,
+                None => self.wire.send(&line).await,
+            }
+        };
+        timeout_at(deadline, send)
+            .await
+            .map_err(|_| QmpError::Timeout { command: command.into(), seconds: limit.as_secs() })??;
+        Ok(id)
+    }
+
     async fn receive(&mut self, command: &str, deadline: Instant, limit: Duration) -> Result<Incoming, QmpError> {
         match timeout_at(deadline, self.wire.receive()).await {
             Ok(incoming) => incoming,
             Err(_) => Err(QmpError::Timeout { command: command.into(), seconds: limit.as_secs() }),
         }
     }
+}
+
+/// A fault point at a command that changes something.
+fn point(command: &str, when: &str) -> Result<(), QmpError> {
+    match command {
+        "qmp_capabilities" | "qom-get" => Ok(()),
+        _ if command.starts_with("query-") => Ok(()),
+        _ => fault::point(&format!("{command}, {when}")).map_err(|_| QmpError::Closed),
+    }
+}
+
+/// What QEMU returned, or its refusal.
+fn accepted(command: &str, result: Result<Value, wire::Refusal>) -> Result<Value, QmpError> {
+    result.map_err(|refusal| QmpError::Refused { command: command.into(), class: refusal.class, message: refusal.desc })
 }
