@@ -18,7 +18,7 @@ use remedy::Applied;
 use crate::context::Context;
 use crate::error::Result;
 use crate::layer::pool::Pool;
-use crate::model::Name;
+use crate::model::{Layer, Name};
 use crate::store::schema;
 
 /// How often it is looked again after remedies: one may uncover the next thing.
@@ -103,6 +103,14 @@ impl Finding {
     fn remedy(self, remedy: Option<Remedy>) -> Self {
         Self { remedy, ..self }
     }
+
+    /// The layers it says nobody uses.
+    fn unused_layers(&self) -> &[Layer] {
+        match &self.remedy {
+            Some(Remedy::TrashUnused { layers }) => layers,
+            _ => &[],
+        }
+    }
 }
 
 /// Looks at everything, or at one VM or template.
@@ -138,7 +146,17 @@ async fn examine_store(context: &Context, only: Option<&Name>) -> Result<Vec<Fin
     // Commands that are at work make, change and remove such things between two looks; what a dead one has left stays.
     tokio::time::sleep(SECOND_LOOK).await;
     let again = look(context, only).await?;
-    Ok(again.into_iter().filter(|finding| !passing(finding) || findings.contains(finding)).collect())
+    let unused: Vec<Layer> = findings.iter().flat_map(Finding::unused_layers).cloned().collect();
+    Ok(again
+        .into_iter()
+        .filter_map(|finding| match &finding.remedy {
+            Some(Remedy::TrashUnused { layers }) => {
+                let both: Vec<Layer> = layers.iter().filter(|layer| unused.contains(layer)).cloned().collect();
+                (!both.is_empty()).then(|| store::unused_layers(both))
+            }
+            _ => (!passing(&finding) || findings.contains(&finding)).then_some(finding),
+        })
+        .collect())
 }
 
 async fn look(context: &Context, only: Option<&Name>) -> Result<Vec<Finding>> {

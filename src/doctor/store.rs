@@ -241,13 +241,9 @@ pub fn examine_pool(context: &Context, pool: &Pool) -> Result<Vec<Finding>> {
         .collect();
     let certain = pool.uncertainty(None).is_none();
     if !unused.is_empty() {
-        let names: Vec<String> = unused.iter().map(|layer| layer.to_string()).collect();
-        let names = names.join(", ");
         findings.push(match certain {
-            true => Finding::info("leftovers", format!("layers that nobody uses: {names}"))
-                .hint("cowhand doctor --repair    moves them into the trash, as gc does")
-                .remedy(Some(Remedy::TrashUnused { layers: unused.into_iter().cloned().collect() })),
-            false => Finding::info("leftovers", format!("layers that nobody seems to use: {names}"))
+            true => unused_layers(unused.into_iter().cloned().collect()),
+            false => Finding::info("leftovers", format!("layers that nobody seems to use: {}", names(unused)))
                 .hint("they stay while some record or header cannot be read: it might name them"),
         });
     }
@@ -269,6 +265,18 @@ pub fn examine_pool(context: &Context, pool: &Pool) -> Result<Vec<Finding>> {
         findings.push(Finding::ok("layers", format!("{} in the pool, all headers readable", pool.layers.len())));
     }
     Ok(findings)
+}
+
+/// What is said of layers that nobody uses.
+pub fn unused_layers(layers: Vec<Layer>) -> Finding {
+    Finding::info("leftovers", format!("layers that nobody uses: {}", names(&layers)))
+        .hint("cowhand doctor --repair    moves them into the trash, as gc does")
+        .remedy(Some(Remedy::TrashUnused { layers }))
+}
+
+fn names<'a>(layers: impl IntoIterator<Item = &'a Layer>) -> String {
+    let names: Vec<String> = layers.into_iter().map(Layer::to_string).collect();
+    names.join(", ")
 }
 
 /// Half-written layers of which no change knows.

@@ -176,40 +176,35 @@ impl Store {
 
     /// The directories of the trash that say what they are, sorted. A name is never used again.
     pub fn trash_entries(&self) -> Result<Vec<PathBuf>> {
-        let trash = self.layout.trash();
-        let entries = match std::fs::read_dir(&trash) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(error).on("list", &trash),
-        };
-        let mut found = Vec::new();
-        for entry in entries {
-            let path = entry.on("list", &trash)?.path();
-            found.extend(path.join("entry.json").exists().then_some(path));
-        }
-        found.sort();
-        Ok(found)
+        let mut directories = self.trash_directories()?;
+        directories.retain(|path| path.join("entry.json").exists());
+        Ok(directories)
     }
 
     /// Everything in the trash, oldest first.
     pub fn list_trash(&self) -> Result<Vec<Found>> {
+        let found = |path: PathBuf| {
+            let entry: Option<Entry> =
+                std::fs::read(path.join("entry.json")).ok().and_then(|text| serde_json::from_slice(&text).ok());
+            let changed = path.metadata().and_then(|about| about.modified()).ok().and_then(|time| time.try_into().ok());
+            let when = entry.as_ref().map(|entry| entry.when).or(changed).unwrap_or_else(Timestamp::now);
+            Found { bytes: bytes_below(&path), entry, when, path }
+        };
+        Ok(self.trash_directories()?.into_iter().map(found).collect())
+    }
+
+    /// All of its directories, by name, which begins with the time.
+    fn trash_directories(&self) -> Result<Vec<PathBuf>> {
         let trash = self.layout.trash();
         let entries = match std::fs::read_dir(&trash) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(error).on("list", &trash),
         };
-        let mut found = Vec::new();
-        for entry in entries {
-            let path = entry.on("list", &trash)?.path();
-            let about: Option<Entry> =
-                std::fs::read(path.join("entry.json")).ok().and_then(|text| serde_json::from_slice(&text).ok());
-            let changed = path.metadata().and_then(|about| about.modified()).ok().and_then(|time| time.try_into().ok());
-            let when = about.as_ref().map(|entry| entry.when).or(changed).unwrap_or_else(Timestamp::now);
-            found.push(Found { bytes: bytes_below(&path), entry: about, when, path });
-        }
-        found.sort_by(|a, b| a.path.cmp(&b.path));
-        Ok(found)
+        let mut paths: Vec<PathBuf> =
+            entries.map(|entry| Ok(entry.on("list", &trash)?.path())).collect::<Result<_>>()?;
+        paths.sort();
+        Ok(paths)
     }
 }
 

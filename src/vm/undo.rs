@@ -144,8 +144,13 @@ async fn undo_rm(context: &Context, last: &Undoable) -> Result<()> {
     }
     let (layers, below) = (&last.entry.layers, &last.entry.below);
     if let Err(error) = reliance::restore(store, &last.vm, &last.path, layers, below) {
-        reliance::put_back(store, &last.path, layers)?;
-        return Err(error);
+        return Err(match reliance::put_back(store, &last.path, layers) {
+            Ok(()) => error,
+            Err(second) => error.hint(format!(
+                "its layers could not all be moved back into the trash ({}): cowhand doctor --repair",
+                second.full_message()
+            )),
+        });
     }
     for image in last.before.snapshots.iter().filter_map(Snapshot::ram_image) {
         store.move_memory(&last.path, image, true)?;
