@@ -100,7 +100,7 @@ fn image(lab: &Lab) {
     assert!(done.status.success(), "{done:?}");
 }
 
-pub const CASES: [Case; 28] = [
+pub const CASES: [Case; 29] = [
     Case { name: "create from an image", prepare: image, args: &["create", "web", "--disk", "LAB/disk.qcow2"] },
     Case { name: "create on an image", prepare: image, args: &["create", "web", "--disk", "LAB/disk.qcow2,use"] },
     Case { name: "create", prepare: |_| {}, args: &["create", "web", "--size", "16M", "--size", "16M"] },
@@ -120,6 +120,7 @@ pub const CASES: [Case; 28] = [
     Case { name: "snapshot rm, last", prepare: line, args: &["snapshot", "rm", "web@c"] },
     Case { name: "snapshot rm, internal", prepare: inner, args: &["snapshot", "rm", "web@a"] },
     Case { name: "disk commit", prepare: line, args: &["disk", "commit", "web", "vda"] },
+    Case { name: "disk commit, several layers", prepare: line, args: &["disk", "commit", "web", "vda", "--base", "a"] },
     Case { name: "disk stream", prepare: line, args: &["disk", "stream", "web", "vda"] },
     Case { name: "flatten", prepare: cloned, args: &["flatten", "copy"] },
     Case { name: "disk resize", prepare: line, args: &["disk", "resize", "web", "vda", "32M"] },

@@ -20,7 +20,7 @@ struct Case {
     goes_back: bool,
 }
 
-const CASES: [Case; 13] = [
+const CASES: [Case; 14] = [
     Case {
         name: "snapshot create, frozen",
         prepare: |_| {},
@@ -55,6 +55,12 @@ const CASES: [Case; 13] = [
         goes_back: false,
     },
     Case { name: "disk commit", prepare: two, args: &["disk", "commit", "web", "vdb"], goes_back: false },
+    Case {
+        name: "disk commit, several layers",
+        prepare: two,
+        args: &["disk", "commit", "web", "vdb", "--base", "s1"],
+        goes_back: false,
+    },
     Case { name: "disk stream", prepare: two, args: &["disk", "stream", "web", "vdb"], goes_back: false },
     Case { name: "disk resize", prepare: |_| {}, args: &["disk", "resize", "web", "vdb", "+16M"], goes_back: false },
     Case {

@@ -85,7 +85,7 @@ struct Source {
 pub async fn clone(context: &Context, request: &Request) -> Result<Vec<Cloned>> {
     let store = &context.store;
     let source_name = &request.source.vm;
-    let store_lock = store.lock_for(context, source_name).await?;
+    let store_lock = store.lock_for(context, &[source_name]).await?;
     recover::sweep(context, &store_lock).await?;
     refuse_taken(context, &request.names)?;
     let (source_lock, record) = open::open(context, source_name).await?;

@@ -71,7 +71,7 @@ async fn a_guest_runs_from_the_event_on_and_not_only_from_the_reply() {
         _ => Answer::Return(serde_json::json!({"running": true, "status": "running"})),
     });
     let mut qmp = Qmp::connect(&socket, Duration::from_secs(20)).await.unwrap();
-    qmp.resume().await.unwrap();
+    qmp.cont_until_running().await.unwrap();
     assert!(qmp.status(Duration::from_secs(20)).await.unwrap().running);
 }
 
@@ -81,6 +81,6 @@ async fn a_guest_that_may_not_go_on_is_an_error_with_the_words_of_qemu() {
     let socket = directory.path().join("qmp.sock");
     serve(&socket, |_, _| Answer::Refuse("Resetting the Virtual Machine is required"));
     let mut qmp = Qmp::connect(&socket, Duration::from_secs(20)).await.unwrap();
-    let error = qmp.resume().await.unwrap_err();
+    let error = qmp.cont_until_running().await.unwrap_err();
     assert!(!error.is_unknown() && error.to_string().contains("Resetting the Virtual Machine"), "{error}");
 }

@@ -24,7 +24,7 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::model::{Layer, Quiesced};
 use crate::store::journal::{self, Journal};
-use crate::store::{VmLock, atomic, schema::RecordV1};
+use crate::store::{Store, VmLock, atomic, schema::RecordV1};
 
 /// What is going to happen, in order.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,14 +56,11 @@ pub async fn run(context: &Context, lock: &VmLock, plan: Plan, executor: &mut Ex
         store.unclaim(lock.name())?;
         return Err(error);
     }
-    if let Err(error) = reliance::refuse_newcomers(store, lock.name(), &journal.steps) {
-        executor.forget(lock)?;
-        // It must not come back: nothing would tell that it was refused.
-        let directory = store.layout.vm(lock.name());
-        if directory.exists() {
-            atomic::sync_directory(&directory)?;
-        }
-        return Err(error);
+    if let Err(error) = reliance::refuse_newcomers(store, lock.name(), &journal.steps, &journal.pins) {
+        return Err(match forget_for_good(store, lock, executor) {
+            Ok(()) => error,
+            Err(second) => error.hint(format!("its journal is still there: {}", second.full_message())),
+        });
     }
     for at in 0..journal.steps.len() {
         let result = executor.apply_here(&journal.steps[at]).await;
@@ -96,6 +93,13 @@ pub async fn run(context: &Context, lock: &VmLock, plan: Plan, executor: &mut Ex
         journal::remove(store, lock.name())?;
     }
     Ok(std::mem::take(&mut executor.report))
+}
+
+/// Forgets a change that was refused. It must not come back with a power cut: nothing would tell that it was.
+fn forget_for_good(store: &Store, lock: &VmLock, executor: &Executor<'_>) -> Result<()> {
+    executor.forget(lock)?;
+    let directory = store.layout.vm(lock.name());
+    if directory.exists() { atomic::sync_directory(&directory) } else { Ok(()) }
 }
 
 /// Undoes the steps up to and with `at`, in reverse, and hands the error on.

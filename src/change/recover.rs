@@ -178,7 +178,7 @@ async fn call_off_newcomers(
     executor: &mut Executor<'_>,
 ) -> Result<()> {
     let steps = remaining(journal, executor).to_vec();
-    if let Err(error) = reliance::refuse_newcomers(store, name, &steps)
+    if let Err(error) = reliance::refuse_newcomers(store, name, &steps, &journal.pins)
         && executor.can_be_ended_now(&steps).await?
     {
         executor.report.unmerged = Some(error.full_message());

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! merge:    its journal is written ─▶ the headers of the pool are read: does anybody stand there who was not in the plan?
-//! restore:  its layers are in the pool ─▶ the journals and records of others are read, and the stamps of what it stands on: is it what it was, and stays so?
+//! restore:  its layers are in the pool ─▶ the records and journals of others are read, and the stamps of what it stands on: is it what it was, and stays so?
 //! ```
 //! Each makes itself seen before it looks. So whatever their order, one of them sees the other and steps back. Those who remove layers under the
 //! store's lock are kept away by it, as long as the restore holds it.
@@ -11,15 +11,15 @@
 use std::path::Path;
 
 use super::step::Step;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::layer::{census, stamp};
 use crate::model::{Layer, LayerStamp, MergeKind, Name};
-use crate::store::Store;
-use crate::store::journal::Journal;
+use crate::store::journal::{self, Journal};
 use crate::store::trash::{self, Stamp};
+use crate::store::{Store, make_directory};
 
 /// The layers that `steps` write to or take away, and that something may stand on.
-fn consumed(steps: &[Step]) -> Vec<&Layer> {
+fn consumed<'a>(steps: impl IntoIterator<Item = &'a Step>) -> Vec<&'a Layer> {
     let mut layers = Vec::new();
     for step in steps {
         match step {
@@ -29,25 +29,27 @@ fn consumed(steps: &[Step]) -> Vec<&Layer> {
                     layers.extend((merge.kind == MergeKind::Commit).then_some(&merge.base));
                 }
             }
-            Step::RemoveMerged { layers: gone } => layers.extend(gone),
+            Step::RemoveMerged { layers: gone } | Step::Trash { layers: gone, .. } => layers.extend(gone),
             // They are about to be heads.
             Step::RestoreLayers { layers: heads, .. } => layers.extend(heads),
-            // Nothing stands on what a guest wrote to.
-            Step::Trash { what, layers: gone, .. } if !trash::keeps_a_head(what) => layers.extend(gone),
             _ => {}
         }
     }
     layers
 }
 
-/// Refuses a change that is written down, and has not begun, when somebody new stands on what it takes away.
-pub(super) fn refuse_newcomers(store: &Store, name: &Name, steps: &[Step]) -> Result<()> {
-    let consumed = consumed(steps);
+/// Does the step put heads out of use? While a record names them as such, nothing is restored on top of them, so nobody new is there.
+fn puts_heads_away(step: &Step) -> bool {
+    matches!(step, Step::Trash { what, .. } if trash::keeps_a_head(what))
+}
+
+/// Refuses what `steps` of a change do, which is written down and has not begun, when somebody stands on what they take away who is not in the `plan`.
+pub(super) fn refuse_newcomers(store: &Store, name: &Name, steps: &[Step], plan: &[Layer]) -> Result<()> {
+    let consumed = consumed(steps.iter().filter(|step| !puts_heads_away(step)));
     if consumed.is_empty() {
         return Ok(());
     }
-    let planned: Vec<Layer> = steps.iter().flat_map(Step::layers).collect();
-    let newcomer = census::standing_on(store, &consumed)?.into_iter().find(|layer| !planned.contains(layer));
+    let newcomer = census::standing_on(store, &consumed)?.into_iter().find(|layer| !plan.contains(layer));
     newcomer.map_or(Ok(()), |newcomer| {
         Err(Error::refused(format!(
             "layers of {name} cannot be merged or removed: {newcomer}, which stands on them, was just taken out of the trash"
@@ -60,27 +62,61 @@ pub(super) fn refuse_newcomers(store: &Store, name: &Name, steps: &[Step]) -> Re
 /// so; then they may be in the pool, and the caller moves them back ([`put_back`]).
 pub fn restore(store: &Store, vm: &Name, trash: &Path, layers: &[Layer], below: &[Stamp]) -> Result<()> {
     layers.iter().try_for_each(|layer| store.restore_layer(trash, layer))?;
+    // Records on either side of the journals. A change whose journal went before we came to it shows in the records behind; one that takes a head away, and whose
+    // journal came after, in those before.
+    refuse_what_changed(store, below)?;
     for other in store.directories()?.iter().filter(|other| *other != vm) {
         let Some(journal) = Journal::<Step>::load(store, other)? else { continue };
         let consumed = consumed(&journal.steps);
         if let Some(stamp) = below.iter().find(|stamp| consumed.contains(&&stamp.layer)) {
-            return Err(Error::refused(format!(
+            let error = Error::refused(format!(
                 "{vm} stands on layer {}, which `{}` of {other} is about to merge or remove",
                 stamp.layer, journal.operation
-            ))
-            .hint("run the command again when that has ended"));
+            ));
+            return Err(match journal::cut_short(store, other) {
+                Some(_) => error.hint(format!("that was cut short; end it first: cowhand doctor {other} --repair")),
+                None => error.hint("run the command again when that has ended"),
+            });
+        }
+    }
+    refuse_what_changed(store, below)
+}
+
+/// A record that cannot be read might say that its VM writes to one of them.
+fn refuse_what_changed(store: &Store, below: &[Stamp]) -> Result<()> {
+    let mut records = Vec::new();
+    for name in store.names()? {
+        match store.load(&name) {
+            Ok(record) => records.push((name, record)),
+            // It went meanwhile.
+            Err(error) if error.kind() == Kind::NotFound => {}
+            Err(error) => return Err(error),
         }
     }
     let stamps: Vec<LayerStamp> = below.iter().cloned().map(LayerStamp::from).collect();
-    match stamp::obstacle(store, &store.records()?, &stamps) {
+    match stamp::obstacle(store, &records, &stamps) {
         None => Ok(()),
         Some(obstacle) => Err(Error::refused(format!("it cannot be taken back: {obstacle}"))
             .hint("see what else there is: cowhand undo --list")),
     }
 }
 
-/// Moves layers that were restored into the trash again.
+/// [`restore`], or nothing.
+pub fn restore_or_put_back(store: &Store, vm: &Name, trash: &Path, layers: &[Layer], below: &[Stamp]) -> Result<()> {
+    // What shows at once needs no way back.
+    refuse_what_changed(store, below)?;
+    restore(store, vm, trash, layers, below).map_err(|error| match put_back(store, trash, layers) {
+        Ok(()) => error,
+        Err(second) => error.hint(format!(
+            "its layers could not all be moved back into the trash ({}): cowhand doctor --repair",
+            second.full_message()
+        )),
+    })
+}
+
+/// Moves layers that were restored into the trash again, whatever is left of their directory there.
 pub fn put_back(store: &Store, trash: &Path, layers: &[Layer]) -> Result<()> {
+    make_directory(&trash.join("layers"))?;
     layers.iter().try_for_each(|layer| store.trash_layer(trash, layer))
 }
 
@@ -89,7 +125,6 @@ mod tests {
     use super::*;
     use crate::layer::create;
     use crate::model::{Format, Merge};
-    use crate::store::make_directory;
     use crate::store::trash::Entry;
 
     /// `base` ← `top`, and `kept` on `base` in the trash.
@@ -122,6 +157,19 @@ mod tests {
             vec![Step::Merge { merges: vec![merge] }, Step::RemoveMerged { layers: vec![self.top.clone()] }]
         }
 
+        fn look_for_newcomers(&self) -> Result<()> {
+            let steps = self.merge();
+            let plan: Vec<Layer> = steps.iter().flat_map(Step::layers).collect();
+            refuse_newcomers(&self.store, &name("other"), &steps, &plan)
+        }
+
+        /// Another VM has written down that it is about to do this, and died.
+        fn other_is_about_to(&self, steps: Vec<Step>) {
+            make_directory(&self.store.layout.vm(&name("other"))).expect("a directory");
+            let journal = Journal { schema: 1, operation: "gc".into(), steps, pivot: 0, pins: Vec::new() };
+            journal.save(&self.store, &name("other")).expect("a journal");
+        }
+
         fn below(&self) -> Vec<Stamp> {
             vec![stamp::of(&self.store, &self.base).expect("it is there").into()]
         }
@@ -138,9 +186,9 @@ mod tests {
     #[test]
     fn a_merge_steps_back_from_who_was_taken_out_of_the_trash() {
         let bench = Bench::new();
-        refuse_newcomers(&bench.store, &name("other"), &bench.merge()).expect("nobody new");
+        bench.look_for_newcomers().expect("nobody new");
         bench.restore(&bench.below()).expect("nobody is in the way");
-        let error = refuse_newcomers(&bench.store, &name("other"), &bench.merge()).expect_err("it is there now");
+        let error = bench.look_for_newcomers().expect_err("it is there now");
         assert!(error.full_message().contains(bench.kept.id.as_str()), "{}", error.full_message());
     }
 
@@ -148,11 +196,10 @@ mod tests {
     fn what_comes_out_of_the_trash_steps_back_from_a_merge() {
         let bench = Bench::new();
         let below = bench.below();
-        make_directory(&bench.store.layout.vm(&name("other"))).expect("a directory");
-        let journal = Journal { schema: 1, operation: "gc".into(), steps: bench.merge(), pivot: 0, pins: Vec::new() };
-        journal.save(&bench.store, &name("other")).expect("a journal");
+        bench.other_is_about_to(bench.merge());
         let error = bench.restore(&below).expect_err("it is being merged");
         assert!(error.full_message().contains("`gc` of other"), "{}", error.full_message());
+        assert!(error.hints().iter().any(|hint| hint.contains("doctor other --repair")), "{:?}", error.hints());
         put_back(&bench.store, &bench.trash, std::slice::from_ref(&bench.kept)).expect("trash");
         assert!(!bench.store.layout.layer(&bench.kept).exists());
     }
@@ -166,5 +213,54 @@ mod tests {
         file.set_len(1 << 20).expect("it grows");
         let error = bench.restore(&below).expect_err("it is not what it was");
         assert!(error.full_message().contains("merged or removed since then"), "{}", error.full_message());
+    }
+
+    #[test]
+    fn what_comes_out_of_the_trash_steps_back_from_a_revert_that_takes_away_what_it_stands_on() {
+        let bench = Bench::new();
+        let text = include_bytes!("../../tests/fixtures/vm-v1.json");
+        let record = crate::store::schema::parse_record(text).expect("a record");
+        let step = Step::Trash {
+            directory: "20260101T000000000Z-revert-other".into(),
+            what: "revert".into(),
+            layers: vec![bench.base.clone()],
+            before: Box::new((&record).into()),
+            way_back: None,
+        };
+        bench.other_is_about_to(vec![step]);
+        bench.restore(&bench.below()).expect_err("what it stands on is about to go");
+    }
+
+    #[test]
+    fn nothing_comes_out_of_the_trash_beside_a_record_that_cannot_be_read() {
+        let bench = Bench::new();
+        let other = name("other");
+        make_directory(&bench.store.layout.vm(&other)).expect("a directory");
+        std::fs::write(bench.store.layout.vm_json(&other), "{").expect("a file");
+        let (mine, layers) = (name("mine"), std::slice::from_ref(&bench.kept));
+        let error = restore_or_put_back(&bench.store, &mine, &bench.trash, layers, &bench.below())
+            .expect_err("it may write to what it stands on");
+        assert_eq!(error.kind(), Kind::Damaged, "{}", error.full_message());
+        assert!(bench.trash.join("layers").join(bench.kept.file_name()).exists());
+    }
+
+    #[test]
+    fn what_was_refused_goes_back_even_where_its_place_in_the_trash_is_gone() {
+        let bench = Bench::new();
+        bench.restore(&bench.below()).expect("nobody is in the way");
+        std::fs::remove_dir_all(&bench.trash).expect("it is there");
+        put_back(&bench.store, &bench.trash, std::slice::from_ref(&bench.kept)).expect("trash");
+        assert!(bench.trash.join("layers").join(bench.kept.file_name()).exists());
+    }
+
+    #[test]
+    fn what_is_left_of_a_merge_takes_nobody_of_its_own_plan_for_a_newcomer() {
+        let bench = Bench::new();
+        let plan: Vec<Layer> = bench.merge().iter().flat_map(Step::layers).collect();
+        // Merged already, and only to be removed: `top` goes, and what it stood on, but for `kept`, went before.
+        let left = [Step::RemoveMerged { layers: vec![bench.base.clone(), bench.top.clone()] }];
+        refuse_newcomers(&bench.store, &name("other"), &left, &plan).expect("its own layer stands on it still");
+        bench.restore(&bench.below()).expect("nobody is in the way");
+        refuse_newcomers(&bench.store, &name("other"), &left, &plan).expect_err("it is there now");
     }
 }

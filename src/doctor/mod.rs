@@ -152,7 +152,7 @@ async fn examine_store(context: &Context, only: Option<&Name>) -> Result<Vec<Fin
         .filter_map(|finding| match &finding.remedy {
             Some(Remedy::TrashUnused { layers }) => {
                 let both: Vec<Layer> = layers.iter().filter(|layer| unused.contains(layer)).cloned().collect();
-                (!both.is_empty()).then(|| store::unused_layers(both))
+                (!both.is_empty()).then(|| store::nobody_uses(both))
             }
             _ => (!passing(&finding) || findings.contains(&finding)).then_some(finding),
         })

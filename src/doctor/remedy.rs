@@ -125,10 +125,7 @@ pub async fn apply(context: &Context, remedy: &Remedy) -> Result<Applied> {
             }
             let found = store.list_trash()?.into_iter().find(|found| found.path == *trash);
             let below = found.and_then(|found| found.entry).map(|entry| entry.below).unwrap_or_default();
-            if let Err(error) = reliance::restore(store, vm, trash, std::slice::from_ref(layer), &below) {
-                reliance::put_back(store, trash, std::slice::from_ref(layer))?;
-                return Err(error);
-            }
+            reliance::restore_or_put_back(store, vm, trash, std::slice::from_ref(layer), &below)?;
             atomic::sync_directory(&store.layout.layers())?;
             done("it was taken out again")
         }

@@ -242,7 +242,7 @@ pub fn examine_pool(context: &Context, pool: &Pool) -> Result<Vec<Finding>> {
     let certain = pool.uncertainty(None).is_none();
     if !unused.is_empty() {
         findings.push(match certain {
-            true => unused_layers(unused.into_iter().cloned().collect()),
+            true => nobody_uses(unused.into_iter().cloned().collect()),
             false => Finding::info("leftovers", format!("layers that nobody seems to use: {}", names(unused)))
                 .hint("they stay while some record or header cannot be read: it might name them"),
         });
@@ -268,7 +268,7 @@ pub fn examine_pool(context: &Context, pool: &Pool) -> Result<Vec<Finding>> {
 }
 
 /// What is said of layers that nobody uses.
-pub fn unused_layers(layers: Vec<Layer>) -> Finding {
+pub fn nobody_uses(layers: Vec<Layer>) -> Finding {
     Finding::info("leftovers", format!("layers that nobody uses: {}", names(&layers)))
         .hint("cowhand doctor --repair    moves them into the trash, as gc does")
         .remedy(Some(Remedy::TrashUnused { layers }))

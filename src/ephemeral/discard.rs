@@ -118,20 +118,19 @@ pub fn own_bytes(store: &Store, name: &Name) -> u64 {
         .map_or(0, |record| record.config.writable().map(|disk| bytes_of(&store.layout.layer(&disk.layer))).sum())
 }
 
-/// Its own layers that nobody else names or stands on: those it writes to and those of its snapshots, from the top down. Where somebody's record cannot be read, only
-/// those it writes to: nobody else ever names such a layer, and who was made on it would stand on it by its header. `gc` finds the others later.
+/// Its own layers that nobody else names or stands on: those it writes to and those of its snapshots, from the top down. Where somebody's record cannot be read, or a
+/// chain is broken, only those it writes to: nobody else ever names such a layer, and who was made on it would stand on it by its header. `gc` finds the others
+/// later.
 fn freed(store: &Store, record: &Record) -> Result<Vec<Layer>> {
     // What was removed in the usual way can be had back, and may stand on them.
     let (mut pool, below_trash) = Pool::scan_with_trash(store)?;
-    // Nobody was made on what these write to.
-    pool.lost = None;
+    let heads_alone = pool.lost.is_some() || !pool.unreadable.is_empty();
     if !pool.damaged.is_empty() || pool.unsettled {
         return Ok(Vec::new());
     }
     let heads = || record.config.writable().map(|disk| &disk.layer);
-    let is_free = |layer: &&Layer| {
-        !below_trash.contains(&layer.id) && (pool.unreadable.is_empty() || heads().any(|head| head == *layer))
-    };
+    let is_free =
+        |layer: &&Layer| !below_trash.contains(&layer.id) && (!heads_alone || heads().any(|head| head == *layer));
     let own: Vec<LayerId> = record.layers().filter(is_free).map(|layer| layer.id.clone()).collect();
     let mut freed = Vec::new();
     loop {

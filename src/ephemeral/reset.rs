@@ -26,7 +26,9 @@ pub struct Reset {
 /// Resets `name`. With `stopped` it is not started again.
 pub async fn reset(context: &Context, name: &Name, stopped: bool) -> Result<Reset> {
     // What it goes back to must not be cooled or removed meanwhile.
-    let store_lock = context.store.lock_for(context, name).await?;
+    let from = stands_on_snapshot_of(context, name);
+    let names: Vec<&Name> = [name].into_iter().chain(&from).collect();
+    let store_lock = context.store.lock_for(context, &names).await?;
     let (lock, record) = open::open_vm(context, name, "reset").await?;
     let origin = record.origin.clone().ok_or_else(|| {
         Error::refused(format!("{name} was not made from a template or a snapshot"))
@@ -94,6 +96,13 @@ pub async fn reset(context: &Context, name: &Name, stopped: bool) -> Result<Rese
             .because(error.full_message()));
     }
     Ok(Reset { origin: at, kind: Some(if warm.is_some() { Kind::Warm } else { Kind::Thin }) })
+}
+
+/// The VM whose snapshot `name` goes back to, and whose layers nobody may merge meanwhile.
+fn stands_on_snapshot_of(context: &Context, name: &Name) -> Option<Name> {
+    let origin = context.store.load(name).ok()?.origin?;
+    origin.snapshot.as_ref()?;
+    source(context, name, &origin).ok().map(|(source, _)| source)
 }
 
 /// The template or VM it was made from, by its present name.

@@ -23,7 +23,9 @@ use crate::sys::sparse::next_data;
 
 /// Bytes of a file in one frame, behind their offset.
 const CHUNK: usize = LARGEST - 8;
-/// The most bytes of a file that says it has none.
+/// The length that files in /sys say they have.
+const PAGE: u64 = 4096;
+/// The most bytes of a file that says it has none, or a page.
 const MADE_UP: u64 = 64 << 20;
 
 /// One thing in a tree. Its path is relative to the tree's own place, and empty for the first one.
@@ -111,14 +113,14 @@ fn read_one(
             return Ok(());
         }
     };
-    // What the kernel makes up (in /proc, in /sys) says that it is empty, and is not.
-    let made_up = match what {
-        What::File { bytes: 0 } => read_made_up(path).map_err(at)?,
-        _ => Vec::new(),
-    };
-    let what = match what {
-        What::File { bytes: 0 } => What::File { bytes: made_up.len() as u64 },
-        other => other,
+    // What the kernel makes up says that it is empty (in /proc), or as long as a page (in /sys), and is not.
+    let (made_up, what) = match what {
+        What::File { bytes: 0 | PAGE } => {
+            let bytes = read_made_up(path).map_err(at)?;
+            let what = What::File { bytes: bytes.len() as u64 };
+            (bytes, what)
+        }
+        other => (Vec::new(), other),
     };
     let entry = Entry {
         path: to_letters(inside.as_os_str()),
@@ -152,7 +154,7 @@ fn read_one(
     Ok(())
 }
 
-/// All of a file that says it has no length. One that would be waited for has nothing now.
+/// All of a file that may be longer or shorter than it says. One that would be waited for has nothing now.
 fn read_made_up(path: &Path) -> io::Result<Vec<u8>> {
     let flags = OFlags::NONBLOCK.bits().cast_signed();
     let file = File::options().read(true).custom_flags(flags).open(path)?;
@@ -160,7 +162,7 @@ fn read_made_up(path: &Path) -> io::Result<Vec<u8>> {
     match file.take(MADE_UP + 1).read_to_end(&mut bytes) {
         Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
         _ if bytes.len() as u64 > MADE_UP => {
-            Err(io::Error::new(io::ErrorKind::FileTooLarge, "it says that it has no length, and does not end"))
+            Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is longer than it says, and does not end"))
         }
         _ => Ok(bytes),
     }
@@ -397,12 +399,17 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_makes_up_arrives_though_it_says_that_it_is_empty() {
+    fn what_the_kernel_makes_up_arrives_whatever_length_it_says_it_has() {
         let room = tempfile::tempdir().expect("a directory");
         let to = room.path().join("version");
         let bytes = copy(Path::new("/proc/version"), &to).expect("a copy");
         assert_eq!(std::fs::read(&to).expect("a file"), std::fs::read("/proc/version").expect("a file"));
         assert_eq!(bytes, to.metadata().expect("a file").len());
+        let page = Path::new("/sys/kernel/uevent_seqnum");
+        assert_eq!(page.metadata().expect("a file").len(), PAGE);
+        let bytes = copy(page, &to).expect("a copy");
+        assert!(bytes > 0 && bytes < PAGE, "{bytes}");
+        assert!(!std::fs::read(&to).expect("a file").contains(&0));
         std::fs::write(room.path().join("empty"), "").expect("a file");
         assert_eq!(copy(&room.path().join("empty"), &to).expect("a copy"), 0);
         let error = copy(Path::new("/dev/zero"), &to).expect_err("a device");

@@ -78,9 +78,10 @@ pub fn remove(store: &Store, name: &Name) -> Result<()> {
 /// The journal of `name` as it is written; empty when there is none.
 pub fn text(store: &Store, name: &Name) -> Result<String> {
     let path = store.layout.journal(name);
-    match std::fs::read_to_string(&path) {
+    match std::fs::read(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-        other => other.on("read", &path),
+        // Of a damaged one, what can be read.
+        other => Ok(String::from_utf8_lossy(&other.on("read", &path)?).into_owned()),
     }
 }
 

@@ -41,11 +41,14 @@ impl Store {
         acquire(context, &self.layout.store_lock(), "the store").await.map(StoreLock)
     }
 
-    /// Takes the store's lock for a change of `name`. Whoever is at work on that now is waited for first: a copy may take long, and others need the store.
-    pub async fn lock_for(&self, context: &Context, name: &Name) -> Result<StoreLock> {
-        let path = self.layout.lock(name);
-        if path.exists() && lock_file::is_held(&path).on("look at the lock", &path)? {
-            drop(self.lock_vm(context, name).await?);
+    /// Takes the store's lock for a change of `names`. Whoever is at work on one of them now is waited for first: a copy may take long, and others need the
+    /// store.
+    pub async fn lock_for(&self, context: &Context, names: &[&Name]) -> Result<StoreLock> {
+        for name in names {
+            let path = self.layout.lock(name);
+            if path.exists() && lock_file::is_held(&path).on("look at the lock", &path)? {
+                drop(self.lock_vm(context, name).await?);
+            }
         }
         self.lock(context).await
     }

@@ -24,7 +24,7 @@ pub const KEYS: &str = "memory, cpus, cpu, kernel, initrd, append, ports, expire
 /// Renames a stopped VM, or a template. Clones remember their source by its UUID, so they follow.
 pub async fn rename(context: &Context, old: &Name, new: &Name) -> Result<()> {
     let store = &context.store;
-    let _store_lock = store.lock_for(context, old).await?;
+    let _store_lock = store.lock_for(context, &[old]).await?;
     let (_lock, _record) = open::open(context, old).await?;
     refuse_running(context, old, "rename")?;
     if store.layout.vm(new).exists() {

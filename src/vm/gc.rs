@@ -49,16 +49,18 @@ pub async fn collect(context: &Context, age: Duration, dry_run: bool) -> Result<
     let store_lock = store.lock(context).await?;
     // What came into it meanwhile is not old.
     let now = Timestamp::now();
+    let journals = store.directories()?.iter().map(|name| journal::text(store, name)).collect::<Result<Vec<_>>>()?;
     for found in store.list_trash()? {
-        // A clock that was set back is no reason to keep things for ever.
-        let old = now.duration_since(found.when).unsigned_abs() >= age;
+        let what = found.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        // A clock that was set back is no reason to keep things for ever. A change that was cut short may have to put layers back where it took them from.
+        let old = now.duration_since(found.when).unsigned_abs() >= age
+            && !journals.iter().any(|journal| journal.contains(&what));
         // Somebody may be filling it, or taking things out of it.
         let lock = if old { alone(context, &found, now)? } else { None };
         let Some(_lock) = lock else {
             spared.extend(found.entry.iter().flat_map(|entry| &entry.below).map(|stamp| stamp.layer.id.clone()));
             continue;
         };
-        let what = found.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if !dry_run {
             fault::point("trash, about to go").on("remove", &found.path)?;
             match std::fs::remove_dir_all(&found.path) {
@@ -111,7 +113,8 @@ async fn expire(context: &Context, now: Timestamp, over: &[Collected], dry_run: 
             let what = format!("{vm}@{}", snapshot.name);
             // Nobody is being made meanwhile.
             let taken_on_the_way = snapshot.expires.is_some_and(|at| at <= snapshot.created);
-            let _store_lock = if taken_on_the_way { Some(context.store.lock(context).await?) } else { None };
+            let _store_lock =
+                if taken_on_the_way { Some(context.store.lock_for(context, &[&vm]).await?) } else { None };
             if taken_on_the_way && is_stood_on(context, &record, &snapshot.name, over)? {
                 continue;
             }

@@ -37,7 +37,7 @@ pub async fn remove(context: &Context, name: &Name, which: Which, options: Optio
         return Err(context.store.unknown(name));
     }
     context.store.give_up_reserve();
-    let store_lock = context.store.lock_for(context, name).await?;
+    let store_lock = context.store.lock_for(context, &[name]).await?;
     if !context.store.exists(name) {
         // It is just being made, or its maker has died.
         drop(context.store.lock_vm(context, name).await?);

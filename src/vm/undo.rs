@@ -143,15 +143,7 @@ async fn undo_rm(context: &Context, last: &Undoable) -> Result<()> {
         );
     }
     let (layers, below) = (&last.entry.layers, &last.entry.below);
-    if let Err(error) = reliance::restore(store, &last.vm, &last.path, layers, below) {
-        return Err(match reliance::put_back(store, &last.path, layers) {
-            Ok(()) => error,
-            Err(second) => error.hint(format!(
-                "its layers could not all be moved back into the trash ({}): cowhand doctor --repair",
-                second.full_message()
-            )),
-        });
-    }
+    reliance::restore_or_put_back(store, &last.vm, &last.path, layers, below)?;
     for image in last.before.snapshots.iter().filter_map(Snapshot::ram_image) {
         store.move_memory(&last.path, image, true)?;
     }
@@ -165,7 +157,10 @@ async fn undo_rm(context: &Context, last: &Undoable) -> Result<()> {
     std::fs::rename(&from, &directory).on("move out of the trash", &from)?;
     fault::point("a VM, out of the trash").on("flush", &directory)?;
     atomic::sync_directory(&store.layout.vms())?;
-    std::fs::remove_dir_all(&last.path).on("remove", &last.path)
+    if let Err(error) = std::fs::remove_dir_all(&last.path) {
+        context.ui.warn(&format!("{} is back; its place in the trash stays until gc: {error}", last.vm));
+    }
+    Ok(())
 }
 
 async fn undo_set(context: &Context, last: &Undoable) -> Result<()> {
@@ -211,7 +206,7 @@ fn drop_trash(last: &Undoable) -> Step {
 async fn undo_revert(context: &Context, last: &Undoable) -> Result<()> {
     let vm = &last.vm;
     // Nobody may collect meanwhile what is to be brought back, or what it stands on.
-    let store_lock = context.store.lock_for(context, vm).await?;
+    let store_lock = context.store.lock_for(context, &[vm]).await?;
     let (lock, record) = open::open_vm(context, vm, "undo a change of").await?;
     let store_lock = last.entry.way_back.is_none().then_some(store_lock);
     still_there(last)?;

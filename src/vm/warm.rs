@@ -84,7 +84,7 @@ pub async fn wake(context: &Context, name: &Name, record: &Record, warm: &Warm, 
 pub async fn go_on(context: &Context, name: &Name, mut qmp: Qmp) -> Result<()> {
     let failed = |source: std::io::Error| Error::failed(format!("{name} cannot go on")).because(source);
     fault::point("a guest, about to go on").map_err(failed)?;
-    let going = qmp.resume().await;
+    let going = qmp.cont_until_running().await;
     fault::point("a guest that is not yet one of its own").map_err(failed)?;
     alive(context, name, qmp, going).await.map(drop)
 }

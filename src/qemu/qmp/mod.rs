@@ -239,27 +239,6 @@ impl Qmp {
         }
     }
 
-    /// `cont`, as far as the event `RESUME`: from there on the guest runs. QEMU's reply comes when its main loop gets a turn beside the guest's CPUs, which
-    /// took up to 20 ms under emulation, and says nothing more.
-    pub async fn resume(&mut self) -> Result<(), QmpError> {
-        const COMMAND: &str = "cont";
-        let limit = fault::patience(REPLY);
-        let deadline = Instant::now() + limit;
-        let id = self.submit(COMMAND, json!({}), deadline, limit, None).await?;
-        loop {
-            match self.receive(COMMAND, deadline, limit).await? {
-                Incoming::Event(event) if event.name == "RESUME" => break,
-                Incoming::Event(event) => self.events.push_back(event),
-                Incoming::Reply { id: Some(got), result } if got == id => {
-                    accepted(COMMAND, result)?;
-                    break;
-                }
-                Incoming::Reply { .. } | Incoming::Greeting(_) => {}
-            }
-        }
-        point(COMMAND, "answered")
-    }
-
     /// Sends a command; its reply will carry the number returned.
     async fn submit<A: Serialize>(
         &mut self,
