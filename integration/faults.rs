@@ -132,6 +132,8 @@ pub const CASES: [Case; 29] = [
     Case { name: "gc", prepare: reverted, args: &["gc", "--older-than", "0"] },
 ];
 
+static ZEROS: [u8; 65536] = [0; 65536];
+
 /// What the guest would see at each point: the bytes of its disks, its machine, its place in the tree.
 pub fn state(lab: &Lab) -> State {
     let mut state = State::new();
@@ -140,7 +142,14 @@ pub fn state(lab: &Lab) -> State {
         for disk in disks {
             let raw = lab.path().join("x.raw");
             lab.ok(&["image", "export", &point, raw.to_str().unwrap(), "--force", "--disk", disk]);
-            std::fs::read(raw).unwrap().hash(&mut hasher);
+            // Nearly all of it is zeros.
+            let bytes = std::fs::read(raw).unwrap();
+            bytes.len().hash(&mut hasher);
+            for (at, chunk) in
+                bytes.chunks(ZEROS.len()).enumerate().filter(|(_, chunk)| **chunk != ZEROS[..chunk.len()])
+            {
+                (at, chunk).hash(&mut hasher);
+            }
         }
         state.insert(point, format!("{facts} {:x}", hasher.finish()));
     };

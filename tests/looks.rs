@@ -30,6 +30,17 @@ fn an_error_says_what_why_and_what_to_type_in_words_and_in_json() {
 }
 
 #[test]
+fn a_list_of_no_store_at_all_says_so_beside_it() {
+    let root = store();
+    let list = |args: &[&str]| run(root.path(), args);
+    let (code, _, words) = list(&["ls"]);
+    assert_eq!(code, 0);
+    assert!(words.contains("there is no store at"), "{words}");
+    assert_eq!(list(&["-q", "ls"]), (0, String::new(), String::new()));
+    assert!(!root.path().join("store").exists());
+}
+
+#[test]
 fn a_result_that_cannot_be_written_is_an_error() {
     let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
     let mut version = std::process::Command::new(env!("CARGO_BIN_EXE_cowhand"));

@@ -38,6 +38,9 @@ impl Ls {
                 ));
             }
         }
+        if let Some(absence) = app.context.store.absence() {
+            app.context.ui.note(&absence);
+        }
         match (app.printer.format, app.printer.quiet) {
             (Format::Json, _) => app.printer.result("", &Value::Array(shown.into_iter().map(json::vm).collect())),
             (Format::Table, true) => shown.iter().for_each(|row| app.printer.text(row.name.as_str())),

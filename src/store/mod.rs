@@ -193,6 +193,14 @@ impl Store {
         schema::parse_record(&std::fs::read(self.layout.spare_json(name)).ok()?).ok()
     }
 
+    /// What to say where no store is (yet).
+    pub fn absence(&self) -> Option<String> {
+        let hint = || {
+            format!("there is no store at {}; another one: --store DIR, COWHAND_STORE", self.layout.root().display())
+        };
+        (!self.layout.store_json().exists()).then(hint)
+    }
+
     /// The error for a name nobody bears, with the nearest ones that somebody does.
     pub fn unknown(&self, name: &Name) -> Error {
         let error = Error::not_found(format!("there is no VM or template {name}"));
@@ -202,11 +210,8 @@ impl Store {
             let differing = a.bytes().zip(b.bytes()).filter(|(a, b)| a != b).count() + a.len().abs_diff(b.len());
             a.len().min(b.len()) >= 3 && (differing <= 2 || a.starts_with(&b) || b.starts_with(&a))
         };
-        if !self.layout.store_json().exists() {
-            return error.hint(format!(
-                "there is no store at {}; another one: --store DIR, COWHAND_STORE",
-                self.layout.root().display()
-            ));
+        if let Some(hint) = self.absence() {
+            return error.hint(hint);
         }
         match names.iter().find(near) {
             Some(other) => error.hint(format!("did you mean {other}?")),
