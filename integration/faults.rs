@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
@@ -174,20 +173,12 @@ pub fn state(lab: &Lab) -> State {
     state
 }
 
-/// Copies a store; on a file system whose power can be cut, down to its disk.
-pub fn copy_tree(from: &Path, to: &Path) {
-    let done = Command::new("cp").args(["-a", "--reflink=auto"]).arg(from).arg(to).output().unwrap();
-    assert!(done.status.success(), "{done:?}");
-    let done = Command::new("sync").arg("-f").arg(to).output().unwrap();
-    assert!(done.status.success(), "{done:?}");
-}
-
 /// Runs the operation until none of its points is left; returns how many there were. With `power`, the host's fails in the same instant.
 fn walk(lab: &Lab, case: &Case, fault: &str, stride: u32, power: bool) -> (u32, u32) {
     (case.prepare)(lab);
     let pristine = lab.beside_the_store().join("pristine");
     if lab.store().exists() {
-        copy_tree(&lab.store(), &pristine);
+        lab.copy_tree(&lab.store(), &pristine);
     }
     let before = state(lab);
     case.run(lab).ok();
@@ -209,7 +200,7 @@ fn walk(lab: &Lab, case: &Case, fault: &str, stride: u32, power: bool) -> (u32, 
     for (number, walked) in (1..).step_by(stride as usize).zip(0..) {
         std::fs::remove_dir_all(lab.store()).unwrap();
         if pristine.exists() {
-            copy_tree(&pristine, &lab.store());
+            lab.copy_tree(&pristine, &lab.store());
         }
         let output = case.command(lab).env("COWHAND_FAULT", format!("{number}:{fault}")).output().unwrap();
         let done = Done::from(output);

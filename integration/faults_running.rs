@@ -9,7 +9,6 @@ use std::process::{Command, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::faults::copy_tree;
 use crate::lab::{Lab, eventually, kill as kill_pid};
 
 struct Case {
@@ -137,7 +136,7 @@ impl Running {
         eventually("the first number", || acked(&lab) > 0);
         lab.ok(&["snapshot", "create", "web", "base", "--memory"]);
         lab.ok(&["stop", "--force", "web"]);
-        copy_tree(&lab.store(), &lab.beside_the_store().join("pristine"));
+        lab.copy_tree(&lab.store(), &lab.beside_the_store().join("pristine"));
         Self { lab }
     }
 
@@ -145,7 +144,7 @@ impl Running {
         let lab = &self.lab;
         lab.run(&["stop", "--force", "web"]);
         std::fs::remove_dir_all(lab.store()).unwrap();
-        copy_tree(&lab.beside_the_store().join("pristine"), &lab.store());
+        lab.copy_tree(&lab.beside_the_store().join("pristine"), &lab.store());
         lab.ok(&["snapshot", "revert", "web@base", "--running"]);
         (case.prepare)(lab);
         // What the guest was told from here on is of this life.

@@ -100,6 +100,16 @@ impl Lab {
         self.store().parent().unwrap().to_owned()
     }
 
+    /// Copies a store; on a file system whose power can be cut, down to its disk.
+    pub fn copy_tree(&self, from: &Path, to: &Path) {
+        let done = Command::new("cp").args(["-a", "--reflink=auto"]).arg(from).arg(to).output().unwrap();
+        assert!(done.status.success(), "{done:?}");
+        if self.disk.is_some() {
+            let done = Command::new("sync").arg("-f").arg(to).output().unwrap();
+            assert!(done.status.success(), "{done:?}");
+        }
+    }
+
     /// From here on, commands find a kernel for the appliance, whatever the host has.
     pub fn needs_an_appliance(&mut self) {
         let kernel = guest("kernel").image;

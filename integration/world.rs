@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::faults::{CASES, State, copy_tree, state};
+use crate::faults::{CASES, State, state};
 use crate::lab::{Done, Lab, eventually, files_in, terminate};
 
 /// Takes all room on the disk of the lab but `left` bytes, until it is dropped.
@@ -53,12 +53,12 @@ fn in_all(
         // Whoever asks QEMU for the first time keeps the answer in the store.
         lab.run(&["ls"]);
         if lab.store().exists() {
-            copy_tree(&lab.store(), &pristine);
+            lab.copy_tree(&lab.store(), &pristine);
         }
         let again = || {
             let _ = std::fs::remove_dir_all(lab.store());
             if pristine.exists() {
-                copy_tree(&pristine, &lab.store());
+                lab.copy_tree(&pristine, &lab.store());
             }
         };
         let before = state(lab);
