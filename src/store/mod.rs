@@ -17,14 +17,21 @@ pub mod trash;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 pub use layout::Layout;
 pub use lock::{StoreLock, VmLock};
+use uuid::Uuid;
 
 use crate::context::Context;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::model::{Format, Layer, LayerId, Name, Record};
 use crate::sys::fault;
+
+/// How often a record that is not where its VM is is looked for.
+const LOOKS: u32 = 10;
+/// How long is waited before it is looked for again.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(2);
 
 /// A store. Opening one reads nothing and creates nothing.
 #[derive(Debug, Clone)]
@@ -117,8 +124,12 @@ impl Store {
     pub fn load(&self, name: &Name) -> Result<Record> {
         let path = self.layout.vm_json(name);
         let mut text = std::fs::read(&path);
-        if matches!(&text, Err(error) if error.kind() == io::ErrorKind::NotFound) && self.exists(name) {
-            // It may have come to be between the two.
+        for _ in 0..LOOKS {
+            if !matches!(&text, Err(error) if error.kind() == io::ErrorKind::NotFound) || !self.exists(name) {
+                break;
+            }
+            // Others give the name to a VM, and take it away again, between two looks; a record that is lost stays so.
+            std::thread::sleep(BETWEEN_LOOKS);
             text = std::fs::read(&path);
         }
         match text {
@@ -244,8 +255,15 @@ impl Store {
         if self.exists(name) || self.layout.journal(name).exists() {
             return Ok(());
         }
-        match std::fs::remove_dir_all(&directory) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).on("remove", &directory),
+        // At one stroke: were its lock to go before the directory, somebody else could begin in there.
+        let gone = self.layout.gone(&Uuid::new_v4().simple().to_string());
+        match std::fs::rename(&directory, &gone) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other.on("remove", &directory)?,
+        }
+        match std::fs::remove_dir_all(&gone) {
+            // Whoever collects such things was quicker.
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).on("remove", &gone),
             _ => Ok(()),
         }
     }
