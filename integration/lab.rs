@@ -433,15 +433,21 @@ pub fn skip(test: &str, why: &str) {
     eprintln!("SKIPPED {test}: {why}");
 }
 
-/// Kills a process at once.
+/// Kills a process at once; one that has just gone is as good.
 pub fn kill(pid: i32) {
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    signal(pid, nix::sys::signal::Signal::SIGKILL);
 }
 
 /// Asks a process to end.
 pub fn terminate(pid: u32) {
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    signal(i32::try_from(pid).unwrap(), nix::sys::signal::Signal::SIGTERM);
+}
+
+fn signal(pid: i32, signal: nix::sys::signal::Signal) {
+    match nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal) {
+        Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
+        Err(error) => panic!("{signal} to {pid}: {error}"),
+    }
 }
 
 /// Runs `qemu-img`; it must work.

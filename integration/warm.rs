@@ -123,10 +123,11 @@ fn guests_from_one_memory_share_nothing_and_leave_nothing() {
         lab.spawn(&["run", "t", "--", "sh", "-c", "trap '' INT TERM; echo up; while :; do sleep 0.1; done"]);
     let mut up = [0; 3];
     std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut up).unwrap();
-    for _ in 0..3 {
-        std::thread::sleep(std::time::Duration::from_millis(100));
+    // Signals that come before the last one was seen count as one, so they go on until it ends.
+    eventually("the third signal", || {
         terminate(child.id());
-    }
+        child.try_wait().unwrap().is_some()
+    });
     let done = Done::from(child.wait_with_output().unwrap());
     assert!(done.code == 130 && done.err.contains("hung up"), "{done:?}");
     // A guest that restarts has forgotten the command.
@@ -439,6 +440,7 @@ fn a_gitlab_runner_finds_its_stages() {
     stage(&["run", &script("after_script", "test -d /builds"), "after_script"], "").ok();
     // Of a machine that is gone it is the system's fault.
     kill(lab.pid("gitlab-4711"));
+    eventually("the end of QEMU", || lab.state("gitlab-4711") == "crashed");
     stage(&["run", &script("late", "true"), "late"], "").fails(202, &["gitlab-4711 is not running"]);
     stage(&["cleanup"], "").ok();
     stage(&["cleanup"], "").ok();

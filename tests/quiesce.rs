@@ -19,10 +19,10 @@ enum Reply {
     Word(&'static str),
     /// `{"error": …}`
     No(&'static str),
-    /// Says nothing, ever.
+    /// Is deaf until whoever asked has given up and begins anew.
     Hang,
-    /// Says it, too late.
-    Late(i64, Duration),
+    /// The same, and then says it: too late.
+    Late(i64),
 }
 
 type Heard = Arc<Mutex<Vec<String>>>;
@@ -38,10 +38,19 @@ fn agent(vm: &FakeVm, reply: impl Fn(&str) -> Reply + Send + Sync + 'static) -> 
 
 fn converse(mut input: File, mut output: File, reply: &dyn Fn(&str) -> Reply, log: &Heard) {
     let (mut buffer, mut chunk) = (Vec::new(), [0; 4096]);
+    let mut hung = None;
     while let Ok(read @ 1..) = input.read(&mut chunk) {
         buffer.extend(&chunk[..read]);
         while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = buffer.drain(..=end).filter(|byte| *byte != 0xff).collect();
+            let line: Vec<u8> = buffer.drain(..=end).collect();
+            // Whoever begins anew says so with this byte.
+            let begins = line.contains(&0xff);
+            match hung.take_if(|_| begins) {
+                Some(Reply::Late(value)) => writeln!(output, "{}", json!({"return": value})).unwrap(),
+                _ if hung.is_some() => continue,
+                _ => {}
+            }
+            let line: Vec<u8> = line.into_iter().filter(|byte| *byte != 0xff).collect();
             let command: Value = serde_json::from_slice(&line).unwrap();
             let name = command["execute"].as_str().unwrap();
             let answer = if name == "guest-sync-delimited" {
@@ -53,10 +62,9 @@ fn converse(mut input: File, mut output: File, reply: &dyn Fn(&str) -> Reply, lo
                     Reply::Value(value) => json!({"return": value}),
                     Reply::Word(word) => json!({"return": word}),
                     Reply::No(words) => json!({"error": {"class": "GenericError", "desc": words}}),
-                    Reply::Hang => continue,
-                    Reply::Late(value, after) => {
-                        std::thread::sleep(after);
-                        json!({"return": value})
+                    reply @ (Reply::Hang | Reply::Late(_)) => {
+                        hung = Some(reply);
+                        continue;
                     }
                 }
             };
@@ -95,6 +103,11 @@ fn ordinary(name: &str) -> Reply {
 }
 
 fn take(vm: &FakeVm, quiesce: &str) -> (i32, Value, String) {
+    take_within(vm, quiesce, "30")
+}
+
+/// For agents that do not answer: that many seconds have to pass.
+fn take_within(vm: &FakeVm, quiesce: &str, seconds: &str) -> (i32, Value, String) {
     let (code, out, error) = vm.run(&[
         "--format",
         "json",
@@ -105,7 +118,7 @@ fn take(vm: &FakeVm, quiesce: &str) -> (i32, Value, String) {
         "--quiesce",
         quiesce,
         "--quiesce-timeout",
-        "0.4",
+        seconds,
     ]);
     (code, serde_json::from_str(&out).unwrap_or_default(), error)
 }
@@ -143,12 +156,12 @@ fn an_agent_that_is_absent_leaves_a_snapshot_only_if_nothing_else_was_asked_for(
 fn an_agent_that_hangs_on_freeze_is_given_up_on_and_thawed() {
     let vm = vm(true);
     let heard = agent(&vm, |name| if name == "guest-fsfreeze-freeze" { Reply::Hang } else { ordinary(name) });
-    let (code, _, error) = take(&vm, "require");
+    let (code, _, error) = take_within(&vm, "require", "3");
     assert_eq!((code, snapshots(&vm)), (7, 0), "{error}");
     assert!(error.contains("did not freeze within") && error.contains("--quiesce-timeout"), "{error}");
     assert_eq!(count(&heard, "guest-fsfreeze-thaw"), 1, "it may have frozen something all the same");
     assert!(!vm.file("journal.json").exists());
-    let (code, taken, error) = take(&vm, "auto");
+    let (code, taken, error) = take_within(&vm, "auto", "3");
     assert_eq!((code, &taken["quiesced"], &taken["quiesce"]), (0, &false.into(), &"hung".into()), "{error}");
     assert!(error.contains("were not frozen"), "{error}");
     assert_eq!(count(&heard, "guest-fsfreeze-thaw"), 2);
@@ -158,11 +171,11 @@ fn an_agent_that_hangs_on_freeze_is_given_up_on_and_thawed() {
 fn an_agent_that_answers_late_does_not_leave_the_guest_frozen() {
     let vm = vm(true);
     let late = |name: &str| match name {
-        "guest-fsfreeze-freeze" => Reply::Late(3, Duration::from_millis(900)),
+        "guest-fsfreeze-freeze" => Reply::Late(3),
         name => ordinary(name),
     };
     let heard = agent(&vm, late);
-    let (code, _, error) = take(&vm, "require");
+    let (code, _, error) = take_within(&vm, "require", "3");
     assert_eq!((code, snapshots(&vm)), (7, 0), "{error}");
     assert_eq!(count(&heard, "guest-fsfreeze-thaw"), 1);
 }

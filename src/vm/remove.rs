@@ -125,12 +125,16 @@ async fn refuse(context: &Context, name: &Name, record: &Record, dependents: &[N
     };
     let is_shell = |name: &&Name| context.store.load(name).is_ok_and(|record| record.is_shell());
     if dependents.iter().all(|name| is_shell(&name)) {
-        return Error::refused(format!("{kind} {name} is the base of {count} that wait in its pool"))
+        let wait = if dependents.len() == 1 { "waits" } else { "wait" };
+        return Error::refused(format!("{kind} {name} is the base of {count} that {wait} in its pool"))
             .hint(format!("end them first: cowhand pool drain {name}"))
             .dependents(dependents.iter().map(Name::to_string).collect());
     }
+    // A shell that is just being started has an owner, too, but it is no run and does not end by itself.
     let is_run = |name: &&Name| {
-        context.store.load(name).is_ok_and(|record| record.ephemeral.is_some_and(|ephemeral| ephemeral.owner.is_some()))
+        context.store.load(name).is_ok_and(|record| {
+            !record.is_shell() && record.ephemeral.is_some_and(|ephemeral| ephemeral.owner.is_some())
+        })
     };
     let names: Vec<String> = dependents.iter().map(Name::to_string).collect();
     let others: Vec<&str> =
