@@ -105,7 +105,7 @@ fn clones_of_a_sealed_template_share_no_identity_and_work() {
                 "-o",
                 "StrictHostKeyChecking=no",
                 "-o",
-                "UserKnownHostsFile=/dev/null",
+                "UserKnownHostsFile=none",
                 "-o",
                 "BatchMode=yes",
                 "-p",

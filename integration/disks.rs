@@ -195,7 +195,8 @@ fn images_are_described_converted_and_never_overwritten_by_mistake() {
     }
     assert!(std::fs::read(file("y.raw")).unwrap() == content(&lab, "web@s2", "vda"));
     lab.ok(&["image", "convert", &file("y.raw"), &file("z"), "-O", "qcow2"]);
-    lab.ok(&["image", "check", &file("z")]);
+    lab.run(&["image", "check", &file("z")]).fails(5, &["without a format in its name", "-f raw", "-f qcow2"]);
+    lab.ok(&["image", "check", &file("z"), "-f", "qcow2"]);
     lab.run(&["image", "info", &file("none")]).fails(3, &["none"]);
     lab.run(&["image", "convert", &file("y.raw"), &file("no/z")]).fails(3, &["no directory"]);
     // A layer of the store tells of its internal snapshots, too.

@@ -464,6 +464,9 @@ fn a_head_that_two_records_name_is_started_by_neither() {
     std::fs::copy(lab.store().join("vms/web/vm.json"), lab.store().join("vms/copy/vm.json")).unwrap();
     lab.run(&["start", "copy"]).fails(8, &["belongs to web"]);
     lab.run(&["start", "web"]).fails(8, &["belongs to copy"]);
+    // Nor by hand.
+    lab.run(&["plan", "copy"]).fails(8, &["belongs to web"]);
+    lab.run(&["plan", "web"]).fails(8, &["belongs to copy"]);
     assert!(wrong(&lab, &[]).contains(&"record copy".to_owned()));
     std::fs::remove_dir_all(lab.store().join("vms/copy")).unwrap();
     assert_eq!(wrong(&lab, &[]), Vec::<String>::new());

@@ -147,3 +147,25 @@ fn every_scenario_names_a_test_that_exists() {
     }
     assert!(tests > 40, "only {tests} tests were found in the document");
 }
+
+#[test]
+fn the_security_document_counts_the_attacks_and_names_their_modules() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/");
+    let document = std::fs::read_to_string(format!("{root}docs/security.md")).unwrap();
+    let mut sources = vec![std::path::PathBuf::from(format!("{root}integration/hostile"))];
+    let (mut attacks, mut modules) = (0, Vec::new());
+    while let Some(path) = sources.pop() {
+        if path.is_dir() {
+            sources.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+            continue;
+        }
+        let tests = std::fs::read_to_string(&path).unwrap().matches("#[test]").count();
+        let below = path.strip_prefix(format!("{root}integration/hostile")).unwrap().with_extension("");
+        modules.extend((tests > 0).then(|| below.iter().next().unwrap().to_string_lossy().into_owned()));
+        attacks += tests;
+    }
+    assert!(document.contains(&format!("Its {attacks} tests")), "there are {attacks} tests of attacks");
+    for module in modules {
+        assert!(document.contains(&format!("| `{module}` |")), "{module} is not in the document");
+    }
+}

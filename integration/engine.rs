@@ -288,11 +288,10 @@ fn merging_works_without_a_storage_daemon() {
     let bin = lab.path().join("bin");
     std::fs::create_dir(&bin).unwrap();
     let qemu = std::env::var("COWHAND_QEMU").unwrap_or_else(|_| "/usr/bin/qemu-system-x86_64".to_owned());
-    let wrapper = bin.join("qemu-system-x86_64");
-    std::fs::write(&wrapper, format!("#!/bin/sh\nexec '{qemu}' \"$@\"\n")).unwrap();
-    std::fs::set_permissions(&wrapper, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    // A link and no script: a script would start a QEMU whose directory the cage does not know.
+    std::os::unix::fs::symlink(&qemu, bin.join("qemu-system-x86_64")).unwrap();
     let mut command = lab.command(&["snapshot", "rm", "vm@s"]);
     let done: crate::lab::Done = command.env("PATH", &bin).env_remove("COWHAND_QEMU").output().unwrap().into();
-    assert!(done.ok().contains("merged"));
+    assert!(done.ok().contains("  merged: "));
     assert_eq!(lab.chain("vm").len(), 1);
 }

@@ -27,7 +27,7 @@ fn a_command_in_a_guest_is_as_if_it_ran_here() {
     assert_eq!(told, "/tmp\n1000\n1 2\n/\n");
     exec(&["-w", "/nowhere", "a", "--", "pwd"]).fails(125, &["the guest has no directory /nowhere"]);
     exec(&["-u", "nobody-such", "a", "--", "id"]).fails(125, &["the guest has no user nobody-such"]);
-    exec(&["-e", "NOT_SET_HERE", "a", "--", "env"]).fails(125, &["there is no such variable here"]);
+    exec(&["-e", "NOT_SET_HERE", "a", "--", "env"]).fails(125, &["there is no variable \"NOT_SET_HERE\" here"]);
     // Both streams, whole, more than the agent's 16 MiB.
     let done = exec(&["a", "--", "sh", "-c", "echo out; echo err >&2; head -c 20000000 /dev/zero | tr '\\0' x"]);
     assert_eq!((done.out.len(), done.err.as_str()), (20_000_004, "err\n"));

@@ -187,6 +187,10 @@ fn a_forwarded_port_leads_to_the_guest_and_a_taken_one_is_named() {
     lab.ok(&["create", "blank", "--size", "64M"]);
     lab.run(&["clone", "blank", "new", "--start", "-p", &format!("{taken}:22")]).fails(5, &["it leads into web"]);
     lab.run(&["run", "blank", "-p", &format!("{taken}:22"), "--", "true"]).fails(125, &["it leads into web"]);
+    lab.ok(&["set", "blank", &format!("ports={taken}:22")]);
+    for verb in ["start", "plan"] {
+        lab.run(&[verb, "blank"]).fails(5, &["it leads into web"]);
+    }
     assert_eq!(lab.vm_directories(), ["blank", "web"]);
     lab.ok(&["clone", "blank", "later", "-p", &format!("{taken}:22")]);
     let fetch = || {

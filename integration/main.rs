@@ -18,6 +18,7 @@ mod faults;
 mod faults_running;
 mod faults_warm;
 mod guests;
+mod hostile;
 mod internal;
 mod kvm;
 mod lifecycle;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::lab::{Lab, eventually, guest, kill, qemu_img};
+use crate::lab::{Done, Lab, eventually, files_in, guest, kill, qemu_img};
 
 const PLANTED: &str = include_str!("seal/planted.txt");
 
@@ -318,15 +318,15 @@ fn sealing_killed_at_any_moment_leaves_the_disk_as_it_was_or_sealed() {
         std::thread::sleep(delay);
         kill(child.id().cast_signed());
         let survived = child.wait_with_output().unwrap().status.success();
-        let sealed = std::fs::read_dir(lab.path())
-            .unwrap()
-            .flatten()
-            .any(|entry| entry.file_name().to_string_lossy().ends_with("cowhand-seal.json"));
+        let orders = files_in(&lab.store().join("sealing"));
+        let sealed = orders.iter().any(|order| lab.store().join("sealing").join(order).join("order.json").exists());
         match survived || sealed {
             // The next command finishes it.
             true => look(&lab, &disk, &check_planted()),
             false => assert!(std::fs::read(&disk).unwrap() == original, "after {delay:?} the disk is another"),
         }
+        // What is left without an order goes with the next one.
+        assert!(files_in(&lab.store().join("sealing")).len() <= usize::from(!survived));
         if survived {
             break;
         }
@@ -334,6 +334,33 @@ fn sealing_killed_at_any_moment_leaves_the_disk_as_it_was_or_sealed() {
             std::fs::write(&disk, &original).unwrap();
         }
         delay += delay / 2;
+    }
+}
+
+#[test]
+fn sealing_killed_at_any_of_its_fault_points_leaves_all_disks_as_they_were_or_sealed() {
+    let lab = lab();
+    let (one, two) = (disk(&lab, "whole"), disk(&lab, "mbr"));
+    let pristine = [&one, &two].map(|disk| std::fs::read(disk).unwrap());
+    cut_short(&lab, &[&one, &two], inode);
+    let sealing = lab.store().join("sealing");
+    let prepared = lab.path().join("sealing");
+    lab.copy_tree(&sealing, &prepared);
+    for number in 1.. {
+        [&one, &two].into_iter().zip(&pristine).for_each(|(disk, bytes)| std::fs::write(disk, bytes).unwrap());
+        std::fs::remove_dir_all(&sealing).unwrap();
+        lab.copy_tree(&prepared, &sealing);
+        restamp(&lab, &[&one, &two]);
+        // There is no kernel to seal anything with, but first the earlier one is carried on.
+        let command = ["seal", &two, &one, "--appliance-kernel", "/none", "--appliance-modules", "/none"];
+        let killed: Done = lab.command(&command).env("COWHAND_FAULT", format!("{number}:die")).output().unwrap().into();
+        if killed.code != 137 {
+            assert!(number > 5, "it has {number} fault points: {killed:?}");
+            break;
+        }
+        lab.run(&command);
+        assert_eq!((first_byte(&one), first_byte(&two)), (7, 7), "{killed:?}");
+        assert_eq!(files_in(&sealing), Vec::<String>::new(), "{killed:?}");
     }
 }
 
@@ -375,11 +402,16 @@ const CHECK_SEALED: &str =
 const CHECK_UNTOUCHED: &str =
     "[ -s /etc/machine-id ] && [ -s /root/.bash_history ] && [ ! -e /usr/lib/cowhand ] || say half sealed";
 
-/// As a `seal` leaves it that was killed when all of it had worked: overlays with a file "done" in them, and the orders.
-fn cut_short(lab: &Lab, disks: &[&str], inode_of: impl Fn(&str) -> u64) {
-    use std::os::unix::fs::MetadataExt;
-    let beside =
-        |disk: &str, ending: &str| lab.path().join(format!(".{}.cowhand-{ending}", disk.rsplit('/').next().unwrap()));
+/// As a `seal` leaves it that was killed when all of it had worked: overlays with a 7 in their first bytes, and the order. Returns the order's directory.
+fn cut_short(lab: &Lab, disks: &[&str], inode_of: impl Fn(&str) -> u64) -> PathBuf {
+    use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+    let directory = lab.store().join("sealing/00000000000040008000000000000001");
+    if !lab.store().exists() {
+        // Makes the store.
+        lab.ok(&["create", "web", "--size", "1M"]);
+    }
+    let _ = std::fs::remove_dir_all(&directory);
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory).unwrap();
     let stamps: Vec<Value> = disks
         .iter()
         .map(|disk| {
@@ -388,15 +420,33 @@ fn cut_short(lab: &Lab, disks: &[&str], inode_of: impl Fn(&str) -> u64) {
                 "modified": [about.mtime(), about.mtime_nsec()]})
         })
         .collect();
-    let order = serde_json::json!({"id": "00000000-0000-4000-8000-000000000001", "started": false, "disks": stamps});
-    for disk in disks {
-        let overlay = beside(disk, "sealing");
+    let order = serde_json::json!({"schema": 1, "started": false, "disks": stamps});
+    for (number, disk) in disks.iter().enumerate() {
+        let overlay = directory.join(format!("{number}.qcow2"));
         qemu_img(&["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", disk, overlay.to_str().unwrap()]);
         let written =
             Command::new("qemu-io").args(["-f", "qcow2", "-c", "write -P 7 0 512"]).arg(&overlay).output().unwrap();
         assert!(written.status.success(), "{written:?}");
-        std::fs::write(beside(disk, "seal.json"), order.to_string()).unwrap();
     }
+    std::fs::write(directory.join("order.json"), order.to_string()).unwrap();
+    directory
+}
+
+/// Makes the order one for the disks as they are now.
+fn restamp(lab: &Lab, disks: &[&str]) {
+    use std::os::unix::fs::MetadataExt;
+    let order = lab.store().join("sealing/00000000000040008000000000000001/order.json");
+    let mut value: Value = serde_json::from_slice(&std::fs::read(&order).unwrap()).unwrap();
+    for (number, disk) in disks.iter().enumerate() {
+        let about = std::fs::metadata(disk).unwrap();
+        value["disks"][number]["bytes"] = about.len().into();
+        value["disks"][number]["modified"] = serde_json::json!([about.mtime(), about.mtime_nsec()]);
+    }
+    std::fs::write(&order, value.to_string()).unwrap();
+}
+
+fn inode(disk: &str) -> u64 {
+    std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(disk).unwrap())
 }
 
 fn first_byte(disk: &str) -> u8 {
@@ -407,27 +457,48 @@ fn first_byte(disk: &str) -> u8 {
 
 #[test]
 fn an_earlier_seal_is_carried_on_into_all_of_its_disks_and_into_no_others() {
-    use std::os::unix::fs::MetadataExt;
     let lab = lab();
     let (one, two) = (disk(&lab, "whole"), disk(&lab, "mbr"));
-    let inode = |disk: &str| std::fs::metadata(disk).unwrap().ino();
-    cut_short(&lab, &[&one, &two], |disk| inode(disk) + u64::from(disk == two));
-    let refused = lab.run(&["seal", &two]).fails(5, &["mbr.qcow2 was cut short", "rm "]);
-    assert!(refused.err.contains("to forget"), "{refused:?}");
+    let directory = cut_short(&lab, &[&one, &two], |disk| inode(disk) + u64::from(disk == two));
+    let forget = format!("rm -r {}", directory.display());
+    lab.run(&["seal", &two]).fails(5, &["mbr.qcow2 was cut short", "to forget", &forget]);
+    lab.run(&["seal", &one]).fails(5, &["mbr.qcow2", "not named here", &forget]);
     assert_ne!((first_byte(&one), first_byte(&two)), (7, 7));
     cut_short(&lab, &[&one, &two], inode);
-    lab.run(&["seal", &two, "--dry-run"]).fails(5, &["cut short"]);
+    lab.run(&["seal", &two, &one, "--dry-run"]).fails(5, &["cut short"]);
+    // A disk that is not named is not written to, whatever an order says.
+    let all = format!("cowhand seal {one} {two}");
+    lab.run(&["seal", &two]).fails(5, &["whole.qcow2", "not named here", &all]);
     // Whatever becomes of this one: the earlier one comes first, and has both disks.
-    lab.run(&["seal", &two, "--operations", "nonsense"]).fails(2, &[]);
-    assert_ne!(first_byte(&one), 7);
-    lab.run(&["seal", &two]);
+    lab.run(&["seal", &two, &one, "--operations", "nonsense"]).fails(2, &[]);
+    assert_ne!((first_byte(&one), first_byte(&two)), (7, 7));
+    let found = lab.json(&["doctor"]);
+    assert!(found.to_string().contains(&format!("a `seal` of {one} {two} was cut short")), "{found}");
+    lab.run(&["seal", &two, &one]);
     assert_eq!((first_byte(&one), first_byte(&two)), (7, 7));
-    assert!(
-        !std::fs::read_dir(lab.path())
-            .unwrap()
-            .flatten()
-            .any(|entry| entry.file_name().to_string_lossy().contains("cowhand-"))
-    );
+    assert_eq!(files_in(&lab.store().join("sealing")), Vec::<String>::new());
+}
+
+#[test]
+fn gc_forgets_a_seal_that_was_not_begun_and_keeps_one_that_was() {
+    let lab = lab();
+    let one = disk(&lab, "whole");
+    let directory = cut_short(&lab, &[&one], inode);
+    lab.ok(&["gc"]);
+    assert!(directory.exists(), "it is not old");
+    lab.ok(&["gc", "--older-than", "0", "--dry-run"]);
+    assert!(directory.exists());
+    let order = directory.join("order.json");
+    let text = std::fs::read_to_string(&order).unwrap();
+    for kept in [text.replace("\"started\":false", "\"started\":true"), "{".to_owned()] {
+        std::fs::write(&order, &kept).unwrap();
+        lab.ok(&["gc", "--older-than", "0"]);
+        assert!(directory.exists(), "{kept}");
+    }
+    std::fs::write(&order, text).unwrap();
+    lab.ok(&["gc", "--older-than", "0"]);
+    assert!(!directory.exists());
+    assert_ne!(first_byte(&one), 7);
 }
 
 #[test]

@@ -253,7 +253,7 @@ fn a_change_is_not_taken_back_over_the_head_of_a_later_one() {
     lab.ok(&["create", "web", "--size", "16M", "--memory", "64M", "--cpus", "1"]);
     lab.ok(&["set", "web", "memory=128M"]);
     lab.ok(&["set", "web", "cpus=2"]);
-    lab.run(&["undo", "web", "--nth", "2"]).fails(5, &["`set web cpus=2` of web came later"]);
+    lab.run(&["undo", "web", "--nth", "2"]).fails(5, &["`set web` of web came later"]);
     lab.run(&["undo", "--list", "nobody"]).fails(3, &[]);
     lab.ok(&["undo", "web"]);
     lab.ok(&["undo", "web"]);

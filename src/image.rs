@@ -1,56 +1,74 @@
 //! Image files: looked at, checked and converted wherever they lie, and made of a point of a VM. Nothing here changes the store.
 //!
-//! The format of a file a user names is taken from its first bytes or from what the user says; QEMU is always told.
+//! A file a user names may come from anybody: it is inspected before QEMU's programs see it, and these run in a cage
+//! (`layer/foreign`, `sys/cage`). A file that names other files is refused, unless the user asks for these.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
 
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
-use crate::layer::{census, chain, qcow2};
-use crate::model::{Disk, Format, Layer, PointRef};
-use crate::qemu::img::{Checked, Img, Info, Inside};
+use crate::layer::foreign::rule::{Ask, Spelling};
+use crate::layer::foreign::{self, chain as chains};
+use crate::layer::inspect::{self, Content, Reference, Role};
+use crate::layer::{chain, import};
+use crate::model::{Disk, Format, Layer, PointRef, printable};
+use crate::qemu::img::{Checked, Img, Info, Inside, Source};
+use crate::sys::cage::Held;
 use crate::sys::image_lock;
 use crate::vm::{list, open, status};
 
-/// The format of a file: as said, else as its first bytes announce.
-fn format_of(path: &Path, said: Option<Format>) -> Result<Format> {
-    let about = path.metadata().on("read", path)?;
-    if about.is_dir() {
-        return Err(Error::refused(format!("{} is a directory, not an image", path.display())));
-    }
-    let seen = qcow2::sniff(&census::read_start(path)?);
-    match said {
-        Some(said) if said != seen && said != Format::Raw => {
-            Err(Error::refused(format!("{} is {seen} by its header, not {said}", path.display())))
-        }
-        Some(said) => Ok(said),
-        // A guest can write a header of its own choice into a raw disk.
-        None if seen != Format::Raw && path.extension().is_some_and(|name| name == "raw" || name == "img") => {
-            Err(Error::refused(format!("{} is raw by its name, and {seen} by its header", path.display()))
-                .hint("if you trust what is in it, say what it is: -f FORMAT"))
-        }
-        None => Ok(seen),
-    }
+/// What is known of an image without opening any file it names, with its internal snapshots.
+pub async fn info(context: &Context, path: &Path, format: Option<Format>) -> Result<Seen> {
+    let file = foreign::look(&option(path, format))?;
+    file.refuse_unusable()?;
+    let names: Vec<Reference> = file.inspection.names.clone();
+    let info = match names.is_empty() {
+        true => Img::find(context)?.info(&file.path, Source::alone(&file.path, file.format)).await?,
+        // No program of QEMU's sees it: it would open these files.
+        false => Info {
+            format: file.format.to_string(),
+            virtual_bytes: file.inspection.virtual_bytes,
+            allocated_bytes: file.path.metadata().map(|about| about.blocks() * 512).on("read", &file.path)?,
+            backing: names.iter().find(|name| name.role == Role::Backing).and_then(|name| name.name.clone()),
+            backing_format: file.inspection.backing_format.clone(),
+            snapshots: Vec::new(),
+            encrypted: file.inspection.encrypted,
+        },
+    };
+    Ok(Seen { info, variant: file.inspection.variant, names })
 }
 
-/// What is known of an image, with its internal snapshots.
-pub async fn info(context: &Context, path: &Path, format: Option<Format>) -> Result<Info> {
-    let format = format_of(path, format)?;
-    Img::find(context)?.info(&std::path::absolute(path).on("find", path)?, format).await
+/// An image that was looked at.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// What `qemu-img info` says; of an image that names other files, what its headers say.
+    pub info: Info,
+    /// The variant of its format.
+    pub variant: Option<String>,
+    /// The other files it names. They were not opened.
+    pub names: Vec<Reference>,
 }
 
 /// Checks an image; with `repair`, puts right what can be.
 pub async fn check(context: &Context, path: &Path, format: Option<Format>, repair: bool) -> Result<Option<Checked>> {
-    let format = format_of(path, format)?;
-    let in_use = image_lock::is_written_to(path).on("look at the locks of", path)?;
+    let file = foreign::look(&option(path, format))?;
+    file.refuse_references()?;
+    let in_use = image_lock::is_written_to(&file.path).on("look at the locks of", path)?;
     if repair && in_use {
         return Err(Error::refused(format!("{} is in use: a running QEMU writes to it", path.display())));
     }
-    if format == Format::Raw {
+    if file.format == Format::Raw {
         return Ok(None);
     }
-    let path = std::path::absolute(path).on("find", path)?;
-    Img::find(context)?.check(&path, format, in_use, repair).await.map(Some)
+    let source = Source::alone(&file.path, file.format);
+    Img::find(context)?.check(&file.path, source, in_use, repair).await.map(Some)
+}
+
+fn option(path: &Path, said: Option<Format>) -> Ask<'_> {
+    Ask { path, said, spelling: Spelling::Option }
 }
 
 /// Where the content of a new file comes from.
@@ -98,14 +116,65 @@ pub struct Written {
     pub bytes: u64,
 }
 
-/// Converts an image, with everything it stands on, into a new file.
-pub async fn convert(context: &Context, from: &Path, format: Option<Format>, to: &Target) -> Result<Written> {
-    let format = format_of(from, format)?;
-    if image_lock::is_written_to(from).on("look at the locks of", from)? {
-        return Err(Error::refused(format!("{} is in use: a running QEMU writes to it", from.display()))
-            .hint("if it belongs to a VM of the store: cowhand image export VM@SNAPSHOT FILE"));
+/// Converts an image into a new file. With `within`, the files it names are used, too: those beside it, and those below these
+/// directories; each is inspected and listed before.
+pub async fn convert(
+    context: &Context,
+    from: &Path,
+    format: Option<Format>,
+    within: Option<&[PathBuf]>,
+    to: &Target,
+) -> Result<Written> {
+    let file = foreign::look(&option(from, format))?;
+    let tree = match within {
+        Some(within) => chains::resolve(file, within)?,
+        None => {
+            file.refuse_references()?;
+            chains::resolve(file, &[])?
+        }
+    };
+    for file in tree.files() {
+        if image_lock::is_written_to(&file).on("look at the locks of", &file)? {
+            return Err(Error::refused(format!("{} is in use: a running QEMU writes to it", file.display()))
+                .hint("if it belongs to a VM of the store: cowhand image export VM@SNAPSHOT FILE"));
+        }
     }
-    write(context, &std::path::absolute(from).on("find", from)?, format, None, to).await
+    import::tell(context, &tree);
+    let scratch = tempfile::tempdir().map_err(|error| Error::failed("cannot make a directory").because(error))?;
+    let node = tree.node(scratch.path())?;
+    let from = Origin {
+        path: &tree.image.path,
+        source: if tree.image.path.to_str().is_some() {
+            Source::Node(node)
+        } else {
+            Source::File(&tree.image.path, tree.image.format)
+        },
+        virtual_bytes: tree.image.inspection.virtual_bytes,
+        others: [tree.files(), vec![scratch.path().to_owned()]].concat(),
+        held: None,
+        within: None,
+    };
+    write(context, from, to).await
+}
+
+/// Converts an overlay of our own on `below`, which has been inspected, into a new file.
+pub async fn convert_overlay(
+    context: &Context,
+    overlay: &Path,
+    (below, below_format): (&Held, Format),
+    to: &Target,
+) -> Result<Written> {
+    let file = |path: &Path| json!({"driver": "file", "filename": path.to_string_lossy()});
+    let mut base = json!({"driver": below_format.as_str(), "file": file(&below.path())});
+    if matches!(below_format, Format::Qcow2 | Format::Vmdk) {
+        base["backing"] = Value::Null;
+    }
+    let node = json!({"driver": "qcow2", "file": file(overlay), "backing": base});
+    let opened = std::fs::File::open(overlay).on("open", overlay)?;
+    let virtual_bytes = inspect::inspect(&opened, Format::Qcow2).on("read", overlay)?.virtual_bytes;
+    let source = Source::Node(node);
+    let from = Origin { path: overlay, source, virtual_bytes, others: Vec::new(), held: Some(below), within: None };
+    write(context, from, to).await
 }
 
 /// Flattens one disk of a point into a file, also while the VM runs.
@@ -137,9 +206,17 @@ pub async fn export(context: &Context, point: &PointRef, target: Option<&str>, t
         }
     };
     let layer: &Layer = &disk.layer;
-    chain::read(&context.store, layer)?;
-    let inside = tag.map(|tag| Inside { tag, virtual_bytes: disk.virtual_bytes });
-    write(context, &context.store.layout.layer(layer), layer.format, inside, to).await
+    let chain = chain::read(&context.store, layer)?;
+    let path = &context.store.layout.layer(layer);
+    let from = Origin {
+        path,
+        source: Source::File(path, layer.format),
+        virtual_bytes: chain.active().virtual_bytes.max(disk.virtual_bytes),
+        others: chain.links().iter().map(|link| link.path.clone()).collect(),
+        held: None,
+        within: tag.map(|tag| (Inside { tag, virtual_bytes: disk.virtual_bytes }, layer.format)),
+    };
+    write(context, from, to).await
 }
 
 /// Refuses a target that cannot be written, before anything is done for it.
@@ -157,31 +234,52 @@ pub fn check_target(context: &Context, to: &Target) -> Result<(PathBuf, Format)>
     Ok((path, into))
 }
 
+/// What is written into a new file.
+struct Origin<'a> {
+    path: &'a Path,
+    source: Source<'a>,
+    /// The most the guest sees of it, in bytes.
+    virtual_bytes: u64,
+    /// Other files that are read.
+    others: Vec<PathBuf>,
+    /// An open file that is read.
+    held: Option<&'a Held>,
+    /// Only what an internal snapshot holds, of an image in this format.
+    within: Option<(Inside<'a>, Format)>,
+}
+
 /// Writes beside the target and renames, so that a file that is there is whole.
-async fn write(
-    context: &Context,
-    from: &Path,
-    format: Format,
-    within: Option<Inside<'_>>,
-    to: &Target,
-) -> Result<Written> {
+async fn write(context: &Context, from: Origin<'_>, to: &Target) -> Result<Written> {
     let (path, into) = check_target(context, to)?;
     let directory = path.parent().unwrap_or(Path::new("/"));
-    let img = Img::find(context)?;
-    let partial = tempfile::Builder::new().prefix(".cowhand-").tempfile_in(directory).on("write in", directory)?;
+    let img = Img::find(context)?.reading(from.others).holding(from.held);
+    let temporary = || tempfile::Builder::new().prefix(".cowhand-").tempfile_in(directory).on("write in", directory);
+    let partial = temporary()?;
     let task = context.ui.task(&format!("writing {}", path.display()), 0);
-    match within {
-        None => img.convert((from, format), (partial.path(), into)).await?,
-        Some(within) => {
-            let whole =
-                tempfile::Builder::new().prefix(".cowhand-").tempfile_in(directory).on("write in", directory)?;
-            img.convert_inner((from, format), &within, whole.path()).await?;
-            img.convert((whole.path(), Format::Qcow2), (partial.path(), into)).await?;
+    match from.within {
+        None => img.convert((from.path, from.source), (partial.path(), into), from.virtual_bytes).await?,
+        Some((within, format)) => {
+            let whole = temporary()?;
+            img.convert_inner((from.path, format), &within, whole.path()).await?;
+            let source = Source::alone(whole.path(), Format::Qcow2);
+            img.convert((whole.path(), source), (partial.path(), into), within.virtual_bytes).await?;
         }
     }
     drop(task);
     partial.as_file().sync_all().on("flush", partial.path())?;
     partial.persist(&path).map_err(|error| error.error).on("replace", &path)?;
-    let bytes = path.metadata().map(|about| std::os::unix::fs::MetadataExt::blocks(&about) * 512).on("read", &path)?;
+    let file = std::fs::File::open(&path).on("open", &path)?;
+    if into == Format::Raw
+        && let content = inspect::content(&file).on("read", &path)?
+        && content != Content::Raw
+    {
+        // The guest wrote these bytes. Without a format, `create` would ask.
+        context.ui.note(&format!(
+            "{} looks like {content}; to use it as the disk it is: --disk {},format=raw",
+            path.display(),
+            printable::shell(&path)
+        ));
+    }
+    let bytes = file.metadata().map(|about| about.blocks() * 512).on("read", &path)?;
     Ok(Written { path, format: into, bytes })
 }

@@ -16,13 +16,14 @@
 //! | [`guest`] | the inside of a running guest, seen from the host: exec, files, identity |
 //! | [`helper`] | what runs in a guest for us, and the protocol it is spoken to with |
 //! | [`change`] | the steps a change is made of, and recovery when it was cut short |
-//! | [`layer`] | image files: qcow2 headers, chains, the collapse planner, copying, merging |
+//! | [`layer`] | image files: what a stranger's file is and names, qcow2 headers, chains, the collapse planner, copying, merging |
 //! | [`qemu`] | argument vector, process, QMP, guest-agent protocol, the offline block engine |
 //! | [`store`] | where everything lies, atomic writes, locks, journal, references, trash |
 //! | [`model`] | names, layers, VMs and snapshots as plain data |
 //! | [`sys`] | system calls and programs; the only place where `unsafe` may stand |
 //!
-//! The library never prints, exits, reads the environment or guesses a path: the caller hands in [`settings::Settings`] and a
+//! The library never prints, exits, reads the environment (but to hand an allow-list of it on to
+//! programs, [`sys::command`]) or guesses a path: the caller hands in [`settings::Settings`] and a
 //! [`ui::Ui`], and gets plain data back.
 
 pub mod appliance;

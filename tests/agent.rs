@@ -116,3 +116,102 @@ async fn an_agent_that_is_not_there_is_not_waited_for_longer_than_asked() {
     drop(ends);
     assert!(matches!(Agent::connect(&pipes, Duration::from_secs(20)).await, Err(AgentError::Unreachable(_))));
 }
+
+/// The most memory that this process has had, in bytes.
+fn peak() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() << 10
+}
+
+/// What an evil agent sends: the beginning, then the middle so often, then the end.
+#[derive(Clone, Copy)]
+struct Flood {
+    head: &'static [u8],
+    middle: &'static [u8],
+    times: usize,
+    tail: &'static [u8],
+}
+
+impl Flood {
+    fn write(self, output: &mut File) {
+        let many = self.middle.repeat(4096);
+        output.write_all(self.head).unwrap();
+        for _ in 0..self.times / 4096 {
+            output.write_all(&many).unwrap();
+        }
+        output.write_all(self.tail).unwrap();
+    }
+}
+
+/// An agent that sends `before` ahead of its answer to the first sync, and `after` as its answer to everything else.
+fn evil(directory: &Path, before: Option<Flood>, after: Flood) {
+    let (mut input, mut output) = agent_pipes(directory);
+    let mut before = before;
+    std::thread::spawn(move || {
+        let (mut buffer, mut chunk) = (Vec::new(), [0; 4096]);
+        while let Ok(read @ 1..) = input.read(&mut chunk) {
+            buffer.extend(chunk[..read].iter().filter(|byte| **byte != 0xff));
+            while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = buffer.drain(..=end).collect();
+                let command: serde_json::Value = serde_json::from_slice(&line).unwrap();
+                if command["execute"] == "guest-sync-delimited" {
+                    before.take().inspect(|before| before.write(&mut output));
+                    output.write_all(&[0xff]).unwrap();
+                    writeln!(output, "{{\"return\": {}}}", command["arguments"]["id"]).unwrap();
+                } else {
+                    after.write(&mut output);
+                }
+            }
+        }
+    });
+}
+
+async fn asked<C: qapi::Command>(before: Option<Flood>, after: Flood, command: &C) -> Result<C::Ok, AgentError> {
+    let directory = tempfile::tempdir().unwrap();
+    evil(directory.path(), before, after);
+    let mut agent = Agent::connect(&Sockets::new(directory.path().to_owned()).agent(), MINUTE).await?;
+    agent.run(command, MINUTE).await
+}
+
+/// Each test has a process of its own, so what is measured is what this one takes.
+#[tokio::test]
+async fn an_agent_that_sends_what_nobody_asked_for_takes_the_memory_of_the_host() {
+    let flood = |head, middle, times, tail| Flood { head, middle, times, tail };
+    let fine = flood(b"{\"return\": {}}\n", b"", 0, b"");
+    let budget = 200 << 20;
+    // Before it is in step: a line without an end, brackets, answers that nobody waits for.
+    for middle in [&b"x"[..], b"[", b"{},", b"\xff", b"\xff{\"return\": 17}\n"] {
+        asked(Some(flood(b"", middle, (64 << 20) / middle.len(), b"\n")), fine, &guest_ping {}).await.unwrap();
+        assert!(peak() < 32 << 20, "{} MiB for {:?}", peak() >> 20, String::from_utf8_lossy(middle));
+    }
+    // In its answer to a command that has a short one.
+    for middle in [&b"x"[..], b"[", b"{},", b"\"a\":{},"] {
+        let error = asked(None, flood(b"{\"return\": [", middle, 64 << 20, b"]}\n"), &guest_ping {}).await.unwrap_err();
+        assert!(matches!(error, AgentError::TooLong { .. }), "{error}");
+        assert!(peak() < 32 << 20, "{} MiB for {:?}", peak() >> 20, String::from_utf8_lossy(middle));
+    }
+    // Words without end in an error.
+    let long = flood(b"{\"error\": {\"class\": \"x\", \"desc\": \"", b"x", 100 << 10, b"\"}}\n");
+    let refused = asked(None, long, &guest_ping {}).await.unwrap_err().to_string();
+    assert!(refused.len() < 4096, "{} bytes", refused.len());
+    // In the answer to a command whose output comes with it: what the answer has no place for takes none.
+    let status = qapi::qga::guest_exec_status { pid: 1 };
+    let head = &b"{\"return\": {\"exited\": true, \"exitcode\": 0, \"x\": ["[..];
+    let answer = asked(None, flood(head, b"{},", 15 << 20, b"0]}}\n"), &status).await.unwrap();
+    assert!(answer.exited && peak() < budget, "{} MiB", peak() >> 20);
+    let error = asked(None, flood(head, b"[", 40 << 20, b"]}}\n"), &status).await.unwrap_err();
+    assert!(matches!(error, AgentError::Decode { .. }) && peak() < budget, "{error}: {} MiB", peak() >> 20);
+    let error = asked(None, flood(head, b"{},", 64 << 20, b"0]}}\n"), &status).await.unwrap_err();
+    assert!(matches!(error, AgentError::TooLong { .. }) && peak() < budget, "{error}: {} MiB", peak() >> 20);
+    // Output that is none is not quoted.
+    let head = &b"{\"return\": {\"exited\": true, \"exitcode\": 0, \"out-data\": \""[..];
+    let error = asked(None, flood(head, b"!!!!", 4 << 20, b"\"}}\n"), &status).await.unwrap_err();
+    let words = cowhand::error::Error::from(error).full_message();
+    assert!(words.len() < 8192, "{} bytes", words.len());
+    // As much as QEMU's agent keeps of both streams.
+    let (head, answer) = (&b"{\"return\": {\"exited\": true, \"exitcode\": 0, \"out-data\": \""[..], b"QUJD");
+    let kept = asked(None, flood(head, answer, 5 << 20, b"\"}}\n"), &status).await.unwrap();
+    assert_eq!(kept.out_data.unwrap().len(), 15 << 20);
+    assert!(peak() < budget, "{} MiB", peak() >> 20);
+}

@@ -49,6 +49,7 @@ fn config() -> Config {
             disk("vdb", layer("seed000000", Format::Raw), true),
         ],
         nvram: Some(disk("nvram", layer("vars000000", Format::Raw), false)),
+        log_limit: Default::default(),
         tags: Default::default(),
     }
 }

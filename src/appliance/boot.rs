@@ -1,10 +1,12 @@
 //! Booting the appliance with a guest's disks, giving it its job and hearing what comes of it. It ends with us, however we end.
 
+use std::cmp::Ordering;
 use std::fs::File;
-use std::io::Read;
+use std::io::{PipeReader, PipeWriter, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Child;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -14,23 +16,25 @@ use tokio::time::timeout;
 
 use super::initramfs;
 use super::kernel::{Kernel, Wanted, numbers};
-use super::protocol::{Event, Job, PAYLOAD, PORT};
+use super::protocol::{Event, Job, LINE, PAYLOAD, PORT};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::qemu::accel::{self, Chosen, Host};
 use crate::qemu::probe::Probe;
-use crate::sys::command;
 use crate::sys::pidfd::PidFd;
+use crate::sys::{command, files};
 use crate::template::seal::Report;
 
 /// How long its kernel may take to start our program.
 const START: Duration = Duration::from_secs(180);
 /// How long it may take to switch itself off once it has said its last word.
 const END: Duration = Duration::from_secs(60);
-/// The longest line that is taken from it: a report of some hundred thousand paths.
-const LINE: u64 = 64 << 20;
-/// How much of what programs print is kept, in bytes.
+/// How much of what programs print, or of what is on the console, is kept, in bytes.
 const PRINTED: usize = 64 << 10;
+/// How many of its warnings are shown.
+const WARNINGS: usize = 100;
+/// How long sealing may take, unless it is said: scripts may install packages.
+pub const LIMIT: Duration = Duration::from_secs(30 * 60);
 /// Its memory where it only moves files about; and where it runs the guest's programs, which may be package managers.
 const MEMORY: u64 = 256 << 20;
 const MEMORY_FOR_PROGRAMS: u64 = 1 << 30;
@@ -57,6 +61,8 @@ pub struct Boot<'a> {
     pub payload: Option<&'a Path>,
     /// The guest's own programs will be run.
     pub programs: bool,
+    /// How long all of it may take.
+    pub limit: Duration,
 }
 
 /// Boots the appliance, has it do `job` and waits until it is off.
@@ -70,7 +76,8 @@ pub async fn run(context: &Context, boot: &Boot<'_>, job: &Job) -> Result<Report
     }
     let failed = |source: std::io::Error| Error::failed("cannot start the appliance").because(source);
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(failed)?;
-    let console = tempfile::NamedTempFile::new().map_err(failed)?;
+    let (console, writer) = Console::new().map_err(failed)?;
+    let console_path = files::proc_path(&writer);
     let fd = OwnedFd::from(theirs);
     let machine = Machine {
         qemu: &probe.path,
@@ -78,7 +85,7 @@ pub async fn run(context: &Context, boot: &Boot<'_>, job: &Job) -> Result<Report
         initramfs: &initramfs.path,
         accel: &chosen,
         cpu: cpu(&chosen, &probe.version, &kernel.version),
-        console: console.path(),
+        console: &console_path,
         port: fd.as_raw_fd(),
         network: job.network,
     };
@@ -86,15 +93,55 @@ pub async fn run(context: &Context, boot: &Boot<'_>, job: &Job) -> Result<Report
     ours.set_nonblocking(true).map_err(failed)?;
     let stream = UnixStream::from_std(ours).map_err(failed)?;
     let child = command::helper(&argv, fd).map_err(failed)?;
-    let mut appliance = Appliance { child, console: console.path().to_owned() };
-    let report = appliance.converse(context, stream, job).await?;
-    appliance.ended().await?;
-    Ok(report)
+    let mut appliance = Appliance { child, console: Some((console, writer)) };
+    let work = async {
+        let report = appliance.converse(context, stream, job).await?;
+        appliance.ended().await?;
+        Ok(report)
+    };
+    match timeout(boot.limit, work).await {
+        Ok(result) => result,
+        Err(_) => {
+            let seconds = boot.limit.as_secs();
+            Err(appliance
+                .died(&format!("it did not end within {seconds} s and was ended; nothing was changed"))
+                .await
+                .hint("if what it does takes longer: --appliance-timeout DURATION (90s, 45m, 2h)"))
+        }
+    }
+}
+
+/// What the appliance's console says: a guest decides how much that is, so only the end of it is kept, and no file is written.
+struct Console(JoinHandle<Vec<u8>>);
+
+impl Console {
+    /// One, and the end to write to it. It is read until all writers are gone.
+    fn new() -> std::io::Result<(Self, PipeWriter)> {
+        let (reader, writer) = std::io::pipe()?;
+        Ok((Self(std::thread::spawn(move || end_of(reader))), writer))
+    }
+
+    /// The end of what it said; its writers are gone.
+    fn words(self) -> String {
+        String::from_utf8_lossy(&self.0.join().unwrap_or_default()).into_owned()
+    }
+}
+
+fn end_of(mut reader: PipeReader) -> Vec<u8> {
+    let (mut kept, mut buffer) = (Vec::new(), [0; 4096]);
+    while let Ok(read @ 1..) = reader.read(&mut buffer) {
+        kept.extend_from_slice(&buffer[..read]);
+        // Twice as much, so that not every byte moves all others.
+        if kept.len() > 2 * PRINTED {
+            kept.drain(..kept.len() - PRINTED);
+        }
+    }
+    kept
 }
 
 struct Appliance {
     child: Child,
-    console: PathBuf,
+    console: Option<(Console, PipeWriter)>,
 }
 
 impl Appliance {
@@ -109,7 +156,7 @@ impl Appliance {
             return Err(self.died("it did not take its job").await);
         }
         let mut task = context.ui.task("appliance: starting", 0);
-        let (mut up, mut printed) = (false, String::new());
+        let (mut up, mut printed, mut warnings) = (false, String::new(), 0_usize);
         loop {
             let limit = if up { Duration::MAX } else { START };
             let mut line = String::new();
@@ -131,7 +178,14 @@ impl Appliance {
                     drop(task);
                     task = context.ui.task(&format!("appliance: {name}"), 0);
                 }
-                Event::Warning { text } => context.ui.warn(&text),
+                Event::Warning { text } => {
+                    warnings += 1;
+                    match warnings.cmp(&WARNINGS) {
+                        Ordering::Less => context.ui.warn(&text),
+                        Ordering::Equal => context.ui.warn("more warnings of the appliance are not shown"),
+                        Ordering::Greater => {}
+                    }
+                }
                 Event::Output { text } => {
                     tracing::debug!(target: "appliance", "{}", text.trim_end());
                     printed.push_str(&text);
@@ -142,7 +196,7 @@ impl Appliance {
                 }
                 Event::Done { report, peak_bytes } => {
                     tracing::debug!(target: "appliance", "{} MiB of memory at most", peak_bytes >> 20);
-                    return Ok(report);
+                    return Ok(report.bounded());
                 }
                 Event::Failed { kind, message, hints } => {
                     let kind = Kind::from_word(&kind).unwrap_or(Kind::Failed);
@@ -161,13 +215,13 @@ impl Appliance {
     async fn died(&mut self, what: &str) -> Error {
         let _ = self.child.kill();
         let mut words = Vec::new();
-        let _ = self.child.stderr.take().map(|mut stderr| stderr.read_to_end(&mut words));
+        let _ = self.child.stderr.take().map(|stderr| stderr.take(PRINTED as u64).read_to_end(&mut words));
         let _ = self.child.wait();
         let mut words = command::tail(&words);
-        if words.is_empty() {
-            let console = std::fs::read(&self.console).unwrap_or_default();
+        if let Some((console, writer)) = self.console.take().filter(|_| words.is_empty()) {
+            drop(writer);
+            let text = console.words();
             // What the processor's registers were helps nobody.
-            let text = String::from_utf8_lossy(&console).into_owned();
             let text = text.split(" Call Trace:").next().unwrap_or_default();
             words = command::tail(text.as_bytes());
         }

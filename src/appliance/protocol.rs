@@ -10,6 +10,9 @@ pub const PORT: &str = "cowhand.appliance";
 /// The serial number of the disk with the files a job carries along.
 pub const PAYLOAD: &str = "payload";
 
+/// The longest line, in bytes: a report of some hundred thousand paths.
+pub const LINE: u64 = 16 << 20;
+
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Job {

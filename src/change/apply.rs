@@ -167,8 +167,8 @@ impl<'a> Executor<'a> {
             Step::MakeLayer { layer, backing, virtual_bytes } => {
                 create::empty(store, layer, backing.as_ref(), *virtual_bytes)
             }
-            Step::CopyFile { from, layer } => {
-                self.report.copied.extend(copy::file(context, from.clone(), layer).await?);
+            Step::CopyFile { from, layer, backing } => {
+                self.report.copied.extend(copy::foreign(context, from.clone(), layer, backing.as_ref()).await?);
                 Ok(())
             }
             Step::WrapFile { from, layer } => create::whole(store, from, layer),
@@ -378,7 +378,7 @@ impl<'a> Executor<'a> {
         let trash = store.open_trash(directory, &entry)?;
         let record = Record::try_from(before.clone())?;
         store.save_record(&trash.join("vm.json"), &record)?;
-        layers.iter().try_for_each(|layer| store.trash_layer(&trash, layer))
+        store.trash_layers(&trash, layers)
     }
 
     fn set_mode(&self, layer: &Layer, mode: u32) -> Result<()> {

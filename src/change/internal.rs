@@ -5,11 +5,12 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::apply::Executor;
+use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::layer::stamp;
+use crate::layer::{chain, stamp};
 use crate::model::{Layer, Record};
 use crate::qemu::cmdline::How;
-use crate::qemu::img::Img;
+use crate::qemu::img::{Img, Source};
 use crate::qemu::qmp::jobs::Milestone;
 use crate::qemu::qmp::{Qmp, QmpError, REPLY};
 use crate::store::schema::RecordV1;
@@ -21,7 +22,7 @@ impl Executor<'_> {
         if !live {
             let missing = self.without(layers, tag).await?;
             for layer in &missing {
-                Img::find(self.context)?.snapshot(&self.context.store.layout.layer(layer), tag).await?;
+                img(self.context, layer)?.snapshot(&self.context.store.layout.layer(layer), tag).await?;
             }
             return Ok(());
         }
@@ -45,7 +46,7 @@ impl Executor<'_> {
     ) -> Result<()> {
         let Some(record) = memory else {
             for layer in layers {
-                Img::find(self.context)?.apply(&self.context.store.layout.layer(layer), tag).await?;
+                img(self.context, layer)?.apply(&self.context.store.layout.layer(layer), tag).await?;
             }
             return Ok(());
         };
@@ -89,7 +90,7 @@ impl Executor<'_> {
             return Ok(());
         }
         for layer in layers {
-            Img::find(self.context)?.apply(&self.context.store.layout.layer(layer), back).await?;
+            img(self.context, layer)?.apply(&self.context.store.layout.layer(layer), back).await?;
         }
         Ok(())
     }
@@ -122,7 +123,7 @@ impl Executor<'_> {
         }
         for layer in &closed {
             let before = stamp::of(&context.store, layer)?;
-            if let Err(error) = Img::find(context)?.delete(&context.store.layout.layer(layer), tag).await {
+            if let Err(error) = img(context, layer)?.delete(&context.store.layout.layer(layer), tag).await {
                 if !self.recovering {
                     return Err(error);
                 }
@@ -141,10 +142,10 @@ impl Executor<'_> {
 
     /// Those of `layers` that do not carry an internal snapshot called `tag`.
     async fn without(&self, layers: &[Layer], tag: &str) -> Result<Vec<Layer>> {
-        let img = Img::find(self.context)?;
         let mut missing = Vec::new();
         for layer in layers {
-            let info = img.info(&self.context.store.layout.layer(layer), layer.format).await?;
+            let path = self.context.store.layout.layer(layer);
+            let info = img(self.context, layer)?.info(&path, Source::File(&path, layer.format)).await?;
             if info.snapshots.iter().all(|inner| inner.name != tag) {
                 missing.push(layer.clone());
             }
@@ -181,4 +182,9 @@ async fn job(qmp: &mut Qmp, command: &str, tag: &str, layers: &[Layer], task: &d
     qmp.call::<Value>(command, arguments).await?;
     qmp.wait_for_job(&id, Milestone::Concluded, task).await.map_err(Error::from)?;
     Ok(qmp.dismiss_job(&id).await?)
+}
+
+/// `qemu-img`, which may read what `layer` is backed by.
+fn img(context: &Context, layer: &Layer) -> Result<Img> {
+    Ok(Img::find(context)?.reading(chain::files(&context.store, layer)))
 }

@@ -117,7 +117,7 @@ pub fn restore_or_put_back(store: &Store, vm: &Name, trash: &Path, layers: &[Lay
 /// Moves layers that were restored into the trash again, whatever is left of their directory there.
 pub fn put_back(store: &Store, trash: &Path, layers: &[Layer]) -> Result<()> {
     make_directory(&trash.join("layers"))?;
-    layers.iter().try_for_each(|layer| store.trash_layer(trash, layer))
+    store.trash_layers(trash, layers)
 }
 
 #[cfg(test)]

@@ -27,6 +27,9 @@ pub enum Step {
         from: PathBuf,
         /// The new layer.
         layer: Layer,
+        /// What backs it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        backing: Option<Layer>,
     },
     /// A qcow2 layer with the content of a small raw file.
     WrapFile {
@@ -258,8 +261,10 @@ impl Step {
     /// The layers that this step relies on or brings into being.
     pub fn layers(&self) -> Vec<Layer> {
         match self {
-            Self::MakeLayer { layer, backing, .. } => backing.iter().chain([layer]).cloned().collect(),
-            Self::CopyFile { layer, .. } | Self::LinkFile { layer, .. } | Self::WrapFile { layer, .. } => {
+            Self::MakeLayer { layer, backing, .. } | Self::CopyFile { layer, backing, .. } => {
+                backing.iter().chain([layer]).cloned().collect()
+            }
+            Self::LinkFile { layer, .. } | Self::WrapFile { layer, .. } => {
                 vec![layer.clone()]
             }
             Self::CopyChain { source, layer } | Self::CopyInternal { source, layer, .. } => {

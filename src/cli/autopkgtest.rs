@@ -3,7 +3,7 @@ use std::time::Duration;
 use clap::Args;
 use tokio::sync::mpsc::{Receiver, channel};
 
-use super::{App, local};
+use super::{App, cp, local};
 use crate::ephemeral::run::Warmth;
 use crate::ephemeral::testbed::{self, Command, Testbed};
 use crate::error::{Error, Kind, Result};
@@ -19,6 +19,8 @@ pub struct AutopkgtestVirt {
     /// By a boot, even from a warm template
     #[arg(long)]
     cold: bool,
+    #[command(flatten)]
+    limits: cp::Limits,
     /// How long the guest may take to boot as far as its agent, in seconds
     #[arg(long, value_name = "SECS", default_value_t = 300)]
     agent_timeout: u64,
@@ -33,7 +35,7 @@ impl AutopkgtestVirt {
     pub async fn run(self, app: &App) -> Result<()> {
         let limit = Duration::from_secs(self.agent_timeout);
         let warmth = if self.cold { Warmth::Cold } else { Warmth::Either };
-        let mut testbed = Testbed::new(&app.context, self.source, warmth, limit);
+        let mut testbed = Testbed::new(&app.context, self.source, warmth, limit, self.limits.budget());
         let mut control = Some(local::control(false)?);
         let result = tokio::select! {
             result = serve(app, &mut testbed) => result,
@@ -56,7 +58,7 @@ async fn serve(app: &App, testbed: &mut Testbed<'_>) -> Result<()> {
     while let Some(line) = lines.recv().await {
         let command = testbed::parse(&line)?;
         let answer = testbed.answer(&command, &program).await?;
-        app.printer.text(format!("ok {answer}").trim_end());
+        app.printer.text(answer.trim_end());
         if command == Command::Quit {
             return Ok(());
         }

@@ -1,3 +1,4 @@
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
@@ -5,7 +6,7 @@ use serde_json::json;
 
 use super::App;
 use crate::error::{Error, IoContext, Result};
-use crate::model::{Firmware, KernelBoot, Name, Nic, PortForward, parse_size};
+use crate::model::{Firmware, KernelBoot, LogLimit, Name, Nic, PortForward, parse_size};
 use crate::vm::create::{self, DiskRequest, Request};
 
 /// Make a VM from disk images, or a blank one
@@ -17,8 +18,17 @@ pub struct Create {
     /// What to call it: 1 to 64 letters, digits, dots, dashes, underscores
     name: Name,
     /// A disk image; can be repeated: FILE[,copy|use][,format=F][,ro]
+    ///
+    /// The format is taken from `format=`, else from the header if the name agrees with it: a file called .raw or .img, or without
+    /// an extension, that looks like another format is refused. An image that names other files is refused.
     #[arg(long, value_name = "FILE[,copy|use]")]
     disk: Vec<DiskRequest>,
+    /// Also bring in the backing files that an image names, from its own directory or DIRECTORY
+    ///
+    /// An image can name any file of the host as its backing file, so this is for images of your own. Each file is
+    /// inspected and listed before it is copied into the store.
+    #[arg(long, value_name = "DIRECTORY", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    with_backing: Vec<OsString>,
     /// A blank disk of this size, behind the others; can be repeated
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     size: Vec<u64>,
@@ -52,6 +62,9 @@ pub struct Create {
     /// Forward a port of the host into the guest; can be repeated: HOST:GUEST, ADDRESS:HOST:GUEST, with /udp for UDP
     #[arg(short, long = "port", value_name = "HOST:GUEST")]
     port: Vec<PortForward>,
+    /// Limit of each log file, at least 64K, or none; the log has two files [default: 16M]
+    #[arg(long, value_name = "SIZE", value_parser = LogLimit::parse)]
+    log_max: Option<LogLimit>,
     /// A key and value of your own; can be repeated
     #[arg(long, value_name = "K=V")]
     tag: Vec<String>,
@@ -102,6 +115,7 @@ impl Create {
         };
         Ok(Request {
             disks: self.disk,
+            with_backing: within(self.with_backing),
             blank: self.size,
             memory_bytes: self.memory,
             cpus: self.cpus,
@@ -113,9 +127,15 @@ impl Create {
             machine: self.machine,
             kernel,
             nics,
+            log_limit: self.log_max.unwrap_or_default(),
             tags: self.tag.iter().map(|tag| tag_pair(tag)).collect::<Result<_>>()?,
         })
     }
+}
+
+/// What was said with `--with-backing`, which may be repeated and may name a directory.
+pub(super) fn within(said: Vec<OsString>) -> Option<Vec<PathBuf>> {
+    (!said.is_empty()).then(|| said.into_iter().filter(|directory| !directory.is_empty()).map(PathBuf::from).collect())
 }
 
 /// `K=V`.

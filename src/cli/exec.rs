@@ -1,13 +1,16 @@
+use std::fmt::{self, Write};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use serde_json::{Value, json};
+use serde::{Serialize, Serializer};
+use serde_json::{Map, Value};
 
 use super::{App, local};
 use crate::error::{Error, Kind, Result};
 use crate::guest::exec::{self, Failure, Finished, Request, Stream, Streams};
 use crate::helper::frame;
-use crate::model::{Name, parse_time};
+use crate::model::{Name, parse_size, parse_time};
 use crate::output::{Format, Printer};
 
 /// Run a command in a guest as if it ran here, and exit as it does
@@ -51,12 +54,18 @@ pub struct How {
     /// Add a variable to its environment; can be repeated. Without a value: the one it has here
     #[arg(short, long = "env", value_name = "K[=V]")]
     env: Vec<String>,
+    /// Read such variables from a file, one a line; `-` is standard input. Keeps values out of `ps`
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
     /// Where it runs in the guest [default: the user's home]
     #[arg(short = 'w', long = "workdir", value_name = "DIR")]
     directory: Option<String>,
     /// Who runs it in the guest, by name or number [default: root]
     #[arg(short, long, value_name = "USER")]
     user: Option<String>,
+    /// With --format json: keep at most so much of each output stream, drop the rest, and print `truncated`
+    #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = parse_size)]
+    pub max_output: u64,
 }
 
 /// Our own failure.
@@ -77,7 +86,7 @@ impl Exec {
             },
             Err(error) => return fail(app, self.failure_code, &error),
         };
-        let near = match Near::new(&app.printer, &request, self.how.interactive) {
+        let near = match Near::new(&app.printer, &request, &self.how) {
             Ok(near) => near,
             Err(error) => return fail(app, self.failure_code, &error),
         };
@@ -96,21 +105,17 @@ impl How {
     /// The command as the guest is asked for it, on a terminal of this size.
     pub fn command(&self, command: Vec<String>, terminal: Option<(u16, u16)>) -> Result<frame::Exec> {
         let mut environment = Vec::new();
-        for pair in &self.env {
-            match pair.split_once('=') {
-                Some(_) => {
-                    super::create::tag_pair(pair)?;
-                    environment.push(pair.clone());
-                }
-                None => match std::env::var(pair) {
-                    Ok(value) => environment.push(format!("{pair}={value}")),
-                    Err(_) => {
-                        return Err(Error::usage(format!("-e {pair}: there is no such variable here"))
-                            .hint(format!("give it a value: -e {pair}=…")));
-                    }
-                },
+        for file in &self.env_file {
+            if file.as_os_str() == "-" && (self.interactive || self.tty) {
+                return Err(Error::usage("--env-file - and the command (-i, -t) cannot both have standard input")
+                    .hint("read the variables from a file: --env-file FILE"));
             }
+            environment.extend(local::variables(file)?);
         }
+        for pair in &self.env {
+            environment.push(local::variable(pair).map_err(|why| Error::usage(format!("-e: {why}")))?);
+        }
+        let environment = local::last_of_each(environment);
         Ok(frame::Exec {
             command,
             environment,
@@ -125,8 +130,57 @@ impl How {
 /// What a command wrote, where it was not printed at once.
 #[derive(Debug, Default)]
 pub struct Captured {
-    stdout: Vec<u8>,
-    stderr: Vec<u8>,
+    stdout: Kept,
+    stderr: Kept,
+}
+
+/// The beginning of a stream.
+#[derive(Debug, Default)]
+struct Kept {
+    bytes: Vec<u8>,
+    truncated: bool,
+}
+
+impl Kept {
+    /// Keeps `bytes` as far as there is room for them in `limit` bytes. What comes later is dropped: the command has to go on.
+    fn take(&mut self, bytes: &[u8], limit: usize) {
+        let room = limit.saturating_sub(self.bytes.len());
+        self.bytes.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        self.truncated |= bytes.len() > room;
+    }
+}
+
+/// As text, without a copy of it. What is not UTF-8 becomes U+FFFD; a character that the limit has cut in two is left out.
+impl Serialize for Kept {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl fmt::Display for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut chunks = self.bytes.utf8_chunks().peekable();
+        while let Some(chunk) = chunks.next() {
+            f.write_str(chunk.valid())?;
+            let cut = self.truncated && chunks.peek().is_none() && chunk.invalid().len() < 4;
+            if !chunk.invalid().is_empty() && !cut {
+                f.write_char(char::REPLACEMENT_CHARACTER)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How a command ended, in JSON.
+#[derive(Serialize)]
+struct Told<'a> {
+    exit_code: u8,
+    stdout: &'a Kept,
+    stderr: &'a Kept,
+    truncated: bool,
+    timed_out: bool,
+    #[serde(flatten)]
+    about: &'a Map<String, Value>,
 }
 
 /// Our ends of a command's streams.
@@ -134,16 +188,19 @@ pub struct Near<'a> {
     printer: &'a Printer,
     terminal: bool,
     input: bool,
+    /// Bytes of each stream that are kept in memory.
+    limit: usize,
 }
 
 impl<'a> Near<'a> {
     /// Ends for `request`.
-    pub fn new(printer: &'a Printer, request: &Request, interactive: bool) -> Result<Self> {
+    pub fn new(printer: &'a Printer, request: &Request, how: &How) -> Result<Self> {
         let terminal = request.exec.terminal.is_some();
         if terminal && printer.format == Format::Json {
             return Err(Error::usage("a terminal cannot be had in JSON").hint("leave out -t or --format json"));
         }
-        Ok(Self { printer, terminal, input: interactive || terminal })
+        let limit = usize::try_from(how.max_output).unwrap_or(usize::MAX);
+        Ok(Self { printer, terminal, input: how.interactive || terminal, limit })
     }
 
     /// Runs `work` on them.
@@ -157,14 +214,14 @@ impl<'a> Near<'a> {
             Err(error) => return (Err(error.into()), captured),
         };
         let json = self.printer.format == Format::Json;
-        let printer = self.printer;
+        let (printer, limit) = (self.printer, self.limit);
         let mut output = |stream: Stream, bytes: &[u8]| match (stream, json) {
             (Stream::Output, true) => {
-                captured.stdout.extend_from_slice(bytes);
+                captured.stdout.take(bytes, limit);
                 Ok(())
             }
             (Stream::Errors, true) => {
-                captured.stderr.extend_from_slice(bytes);
+                captured.stderr.take(bytes, limit);
                 Ok(())
             }
             (Stream::Output, false) => printer.pass(bytes),
@@ -186,30 +243,26 @@ pub fn code(
     about: Value,
 ) -> u8 {
     let seconds = limit.unwrap_or_default().as_secs();
-    let tell = |code: u8, truncated: bool, timed_out: bool, about: Value| {
-        let mut value = json!({
-            "exit_code": code,
-            "stdout": String::from_utf8_lossy(&captured.stdout),
-            "stderr": String::from_utf8_lossy(&captured.stderr),
-            "truncated": truncated,
-            "timed_out": timed_out,
-        });
-        if let (Value::Object(value), Value::Object(about)) = (&mut value, about) {
-            value.extend(about);
-        }
-        app.printer.result("", &value);
+    let about = match about {
+        Value::Object(about) => about,
+        _ => Map::new(),
+    };
+    let tell = |exit_code: u8, truncated: bool, timed_out: bool| {
+        let Captured { stdout, stderr } = captured;
+        let truncated = truncated || stdout.truncated || stderr.truncated;
+        app.printer.json(&Told { exit_code, stdout, stderr, truncated, timed_out, about: &about });
     };
     let in_json = app.printer.format == Format::Json;
     // A VM that was kept has to be named, and so has what came before a timeout.
     match &result {
-        Err(Failure::TimedOut) if in_json => tell(124, false, true, about.clone()),
-        Err(_) if in_json && about["name"].is_string() => tell(OURS, false, false, about.clone()),
+        Err(Failure::TimedOut) if in_json => tell(124, false, true),
+        Err(_) if in_json && about.get("name").is_some_and(Value::is_string) => tell(OURS, false, false),
         _ => {}
     }
     match result {
         Ok(finished) => {
             if in_json {
-                tell(finished.code, finished.truncated, false, about);
+                tell(finished.code, finished.truncated, false);
             } else if finished.truncated {
                 app.context.ui.warn("the guest agent kept only the beginning of the output");
             }
@@ -235,4 +288,38 @@ pub fn code(
 pub fn fail(app: &App, code: u8, error: &Error) -> u8 {
     app.printer.error(error);
     code
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_is_kept_is_bounded_and_says_when_it_is_not_all() {
+        let mut kept = Kept::default();
+        kept.take("grün".as_bytes(), 4);
+        // The limit has cut no character in two.
+        assert_eq!((kept.to_string().as_str(), kept.truncated), ("grü", true));
+        let mut kept = Kept::default();
+        kept.take("grü".as_bytes(), 3);
+        assert_eq!((kept.to_string().as_str(), kept.truncated), ("gr", true));
+        kept.take(&[0; 100], 3);
+        assert_eq!(kept.bytes.len(), 3);
+        let mut exact = Kept::default();
+        exact.take(b"abc", 3);
+        exact.take(b"", 3);
+        assert!(!exact.truncated);
+        assert_eq!(serde_json::to_string(&exact).expect("JSON"), "\"abc\"");
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_kept_reads_as_std_reads_it(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let mut kept = Kept::default();
+            kept.take(&bytes, 1000);
+            prop_assert_eq!(kept.to_string(), String::from_utf8_lossy(&bytes));
+        }
+    }
 }

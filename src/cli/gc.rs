@@ -19,11 +19,15 @@ pub struct Gc {
     /// Only what has been there for that long: 30m, 12h, 7d; 0 for everything
     #[arg(long, value_name = "AGE", default_value = "7d", value_parser = parse_age)]
     older_than: Duration,
+    /// The clock of this host is right; without this, `gc` refuses when it is more than a day ahead of the newest record
+    #[arg(long)]
+    yes: bool,
 }
 
 impl Gc {
     pub async fn run(self, app: &App) -> Result<()> {
-        let collected = gc::collect(&app.context, self.older_than, self.dry_run).await?;
+        let request = gc::Request { age: self.older_than, trust_clock: self.yes, dry_run: self.dry_run };
+        let collected = gc::collect(&app.context, request).await?;
         let total: u64 = collected.iter().map(|item| item.bytes).sum();
         let verb = if self.dry_run { "would free" } else { "freed" };
         let mut text: String =

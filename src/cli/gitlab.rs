@@ -56,7 +56,19 @@ fn job() -> Result<Job> {
         Some(path) => Some(std::fs::read_to_string(&path).on("read", &path)?),
         None => None,
     };
-    Ok(Job { response, id: variable("CUSTOM_ENV_CI_JOB_ID"), image: variable("CUSTOM_ENV_CI_JOB_IMAGE") })
+    Ok(Job {
+        response,
+        id: variable("CUSTOM_ENV_CI_JOB_ID"),
+        server: variable("CUSTOM_ENV_CI_SERVER_URL").or_else(|| variable("CI_SERVER_URL")),
+        image: variable("CUSTOM_ENV_CI_JOB_IMAGE"),
+    })
+}
+
+/// The VM of the job that is there: one that an earlier version made for it has the earlier name.
+fn present(app: &App, job: &Job) -> Result<Name> {
+    let (name, earlier) = (job.vm()?, job.earlier_vm()?);
+    let there = |name: &Name| app.context.store.layout.vm(name).exists();
+    Ok(if !there(&name) && there(&earlier) { earlier } else { name })
 }
 
 /// Say where builds go, for `config_exec`
@@ -124,6 +136,8 @@ impl Prepare {
             keep_for: None,
             copy_in: Vec::new(),
             copy_out: Vec::new(),
+            copy_rules: Default::default(),
+            copy_limit: limit,
             ports: Vec::new(),
             most: None,
             command: exec::Request { agent_limit: limit, ..Default::default() },
@@ -179,7 +193,7 @@ impl Run {
     }
 
     async fn script(&self, app: &App) -> Result<u8> {
-        let name = job()?.vm()?;
+        let name = present(app, &job()?)?;
         let script = std::fs::read(&self.script).on("read", &self.script)?;
         let shell = "if command -v bash >/dev/null; then exec bash; else exec sh; fi";
         let request = exec::Request {
@@ -219,7 +233,7 @@ pub struct Cleanup {}
 
 impl Cleanup {
     async fn run(self, app: &App) -> Result<()> {
-        let name = job()?.vm()?;
+        let name = present(app, &job()?)?;
         if !app.context.store.layout.vm(&name).exists() {
             return Ok(());
         }

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use etcetera::BaseStrategy;
 
 use crate::error::{Error, Result};
-use crate::output::{Color, Format, Terminal};
+use crate::output::{Color, Format, Terminal, Trace};
 use crate::settings::{Accel, Settings};
 use crate::sys::fault;
 use crate::ui::Ui;
@@ -135,5 +135,5 @@ pub fn trace(verbose: u8) {
         1 => tracing::Level::DEBUG,
         _ => tracing::Level::TRACE,
     };
-    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_ansi(false).without_time().init();
+    tracing_subscriber::fmt().with_max_level(level).with_writer(|| Trace).with_ansi(false).without_time().init();
 }

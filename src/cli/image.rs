@@ -1,9 +1,11 @@
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use serde_json::json as value;
 
 use super::App;
+use super::create::within;
 use crate::error::{Error, Result};
 use crate::image::{self, Target, Written};
 use crate::model::{Format, PointRef, human};
@@ -34,15 +36,15 @@ impl Image {
 pub struct Info {
     /// The file
     file: PathBuf,
-    /// Its format [default: what its first bytes announce]
+    /// Its format [default: by its header, if its name agrees]
     #[arg(short = 'f', long, value_name = "FORMAT")]
     image_format: Option<Format>,
 }
 
 impl Info {
     async fn run(self, app: &App) -> Result<()> {
-        let info = image::info(&app.context, &self.file, self.image_format).await?;
-        app.printer.result(&table::image(&self.file, &info), &json::image(&self.file, &info));
+        let about = image::info(&app.context, &self.file, self.image_format).await?;
+        app.printer.result(&table::image(&self.file, &about), &json::image(&self.file, &about));
         Ok(())
     }
 }
@@ -52,7 +54,7 @@ impl Info {
 pub struct Check {
     /// The file
     file: PathBuf,
-    /// Its format [default: what its first bytes announce]
+    /// Its format [default: by its header, if its name agrees]
     #[arg(short = 'f', long, value_name = "FORMAT")]
     image_format: Option<Format>,
     /// Put right what can be
@@ -85,19 +87,25 @@ impl Check {
     }
 }
 
-/// Convert an image, with all it stands on, into a new file
+/// Convert an image into a new file
 #[derive(Debug, Args)]
 pub struct Convert {
     /// The image
     source: PathBuf,
     /// The new file
     target: PathBuf,
-    /// The image's format [default: what its first bytes announce]
+    /// The image's format [default: by its header, if its name agrees]
     #[arg(short = 'f', long, value_name = "FORMAT")]
     image_format: Option<Format>,
     /// The new file's format [default: by its name, else qcow2]
     #[arg(short = 'O', long, value_name = "FORMAT")]
     output_format: Option<Format>,
+    /// Also read the files that the image names, from its own directory or DIRECTORY
+    ///
+    /// An image can name any file of the host as its backing file, its data file or an extent, so this is for images of
+    /// your own. Each file is inspected and listed before it is read.
+    #[arg(long, value_name = "DIRECTORY", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    with_backing: Vec<OsString>,
     /// Replace a file that is there
     #[arg(long)]
     force: bool,
@@ -106,7 +114,8 @@ pub struct Convert {
 impl Convert {
     async fn run(self, app: &App) -> Result<()> {
         let target = Target { path: self.target, format: self.output_format, force: self.force };
-        let written = image::convert(&app.context, &self.source, self.image_format, &target).await?;
+        let within = within(self.with_backing);
+        let written = image::convert(&app.context, &self.source, self.image_format, within.as_deref(), &target).await?;
         tell(app, &written);
         Ok(())
     }

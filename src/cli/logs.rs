@@ -1,14 +1,18 @@
-use std::fs::File;
-use std::io::Read;
+use std::io::IsTerminal;
 
 use clap::Args;
+use tokio::sync::mpsc;
 
 use super::App;
 use crate::error::{Error, IoContext, Result};
-use crate::model::Name;
+use crate::model::printable::LogEscape;
+use crate::model::{Name, human};
 use crate::sys::follow::Follow;
+use crate::sys::rotated::Rotated;
 
 /// Show what a guest has printed on its serial console
+///
+/// The host keeps the last 16 MiB to 32 MiB of it; `cowhand set VM log.max=SIZE` changes the limit.
 #[derive(Debug, Args)]
 pub struct Logs {
     /// The VM
@@ -16,6 +20,9 @@ pub struct Logs {
     /// Go on as more comes, until Ctrl-C
     #[arg(short, long)]
     follow: bool,
+    /// Print the bytes as they are, also on a terminal; they can contain any control sequence
+    #[arg(long)]
+    raw: bool,
     /// What QEMU itself said at the last start, instead
     #[arg(long)]
     qemu: bool,
@@ -31,23 +38,48 @@ impl Logs {
         if !path.exists() {
             return Err(Error::not_found(format!("{} has never been started, so there is no log", self.name)));
         }
-        let mut file = File::open(&path).on("open", &path)?;
+        let log = Rotated::open(&path).on("open", &path)?;
         let follow = self.follow.then(|| Follow::new(&path)).transpose().on("watch", &path)?;
         let printer = app.printer;
+        // On a terminal, what the guest prints must not command it.
+        let mut escape = (!self.raw && std::io::stdout().is_terminal()).then(LogEscape::default);
+        let mut show = move |bytes: &[u8]| match &mut escape {
+            Some(escape) => printer.raw(escape.push(bytes).as_bytes()),
+            None => printer.raw(bytes),
+        };
+        let (lost, mut lost_bytes) = mpsc::unbounded_channel();
         let work = move || -> std::io::Result<()> {
+            let (mut position, end) = (log.begin()?, log.end()?);
             let mut buffer = vec![0; 64 << 10];
             loop {
-                let read = file.read(&mut buffer)?;
-                match (&follow, read) {
+                // Without --follow to where the log ends now: a guest that prints faster than it is read would keep us for ever.
+                let most = match follow {
+                    None => usize::try_from(end.saturating_sub(position)).unwrap_or(usize::MAX).min(buffer.len()),
+                    Some(_) => buffer.len(),
+                };
+                let piece = log.read(position, &mut buffer[..most])?;
+                position = piece.next;
+                if piece.lost > 0 {
+                    let _ = lost.send(piece.lost);
+                }
+                match (&follow, piece.bytes) {
                     (None, 0) => return Ok(()),
                     (Some(follow), 0) => follow.wait()?,
-                    _ => printer.raw(&buffer[..read]),
+                    (_, read) => show(&buffer[..read]),
                 }
             }
         };
         // In a thread, so that Ctrl-C is heard while nothing comes.
-        let result =
-            tokio::task::spawn_blocking(work).await.map_err(|panic| Error::failed("cannot read").because(panic))?;
-        result.on("read", &path)
+        let mut work = tokio::task::spawn_blocking(work);
+        let result = loop {
+            tokio::select! {
+                biased;
+                Some(bytes) = lost_bytes.recv() => app.context.ui.warn(&format!(
+                    "the guest printed more than the log keeps: {} were dropped before they were read", human(bytes)
+                )),
+                result = &mut work => break result,
+            }
+        };
+        result.map_err(|panic| Error::failed("cannot read").because(panic))?.on("read", &path)
     }
 }

@@ -32,6 +32,7 @@ mod stop;
 mod template;
 mod undo;
 
+use std::any::TypeId;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -42,8 +43,9 @@ use crate::context::Context;
 use crate::ephemeral::discard;
 use crate::error::{Error, Kind, Result};
 use crate::helper;
+use crate::model::{Name, PointRef};
 use crate::output::{Format, Printer};
-use crate::sys::{files, relay};
+use crate::sys::{files, limiter, relay};
 use global::Global;
 
 /// Templates, clones and snapshots for QEMU virtual machines, without libvirt.
@@ -181,14 +183,24 @@ pub fn main() -> ExitCode {
         };
     }
     if let Some((verb, rest)) = words.split_first()
+        && verb == limiter::VERB
+    {
+        return match limiter::Orders::parse(rest).map(|orders| limiter::run(&orders)) {
+            Some(Ok(())) => ExitCode::SUCCESS,
+            _ => ExitCode::FAILURE,
+        };
+    }
+    if let Some((verb, rest)) = words.split_first()
         && verb == helper::VERB
     {
         return helper::main(rest);
     }
-    let program = Cli::command();
-    let operation = operation(&program, &words);
-    let cli = match program.try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches)) {
-        Ok(cli) => cli,
+    let mut program = Cli::command();
+    let parsed = program
+        .try_get_matches_from_mut(std::env::args_os())
+        .and_then(|matches| Cli::from_arg_matches(&matches).map(|cli| (cli, matches)));
+    let (cli, matches) = match parsed {
+        Ok(parsed) => parsed,
         Err(error) if error.use_stderr() && global::wants_json(&words) => {
             let text = error.render().to_string();
             let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
@@ -198,10 +210,13 @@ pub fn main() -> ExitCode {
         }
         Err(error) => error.exit(),
     };
+    let operation = operation(&program, &matches);
+    drop((program, matches));
     global::arm_faults(|line| Printer { format: Format::Table, quiet: false }.raw_error(line.as_bytes()));
     cli.global.color.apply();
     global::trace(cli.global.verbose);
     let printer = Printer { format: cli.global.format, quiet: cli.global.quiet };
+    files::raise_limit();
     if let Err(source) = files::can_open(FILES) {
         printer.error(&Error::failed("cannot start").hint("let it open more files: ulimit -n 1024").because(source));
         return ExitCode::FAILURE;
@@ -275,17 +290,44 @@ async fn run(cli: Cli, printer: Printer, operation: String) -> Result<u8> {
     Err(error)
 }
 
-/// The command in the words of the user, for those who wait for its lock; without what may be secret or long.
-fn operation(program: &clap::Command, words: &[String]) -> String {
-    let is_verb = |word: &&str| program.get_subcommands().any(|verb| verb.get_name() == *word);
-    let words = words.iter().map(String::as_str);
-    // What concerns every command (`--store`, `--wait`) says nothing of this one.
-    let verb: Vec<&str> = words.skip_while(|word| !is_verb(word)).take_while(|word| *word != "--").collect();
-    let mut text = verb.join(" ").replace(|c: char| c.is_control(), " ");
-    if text.len() > 200 {
-        text = text.chars().take(200).collect();
+/// The longest [`operation`], in characters.
+const OPERATION: usize = 200;
+
+/// The command for those who wait for its lock: verb, names of VMs and snapshots, and which options were given.
+///
+/// Locks, journals and the trash keep it, where others may read it. Of values, only those are in it whose type is a name: no
+/// password, variable or command of the user can be one.
+fn operation(program: &clap::Command, matches: &clap::ArgMatches) -> String {
+    let (mut command, mut matches) = (program, matches);
+    let mut words: Vec<String> = Vec::new();
+    while let Some((verb, below)) = matches.subcommand() {
+        words.push(verb.to_owned());
+        let Some(subcommand) = command.find_subcommand(verb) else { break };
+        (command, matches) = (subcommand, below);
     }
-    text
+    let given = |arg: &&clap::Arg| {
+        let id = arg.get_id().as_str();
+        // What concerns every command (`--store`, `--wait`) says nothing of this one.
+        !program.get_arguments().any(|global| global.get_id() == arg.get_id())
+            && matches.try_contains_id(id).unwrap_or(false)
+            && matches.value_source(id) == Some(clap::parser::ValueSource::CommandLine)
+    };
+    let is_name = |arg: &clap::Arg| {
+        let kind = arg.get_value_parser().type_id();
+        kind == TypeId::of::<Name>() || kind == TypeId::of::<PointRef>()
+    };
+    let values = |arg: &clap::Arg| -> Vec<String> {
+        let raw = matches.try_get_raw(arg.get_id().as_str()).ok().flatten().into_iter().flatten();
+        raw.filter(|_| is_name(arg)).map(|value| value.to_string_lossy().into_owned()).collect()
+    };
+    let (positional, options): (Vec<&clap::Arg>, Vec<&clap::Arg>) =
+        command.get_arguments().filter(given).partition(|arg| arg.is_positional());
+    words.extend(positional.into_iter().flat_map(values));
+    for option in options {
+        words.extend(option.get_long().map(|long| format!("--{long}")));
+        words.extend(values(option));
+    }
+    words.join(" ").replace(|c: char| c.is_control(), " ").chars().take(OPERATION).collect()
 }
 
 /// Does the same to each name. All are tried and every error is shown; the last one decides the exit code.
@@ -299,4 +341,59 @@ async fn each<T>(app: &App, names: &[T], mut verb: impl AsyncFnMut(&T) -> Result
         }
     }
     failed.map_or(Ok(()), Err)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(words: &str) -> String {
+        let mut program = Cli::command();
+        let matches = program.try_get_matches_from_mut(words.split(' ')).expect(words);
+        operation(&program, &matches)
+    }
+
+    #[test]
+    fn an_operation_names_the_verb_the_vms_and_the_options() {
+        for (words, expected) in [
+            ("cowhand snapshot create web before --memory", "snapshot create web before --memory"),
+            ("cowhand --store /s --wait 3 snapshot revert web@before -q", "snapshot revert web@before"),
+            ("cowhand rm one two -f", "rm one two --force"),
+            ("cowhand template create web --as deb12 --no-seal", "template create web --as deb12 --no-seal"),
+            ("cowhand clone deb12 a", "clone deb12 a"),
+            ("cowhand run --keep=left deb12 -- true", "run deb12 --keep left"),
+        ] {
+            let mut shown: Vec<String> = of(words).split(' ').map(str::to_owned).collect();
+            let mut wanted: Vec<String> = expected.split(' ').map(str::to_owned).collect();
+            assert_eq!(shown[..2], wanted[..2], "{words}");
+            shown.sort();
+            wanted.sort();
+            assert_eq!(shown, wanted, "{words}");
+        }
+    }
+
+    #[test]
+    fn no_value_of_the_users_is_in_an_operation() {
+        for words in [
+            "cowhand run -e TOKEN=sesame deb12 -- sesame",
+            "cowhand run --env=TOKEN=sesame --copy-in /sesame:/sesame deb12 sesame sesame",
+            "cowhand exec web -- login sesame",
+            "cowhand template create web --root-password password:sesame --password ann:password:sesame",
+            "cowhand template create web --write /etc/sesame:sesame --run-command sesame --ready sesame",
+            "cowhand seal sesame --motd sesame",
+            "cowhand set web tag.token=sesame",
+            "cowhand create web --size 1G --tag token=sesame --append sesame --kernel sesame",
+            "cowhand snapshot create web before --description sesame",
+            "cowhand cp web:/sesame sesame",
+        ] {
+            let shown = of(words);
+            assert!(!shown.contains("sesame") && !shown.is_empty(), "{words}: {shown}");
+        }
+    }
+
+    #[test]
+    fn a_long_operation_is_cut() {
+        let words = format!("cowhand rm {}", vec!["a-name-of-some-length"; 100].join(" "));
+        assert_eq!(of(&words).len(), OPERATION);
+    }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::exec::{self, How, Near, OURS};
-use super::{App, local};
+use super::{App, cp, local};
 use crate::ephemeral::run::{self, Keep, Request, Warmth};
 use crate::error::{Error, Result};
 use crate::guest;
@@ -32,6 +32,11 @@ pub struct Run {
     /// Copy a file or directory out of it afterwards, also when the command has failed: GUEST:HOST; can be repeated
     #[arg(long, value_name = "GUEST:HOST", value_parser = guest_host)]
     copy_out: Vec<(String, PathBuf)>,
+    #[command(flatten)]
+    rules: cp::Rules,
+    /// How long the copies before the command may take together, and those after it, in seconds or like 90s, 10m, 2h
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = parse_time)]
+    copy_timeout: Duration,
     /// How long the command may take, in seconds or like 90s, 10m, 2h; then it is terminated, and 5 s later killed
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     timeout: Option<Duration>,
@@ -79,7 +84,7 @@ impl Run {
             },
             Err(error) => return exec::fail(app, OURS, &error),
         };
-        let near = match Near::new(&app.printer, &command, self.how.interactive) {
+        let near = match Near::new(&app.printer, &command, &self.how) {
             Ok(near) => near,
             Err(error) => return exec::fail(app, OURS, &error),
         };
@@ -106,6 +111,8 @@ impl Run {
             keep_for: if self.keep.is_some() { self.ttl } else { self.ttl.or(Some(TTL)) },
             copy_in: self.copy_in,
             copy_out: self.copy_out,
+            copy_rules: self.rules.rules(),
+            copy_limit: self.copy_timeout,
             ports: self.port,
             most: self.max_parallel,
             command,

@@ -1,21 +1,22 @@
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use serde_json::{Value, json};
 
 use super::App;
-use crate::appliance::boot::Payload;
+use crate::appliance::boot::{LIMIT, Payload};
 use crate::appliance::kernel::Wanted;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::image::Target;
-use crate::model::Format as ImageFormat;
+use crate::model::{Format as ImageFormat, parse_time};
 use crate::output::Format;
 use crate::template::seal::customise::{self, Customisation};
 use crate::template::seal::operations::{self, OPERATIONS};
 use crate::template::seal::selection;
 use crate::template::seal::vm::Sealing;
 use crate::template::seal::wishes::{Given, MadeUp, Wishes};
-use crate::template::seal::{How, Plan, Report, file};
+use crate::template::seal::{How, Performed, Plan, Report, file};
 
 /// Strip the disks of a guest of what clones must not share, and put in what they should have
 ///
@@ -98,6 +99,9 @@ pub struct SealOptions {
         help_heading = "Sealing"
     )]
     appliance_modules: Option<PathBuf>,
+    /// How long the appliance may take, with all scripts, in seconds or like 90s, 45m, 2h; then nothing is changed [default: 30m]
+    #[arg(long, value_name = "DURATION", value_parser = parse_time, help_heading = "Sealing")]
+    appliance_timeout: Option<Duration>,
     #[command(flatten)]
     customise: Customise,
 }
@@ -108,7 +112,7 @@ impl SealOptions {
         let mut operations = selection::select(self.operations.as_deref(), self.enable.as_deref())?;
         let options = self.customise.all()?;
         let home = etcetera::home_dir().ok();
-        let wishes = Wishes::read(&options, payload, home.as_deref())?;
+        let wishes = Wishes::read(&options, payload, home.as_deref(), &mut std::io::stdin().lock())?;
         // What was asked for is done, whatever operations were picked; a first-boot script needs what runs it.
         let scripts = wishes.wishes.iter().any(|wish| matches!(wish.what, Customisation::Firstboot { .. }));
         if !wishes.wishes.is_empty() {
@@ -118,7 +122,9 @@ impl SealOptions {
         }
         let kernel = Wanted { image: self.appliance_kernel.clone(), modules: self.appliance_modules.clone() };
         let plan = Plan { operations, wishes: wishes.wishes };
-        Ok((Sealing { plan, payload: payload.finish()?, network: self.network, kernel }, wishes.passwords))
+        let limit = self.appliance_timeout.unwrap_or(LIMIT);
+        let sealing = Sealing { plan, payload: payload.finish()?, network: self.network, kernel, limit };
+        Ok((sealing, wishes.passwords))
     }
 
     /// Is anything asked for at all?
@@ -127,6 +133,7 @@ impl SealOptions {
             || self.enable.is_some()
             || self.dry_run
             || self.network
+            || self.appliance_timeout.is_some()
             || !self.customise.0.is_empty()
     }
 }
@@ -229,18 +236,22 @@ pub fn list(app: &App) {
 
 /// What was done, for people: every path after a dry run, else only how many.
 pub fn text(what: &str, report: &Report, dry_run: bool) -> String {
-    let count: usize = report.operations.iter().map(|performed| performed.touched.len()).sum();
+    let of = |performed: &Performed| performed.touched.len() as u64 + performed.more;
+    let count: u64 = report.operations.iter().map(of).sum();
     let verb = if dry_run { "would seal" } else { "sealed" };
     let paths = if count == 1 { "path" } else { "paths" };
     let mut text = format!("{verb} {what}: {}; {}; {count} {paths}", report.system, report.mounts.join(", "));
     for performed in &report.operations {
         if !dry_run {
-            text.push_str(&format!("\n  {:<24} {}", performed.name, performed.touched.len()));
+            text.push_str(&format!("\n  {:<24} {}", performed.name, of(performed)));
             continue;
         }
         text.push_str(&format!("\n{}", performed.name));
         for touched in &performed.touched {
             text.push_str(&format!("\n  {:<8} {}", word(touched.how), touched.path));
+        }
+        if performed.more > 0 {
+            text.push_str(&format!("\n  … and {} more", performed.more));
         }
     }
     text

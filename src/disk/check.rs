@@ -4,7 +4,7 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::layer::chain;
 use crate::model::{Format, Layer, Name};
-use crate::qemu::img::{Checked, Img};
+use crate::qemu::img::{Checked, Img, Source};
 use crate::vm::{list, open, status};
 
 /// What was found in one layer.
@@ -38,15 +38,18 @@ pub async fn check(context: &Context, vm: &Name, target: Option<&str>, repair: b
         return Err(Error::refused(format!("{vm} is running: its images cannot be repaired"))
             .hint(format!("stop it first: cowhand stop {vm}")));
     }
-    let img = Img::find(context)?;
     let mut found = Vec::new();
     for disk in record.config.volumes().filter(|disk| target.is_none_or(|target| disk.target == target)) {
         let chain = chain::of_disk(&context.store, disk)?;
+        let img = Img::find(context)?.reading(chain.links().iter().map(|link| link.path.clone()));
         for (depth, link) in chain.links().iter().enumerate() {
             let in_use = running && depth == 0 && !disk.read_only;
             let checked = match link.layer.format {
                 Format::Raw => None,
-                format => Some(img.check(&link.path, format, !(repair && depth == 0), repair && depth == 0).await?),
+                format => {
+                    let (source, repair) = (Source::File(&link.path, format), repair && depth == 0);
+                    Some(img.check(&link.path, source, !repair, repair).await?)
+                }
             };
             found.push(Found { target: disk.target.clone(), layer: link.layer.clone(), checked, in_use });
         }

@@ -65,7 +65,8 @@ async fn refuse_shrinking(
 ) -> Result<()> {
     let disk = list::disk(vm, record, target)?;
     let path = context.store.layout.layer(&disk.layer);
-    let used = Img::find(context)?.end_of_data(&path, disk.layer.format).await?;
+    let files = chain::files(&context.store, &disk.layer);
+    let used = Img::find(context)?.reading(files).end_of_data(&path, disk.layer.format).await?;
     let what = format!("{target} of {vm} has {} and would have {}", human(disk.virtual_bytes), human(bytes));
     if used > bytes {
         return Err(Error::refused(format!("{what}: its data reaches up to {} ({used} bytes)", human(used)))

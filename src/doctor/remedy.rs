@@ -20,7 +20,7 @@ use crate::qemu::process;
 use crate::store::journal::Journal;
 use crate::store::trash::Entry;
 use crate::store::{Store, atomic, schema};
-use crate::vm::{gc, live, open, status};
+use crate::vm::{gc, live, logs, open, status};
 
 /// A repair, as plain data.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,6 +73,8 @@ pub enum Remedy {
     Thaw(Name),
     /// Take the layers that the disks are really on for their heads.
     Adopt(Name),
+    /// Start the process that limits the logs of a running VM.
+    LimitLogs(Name),
     /// Write `store.json` anew.
     WriteStoreFile,
 }
@@ -187,6 +189,15 @@ pub async fn apply(context: &Context, remedy: &Remedy) -> Result<Applied> {
             done("they were thawed")
         }
         Remedy::Adopt(name) => adopt(context, name).await.map(Applied::Done),
+        Remedy::LimitLogs(name) => {
+            let _lock = store.lock_vm(context, name).await?;
+            let record = store.load(name)?;
+            if !status::is_running(context, name)? || logs::are_limited(context, name, &record) {
+                return Ok(Applied::NotNeeded);
+            }
+            logs::limit_anew(context, name, record.config.log_limit).await?;
+            done("it was started")
+        }
         Remedy::WriteStoreFile => {
             let _lock = store.lock(context).await;
             schema::write_store_file(&store.layout.store_json())?;
@@ -229,8 +240,9 @@ fn set_aside(context: &Context, name: &Name, path: &Path) -> Result<()> {
     let store = &context.store;
     let entry = Entry::new("doctor", name, &context.operation);
     let trash = store.open_trash(&Store::trash_name("doctor", name), &entry)?;
-    std::fs::rename(path, trash.join(path.file_name().unwrap_or_default())).on("move to the trash", path)?;
-    path.parent().map_or(Ok(()), atomic::sync_directory)
+    let aside = trash.join(path.file_name().unwrap_or_default());
+    std::fs::rename(path, &aside).on("move to the trash", path)?;
+    atomic::sync_rename(path, &aside)
 }
 
 async fn restore_record(context: &Context, name: &Name) -> Result<()> {

@@ -14,6 +14,7 @@ use crate::guest::session;
 use crate::layer::chain;
 use crate::model::{Layer, LayerId, Name, Record};
 use crate::qemu::qmp::Qmp;
+use crate::vm::logs;
 use crate::vm::status::{self, Status};
 
 /// How long QEMU may take to greet an observer.
@@ -31,6 +32,15 @@ pub async fn examine(context: &Context, name: &Name, record: &Record, status: &S
                 .of(name)
                 .hint(format!("if it never does again: cowhand stop --force {name}")),
         ),
+    }
+    if !logs::are_limited(context, name, record) {
+        // Without their size, which changes while the guest prints: a finding that differs at the second look is dropped.
+        let about = "no process limits its logs (was it killed, or the VM started by hand?), so they can grow";
+        findings.push(
+            Finding::warn("logs", about)
+                .hint(format!("cowhand doctor {name} --repair    starts it"))
+                .remedy(Some(Remedy::LimitLogs(name.clone()))),
+        );
     }
     findings.into_iter().map(|finding| finding.of(name)).collect()
 }

@@ -14,6 +14,7 @@ use crate::model::{Layer, LayerId, human};
 use crate::store::{Store, schema};
 use crate::sys::{flock, image_lock, space};
 use crate::template::freeze;
+use crate::template::seal::pending;
 use crate::vm::gc;
 
 /// Less free space than this is worth a warning, in bytes, where it is less than a fifth.
@@ -54,6 +55,11 @@ pub fn examine(context: &Context) -> Result<Vec<Finding>> {
     findings.push(room(root)?);
     findings.extend(permissions(context)?);
     findings.extend(temporary(store)?);
+    findings.extend(sealing(store)?);
+    findings.extend(store.look_at_clock().map(|ahead| {
+        Finding::warn("clock", ahead.to_string())
+            .hint("nothing is removed for its age or date until you say that the clock is right: cowhand gc --yes")
+    }));
     let trash: u64 = store.list_trash()?.iter().map(|found| found.bytes).sum();
     if trash > 0 {
         findings.push(
@@ -148,7 +154,7 @@ fn permissions(context: &Context) -> Result<Vec<Finding>> {
     look(layout.root());
     look(&layout.store_lock());
     look(&layout.store_json());
-    for directory in [layout.layers(), layout.rams(), layout.trash(), layout.vms()] {
+    for directory in [layout.layers(), layout.rams(), layout.sealing(), layout.trash(), layout.vms()] {
         look(&directory);
         for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
             let is_dir = look(&entry.path()).is_some_and(|about| about.is_dir());
@@ -214,6 +220,26 @@ fn temporary(store: &Store) -> Result<Vec<Finding>> {
         }
     }
     Ok(findings)
+}
+
+/// What a `seal` of image files has left that was cut short.
+fn sealing(store: &Store) -> Result<Vec<Finding>> {
+    let finding = |left: pending::Left| {
+        let (directory, size) = (left.directory.display(), human(left.bytes));
+        let disks: Vec<String> = left.disks.iter().map(|disk| disk.display().to_string()).collect();
+        let disks = disks.join(" ");
+        match (left.started, disks.is_empty()) {
+            (true, true) => Finding::warn("sealing", format!("the order in {directory} cannot be read"))
+                .hint(format!("let the version that wrote it complete the `seal`; to forget it: rm -r {directory}    its disks may be sealed in part")),
+            (true, false) => Finding::warn("sealing", format!("a `seal` of {disks} was cut short while it wrote to them"))
+                .hint(format!("cowhand seal {disks}    completes it")),
+            (false, false) => Finding::info("sealing", format!("a `seal` of {disks} was cut short before it wrote to them ({size})"))
+                .hint(format!("cowhand seal {disks}    completes it; gc forgets it when it is older than 7 days")),
+            (false, true) => Finding::info("leftovers", format!("{directory} is left of a `seal` that was cut short ({size})"))
+                .hint("cowhand gc    removes it"),
+        }
+    };
+    Ok(pending::left(store)?.into_iter().map(finding).collect())
 }
 
 /// Looks at the layers and at memory: damaged ones, and those nobody uses.

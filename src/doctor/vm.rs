@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use super::{Finding, Remedy, chain, running};
 use crate::change::Step;
 use crate::context::Context;
-use crate::ephemeral::discard;
+use crate::ephemeral::discard::{self, Dates};
 use crate::error::{IoContext, Kind, Result};
 use crate::layer::pool::Pool;
 use crate::layer::stamp;
@@ -97,7 +97,7 @@ pub async fn examine(context: &Context, pool: &Pool, name: &Name) -> Result<Vec<
     findings.extend(memories(context, name, &record));
     findings.extend(template(context, name, &record));
     findings.extend(warm_guest(context, name, &record));
-    if discard::is_over(context, name) {
+    if discard::is_over(context, name, Dates::Counted) {
         findings.push(
             Finding::info("leftovers", "it was not to stay, and its time is over or whoever made it has ended")
                 .of(name)

@@ -142,32 +142,44 @@ fn freed(store: &Store, record: &Record) -> Result<Vec<Layer>> {
     }
 }
 
-/// Removes VMs whose owner has died or whose time is over, shells that do not wait any more, and what is left of those that are gone. Returns their names,
-/// and how many bytes on disk are free now.
+/// Removes VMs whose owner has died or whose date has passed, shells that do not wait any more, and what is left of those that are gone. Returns their names,
+/// and how many bytes on disk are free now. By a clock that cannot be believed, no date has passed.
 pub async fn reap(context: &Context) -> Result<Vec<(Name, u64)>> {
     let store = &context.store;
+    let ahead = store.check_clock();
+    let dates = if ahead.is_some() { Dates::Ignored } else { Dates::Counted };
     for gone in store.gone()? {
         if let Err(error) = clear(store, &gone) {
             context.ui.warn(&error.full_message());
         }
     }
-    let mut reaped = Vec::new();
+    let (mut reaped, mut kept) = (Vec::new(), Vec::new());
     for name in store.names()? {
         if let Err(error) = restore_shell(context, &name) {
             context.ui.warn(&error.full_message());
         }
-        if !is_over(context, &name) {
+        if !is_over(context, &name, dates) {
+            if dates == Dates::Ignored && is_over(context, &name, Dates::Counted) {
+                kept.push(name);
+            }
             continue;
         }
         let over = |record: &Record| {
             let running = status::is_running(context, &name).unwrap_or(true);
-            record.ephemeral.as_ref().is_some_and(|ephemeral| has_ended(ephemeral, running))
+            record.ephemeral.as_ref().is_some_and(|ephemeral| has_ended(ephemeral, running, dates))
         };
         match discard_if(context, &name, over).await {
             Ok(Some(bytes)) => reaped.push((name, bytes)),
             Ok(None) => {}
             Err(error) => context.ui.warn(&format!("{name} is over and stays: {}", error.full_message())),
         }
+    }
+    if let Some(ahead) = ahead.filter(|_| !kept.is_empty()) {
+        let names: Vec<&str> = kept.iter().map(Name::as_str).collect();
+        context.ui.warn(&format!(
+            "VMs whose date has passed are kept ({}): {ahead}. If it is right: cowhand gc --yes",
+            names.join(", ")
+        ));
     }
     Ok(reaped)
 }
@@ -200,18 +212,27 @@ pub async fn reap_own(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Is it a VM whose time is over?
-pub fn is_over(context: &Context, name: &Name) -> bool {
+/// Does the date count on which a VM is to go?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dates {
+    /// The clock is believed.
+    Counted,
+    /// It is not: only what has ended for another reason is over.
+    Ignored,
+}
+
+/// Is it a VM that may go?
+pub fn is_over(context: &Context, name: &Name, dates: Dates) -> bool {
     let Ok(record) = context.store.load(name) else { return false };
     let Some(ephemeral) = record.ephemeral.as_ref().filter(|_| !record.is_template()) else { return false };
     let running = status::is_running(context, name).unwrap_or(true);
     // A shell that is just being started is locked.
     let idle = || context.store.try_lock_vm(name, &context.operation).is_ok_and(|lock| lock.is_some());
-    has_ended(ephemeral, true) || (has_ended(ephemeral, running) && idle())
+    has_ended(ephemeral, true, dates) || (has_ended(ephemeral, running, dates) && idle())
 }
 
-fn has_ended(ephemeral: &Ephemeral, running: bool) -> bool {
+fn has_ended(ephemeral: &Ephemeral, running: bool, dates: Dates) -> bool {
     let abandoned = ephemeral.owner.as_ref().is_some_and(|owner| !owner::is_alive(owner));
-    let expired = ephemeral.expires.is_some_and(|at| at <= Timestamp::now());
+    let expired = dates == Dates::Counted && ephemeral.expires.is_some_and(|at| at <= Timestamp::now());
     abandoned || expired || (ephemeral.shell && ephemeral.owner.is_none() && !running)
 }

@@ -18,6 +18,7 @@ use crate::guest::copy;
 use crate::guest::exec::{self, Failure, Finished, Streams};
 use crate::guest::install::{self, Reached};
 use crate::guest::port::Client;
+use crate::helper::tree::Target;
 use crate::model::{Ephemeral, Name, PointRef, PortForward, Record, human};
 use crate::qemu::cmdline::How;
 use crate::settings::Accel;
@@ -72,6 +73,10 @@ pub struct Request {
     pub copy_in: Vec<(PathBuf, String)>,
     /// What to copy out of it afterwards, also when the command has failed: from the guest, to the host.
     pub copy_out: Vec<(String, PathBuf)>,
+    /// How it is copied out.
+    pub copy_rules: copy::Rules,
+    /// How long the copies before the command may take together, and those after it.
+    pub copy_limit: Duration,
     /// Ports of the host that lead into it.
     pub ports: Vec<PortForward>,
     /// How many runs may go on at once.
@@ -116,9 +121,11 @@ pub async fn run(context: &Context, request: &Request, mut streams: Streams<'_>)
         Ok(name) => name,
         Err(error) => return failed(error),
     };
-    if let Err(error) = check(context, request, &name) {
-        return failed(error);
-    }
+    // Opened before the guest has a say: nothing that one copy brings leads the next astray.
+    let targets = match check(context, request, &name) {
+        Ok(targets) => targets,
+        Err(error) => return failed(error),
+    };
     let ours = super::ours(request.ttl);
     let mut control = streams.control.take();
     let prepared = tokio::select! {
@@ -129,7 +136,7 @@ pub async fn run(context: &Context, request: &Request, mut streams: Streams<'_>)
     let (result, made, _slot) = match prepared {
         Ok((mut made, slot)) => {
             let result = match keep_from_now_on(context, request, &name).await {
-                Ok(()) => attend(context, request, &mut made, streams).await,
+                Ok(()) => attend(context, request, targets, &mut made, streams).await,
                 Err(error) => Err(error.into()),
             };
             (result, Some((made.kind, made.running, made.took)), Some(slot))
@@ -186,8 +193,8 @@ pub fn free_name() -> Result<Name> {
     format!("run-{}", &Uuid::new_v4().simple().to_string()[..8]).parse()
 }
 
-/// Everything that can be known to fail is looked at before anything is made.
-fn check(context: &Context, request: &Request, name: &Name) -> Result<()> {
+/// Everything that can be known to fail is looked at before anything is made. The places of the copies out of the guest.
+fn check(context: &Context, request: &Request, name: &Name) -> Result<Vec<Target>> {
     if context.store.exists(name) {
         return Err(Error::exists(format!("the name {name} is taken")).hint("choose another: --keep=NAME"));
     }
@@ -196,11 +203,13 @@ fn check(context: &Context, request: &Request, name: &Name) -> Result<()> {
             Error::not_found(format!("--copy-in: {} is not there", from.display())).because(error.full_message())
         })?;
     }
-    for (_, to) in &request.copy_out {
+    let mut targets = Vec::new();
+    for (from, to) in &request.copy_out {
         let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty());
         if let Some(parent) = parent.filter(|parent| !parent.is_dir()) {
             return Err(Error::not_found(format!("--copy-out: there is no directory {}", parent.display())));
         }
+        targets.push(copy::target(from, to)?);
     }
     let root = context.store.layout.root();
     match space::free(root) {
@@ -211,7 +220,7 @@ fn check(context: &Context, request: &Request, name: &Name) -> Result<()> {
             human(SPARE)
         ))
         .hint("make room: cowhand gc --older-than 0    empties the trash")),
-        _ => Ok(()),
+        _ => Ok(targets),
     }
 }
 
@@ -337,6 +346,7 @@ fn refill(context: &Context, template: &Name) {
 async fn attend(
     context: &Context,
     request: &Request,
+    targets: Vec<Target>,
     made: &mut Made,
     mut streams: Streams<'_>,
 ) -> std::result::Result<Finished, Failure> {
@@ -347,20 +357,21 @@ async fn attend(
         }
         Ok::<(), Error>(())
     };
-    tokio::select! {
-        copied = copying => copied?,
+    let copied = tokio::select! {
+        copied = tokio::time::timeout(request.copy_limit, copying) => copied,
         () = exec::interrupted(&mut control) => return Err(interrupted().into()),
-    }
+    };
+    copied.map_err(|_| too_slow(request, "before"))??;
     streams.control = control;
     let result = exec::converse(context, &made.name, &mut made.client, &request.command, &mut streams).await;
     let copying = async {
         let mut lost = None;
-        for (from, to) in &request.copy_out {
-            if let Err(error) = copy_out(context, made, from, to).await {
+        for ((from, _), target) in request.copy_out.iter().zip(targets) {
+            if let Err(error) = copy_out(context, made, from, target, &request.copy_rules).await {
+                let named = Error::new(error.kind(), format!("--copy-out {from}")).because(error.full_message());
+                let named = error.hints().iter().fold(named, |named, hint| named.hint(hint));
                 // Of several that fail, the last is the error.
-                if let Some(before) =
-                    lost.replace(Error::new(error.kind(), format!("--copy-out {from}")).because(error.full_message()))
-                {
+                if let Some(before) = lost.replace(named) {
                     context.ui.warn(&before.full_message());
                 }
             }
@@ -368,7 +379,9 @@ async fn attend(
         lost
     };
     let lost = tokio::select! {
-        lost = copying => lost,
+        lost = tokio::time::timeout(request.copy_limit, copying) => {
+            lost.unwrap_or_else(|_| Some(too_slow(request, "after")))
+        }
         () = exec::interrupted(&mut streams.control) => Some(interrupted()),
     };
     match (result, lost) {
@@ -386,8 +399,15 @@ fn interrupted() -> Error {
     Error::new(ErrorKind::Interrupted, "interrupted")
 }
 
-async fn copy_out(context: &Context, made: &mut Made, from: &str, to: &std::path::Path) -> Result<u64> {
-    let copied = copy::get(context, &mut made.client, from, to).await;
+/// The copies did not end in time. The guest is not waited for.
+fn too_slow(request: &Request, when: &str) -> Error {
+    let seconds = request.copy_limit.as_secs();
+    Error::qemu(format!("the copies {when} the command did not end within {seconds} s"))
+        .hint("to give them longer: --copy-timeout TIME")
+}
+
+async fn copy_out(context: &Context, made: &mut Made, from: &str, target: Target, rules: &copy::Rules) -> Result<u64> {
+    let copied = copy::get(context, &mut made.client, from, target, rules).await;
     if copied.is_err()
         && let Reached::Helper(client) = install::reach(context, &made.name, Duration::from_secs(30)).await?
     {

@@ -9,12 +9,13 @@ use tokio::time::{Instant, sleep};
 use super::run::{self, Keep, Request, Warmth};
 use super::{discard, reset};
 use crate::context::Context;
-use crate::error::{Error, Result};
+use crate::error::{Error, IoContext, Result};
 use crate::guest::copy;
 use crate::guest::exec::{self, Stream, Streams};
 use crate::guest::install::{self, Reached};
 use crate::guest::port::Client;
 use crate::helper::frame;
+use crate::helper::tree::{Budget, Target};
 use crate::model::{Ephemeral, Name, PointRef};
 use crate::vm::status;
 
@@ -72,8 +73,35 @@ pub fn decode(text: &str) -> Result<String> {
 
 /// URL encoding, of everything that could mean something.
 pub fn encode(text: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./".contains(&byte);
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./=".contains(&byte);
     text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+}
+
+/// The answer of a command that has worked: `ok` and words, each of them encoded, so that no word of a guest is two, or a line.
+pub fn ok(words: &[String]) -> String {
+    words.iter().fold("ok".to_owned(), |line, word| format!("{line} {}", encode(word)))
+}
+
+/// The bytes of an answer to a question of ours that are kept; a guest may send more.
+const ANSWER: usize = 64 << 10;
+
+/// A directory as a guest names it: absolute, and nothing that a shell or a person could misread.
+fn directory(text: &str) -> Result<String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
+    if text.starts_with('/') && text.len() <= 255 && text.chars().all(plain) {
+        return Ok(text.to_owned());
+    }
+    Err(Error::qemu(format!("what the guest names as its scratch directory is none: {:?}", abridged(text))))
+}
+
+/// Could this be the name of a user (`useradd(8)`)?
+fn is_user(text: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    (1..=32).contains(&text.len()) && !text.starts_with('-') && text.chars().all(plain)
+}
+
+fn abridged(text: &str) -> String {
+    text.chars().take(80).collect()
 }
 
 /// Who runs a command of ours in the guest.
@@ -92,6 +120,7 @@ pub struct Testbed<'a> {
     source: PointRef,
     warmth: Warmth,
     limit: Duration,
+    budget: Budget,
     /// The VM while the testbed is open, and what its record says of it.
     vm: Option<(Name, Ephemeral)>,
     /// The directory of the guest's that the tests may use.
@@ -104,13 +133,22 @@ const SAVED: &str = "/var/cache/cowhand-testbed.tar";
 const LOOK: Duration = Duration::from_millis(500);
 
 impl<'a> Testbed<'a> {
-    /// One on clones of `source`, which have `limit` to come up.
-    pub fn new(context: &'a Context, source: PointRef, warmth: Warmth, limit: Duration) -> Self {
-        Self { context, source, warmth, limit, vm: None, scratch: String::new() }
+    /// One on clones of `source`, which have `limit` to come up. Each copy out of them may bring `budget`.
+    pub fn new(context: &'a Context, source: PointRef, warmth: Warmth, limit: Duration, budget: Budget) -> Self {
+        Self { context, source, warmth, limit, budget, vm: None, scratch: String::new() }
     }
 
-    /// Carries out a command and returns what follows `ok`. `program` is how commands are run in a VM.
+    /// Carries out a command and returns its answer, a line. `program` is how commands are run in a VM.
     pub async fn answer(&mut self, command: &Command, program: &dyn Fn(&Name) -> Vec<String>) -> Result<String> {
+        if *command == Command::PrintExecuteCommand {
+            // Words in a word: they are encoded one by one.
+            let words: Vec<String> = program(&self.open()?).iter().map(|word| encode(word)).collect();
+            return Ok(format!("ok {}", words.join(",")));
+        }
+        self.carry_out(command).await.map(|words| ok(&words))
+    }
+
+    async fn carry_out(&mut self, command: &Command) -> Result<Vec<String>> {
         match command {
             Command::Capabilities => self.capabilities().await,
             Command::Open => {
@@ -124,35 +162,35 @@ impl<'a> Testbed<'a> {
                 self.vm = Some((name.clone(), ours.clone()));
                 let made = run::make(self.context, &request, &name, &ours, self.limit).await?;
                 drop(made);
-                self.scratch().await
+                self.scratch().await.map(|scratch| vec![scratch])
             }
             Command::Revert => {
                 reset::reset(self.context, &self.open()?, false).await?;
-                self.scratch().await
+                self.scratch().await.map(|scratch| vec![scratch])
             }
-            Command::Reboot(tell) => self.reboot(*tell).await.map(|()| String::new()),
+            Command::Reboot(tell) => self.reboot(*tell).await.map(|()| Vec::new()),
             Command::Close => {
                 self.open()?;
-                self.close().await.map(|()| String::new())
+                self.close().await.map(|()| Vec::new())
             }
-            Command::PrintExecuteCommand => {
-                let words: Vec<String> = program(&self.open()?).iter().map(|word| encode(word)).collect();
-                Ok(words.join(","))
-            }
+            Command::PrintExecuteCommand => Ok(Vec::new()),
             Command::CopyDown(from, to) => {
                 let mut client = self.client().await?;
                 check_slashes(from, to)?;
                 copy::put_as(self.context, &mut client, Path::new(from), to.trim_end_matches('/')).await?;
-                Ok(String::new())
+                Ok(Vec::new())
             }
             Command::CopyUp(from, to) => {
                 let mut client = self.client().await?;
                 check_slashes(from, to)?;
                 let to = PathBuf::from(to.trim_end_matches('/'));
-                copy::get_as(self.context, &mut client, from, &to).await?;
-                Ok(String::new())
+                let target = Target::at(&to).on("write", &to)?;
+                // As `cat` and `tar` in the guest would: what is named may be a link, which the guest follows.
+                let rules = copy::Rules { follow: true, budget: self.budget };
+                copy::get(self.context, &mut client, from, target, &rules).await?;
+                Ok(Vec::new())
             }
-            Command::Quit => self.close().await.map(|()| String::new()),
+            Command::Quit => self.close().await.map(|()| Vec::new()),
         }
     }
 
@@ -174,6 +212,8 @@ impl<'a> Testbed<'a> {
             keep_for: None,
             copy_in: Vec::new(),
             copy_out: Vec::new(),
+            copy_rules: copy::Rules::default(),
+            copy_limit: self.limit,
             ports: Vec::new(),
             most: None,
             command: exec::Request::default(),
@@ -191,13 +231,15 @@ impl<'a> Testbed<'a> {
         }
     }
 
-    async fn capabilities(&self) -> Result<String> {
-        let mut all = "reboot revert revert-full-system root-on-testbed isolation-machine".to_owned();
+    async fn capabilities(&self) -> Result<Vec<String>> {
+        let mut all = ["reboot", "revert", "revert-full-system", "root-on-testbed", "isolation-machine"]
+            .map(str::to_owned)
+            .to_vec();
         if self.vm.is_some() {
             let script = "awk -F: '$3 >= 1000 && $3 < 60000 { print $1; exit }' /etc/passwd";
             let user = self.shell(script, Through::Helper).await?;
-            if !user.is_empty() {
-                all.push_str(&format!(" suggested-normal-user={user}"));
+            if is_user(&user) {
+                all.push(format!("suggested-normal-user={user}"));
             }
         }
         Ok(all)
@@ -207,7 +249,7 @@ impl<'a> Testbed<'a> {
     async fn scratch(&mut self) -> Result<String> {
         let script =
             "directory=$(mktemp -d /tmp/autopkgtest.XXXXXX) && chmod 1777 \"$directory\" && echo \"$directory\"";
-        self.scratch = self.shell(script, Through::Helper).await?;
+        self.scratch = directory(&self.shell(script, Through::Helper).await?)?;
         Ok(self.scratch.clone())
     }
 
@@ -245,7 +287,7 @@ impl<'a> Testbed<'a> {
         let mut text = Vec::new();
         let mut output = |stream: Stream, bytes: &[u8]| {
             if stream == Stream::Output {
-                text.extend_from_slice(bytes);
+                text.extend_from_slice(&bytes[..bytes.len().min(ANSWER - text.len())]);
             }
             Ok(())
         };
@@ -295,6 +337,17 @@ mod tests {
         ] {
             assert!(parse(bad).is_err(), "{bad:?} was taken");
         }
+        // What a guest says stays one word.
+        let forged = ["/tmp/x\nok forged\tword\u{1b}[2J".to_owned(), String::new()];
+        assert_eq!(ok(&forged), "ok /tmp/x%0Aok%20forged%09word%1B%5B2J ");
+        assert_eq!(ok(&[]), "ok");
+        for bad in ["", "tmp/x", "/tmp/x\nok", "/tmp/'; rm -rf /;'", "/tmp/x y", "/\u{202e}x"] {
+            assert!(directory(bad).is_err(), "{bad:?} was taken");
+        }
+        for bad in ["", "-x", "a b", "a\nok", "a=b", "root\u{7}"] {
+            assert!(!is_user(bad), "{bad:?} was taken");
+        }
+        assert!(is_user("debian") && directory("/tmp/autopkgtest.aB3_x").is_ok());
         assert_eq!(encode("/a b,c%ü"), "/a%20b%2Cc%25%C3%BC");
         assert_eq!(decode(&encode("/a b,c%ü\n")).expect("text"), "/a b,c%ü\n");
     }

@@ -9,7 +9,7 @@ use super::port::{self, Client};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::helper::frame::{Kind, Reply, Request, Why};
-use crate::helper::tree::{self, Piece, Writer};
+use crate::helper::tree::{self, Budget, Piece, Refusal, Target, Writer};
 
 /// How long a guest may take to write everything down once all of it was sent.
 const FINISH: Duration = Duration::from_secs(600);
@@ -37,7 +37,8 @@ async fn send(context: &Context, client: &mut Client, from: &Path, to: &str, nam
     let (send, mut receive) = tokio::sync::mpsc::channel::<(Kind, Vec<u8>)>(16);
     let root = from.to_owned();
     let reading = tokio::task::spawn_blocking(move || {
-        tree::read(&root, &mut |piece| {
+        // The user may name a link to what is meant.
+        tree::read(&root, true, &mut |piece| {
             let frame = match piece {
                 Piece::Entry(entry) => (Kind::Entry, serde_json::to_vec(entry)?),
                 Piece::Data(offset, bytes) => (Kind::Data, [&offset.to_le_bytes()[..], bytes].concat()),
@@ -62,52 +63,98 @@ async fn send(context: &Context, client: &mut Client, from: &Path, to: &str, nam
     finished(reply)
 }
 
-/// Copies the file or directory `from` of the guest to `to` on the host: into it, where it is a directory. Returns the bytes of data.
-pub async fn get(context: &Context, client: &mut Client, from: &str, to: &Path) -> Result<u64> {
-    let name = Path::new(from).file_name().unwrap_or(OsStr::new("files"));
-    get_as(context, client, from, &tree::destination(to, name)).await
+/// How a tree comes out of a guest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// If what was named is a symbolic link: copy what it points to in the guest. Without it, a link is refused.
+    pub follow: bool,
+    /// How much the guest may send.
+    pub budget: Budget,
 }
 
-/// Copies the file or directory `from` of the guest to `target` on the host, whatever is there.
-pub async fn get_as(context: &Context, client: &mut Client, from: &str, target: &Path) -> Result<u64> {
-    let mut writer = None;
-    client.ask(&Request::Get { path: from.to_owned() }).await?;
+/// The place on the host for what is called `from` in the guest: in `to`, where that is a directory, else `to` itself. It is
+/// opened now; what a guest makes later of the path changes nothing.
+pub fn target(from: &str, to: &Path) -> Result<Target> {
+    let name = Path::new(from).file_name().unwrap_or(OsStr::new("files"));
+    let place = tree::destination(to, name);
+    Target::at(&place).on("write", &place)
+}
+
+/// Frames that belong to no copy and may still be on their way from what was said before.
+const STRAY: usize = 64;
+
+/// Copies the file or directory `from` of the guest to `target` on the host. Returns the bytes of data.
+pub async fn get(context: &Context, client: &mut Client, from: &str, target: Target, rules: &Rules) -> Result<u64> {
+    client.ask(&Request::Get { path: from.to_owned(), follow: rules.follow }).await?;
     let task = context.ui.task(&format!("copying {from}"), 0);
-    let mut bytes = 0;
-    let mut failed: Option<io::Error> = None;
+    let mut writer = Writer::untrusted(target, rules.budget);
+    let (mut bytes, mut begun, mut ended, mut stray) = (0, false, false, 0);
     loop {
         let (kind, payload) = moving(client.next()).await?;
         let result = match kind {
-            Kind::Entry => serde_json::from_slice(&payload).map_err(io::Error::from).and_then(|entry| {
-                if writer.is_none() {
-                    writer = Some(Writer::new(target, false)?);
+            Kind::Entry if !ended => match serde_json::from_slice(&payload) {
+                Ok(entry) => {
+                    begun = true;
+                    writer.entry(&entry)
                 }
-                writer.as_mut().map_or(Ok(()), |writer| writer.entry(entry))
-            }),
-            Kind::Data => match (payload.split_first_chunk(), writer.as_mut()) {
-                (Some((offset, data)), Some(writer)) => {
+                Err(source) => return Err(no_tree(from).because(source)),
+            },
+            Kind::Data if !ended => match payload.split_first_chunk() {
+                Some((offset, data)) => {
                     bytes += data.len() as u64;
                     task.update(bytes, 0);
                     writer.data(u64::from_le_bytes(*offset), data)
                 }
-                _ => Err(io::ErrorKind::InvalidData.into()),
+                None => Err(Refusal::Data.into()),
             },
-            Kind::End => continue,
+            Kind::End if !ended => {
+                ended = true;
+                Ok(())
+            }
             Kind::Reply => {
                 finished(port::parse(&payload)?)?;
-                break;
+                // A reply alone is no tree.
+                if !begun || !ended {
+                    return Err(no_tree(from));
+                }
+                let path = writer.path().to_owned();
+                return writer.finish().map_err(|error| failed(error, from, &path));
             }
-            _ => continue,
+            _ => {
+                stray += 1;
+                if stray > STRAY {
+                    return Err(no_tree(from));
+                }
+                Ok(())
+            }
         };
         if let Err(error) = result {
-            failed = Some(error);
-            break;
+            return Err(failed(error, from, writer.path()));
         }
     }
-    match (failed, writer) {
-        (Some(error), _) => Err(error).on("write", target),
-        (None, Some(writer)) => writer.finish().on("write", target),
-        (None, None) => Ok(0),
+}
+
+fn no_tree(from: &str) -> Error {
+    Error::qemu(format!("what the guest sends for {from} is no file or directory"))
+}
+
+/// What could not be taken over, in the words of the command that asked for it.
+fn failed(error: io::Error, from: &str, target: &Path) -> Error {
+    match Refusal::of(&error) {
+        Some(Refusal::Link) => Error::refused(format!("{from} is a symbolic link in the guest"))
+            .hint("copy what it points to in the guest: --follow"),
+        Some(refusal) => refused(refusal, from),
+        None => Err::<(), _>(error).on("write", target).map_or_else(|error| error, |()| no_tree(from)),
+    }
+}
+
+/// A copy that a guest may not make.
+pub(super) fn refused(refusal: &Refusal, from: &str) -> Error {
+    let refused = || Error::refused(format!("{from} is not copied: {refusal}"));
+    match refusal {
+        Refusal::TooManyBytes(_) => refused().hint("holes count, too; to copy more: --max-bytes SIZE"),
+        Refusal::TooManyEntries(_) => refused().hint("to copy more: --max-entries COUNT"),
+        refusal => no_tree(from).because(refusal.clone()),
     }
 }
 

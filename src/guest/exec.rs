@@ -16,7 +16,7 @@ use crate::helper::frame::{self, Kind, LARGEST, Reply, WINDOW, Why};
 use crate::model::{Name, State};
 use crate::qemu::agent::AgentError;
 use crate::qemu::qmp::Qmp;
-use crate::sys::tail;
+use crate::sys::rotated::Rotated;
 use crate::vm::status;
 
 /// How often it is looked whether the guest is still there.
@@ -28,6 +28,8 @@ const GRACE: Duration = Duration::from_secs(5);
 /// How many signals to end, one soon after the other, a command may ignore before we leave it.
 const PATIENCE: u32 = 3;
 const IN_A_ROW: Duration = Duration::from_secs(10);
+/// How much of the end of the serial log is searched for the message of a panic, in bytes.
+const PANIC: u64 = 64 << 10;
 const INT: u8 = 2;
 const QUIT: u8 = 3;
 const TERM: u8 = 15;
@@ -208,12 +210,39 @@ pub async fn converse(
     let (mut signals, mut last_signal) = (0, Instant::now());
     let mut paused = false;
     let mut heard = Instant::now();
-    let printed = std::fs::metadata(context.store.layout.serial_log(name)).map_or(0, |about| about.len());
+    let printed = Rotated::open(&context.store.layout.serial_log(name)).and_then(|log| log.end()).unwrap_or(0);
     let mut tick = Instant::now() + TICK;
     loop {
         tokio::select! {
-            // What has come is heard before anybody asks whether something has.
+            // Signals and deadlines come first: a guest that writes without end does not keep them away. Then what has come is
+            // heard, before anybody asks whether something has.
             biased;
+            Some(control) = receive(&mut streams.control) => match control {
+                Control::Signal(signal) => {
+                    if matches!(signal, INT | QUIT | TERM) {
+                        signals = if last_signal.elapsed() < IN_A_ROW { signals + 1 } else { 1 };
+                        last_signal = Instant::now();
+                    }
+                    if signals >= PATIENCE || paused && signals > 0 {
+                        return Err(Error::new(ErrorKind::Interrupted, "interrupted; the command was hung up").into());
+                    }
+                    client.send(Kind::Signal, &[signal]).await?;
+                }
+                Control::Resize(rows, columns) => {
+                    client.send(Kind::Resize, &[rows.to_le_bytes(), columns.to_le_bytes()].concat()).await?;
+                }
+            },
+            () = sleep_until(deadline) => {
+                let Some(signal) = last.next() else {
+                    if paused {
+                        context.ui.warn(&format!("{name} is paused: the command may go on when it does"));
+                    }
+                    return Err(Failure::TimedOut);
+                };
+                client.send(Kind::Signal, &[signal]).await?;
+                timed_out = true;
+                deadline = Instant::now() + GRACE;
+            }
             frame = client.next() => {
                 match frame.map_err(|error| last_words(context, name, error))? {
                     (Kind::Output, bytes) => match (streams.output)(Stream::Output, &bytes) {
@@ -257,32 +286,6 @@ pub async fn converse(
                     client.send(Kind::Input, &[]).await?;
                 }
             },
-            Some(control) = receive(&mut streams.control) => match control {
-                Control::Signal(signal) => {
-                    if matches!(signal, INT | QUIT | TERM) {
-                        signals = if last_signal.elapsed() < IN_A_ROW { signals + 1 } else { 1 };
-                        last_signal = Instant::now();
-                    }
-                    if signals >= PATIENCE || paused && signals > 0 {
-                        return Err(Error::new(ErrorKind::Interrupted, "interrupted; the command was hung up").into());
-                    }
-                    client.send(Kind::Signal, &[signal]).await?;
-                }
-                Control::Resize(rows, columns) => {
-                    client.send(Kind::Resize, &[rows.to_le_bytes(), columns.to_le_bytes()].concat()).await?;
-                }
-            },
-            () = sleep_until(deadline) => {
-                let Some(signal) = last.next() else {
-                    if paused {
-                        context.ui.warn(&format!("{name} is paused: the command may go on when it does"));
-                    }
-                    return Err(Failure::TimedOut);
-                };
-                client.send(Kind::Signal, &[signal]).await?;
-                timed_out = true;
-                deadline = Instant::now() + GRACE;
-            }
             () = sleep_until(tick) => {
                 tick = Instant::now() + TICK;
                 look(context, name, client, &mut heard, printed).await?;
@@ -369,9 +372,9 @@ async fn is_paused(context: &Context, name: &Name, told: bool) -> Result<bool, E
 }
 
 fn panic(context: &Context, name: &Name, printed: u64) -> Option<String> {
-    let path = context.store.layout.serial_log(name);
-    let new = path.metadata().ok()?.len().saturating_sub(printed);
-    let text = tail::lines(&path, new.min(64 << 10)).ok()?;
+    let log = Rotated::open(&context.store.layout.serial_log(name)).ok()?;
+    let bytes = log.tail(printed, PANIC).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
     let line = text.lines().find(|line| line.contains("Kernel panic - not syncing"))?;
     Some(line.trim().trim_start_matches(|c: char| c != 'K').to_owned())
 }

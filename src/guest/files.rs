@@ -8,35 +8,55 @@ use std::time::Duration;
 
 use qapi::qga::{guest_exec, guest_file_close, guest_file_flush, guest_file_open, guest_file_read, guest_file_write};
 
+use super::copy;
 use super::session::{self, Session};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
+use crate::helper::tree::Refusal;
 use crate::model::Name;
 use crate::qemu::agent::{AgentError, REPLY};
 
 /// Bytes per message: the agent's limit for a read is 48 MiB, but small messages keep QEMU's buffers small.
 const CHUNK: usize = 256 << 10;
 
-/// Copies the file `from` of the guest to `to` on the host, which is replaced only when all of it has arrived.
-pub async fn copy_out(context: &Context, name: &Name, from: &str, to: &Path, agent_limit: Duration) -> Result<u64> {
+/// Copies the file `from` of the guest to `to` on the host, which is replaced only when all of it has arrived. The guest
+/// may send `max_bytes`.
+pub async fn copy_out(
+    context: &Context,
+    name: &Name,
+    from: &str,
+    to: &Path,
+    agent_limit: Duration,
+    max_bytes: u64,
+) -> Result<u64> {
     session::settle(context, name).await?;
     session::refuse_paused(context, name).await?;
     let mut session = session::open(context, name, agent_limit).await?;
     let handle = open(&mut session, name, from, "r").await?;
-    let result = read_all(context, &mut session, handle, from, to).await;
+    let result = read_all(context, &mut session, handle, from, to, max_bytes).await;
     close(&mut session, handle).await;
     result
 }
 
-async fn read_all(context: &Context, session: &mut Session, handle: i64, from: &str, to: &Path) -> Result<u64> {
+async fn read_all(
+    context: &Context,
+    session: &mut Session,
+    handle: i64,
+    from: &str,
+    to: &Path,
+    max_bytes: u64,
+) -> Result<u64> {
     let directory = to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut file = tempfile::Builder::new().prefix(".cowhand-").tempfile_in(directory).on("write in", directory)?;
     let task = context.ui.task(&format!("copying {from}"), 0);
     let mut total = 0;
     loop {
         let read = session.agent.run(&guest_file_read { handle, count: Some(CHUNK as i64) }, REPLY).await?;
-        file.write_all(&read.buf_b64).on("write", to)?;
         total += read.buf_b64.len() as u64;
+        if total > max_bytes {
+            return Err(copy::refused(&Refusal::TooManyBytes(max_bytes), from));
+        }
+        file.write_all(&read.buf_b64).on("write", to)?;
         task.update(total, 0);
         if read.eof || read.buf_b64.is_empty() {
             break;

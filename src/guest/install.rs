@@ -23,6 +23,9 @@ const SENDING: Duration = Duration::from_secs(120);
 /// How often the agent is asked whether the script has ended.
 const LOOK: Duration = Duration::from_millis(10);
 
+/// The longest answer about the script, in bytes: it prints one line, if any.
+const ANSWER: usize = 64 << 10;
+
 /// The program is sent in blocks of this size, the last one filled up with zeros.
 const BLOCK: usize = 64 << 10;
 
@@ -144,7 +147,7 @@ async fn send(context: &Context, name: &Name, turn: port::Turn, deadline: Instan
     };
     let ending = async {
         loop {
-            let status = session.agent.run(&guest_exec_status { pid: started.pid }, REPLY).await?;
+            let status = session.agent.run_within(&guest_exec_status { pid: started.pid }, REPLY, ANSWER).await?;
             if status.exited {
                 return Ok::<_, AgentError>(status);
             }

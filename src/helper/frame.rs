@@ -97,6 +97,9 @@ pub enum Request {
     Get {
         /// Absolute.
         path: String,
+        /// If the path is a symbolic link, send what it points to. A helper that does not know this word always does.
+        #[serde(default)]
+        follow: bool,
     },
 }
 

@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use frame::{Kind, Reply, Request, Why};
 use port::Port;
-use tree::{Piece, Writer};
+use tree::{Piece, Target, Writer};
 
 /// The verb under which this program is the helper.
 pub const VERB: &str = "guest-helper";
@@ -89,7 +89,7 @@ fn answer(port: &mut Port, request: &[u8]) -> Option<Reply> {
         Request::Prepare => Some(Reply::Became(frame::Became { reseeded: false, problems: identity::prepare() })),
         Request::Become(identity) => Some(Reply::Became(identity::become_(&identity))),
         Request::Put { path, name } => take(port, &tree::destination(Path::new(&path), OsStr::new(&name))),
-        Request::Get { path } => give(port, Path::new(&path)),
+        Request::Get { path, follow } => give(port, Path::new(&path), follow),
     }
 }
 
@@ -103,7 +103,7 @@ fn failed(path: &Path, error: &io::Error) -> Reply {
 }
 
 fn take(port: &mut Port, target: &Path) -> Option<Reply> {
-    let mut writer = Writer::new(target, true);
+    let mut writer = Target::at(target).map(Writer::trusted);
     // What follows has to be heard out, whatever became of what came before.
     loop {
         let (kind, payload) = port.next()?;
@@ -111,7 +111,7 @@ fn take(port: &mut Port, target: &Path) -> Option<Reply> {
             (_, Kind::End) => break,
             (Err(_), _) => continue,
             (Ok(writer), Kind::Entry) => {
-                serde_json::from_slice(&payload).map_err(io::Error::from).and_then(|entry| writer.entry(entry))
+                serde_json::from_slice(&payload).map_err(io::Error::from).and_then(|entry| writer.entry(&entry))
             }
             (Ok(writer), Kind::Data) => match payload.split_first_chunk() {
                 Some((offset, bytes)) => writer.data(u64::from_le_bytes(*offset), bytes),
@@ -129,9 +129,9 @@ fn take(port: &mut Port, target: &Path) -> Option<Reply> {
     })
 }
 
-fn give(port: &mut Port, path: &Path) -> Option<Reply> {
+fn give(port: &mut Port, path: &Path, follow: bool) -> Option<Reply> {
     let mut sent = 0;
-    let result = tree::read(path, &mut |piece| {
+    let result = tree::read(path, follow, &mut |piece| {
         match piece {
             Piece::Entry(entry) => port.say(Kind::Entry, entry),
             Piece::Data(offset, bytes) => {

@@ -2,21 +2,21 @@
 //! the host the other, whichever way it goes.
 //!
 //! Holes stay holes; modes and times come along; owners do not (whoever writes owns). What arrives is not trusted: it can name nothing outside the place it was sent
-//! to, neither by `..` nor through a symbolic link.
+//! to, neither by `..` nor through a symbolic link, and it is counted ([`Budget`]).
+
+mod writer;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{
-    AtFlags, Mode, OFlags, Timespec, Timestamps, futimens, mkdirat, openat, renameat, symlinkat, unlinkat,
-};
-use rustix::io::Errno;
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
+
+pub use writer::{Budget, Refusal, Target, Writer};
 
 use super::frame::LARGEST;
 use crate::sys::sparse::next_data;
@@ -62,7 +62,7 @@ pub enum What {
 impl Entry {
     /// Where it is in the tree.
     pub fn path(&self) -> PathBuf {
-        from_letters(&self.path).into()
+        OsString::from_vec(from_letters(&self.path).unwrap_or_else(|| self.path.clone().into_bytes())).into()
     }
 }
 
@@ -70,8 +70,9 @@ fn to_letters(text: &OsStr) -> String {
     text.as_bytes().iter().map(|byte| char::from(*byte)).collect()
 }
 
-fn from_letters(text: &str) -> OsString {
-    OsString::from_vec(text.chars().map(|letter| u8::try_from(u32::from(letter)).unwrap_or(b'?')).collect())
+/// The bytes that [`to_letters`] wrote as text; `None` for text that it does not write.
+fn from_letters(text: &str) -> Option<Vec<u8>> {
+    text.chars().map(|letter| u8::try_from(u32::from(letter)).ok()).collect()
 }
 
 /// A piece of a tree.
@@ -83,11 +84,12 @@ pub enum Piece<'a> {
     Data(u64, &'a [u8]),
 }
 
-/// Hands every piece of the tree at `root` to `give`, parents first. What is neither file, directory nor link is left out and named.
-pub fn read(root: &Path, give: &mut dyn FnMut(Piece<'_>) -> io::Result<()>) -> io::Result<Vec<PathBuf>> {
+/// Hands every piece of the tree at `root` to `give`, depth first. If `root` is a symbolic link, what it points to is read
+/// with `follow`, and the link itself without; below that, links are links. What is neither file, directory nor link is left out
+/// and named.
+pub fn read(root: &Path, follow: bool, give: &mut dyn FnMut(Piece<'_>) -> io::Result<()>) -> io::Result<Vec<PathBuf>> {
     let mut left_out = Vec::new();
-    // The user may name a link to what is meant; below that, links are links.
-    let root = std::fs::canonicalize(root)?;
+    let root = if follow { std::fs::canonicalize(root)? } else { root.to_owned() };
     read_one(&root, Path::new(""), give, &mut left_out)?;
     if left_out.contains(&root) {
         let message = format!("{} is no file, directory or link", root.display());
@@ -192,165 +194,10 @@ fn read_data(file: &File, bytes: u64, give: &mut dyn FnMut(Piece<'_>) -> io::Res
 }
 
 /// Where a tree called `name` goes when it is sent to `target`: into a directory that is there, or that the path says is meant; else it gets that name itself.
+/// `target` is what the user typed, so it may be a link to a directory; the [`Writer`] follows none below it.
 pub fn destination(target: &Path, name: &OsStr) -> PathBuf {
     let slash = target.as_os_str().as_bytes().ends_with(b"/");
     if slash || target.is_dir() { target.join(name) } else { target.to_owned() }
-}
-
-/// Takes a tree piece by piece. Files appear under their names when they are whole; dropped half-way, only whole ones stay.
-#[derive(Debug)]
-pub struct Writer {
-    /// The directory everything happens in, and the tree's name in it.
-    parent: OwnedFd,
-    name: OsString,
-    file: Option<Unfinished>,
-    /// Directories get their modes and times when all is in them.
-    directories: Vec<Entry>,
-    links: Vec<(Entry, OsString)>,
-    bytes: u64,
-    /// The permission bits that are taken over.
-    bits: u32,
-}
-
-#[derive(Debug)]
-struct Unfinished {
-    entry: Entry,
-    directory: OwnedFd,
-    name: OsString,
-    temporary: OsString,
-    file: File,
-    done: bool,
-}
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        if !self.done {
-            let _ = unlinkat(&self.directory, &self.temporary, AtFlags::empty());
-        }
-    }
-}
-
-impl Writer {
-    /// One that puts the tree at `path`, whose parent directory is there. Of what a guest sends the host takes over no set-uid bits: who writes here owns, and may be root.
-    pub fn new(path: &Path, trusted: bool) -> io::Result<Self> {
-        let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let parent = rustix::fs::open(parent, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|error| io::Error::new(io::Error::from(error).kind(), format!("{}: {error}", parent.display())))?;
-        Ok(Self {
-            parent,
-            name,
-            file: None,
-            directories: Vec::new(),
-            links: Vec::new(),
-            bytes: 0,
-            bits: if trusted { 0o7777 } else { 0o777 },
-        })
-    }
-
-    /// Takes an entry.
-    pub fn entry(&mut self, entry: Entry) -> io::Result<()> {
-        self.finish_file()?;
-        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", entry.path().display()));
-        let (directory, name) = self.place(&entry.path()).map_err(named)?;
-        match &entry.what {
-            What::Directory => {
-                match mkdirat(&directory, &name, Mode::RWXU) {
-                    Ok(()) => {}
-                    Err(Errno::EXIST) => drop(into(&directory, &name).map_err(named)?),
-                    Err(error) => return Err(named(error.into())),
-                }
-                self.directories.push(entry);
-            }
-            What::File { .. } => {
-                let temporary = OsString::from(format!(".cowhand-{}", uuid::Uuid::new_v4().simple()));
-                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-                let file = openat(&directory, &temporary, flags, Mode::RUSR | Mode::WUSR)
-                    .map_err(|error| named(error.into()))?;
-                self.file = Some(Unfinished { directory, name, temporary, file: file.into(), done: false, entry });
-            }
-            // At the end: nothing that comes can be led astray by them.
-            What::Link { to } => {
-                let to = from_letters(to);
-                self.links.push((entry, to));
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes bytes of the file that came last.
-    pub fn data(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        let Some(Unfinished { file, entry, .. }) = &self.file else { return Err(io::ErrorKind::InvalidData.into()) };
-        let What::File { bytes: length } = entry.what else { return Err(io::ErrorKind::InvalidData.into()) };
-        if offset.checked_add(bytes.len() as u64).is_none_or(|end| end > length) {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-        file.write_all_at(bytes, offset)?;
-        self.bytes += bytes.len() as u64;
-        Ok(())
-    }
-
-    /// The tree is whole. Returns the bytes of data that were written.
-    pub fn finish(mut self) -> io::Result<u64> {
-        self.finish_file()?;
-        for (entry, to) in std::mem::take(&mut self.links) {
-            let (directory, name) = self.place(&entry.path())?;
-            if let Err(Errno::EXIST) = symlinkat(&to, &directory, &name) {
-                unlinkat(&directory, &name, AtFlags::empty())?;
-                symlinkat(&to, &directory, &name)?;
-            }
-        }
-        for entry in std::mem::take(&mut self.directories).iter().rev() {
-            let (directory, name) = self.place(&entry.path())?;
-            finish(&File::from(into(&directory, &name)?), entry, self.bits)?;
-        }
-        Ok(self.bytes)
-    }
-
-    fn finish_file(&mut self) -> io::Result<()> {
-        let Some(mut unfinished) = self.file.take() else { return Ok(()) };
-        let Unfinished { entry, file, directory, temporary, name, .. } = &mut unfinished;
-        if let What::File { bytes } = entry.what {
-            file.set_len(bytes)?;
-        }
-        file.flush()?;
-        finish(file, entry, self.bits)?;
-        renameat(&*directory, &*temporary, &*directory, &*name)?;
-        unfinished.done = true;
-        Ok(())
-    }
-
-    /// The directory of `inside` and the name in it, found without following a link.
-    fn place(&self, inside: &Path) -> io::Result<(OwnedFd, OsString)> {
-        let mut names = vec![self.name.as_os_str()];
-        for part in inside.components() {
-            match part {
-                std::path::Component::Normal(name) => names.push(name),
-                _ => return Err(io::ErrorKind::InvalidData.into()),
-            }
-        }
-        let Some((last, directories)) = names.split_last() else { return Err(io::ErrorKind::InvalidData.into()) };
-        let mut at = self.parent.try_clone()?;
-        for directory in directories {
-            at = into(&at, directory)?;
-        }
-        Ok((at, (*last).to_owned()))
-    }
-}
-
-/// Opens a directory that is no link.
-fn into(directory: &OwnedFd, name: &OsStr) -> io::Result<OwnedFd> {
-    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
-    Ok(openat(directory, name, flags, Mode::empty())?)
-}
-
-fn finish(file: &File, entry: &Entry, bits: u32) -> io::Result<()> {
-    rustix::fs::fchmod(file, Mode::from_raw_mode(entry.mode & bits))?;
-    let time = Timespec {
-        tv_sec: entry.modified_ns.div_euclid(1_000_000_000),
-        tv_nsec: entry.modified_ns.rem_euclid(1_000_000_000),
-    };
-    Ok(futimens(file, &Timestamps { last_access: time, last_modification: time })?)
 }
 
 #[cfg(test)]
@@ -360,9 +207,9 @@ mod tests {
     use super::*;
 
     fn copy(from: &Path, to: &Path) -> io::Result<u64> {
-        let mut writer = Writer::new(to, true)?;
-        read(from, &mut |piece| match piece {
-            Piece::Entry(entry) => writer.entry(entry.clone()),
+        let mut writer = Writer::trusted(Target::at(to)?);
+        read(from, true, &mut |piece| match piece {
+            Piece::Entry(entry) => writer.entry(entry),
             Piece::Data(offset, bytes) => writer.data(offset, bytes),
         })?;
         writer.finish()
@@ -414,33 +261,5 @@ mod tests {
         assert_eq!(copy(&room.path().join("empty"), &to).expect("a copy"), 0);
         let error = copy(Path::new("/dev/zero"), &to).expect_err("a device");
         assert!(error.to_string().contains("no file, directory or link"), "{error}");
-    }
-
-    #[test]
-    fn what_arrives_cannot_leave_its_place() {
-        let room = tempfile::tempdir().expect("a directory");
-        std::fs::create_dir(room.path().join("outside")).expect("a directory");
-        let entry = |path: &str, what: What| Entry { path: path.into(), what, mode: 0o755, modified_ns: 0 };
-        let file = || What::File { bytes: 1 };
-        for path in ["../x", "/etc/x", "a/../../x", "."] {
-            let mut writer = Writer::new(&room.path().join("tree"), false).expect("a writer");
-            writer.entry(entry("", What::Directory)).expect("a directory");
-            assert!(writer.entry(entry(path, file())).is_err(), "{path:?} was taken");
-        }
-        // Neither through a link that came before, nor through one that was there.
-        let mut writer = Writer::new(&room.path().join("tree"), false).expect("a writer");
-        writer.entry(entry("", What::Directory)).expect("a directory");
-        writer.entry(entry("way", What::Link { to: "../outside".into() })).expect("a link");
-        assert!(writer.entry(entry("way/x", file())).is_err());
-        symlink("../outside", room.path().join("tree/there")).expect("a link");
-        let mut writer = Writer::new(&room.path().join("tree"), false).expect("a writer");
-        writer.entry(entry("", What::Directory)).expect("a directory");
-        assert!(writer.entry(entry("there/x", file())).is_err());
-        // More bytes than were announced.
-        writer.entry(entry("y", file())).expect("a file");
-        assert!(writer.data(1, b"z").is_err());
-        drop(writer);
-        assert_eq!(std::fs::read_dir(room.path().join("outside")).expect("outside").count(), 0);
-        assert!(!room.path().join("tree/y").exists(), "half a file");
     }
 }

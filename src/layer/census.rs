@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use super::pool::{LayerInfo, Pool, Use};
-use super::qcow2;
+use super::{foreign, qcow2};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::model::{Format, Layer, LayerId, Name};
 use crate::store::{Store, journal};
@@ -203,6 +203,9 @@ pub fn inspect(store: &Store, layer: &Layer) -> Result<LayerInfo> {
     if layer.format == Format::Qcow2 {
         let damaged = |why: &str| Error::damaged(format!("layer {layer} is damaged: {why}"));
         let header = qcow2::parse(&read_start(&path)?)?.ok_or_else(|| damaged("it has no qcow2 header"))?;
+        if header.data_file {
+            return Err(damaged("it keeps its data in another file"));
+        }
         info.virtual_bytes = header.virtual_bytes;
         info.internal_snapshots = header.snapshots;
         if let Some(name) = header.backing_file {
@@ -216,6 +219,12 @@ pub fn inspect(store: &Store, layer: &Layer) -> Result<LayerInfo> {
             }
             info.backing = Some(backing);
         }
+    } else if layer.format != Format::Raw && !foreign::names_nothing(&path, layer.format)? {
+        // A file that is used in its place can have been changed by its owner.
+        return Err(Error::damaged(format!(
+            "layer {layer} is damaged: it names other files, or is not {}",
+            layer.format
+        )));
     }
     Ok(info)
 }

@@ -1,5 +1,7 @@
 //! Reading the chain of a disk from the headers of its layers.
 
+use std::path::PathBuf;
+
 use super::census;
 use super::note::{self, Noted};
 use crate::error::{Error, Result};
@@ -28,6 +30,12 @@ pub fn read(store: &Store, layer: &Layer) -> Result<Chain> {
         });
     }
     Chain::from_links(links).ok_or_else(|| Error::damaged(format!("layer {layer} has no chain")))
+}
+
+/// The files of the chain below `layer`, as far as it can be read. One may be a link to a file that is used in its place.
+pub fn files(store: &Store, layer: &Layer) -> Vec<PathBuf> {
+    let own = || vec![store.layout.layer(layer)];
+    read(store, layer).map_or_else(|_| own(), |chain| chain.links().iter().map(|link| link.path.clone()).collect())
 }
 
 /// The chain of a disk's active layer.

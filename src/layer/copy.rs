@@ -1,11 +1,12 @@
 //! Copying layers: shared blocks where the file system can, else the data alone; a chain of several layers becomes one.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use super::{chain as chains, create};
+use super::inspect::{self, Reference, Role};
+use super::{chain as chains, create, note};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::model::Layer;
@@ -28,6 +29,52 @@ impl Drop for StopOnDrop {
 
 /// Copies the file `from` into the pool as `layer`, durably. One that exists already is left alone.
 pub async fn file(context: &Context, from: PathBuf, layer: &Layer) -> Result<Option<Method>> {
+    let Some(method) = begin(context, from, layer).await? else { return Ok(None) };
+    create::finish(&context.store, layer)?;
+    Ok(Some(method))
+}
+
+/// Copies the file `from`, which comes from outside, into the pool as `layer`, durably, and backs it by `backing`. Its owner may have
+/// changed it since it was inspected, so the copy is inspected, too.
+pub async fn foreign(
+    context: &Context,
+    from: PathBuf,
+    layer: &Layer,
+    backing: Option<&Layer>,
+) -> Result<Option<Method>> {
+    let store = &context.store;
+    let shown = from.display().to_string();
+    let Some(method) = begin(context, from, layer).await? else { return Ok(None) };
+    let partial = store.layout.partial_layer(layer);
+    let result = match backing {
+        Some(_) => Img::find(context)?.set_backing(&partial, backing).await,
+        None => Ok(()),
+    };
+    if let Err(error) = result.and_then(|()| refuse_changed(&partial, layer, backing, &shown)) {
+        let _ = std::fs::remove_file(&partial);
+        return Err(error);
+    }
+    create::finish(store, layer)?;
+    if backing.is_some() {
+        note::write(store, layer);
+    }
+    Ok(Some(method))
+}
+
+/// A copy has to name what it was told to, and nothing else.
+fn refuse_changed(copy: &Path, layer: &Layer, backing: Option<&Layer>, shown: &str) -> Result<()> {
+    let file = std::fs::File::open(copy).on("open", copy)?;
+    let found = inspect::inspect(&file, layer.format).on("read the headers of", copy)?;
+    let wanted: Vec<Reference> =
+        backing.iter().map(|backing| Reference { role: Role::Backing, name: Some(backing.file_name()) }).collect();
+    if found.names != wanted || found.unusable.is_some() {
+        return Err(Error::refused(format!("{shown} was changed while it was copied")));
+    }
+    Ok(())
+}
+
+/// Copies the file `from` to where `layer` is made.
+async fn begin(context: &Context, from: PathBuf, layer: &Layer) -> Result<Option<Method>> {
     let store = &context.store;
     if store.layout.layer(layer).exists() {
         return Ok(None);
@@ -54,7 +101,6 @@ pub async fn file(context: &Context, from: PathBuf, layer: &Layer) -> Result<Opt
             return Err(Error::failed(format!("copying {} failed", from.display())).because(panic));
         }
     };
-    create::finish(store, layer)?;
     Ok(Some(method))
 }
 
@@ -98,7 +144,8 @@ pub async fn inner(context: &Context, source: &Layer, inside: &Inside<'_>, layer
     create::private(&partial)?;
     let from = (store.layout.layer(source), source.format);
     let task = context.ui.task(&format!("copying {}", inside.tag), 0);
-    Img::find(context)?.convert_inner((&from.0, from.1), inside, &partial).await?;
+    let files = chains::files(store, source);
+    Img::find(context)?.reading(files).convert_inner((&from.0, from.1), inside, &partial).await?;
     drop(task);
     std::fs::File::open(&partial).and_then(|file| file.sync_all()).on("flush", &partial)?;
     create::finish(store, layer)

@@ -1,17 +1,18 @@
 //! Looking at a file the user wants as a disk, before anything is touched.
 //!
-//! The format is taken from the file's first bytes only here, when a person names the file; from then on it is recorded and
-//! told to QEMU, because a guest could write a header of its own choice into a raw disk.
+//! The format is decided only here, when a person names the file ([`super::foreign`]); from then on it is recorded and told to QEMU,
+//! because a guest could write a header of its own choice into a raw disk.
 
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
-
-use super::{census, qcow2};
+use super::foreign::chain::{self, Tree};
+use super::foreign::rule::{Ask, Spelling};
+use super::foreign::{self, Foreign};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
-use crate::model::Format;
-use crate::sys::{command, image_lock};
+use crate::model::{Format, printable};
+use crate::qemu::img::{Img, Source};
+use crate::sys::image_lock;
 
 /// A file that can become a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,44 +23,79 @@ pub struct Candidate {
     pub format: Format,
     /// The size the guest will see, in bytes.
     pub virtual_bytes: u64,
+    /// Its backing file, where the user has asked for it.
+    pub backing: Option<Box<Candidate>>,
 }
 
-/// Examines `path`; `format` is what the user says it is.
-pub fn examine(context: &Context, path: &Path, format: Option<Format>) -> Result<Candidate> {
-    let shown = path.display();
-    let resolved = match path.canonicalize() {
-        Ok(resolved) => resolved,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Err(Error::not_found(format!("there is no disk file {shown}")));
-        }
-        Err(error) => return Err(error).on("find the disk file", path),
-    };
-    let about = resolved.metadata().on("read", &resolved)?;
-    if about.is_dir() {
-        return Err(Error::refused(format!("{shown} is a directory, not a disk file")));
+/// Examines the file of `ask`, which has to be complete in itself.
+pub async fn examine(context: &Context, ask: &Ask<'_>) -> Result<Candidate> {
+    let file = look(ask)?;
+    file.refuse_references()?;
+    candidate(context, file, ask).await
+}
+
+/// Examines the file of `ask` with its backing files, which lie beside it or below one of `within`. They are listed.
+pub async fn examine_with_backing(context: &Context, ask: &Ask<'_>, within: &[PathBuf]) -> Result<Candidate> {
+    let tree = chain::resolve(look(ask)?, within)?;
+    if !tree.is_plain() {
+        let shown = ask.path.display();
+        return Err(Error::refused(format!("{shown} is in several parts")).hint(format!(
+            "make one file of them: cowhand image convert --with-backing {} whole.qcow2",
+            printable::shell(ask.path)
+        )));
     }
-    if !about.is_file() {
-        return Err(Error::refused(format!("{shown} is not an ordinary file"))
-            .hint("copy the device into a file first: qemu-img convert -O qcow2 DEVICE FILE"));
+    for below in tree.images().iter().skip(1) {
+        refuse_in_use(&below.image.path)?;
     }
-    if image_lock::is_written_to(&resolved).on("look at the locks of", &resolved)? {
+    tell(context, &tree);
+    from_tree(context, tree, ask).await
+}
+
+/// Says which files are used.
+pub fn tell(context: &Context, tree: &Tree) {
+    for file in tree.files().iter().skip(1) {
+        context.ui.note(&format!("{} names {}, which is used, too", tree.image.path.display(), file.display()));
+    }
+}
+
+async fn from_tree(context: &Context, tree: Tree, ask: &Ask<'_>) -> Result<Candidate> {
+    let mut backing = None;
+    let mut images = Vec::new();
+    let mut next = Some(Box::new(tree));
+    while let Some(tree) = next {
+        images.push(tree.image);
+        next = tree.backing;
+    }
+    for image in images.into_iter().rev() {
+        let mut made = candidate(context, image, ask).await?;
+        made.backing = backing;
+        backing = Some(Box::new(made));
+    }
+    backing.map(|top| *top).ok_or_else(|| Error::failed("an image without files"))
+}
+
+fn look(ask: &Ask<'_>) -> Result<Foreign> {
+    let file = foreign::look(ask)?;
+    refuse_in_use(&file.path)?;
+    Ok(file)
+}
+
+fn refuse_in_use(path: &Path) -> Result<()> {
+    if image_lock::is_written_to(path).on("look at the locks of", path)? {
+        let shown = path.display();
         return Err(
             Error::refused(format!("{shown} is in use: a running QEMU writes to it")).hint("stop that VM first")
         );
     }
-    let start = census::read_start(&resolved)?;
-    let seen = qcow2::sniff(&start);
-    let format = match format {
-        Some(format) if format != seen => {
-            return Err(Error::refused(format!("{shown} is {seen} by its header, not {format}"))
-                .hint(format!("say --disk {shown},format={seen}, or leave the format out")));
-        }
-        _ => seen,
-    };
-    let virtual_bytes = match format {
-        Format::Raw => about.len(),
-        Format::Qcow2 => qcow2_size(&start, &resolved)?,
-        _ => size_from_qemu_img(context, &resolved, format)?,
+    Ok(())
+}
+
+async fn candidate(context: &Context, file: Foreign, ask: &Ask<'_>) -> Result<Candidate> {
+    let shown = ask.path.display();
+    let virtual_bytes = match file.format {
+        Format::Raw | Format::Qcow2 => file.inspection.virtual_bytes,
+        // It has more to say about these than their headers; and what it cannot open, no VM can start from.
+        format => Img::find(context)?.info(&file.path, Source::alone(&file.path, format)).await?.virtual_bytes,
     };
     if virtual_bytes == 0 {
         return Err(
@@ -70,51 +106,12 @@ pub fn examine(context: &Context, path: &Path, format: Option<Format>) -> Result
         return Err(Error::refused(format!(
             "{shown} has {virtual_bytes} bytes, which is not a whole number of 512-byte sectors"
         ))
-        .hint(format!("fill it up first: truncate -s %512 {shown}")));
+        .hint(format!("fill it up first: truncate -s %512 {}", printable::shell(ask.path))));
     }
-    Ok(Candidate { path: resolved, format, virtual_bytes })
+    Ok(Candidate { path: file.path, format: file.format, virtual_bytes, backing: None })
 }
 
-fn qcow2_size(start: &[u8], path: &Path) -> Result<u64> {
-    let shown = path.display();
-    let header = qcow2::parse(start)
-        .map_err(|error| Error::refused(format!("{shown} cannot be used")).because(error))?
-        .ok_or_else(|| Error::refused(format!("{shown} has no qcow2 header")))?;
-    if let Some(backing) = header.backing_file {
-        return Err(Error::refused(format!("{shown} is an overlay: it stands on {backing}"))
-            .hint(format!("make it one file first: qemu-img convert -O qcow2 {shown} whole.qcow2")));
-    }
-    if header.data_file {
-        return Err(Error::refused(format!("{shown} keeps its data in another file"))
-            .hint(format!("make it one file first: qemu-img convert -O qcow2 {shown} whole.qcow2")));
-    }
-    if header.encrypted {
-        return Err(Error::refused(format!("{shown} is encrypted, which is not supported")));
-    }
-    Ok(header.virtual_bytes)
-}
-
-#[derive(Deserialize)]
-struct Info {
-    #[serde(rename = "virtual-size")]
-    virtual_size: u64,
-    #[serde(rename = "backing-filename", default)]
-    backing: Option<String>,
-}
-
-/// For formats whose header we do not read ourselves (`qemu-img info`, with the format named).
-fn size_from_qemu_img(context: &Context, path: &Path, format: Format) -> Result<u64> {
-    let program = command::find(Path::new("qemu-img"), &context.settings.search_path)
-        .ok_or_else(|| Error::failed("qemu-img is not in PATH").hint("install it: apt-get install qemu-utils"))?;
-    let args = ["info".as_ref(), "--output=json".as_ref(), "-f".as_ref(), format.as_str().as_ref(), path.as_os_str()];
-    let text = command::output(&program, args)?;
-    let info: Info =
-        serde_json::from_slice(&text).map_err(|error| Error::qemu("cannot read what qemu-img says").because(error))?;
-    match info.backing {
-        Some(backing) => {
-            Err(Error::refused(format!("{} stands on {backing}, which is outside the store", path.display()))
-                .hint(format!("make it one file first: qemu-img convert -O qcow2 {} whole.qcow2", path.display())))
-        }
-        None => Ok(info.virtual_size),
-    }
+/// How a format is said for `--disk`.
+pub fn disk<'a>(path: &'a Path, said: Option<Format>) -> Ask<'a> {
+    Ask { path, said, spelling: Spelling::Disk }
 }

@@ -1,13 +1,16 @@
 //! Image files: what their headers say, how they stand on each other, how they are made, copied and merged.
 //!
-//! [`qcow2`], [`pool`] and [`collapse`] are pure; [`census`] and [`chain`] read; [`create`], [`copy`] and [`merge`] act.
+//! [`qcow2`], [`inspect`], [`pool`] and [`collapse`] are pure; [`census`], [`chain`] and [`foreign`] read; [`create`], [`copy`] and
+//! [`merge`] act.
 
 pub mod census;
 pub mod chain;
 pub mod collapse;
 pub mod copy;
 pub mod create;
+pub mod foreign;
 pub mod import;
+pub mod inspect;
 pub mod merge;
 pub mod note;
 pub mod pool;

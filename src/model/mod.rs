@@ -2,17 +2,20 @@
 
 mod chain;
 mod layer;
+mod log_limit;
 mod memory;
 mod merge;
 mod name;
 mod nic;
 mod port;
+pub mod printable;
 mod record;
 mod size;
 mod warm;
 
 pub use chain::{Chain, Link};
 pub use layer::{Format, Layer, LayerId};
+pub use log_limit::LogLimit;
 pub use memory::{Fingerprint, Memory, RamImage};
 pub use merge::{Merge, MergeKind};
 pub use name::{Name, PointRef};

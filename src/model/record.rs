@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{Ephemeral, Layer, Memory, Name, Nic, RamImage, Warm};
+use super::{Ephemeral, Layer, LogLimit, Memory, Name, Nic, RamImage, Warm};
 use crate::error::{Error, Result};
 
 /// Everything we know of a VM or template. Its name is the name of its directory, its state is observed.
@@ -95,6 +95,8 @@ pub struct Config {
     pub disks: Vec<Disk>,
     /// The variable store of UEFI firmware.
     pub nvram: Option<Disk>,
+    /// How much of its output is kept.
+    pub log_limit: LogLimit,
     /// The user's own key-value pairs.
     pub tags: BTreeMap<String, String>,
 }

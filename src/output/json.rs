@@ -9,8 +9,9 @@ use super::time::{milliseconds, rfc3339};
 use crate::clone::Cloned;
 use crate::disk::check::Found;
 use crate::doctor::Finding;
+use crate::image::Seen;
 use crate::model::{Merge, Name, Protocol};
-use crate::qemu::img::{Checked, Info};
+use crate::qemu::img::Checked;
 use crate::snapshot;
 use crate::template;
 use crate::vm::list::{ChainRow, Details, DiskRow, Row};
@@ -102,6 +103,7 @@ pub fn details(name: &Name, details: &Details) -> Value {
         "disks": disks,
         "nics": nics,
         "generation": config.generation,
+        "log_max_bytes": config.log_limit.bytes(),
         "tags": config.tags,
         "head": record.head,
         "expires": record.ephemeral.as_ref().and_then(|ephemeral| ephemeral.expires).map(rfc3339),
@@ -260,7 +262,10 @@ pub fn checked_layer(found: &Found) -> Value {
 }
 
 /// `image info`.
-pub fn image(path: &Path, info: &Info) -> Value {
+pub fn image(path: &Path, about: &Seen) -> Value {
+    let info = &about.info;
+    let names: Vec<Value> =
+        about.names.iter().map(|name| json!({"role": name.role.to_string(), "name": name.name})).collect();
     let snapshots: Vec<Value> = info
         .snapshots
         .iter()
@@ -273,6 +278,8 @@ pub fn image(path: &Path, info: &Info) -> Value {
         "allocated_bytes": info.allocated_bytes,
         "backing": info.backing,
         "backing_format": info.backing_format,
+        "variant": about.variant,
+        "names": names,
         "encrypted": info.encrypted,
         "snapshots": snapshots,
     })

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 pub use progress::Terminal;
 
 use crate::error::Error;
+use crate::model::printable;
 
 const RED: Style = AnsiColor::Red.on_default().bold();
 const GREEN: Style = AnsiColor::Green.on_default();
@@ -73,8 +74,15 @@ impl Printer {
     pub fn result(&self, text: &str, value: &Value) {
         match self.format {
             Format::Table => self.text(text),
-            Format::Json => self.text(&format!("{value:#}")),
+            Format::Json => put(&printable::json(&format!("{value:#}"))),
         }
+    }
+
+    /// A value for scripts, written as it is serialized: for what is too large to be copied.
+    pub fn json(&self, value: &impl serde::Serialize) {
+        let mut out = std::io::BufWriter::new(std::io::stdout());
+        let written = serde_json::to_writer_pretty(&mut out, value).map_err(std::io::Error::from);
+        note_failure(written.and_then(|()| writeln!(out)).and_then(|()| out.flush()));
     }
 
     /// That something was done: `text` for people unless they want quiet, `value` for scripts.
@@ -84,12 +92,9 @@ impl Printer {
         }
     }
 
-    /// Text as it is, with a final newline.
+    /// Text with a final newline; what is not printable in it becomes visible.
     pub fn text(&self, text: &str) {
-        let text = text.trim_end_matches('\n');
-        if !text.is_empty() {
-            note_failure(writeln!(anstream::stdout(), "{text}"));
-        }
+        put(&printable::styled(text));
     }
 
     /// Why a result could not be written, if one could not.
@@ -124,7 +129,7 @@ impl Printer {
     /// An error, with its cause and what to type next.
     pub fn error(&self, error: &Error) {
         match self.format {
-            Format::Json => to_stderr(&format!("{}\n", error_json(error))),
+            Format::Json => to_stderr(&printable::json(&format!("{}\n", error_json(error)))),
             Format::Table => to_stderr(&error_text(error)),
         }
     }
@@ -133,6 +138,34 @@ impl Printer {
 /// What cannot be said does not keep anything from being done.
 fn to_stderr(text: &str) {
     let _ = anstream::stderr().write_all(text.as_bytes());
+}
+
+fn put(text: &str) {
+    let text = text.trim_end_matches('\n');
+    if !text.is_empty() {
+        note_failure(writeln!(anstream::stdout(), "{text}"));
+    }
+}
+
+/// A message that may quote a guest, an image or QEMU: printable, and with its further lines set in, so that none of
+/// them looks like another message of cowhand's.
+fn message(text: &str, indent: usize) -> String {
+    printable::lines(text).replace('\n', &format!("\n{:indent$}", ""))
+}
+
+/// Standard error for the lines of `-v`, which show what others have sent.
+#[derive(Debug)]
+pub struct Trace;
+
+impl Write for Trace {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        std::io::stderr().write_all(printable::lines(&String::from_utf8_lossy(bytes)).as_bytes())?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stderr().flush()
+    }
 }
 
 /// A reader that has gone away is no error of ours.
@@ -159,15 +192,15 @@ pub fn error_json(error: &Error) -> Value {
 
 /// An error for people.
 pub fn error_text(error: &Error) -> String {
-    let mut text = format!("{RED}error{RED:#}: {}\n", error.full_message());
+    let mut text = format!("{RED}error{RED:#}: {}\n", message(&error.full_message(), 7));
     for hint in error.hints() {
-        text.push_str(&format!(" {CYAN}hint{CYAN:#}: {hint}\n"));
+        text.push_str(&format!(" {CYAN}hint{CYAN:#}: {}\n", message(hint, 7)));
     }
     text
 }
 
-fn warning(message: &str) -> String {
-    format!("{YELLOW}warning{YELLOW:#}: {message}")
+fn warning(text: &str) -> String {
+    format!("{YELLOW}warning{YELLOW:#}: {}", message(text, 9))
 }
 
 /// Is somebody looking at standard error?

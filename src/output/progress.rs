@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::model::printable;
 use crate::ui::{Task, Ui};
 
 /// How long a task goes unseen: most are over before.
@@ -20,7 +21,7 @@ pub struct Terminal {
 impl Ui for Terminal {
     fn note(&self, message: &str) {
         if !self.quiet {
-            super::to_stderr(&format!("{message}\n"));
+            super::to_stderr(&format!("{}\n", super::message(message, 2)));
         }
     }
 
@@ -31,7 +32,7 @@ impl Ui for Terminal {
     fn task(&self, label: &str, total: u64) -> Box<dyn Task> {
         let visible = super::stderr_is_terminal() && !self.quiet;
         let target = if visible { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let bar = ProgressBar::with_draw_target(Some(total), target).with_message(label.to_owned());
+        let bar = ProgressBar::with_draw_target(Some(total), target).with_message(printable::line(label).into_owned());
         bar.set_style(style(total));
         bar.enable_steady_tick(Duration::from_millis(100));
         Box::new(Bar(bar))

@@ -7,9 +7,10 @@ use comfy_table::{CellAlignment, Table, presets};
 use crate::disk::check::Found;
 use crate::doctor::{Finding, Level};
 use crate::ephemeral::pool::Shelf;
-use crate::model::{Name, human};
+use crate::image::Seen;
+use crate::layer::inspect::Role;
+use crate::model::{LogLimit, Name, human, printable};
 use crate::output::{time, tree};
-use crate::qemu::img::Info;
 use crate::snapshot;
 use crate::template;
 use crate::vm::list::{About, ChainRow, Details, DiskRow, Row};
@@ -21,7 +22,7 @@ pub fn table(headings: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> 
     table.load_style(presets::NOTHING);
     table.set_header(headings.iter().map(|heading| heading.trim_start_matches('>')));
     for row in rows {
-        table.add_row(row);
+        table.add_row(row.iter().map(|cell| printable::line(cell)));
     }
     for (index, column) in table.column_iter_mut().enumerate() {
         column.set_padding((0, 2));
@@ -30,6 +31,12 @@ pub fn table(headings: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> 
         }
     }
     table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+}
+
+/// A line for each key and its value.
+fn keyed(lines: Vec<(&str, String)>) -> String {
+    let line = |(key, value): (&str, String)| format!("{key:<9} {}", printable::line(value.trim_end()));
+    lines.into_iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
 /// `cowhand ls`.
@@ -112,8 +119,11 @@ pub fn details(name: &str, details: &Details) -> String {
         let ports: Vec<String> = nic.ports.iter().map(|port| format!("{port}")).collect();
         lines.push(("nic", format!("{} user  {}", nic.mac, ports.join(" "))));
     }
+    if config.log_limit != LogLimit::default() {
+        lines.push(("log.max", config.log_limit.bytes().map_or("none".to_owned(), human)));
+    }
     lines.extend(config.tags.iter().map(|(key, value)| ("tag", format!("{key}={value}"))));
-    lines.into_iter().map(|(key, value)| format!("{key:<9} {}", value.trim_end())).collect::<Vec<_>>().join("\n")
+    keyed(lines)
 }
 
 /// `cowhand disk ls`.
@@ -218,7 +228,7 @@ pub fn snapshot(vm: &Name, row: &snapshot::list::Row) -> String {
     for disk in snapshot.config.writable() {
         lines.push(("disk", format!("{}  {}", disk.target, disk.layer.file_name())));
     }
-    lines.into_iter().map(|(key, value)| format!("{key:<9} {value}")).collect::<Vec<_>>().join("\n")
+    keyed(lines)
 }
 
 /// `cowhand undo --list`.
@@ -282,10 +292,10 @@ pub fn findings(findings: &[Finding], quiet: bool) -> String {
             "{style}{:<5}{style:#} {:<12} {repaired}{vm}{}\n",
             finding.level.as_str(),
             finding.check,
-            finding.message
+            super::message(&finding.message, 19)
         ));
         if let Some(hint) = finding.hint.as_ref().filter(|_| !finding.repaired) {
-            text.push_str(&format!("{:<19}{hint}\n", ""));
+            text.push_str(&format!("{:<19}{}\n", "", super::message(hint, 19)));
         }
     }
     let count = |level| findings.iter().filter(|finding| finding.level == level).count();
@@ -306,7 +316,8 @@ pub fn checks(found: &[Found]) -> String {
 }
 
 /// `cowhand image info`.
-pub fn image(path: &Path, info: &Info) -> String {
+pub fn image(path: &Path, about: &Seen) -> String {
+    let info = &about.info;
     let mut lines = vec![
         ("file", path.display().to_string()),
         ("format", info.format.clone()),
@@ -316,6 +327,9 @@ pub fn image(path: &Path, info: &Info) -> String {
     if let Some(backing) = &info.backing {
         let format = info.backing_format.as_deref().unwrap_or("unnamed format");
         lines.push(("backing", format!("{backing} ({format})")));
+    }
+    for name in about.names.iter().filter(|name| name.role != Role::Backing) {
+        lines.push(("names", name.to_string()));
     }
     if info.encrypted {
         lines.push(("encrypted", "yes".to_owned()));
@@ -327,5 +341,5 @@ pub fn image(path: &Path, info: &Info) -> String {
         };
         lines.push(("snapshot", format!("{} {}  {memory}", inner.id, inner.name)));
     }
-    lines.into_iter().map(|(key, value)| format!("{key:<9} {value}")).collect::<Vec<_>>().join("\n")
+    keyed(lines)
 }

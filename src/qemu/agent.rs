@@ -11,13 +11,13 @@
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe::{OpenOptions, Receiver, Sender};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::cmdline::Pipes;
-use super::lines::Lines;
+use super::lines::{Lines, NoLine};
 use crate::sys::fault;
 
 /// How long the agent may take for an ordinary command.
@@ -51,6 +51,9 @@ pub enum AgentError {
     /// The answer was not what the command's documentation promises.
     #[error("the guest agent's answer to {command} cannot be read")]
     Decode { command: String, source: serde_json::Error },
+    /// The answer is longer than any answer to this command.
+    #[error("the guest agent's answer to {command} is longer than {bytes} bytes")]
+    TooLong { command: String, bytes: usize },
 }
 
 impl From<AgentError> for crate::error::Error {
@@ -81,14 +84,15 @@ fn forget_unread(pipes: &Pipes) -> std::io::Result<()> {
 /// Whether `line` ends in the answer to one of these syncs. Before it may stand what somebody else has left unfinished.
 fn answers(line: &[u8], asked: &[u64]) -> bool {
     let Some(at) = line.iter().rposition(|byte| *byte == SYNC) else { return false };
-    let id = serde_json::from_slice::<Value>(&line[at + 1..]).ok().and_then(|answer| answer["return"].as_u64());
-    id.is_some_and(|id| asked.contains(&id))
+    let answer: Result<Answer<u64>, _> = serde_json::from_slice(&line[at + 1..]);
+    answer.is_ok_and(|answer| answer.value.is_some_and(|id| asked.contains(&id)))
 }
 
 #[derive(Deserialize)]
-struct Answer {
+#[serde(bound = "T: serde::de::DeserializeOwned")]
+struct Answer<T> {
     #[serde(rename = "return")]
-    value: Option<Value>,
+    value: Option<T>,
     error: Option<Refusal>,
 }
 
@@ -98,14 +102,45 @@ struct Refusal {
     desc: String,
 }
 
-/// What the agent's answer to `command` says.
-pub fn parse_answer<T: serde::de::DeserializeOwned>(command: &str, line: &[u8]) -> Result<T, AgentError> {
-    let decode = |source| AgentError::Decode { command: command.to_owned(), source };
-    let answer: Answer = serde_json::from_slice(line).map_err(decode)?;
-    if let Some(refusal) = answer.error {
-        return Err(AgentError::Refused { command: command.to_owned(), message: refusal.desc });
+/// The longest line that holds the answer to a sync, in bytes.
+const SYNC_LINE: usize = 4096;
+/// The most characters of a guest's words in an error.
+const WORDS: usize = 1000;
+
+/// The longest answer to a command, in bytes. A guest may send anything; what is kept of it is bounded by what was asked for.
+fn longest(command: &str) -> usize {
+    match command {
+        // 16 MiB of each stream, in base64: what QEMU's agent keeps.
+        "guest-exec-status" => 48 << 20,
+        // 256 KiB at a time, in base64.
+        "guest-file-read" => 1 << 20,
+        _ => 256 << 10,
     }
-    serde_json::from_value(answer.value.unwrap_or_default()).map_err(decode)
+}
+
+/// The beginning of what a guest says, for an error.
+fn abridged(words: &str) -> String {
+    match words.char_indices().nth(WORDS) {
+        Some((end, _)) => format!("{}…", &words[..end]),
+        None => words.to_owned(),
+    }
+}
+
+/// What the agent's answer to `command` says. It is read into `T` directly: what `T` does not have takes no memory.
+pub fn parse_answer<T: serde::de::DeserializeOwned>(command: &str, line: &[u8]) -> Result<T, AgentError> {
+    let decode = |source: serde_json::Error| {
+        // It may quote the answer.
+        let source = serde::de::Error::custom(abridged(&source.to_string()));
+        AgentError::Decode { command: command.to_owned(), source }
+    };
+    let answer: Answer<T> = serde_json::from_slice(line).map_err(decode)?;
+    if let Some(refusal) = answer.error {
+        return Err(AgentError::Refused { command: command.to_owned(), message: abridged(&refusal.desc) });
+    }
+    match answer.value {
+        Some(value) => Ok(value),
+        None => serde_json::from_str("null").map_err(decode),
+    }
 }
 
 impl Agent {
@@ -124,6 +159,16 @@ impl Agent {
 
     /// Runs a typed command.
     pub async fn run<C: qapi::Command>(&mut self, command: &C, limit: Duration) -> Result<C::Ok, AgentError> {
+        self.run_within(command, limit, longest(C::NAME)).await
+    }
+
+    /// Runs a typed command whose answer has to come in a line of at most `bytes` bytes.
+    pub async fn run_within<C: qapi::Command>(
+        &mut self,
+        command: &C,
+        limit: Duration,
+        bytes: usize,
+    ) -> Result<C::Ok, AgentError> {
         let decode = |source| AgentError::Decode { command: C::NAME.to_owned(), source };
         let point = |when: &str| match C::NAME {
             "guest-fsfreeze-freeze" | "guest-fsfreeze-thaw" => {
@@ -138,7 +183,7 @@ impl Agent {
         let late = |_| AgentError::Timeout { command: C::NAME.to_owned(), seconds: limit.as_secs() };
         let deadline = Instant::now() + limit;
         timeout_at(deadline, self.send(line.as_bytes())).await.map_err(late)??;
-        let answer = timeout_at(deadline, self.answer(C::NAME)).await.map_err(late)??;
+        let answer = timeout_at(deadline, self.answer(C::NAME, bytes)).await.map_err(late)??;
         point("answered")?;
         parse_answer::<C::Ok>(C::NAME, &answer)
     }
@@ -161,7 +206,7 @@ impl Agent {
             let id = self.ask().await?;
             let answered = async {
                 loop {
-                    if answers(&self.line().await?, &[id]) {
+                    if answers(&self.tail().await?, &[id]) {
                         return Ok(());
                     }
                 }
@@ -174,14 +219,18 @@ impl Agent {
     }
 
     /// The answer to the command that was just sent, without those to syncs before it.
-    async fn answer(&mut self, command: &str) -> Result<Vec<u8>, AgentError> {
+    async fn answer(&mut self, command: &str, bytes: usize) -> Result<Vec<u8>, AgentError> {
         let mut asked = Vec::new();
         loop {
-            let Ok(line) = timeout(ASK_AGAIN, self.line()).await else {
+            let line = self.lines.within(&mut self.input, b'\n', bytes);
+            let Ok(line) = timeout(ASK_AGAIN, line).await else {
                 asked.push(self.ask().await?);
                 continue;
             };
-            let line = line?;
+            let line = line.map_err(|no| match no {
+                NoLine::Ended => AgentError::Absent,
+                NoLine::TooLong => AgentError::TooLong { command: command.to_owned(), bytes },
+            })?;
             if answers(&line, &asked) {
                 return Err(AgentError::Restarted { command: command.to_owned() });
             }
@@ -210,7 +259,8 @@ impl Agent {
         self.output.write_all(bytes).await.map_err(|_| AgentError::Absent)
     }
 
-    async fn line(&mut self) -> Result<Vec<u8>, AgentError> {
-        self.lines.next(&mut self.input, b'\n').await.ok_or(AgentError::Absent)
+    /// The end of the next line. Before the answer to a sync anything may stand, such as a long answer that nobody has heard.
+    async fn tail(&mut self) -> Result<Vec<u8>, AgentError> {
+        self.lines.tail(&mut self.input, b'\n', SYNC_LINE).await.map_err(|_| AgentError::Absent)
     }
 }

@@ -1,17 +1,64 @@
 //! `qemu-img`, for what block jobs cannot do while no VM runs: internal snapshots, checking, converting, mapping. Formats are always named.
 
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde_json::{Value, json};
 
 use super::probe;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::model::{Format, Layer};
+use crate::sys::cage::{Cage, Held, Limits};
 use crate::sys::command;
 
-/// The program.
-pub struct Img(PathBuf);
+/// The program, and what it may read.
+///
+/// It always runs in a cage (`sys/cage`): it can open the files it is told to work on, the layers of the store, the files that
+/// [`Img::reading`] adds, and nothing else.
+pub struct Img {
+    program: PathBuf,
+    layers: PathBuf,
+    readable: Vec<PathBuf>,
+    held: Vec<Held>,
+}
+
+/// An image as it is opened.
+#[derive(Debug, Clone)]
+pub enum Source<'a> {
+    /// A file in this format; what its header names is opened, too.
+    File(&'a Path, Format),
+    /// A block node with everything below it spelled out (`BlockdevOptions` in QEMU's QAPI).
+    Node(Value),
+}
+
+impl Source<'_> {
+    /// A file that names no other file, opened so that none is followed even if its bytes change meanwhile.
+    pub fn alone(path: &Path, format: Format) -> Source<'_> {
+        match (path.to_str(), format) {
+            (Some(name), Format::Qcow2 | Format::Vmdk) => {
+                let file = json!({"driver": "file", "filename": name});
+                Source::Node(json!({"driver": format.as_str(), "file": file, "backing": null}))
+            }
+            _ => Source::File(path, format),
+        }
+    }
+
+    fn format(&self) -> Option<Format> {
+        match self {
+            Self::File(_, format) => Some(*format),
+            Self::Node(_) => None,
+        }
+    }
+
+    fn name(&self) -> OsString {
+        match self {
+            Self::File(path, _) => path.as_os_str().to_owned(),
+            Self::Node(node) => format!("json:{node}").into(),
+        }
+    }
+}
 
 /// What `qemu-img info` says.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -98,16 +145,39 @@ impl Img {
             let path = probe.path.parent()?.join("qemu-img");
             command::find(&path, &context.settings.search_path)
         });
-        beside
+        let program = beside
             .or_else(|| command::find(Path::new("qemu-img"), &context.settings.search_path))
-            .map(Self)
-            .ok_or_else(|| Error::failed("qemu-img is not in PATH").hint("install it (apt-get install qemu-utils)"))
+            .ok_or_else(|| Error::failed("qemu-img is not in PATH").hint("install it (apt-get install qemu-utils)"))?;
+        Ok(Self { program, layers: context.store.layout.layers(), readable: Vec::new(), held: Vec::new() })
+    }
+
+    /// The same, which may also read `files`.
+    #[must_use]
+    pub fn reading(mut self, files: impl IntoIterator<Item = PathBuf>) -> Self {
+        self.readable.extend(files);
+        self
+    }
+
+    /// The same, which may also read the open file `held`.
+    #[must_use]
+    pub fn holding(mut self, held: Option<&Held>) -> Self {
+        self.held.extend(held.cloned());
+        self
+    }
+
+    /// A cage around the layers of the store and what may be read.
+    fn cage(&self, limits: Limits) -> Cage {
+        let cage = Cage::new(limits).reading(&self.layers);
+        let cage = self.readable.iter().fold(cage, |cage, file| cage.reading(file));
+        self.held.iter().fold(cage, Cage::holding)
     }
 
     /// `qemu-img info`, also of an image in use.
-    pub async fn info(&self, path: &Path, format: Format) -> Result<Info> {
-        let text = self.run(["info", "-U", "--output=json", "-f", format.as_str()], &[path]).await?;
-        decode(&text)
+    pub async fn info(&self, path: &Path, source: Source<'_>) -> Result<Info> {
+        let mut args = vec!["info", "-U", "--output=json"];
+        args.extend(source.format().into_iter().flat_map(|format| ["-f", format.as_str()]));
+        let cage = self.cage(Limits::LOOK).reading(path);
+        decode(&self.run(args, &[&source.name()], &cage).await?)
     }
 
     /// Writes another backing file, or none, into the header of an image that nobody has open. The data stays (`rebase -u`).
@@ -115,7 +185,8 @@ impl Img {
         let name = backing.map(Layer::file_name).unwrap_or_default();
         let mut args = vec!["rebase", "-u", "-f", "qcow2", "-b", &name];
         args.extend(backing.into_iter().flat_map(|backing| ["-F", backing.format.as_str()]));
-        self.run(args, &[path]).await.map(drop)
+        let cage = self.cage(Limits::EDIT).writing(path);
+        self.run(args, &[path.as_os_str()], &cage).await.map(drop)
     }
 
     /// Makes an internal snapshot.
@@ -134,19 +205,23 @@ impl Img {
     }
 
     /// `qemu-img check`; with `repair`, puts right what it can.
-    pub async fn check(&self, path: &Path, format: Format, in_use: bool, repair: bool) -> Result<Checked> {
-        let mut args = vec!["check", "--output=json", "-f", format.as_str()];
+    pub async fn check(&self, path: &Path, source: Source<'_>, in_use: bool, repair: bool) -> Result<Checked> {
+        let mut args = vec!["check", "--output=json"];
+        args.extend(source.format().into_iter().flat_map(|format| ["-f", format.as_str()]));
         args.extend(in_use.then_some("-U"));
         args.extend(repair.then_some(["-r", "all"]).into_iter().flatten());
+        let cage = if repair { self.cage(Limits::READ).writing(path) } else { self.cage(Limits::READ).reading(path) };
         // 2: corruptions, 3: leaks; both are told in words.
-        let text = command::run(&self.0, &args, &[path], &[0, 2, 3]).await?;
+        let text = command::run(&self.program, &args, &[&source.name()], &[0, 2, 3], &cage).await?;
         decode(&text)
     }
 
-    /// Copies the content of an image into a new one.
-    pub async fn convert(&self, from: (&Path, Format), to: (&Path, Format)) -> Result<()> {
-        let args = ["convert", "-U", "-f", from.1.as_str(), "-O", to.1.as_str()];
-        self.run(args, &[from.0, to.0]).await.map(drop)
+    /// Copies the content of an image into a new one, which may have at most `virtual_bytes` and what its format adds to them.
+    pub async fn convert(&self, from: (&Path, Source<'_>), to: (&Path, Format), virtual_bytes: u64) -> Result<()> {
+        let mut args = vec!["convert", "-U", "-O", to.1.as_str()];
+        args.extend(from.1.format().into_iter().flat_map(|format| ["-f", format.as_str()]));
+        let cage = self.writing_at_most(virtual_bytes).reading(from.0).writing(to.0);
+        self.run(args, &[&from.1.name(), to.0.as_os_str()], &cage).await.map(drop)
     }
 
     /// Copies what an internal snapshot holds into a new qcow2 image of the size it had then: `qemu-img convert -l` gives it the size the
@@ -154,18 +229,22 @@ impl Img {
     pub async fn convert_inner(&self, from: (&Path, Format), inner: &Inside<'_>, to: &Path) -> Result<()> {
         let tag = format!("snapshot.name={}", inner.tag);
         let args = ["convert", "-U", "-f", from.1.as_str(), "-O", "qcow2", "-l", &tag];
-        self.run(args, &[from.0, to]).await?;
-        if self.info(to, Format::Qcow2).await?.virtual_bytes != inner.virtual_bytes {
+        let now = self.info(from.0, Source::File(from.0, from.1)).await?.virtual_bytes;
+        let cage = self.writing_at_most(now.max(inner.virtual_bytes)).reading(from.0).writing(to);
+        self.run(args, &[from.0.as_os_str(), to.as_os_str()], &cage).await?;
+        if self.info(to, Source::File(to, Format::Qcow2)).await?.virtual_bytes != inner.virtual_bytes {
             let size = inner.virtual_bytes.to_string();
-            command::run(&self.0, &["resize", "-q", "-f", "qcow2", "--shrink"], &[to, Path::new(&size)], &[0]).await?;
+            let cage = self.cage(Limits::EDIT).writing(to);
+            self.run(["resize", "-q", "-f", "qcow2", "--shrink"], &[to.as_os_str(), size.as_ref()], &cage).await?;
         }
         Ok(())
     }
 
     /// The end of the last data of an image, in bytes: what lies behind it reads as zeros (`qemu-img map`).
     pub async fn end_of_data(&self, path: &Path, format: Format) -> Result<u64> {
-        let text = self.run(["map", "-U", "--output=json", "-f", format.as_str()], &[path]).await?;
-        let extents: Vec<Extent> = decode(&text)?;
+        let cage = self.cage(Limits::READ).reading(path);
+        let args = ["map", "-U", "--output=json", "-f", format.as_str()];
+        let extents: Vec<Extent> = decode(&self.run(args, &[path.as_os_str()], &cage).await?)?;
         let data = extents.iter().filter(|extent| extent.data && !extent.zero);
         Ok(data.map(|extent| extent.start + extent.length).max().unwrap_or(0))
     }
@@ -174,12 +253,19 @@ impl Img {
     async fn inner(&self, flag: &str, path: &Path, tag: &str) -> Result<()> {
         let file = path.to_string_lossy().replace(',', ",,");
         let options = format!("driver=qcow2,file.driver=file,file.filename={file}");
-        self.run(["snapshot", "--image-opts", flag, tag], &[Path::new(&options)]).await.map(drop)
+        let cage = self.cage(Limits::EDIT).writing(path);
+        self.run(["snapshot", "--image-opts", flag, tag], &[options.as_ref()], &cage).await.map(drop)
     }
 
-    async fn run<'a>(&self, args: impl IntoIterator<Item = &'a str>, paths: &[&Path]) -> Result<Vec<u8>> {
+    /// For a conversion: tables and a rounding of clusters come on top of the data.
+    fn writing_at_most(&self, virtual_bytes: u64) -> Cage {
+        let bytes = virtual_bytes.saturating_add(virtual_bytes / 8).saturating_add(64 << 20);
+        self.cage(Limits { file_bytes: Some(bytes), ..Limits::READ })
+    }
+
+    async fn run<'a>(&self, args: impl IntoIterator<Item = &'a str>, paths: &[&OsStr], cage: &Cage) -> Result<Vec<u8>> {
         let args: Vec<&str> = args.into_iter().collect();
-        command::run(&self.0, &args, paths, &[0]).await
+        command::run(&self.program, &args, paths, &[0], cage).await
     }
 }
 

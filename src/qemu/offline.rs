@@ -18,6 +18,7 @@ use super::qmp::{Qmp, QmpError};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::model::Chain;
+use crate::sys::cage::{Cage, Held, Limits};
 use crate::sys::command;
 use crate::sys::pidfd::PidFd;
 use crate::ui::Task;
@@ -52,14 +53,28 @@ pub struct Offline {
 }
 
 impl Offline {
-    /// Starts the engine and opens `chains`; layers they share are opened once.
+    /// Starts the engine and opens `chains`; layers they share are opened once. It reaches the layers of the store and nothing else.
     pub async fn start(context: &Context, chains: &[Open<'_>]) -> Result<Self> {
+        let cage = Cage::new(Limits::ENGINE).writing(&context.store.layout.layers());
+        // A layer may be a link to a file that is used in its place.
+        let links = chains.iter().flat_map(|open| open.chain.links());
+        let cage = links.fold(cage, |cage, link| cage.writing(&link.path));
+        Self::launch(context, chains, &cage).await
+    }
+
+    /// Starts the engine for an overlay and the open file below it, and opens nothing. It reaches these two and nothing else.
+    pub async fn start_on(context: &Context, below: &Held, overlay: &Path) -> Result<Self> {
+        let cage = Cage::new(Limits::ENGINE).holding(below).writing(&below.path()).writing(overlay);
+        Self::launch(context, &[], &cage).await
+    }
+
+    async fn launch(context: &Context, chains: &[Open<'_>], cage: &Cage) -> Result<Self> {
         let probe = Probe::get(context)?;
         let failed = |source: std::io::Error| Error::failed("cannot start the offline engine").because(source);
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(failed)?;
         let fd = OwnedFd::from(theirs);
         let argv = engine_argv(&probe, probe::storage_daemon(&probe.path, context).as_deref(), fd.as_raw_fd());
-        let mut child = command::helper(&argv, fd).map_err(failed)?;
+        let mut child = command::caged_helper(&argv, fd, cage).map_err(failed)?;
         ours.set_nonblocking(true).map_err(failed)?;
         let stream = tokio::net::UnixStream::from_std(ours).map_err(failed)?;
         let qmp = match Qmp::handshake(stream, START).await {

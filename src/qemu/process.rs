@@ -9,7 +9,6 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,12 +16,17 @@ use super::cmdline::Sockets;
 use super::qmp::{Qmp, QmpError};
 use crate::error::{Error, IoContext, Result};
 use crate::sys::command;
+use crate::sys::files;
 use crate::sys::flock;
+use crate::sys::limiter;
 use crate::sys::pidfd::PidFd;
 use crate::sys::ready::{Ready, Watch};
+use crate::sys::rotated::Rotated;
 
 /// How long QEMU may take from its start to its greeting. Loading a large initrd from a slow disk comes first.
 const START: Duration = Duration::from_secs(120);
+/// How much of the end of QEMU's log is read for its last words, in bytes.
+const LAST_WORDS: u64 = 4096;
 /// How often the run lock is tried again when an observer happens to look at it; each look takes microseconds.
 const LOCK_TRIES: u32 = 200;
 
@@ -31,8 +35,10 @@ const LOCK_TRIES: u32 = 200;
 pub struct Files<'a> {
     /// The lock QEMU inherits.
     pub run_lock: &'a Path,
-    /// What QEMU prints.
+    /// What QEMU prints; its directory also has the serial log.
     pub log: &'a Path,
+    /// The limit of each log, in bytes.
+    pub log_limit: Option<u64>,
     /// What else it keeps open, for the locks on it.
     pub held: Vec<OwnedFd>,
     /// It is killed when we are.
@@ -44,8 +50,7 @@ pub async fn start(argv: &[String], sockets: &Sockets, files: Files<'_>) -> Resu
     let lock = take_run_lock(files.run_lock).await?;
     let mut inherited = files.held;
     inherited.push(lock.into());
-    let log =
-        File::options().create(true).write(true).truncate(true).mode(0o600).open(files.log).on("open", files.log)?;
+    let log = open_log(files.log)?;
     let socket = sockets.qmp();
     let watch = Watch::new(sockets.directory()).on("watch", sockets.directory())?;
     let mut child = command::detached(argv, &log, inherited, files.with_us)
@@ -54,6 +59,11 @@ pub async fn start(argv: &[String], sockets: &Sockets, files: Files<'_>) -> Resu
         PidFd::open(child.id().cast_signed()).map_err(|source| Error::failed("cannot watch QEMU").because(source))?;
     let process = watched.try_clone().map_err(|source| Error::failed("cannot watch QEMU").because(source))?;
     let mut guard = Starting { process: Some(watched) };
+    if let (Some(limit), Some(directory)) = (files.log_limit, files.log.parent()) {
+        // QEMU takes tens of milliseconds to its greeting; the limiter is there before.
+        limiter::start(directory, limit, &process)
+            .map_err(|source| Error::failed("cannot start the process that limits the logs").because(source))?;
+    }
     let ready = guard.wait(watch, socket.clone()).await?;
     let greeting = match ready {
         Ready::Created => greet(&socket, &process).await,
@@ -76,9 +86,17 @@ pub async fn start(argv: &[String], sockets: &Sockets, files: Files<'_>) -> Resu
     })
 }
 
-/// What a QEMU printed, quoted; `None` when it said nothing.
+/// An empty log. QEMU appends to it, so that it can be truncated while QEMU writes.
+fn open_log(path: &Path) -> Result<File> {
+    let log = files::append_private(path).on("open", path)?;
+    log.set_len(0).on("truncate", path)?;
+    Ok(log)
+}
+
+/// What a QEMU printed last, quoted; `None` when it said nothing.
 pub fn last_words(log: &Path) -> Option<String> {
-    let words = std::fs::read(log).map(|text| command::tail(&text)).unwrap_or_default();
+    let words =
+        Rotated::open(log).and_then(|log| log.tail(0, LAST_WORDS)).map(|text| command::tail(&text)).unwrap_or_default();
     (!words.is_empty()).then(|| quote(&words))
 }
 

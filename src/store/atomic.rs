@@ -30,6 +30,11 @@ pub fn write_unflushed(path: &Path, bytes: &[u8]) -> Result<()> {
     file.persist(path).map(drop).map_err(|error| error.error).on("replace", path)
 }
 
+/// Makes a rename from one directory to another survive a power cut: the new name first, so that the file never has none.
+pub fn sync_rename(from: &Path, to: &Path) -> Result<()> {
+    [to, from].into_iter().filter_map(Path::parent).try_for_each(sync_directory)
+}
+
 /// Makes renames, creations and removals in `directory` survive a power cut.
 pub fn sync_directory(directory: &Path) -> Result<()> {
     File::open(directory).and_then(|directory| directory.sync_all()).on("flush", directory)

@@ -39,6 +39,11 @@ impl Layout {
         self.root.join("reserve")
     }
 
+    /// The last time that was believed.
+    pub fn clock(&self) -> PathBuf {
+        self.root.join("clock.json")
+    }
+
     /// What the QEMU binary was found to be able to do.
     pub fn probe_cache(&self) -> PathBuf {
         self.root.join("qemu-probe.json")
@@ -92,6 +97,11 @@ impl Layout {
     /// The state of its devices.
     pub fn warm_state(&self, image: &WarmImage) -> PathBuf {
         self.rams().join(image.state())
+    }
+
+    /// Overlays on image files outside the store that are being sealed, a directory for each command.
+    pub fn sealing(&self) -> PathBuf {
+        self.root.join("sealing")
     }
 
     /// The slots of runs that go on.
@@ -172,6 +182,11 @@ impl Layout {
     /// What QEMU said.
     pub fn qemu_log(&self, name: &Name) -> PathBuf {
         self.vm(name).join("qemu.log")
+    }
+
+    /// The older part of it.
+    pub fn older_qemu_log(&self, name: &Name) -> PathBuf {
+        self.vm(name).join("qemu.log.1")
     }
 
     /// What the guest said on its serial console.

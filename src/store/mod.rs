@@ -7,6 +7,7 @@
 //! - Nothing that may hold a guest's writes is unlinked: it is renamed into `trash/`.
 
 pub mod atomic;
+pub mod clock;
 pub mod journal;
 mod layout;
 mod lock;
@@ -64,7 +65,7 @@ impl Store {
 
     /// A directory with other things in it is not made a store by a slip of the fingers.
     fn refuse_foreign_directory(&self) -> Result<()> {
-        let ours = ["layers", "vms", "trash", "store.lock", "reserve", "qemu-probe.json", "lost+found"];
+        let ours = ["layers", "vms", "trash", "store.lock", "reserve", "clock.json", "qemu-probe.json", "lost+found"];
         let Ok(mut entries) = std::fs::read_dir(self.layout.root()) else { return Ok(()) };
         let foreign = entries.find_map(|entry| {
             let name = entry.ok()?.file_name().to_string_lossy().into_owned();

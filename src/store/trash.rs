@@ -108,7 +108,7 @@ impl Store {
         let (about, layers) = (path.join("entry.json"), path.join("layers"));
         let made = make_directory(&layers).and_then(|()| match about.try_exists().on("look for", &about)? {
             true => Ok(()),
-            false => write_entry(&path, entry),
+            false => write_entry(&path, entry).and_then(|()| atomic::sync_directory(&self.layout.trash())),
         });
         if let Err(error) = made {
             // Only if they are empty. Whoever tries again makes what is missing.
@@ -136,12 +136,25 @@ impl Store {
             make_directory(directory)?;
         }
         match std::fs::rename(from, to) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).on("move", from),
-            _ => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error).on("move", from),
+            Ok(()) => atomic::sync_rename(from, to),
         }
     }
 
-    /// Moves a layer into a trash directory; one that is not in the pool any more has been moved already.
+    /// Moves `layers` into a trash directory, so that a power cut does not bring them back.
+    pub fn trash_layers(&self, trash: &Path, layers: &[Layer]) -> Result<()> {
+        layers.iter().try_for_each(|layer| self.trash_layer(trash, layer))?;
+        if layers.is_empty() { Ok(()) } else { self.flush_trashed(trash) }
+    }
+
+    /// Makes moves of layers into a trash directory survive a power cut: the new names first.
+    pub fn flush_trashed(&self, trash: &Path) -> Result<()> {
+        atomic::sync_directory(&trash.join("layers"))?;
+        atomic::sync_directory(&self.layout.layers())
+    }
+
+    /// Moves a layer into a trash directory, without a flush; one that is not in the pool any more has been moved already.
     pub fn trash_layer(&self, trash: &Path, layer: &Layer) -> Result<()> {
         let from = self.layout.layer(layer);
         fault::point("a layer, on its way to the trash").on("move to the trash", &from)?;

@@ -1,8 +1,12 @@
 //! Running programs. Nothing here ever reaches a shell; a failing program's own last words become the error.
+//!
+//! A program gets an environment of an allow-list (PATH, HOME, TMPDIR, XDG_RUNTIME_DIR, the locale), because
+//! a QEMU that waits in a pool would otherwise carry the variables of one CI job into another. Our own program, when it
+//! starts itself, keeps its own variables as well. Programs that read files from strangers run in a [`Cage`].
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -10,7 +14,9 @@ use std::process::{Child, Command, Output, Stdio};
 
 use command_fds::CommandFdExt;
 
+use super::cage::Cage;
 use super::pidfd::PidFd;
+use super::relay;
 use crate::error::{Error, Result};
 
 /// How much of a failing program's standard error is kept.
@@ -27,13 +33,32 @@ pub fn find(program: &Path, search: &OsStr) -> Option<PathBuf> {
     std::env::split_paths(search).map(|directory| directory.join(program)).find(|candidate| executable(candidate))
 }
 
+/// A command with the environment that programs get.
+fn clean(program: impl AsRef<OsStr>) -> Command {
+    let own = program.as_ref() == OsStr::new(relay::PROGRAM);
+    let mut command = Command::new(program);
+    command.env_clear().envs(environment(own));
+    command
+}
+
+/// The variables of our own environment that a program inherits. Nothing is decided by their values.
+fn environment(own: bool) -> impl Iterator<Item = (OsString, OsString)> {
+    let kept = move |name: &OsStr| {
+        let Some(name) = name.to_str() else { return false };
+        matches!(name, "PATH" | "HOME" | "TMPDIR" | "XDG_RUNTIME_DIR" | "LANG" | "LANGUAGE")
+            || name.starts_with("LC_")
+            || own && (name.starts_with("COWHAND_") || name == "XDG_DATA_HOME")
+    };
+    std::env::vars_os().filter(move |(name, _)| kept(name))
+}
+
 /// Runs a program to its end and returns what it printed; a non-zero exit is an error that quotes it.
 pub fn output<I, S>(program: &Path, args: I) -> Result<Vec<u8>>
 where
     I: IntoIterator<Item = S>,
     S: AsRef<OsStr>,
 {
-    let mut command = Command::new(program);
+    let mut command = clean(program);
     command.args(args).stdin(Stdio::null());
     tracing::debug!(target: "run", "{command:?}");
     let output = command
@@ -45,40 +70,81 @@ where
     Err(Error::qemu(format!("{} failed ({})", program.display(), output.status)).because(tail(&output.stderr)))
 }
 
-/// Runs a program without blocking the caller; `paths` follow `args`, behind `--`. An exit code that is not in `fine` is an error that
-/// quotes its last words. Dropped half-way, the program is killed.
-pub async fn run(program: &Path, args: &[&str], paths: &[&Path], fine: &[i32]) -> Result<Vec<u8>> {
+/// Runs a program in `cage` without blocking the caller; `paths` follow `args`, behind `--`. An exit code that is not in `fine` is
+/// an error that quotes its last words. Dropped half-way, or when its time is over, the program is killed.
+pub async fn run(program: &Path, args: &[&str], paths: &[&OsStr], fine: &[i32], cage: &Cage) -> Result<Vec<u8>> {
     let cannot = |source: io::Error| Error::failed(format!("cannot run {}", program.display())).because(source);
-    let mut command = Command::new(program);
+    let what = args.first().copied().unwrap_or_default();
+    let name = program.file_name().unwrap_or_default().to_string_lossy();
+    let mut command = clean(program);
     command.args(args).arg("--").args(paths).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     dies_with_us(&mut command);
+    cage.apply(&mut command).map_err(cannot)?;
     tracing::debug!(target: "run", "{command:?}");
     let child = command.spawn().map_err(cannot)?;
-    let output = to_its_end(child).await.map_err(cannot)?;
+    let end = to_its_end(child);
+    let output = match cage.limits.time {
+        Some(limit) => tokio::time::timeout(limit, end)
+            .await
+            .map_err(|_| Error::qemu(format!("{name} {what} took longer than {} s and was ended", limit.as_secs())))?,
+        None => end.await,
+    }
+    .map_err(cannot)?;
     match output.status.code() {
         Some(code) if fine.contains(&code) => Ok(output.stdout),
         _ => {
-            let what = args.first().copied().unwrap_or_default();
-            let name = program.file_name().unwrap_or_default().to_string_lossy();
-            Err(Error::qemu(format!("{name} {what} failed ({})", output.status))
-                .because(format!("\"{}\"", tail(&output.stderr))))
+            let failed = Error::qemu(format!("{name} {what} failed ({})", output.status));
+            let failed = match std::os::unix::process::ExitStatusExt::signal(&output.status) {
+                Some(signal) if signal == nix::libc::SIGXCPU => failed.hint("it used more processor time than it may"),
+                Some(signal) if signal == nix::libc::SIGXFSZ => failed.hint("it wrote a larger file than it may"),
+                _ => failed,
+            };
+            Err(failed.because(format!("\"{}\"", tail(&output.stderr))))
         }
     }
 }
 
 /// Runs a program to its end, however it ends; dropped half-way, the program is killed.
 pub async fn outcome(program: &Path, args: &[String]) -> io::Result<Output> {
-    let mut command = Command::new(program);
+    let mut command = clean(program);
     command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     dies_with_us(&mut command);
     tracing::debug!(target: "run", "{command:?}");
     to_its_end(command.spawn()?).await
 }
 
-async fn to_its_end(child: Child) -> io::Result<Output> {
+/// The most that is kept of what a program prints, in bytes; a program that prints more fails.
+const PRINTED: u64 = 64 << 20;
+
+async fn to_its_end(mut child: Child) -> io::Result<Output> {
     let _guard = KillOnDrop(PidFd::open(child.id().cast_signed())?);
-    let output = tokio::task::spawn_blocking(move || child.wait_with_output()).await;
+    let output = tokio::task::spawn_blocking(move || {
+        let errors = child.stderr.take().map(|stderr| std::thread::spawn(move || last_bytes(stderr)));
+        let mut stdout = Vec::new();
+        if let Some(output) = child.stdout.take() {
+            output.take(PRINTED + 1).read_to_end(&mut stdout)?;
+        }
+        if stdout.len() as u64 > PRINTED {
+            child.kill()?;
+            child.wait()?;
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it printed more than {PRINTED} bytes")));
+        }
+        let stderr = errors.and_then(|thread| thread.join().ok()).unwrap_or_default();
+        Ok(Output { status: child.wait()?, stdout, stderr })
+    })
+    .await;
     output.unwrap_or_else(|panic| Err(io::Error::other(panic)))
+}
+
+/// Reads to the end and keeps the last [`TAIL`] bytes.
+fn last_bytes(mut from: impl Read) -> Vec<u8> {
+    let (mut kept, mut buffer) = (Vec::new(), [0; 4096]);
+    while let Ok(read @ 1..) = from.read(&mut buffer) {
+        kept.extend_from_slice(&buffer[..read]);
+        let over = kept.len().saturating_sub(TAIL);
+        kept.drain(..over);
+    }
+    kept
 }
 
 struct KillOnDrop(PidFd);
@@ -96,7 +162,7 @@ where
     I: IntoIterator<Item = S>,
     S: AsRef<OsStr>,
 {
-    let mut command = Command::new(program);
+    let mut command = clean(program);
     command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     tracing::debug!(target: "run", "{command:?}");
     let cannot = |source: io::Error| Error::failed(format!("cannot run {}", program.display())).because(source);
@@ -121,7 +187,7 @@ pub fn tail(text: &[u8]) -> String {
 /// Starts a program that outlives us, unless `with_us`: a session of its own, no standard input, its output in `log`, and `inherited` kept open.
 pub fn detached(argv: &[String], log: &File, inherited: Vec<OwnedFd>, with_us: bool) -> io::Result<Child> {
     let (program, args) = argv.split_first().ok_or(io::ErrorKind::InvalidInput)?;
-    let mut command = Command::new(program);
+    let mut command = clean(program);
     command.args(args).current_dir("/").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log.try_clone()?);
     command.preserved_fds(inherited);
     in_new_session(&mut command);
@@ -135,7 +201,7 @@ pub fn detached(argv: &[String], log: &File, inherited: Vec<OwnedFd>, with_us: b
 /// Starts a companion that outlives us: a session of its own, `orders` as its standard input, `inherited` kept open.
 pub fn companion(argv: &[String], orders: OwnedFd, inherited: Vec<OwnedFd>) -> io::Result<Child> {
     let (program, args) = argv.split_first().ok_or(io::ErrorKind::InvalidInput)?;
-    let mut command = Command::new(program);
+    let mut command = clean(program);
     command.args(args).current_dir("/").stdin(orders).stdout(Stdio::null()).stderr(Stdio::null());
     command.preserved_fds(inherited);
     in_new_session(&mut command);
@@ -145,11 +211,21 @@ pub fn companion(argv: &[String], orders: OwnedFd, inherited: Vec<OwnedFd>) -> i
 
 /// Starts a helper that ends with us: no standard input, `inherited` kept open, its errors piped, killed by the kernel when we die.
 pub fn helper(argv: &[String], inherited: OwnedFd) -> io::Result<Child> {
+    start_helper(argv, inherited, None)
+}
+
+/// The same, in a cage.
+pub fn caged_helper(argv: &[String], inherited: OwnedFd, cage: &Cage) -> io::Result<Child> {
+    start_helper(argv, inherited, Some(cage))
+}
+
+fn start_helper(argv: &[String], inherited: OwnedFd, cage: Option<&Cage>) -> io::Result<Child> {
     let (program, args) = argv.split_first().ok_or(io::ErrorKind::InvalidInput)?;
-    let mut command = Command::new(program);
+    let mut command = clean(program);
     command.args(args).current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     command.preserved_fds(vec![inherited]);
     dies_with_us(&mut command);
+    cage.map_or(Ok(()), |cage| cage.apply(&mut command))?;
     tracing::debug!(target: "run", "{command:?}");
     command.spawn()
 }

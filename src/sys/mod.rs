@@ -1,5 +1,7 @@
 //! System calls and programs. The only room where `unsafe` may stand, and the only one that starts processes.
 
+pub mod boot;
+pub mod cage;
 pub mod command;
 pub mod cpu_time;
 pub mod elf;
@@ -11,12 +13,13 @@ pub mod follow;
 pub mod holder;
 pub mod image_lock;
 pub mod inside;
+pub mod limiter;
 pub mod owner;
 pub mod pidfd;
 pub mod pipe;
 pub mod ready;
 pub mod relay;
+pub mod rotated;
 pub mod space;
 pub mod sparse;
-pub mod tail;
 pub mod terminal;

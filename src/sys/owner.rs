@@ -2,25 +2,22 @@
 
 use std::fs;
 
+use super::boot;
 use crate::model::Owner;
 
 /// This process.
 pub fn ours() -> Option<Owner> {
     let pid = std::process::id().cast_signed();
-    Some(Owner { pid, started: started(pid)?, boot: boot()?, namespace: namespace()? })
+    Some(Owner { pid, started: started(pid)?, boot: boot::id()?, namespace: namespace()? })
 }
 
 /// Is it still there? A dead process that nobody has waited for is not.
 pub fn is_alive(owner: &Owner) -> bool {
     if namespace().is_some_and(|ours| ours != owner.namespace) {
         // It cannot be seen from here.
-        return boot().is_none_or(|boot| boot == owner.boot);
+        return boot::id().is_none_or(|boot| boot == owner.boot);
     }
-    boot().is_none_or(|boot| boot == owner.boot) && started(owner.pid) == Some(owner.started)
-}
-
-fn boot() -> Option<String> {
-    Some(fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?.trim().to_owned())
+    boot::id().is_none_or(|boot| boot == owner.boot) && started(owner.pid) == Some(owner.started)
 }
 
 fn namespace() -> Option<u64> {

@@ -11,7 +11,7 @@ use crate::change::{self, Executor, Plan, Step};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::layer::import::{self, Candidate};
-use crate::model::{Config, Disk, Firmware, Format, KernelBoot, Layer, Name, Nic, Record, Role};
+use crate::model::{Config, Disk, Firmware, Format, KernelBoot, Layer, LogLimit, Name, Nic, Record, Role};
 use crate::qemu::firmware;
 use crate::qemu::probe::Probe;
 use crate::store::Store;
@@ -78,6 +78,8 @@ impl FromStr for DiskRequest {
 pub struct Request {
     /// Disks from files, in the guest's order.
     pub disks: Vec<DiskRequest>,
+    /// Bring in the backing files of the disks as well: those beside them, and those below these directories.
+    pub with_backing: Option<Vec<PathBuf>>,
     /// Blank disks behind them, in bytes.
     pub blank: Vec<u64>,
     /// Memory in bytes.
@@ -94,6 +96,8 @@ pub struct Request {
     pub kernel: Option<KernelBoot>,
     /// Network cards.
     pub nics: Vec<Nic>,
+    /// The limit of each log.
+    pub log_limit: LogLimit,
     /// The user's own key-value pairs.
     pub tags: BTreeMap<String, String>,
 }
@@ -101,8 +105,15 @@ pub struct Request {
 /// Makes the VM `name`. Everything is examined before anything is written.
 pub async fn create(context: &Context, name: &Name, request: &Request) -> Result<Record> {
     check(request)?;
-    let candidates: Vec<Candidate> =
-        request.disks.iter().map(|disk| import::examine(context, &disk.path, disk.format)).collect::<Result<_>>()?;
+    let mut candidates: Vec<Candidate> = Vec::new();
+    for disk in &request.disks {
+        let ask = import::disk(&disk.path, disk.format);
+        candidates.push(match &request.with_backing {
+            Some(_) if disk.mode == Mode::Use => import::examine(context, &ask).await?,
+            Some(within) => import::examine_with_backing(context, &ask, within).await?,
+            None => import::examine(context, &ask).await?,
+        });
+    }
     let uuid = Uuid::new_v4();
     runtime_directory(context, uuid)?;
     let uefi = (request.firmware == Firmware::Uefi).then(firmware::find).transpose()?;
@@ -123,12 +134,16 @@ pub async fn create(context: &Context, name: &Name, request: &Request) -> Result
     let mut steps = Vec::new();
     let mut disks = Vec::new();
     for (request, candidate) in request.disks.iter().zip(candidates) {
-        let layer = Layer::new(candidate.format);
-        steps.push(match request.mode {
-            Mode::Copy => Step::CopyFile { from: candidate.path, layer: layer.clone() },
-            Mode::Use => Step::LinkFile { file: candidate.path, layer: layer.clone() },
-        });
-        disks.push((layer, candidate.virtual_bytes, request.read_only));
+        let virtual_bytes = candidate.virtual_bytes;
+        let layer = match request.mode {
+            Mode::Copy => copy(&mut steps, candidate),
+            Mode::Use => {
+                let layer = Layer::new(candidate.format);
+                steps.push(Step::LinkFile { file: candidate.path, layer: layer.clone() });
+                layer
+            }
+        };
+        disks.push((layer, virtual_bytes, request.read_only));
     }
     for bytes in &request.blank {
         let layer = Layer::new(Format::Qcow2);
@@ -168,6 +183,7 @@ pub async fn create(context: &Context, name: &Name, request: &Request) -> Result
             generation: Uuid::new_v4(),
             disks,
             nvram,
+            log_limit: request.log_limit,
             tags: request.tags.clone(),
         },
         head: None,
@@ -178,6 +194,14 @@ pub async fn create(context: &Context, name: &Name, request: &Request) -> Result
     steps.push(Step::save(&record));
     change::run(context, &lock, Plan::new(steps), &mut Executor::with_no_qemu(context, name)).await?;
     Ok(record)
+}
+
+/// Adds the steps that copy a file and its backing files, the lowest first. Returns the layer of the file.
+fn copy(steps: &mut Vec<Step>, candidate: Candidate) -> Layer {
+    let backing = candidate.backing.map(|below| copy(steps, *below));
+    let layer = Layer::new(candidate.format);
+    steps.push(Step::CopyFile { from: candidate.path, layer: layer.clone(), backing });
+    layer
 }
 
 /// `vda`, `vdb`, …

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{create, live, open, status};
+use super::{create, live, logs, open, status};
 use crate::context::Context;
 use crate::ephemeral;
 use crate::error::{Error, IoContext, Result};
-use crate::model::{Config, Ephemeral, KernelBoot, Name, Nic, Record, parse_age, parse_size};
+use crate::model::{Config, Ephemeral, KernelBoot, LogLimit, Name, Nic, Record, parse_age, parse_size};
 use crate::store::trash::Entry;
 use crate::store::{Store, atomic};
 use crate::sys::fault;
@@ -19,7 +19,9 @@ const TRIED_AGAIN: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(50);
 
 /// The keys of [`set`], for messages and help.
-pub const KEYS: &str = "memory, cpus, cpu, kernel, initrd, append, ports, expires, tag.KEY";
+pub const KEYS: &str = "memory, cpus, cpu, kernel, initrd, append, ports, expires, log.max, tag.KEY";
+/// How the changes begin that a running VM allows.
+const WHILE_RUNNING: [&str; 3] = ["tag.", "expires=", "log.max="];
 
 /// Renames a stopped VM, or a template. Clones remember their source by its UUID, so they follow.
 pub async fn rename(context: &Context, old: &Name, new: &Name) -> Result<()> {
@@ -48,7 +50,7 @@ pub async fn set(context: &Context, name: &Name, changes: &[String]) -> Result<(
             .ok_or_else(|| Error::usage(format!("{change:?} is not KEY=VALUE")).hint(format!("keys: {KEYS}")))?;
         apply(&mut record, key, value)?;
     }
-    if !changes.iter().all(|change| change.starts_with("tag.") || change.starts_with("expires=")) {
+    if !changes.iter().all(|change| WHILE_RUNNING.iter().any(|allowed| change.starts_with(allowed))) {
         refuse_running(context, name, "change")?;
     }
     let config = &record.config;
@@ -66,12 +68,16 @@ pub async fn set(context: &Context, name: &Name, changes: &[String]) -> Result<(
     // For `undo`.
     let trash = store.open_trash(&Store::trash_name("set", name), &Entry::new("set", name, &context.operation))?;
     store.save_record(&trash.join("vm.json"), &before)?;
-    store.save(name, &record)
+    store.save(name, &record)?;
+    if record.config.log_limit != before.config.log_limit {
+        logs::limit_anew(context, name, record.config.log_limit).await?;
+    }
+    Ok(())
 }
 
 /// What a running guest would notice.
 pub(super) fn machine(config: &Config) -> Config {
-    Config { tags: BTreeMap::new(), ..config.clone() }
+    Config { tags: BTreeMap::new(), log_limit: LogLimit::default(), ..config.clone() }
 }
 
 fn apply(record: &mut Record, key: &str, value: &str) -> Result<()> {
@@ -92,6 +98,7 @@ fn apply(record: &mut Record, key: &str, value: &str) -> Result<()> {
             boot(record, false)?.initrd = initrd;
         }
         "append" => boot(record, false)?.append = text(),
+        "log.max" => config.log_limit = LogLimit::parse(value)?,
         "ports" => {
             let ports: Vec<_> =
                 value.split(',').filter(|port| !port.is_empty()).map(str::parse).collect::<Result<_>>()?;

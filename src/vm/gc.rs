@@ -5,22 +5,23 @@ use std::fs::DirEntry;
 use std::io::ErrorKind;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::status;
 use crate::change::{Executor, recover};
 use crate::context::Context;
-use crate::ephemeral::discard;
-use crate::error::{IoContext, Result};
+use crate::ephemeral::discard::{self, Dates};
+use crate::error::{Error, IoContext, Result};
 use crate::layer::chain;
 use crate::layer::pool::{Pool, Use};
 use crate::model::{LayerId, Name, Origin, Record, Snapshot, human};
-use crate::qemu::img::Img;
+use crate::qemu::img::{Img, Source};
 use crate::snapshot::delete;
 use crate::snapshot::internal;
 use crate::store::trash::{Entry, Found};
 use crate::store::{Store, VmLock, journal, schema};
 use crate::sys::{fault, image_lock};
+use crate::template::seal::pending;
 
 /// What `gc` found and removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,10 +34,41 @@ pub struct Collected {
     pub bytes: u64,
 }
 
-/// Removes snapshots that have expired, merges what stayed hidden, empties the trash of what has been there for longer than `age`, and moves
-/// into it what nobody uses.
-pub async fn collect(context: &Context, age: Duration, dry_run: bool) -> Result<Vec<Collected>> {
+/// What `gc` is to do.
+#[derive(Debug, Clone, Copy)]
+pub struct Request {
+    /// Trash goes that has been there for that long.
+    pub age: Duration,
+    /// The clock is right, says the user.
+    pub trust_clock: bool,
+    /// Only say what would go.
+    pub dry_run: bool,
+}
+
+/// Trash that is from further in the future than this is not taken for new: either this clock is wrong, or the one by which it was dated.
+const AHEAD: SignedDuration = SignedDuration::from_hours(24);
+
+/// Removes snapshots that have expired, merges what stayed hidden, empties the trash of what has been there for longer than the age asked for, and moves
+/// into it what nobody uses. Refused by a clock that may be wrong.
+pub async fn collect(context: &Context, request: Request) -> Result<Vec<Collected>> {
     let store = &context.store;
+    let Request { age, trust_clock, dry_run } = request;
+    match (dry_run, trust_clock) {
+        (true, true) => {}
+        (true, false) => {
+            if let Some(ahead) = store.look_at_clock() {
+                context.ui.warn(&format!("{ahead}. Without --yes, nothing would go"));
+            }
+        }
+        (false, true) => store.trust_clock(),
+        (false, false) => {
+            if let Some(ahead) = store.check_clock() {
+                return Err(Error::refused(ahead.to_string()).hint(
+                    "what has expired by a wrong clock would be lost; if it is right: cowhand gc --yes    to see what would go: --dry-run",
+                ));
+            }
+        }
+    }
     if !dry_run {
         store.give_up_reserve();
     }
@@ -44,7 +76,7 @@ pub async fn collect(context: &Context, age: Duration, dry_run: bool) -> Result<
     // What they stood on can go then, too.
     let mut collected = reap(context, dry_run).await?;
     collected.extend(expire(context, now, &collected, dry_run).await?);
-    let mut spared = Vec::new();
+    let (mut spared, mut ahead) = (Vec::new(), 0);
     // An undo that is under way has it.
     let store_lock = store.lock(context).await?;
     // What came into it meanwhile is not old.
@@ -52,8 +84,11 @@ pub async fn collect(context: &Context, age: Duration, dry_run: bool) -> Result<
     let journals = store.directories()?.iter().map(|name| journal::text(store, name)).collect::<Result<Vec<_>>>()?;
     for found in store.list_trash()? {
         let what = found.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let since = now.duration_since(found.when);
+        let is_ahead = since < -AHEAD && !age.is_zero();
+        ahead += usize::from(is_ahead && !trust_clock);
         // A clock that was set back is no reason to keep things for ever. A change that was cut short may have to put layers back where it took them from.
-        let old = now.duration_since(found.when).unsigned_abs() >= age
+        let old = (if is_ahead { trust_clock } else { Duration::try_from(since).unwrap_or_default() >= age })
             && !journals.iter().any(|journal| journal.contains(&what));
         // Somebody may be filling it, or taking things out of it.
         let lock = if old { alone(context, &found, now)? } else { None };
@@ -71,6 +106,15 @@ pub async fn collect(context: &Context, age: Duration, dry_run: bool) -> Result<
             fault::point("trash, gone").on("remove", &found.path)?;
         }
         collected.push(Collected { what, why: "trash", bytes: found.bytes });
+    }
+    if ahead > 0 {
+        context.ui.warn(&format!(
+            "{ahead} in the trash from the future, by this host's clock: kept. If the clock is right: cowhand gc --yes"
+        ));
+    }
+    for left in pending::sweep(store, age, dry_run)? {
+        let what = left.directory.strip_prefix(store.layout.root()).unwrap_or(&left.directory).display().to_string();
+        collected.push(Collected { what, why: "sealing", bytes: left.bytes });
     }
     drop(store_lock);
     merge_hidden(context, &spared, dry_run).await?;
@@ -144,7 +188,8 @@ fn is_stood_on(context: &Context, source: &Record, name: &Name, over: &[Collecte
 async fn reap(context: &Context, dry_run: bool) -> Result<Vec<Collected>> {
     let over: Vec<(Name, u64)> = match dry_run {
         true => {
-            let over = context.store.names()?.into_iter().filter(|name| discard::is_over(context, name));
+            let is_over = |name: &Name| discard::is_over(context, name, Dates::Counted);
+            let over = context.store.names()?.into_iter().filter(is_over);
             over.map(|name| (name.clone(), discard::own_bytes(&context.store, &name))).collect()
         }
         false => discard::reap(context).await?,
@@ -187,6 +232,7 @@ pub fn finish_removals(store: &Store) -> Result<usize> {
                     pool.layers.remove(&layer.id);
                 }
             }
+            store.flush_trashed(&found.path)?;
         }
         let record = std::fs::read(found.path.join("vm/vm.json")).ok();
         if let Some(record) = record.and_then(|text| schema::parse_record(&text).ok()) {
@@ -224,7 +270,7 @@ async fn forget_ways_back(context: &Context) -> Result<()> {
             continue;
         }
         let wanted: Vec<String> = store.list_trash()?.into_iter().filter_map(|found| found.entry?.way_back).collect();
-        let inside = Img::find(context)?.info(&path, info.layer.format).await?.snapshots;
+        let inside = Img::find(context)?.info(&path, Source::File(&path, info.layer.format)).await?.snapshots;
         for tag in inside.into_iter().map(|inner| inner.name) {
             if tag.starts_with(internal::WAY_BACK) && !wanted.contains(&tag) {
                 let mut executor = match &owner {
@@ -290,6 +336,9 @@ pub fn trash_orphans(context: &Context, dry_run: bool) -> Result<usize> {
         store.trash_layer(directory, layer)?;
         moved += 1;
         context.ui.note(&format!("layer {layer} ({bytes}) was used by nobody and is in the trash"));
+    }
+    if let Some(directory) = &trash {
+        store.flush_trashed(directory)?;
     }
     remove_memory(context, dry_run)?;
     Ok(moved)

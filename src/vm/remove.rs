@@ -192,8 +192,9 @@ async fn remove_broken(context: &Context, name: &Name) -> Result<Vec<Name>> {
     }
     let trash = store.open_trash(&Store::trash_name("rm", name), &Entry::new("rm", name, &context.operation))?;
     let directory = store.layout.vm(name);
-    std::fs::rename(&directory, trash.join("vm")).on("move to the trash", &directory)?;
-    atomic::sync_directory(&store.layout.vms())?;
+    let aside = trash.join("vm");
+    std::fs::rename(&directory, &aside).on("move to the trash", &directory)?;
+    atomic::sync_rename(&directory, &aside)?;
     Ok(vec![name.clone()])
 }
 
@@ -231,9 +232,10 @@ async fn remove_one(context: &Context, _: &StoreLock, name: &Name) -> Result<boo
     let trash = store.open_trash(&Store::trash_name("rm", name), &entry)?;
     let directory = store.layout.vm(name);
     fault::point("a VM, on its way to the trash").on("move to the trash", &directory)?;
-    std::fs::rename(&directory, trash.join("vm")).on("move to the trash", &directory)?;
+    let aside = trash.join("vm");
+    std::fs::rename(&directory, &aside).on("move to the trash", &directory)?;
     fault::point("a VM, in the trash").on("flush", &directory)?;
-    atomic::sync_directory(&store.layout.vms())?;
+    atomic::sync_rename(&directory, &aside)?;
     // From here on it is gone; a layer that stays in the pool now is unnamed, and `gc` finds it.
     for layer in &layers {
         store.trash_layer(&trash, layer)?;
@@ -245,7 +247,7 @@ async fn remove_one(context: &Context, _: &StoreLock, name: &Name) -> Result<boo
     for image in record.snapshots.iter().filter_map(Snapshot::ram_image) {
         store.move_memory(&trash, image, false)?;
     }
-    atomic::sync_directory(&store.layout.layers())?;
+    store.flush_trashed(&trash)?;
     Ok(true)
 }
 

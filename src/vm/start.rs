@@ -21,6 +21,7 @@ use crate::qemu::probe::Probe;
 use crate::qemu::qmp::Qmp;
 use crate::qemu::{firmware, process};
 use crate::store::make_directory;
+use crate::sys::files;
 
 /// Starts `name`; with `paused`, its CPUs wait for `resume`.
 pub async fn start(context: &Context, name: &Name, paused: bool) -> Result<()> {
@@ -30,28 +31,30 @@ pub async fn start(context: &Context, name: &Name, paused: bool) -> Result<()> {
             Err(Error::refused(format!("{name} is running already")).hint(format!("see it: cowhand show {name}")))
         }
         State::Stopped | State::Crashed => {
-            if let Some(misfit) = Pool::scan(&context.store)?.misfit(name, &record) {
-                return Err(Error::damaged(format!(
-                    "{name} must not be started: {misfit}, so its record is not the last one"
-                ))
-                .hint(format!("what can be done about it: cowhand doctor {name}")));
-            }
-            for disk in record.config.volumes() {
-                let chain = chain::of_disk(&context.store, disk)?;
-                if let Some(layer) = chain::misplaced(&context.store, &chain) {
-                    return Err(Error::damaged(format!(
-                        "{name} must not be started: layer {layer} of its {} stands where it does not belong",
-                        disk.target
-                    ))
-                    .hint(format!("what can be done about it: cowhand doctor {name}")));
-                }
-            }
-            ports::refuse_taken(context, record.config.nics.iter().flat_map(|nic| &nic.ports))
-                .map_err(|error| error.hint(format!("another port: cowhand set {name} ports=HOST:GUEST,…")))?;
+            refuse_unstartable(context, name, &record)?;
             let how = if paused { How::Paused } else { How::Running };
             start_locked(context, lock.name(), &record, how).await.map(drop)
         }
     }
+}
+
+/// A VM whose disks are not what its record says is not started, neither by us nor by hand; nor is one whose ports are taken.
+fn refuse_unstartable(context: &Context, name: &Name, record: &Record) -> Result<()> {
+    let damaged = |why: String| {
+        Error::damaged(format!("{name} must not be started: {why}"))
+            .hint(format!("what can be done about it: cowhand doctor {name}"))
+    };
+    if let Some(misfit) = Pool::scan(&context.store)?.misfit(name, record) {
+        return Err(damaged(format!("{misfit}, so its record is not the last one")));
+    }
+    for disk in record.config.volumes() {
+        let chain = chain::of_disk(&context.store, disk)?;
+        if let Some(layer) = chain::misplaced(&context.store, &chain) {
+            return Err(damaged(format!("layer {layer} of its {} stands where it does not belong", disk.target)));
+        }
+    }
+    ports::refuse_taken(context, record.config.nics.iter().flat_map(|nic| &nic.ports))
+        .map_err(|error| error.hint(format!("another port: cowhand set {name} ports=HOST:GUEST,…")))
 }
 
 /// A start as asked for.
@@ -83,15 +86,17 @@ pub async fn launch(context: &Context, name: &Name, record: &Record, launch: Lau
         context.ui.warn(warning);
     }
     let argv = argv(context, name, record, &chosen, &sockets, how)?;
-    make_directory(sockets.directory())?;
-    private(&context.settings.runtime)?;
-    private(sockets.directory())?;
+    make_private_directory(context, &sockets)?;
     process::clear_sockets(&sockets);
     make_pipes(&sockets)?;
     point_run_link(&store.layout.run_link(name), sockets.directory())?;
-    create_private(&store.layout.serial_log(name))?;
+    let serial_log = store.layout.serial_log(name);
+    files::append_private(&serial_log).on("open", &serial_log)?;
     let (run_lock, log) = (store.layout.run_lock(name), store.layout.qemu_log(name));
-    let files = process::Files { run_lock: &run_lock, log: &log, held, with_us };
+    // What the last QEMU printed is of no use any more.
+    let _ = std::fs::remove_file(store.layout.older_qemu_log(name));
+    let log_limit = record.config.log_limit.bytes();
+    let files = process::Files { run_lock: &run_lock, log: &log, log_limit, held, with_us };
     process::start(&argv, &sockets, files).await.map_err(|error| match error.kind() {
         crate::error::Kind::Qemu => prefix(error, name),
         _ => error,
@@ -104,8 +109,9 @@ fn prefix(error: Error, name: &Name) -> Error {
         .hint(format!("the whole command: cowhand plan {name}"))
 }
 
-/// The argument vector `name` would be started with. Makes the directory of its sockets and pipes, without which a shell could not start it,
-/// and notes where that is, so that a VM that is started by hand is seen.
+/// The argument vector `name` would be started with; what `start` would refuse is refused. Makes the directory of its sockets and
+/// pipes, without which a shell could not start it, and its serial log, which is for its owner alone; and notes where the
+/// directory is, so that a VM that is started by hand is seen.
 pub fn plan(context: &Context, name: &Name, paused: bool) -> Result<Vec<String>> {
     let record = context.store.load(name)?;
     open::refuse_template(name, &record, "start")?;
@@ -118,14 +124,28 @@ pub fn plan(context: &Context, name: &Name, paused: bool) -> Result<Vec<String>>
     let chosen = accel::choose(context.settings.accel, &Host::observe())?;
     let sockets = Sockets::new(runtime_directory(context, record.uuid)?);
     let how = if paused { How::Paused } else { How::Running };
+    let runs = status::is_running(context, name)?;
+    if !runs {
+        refuse_unstartable(context, name, &record)?;
+    }
     let argv = argv(context, name, &record, &chosen, &sockets, how)?;
-    if !status::is_running(context, name)? {
-        make_directory(sockets.directory())?;
+    if !runs {
+        make_private_directory(context, &sockets)?;
         make_pipes(&sockets)?;
         // A store that cannot be written has a VM that cannot be started, but its plan can be read.
         let _ = point_run_link(&context.store.layout.run_link(name), sockets.directory());
+        let serial_log = context.store.layout.serial_log(name);
+        match files::append_private(&serial_log) {
+            Err(error) if !is_not_writable(&error) => return Err(error).on("open", &serial_log),
+            _ => {}
+        }
     }
     Ok(argv)
+}
+
+fn is_not_writable(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+    matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem)
 }
 
 /// The pipes of the guest agent, which QEMU expects to find.
@@ -160,6 +180,7 @@ pub fn argv(
             let damaged = Error::damaged(format!("a disk of {name} is damaged")).because(error.full_message());
             damaged.hint(format!("what can be done about it: cowhand doctor {name}"))
         })?;
+    super::descriptors::refuse_too_many(name, &chains)?;
     let uefi = (config.firmware == Firmware::Uefi).then(firmware::find).transpose()?;
     Ok(cmdline::argv(&Machine {
         qemu: &probe.path,
@@ -191,6 +212,13 @@ pub fn runtime_directory(context: &Context, uuid: Uuid) -> Result<PathBuf> {
     Ok(directory)
 }
 
+/// Makes the directory of the sockets. It and the one above it have to be ours alone.
+fn make_private_directory(context: &Context, sockets: &Sockets) -> Result<()> {
+    make_directory(sockets.directory())?;
+    private(&context.settings.runtime)?;
+    private(sockets.directory())
+}
+
 /// The directory has to be ours alone: whoever owns a QMP socket owns the host's user.
 fn private(directory: &Path) -> Result<()> {
     let about = directory.symlink_metadata().on("look at", directory)?;
@@ -204,11 +232,6 @@ fn private(directory: &Path) -> Result<()> {
 /// What the last QEMU of `name` said before it ended, quoted.
 pub fn last_words(context: &Context, name: &Name) -> Option<String> {
     process::last_words(&context.store.layout.qemu_log(name))
-}
-
-fn create_private(path: &Path) -> Result<()> {
-    use std::os::unix::fs::OpenOptionsExt;
-    std::fs::File::options().create(true).append(true).mode(0o600).open(path).map(drop).on("open", path)
 }
 
 fn point_run_link(link: &Path, directory: &Path) -> Result<()> {

@@ -132,20 +132,19 @@ pub async fn quit(context: &Context, name: &Name, mut qmp: Qmp) -> Result<()> {
     Ok(())
 }
 
-/// Kills a QEMU that does not answer; who it is, the kernel says (`SO_PEERCRED` of its socket).
+/// Kills a QEMU that does not answer; who it is, the kernel says (`SO_PEERPIDFD` of its socket).
 pub async fn kill(context: &Context, name: &Name) -> Result<()> {
     let unknown = || Error::qemu(format!("the QEMU of {name} does not answer and its process is not known"));
     let sockets = status::sockets(context, name);
     let peer = async {
         let stream = tokio::net::UnixStream::connect(sockets.as_ref()?.status()).await.ok()?;
-        stream.peer_cred().ok()?.pid()
+        PidFd::of_peer(&stream).ok()
     };
     // One that hangs takes no more connections once a few have come; what it holds is seen from outside.
-    let pid = match peer.await {
-        Some(pid) => pid,
-        None => holder::of(&context.store.layout.run_lock(name)).ok_or_else(unknown)?,
+    let process = match peer.await {
+        Some(process) => process,
+        None => holder(context, name).ok_or_else(unknown)?,
     };
-    let process = PidFd::open(pid).map_err(|source| unknown().because(source))?;
     process.kill().map_err(|source| Error::qemu(format!("cannot kill the QEMU of {name}")).because(source))?;
     process::wait_for_end(&process, QUIT).await?;
     if let Some(sockets) = sockets {
@@ -154,7 +153,15 @@ pub async fn kill(context: &Context, name: &Name) -> Result<()> {
     Ok(())
 }
 
+/// The QEMU that holds the run lock of `name`. Looked for twice: its number could be another's by the time it is opened.
+fn holder(context: &Context, name: &Name) -> Option<PidFd> {
+    let run_lock = context.store.layout.run_lock(name);
+    let pid = holder::of(&run_lock)?;
+    let process = PidFd::open(pid).ok()?;
+    (holder::of(&run_lock) == Some(pid)).then_some(process)
+}
+
 fn process_of(qmp: &Qmp, name: &Name) -> Result<PidFd> {
     let unknown = || Error::qemu(format!("cannot watch the QEMU of {name}"));
-    PidFd::open(qmp.pid().ok_or_else(unknown)?).map_err(|source| unknown().because(source))
+    qmp.process().ok_or_else(unknown)
 }

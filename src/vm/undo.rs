@@ -6,7 +6,7 @@
 
 use std::path::PathBuf;
 
-use super::{edit, live, open, start, status};
+use super::{edit, live, logs, open, start, status};
 use crate::change::{self, Executor, Plan, Step, reliance};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
@@ -148,6 +148,7 @@ async fn undo_rm(context: &Context, last: &Undoable) -> Result<()> {
         store.move_memory(&last.path, image, true)?;
     }
     atomic::sync_directory(&store.layout.layers())?;
+    atomic::sync_directory(&last.path.join("layers"))?;
     let from = last.path.join("vm");
     if last.before.warm.is_some() {
         // Its memory was not kept: it can be made again.
@@ -156,7 +157,7 @@ async fn undo_rm(context: &Context, last: &Undoable) -> Result<()> {
     fault::point("a VM, on its way out of the trash").on("move out of the trash", &from)?;
     std::fs::rename(&from, &directory).on("move out of the trash", &from)?;
     fault::point("a VM, out of the trash").on("flush", &directory)?;
-    atomic::sync_directory(&store.layout.vms())?;
+    atomic::sync_rename(&from, &directory)?;
     if let Err(error) = std::fs::remove_dir_all(&last.path) {
         context.ui.warn(&format!("{} is back; its place in the trash stays until gc: {error}", last.vm));
     }
@@ -174,9 +175,14 @@ async fn undo_set(context: &Context, last: &Undoable) -> Result<()> {
     if edit::machine(&config) != edit::machine(&record.config) {
         edit::refuse_running(context, &last.vm, "change")?;
     }
+    let limit = (config.log_limit != record.config.log_limit).then_some(config.log_limit);
     let after = Record { config, ..record };
     let steps = vec![Step::save(&after), drop_trash(last)];
-    change::run(context, &lock, Plan::new(steps), &mut Executor::with_no_qemu(context, &last.vm)).await.map(drop)
+    change::run(context, &lock, Plan::new(steps), &mut Executor::with_no_qemu(context, &last.vm)).await?;
+    match limit {
+        Some(limit) => logs::limit_anew(context, &last.vm, limit).await,
+        None => Ok(()),
+    }
 }
 
 /// Under the lock: is it there still? Another undo, or `gc`, may have been quicker.

@@ -1,13 +1,17 @@
 //! Changing files of the guest's tree, which is our root by now, or only saying which would be changed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::appliance::protocol::LINE;
 use crate::error::{Error, IoContext, Result};
 use crate::template::seal::{How, Performed, Touched};
+
+/// How many bytes of paths a report may have: its line has to be taken by the host, whatever is on the disks.
+const ROOM: usize = (LINE - LINE / 4) as usize;
 
 /// The tree.
 pub struct Tree {
@@ -15,6 +19,10 @@ pub struct Tree {
     pub dry_run: bool,
     homes: Vec<PathBuf>,
     performed: Vec<Performed>,
+    /// What the last of them has touched.
+    seen: HashSet<Touched>,
+    /// How many bytes of paths the report has room for.
+    room: usize,
     /// What is going to be removed, and has been overwritten.
     doomed: BTreeSet<PathBuf>,
 }
@@ -22,21 +30,29 @@ pub struct Tree {
 impl Tree {
     /// The tree under `/`.
     pub fn new(dry_run: bool) -> Self {
-        Self { dry_run, homes: homes(), performed: Vec::new(), doomed: BTreeSet::new() }
+        Self {
+            dry_run,
+            homes: homes(),
+            performed: Vec::new(),
+            seen: HashSet::new(),
+            room: ROOM,
+            doomed: BTreeSet::new(),
+        }
     }
 
     /// From here on, what is touched belongs to the operation `name`.
     pub fn begin(&mut self, name: &str) {
         // An option may stand for several things, one after the other.
         if self.performed.last().is_none_or(|last| last.name != name) {
-            self.performed.push(Performed { name: name.to_owned(), touched: Vec::new() });
+            self.performed.push(Performed { name: name.to_owned(), touched: Vec::new(), more: 0 });
+            self.seen.clear();
         }
     }
 
     /// Removes what has to go. What was touched, without operations that found nothing to do.
     pub fn finish(mut self) -> Result<Vec<Performed>> {
         self.remove_doomed()?;
-        Ok(self.performed.into_iter().filter(|performed| !performed.touched.is_empty()).collect())
+        Ok(self.performed.into_iter().filter(|performed| !performed.touched.is_empty() || performed.more > 0).collect())
     }
 
     /// Removes what has to go by now, so that what is written afterwards stays.
@@ -52,11 +68,20 @@ impl Tree {
     /// Notes that something happens to a path.
     pub fn touch(&mut self, path: &Path, how: How) {
         let touched = Touched { path: path.to_string_lossy().into_owned(), how };
-        if let Some(performed) = self.performed.last_mut()
-            && !performed.touched.contains(&touched)
-        {
-            performed.touched.push(touched);
+        let Some(performed) = self.performed.last_mut() else { return };
+        if self.seen.contains(&touched) {
+            return;
         }
+        // In JSON, with what stands around it; a byte of a path may become six.
+        let length = serde_json::to_string(&touched).map_or(0, |text| text.len()) + 1;
+        if length > self.room {
+            self.room = 0;
+            performed.more += 1;
+            return;
+        }
+        self.room -= length;
+        self.seen.insert(touched.clone());
+        performed.touched.push(touched);
     }
 
     /// In a dry run: is it, or what it is in, something that would have been made by now?

@@ -26,6 +26,7 @@ use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout_at};
 
 use crate::sys::fault;
+use crate::sys::pidfd::PidFd;
 pub use error::QmpError;
 use wire::{Incoming, Wire};
 
@@ -51,6 +52,7 @@ pub struct Qmp {
     next_id: u64,
     events: VecDeque<Event>,
     pid: Option<i32>,
+    process: Option<PidFd>,
     version: String,
 }
 
@@ -82,8 +84,9 @@ impl Qmp {
     pub async fn handshake(stream: UnixStream, limit: Duration) -> Result<Self, QmpError> {
         let deadline = Instant::now() + limit;
         let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
+        let process = PidFd::of_peer(&stream).ok();
         let mut qmp =
-            Self { wire: Wire::new(stream), next_id: 0, events: VecDeque::new(), pid, version: String::new() };
+            Self { wire: Wire::new(stream), next_id: 0, events: VecDeque::new(), pid, process, version: String::new() };
         loop {
             match qmp.receive("greeting", deadline, limit).await? {
                 Incoming::Greeting(version) => {
@@ -143,6 +146,11 @@ impl Qmp {
     /// The process at the other end (`SO_PEERCRED`).
     pub fn pid(&self) -> Option<i32> {
         self.pid
+    }
+
+    /// The same process, as a descriptor of our own, which no other process can come to mean.
+    pub fn process(&self) -> Option<PidFd> {
+        self.process.as_ref()?.try_clone().ok()
     }
 
     /// QEMU's version, from its greeting: `7.2.22`.

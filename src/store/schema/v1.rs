@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::error::{Error, Result};
 use crate::model::{
-    Config, Disk, Ephemeral, Fingerprint, Firmware, KernelBoot, Layer, LayerStamp, Memory, Name, Nic, Origin,
+    Config, Disk, Ephemeral, Fingerprint, Firmware, KernelBoot, Layer, LayerStamp, LogLimit, Memory, Name, Nic, Origin,
     PortForward, RamImage, Record, Role, Snapshot, SnapshotKind, VmState, Warm, WarmImage,
 };
 
@@ -91,6 +91,9 @@ struct ConfigV1 {
     disks: Vec<DiskV1>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     nvram: Option<DiskV1>,
+    /// Bytes; 0 is no limit, and no value the default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    log_max_bytes: Option<u64>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     tags: BTreeMap<String, String>,
 }
@@ -314,6 +317,7 @@ impl From<&Config> for ConfigV1 {
             generation: config.generation,
             disks: config.disks.iter().map(DiskV1::from).collect(),
             nvram: config.nvram.as_ref().map(DiskV1::from),
+            log_max_bytes: config.log_limit.to_saved(),
             tags: config.tags.clone(),
         }
     }
@@ -341,6 +345,7 @@ impl TryFrom<ConfigV1> for Config {
             generation: config.generation,
             disks: config.disks.into_iter().map(Disk::from).collect(),
             nvram: config.nvram.map(Disk::from),
+            log_limit: LogLimit::from_saved(config.log_max_bytes),
             tags: config.tags,
         })
     }

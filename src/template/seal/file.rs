@@ -1,19 +1,21 @@
 //! Sealing image files that belong to no VM, in place (see [`pending`]) or into a new file.
 
-use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
 use super::Report;
-use super::pending::{self, Order};
+use super::pending::{self, Given, Work};
 use super::vm::Sealing;
 use crate::appliance::boot::Drive;
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::image::{self, Target, Written};
+use crate::layer::foreign::rule::{Ask, Spelling};
 use crate::layer::{create, import};
 use crate::model::Format;
+use crate::sys::files::{Pinned, Refusal};
 use crate::sys::flock;
 
 /// A directory for overlays that are thrown away.
@@ -56,47 +58,92 @@ pub fn base_nodes(name: &str, path: &Path, format: Format) -> [Value; 2] {
 
 /// One image.
 struct Disk {
-    path: PathBuf,
+    /// Opened once, and locked against other `seal`s; QEMU's own locks are of another kind.
+    file: Pinned,
     format: Format,
     virtual_bytes: u64,
-    /// Keeps other `seal`s away; QEMU's own locks are of another kind.
-    _lock: File,
 }
 
 impl Disk {
-    fn open(context: &Context, path: &Path, format: Option<Format>) -> Result<Self> {
+    async fn open(context: &Context, path: &Path, format: Option<Format>) -> Result<Self> {
         if let Some(vm) =
             path.to_str().and_then(|name| name.parse().ok()).filter(|vm| !path.exists() && context.store.exists(vm))
         {
             return Err(Error::not_found(format!("there is no file {vm}; {vm} is a VM"))
                 .hint(format!("it is sealed on its way to a template: cowhand template create {vm}")));
         }
-        let found = import::examine(context, path, format)?;
-        let path = found.path;
-        if is_a_layer(context, &path) {
+        let file = Pinned::open(path).map_err(|refusal| refused(path, refusal))?;
+        let about = file.file.metadata().on("look at", &file.path)?;
+        let ask = Ask { path: &file.path, said: format, spelling: Spelling::Option };
+        let found = import::examine(context, &ask).await?;
+        // Whoever owns the directory may have exchanged the file.
+        if !flock::is_still_at(&file.file, &found.path).on("look at", path)? {
+            return Err(Error::refused(format!("{} was replaced while it was looked at", path.display())));
+        }
+        if is_a_layer(context, &file.path, &about) {
             return Err(Error::refused(format!("{} is a disk of a VM of this store", path.display()))
                 .hint("it is sealed with its VM, on its way to a template: cowhand template create VM"));
         }
-        let lock = File::open(&path).on("open", &path)?;
-        if !flock::try_exclusive(&lock).on("lock", &path)? {
+        if !flock::try_exclusive(&file.file).on("lock", path)? {
             return Err(Error::locked(format!("another command is sealing {}", path.display())));
         }
-        Ok(Self { path, format: found.format, virtual_bytes: found.virtual_bytes, _lock: lock })
+        Ok(Self { file, format: found.format, virtual_bytes: found.virtual_bytes })
+    }
+
+    fn is(&self, about: &std::fs::Metadata) -> bool {
+        self.file.file.metadata().is_ok_and(|mine| (mine.dev(), mine.ino()) == (about.dev(), about.ino()))
+    }
+
+    fn given(&self) -> Given<'_> {
+        Given { file: &self.file, format: self.format }
     }
 
     fn drive(&self, number: usize, overlay: &Path) -> Drive {
         let top = format!("top{number}");
         let base = format!("base{number}");
-        let mut nodes = base_nodes(&base, &self.path, self.format).to_vec();
+        // The file that is open, and not what its path leads to by then.
+        let mut nodes = base_nodes(&base, &self.file.proc_path(), self.format).to_vec();
         nodes.extend(overlay_nodes(&top, overlay, &base));
         Drive { target: target(number), nodes, top }
+    }
+
+    /// Refuses a disk that could not be written to at the end.
+    fn refuse_read_only(&self) -> Result<()> {
+        let path = &self.file.path;
+        if self.file.file.metadata().on("look at", path)?.permissions().readonly() {
+            return Err(
+                Error::refused(format!("{} is read-only", path.display())).hint("seal it into a new file: --out FILE")
+            );
+        }
+        std::fs::File::options().write(true).open(self.file.proc_path()).map(drop).on("write to", path)
+    }
+}
+
+fn refused(path: &Path, refusal: Refusal) -> Error {
+    let shown = path.display();
+    match refusal {
+        Refusal::Io(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Error::not_found(format!("there is no disk file {shown}"))
+        }
+        Refusal::Io(error) => Error::failed(format!("cannot open {shown}")).because(error),
+        Refusal::Link { link, owner } => Error::refused(format!(
+            "{shown} is reached through the symbolic link {}, which belongs to another user (uid {owner})",
+            link.display()
+        ))
+        .hint("if it is the right one, name the file that it leads to"),
+        Refusal::Linked => Error::refused(format!(
+            "{shown} has other names (hard links), and lies in a directory in which other users can make some"
+        ))
+        .hint(format!("if it is the right one, seal it by a name in a directory of yours, or a copy: cp {shown} COPY")),
     }
 }
 
 /// Is it a layer of the store, or a file that is used as one in its place?
-fn is_a_layer(context: &Context, path: &Path) -> bool {
+fn is_a_layer(context: &Context, path: &Path, about: &std::fs::Metadata) -> bool {
     let layers = context.store.layout.layers();
-    let used = |entry: std::fs::DirEntry| entry.path().canonicalize().is_ok_and(|layer| layer == path);
+    let used = |entry: std::fs::DirEntry| {
+        entry.path().metadata().is_ok_and(|layer| (layer.dev(), layer.ino()) == (about.dev(), about.ino()))
+    };
     path.starts_with(&layers) || std::fs::read_dir(layers).is_ok_and(|entries| entries.flatten().any(used))
 }
 
@@ -116,10 +163,10 @@ pub async fn seal(
 ) -> Result<(Report, Option<Written>)> {
     let mut disks: Vec<Disk> = Vec::new();
     for path in paths {
-        if path.canonicalize().is_ok_and(|path| disks.iter().any(|other| other.path == path)) {
+        if path.metadata().is_ok_and(|about| disks.iter().any(|other| other.is(&about))) {
             return Err(Error::usage(format!("{} is named twice", path.display())));
         }
-        disks.push(Disk::open(context, path, format)?);
+        disks.push(Disk::open(context, path, format).await?);
     }
     if disks.len() > 1 && out.is_some() {
         return Err(Error::usage("--out takes one disk, and these are several")
@@ -127,78 +174,41 @@ pub async fn seal(
     }
     if let Some(out) = out {
         let (path, _) = image::check_target(context, out)?;
-        if disks.iter().any(|disk| path.canonicalize().is_ok_and(|path| path == disk.path)) {
+        if path.metadata().is_ok_and(|about| disks.iter().any(|disk| disk.is(&about))) {
             return Err(Error::usage(format!("{} is what is sealed, and --out is where to", path.display()))
                 .hint("to seal it in place, leave --out out"));
         }
     }
-    let locked: Vec<PathBuf> = disks.iter().map(|disk| disk.path.clone()).collect();
-    for disk in &disks {
-        let Some(order) = Order::pending(&disk.path) else { continue };
-        if dry_run || out.is_some() {
-            return Err(Error::refused(format!(
-                "an earlier `seal` of {} was cut short and has to be completed first",
-                disk.path.display()
-            ))
-            .hint(format!("seal it: cowhand seal {}", disk.path.display())));
-        }
-        order.carry_on(context, &locked).await?;
-    }
-    if dry_run || out.is_some() {
+    let given: Vec<Given<'_>> = disks.iter().map(Disk::given).collect();
+    disks.iter().for_each(|disk| pending::mention_old(context, &disk.file.path));
+    pending::carry_on(context, &given, !dry_run && out.is_none()).await?;
+    if dry_run {
         let scratch = Scratch::new()?;
-        let whole = |disk: &Disk| disk.path.to_string_lossy().into_owned();
-        let drives = work_on(&disks, |_, number| scratch.path(number), whole)?;
-        let report = sealing.carry_out(context, &drives, dry_run).await?;
-        let written = match out.filter(|_| !dry_run) {
-            Some(out) => Some(image::convert(context, &scratch.path(0), Some(Format::Qcow2), out).await?),
-            None => None,
-        };
-        return Ok((report, written));
+        let drives = work_on(&disks, |number| scratch.path(number))?;
+        return Ok((sealing.carry_out(context, &drives, true).await?, None));
     }
-    for disk in &disks {
-        Order::forget(&disk.path);
-        if std::fs::metadata(&disk.path).on("read", &disk.path)?.permissions().readonly() {
-            return Err(Error::refused(format!("{} is read-only", disk.path.display()))
-                .hint("seal it into a new file: --out FILE"));
-        }
+    if out.is_none() {
+        disks.iter().try_for_each(Disk::refuse_read_only)?;
     }
-    let leftovers = Leftovers(locked);
-    let beside = |disk: &Disk| disk.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let drives = work_on(&disks, |disk, _| pending::overlay(&disk.path), beside)?;
+    let work = Work::begin(context)?;
+    let drives = work_on(&disks, |number| work.overlay(number))?;
     let report = sealing.carry_out(context, &drives, false).await?;
-    let stamps: Vec<(&Path, Format)> = disks.iter().map(|disk| (disk.path.as_path(), disk.format)).collect();
-    let order = Order::give(&stamps)?;
-    leftovers.keep();
-    order.carry_out(context).await?;
-    Ok((report, None))
+    let Some(out) = out else {
+        work.commit(context, &given).await?;
+        return Ok((report, None));
+    };
+    let below = disks[0].file.held()?;
+    let written = image::convert_overlay(context, &work.overlay(0), (&below, disks[0].format), out).await?;
+    Ok((report, Some(written)))
 }
 
-/// Overlays on the disks, which they know by `name`, and the drives made of them.
-fn work_on(
-    disks: &[Disk],
-    place: impl Fn(&Disk, usize) -> PathBuf,
-    name: impl Fn(&Disk) -> String,
-) -> Result<Vec<Drive>> {
+/// Overlays on the disks, and the drives made of them. No overlay says what it stands on: QEMU is told.
+fn work_on(disks: &[Disk], place: impl Fn(usize) -> PathBuf) -> Result<Vec<Drive>> {
     let mut drives = Vec::new();
     for (number, disk) in disks.iter().enumerate() {
-        let overlay = place(disk, number);
-        create::empty_at(&overlay, Some((&name(disk), disk.format)), disk.virtual_bytes)?;
+        let overlay = place(number);
+        create::empty_at(&overlay, None, disk.virtual_bytes)?;
         drives.push(disk.drive(number, &overlay));
     }
     Ok(drives)
-}
-
-/// Disks whose overlays are removed unless they are wanted.
-struct Leftovers(Vec<PathBuf>);
-
-impl Leftovers {
-    fn keep(mut self) {
-        self.0.clear();
-    }
-}
-
-impl Drop for Leftovers {
-    fn drop(&mut self) {
-        self.0.iter().for_each(|disk| Order::forget(disk));
-    }
 }

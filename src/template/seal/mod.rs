@@ -57,10 +57,47 @@ pub struct Performed {
     pub name: String,
     /// Where.
     pub touched: Vec<Touched>,
+    /// How many more paths there were, for which a report has no room.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub more: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// How many mounts a report has at most.
+const MOUNTS: usize = 100;
+/// How long a name in a report is at most, in bytes.
+const NAME: usize = 256;
+/// How long a path in a report is at most, in bytes; the kernel has no longer ones.
+const PATH: usize = 4096;
+
+impl Report {
+    /// The same, no larger than people read: it comes from a machine that a stranger's file systems were mounted in.
+    pub fn bounded(mut self) -> Self {
+        cut(&mut self.system, NAME);
+        self.mounts.truncate(MOUNTS);
+        self.mounts.iter_mut().for_each(|mount| cut(mount, PATH));
+        for performed in &mut self.operations {
+            cut(&mut performed.name, NAME);
+            performed.touched.iter_mut().for_each(|touched| cut(&mut touched.path, PATH));
+        }
+        self
+    }
+}
+
+fn cut(text: &mut String, length: usize) {
+    if text.len() > length {
+        let end = (0..=length).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default();
+        text.truncate(end);
+        text.push('…');
+    }
 }
 
 /// One path that was, or would be, changed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Touched {
     /// In the guest's tree.
     pub path: String,
@@ -69,7 +106,7 @@ pub struct Touched {
 }
 
 /// What became of a path.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum How {
     /// It is gone.
@@ -82,4 +119,24 @@ pub enum How {
     Created,
     /// A program of the guest's was run.
     Ran,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_is_bounded() {
+        let long = "ä".repeat(10_000);
+        let touched = Touched { path: long.clone(), how: How::Removed };
+        let report = Report {
+            system: long.clone(),
+            mounts: vec![long.clone(); 1000],
+            operations: vec![Performed { name: long, touched: vec![touched], more: 3 }],
+        };
+        let report = report.bounded();
+        assert!(report.system.len() <= NAME + 3 && report.mounts.len() == MOUNTS);
+        assert!(report.mounts[0].len() <= PATH + 3 && report.operations[0].name.len() <= NAME + 3);
+        assert!(report.operations[0].touched[0].path.len() <= PATH + 3 && report.operations[0].more == 3);
+    }
 }

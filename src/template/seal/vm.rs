@@ -26,14 +26,16 @@ pub struct Sealing {
     pub network: bool,
     /// The appliance's kernel.
     pub kernel: Wanted,
+    /// How long the appliance may take.
+    pub limit: std::time::Duration,
 }
 
 impl Sealing {
     /// Boots the appliance on these disks.
     pub async fn carry_out(&self, context: &Context, drives: &[Drive], dry_run: bool) -> Result<Report> {
         let kernel = &self.kernel;
-        let boot =
-            Boot { kernel, drives, payload: self.payload.as_deref(), programs: self.plan.runs_programs() && !dry_run };
+        let programs = self.plan.runs_programs() && !dry_run;
+        let boot = Boot { kernel, drives, payload: self.payload.as_deref(), programs, limit: self.limit };
         let does = |name: &str| self.plan.operations.iter().any(|other| other == name);
         if (does("ssh-hostkeys") || does("hostname")) && !does("first-boot") {
             context.ui.warn("without the operation first-boot nothing gives a clone host keys and a name");

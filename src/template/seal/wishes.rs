@@ -1,5 +1,7 @@
 //! What the user's customise options ask for: their values are read and checked here, with what they take from the host's files.
 
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -19,13 +21,18 @@ pub struct Given {
 }
 
 impl Given {
-    /// As the user would know it again; without what is secret.
+    /// As the user would know it again; without what is secret, or may be: texts and commands of the user's. It is shown, and goes into the appliance.
     fn label(&self) -> String {
+        let first = |value: &str| value.split_once(':').map_or_else(String::new, |(first, _)| first.to_owned());
         let value = match self.name.as_str() {
-            "root-password" => "",
-            "password" => self.value.split(':').next().unwrap_or_default(),
-            _ => self.value.lines().next().unwrap_or_default(),
+            "root-password" | "motd" => String::new(),
+            "append-line" | "edit" | "password" | "write" => first(&self.value),
+            "run-command" | "firstboot-command" => program(&self.value).to_owned(),
+            // Of a key, only whose it is to be.
+            "ssh-inject" => self.value.split(':').next().unwrap_or_default().to_owned(),
+            _ => self.value.lines().next().unwrap_or_default().to_owned(),
         };
+        let value = value.replace(char::is_control, " ");
         let short: String = value.chars().take(60).collect();
         let more = if short.len() < value.len() { "…" } else { "" };
         let label = format!("--{} {short}{more}", self.name);
@@ -55,13 +62,19 @@ pub struct Wishes {
 }
 
 impl Wishes {
-    /// What these options, in this order, ask for. Files of the host's go into `payload`; `home` is where the user's own keys are.
-    pub fn read(options: &[Given], payload: &mut Payload, home: Option<&Path>) -> Result<Self> {
+    /// What these options, in this order, ask for. Files of the host's go into `payload`; `home` is where the user's own keys are; each password that comes on
+    /// standard input is the next line of `input`.
+    pub fn read(
+        options: &[Given],
+        payload: &mut Payload,
+        home: Option<&Path>,
+        input: &mut dyn BufRead,
+    ) -> Result<Self> {
         let mut all = Self::default();
         let (mut late, mut last) = (Vec::new(), Vec::new());
         for (number, given) in options.iter().enumerate() {
             let label = given.label();
-            let wanted = all.understand(number, given, payload, home).map_err(|error| {
+            let wanted = all.understand(number, given, payload, home, input).map_err(|error| {
                 let named = Error::new(error.kind(), format!("{label}: {}", error.full_message()));
                 error.hints().iter().cloned().fold(named, Error::hint)
             })?;
@@ -84,6 +97,7 @@ impl Wishes {
         given: &Given,
         payload: &mut Payload,
         home: Option<&Path>,
+        input: &mut dyn BufRead,
     ) -> Result<Vec<Customisation>> {
         let (name, value) = (given.name.as_str(), given.value.as_str());
         use Customisation as C;
@@ -130,12 +144,19 @@ impl Wishes {
                 C::Move { from: absolute(from)?, to: absolute(to)? }
             }
             "password" => {
-                let (user, selector) = pair(value, "USER:SELECTOR")?;
-                self.password(user, selector)?
+                // What has no user in front may be a password, and is not repeated.
+                let (user, selector) = value
+                    .split_once(':')
+                    .filter(|(user, _)| !user.is_empty())
+                    .ok_or_else(|| Error::usage("the value is not of the form USER:SELECTOR").hint(SELECTORS))?;
+                self.password(user, selector, input)?
             }
-            "root-password" => self.password("root", value)?,
+            "root-password" => self.password("root", value, input)?,
             "run" => C::Run { name: value.to_owned(), script: blob(Path::new(value), payload)? },
-            "run-command" => C::Run { name: value.to_owned(), script: shell(value) },
+            "run-command" => {
+                let name = Some(program(value)).filter(|name| !name.is_empty()).unwrap_or("a command");
+                C::Run { name: name.to_owned(), script: shell(value) }
+            }
             "selinux-relabel" => C::SelinuxRelabel,
             "ssh-inject" => {
                 let (user, selector) = value.split_once(':').map_or((value, None), |(user, key)| (user, Some(key)));
@@ -172,14 +193,18 @@ impl Wishes {
         Ok(vec![one])
     }
 
-    fn password(&mut self, user: &str, selector: &str) -> Result<Customisation> {
+    fn password(&mut self, user: &str, selector: &str, input: &mut dyn BufRead) -> Result<Customisation> {
         let user = account(user)?;
         let (kind, word) = selector.split_once(':').map_or((selector, None), |(kind, word)| (kind, Some(word)));
         let hash = match (kind, word) {
             ("password", Some(word)) => Some(hash(word)?),
+            ("stdin" | "-", None) | ("file", Some("-")) => {
+                Some(hash(&first_line(input).on("read", Path::new("standard input"))?)?)
+            }
             ("file", Some(path)) => {
-                let text = std::fs::read_to_string(path).on("read", Path::new(path))?;
-                Some(hash(text.lines().next().unwrap_or_default())?)
+                let path = Path::new(path);
+                let file = File::open(path).on("read", path)?;
+                Some(hash(&first_line(&mut BufReader::new(file)).on("read", path)?)?)
             }
             ("random", None) => {
                 let word = uuid::Uuid::new_v4().simple().to_string()[..20].to_owned();
@@ -188,15 +213,32 @@ impl Wishes {
                 Some(hash)
             }
             ("disabled" | "locked", None) => None,
+            // The selector may be the password itself, and is not repeated.
             _ => {
-                return Err(Error::usage(format!("{selector:?} does not say what the password of {user} is to be"))
-                    .hint(format!(
-                        "the password itself: password:{selector}; or one of file:FILE, random, locked, disabled"
-                    )));
+                return Err(Error::usage(format!("the selector does not say what the password of {user} is to be"))
+                    .hint(SELECTORS));
             }
         };
         Ok(Customisation::Password { user, hash })
     }
+}
+
+/// What can stand for a password.
+const SELECTORS: &str =
+    "a selector is one of file:FILE, stdin, password:WORD, random, locked, disabled; other users see WORD in `ps`";
+/// The longest password, in bytes.
+const LONGEST_PASSWORD: u64 = 4096;
+
+/// The next line, without its end.
+fn first_line(input: &mut dyn BufRead) -> std::io::Result<String> {
+    let mut line = String::new();
+    input.take(LONGEST_PASSWORD + 1).read_line(&mut line)?;
+    if line.len() as u64 > LONGEST_PASSWORD {
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "its first line is too long for a password"));
+    }
+    let end = line.trim_end_matches(['\n', '\r']).len();
+    line.truncate(end);
+    Ok(line)
 }
 
 /// A file or a tree of the host's, below `directory`.
@@ -233,7 +275,7 @@ fn pair<'a>(value: &'a str, form: &str) -> Result<(&'a str, &'a str)> {
     value
         .split_once(':')
         .filter(|(first, _)| !first.is_empty())
-        .ok_or_else(|| Error::usage(format!("{value:?} is not of the form {form}")))
+        .ok_or_else(|| Error::usage(format!("the value is not of the form {form}")))
 }
 
 fn absolute(path: &str) -> Result<String> {
@@ -283,6 +325,11 @@ fn numbered(number: usize, what: &str) -> String {
         .map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' })
         .collect();
     format!("{number:04}-{name}")
+}
+
+/// The program of a shell command, without what it is given; nothing where a variable stands before it.
+fn program(command: &str) -> &str {
+    command.split_whitespace().next().filter(|word| !word.contains('=')).unwrap_or_default()
 }
 
 fn shell(command: &str) -> Blob {
@@ -343,7 +390,14 @@ mod tests {
         let given =
             |(name, value): &(&str, &str)| Given { name: (*name).to_owned(), value: (*value).to_owned(), place: None };
         let options: Vec<Given> = options.iter().map(given).collect();
-        Wishes::read(&options, &mut Payload::new()?, None).map(|all| all.wishes)
+        let mut input: &[u8] = b"first\r\nsecond\n";
+        Wishes::read(&options, &mut Payload::new()?, None, &mut input).map(|all| all.wishes)
+    }
+
+    fn word_of(wish: &Wish, word: &str) -> bool {
+        use sha_crypt::PasswordVerifier;
+        let Customisation::Password { hash: Some(hash), .. } = &wish.what else { return false };
+        sha_crypt::ShaCrypt::SHA512.verify_password(word.as_bytes(), hash.as_str()).is_ok()
     }
 
     #[test]
@@ -357,7 +411,7 @@ mod tests {
         ]);
         let labels: Vec<String> = all.expect("good").into_iter().map(|wish| wish.label).collect();
         let link = "--link /t:/l1:/l2";
-        assert_eq!(labels, ["--write /a:b:c", "--touch /x", link, link, "--root-password", "--selinux-relabel"]);
+        assert_eq!(labels, ["--write /a", "--touch /x", link, link, "--root-password", "--selinux-relabel"]);
     }
 
     #[test]
@@ -369,6 +423,7 @@ mod tests {
             ("hostname", "bad name"),
             ("password", "root:nonsense"),
             ("root-password", "password:"),
+            ("root-password", "file:/does/not/exist"),
             ("ssh-inject", "root:string:nonsense"),
             ("ssh-inject", "root:string:-----BEGIN OPENSSH PRIVATE KEY-----"),
             ("timezone", "../../etc/passwd"),
@@ -385,5 +440,57 @@ mod tests {
         let all = read(&[("root-password", "password:sesame")]).expect("good");
         let Customisation::Password { hash: Some(hash), .. } = &all[0].what else { panic!("{all:?}") };
         assert!(hash.starts_with("$6$") && !hash.contains("sesame"), "{hash}");
+    }
+
+    #[test]
+    fn a_password_comes_from_a_file_or_the_next_line_of_standard_input() {
+        let mut file = tempfile::NamedTempFile::new().expect("file");
+        std::io::Write::write_all(&mut file, b"kept\nnot this\n").expect("written");
+        let selector = format!("ann:file:{}", file.path().display());
+        let all = read(&[("root-password", "stdin"), ("password", &selector), ("password", "bob:file:-")]);
+        let all = all.expect("good");
+        assert!(word_of(&all[0], "first") && word_of(&all[1], "kept") && word_of(&all[2], "second"), "{all:?}");
+        assert!(
+            read(&[("root-password", "stdin"), ("root-password", "-"), ("root-password", "-")]).is_err(),
+            "at its end"
+        );
+        std::io::Write::write_all(&mut file.reopen().expect("file"), &[b'x'; 5000]).expect("written");
+        assert!(read(&[("password", &selector)]).is_err(), "too long");
+    }
+
+    #[test]
+    fn of_a_command_only_the_program_is_shown() {
+        for (value, name) in [("fetch --token sesame", "fetch"), ("TOKEN=sesame fetch", "a command"), ("", "a command")]
+        {
+            let all = read(&[("run-command", value)]).expect("good");
+            assert!(matches!(&all[0].what, Customisation::Run { name: shown, .. } if shown == name), "{all:?}");
+        }
+    }
+
+    #[test]
+    fn what_may_be_secret_is_in_no_label_and_no_error() {
+        const SECRET: &str = "sesame";
+        for (name, value) in [
+            ("root-password", "sesame"),
+            ("root-password", "password:sesame"),
+            ("root-password", "sesame:more"),
+            ("password", "sesame"),
+            ("password", "ann:sesame"),
+            ("password", ":sesame"),
+            ("password", "ann:password:sesame"),
+            ("write", "/etc/token:sesame"),
+            ("append-line", "/etc/token:sesame"),
+            ("edit", "/etc/token:s/x/sesame/"),
+            ("motd", "sesame"),
+            ("run-command", "TOKEN=sesame fetch"),
+            ("run-command", "fetch --token sesame"),
+            ("firstboot-command", "fetch sesame"),
+        ] {
+            let shown = match read(&[(name, value)]) {
+                Ok(all) => all[0].label.clone(),
+                Err(error) => format!("{} {:?}", error.full_message(), error.hints()),
+            };
+            assert!(!shown.contains(SECRET), "--{name} {value}: {shown}");
+        }
     }
 }

@@ -1,0 +1,151 @@
+//! Files that a person names and that a stranger may have written: opened with care, inspected, and refused
+//! when they name other files, before any program of QEMU's sees them.
+//!
+//! ```text
+//! path ─open─▶ a regular file ─first bytes and name─▶ format ([`rule`]) ─headers─▶ names nothing: used
+//!                                                                              └▶ names files: refused, or,
+//!                                                    where the user asks for them, each inspected ([`chain`])
+//! ```
+
+pub mod chain;
+pub mod rule;
+
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::libc;
+
+use super::inspect::{self, ExtentKind, Inspection, Role};
+use crate::error::{Error, IoContext, Result};
+use crate::model::{Format, printable};
+use rule::Ask;
+
+/// A file whose headers have been read.
+#[derive(Debug, Clone)]
+pub struct Foreign {
+    /// Its absolute path, links resolved.
+    pub path: PathBuf,
+    /// Its format.
+    pub format: Format,
+    /// What it says in that format.
+    pub inspection: Inspection,
+    /// Its size in bytes.
+    pub bytes: u64,
+}
+
+/// Opens a regular file for reading. A FIFO, a device or a directory is refused at once.
+pub fn open(path: &Path) -> Result<(PathBuf, File)> {
+    let shown = path.display();
+    let resolved = match path.canonicalize() {
+        Ok(resolved) => resolved,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(Error::not_found(format!("there is no disk file {shown}")));
+        }
+        Err(error) => return Err(error).on("find the disk file", path),
+    };
+    // Looked at before it is opened, because opening a device can have effects; and once more afterwards.
+    refuse_unless_regular(path, &resolved.symlink_metadata().on("read", &resolved)?)?;
+    let file = File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW | libc::O_NOCTTY)
+        .open(&resolved)
+        .on("read", &resolved)?;
+    refuse_unless_regular(path, &file.metadata().on("read", &resolved)?)?;
+    Ok((resolved, file))
+}
+
+fn refuse_unless_regular(path: &Path, about: &std::fs::Metadata) -> Result<()> {
+    use std::os::unix::fs::FileTypeExt;
+    let kind = about.file_type();
+    let shown = path.display();
+    let what = match kind {
+        _ if kind.is_file() => return Ok(()),
+        _ if kind.is_dir() => return Err(Error::refused(format!("{shown} is a directory, not a disk file"))),
+        _ if kind.is_fifo() => "a FIFO",
+        _ if kind.is_socket() => "a socket",
+        _ if kind.is_block_device() => {
+            return Err(Error::refused(format!("{shown} is a block device, not an ordinary file"))
+                .hint(format!("copy the device into a file first: dd if={shown} of=FILE.raw bs=1M conv=sparse")));
+        }
+        _ => "a character device",
+    };
+    Err(Error::refused(format!("{shown} is {what}, not an ordinary file")))
+}
+
+/// Opens and inspects `ask.path`. Whether it names other files is for the caller to judge.
+pub fn look(ask: &Ask<'_>) -> Result<Foreign> {
+    let (path, file) = open(ask.path)?;
+    let content = inspect::content(&file).on("read", &path)?;
+    let format = rule::decide(ask, content)?;
+    let inspection = inspect::inspect(&file, format).on("read the headers of", &path)?;
+    let bytes = file.metadata().on("read", &path)?.len();
+    Ok(Foreign { path, format, inspection, bytes })
+}
+
+/// Inspects a file whose format is known, such as one that has just been copied.
+pub fn names_nothing(path: &Path, format: Format) -> Result<bool> {
+    let (path, file) = open(path)?;
+    let inspection = inspect::inspect(&file, format).on("read the headers of", &path)?;
+    Ok(inspection.names.is_empty() && inspection.unusable.is_none())
+}
+
+impl Foreign {
+    /// Refuses an image that names other files, with these files; and one that cannot be used.
+    pub fn refuse_references(&self) -> Result<()> {
+        self.refuse_unusable()?;
+        let names = &self.inspection.names;
+        if names.is_empty() {
+            return Ok(());
+        }
+        let shown = self.path.display();
+        let listed: Vec<String> = names.iter().take(5).map(ToString::to_string).collect();
+        let more = names.len().checked_sub(5).filter(|more| *more > 0).map(|more| format!(", and {more} more"));
+        let what = match self.inspection.variant.as_deref() {
+            Some(variant) if self.format != Format::Qcow2 => format!("{}, {variant}", self.format),
+            _ => self.format.to_string(),
+        };
+        let error = Error::refused(format!(
+            "{shown} ({what}) names other files, which are not opened: {}{}",
+            listed.join(", "),
+            more.unwrap_or_default()
+        ));
+        Err(match self.conversion() {
+            Some(command) => error.hint(command),
+            None => error.hint(
+                "use an image that is one file; for an image of your own, `create` and `image convert` have \
+                 --with-backing, which lists the files before it reads them",
+            ),
+        })
+    }
+
+    /// Refuses what no program can work with.
+    pub fn refuse_unusable(&self) -> Result<()> {
+        let shown = self.path.display();
+        if let Some(why) = &self.inspection.unusable {
+            return Err(Error::refused(format!("{shown} cannot be used as {}: {why}", self.format)));
+        }
+        if self.inspection.encrypted {
+            return Err(Error::refused(format!("{shown} is encrypted, which is not supported")));
+        }
+        Ok(())
+    }
+
+    /// The command that makes one file of an image in several parts that all lie beside it. The command opens no file
+    /// outside that directory, and inspects each.
+    fn conversion(&self) -> Option<String> {
+        let extents = &self.inspection.extents;
+        let beside = |name: &str| !name.contains('/') && !name.contains(':') && !name.starts_with('.');
+        let all_beside = !extents.is_empty() && extents.iter().all(|extent| beside(&extent.name));
+        let parts = self.inspection.names.iter().all(|name| name.role == Role::Extent);
+        let supported = extents.iter().all(|extent| extent.kind != ExtentKind::Other);
+        (self.format == Format::Vmdk && all_beside && parts && supported).then(|| {
+            let name = self.path.with_extension("qcow2");
+            format!(
+                "make one file of the parts beside it, each of which is inspected: cowhand image convert --with-backing {} {}",
+                printable::shell(&self.path),
+                printable::shell(Path::new(name.file_name().unwrap_or_default()))
+            )
+        })
+    }
+}
