@@ -160,7 +160,8 @@ fn a_hundred_clones_at_once_are_all_whole() {
     let lab = Lab::new();
     lab.ok(&["create", "base", "--size", "64M"]);
     lab.ok(&["template", "create", "base", "--no-seal"]);
-    let children: Vec<_> = (0..20).map(|n| lab.spawn(&["clone", "base", &format!("c{n}"), "-n", "5"])).collect();
+    let children: Vec<_> =
+        (0..20).map(|n| lab.spawn(&["--wait", "300", "clone", "base", &format!("c{n}"), "-n", "5"])).collect();
     for child in children {
         Done::from(child.wait_with_output().unwrap()).ok();
     }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::lab::{Done, Lab, eventually, kill};
+use crate::tier;
 
 #[test]
 fn a_killed_clone_leaves_nothing() {
@@ -61,69 +62,16 @@ fn killed_at_every_moment(
             assert!(round > 2, "it was never killed");
             return;
         }
-        delay += Duration::from_micros(700) + delay / 8;
+        delay += Duration::from_micros(700) + delay / 2;
     }
-}
-
-#[test]
-fn a_snapshot_killed_at_any_moment_is_there_or_not_and_the_guest_keeps_its_writes() {
-    let lab = Lab::new();
-    lab.booted("web");
-    killed_at_every_moment(
-        &lab,
-        |round| lab.write("web", "/root/a", &format!("round {round}")),
-        &|round| vec!["snapshot".into(), "create".into(), "web".into(), format!("s{round}")],
-        |round, _| {
-            // The next command recovers; then the guest works, is not frozen, and what was written before is there.
-            lab.ok(&["snapshot", "create", "web", &format!("after{round}"), "--quiesce", "never"]);
-            assert_eq!(lab.read("web", "/root/a"), Some(format!("round {round}")));
-            assert!(!lab.store().join("vms/web/journal.json").exists());
-        },
-    );
-    lab.ok(&["stop", "--force", "web"]);
-    lab.ok(&["start", "web"]);
-    assert!(lab.read("web", "/root/a").unwrap().starts_with("round"));
-    lab.check_images_after_a_kill();
-    assert_no_orphans(&lab);
-}
-
-#[test]
-fn a_merge_killed_at_any_moment_is_finished_by_the_next_command() {
-    let lab = Lab::new();
-    lab.booted("web");
-    killed_at_every_moment(
-        &lab,
-        |round| {
-            lab.write("web", "/root/a", &format!("before {round}"));
-            lab.ok(&["snapshot", "create", "web", &format!("s{round}")]);
-            lab.sh(
-                "web",
-                &format!(
-                    "echo 'after {round}' > /root/a; dd if=/dev/urandom of=/root/b bs=1M count=8 2>/dev/null; sync"
-                ),
-            );
-        },
-        &|round| vec!["snapshot".into(), "rm".into(), format!("web@s{round}")],
-        |round, _| {
-            // Refused, as it runs; but recovery comes first, and lets the guest go on.
-            lab.run(&["set", "web", "cpus=1"]).fails(5, &["while it runs"]);
-            assert_eq!(lab.state("web"), "running");
-            assert_eq!(lab.read("web", "/root/a"), Some(format!("after {round}")));
-            if lab.json(&["snapshot", "ls", "web"]) != serde_json::json!([]) {
-                lab.ok(&["snapshot", "rm", &format!("web@s{round}")]);
-            }
-            assert_eq!(lab.chain("web").len(), 1, "the merge was not finished");
-        },
-    );
-    lab.check_images_after_a_kill();
-    assert_no_orphans(&lab);
 }
 
 #[test]
 fn a_merge_whose_qemu_is_killed_too_is_finished_offline() {
     let lab = Lab::new();
     lab.booted("web");
-    for (round, delay) in [0, 20, 40, 60, 80, 120].into_iter().enumerate() {
+    let delays = tier::first_or(&[20, 60][..], &[0, 20, 40, 60, 80, 120]);
+    for (round, delay) in delays.iter().copied().enumerate() {
         lab.write("web", "/root/a", "before");
         lab.ok(&["snapshot", "create", "web", "s"]);
         lab.sh(
@@ -148,67 +96,12 @@ fn a_merge_whose_qemu_is_killed_too_is_finished_offline() {
     assert_no_orphans(&lab);
 }
 
-#[test]
-fn a_revert_killed_at_any_moment_leaves_the_vm_before_or_after_it() {
-    let lab = Lab::new();
-    lab.booted("web");
-    lab.write("web", "/root/a", "old");
-    lab.ok(&["snapshot", "create", "web", "s"]);
-    killed_at_every_moment(
-        &lab,
-        |_| {
-            if lab.state("web") != "running" {
-                lab.ok(&["start", "web"]);
-            }
-            lab.write("web", "/root/a", "new");
-        },
-        &|_| vec!["snapshot".into(), "revert".into(), "web@s".into()],
-        |_, _| {
-            // QEMU may have been told to end just before, or be on its way to the greeting.
-            eventually("a guest that answers", || {
-                lab.run(&["start", "web"]);
-                lab.run(&["exec", "web", "--", "true"]).code == 0
-            });
-            let text = lab.read("web", "/root/a").unwrap();
-            assert!(text == "old" || text == "new", "{text}");
-        },
-    );
-    lab.check_images_after_a_kill();
-    assert_no_orphans(&lab);
-}
-
 /// Every layer in the pool is named by somebody, or stood on.
 fn assert_no_orphans(lab: &Lab) {
     lab.ok(&["stop", "--force", "web"]);
     let before = lab.layer_files();
     lab.ok(&["gc", "--older-than", "0"]);
     assert_eq!(lab.layer_files(), before, "layers were left that nobody uses");
-}
-
-#[test]
-fn an_internal_snapshot_killed_at_any_moment_leaves_neither_job_nor_tag() {
-    let lab = Lab::new();
-    lab.booted("web");
-    let inside = |lab: &Lab| {
-        let file = lab.store().join("layers").join(&lab.layer_files()[0]);
-        crate::lab::qemu_img(&["snapshot", "-U", "-l", file.to_str().unwrap()]).matches("cw-").count()
-    };
-    for delay in [0, 5, 10, 20, 40, 80, 160, 320] {
-        let child = lab.spawn(&["snapshot", "create", "web", "s", "--internal"]);
-        std::thread::sleep(Duration::from_millis(delay));
-        kill(child.id().cast_signed());
-        child.wait_with_output().unwrap();
-        // Refused, as it runs; but recovery comes first.
-        lab.run(&["set", "web", "cpus=1"]).fails(5, &["while it runs"]);
-        let names = lab.json(&["snapshot", "ls", "web"]).as_array().unwrap().len();
-        assert_eq!(inside(&lab), names, "after {delay} ms");
-        assert_eq!(lab.state("web"), "running");
-        if names == 1 {
-            lab.ok(&["snapshot", "rm", "web@s"]);
-        }
-    }
-    lab.write("web", "/root/a", "alive");
-    assert_eq!(lab.read("web", "/root/a").as_deref(), Some("alive"));
 }
 
 #[test]
@@ -256,4 +149,118 @@ fn a_vm_in_the_middle_of_a_change_is_not_started_by_hand() {
         },
     );
     lab.check_images_after_a_kill();
+}
+
+/// The second tier, see docs/testing.md.
+mod full {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_killed_at_any_moment_is_there_or_not_and_the_guest_keeps_its_writes() {
+        let lab = Lab::new();
+        lab.booted("web");
+        killed_at_every_moment(
+            &lab,
+            |round| lab.write("web", "/root/a", &format!("round {round}")),
+            &|round| vec!["snapshot".into(), "create".into(), "web".into(), format!("s{round}")],
+            |round, _| {
+                // The next command recovers; then the guest works, is not frozen, and what was written before is there.
+                lab.ok(&["snapshot", "create", "web", &format!("after{round}"), "--quiesce", "never"]);
+                assert_eq!(lab.read("web", "/root/a"), Some(format!("round {round}")));
+                assert!(!lab.store().join("vms/web/journal.json").exists());
+            },
+        );
+        lab.ok(&["stop", "--force", "web"]);
+        lab.ok(&["start", "web"]);
+        assert!(lab.read("web", "/root/a").unwrap().starts_with("round"));
+        lab.check_images_after_a_kill();
+        assert_no_orphans(&lab);
+    }
+
+    #[test]
+    fn a_merge_killed_at_any_moment_is_finished_by_the_next_command() {
+        let lab = Lab::new();
+        lab.booted("web");
+        killed_at_every_moment(
+            &lab,
+            |round| {
+                lab.write("web", "/root/a", &format!("before {round}"));
+                lab.ok(&["snapshot", "create", "web", &format!("s{round}")]);
+                lab.sh(
+                    "web",
+                    &format!(
+                        "echo 'after {round}' > /root/a; dd if=/dev/urandom of=/root/b bs=1M count=8 2>/dev/null; sync"
+                    ),
+                );
+            },
+            &|round| vec!["snapshot".into(), "rm".into(), format!("web@s{round}")],
+            |round, _| {
+                // Refused, as it runs; but recovery comes first, and lets the guest go on.
+                lab.run(&["set", "web", "cpus=1"]).fails(5, &["while it runs"]);
+                assert_eq!(lab.state("web"), "running");
+                assert_eq!(lab.read("web", "/root/a"), Some(format!("after {round}")));
+                if lab.json(&["snapshot", "ls", "web"]) != serde_json::json!([]) {
+                    lab.ok(&["snapshot", "rm", &format!("web@s{round}")]);
+                }
+                assert_eq!(lab.chain("web").len(), 1, "the merge was not finished");
+            },
+        );
+        lab.check_images_after_a_kill();
+        assert_no_orphans(&lab);
+    }
+
+    #[test]
+    fn a_revert_killed_at_any_moment_leaves_the_vm_before_or_after_it() {
+        let lab = Lab::new();
+        lab.booted("web");
+        lab.write("web", "/root/a", "old");
+        lab.ok(&["snapshot", "create", "web", "s"]);
+        killed_at_every_moment(
+            &lab,
+            |_| {
+                if lab.state("web") != "running" {
+                    lab.ok(&["start", "web"]);
+                }
+                lab.write("web", "/root/a", "new");
+            },
+            &|_| vec!["snapshot".into(), "revert".into(), "web@s".into()],
+            |_, _| {
+                // QEMU may have been told to end just before, or be on its way to the greeting.
+                eventually("a guest that answers", || {
+                    lab.run(&["start", "web"]);
+                    lab.run(&["exec", "web", "--", "true"]).code == 0
+                });
+                let text = lab.read("web", "/root/a").unwrap();
+                assert!(text == "old" || text == "new", "{text}");
+            },
+        );
+        lab.check_images_after_a_kill();
+        assert_no_orphans(&lab);
+    }
+
+    #[test]
+    fn an_internal_snapshot_killed_at_any_moment_leaves_neither_job_nor_tag() {
+        let lab = Lab::new();
+        lab.booted("web");
+        let inside = |lab: &Lab| {
+            let file = lab.store().join("layers").join(&lab.layer_files()[0]);
+            crate::lab::qemu_img(&["snapshot", "-U", "-l", file.to_str().unwrap()]).matches("cw-").count()
+        };
+        for delay in [0, 5, 10, 20, 40, 80, 160, 320] {
+            let child = lab.spawn(&["snapshot", "create", "web", "s", "--internal"]);
+            std::thread::sleep(Duration::from_millis(delay));
+            kill(child.id().cast_signed());
+            child.wait_with_output().unwrap();
+            // Refused, as it runs; but recovery comes first.
+            lab.run(&["set", "web", "cpus=1"]).fails(5, &["while it runs"]);
+            let names = lab.json(&["snapshot", "ls", "web"]).as_array().unwrap().len();
+            assert_eq!(inside(&lab), names, "after {delay} ms");
+            assert_eq!(lab.state("web"), "running");
+            if names == 1 {
+                lab.ok(&["snapshot", "rm", "web@s"]);
+            }
+        }
+        lab.write("web", "/root/a", "alive");
+        assert_eq!(lab.read("web", "/root/a").as_deref(), Some("alive"));
+    }
 }

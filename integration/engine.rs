@@ -7,6 +7,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::lab::{Done, Lab, Random, qemu_img};
+use crate::tier;
 
 const DISK: usize = 4 << 20;
 const BLOCK: usize = 64 << 10;
@@ -51,7 +52,7 @@ fn number(variable: &str, otherwise: u64) -> u64 {
 
 #[test]
 fn every_point_keeps_its_bytes_whatever_is_done_to_the_others() {
-    let (seed, steps) = (number("COWHAND_SEED", 0x5eed_c0de), number("COWHAND_STEPS", 200));
+    let (seed, steps) = (number("COWHAND_SEED", 0x5eed_c0de), number("COWHAND_STEPS", tier::first_or(60, 200)));
     eprintln!("seed {seed}, {steps} steps (COWHAND_SEED, COWHAND_STEPS)");
     let (lab, mut random, mut model) = (Lab::new(), Random(seed), Model::default());
     lab.ok(&["create", "vm0", "--size", &DISK.to_string(), "--memory", "64M"]);
@@ -201,7 +202,7 @@ fn compare(lab: &Lab, model: &mut Model, when: &str) {
 /// The guest writes to its second disk; what it reads there, and what each point holds, is compared with the model.
 #[test]
 fn every_point_keeps_its_bytes_while_the_guest_runs() {
-    let (seed, steps) = (number("COWHAND_SEED", 0x0ddba11), number("COWHAND_LIVE_STEPS", 30));
+    let (seed, steps) = (number("COWHAND_SEED", 0x0ddba11), number("COWHAND_LIVE_STEPS", tier::first_or(10, 30)));
     eprintln!("seed {seed}, {steps} steps (COWHAND_SEED, COWHAND_LIVE_STEPS)");
     let (lab, mut random) = (Lab::new(), Random(seed));
     lab.tiny("web", &["--size", &DISK.to_string()]);

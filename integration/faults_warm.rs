@@ -10,6 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::lab::{Lab, eventually, files_in, kill as kill_pid};
+use crate::tier;
 use crate::warm::processes;
 
 struct Case {
@@ -188,29 +189,23 @@ fn clear(lab: &Lab) {
 }
 
 fn all(deaths: &[Death], stride: u32) {
-    let full = std::env::var_os("COWHAND_FAULTS").is_some();
     let lab = crate::warm::warm();
     let wanted = std::env::var("COWHAND_FAULTS_ONLY").unwrap_or_default();
     let (mut total, mut lost) = (0, 0);
     for death in deaths {
-        for (at, case) in (0..).zip(CASES.iter().filter(|case| case.name.starts_with(&wanted))) {
-            let stride = match (full, case.slow) {
-                (true, _) => 1,
-                (false, false) => stride,
-                (false, true) => stride * 5,
-            };
-            let offset = if full { 0 } else { at % stride };
+        for (at, case) in CASES.iter().filter(|case| case.name.starts_with(&wanted)).enumerate() {
             let (mut walked, mut survived) = (0, 0);
-            for number in (1 + offset..).step_by(stride as usize) {
+            tier::walk(tier::sample(at, if case.slow { stride * 5 } else { stride }), |number| {
                 match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| hit(&lab, case, number, *death))) {
-                    Ok(false) => break,
+                    Ok(false) => return false,
                     Ok(true) => survived += 1,
                     // One that is lost is told, and the others are tried all the same.
                     Err(_) => clear(&lab),
                 }
                 walked += 1;
                 assert!(walked - survived < 20, "too many are lost");
-            }
+                true
+            });
             assert!(walked > 0, "{} has too few points", case.name);
             (total, lost) = (total + walked, lost + walked - survived);
             eprintln!(

@@ -127,46 +127,51 @@ fn a_terminal_in_a_guest_has_a_size_and_a_line_discipline() {
     lab.ok(&["stop", "--force", "a"]);
 }
 
-#[test]
-fn trees_go_both_ways_whole() {
-    let lab = Lab::new();
-    lab.booted("a");
-    let (tree, back) = (lab.path().join("tree"), lab.path().join("back"));
-    std::fs::create_dir_all(tree.join("deep/er")).unwrap();
-    for n in 0..50 {
-        std::fs::write(tree.join(format!("deep/{n}")), vec![n; 3000 * usize::from(n)]).unwrap();
+/// The second tier, see docs/testing.md.
+mod full {
+    use super::*;
+
+    #[test]
+    fn trees_go_both_ways_whole() {
+        let lab = Lab::new();
+        lab.booted("a");
+        let (tree, back) = (lab.path().join("tree"), lab.path().join("back"));
+        std::fs::create_dir_all(tree.join("deep/er")).unwrap();
+        for n in 0..50 {
+            std::fs::write(tree.join(format!("deep/{n}")), vec![n; 3000 * usize::from(n)]).unwrap();
+        }
+        std::fs::write(tree.join("deep/er/run me"), "#!/bin/sh\necho ran\n").unwrap();
+        std::fs::set_permissions(tree.join("deep/er/run me"), PermissionsExt::from_mode(0o755)).unwrap();
+        symlink("er/run me", tree.join("deep/link")).unwrap();
+        std::fs::File::create(tree.join("hole")).unwrap().set_len(3 << 30).unwrap();
+        let (tree, back) = (tree.to_str().unwrap(), back.to_str().unwrap());
+        // 3 GiB of hole into a guest with 192 MiB of everything.
+        lab.ok(&["cp", tree, "a:/tmp/"]);
+        assert_eq!(
+            lab.sh(
+                "a",
+                "'/tmp/tree/deep/link'; stat -c '%s %a' '/tmp/tree/hole' '/tmp/tree/deep/er/run me' | tr '\\n' ' '"
+            ),
+            "ran\n3221225472 644 19 755 "
+        );
+        lab.ok(&["cp", "a:/tmp/tree", back]);
+        let same = Command::new("diff").args(["-r", "--no-dereference", tree, back]).output().unwrap();
+        assert!(same.status.success(), "{}", Done::from(same).out);
+        // Into a directory that is there; over a file that is there.
+        let inside = lab.path().join("inside");
+        std::fs::create_dir(&inside).unwrap();
+        lab.ok(&["cp", "a:/tmp/tree/deep/7", inside.to_str().unwrap()]);
+        lab.ok(&["cp", "a:/tmp/tree/deep/7", inside.to_str().unwrap()]);
+        assert_eq!(std::fs::read(inside.join("7")).unwrap(), vec![7; 21_000]);
+        // What cannot be, and leaves nothing.
+        lab.run(&["cp", "a:/nowhere", back]).fails(3, &["in the guest", "/nowhere"]);
+        lab.run(&["cp", "/nowhere", "a:/tmp/"]).fails(3, &["/nowhere"]);
+        lab.run(&["cp", tree, "a:/nowhere/x"]).fails(3, &["in the guest", "/nowhere"]);
+        // No room in the guest: an error, and no half of a file.
+        let large = lab.path().join("large");
+        std::fs::write(&large, vec![1; 400 << 20]).unwrap();
+        lab.run(&["cp", large.to_str().unwrap(), "a:/tmp/"]).fails(1, &["in the guest"]);
+        assert_eq!(lab.sh("a", "ls -A /tmp"), "tree\n");
+        lab.ok(&["stop", "--force", "a"]);
     }
-    std::fs::write(tree.join("deep/er/run me"), "#!/bin/sh\necho ran\n").unwrap();
-    std::fs::set_permissions(tree.join("deep/er/run me"), PermissionsExt::from_mode(0o755)).unwrap();
-    symlink("er/run me", tree.join("deep/link")).unwrap();
-    std::fs::File::create(tree.join("hole")).unwrap().set_len(3 << 30).unwrap();
-    let (tree, back) = (tree.to_str().unwrap(), back.to_str().unwrap());
-    // 3 GiB of hole into a guest with 192 MiB of everything.
-    lab.ok(&["cp", tree, "a:/tmp/"]);
-    assert_eq!(
-        lab.sh(
-            "a",
-            "'/tmp/tree/deep/link'; stat -c '%s %a' '/tmp/tree/hole' '/tmp/tree/deep/er/run me' | tr '\\n' ' '"
-        ),
-        "ran\n3221225472 644 19 755 "
-    );
-    lab.ok(&["cp", "a:/tmp/tree", back]);
-    let same = Command::new("diff").args(["-r", "--no-dereference", tree, back]).output().unwrap();
-    assert!(same.status.success(), "{}", Done::from(same).out);
-    // Into a directory that is there; over a file that is there.
-    let inside = lab.path().join("inside");
-    std::fs::create_dir(&inside).unwrap();
-    lab.ok(&["cp", "a:/tmp/tree/deep/7", inside.to_str().unwrap()]);
-    lab.ok(&["cp", "a:/tmp/tree/deep/7", inside.to_str().unwrap()]);
-    assert_eq!(std::fs::read(inside.join("7")).unwrap(), vec![7; 21_000]);
-    // What cannot be, and leaves nothing.
-    lab.run(&["cp", "a:/nowhere", back]).fails(3, &["in the guest", "/nowhere"]);
-    lab.run(&["cp", "/nowhere", "a:/tmp/"]).fails(3, &["/nowhere"]);
-    lab.run(&["cp", tree, "a:/nowhere/x"]).fails(3, &["in the guest", "/nowhere"]);
-    // No room in the guest: an error, and no half of a file.
-    let large = lab.path().join("large");
-    std::fs::write(&large, vec![1; 400 << 20]).unwrap();
-    lab.run(&["cp", large.to_str().unwrap(), "a:/tmp/"]).fails(1, &["in the guest"]);
-    assert_eq!(lab.sh("a", "ls -A /tmp"), "tree\n");
-    lab.ok(&["stop", "--force", "a"]);
 }

@@ -15,9 +15,10 @@ use serde_json::Value;
 pub const PATIENCE: Duration = Duration::from_secs(300);
 
 pub struct Lab {
-    directory: tempfile::TempDir,
+    // Unmounted before the directory is removed that it is mounted in.
     disk: Option<Disk>,
     appliance: Option<(PathBuf, PathBuf)>,
+    directory: tempfile::TempDir,
 }
 
 /// What a command did.
@@ -218,12 +219,25 @@ impl Lab {
 
     #[track_caller]
     pub fn state(&self, vm: &str) -> String {
-        self.json(&["show", vm])["state"].as_str().unwrap().to_owned()
+        self.shown(vm)["state"].as_str().unwrap().to_owned()
     }
 
     #[track_caller]
     pub fn pid(&self, vm: &str) -> i32 {
-        i32::try_from(self.json(&["show", vm])["pid"].as_i64().unwrap()).unwrap()
+        i32::try_from(self.shown(vm)["pid"].as_i64().unwrap()).unwrap()
+    }
+
+    /// What `show` says once QEMU has answered it. It waits for half a second, and says that it knows no more than that QEMU runs: on a
+    /// busy host that may be too short.
+    #[track_caller]
+    fn shown(&self, vm: &str) -> Value {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let about = self.json(&["show", vm]);
+            if about["reason"] != "QEMU does not answer" || Instant::now() > deadline {
+                return about;
+            }
+        }
     }
 
     /// The ids of the layers under the first disk, active layer first.

@@ -1,9 +1,14 @@
 //! A VM's life: starting, stopping, pausing, dying, and what its guest says and does meanwhile.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use crate::lab::{Done, Lab, eventually, kill};
+use nix::sys::signal::{self, Signal};
+use nix::unistd::Pid;
+
+use crate::lab::{Done, Lab, eventually, kill, skip};
 
 #[test]
 fn a_guest_can_be_spoken_to_stopped_and_started_again() {
@@ -38,13 +43,8 @@ fn a_guest_can_be_spoken_to_stopped_and_started_again() {
     // The serial console: what the guest printed is kept, and can be talked to.
     eventually("the guest's greeting", || lab.ok(&["logs", "web"]).contains("cowhand tiny guest is up"));
     let mut console = lab.command(&["console", "web"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    // Once its input has ended it leaves a guest that says nothing for a second, and this one may be slow: it ends when the answer is there.
-    let mut input = console.stdin.take().unwrap();
-    input.write_all(b"\necho con''sole\n").unwrap();
-    let mut answers = BufReader::new(console.stdout.take().unwrap()).lines();
-    assert!(answers.by_ref().any(|line| line.unwrap().trim_end() == "console"), "the guest's shell did not answer");
-    drop(input);
-    Done::from(console.wait_with_output().unwrap()).ok();
+    console.stdin.take().unwrap().write_all(b"\necho con''sole\n").unwrap();
+    assert!(Done::from(console.wait_with_output().unwrap()).ok().contains("console\r\n"));
 
     // Pausing.
     lab.ok(&["pause", "web"]);
@@ -242,4 +242,73 @@ fn a_guest_somebody_left_frozen_is_said_to_be_and_never_waited_for_without_end()
     let taken = lab.json(&["snapshot", "create", "web", "s"]);
     assert_eq!(taken["quiesced"], false);
     lab.run(&["exec", "--agent-timeout", "3", "web", "--", "true"]).fails(125, &["stay frozen"]);
+}
+
+#[test]
+fn piped_input_gets_its_answer_from_a_guest_that_is_slow() {
+    let lab = Lab::new();
+    lab.booted("web");
+    eventually("the guest's shell", || lab.ok(&["logs", "web"]).contains("cowhand tiny guest is up"));
+    // Nobody has said anything for a while when the input ends, because the guest stands still.
+    let qemu = Pid::from_raw(lab.pid("web"));
+    signal::kill(qemu, Signal::SIGSTOP).unwrap();
+    let began = Instant::now();
+    let mut console = lab.command(&["console", "web"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    console.stdin.take().unwrap().write_all(b"\necho con''sole\n").unwrap();
+    let mut left = false;
+    while began.elapsed() < Duration::from_secs(3) && !left {
+        left = console.try_wait().unwrap().is_some();
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    signal::kill(qemu, Signal::SIGCONT).unwrap();
+    assert!(!left, "the console was left before the guest could answer");
+    assert!(Done::from(console.wait_with_output().unwrap()).ok().contains("console\r\n"));
+    // Without input there is nothing to wait for, and whoever does not want to wait need not.
+    lab.ok(&["console", "web"]);
+    lab.ok(&["console", "--linger", "0", "web"]);
+}
+
+#[test]
+fn a_qemu_that_was_killed_and_lives_on_is_not_called_stopped() {
+    const NAME: &str = "a_qemu_that_was_killed_and_lives_on_is_not_called_stopped";
+    let lab = Lab::new();
+    lab.ok(&["create", "stuck", "--size", "64M", "--memory", "64M"]);
+    lab.ok(&["start", "stuck"]);
+    let Some(freezer) = Freezer::new(NAME, lab.pid("stuck")) else { return };
+    let patient = |args: &[&str]| -> Done { lab.command(args).env("COWHAND_PATIENCE", "2").output().unwrap().into() };
+    patient(&["stop", "--force", "stuck"]).fails(7, &["was killed, and has not ended", "cowhand show stuck"]);
+    assert_eq!(lab.json(&["show", "stuck"])["state"], "running");
+    // Its disk is in use.
+    patient(&["rm", "--force", "stuck"]).fails(7, &["stuck"]);
+    assert_eq!((lab.vm_directories(), lab.layer_files().len()), (vec!["stuck".to_owned()], 1));
+    drop(freezer);
+    eventually("its end", || lab.state("stuck") == "crashed");
+    lab.ok(&["rm", "stuck"]);
+}
+
+/// A process that not even SIGKILL ends, as one that waits for a disk in the kernel, until this is dropped: in the freezer of cgroup v1.
+struct Freezer(PathBuf);
+
+impl Freezer {
+    fn new(test: &str, pid: i32) -> Option<Self> {
+        let group = Path::new("/sys/fs/cgroup/freezer").join(format!("cowhand-{pid}"));
+        if let Err(error) = std::fs::create_dir(&group) {
+            skip(test, &format!("there is no freezer of cgroup v1 here: {error}"));
+            return None;
+        }
+        let freezer = Self(group);
+        std::fs::write(freezer.0.join("cgroup.procs"), pid.to_string()).unwrap();
+        std::fs::write(freezer.0.join("freezer.state"), "FROZEN").unwrap();
+        eventually("a frozen process", || {
+            std::fs::read_to_string(freezer.0.join("freezer.state")).unwrap().trim() == "FROZEN"
+        });
+        Some(freezer)
+    }
+}
+
+impl Drop for Freezer {
+    fn drop(&mut self) {
+        let _ = std::fs::write(self.0.join("freezer.state"), "THAWED");
+        eventually("an empty group", || std::fs::remove_dir(&self.0).is_ok());
+    }
 }

@@ -42,7 +42,8 @@ fn many_snapshots_at_once_are_all_taken() {
     let lab = Lab::new();
     lab.ok(&["create", "web", "--size", "64M", "--memory", "64M"]);
     lab.ok(&["start", "web"]);
-    let children: Vec<_> = (0..8).map(|n| lab.spawn(&["snapshot", "create", "web", &format!("s{n}")])).collect();
+    let children: Vec<_> =
+        (0..8).map(|n| lab.spawn(&["--wait", "300", "snapshot", "create", "web", &format!("s{n}")])).collect();
     children.into_iter().for_each(|child| drop(Done::from(child.wait_with_output().unwrap()).ok()));
     assert_eq!(lab.json(&["snapshot", "ls", "web"]).as_array().unwrap().len(), 8);
     assert_eq!(lab.chain("web").len(), 9);
@@ -123,7 +124,7 @@ fn a_command_in_the_guest_survives_a_freeze() {
     lab.booted("web");
     let exec = lab.spawn(&["exec", "web", "--", "sh", "-c", "sleep 3; echo done"]);
     for n in 0..6 {
-        lab.ok(&["snapshot", "create", "web", &format!("s{n}"), "--quiesce", "require"]);
+        lab.ok(&["snapshot", "create", "web", &format!("s{n}"), "--quiesce", "require", "--quiesce-timeout", "60"]);
     }
     assert_eq!(Done::from(exec.wait_with_output().unwrap()).ok(), "done\n");
 }

@@ -29,6 +29,7 @@ mod qcow2;
 mod seal;
 mod snapshots;
 mod templates;
+mod tier;
 mod together;
 mod tree;
 mod uefi;

@@ -106,29 +106,6 @@ fn sealing_ext4_on_gpt_takes_out_what_is_planted_and_nothing_else() {
 }
 
 #[test]
-fn sealing_ext4_on_a_whole_disk_takes_out_what_is_planted_and_nothing_else() {
-    takes_out_what_is_planted("whole", &["vda on / (ext4)"]);
-}
-
-#[test]
-fn sealing_an_mbr_disk_takes_out_what_is_planted_and_nothing_else() {
-    takes_out_what_is_planted("mbr", &["vda1 on / (ext4)"]);
-}
-
-#[test]
-fn sealing_xfs_on_lvm_takes_out_what_is_planted_and_nothing_else() {
-    takes_out_what_is_planted(
-        "lvm",
-        &["centos-root on / (xfs)", "vda1 on /boot (xfs)", "centos-my--var on /var (xfs)"],
-    );
-}
-
-#[test]
-fn sealing_btrfs_with_subvolumes_takes_out_what_is_planted_and_nothing_else() {
-    takes_out_what_is_planted("btrfs", &["vda1 on / (btrfs)", "vda1 on /home (btrfs)"]);
-}
-
-#[test]
 fn optional_operations_are_done_when_asked_for_and_only_then() {
     let lab = lab();
     let disk = disk(&lab, "whole");
@@ -308,36 +285,6 @@ fn into_a_new_file_leaves_the_old_one_alone() {
 }
 
 #[test]
-fn sealing_killed_at_any_moment_leaves_the_disk_as_it_was_or_sealed() {
-    let lab = lab();
-    let disk = disk(&lab, "whole");
-    let original = std::fs::read(&disk).unwrap();
-    let mut delay = Duration::from_millis(30);
-    loop {
-        let child = lab.spawn(&["seal", &disk]);
-        std::thread::sleep(delay);
-        kill(child.id().cast_signed());
-        let survived = child.wait_with_output().unwrap().status.success();
-        let orders = files_in(&lab.store().join("sealing"));
-        let sealed = orders.iter().any(|order| lab.store().join("sealing").join(order).join("order.json").exists());
-        match survived || sealed {
-            // The next command finishes it.
-            true => look(&lab, &disk, &check_planted()),
-            false => assert!(std::fs::read(&disk).unwrap() == original, "after {delay:?} the disk is another"),
-        }
-        // What is left without an order goes with the next one.
-        assert!(files_in(&lab.store().join("sealing")).len() <= usize::from(!survived));
-        if survived {
-            break;
-        }
-        if sealed {
-            std::fs::write(&disk, &original).unwrap();
-        }
-        delay += delay / 2;
-    }
-}
-
-#[test]
 fn sealing_killed_at_any_of_its_fault_points_leaves_all_disks_as_they_were_or_sealed() {
     let lab = lab();
     let (one, two) = (disk(&lab, "whole"), disk(&lab, "mbr"));
@@ -361,39 +308,6 @@ fn sealing_killed_at_any_of_its_fault_points_leaves_all_disks_as_they_were_or_se
         lab.run(&command);
         assert_eq!((first_byte(&one), first_byte(&two)), (7, 7), "{killed:?}");
         assert_eq!(files_in(&sealing), Vec::<String>::new(), "{killed:?}");
-    }
-}
-
-#[test]
-fn a_template_is_sealed_and_killed_at_any_moment_it_is_the_vm_it_was_or_sealed() {
-    let lab = lab();
-    let disk = disk(&lab, "gpt");
-    let raw = lab.path().join("x.raw");
-    let raw = raw.to_str().unwrap();
-    let mut delay = Duration::from_millis(30);
-    loop {
-        lab.ok(&["create", "web", "--disk", &disk]);
-        let files = lab.layer_files();
-        let child = lab.spawn(&["template", "create", "web", "--firstboot-command", "true"]);
-        std::thread::sleep(delay);
-        kill(child.id().cast_signed());
-        let survived = child.wait_with_output().unwrap().status.success();
-        // Any command puts it right: undone, or carried on to the end.
-        let done = lab.run(&["set", "web", "cpus=1"]);
-        let template = lab.json(&["template", "ls"]).as_array().unwrap().len() == 1;
-        assert_eq!(done.code, if template { 5 } else { 0 }, "{done:?}");
-        assert!(template || !survived);
-        assert_eq!(lab.layer_files(), files, "an overlay was left behind");
-        lab.ok(&["clone", "web", "copy", "--full"]);
-        lab.ok(&["image", "export", "copy", raw, "--force"]);
-        look(&lab, raw, if template { CHECK_SEALED } else { CHECK_UNTOUCHED });
-        lab.ok(&["rm", "copy"]);
-        lab.ok(if template { &["template", "rm", "web"] } else { &["rm", "web"] });
-        lab.ok(&["gc", "--older-than", "0"]);
-        if survived {
-            break;
-        }
-        delay += delay / 2;
     }
 }
 
@@ -480,6 +394,30 @@ fn an_earlier_seal_is_carried_on_into_all_of_its_disks_and_into_no_others() {
 }
 
 #[test]
+fn an_earlier_seal_is_not_passed_over_while_another_command_looks_at_it() {
+    let lab = lab();
+    let disk = disk(&lab, "whole");
+    let directory = cut_short(&lab, &[&disk], inode);
+    let before = first_byte(&disk);
+    // As `doctor` holds it for a moment, and `seal` of the same disk for as long as it writes.
+    let lock = nix::fcntl::Flock::lock(File::open(&directory).unwrap(), nix::fcntl::FlockArg::LockExclusive).unwrap();
+    // Without a kernel nothing more is sealed than what was left.
+    let seal = ["--wait", "0", "seal", &disk, "--appliance-kernel", "/none", "--appliance-modules", "/none"];
+    lab.run(&seal).fails(6, &["an earlier `seal` of", "whole.qcow2"]);
+    assert_eq!(first_byte(&disk), before);
+    drop(lock);
+    lab.run(&seal);
+    assert_eq!((first_byte(&disk), directory.exists()), (7, false));
+    // An older version kept what it was about beside the disk; whoever cannot read it must not seal over it.
+    let beside = |ending: &str| lab.path().join(format!(".whole.qcow2.cowhand-{ending}"));
+    let old = ["seal.json", "sealing"].map(beside);
+    old.iter().for_each(|path| std::fs::write(path, "left").unwrap());
+    lab.run(&seal).fails(5, &["by an older version was cut short", "complete it with that version", "rm "]);
+    std::fs::remove_file(&old[0]).unwrap();
+    assert!(lab.run(&seal).err.contains("it is not used"));
+}
+
+#[test]
 fn gc_forgets_a_seal_that_was_not_begun_and_keeps_one_that_was() {
     let lab = lab();
     let one = disk(&lab, "whole");
@@ -547,4 +485,95 @@ fn a_full_file_system_is_an_error_and_changes_nothing() {
     assert_ne!(done.code, 0, "{done:?}");
     assert!(std::fs::read(&disk).unwrap() == before);
     assert_eq!(std::fs::read_dir(small.path()).unwrap().count(), 1, "something was left behind");
+}
+
+/// The second tier, see docs/testing.md.
+mod full {
+    use super::*;
+
+    #[test]
+    fn sealing_ext4_on_a_whole_disk_takes_out_what_is_planted_and_nothing_else() {
+        takes_out_what_is_planted("whole", &["vda on / (ext4)"]);
+    }
+
+    #[test]
+    fn sealing_an_mbr_disk_takes_out_what_is_planted_and_nothing_else() {
+        takes_out_what_is_planted("mbr", &["vda1 on / (ext4)"]);
+    }
+
+    #[test]
+    fn sealing_xfs_on_lvm_takes_out_what_is_planted_and_nothing_else() {
+        takes_out_what_is_planted(
+            "lvm",
+            &["centos-root on / (xfs)", "vda1 on /boot (xfs)", "centos-my--var on /var (xfs)"],
+        );
+    }
+
+    #[test]
+    fn sealing_btrfs_with_subvolumes_takes_out_what_is_planted_and_nothing_else() {
+        takes_out_what_is_planted("btrfs", &["vda1 on / (btrfs)", "vda1 on /home (btrfs)"]);
+    }
+
+    #[test]
+    fn sealing_killed_at_any_moment_leaves_the_disk_as_it_was_or_sealed() {
+        let lab = lab();
+        let disk = disk(&lab, "whole");
+        let original = std::fs::read(&disk).unwrap();
+        let mut delay = Duration::from_millis(30);
+        loop {
+            let child = lab.spawn(&["seal", &disk]);
+            std::thread::sleep(delay);
+            kill(child.id().cast_signed());
+            let survived = child.wait_with_output().unwrap().status.success();
+            let orders = files_in(&lab.store().join("sealing"));
+            let sealed = orders.iter().any(|order| lab.store().join("sealing").join(order).join("order.json").exists());
+            match survived || sealed {
+                // The next command finishes it.
+                true => look(&lab, &disk, &check_planted()),
+                false => assert!(std::fs::read(&disk).unwrap() == original, "after {delay:?} the disk is another"),
+            }
+            // What is left without an order goes with the next one.
+            assert!(files_in(&lab.store().join("sealing")).len() <= usize::from(!survived));
+            if survived {
+                break;
+            }
+            if sealed {
+                std::fs::write(&disk, &original).unwrap();
+            }
+            delay += delay / 2;
+        }
+    }
+
+    #[test]
+    fn a_template_is_sealed_and_killed_at_any_moment_it_is_the_vm_it_was_or_sealed() {
+        let lab = lab();
+        let disk = disk(&lab, "gpt");
+        let raw = lab.path().join("x.raw");
+        let raw = raw.to_str().unwrap();
+        let mut delay = Duration::from_millis(30);
+        loop {
+            lab.ok(&["create", "web", "--disk", &disk]);
+            let files = lab.layer_files();
+            let child = lab.spawn(&["template", "create", "web", "--firstboot-command", "true"]);
+            std::thread::sleep(delay);
+            kill(child.id().cast_signed());
+            let survived = child.wait_with_output().unwrap().status.success();
+            // Any command puts it right: undone, or carried on to the end.
+            let done = lab.run(&["set", "web", "cpus=1"]);
+            let template = lab.json(&["template", "ls"]).as_array().unwrap().len() == 1;
+            assert_eq!(done.code, if template { 5 } else { 0 }, "{done:?}");
+            assert!(template || !survived);
+            assert_eq!(lab.layer_files(), files, "an overlay was left behind");
+            lab.ok(&["clone", "web", "copy", "--full"]);
+            lab.ok(&["image", "export", "copy", raw, "--force"]);
+            look(&lab, raw, if template { CHECK_SEALED } else { CHECK_UNTOUCHED });
+            lab.ok(&["rm", "copy"]);
+            lab.ok(if template { &["template", "rm", "web"] } else { &["rm", "web"] });
+            lab.ok(&["gc", "--older-than", "0"]);
+            if survived {
+                break;
+            }
+            delay += delay / 2;
+        }
+    }
 }

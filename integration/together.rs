@@ -147,7 +147,10 @@ fn work(lab: &Lab, ledger: &Mutex<Ledger>, serial: &AtomicU32, seed: u64, end: I
 
 #[test]
 fn commands_at_random_and_at_once_lose_no_update_and_never_wait_for_each_other_in_a_ring() {
-    let seconds = std::env::var("COWHAND_TOGETHER").ok().and_then(|text| text.parse().ok()).unwrap_or(20);
+    let seconds = std::env::var("COWHAND_TOGETHER")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or_else(|| crate::tier::first_or(6, 20));
     let seed: u64 =
         std::env::var("COWHAND_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(0x2545_f491_4f6c_dd1d);
     let lab = Lab::new();

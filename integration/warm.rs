@@ -256,6 +256,31 @@ fn a_run_that_is_killed_is_cleared_up_by_the_next_one() {
 }
 
 #[test]
+fn a_pool_that_is_drained_while_a_shell_is_being_started_stays_empty() {
+    let lab = warm();
+    let mut fill = lab
+        .command(&["pool", "fill", "t", "1"])
+        .env("COWHAND_FAULT", "a shell, about to be cloned:stall")
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let us = fill.id().cast_signed();
+    eventually("a standstill", || {
+        std::fs::read_to_string(format!("/proc/{us}/stat")).is_ok_and(|stat| stat.contains(") T "))
+    });
+    lab.run(&["--wait", "0", "pool", "drain", "t"]).fails(6, &["the pool of t is locked by `pool fill t`"]);
+    let mut drain = lab.spawn(&["pool", "drain", "t"]);
+    let mut waits = String::new();
+    BufReader::new(drain.stderr.as_mut().unwrap()).read_line(&mut waits).unwrap();
+    assert!(waits.contains("waiting for the pool of t"), "{waits}");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(us), nix::sys::signal::Signal::SIGCONT).unwrap();
+    assert_eq!(fill.wait().unwrap().code(), Some(5), "it was drained meanwhile, which it says");
+    Done::from(drain.wait_with_output().unwrap()).ok();
+    assert_eq!((lab.vm_directories(), processes(&lab)), (vec!["t".to_owned()], vec![]));
+    lab.ok(&["template", "cool", "t"]);
+}
+
+#[test]
 fn a_run_of_a_stopped_vm_leaves_it_as_it_was() {
     let lab = Lab::new();
     lab.tiny("web", &[]);
@@ -302,67 +327,6 @@ fn a_run_of_a_stopped_vm_leaves_it_as_it_was() {
     assert_eq!(lab.json(&["show", "foo"])["from"], "other@mine");
     let snapshots = lab.json(&["snapshot", "ls", "web"]);
     assert!(snapshots.as_array().unwrap().iter().any(|snapshot| snapshot["name"] == "mine"), "{snapshots}");
-}
-
-#[test]
-fn a_warm_clone_is_a_vm_like_any_other() {
-    let lab = warm();
-    lab.run(&["template", "warm", "t"]).fails(5, &["is warm already"]);
-    let made = lab.json(&["clone", "t", "a", "--warm"]);
-    assert_eq!((&made[0]["kind"], lab.state("a").as_str()), (&"warm".into(), "running"));
-    assert_eq!(lab.sh("a", "cat /sys/class/net/eth0/address").trim(), lab.json(&["show", "a"])["nics"][0]["mac"]);
-    lab.run(&["template", "cool", "t"]).fails(5, &["clones run on the warm guest of t: a"]);
-    lab.run(&["template", "rm", "t"]).fails(5, &["is the base of another VM: a (running)"]);
-    // Its disk is its own, and outlives a boot.
-    lab.write("a", "/root/x", "mine");
-    // Its memory is its own, whole, and can be gone back to.
-    lab.sh("a", "echo before > /proc/sys/kernel/domainname");
-    lab.ok(&["snapshot", "create", "a", "m", "--memory"]);
-    lab.sh("a", "echo after > /proc/sys/kernel/domainname");
-    lab.ok(&["snapshot", "revert", "a@m"]);
-    assert_eq!(lab.sh("a", "cat /proc/sys/kernel/domainname; hostname"), "before\na\n");
-    lab.ok(&["snapshot", "rm", "a@m"]);
-    lab.ok(&["snapshot", "create", "a", "s"]);
-    lab.ok(&["stop", "--force", "a"]);
-    lab.ok(&["start", "a"]);
-    assert_eq!(lab.read("a", "/root/x").as_deref(), Some("mine"));
-    // Back to the template at once; undo knows the way back.
-    let reset = lab.json(&["reset", "a"]);
-    assert_eq!((&reset["kind"], &reset["origin"]), (&"warm".into(), &"t".into()));
-    assert_eq!(lab.read("a", "/root/x"), None);
-    assert_eq!(lab.sh("a", "hostname").trim(), "a");
-    lab.ok(&["undo", "a"]);
-    assert_eq!(lab.read("a", "/root/x").as_deref(), Some("mine"));
-    // One that stays, of a command that has failed.
-    let done = lab.run(&["run", "--keep-on-failure", "t", "--", "sh", "-c", "echo left > /root/y; sync; exit 1"]);
-    assert_eq!(done.code, 1);
-    let kept = done.err.split_whitespace().find(|word| word.starts_with("run-")).unwrap().to_owned();
-    assert_eq!(lab.read(&kept, "/root/y").as_deref(), Some("left"));
-    lab.ok(&["gc"]);
-    assert_eq!(lab.state(&kept), "running");
-    lab.ok(&["run", "--keep=b", "t", "--", "true"]);
-    lab.run(&["run", "--keep=b", "t", "--", "true"]).fails(125, &["the name b is taken"]);
-    let kept_until = |name: &str| {
-        let all = lab.json(&["ls"]);
-        all.as_array().unwrap().iter().find(|vm| vm["name"] == name).unwrap()["expires"].is_string()
-    };
-    assert!(kept_until(&kept) && !kept_until("b") && lab.state("b") == "running");
-    lab.ok(&["rm", "--force", "a", "b", &kept]);
-    // Runs queue up, and say for what.
-    let first = lab.spawn(&["run", "--max-parallel", "1", "t", "--", "sleep", "3"]);
-    eventually("the first one runs", || lab.vm_directories().len() == 2);
-    let second = lab.run(&["run", "--max-parallel", "1", "t", "--", "true"]);
-    assert!(second.err.contains("waiting for one of 1 runs to end (--max-parallel)"), "{}", second.err);
-    assert_eq!((second.code, first.wait_with_output().unwrap().status.code()), (0, Some(0)));
-    // Of a memory that somebody has touched, nobody goes on.
-    let memory = files_in(&lab.store().join("ram")).into_iter().find(|file| file.ends_with(".mem")).unwrap();
-    let path = lab.store().join("ram").join(memory);
-    std::fs::File::open(&path).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
-    lab.run(&["clone", "t", "c", "--warm"]).fails(5, &["is missing or was changed", "cowhand template cool t"]);
-    let cold = lab.run(&["run", "t", "--", "true"]);
-    assert!(cold.err.contains("the guest boots instead"), "{}", cold.err);
-    assert_eq!(cold.code, 0);
-    assert_eq!(lab.vm_directories(), ["t"]);
 }
 
 #[test]
@@ -448,62 +412,128 @@ fn a_gitlab_runner_finds_its_stages() {
     assert_eq!(processes(&lab), [] as [i32; 0]);
 }
 
-#[test]
-fn an_autopkgtest_testbed_reverts_and_goes() {
-    use std::io::{BufRead, BufReader, Write};
-    let lab = warm();
-    let mut child =
-        lab.command(&["autopkgtest-virt", "t"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    let (mut to, mut from) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()).lines());
-    assert_eq!(from.next().unwrap().unwrap(), "ok");
-    let mut ask = |line: &str| {
-        writeln!(to, "{line}").unwrap();
-        let answer = from.next().unwrap().unwrap();
-        answer.strip_prefix("ok").unwrap_or_else(|| panic!("{line}: {answer}")).trim().to_owned()
-    };
-    assert!(ask("capabilities").split(' ').any(|word| word == "revert-full-system"));
-    let scratch = ask("open");
-    let program = ask("print-execute-command");
-    let run = |args: &[&str]| {
-        let words: Vec<String> = program.split(',').map(|word| word.replace("%20", " ")).collect();
-        let base = lab.command(&[]);
-        let mut command = Command::new(&words[0]);
-        command.args(&words[1..]).args(args).envs(base.get_envs().filter_map(|(key, value)| Some((key, value?))));
-        Done::from(command.stdin(Stdio::null()).output().unwrap())
-    };
-    run(&["test", "-d", &scratch]).ok();
-    assert_eq!(run(&["sh", "-c", "exit 77"]).code, 77);
-    // A directory, and a file with a name that has to be encoded.
-    let tree = lab.path().join("a tree");
-    std::fs::create_dir(&tree).unwrap();
-    std::fs::write(tree.join("x"), "there and back").unwrap();
-    let encoded = tree.to_str().unwrap().replace(' ', "%20");
-    ask(&format!("copydown {encoded}/ {scratch}/tree/"));
-    ask(&format!("copyup {scratch}/tree/x {encoded}/y"));
-    assert_eq!(std::fs::read_to_string(tree.join("y")).unwrap(), "there and back");
-    run(&["sh", "-c", "echo dirt > /root/dirt; sync"]).ok();
-    // A reboot keeps the disk and the scratch directory, and is a boot.
-    let boot = || run(&["cat", "/proc/sys/kernel/random/boot_id"]).ok();
-    let before = boot();
-    assert_eq!(ask("reboot"), "");
-    assert_ne!(boot(), before);
-    run(&["cat", &format!("{scratch}/tree/x"), "/root/dirt"]).ok();
-    // The same, by the test itself: it waits until its mark is gone.
-    let before = boot();
-    let script = "touch /run/autopkgtest-reboot-prepare-mark; (while [ -e /run/autopkgtest-reboot-prepare-mark ]; do sleep 0.2; done; reboot -f) >/dev/null 2>&1 &";
-    run(&["sh", "-c", script]).ok();
-    assert_eq!(ask("reboot prepare-only"), "");
-    assert_ne!(boot(), before);
-    run(&["test", "-e", &format!("{scratch}/tree/x"), "-a", "!", "-e", "/var/cache/cowhand-testbed.tar"]).ok();
-    let scratch = ask("revert");
-    assert_eq!(run(&["test", "-e", "/root/dirt"]).code, 1);
-    run(&["test", "-d", &scratch]).ok();
-    ask("close");
-    assert_eq!(lab.vm_directories(), ["t"]);
-    ask("open");
-    // Whatever ends it, the testbed goes.
-    terminate(child.id());
-    assert_eq!(child.wait().unwrap().code(), Some(130));
-    assert_eq!(lab.vm_directories(), ["t"]);
-    assert_eq!(processes(&lab), [] as [i32; 0]);
+/// The second tier, see docs/testing.md.
+mod full {
+    use super::*;
+
+    #[test]
+    fn a_warm_clone_is_a_vm_like_any_other() {
+        let lab = warm();
+        lab.run(&["template", "warm", "t"]).fails(5, &["is warm already"]);
+        let made = lab.json(&["clone", "t", "a", "--warm"]);
+        assert_eq!((&made[0]["kind"], lab.state("a").as_str()), (&"warm".into(), "running"));
+        assert_eq!(lab.sh("a", "cat /sys/class/net/eth0/address").trim(), lab.json(&["show", "a"])["nics"][0]["mac"]);
+        lab.run(&["template", "cool", "t"]).fails(5, &["clones run on the warm guest of t: a"]);
+        lab.run(&["template", "rm", "t"]).fails(5, &["is the base of another VM: a (running)"]);
+        // Its disk is its own, and outlives a boot.
+        lab.write("a", "/root/x", "mine");
+        // Its memory is its own, whole, and can be gone back to.
+        lab.sh("a", "echo before > /proc/sys/kernel/domainname");
+        lab.ok(&["snapshot", "create", "a", "m", "--memory"]);
+        lab.sh("a", "echo after > /proc/sys/kernel/domainname");
+        lab.ok(&["snapshot", "revert", "a@m"]);
+        assert_eq!(lab.sh("a", "cat /proc/sys/kernel/domainname; hostname"), "before\na\n");
+        lab.ok(&["snapshot", "rm", "a@m"]);
+        lab.ok(&["snapshot", "create", "a", "s"]);
+        lab.ok(&["stop", "--force", "a"]);
+        lab.ok(&["start", "a"]);
+        assert_eq!(lab.read("a", "/root/x").as_deref(), Some("mine"));
+        // Back to the template at once; undo knows the way back.
+        let reset = lab.json(&["reset", "a"]);
+        assert_eq!((&reset["kind"], &reset["origin"]), (&"warm".into(), &"t".into()));
+        assert_eq!(lab.read("a", "/root/x"), None);
+        assert_eq!(lab.sh("a", "hostname").trim(), "a");
+        lab.ok(&["undo", "a"]);
+        assert_eq!(lab.read("a", "/root/x").as_deref(), Some("mine"));
+        // One that stays, of a command that has failed.
+        let done = lab.run(&["run", "--keep-on-failure", "t", "--", "sh", "-c", "echo left > /root/y; sync; exit 1"]);
+        assert_eq!(done.code, 1);
+        let kept = done.err.split_whitespace().find(|word| word.starts_with("run-")).unwrap().to_owned();
+        assert_eq!(lab.read(&kept, "/root/y").as_deref(), Some("left"));
+        lab.ok(&["gc"]);
+        assert_eq!(lab.state(&kept), "running");
+        lab.ok(&["run", "--keep=b", "t", "--", "true"]);
+        lab.run(&["run", "--keep=b", "t", "--", "true"]).fails(125, &["the name b is taken"]);
+        let kept_until = |name: &str| {
+            let all = lab.json(&["ls"]);
+            all.as_array().unwrap().iter().find(|vm| vm["name"] == name).unwrap()["expires"].is_string()
+        };
+        assert!(kept_until(&kept) && !kept_until("b") && lab.state("b") == "running");
+        lab.ok(&["rm", "--force", "a", "b", &kept]);
+        // Runs queue up, and say for what.
+        let first = lab.spawn(&["run", "--max-parallel", "1", "t", "--", "sleep", "3"]);
+        eventually("the first one runs", || lab.vm_directories().len() == 2);
+        let second = lab.run(&["run", "--max-parallel", "1", "t", "--", "true"]);
+        assert!(second.err.contains("waiting for one of 1 runs to end (--max-parallel)"), "{}", second.err);
+        assert_eq!((second.code, first.wait_with_output().unwrap().status.code()), (0, Some(0)));
+        // Of a memory that somebody has touched, nobody goes on.
+        let memory = files_in(&lab.store().join("ram")).into_iter().find(|file| file.ends_with(".mem")).unwrap();
+        let path = lab.store().join("ram").join(memory);
+        std::fs::File::open(&path).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        lab.run(&["clone", "t", "c", "--warm"]).fails(5, &["is missing or was changed", "cowhand template cool t"]);
+        let cold = lab.run(&["run", "t", "--", "true"]);
+        assert!(cold.err.contains("the guest boots instead"), "{}", cold.err);
+        assert_eq!(cold.code, 0);
+        assert_eq!(lab.vm_directories(), ["t"]);
+    }
+
+    #[test]
+    fn an_autopkgtest_testbed_reverts_and_goes() {
+        use std::io::{BufRead, BufReader, Write};
+        let lab = warm();
+        let mut child =
+            lab.command(&["autopkgtest-virt", "t"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let (mut to, mut from) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()).lines());
+        assert_eq!(from.next().unwrap().unwrap(), "ok");
+        let mut ask = |line: &str| {
+            writeln!(to, "{line}").unwrap();
+            let answer = from.next().unwrap().unwrap();
+            answer.strip_prefix("ok").unwrap_or_else(|| panic!("{line}: {answer}")).trim().to_owned()
+        };
+        assert!(ask("capabilities").split(' ').any(|word| word == "revert-full-system"));
+        let scratch = ask("open");
+        let program = ask("print-execute-command");
+        let run = |args: &[&str]| {
+            let words: Vec<String> = program.split(',').map(|word| word.replace("%20", " ")).collect();
+            let base = lab.command(&[]);
+            let mut command = Command::new(&words[0]);
+            command.args(&words[1..]).args(args).envs(base.get_envs().filter_map(|(key, value)| Some((key, value?))));
+            Done::from(command.stdin(Stdio::null()).output().unwrap())
+        };
+        run(&["test", "-d", &scratch]).ok();
+        assert_eq!(run(&["sh", "-c", "exit 77"]).code, 77);
+        // A directory, and a file with a name that has to be encoded.
+        let tree = lab.path().join("a tree");
+        std::fs::create_dir(&tree).unwrap();
+        std::fs::write(tree.join("x"), "there and back").unwrap();
+        let encoded = tree.to_str().unwrap().replace(' ', "%20");
+        ask(&format!("copydown {encoded}/ {scratch}/tree/"));
+        ask(&format!("copyup {scratch}/tree/x {encoded}/y"));
+        assert_eq!(std::fs::read_to_string(tree.join("y")).unwrap(), "there and back");
+        run(&["sh", "-c", "echo dirt > /root/dirt; sync"]).ok();
+        // A reboot keeps the disk and the scratch directory, and is a boot.
+        let boot = || run(&["cat", "/proc/sys/kernel/random/boot_id"]).ok();
+        let before = boot();
+        assert_eq!(ask("reboot"), "");
+        assert_ne!(boot(), before);
+        run(&["cat", &format!("{scratch}/tree/x"), "/root/dirt"]).ok();
+        // The same, by the test itself: it waits until its mark is gone.
+        let before = boot();
+        let script = "touch /run/autopkgtest-reboot-prepare-mark; (while [ -e /run/autopkgtest-reboot-prepare-mark ]; do sleep 0.2; done; reboot -f) >/dev/null 2>&1 &";
+        run(&["sh", "-c", script]).ok();
+        assert_eq!(ask("reboot prepare-only"), "");
+        assert_ne!(boot(), before);
+        run(&["test", "-e", &format!("{scratch}/tree/x"), "-a", "!", "-e", "/var/cache/cowhand-testbed.tar"]).ok();
+        let scratch = ask("revert");
+        assert_eq!(run(&["test", "-e", "/root/dirt"]).code, 1);
+        run(&["test", "-d", &scratch]).ok();
+        ask("close");
+        assert_eq!(lab.vm_directories(), ["t"]);
+        ask("open");
+        // Whatever ends it, the testbed goes.
+        terminate(child.id());
+        assert_eq!(child.wait().unwrap().code(), Some(130));
+        assert_eq!(lab.vm_directories(), ["t"]);
+        assert_eq!(processes(&lab), [] as [i32; 0]);
+    }
 }

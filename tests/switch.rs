@@ -48,16 +48,13 @@ fn an_overlay_qemu_cannot_open_leaves_nothing_behind() {
 
 /// QEMU hangs up when the transaction is sent: whether it happened is unknown. `qom-get` is the truth afterwards.
 fn hangs_up(switched: bool) -> FakeVm {
+    let overlay = std::sync::Mutex::new(String::new());
     FakeVm::new(move |name, arguments, layer| match name {
         "transaction" => {
-            let overlay = arguments["actions"][0]["data"]["overlay"].as_str().unwrap().to_owned();
-            std::fs::write(std::env::temp_dir().join(format!("cw-overlay-{layer}")), overlay).unwrap();
+            *overlay.lock().unwrap() = arguments["actions"][0]["data"]["overlay"].as_str().unwrap().to_owned();
             Answer::HangUp
         }
-        "qom-get" if switched => {
-            let note = std::env::temp_dir().join(format!("cw-overlay-{layer}"));
-            Answer::Return(json!(std::fs::read_to_string(note).unwrap()))
-        }
+        "qom-get" if switched => Answer::Return(json!(overlay.lock().unwrap().clone())),
         name => ordinary(name, layer),
     })
 }

@@ -571,6 +571,21 @@ fn a_directory_of_the_host_through_with_backing() {
         }
         assert!(!Path::new(&out).exists());
     }
+    // What lies in a directory below the image's own is not beside it, and has to be named.
+    let below = room.join("keys");
+    std::fs::create_dir(&below).unwrap();
+    std::fs::copy(at("base.raw"), below.join("key.raw")).unwrap();
+    let (named, out) = (format!("--with-backing={}", below.display()), site.at("below.raw"));
+    std::fs::write(&vmdk, descriptor("monolithicFlat", "RW 2048 FLAT \"keys/key.raw\" 0")).unwrap();
+    site.refuses(&["image", "convert", "--with-backing", &vmdk, &out], &["another directory", "keys"]);
+    site.lab.ok(&["image", "convert", &named, &vmdk, &out]);
+    // A link leads to a path that would be more than one line of the descriptor that QEMU is given.
+    let torn = below.join("a\" 0\nRW 2048 FLAT \"b");
+    std::fs::create_dir(&torn).unwrap();
+    std::fs::copy(at("base.raw"), torn.join("key.raw")).unwrap();
+    std::os::unix::fs::symlink(torn.join("key.raw"), at("plain.raw")).unwrap();
+    std::fs::write(&vmdk, descriptor("monolithicFlat", "RW 2048 FLAT \"plain.raw\" 0")).unwrap();
+    site.refuses(&["image", "convert", &named, &vmdk, &site.at("torn.raw")], &["cannot be written into a descriptor"]);
     // A loop ends.
     qemu_img(&["create", "-q", "-u", "-f", "qcow2", "-b", "loop.qcow2", "-F", "qcow2", &at("loop.qcow2"), "1M"]);
     site.refuses(&["create", "x", "--disk", &at("loop.qcow2"), "--with-backing"], &["never end"]);

@@ -7,7 +7,10 @@ use crate::lab::{Done, Lab, PATIENCE};
 
 /// How long each flood lasts.
 pub fn seconds() -> u64 {
-    std::env::var("COWHAND_HOSTILE_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(2)
+    std::env::var("COWHAND_HOSTILE_SECONDS")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or_else(|| crate::tier::first_or(1, 2))
 }
 
 pub struct Outcome {

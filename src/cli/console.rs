@@ -3,6 +3,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use clap::Args;
+use tokio::sync::watch;
 
 use super::App;
 use crate::error::{Error, IoContext, Result};
@@ -12,14 +13,18 @@ use crate::vm::{open, status};
 
 /// Ctrl-], as telnet and virsh have it.
 const ESCAPE: u8 = 0x1d;
-/// How long the guest may stay silent after the end of piped input before we hang up.
-const LINGER: Duration = Duration::from_millis(1000);
+/// How long the guest may take to say anything to the end of piped input. A terminal echoes at once, but a busy host may be slow.
+const FIRST: Duration = Duration::from_secs(30);
 
 /// Talk to a guest's serial console; Ctrl-] ends it
 ///
-/// One client at a time. Input may be piped; then the console is left a second after the guest's last word.
+/// One client at a time. Input may be piped; when it ends, the guest has 30 seconds to answer, and the console is left when it then
+/// says nothing for a second (`--linger`).
 #[derive(Debug, Args)]
 pub struct Console {
+    /// Seconds of silence after which the console is left when piped input has ended; 0: at once, without an answer
+    #[arg(long, value_name = "SECS", default_value_t = 1)]
+    linger: u64,
     /// The VM
     name: Name,
 }
@@ -43,17 +48,18 @@ impl Console {
         }
         let printer = app.printer;
         let from_guest = socket.try_clone().on("use", &path)?;
+        let (hears, heard) = watch::channel(0);
         // Whichever thread ends first ends the console; the other one dies with the process.
-        let output = tokio::task::spawn_blocking(move || copy_output(from_guest, |bytes| printer.raw(bytes)));
+        let mut output =
+            tokio::task::spawn_blocking(move || copy_output(from_guest, &hears, |bytes| printer.raw(bytes)));
         let interactive = raw.is_some();
-        let input = tokio::task::spawn_blocking(move || copy_input(socket, interactive));
+        let counts = heard.clone();
+        let input = tokio::task::spawn_blocking(move || copy_input(socket, &counts, interactive));
         tokio::select! {
-            _ = output => {}
+            _ = &mut output => {}
             ended = input => {
-                if !interactive && let Ok(Ok(socket)) = ended {
-                    let printer = app.printer;
-                    socket.set_read_timeout(Some(LINGER)).on("use", &path)?;
-                    let _ = tokio::task::spawn_blocking(move || copy_output(socket, |bytes| printer.raw(bytes))).await;
+                if !interactive && let Ok(Ok(before)) = ended {
+                    silence(heard, before, Duration::from_secs(self.linger)).await;
                 }
             }
         }
@@ -61,27 +67,45 @@ impl Console {
     }
 }
 
-fn copy_output(mut socket: UnixStream, print: impl Fn(&[u8])) {
+/// Waits until the guest has nothing more to say: it may take long for its first word to the last input, before which `before` bytes
+/// had been heard, and `linger` for each one after.
+async fn silence(mut heard: watch::Receiver<u64>, before: Option<u64>, linger: Duration) {
+    let has_answered = before.is_none_or(|before| *heard.borrow_and_update() > before);
+    let mut limit = if has_answered || linger.is_zero() { linger } else { linger.max(FIRST) };
+    while let Ok(Ok(())) = tokio::time::timeout(limit, heard.changed()).await {
+        limit = linger;
+    }
+}
+
+/// Prints what the guest says, and tells how many bytes that were.
+fn copy_output(mut socket: UnixStream, heard: &watch::Sender<u64>, print: impl Fn(&[u8])) {
     let mut buffer = [0; 4096];
     loop {
         match socket.read(&mut buffer) {
             Ok(0) => return,
-            Ok(read) => print(&buffer[..read]),
+            Ok(read) => {
+                print(&buffer[..read]);
+                heard.send_modify(|bytes| *bytes += read as u64);
+            }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(_) => return,
         }
     }
 }
 
-fn copy_input(mut socket: UnixStream, interactive: bool) -> std::io::Result<UnixStream> {
-    let mut buffer = [0; 4096];
+/// Gives the guest what is typed or piped, to its end. Returns how many bytes had been heard before the last of it, if there was any.
+fn copy_input(mut socket: UnixStream, heard: &watch::Receiver<u64>, interactive: bool) -> std::io::Result<Option<u64>> {
+    let (mut buffer, mut before) = ([0; 4096], None);
     loop {
         let read = std::io::stdin().read(&mut buffer)?;
         let bytes = &buffer[..read];
         let escape = bytes.iter().position(|byte| interactive && *byte == ESCAPE);
+        if read > 0 {
+            before = Some(*heard.borrow());
+        }
         socket.write_all(&bytes[..escape.unwrap_or(read)])?;
         if read == 0 || escape.is_some() {
-            return Ok(socket);
+            return Ok(before);
         }
     }
 }

@@ -113,8 +113,8 @@ pub fn arm_faults(tell: fn(&str)) {
     if !cfg!(debug_assertions) {
         return;
     }
-    if let Some((number, fault)) = std::env::var("COWHAND_FAULT").ok().and_then(|text| fault::parse(&text)) {
-        fault::arm(number, fault, tell);
+    if let Some((place, fault)) = std::env::var("COWHAND_FAULT").ok().and_then(|text| fault::parse(&text)) {
+        fault::arm(place, fault, tell);
     }
     if let Some(seconds) = std::env::var("COWHAND_PATIENCE").ok().and_then(|text| text.parse().ok()) {
         fault::set_patience(Duration::from_secs(seconds));

@@ -21,7 +21,7 @@ use crate::model::{Ephemeral, Layer, LayerId, Name, Record, Snapshot};
 use crate::qemu::process;
 use crate::store::{Store, schema};
 use crate::sys::{fault, owner};
-use crate::vm::{live, status, stop};
+use crate::vm::{status, stop};
 
 /// How long a QEMU that was killed at its start may take to end, and how often it is looked.
 const ENDING: Duration = Duration::from_secs(5);
@@ -56,19 +56,7 @@ async fn discard_if(context: &Context, name: &Name, may_go: impl Fn(&Record) -> 
     if record.is_template() || !may_go(&record) {
         return Ok(None);
     }
-    if status::is_running(context, name)? && stop::kill(context, name).await.is_err() {
-        // It may be half-way through its start, or its end: whoever started it has killed it when interrupted.
-        let deadline = Instant::now() + ENDING;
-        while Instant::now() < deadline
-            && status::is_running(context, name)?
-            && stop::kill(context, name).await.is_err()
-        {
-            tokio::time::sleep(LOOK).await;
-        }
-        if let Some(qmp) = live::connect_if_running(context, name).await? {
-            stop::quit(context, name, qmp).await?;
-        }
-    }
+    end(context, name).await?;
     if let Some(sockets) = status::sockets(context, name) {
         process::clear(&sockets);
     }
@@ -79,6 +67,20 @@ async fn discard_if(context: &Context, name: &Name, may_go: impl Fn(&Record) -> 
     fault::point("an ephemeral VM, gone").on("remove", &directory)?;
     drop(lock);
     clear(store, &gone).map(Some)
+}
+
+/// Ends the QEMU of `name`, if there is one.
+async fn end(context: &Context, name: &Name) -> Result<()> {
+    // It may be half-way through its start, or its end, and then its process is not found: whoever started it has killed it when interrupted.
+    let deadline = Instant::now() + ENDING;
+    while status::is_running(context, name)? {
+        match stop::kill(context, name).await {
+            Ok(()) => return Ok(()),
+            Err(error) if Instant::now() >= deadline => return Err(error),
+            Err(_) => tokio::time::sleep(LOOK).await,
+        }
+    }
+    Ok(())
 }
 
 /// Removes what is left of one that is gone. Returns how many bytes on disk that were.

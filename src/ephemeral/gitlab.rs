@@ -34,14 +34,14 @@ struct GitInfo {
 
 impl Job {
     /// The VM of this job: `gitlab-4711-1a2b3c4d`. Instances of GitLab count their jobs each for itself, so the name also holds a
-    /// hash of the instance: of where the repository lies, which the runner says, and of the URL of the server.
+    /// hash of the instance: of where the repository lies, which the runner says. Only where it does not, of the URL of the server: that
+    /// is a variable, which a job can set.
     pub fn vm(&self) -> Result<Name> {
         let (id, repository) = self.numbered()?;
-        let server = self.server.as_deref().map(|url| url.trim_end_matches('/'));
-        let parts: Vec<&str> = [repository.as_deref().map(origin), server].into_iter().flatten().collect();
-        match parts.is_empty() {
-            true => format!("gitlab-{id}").parse(),
-            false => format!("gitlab-{id}-{:08x}", fnv(parts.join("\n").as_bytes())).parse(),
+        let server = || self.server.as_deref().map(|url| url.trim_end_matches('/'));
+        match repository.as_deref().map(origin).or_else(server) {
+            None => format!("gitlab-{id}").parse(),
+            Some(instance) => format!("gitlab-{id}-{:08x}", fnv(instance.as_bytes())).parse(),
         }
     }
 
@@ -132,7 +132,9 @@ mod tests {
             Job { response: Some(text), ..on("https://forged.example") }
         };
         assert_eq!(name(&response(5, "one.example", "a")), name(&response(5, "one.example", "b")));
-        // A job that names the other's URL as a variable of its own does not get the other's VM.
+        // A job that names the other's URL as a variable of its own does not get the other's VM, whatever it calls its server.
+        let forged = Job { server: Some("https://two.example".into()), ..response(5, "one.example", "a") };
+        assert_eq!(name(&forged), name(&response(5, "one.example", "a")));
         assert_ne!(name(&response(5, "one.example", "a")), name(&response(5, "two.example", "a")));
         assert_eq!(response(5, "one.example", "a").earlier_vm().expect("a name").as_str(), "gitlab-5");
         assert_eq!(origin("https://u:p@h:8443/x@y"), "h:8443");

@@ -11,12 +11,9 @@ use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::model::{Ephemeral, Name, PointRef, Record, human};
 use crate::qemu::qmp::{Qmp, REPLY};
-use crate::store::{VmLock, make_directory};
-use crate::sys::{fault, flock, space};
+use crate::store::VmLock;
+use crate::sys::{fault, space};
 use crate::vm::{live, open, status, warm};
-
-/// How soon it is looked again whether another process has ended filling.
-const LOOK: Duration = Duration::from_millis(20);
 
 /// What there is for one template.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,12 +83,8 @@ fn refuse_too_many(memory_bytes: u64, wanted: u32) -> Result<()> {
 /// Starts the shells that are missing, and ends those that are too many.
 pub async fn top_up(context: &Context, template: &Name) -> Result<u32> {
     // One at a time, so that two do not start the same ones.
-    let path = context.store.layout.pool_lock(&context.store.load(template)?.uuid.simple().to_string());
-    make_directory(&context.store.layout.slots())?;
-    let lock = flock::open(&path).on("open the lock", &path)?;
-    while !flock::try_exclusive(&lock).on("lock", &path)? {
-        tokio::time::sleep(LOOK).await;
-    }
+    let uuid = context.store.load(template)?.uuid;
+    let _lock = context.store.lock_pool(context, template, uuid).await?;
     let mut started = 0;
     loop {
         // It may have been drained or cooled meanwhile.
@@ -137,6 +130,8 @@ async fn start(context: &Context, template: &Name, record: &Record) -> Result<()
         ports: Vec::new(),
         ephemeral: Some(ours.clone()),
     };
+    let path = context.store.layout.vm(&name);
+    fault::point("a shell, about to be cloned").on("make", &path)?;
     clone::clone(context, &request).await?;
     let started = async {
         let warm = clone::warm(context, template, record)?;
@@ -238,6 +233,11 @@ pub async fn drain(context: &Context, template: Option<&Name>) -> Result<usize> 
                 store.save(&name, &record)?;
             }
             record
+        };
+        // Who is starting one just now does not see that none is wanted any more before it waits.
+        let _lock = match record.warm {
+            Some(_) => Some(store.lock_pool(context, &name, record.uuid).await?),
+            None => None,
         };
         for shell in shells(context, &record)? {
             drained += usize::from(discard::discard(context, &shell, &waiting()).await?);

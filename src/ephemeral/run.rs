@@ -30,6 +30,9 @@ use crate::vm::{open, ports, start, warm};
 /// What has to be left on the store's file system for a guest to write to.
 const SPARE: u64 = 256 << 20;
 
+/// How many seconds a process that fills the pool again waits for others that do: nobody waits for it.
+const REFILL: &str = "3600";
+
 /// Where the guest comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Warmth {
@@ -335,9 +338,10 @@ fn refill(context: &Context, template: &Name) {
         Accel::Tcg => "tcg",
     };
     let store = context.store.layout.root().to_string_lossy();
-    let argv = [relay::PROGRAM, "--quiet", "--accel", accel, "--store", &store, "pool", "top-up", template.as_str()];
-    let started =
-        File::open("/dev/null").and_then(|null| command::companion(&argv.map(str::to_owned), null.into(), Vec::new()));
+    let common = [relay::PROGRAM, "--quiet", "--accel", accel, "--store", &store, "--wait", REFILL];
+    let argv: Vec<String> =
+        common.into_iter().chain(["pool", "top-up", template.as_str()]).map(str::to_owned).collect();
+    let started = File::open("/dev/null").and_then(|null| command::companion(&argv, null.into(), Vec::new()));
     if let Err(error) = started {
         context.ui.warn(&format!("the pool cannot be filled again: {error}"));
     }

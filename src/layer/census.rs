@@ -2,9 +2,11 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::SystemTime;
+
+use rustix::fs::OFlags;
 
 use super::pool::{LayerInfo, Pool, Use};
 use super::{foreign, qcow2};
@@ -232,7 +234,13 @@ pub fn inspect(store: &Store, layer: &Layer) -> Result<LayerInfo> {
 /// The first bytes of a file, enough for a header.
 pub fn read_start(path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(qcow2::HEADER_BYTES);
-    File::open(path).and_then(|file| file.take(qcow2::HEADER_BYTES as u64).read_to_end(&mut bytes)).on("read", path)?;
+    // A file that is used in its place belongs to somebody else, who may have put a FIFO there.
+    let file = File::options().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path);
+    let file = file.on("read", path)?;
+    if !file.metadata().on("read", path)?.is_file() {
+        return Err(Error::damaged(format!("{} is not a regular file", path.display())));
+    }
+    file.take(qcow2::HEADER_BYTES as u64).read_to_end(&mut bytes).on("read", path)?;
     Ok(bytes)
 }
 

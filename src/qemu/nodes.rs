@@ -26,7 +26,8 @@ pub fn chain_nodes(chain: &Chain, writable: bool) -> Vec<Value> {
 /// The two nodes of one layer, standing on `backing`.
 pub fn layer_nodes(link: &Link, backing: Option<&Layer>, writable: bool) -> [Value; 2] {
     let mut format = format_node(&link.layer, writable);
-    if link.layer.format == Format::Qcow2 {
+    // A VMDK never has one here; said, so that a parent which its owner writes into its header later is not followed.
+    if matches!(link.layer.format, Format::Qcow2 | Format::Vmdk) {
         format["backing"] = backing.map_or(Value::Null, |layer| Value::String(layer.node()));
     }
     [file_node(&link.layer, &link.path.to_string_lossy()), format]

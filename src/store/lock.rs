@@ -5,7 +5,9 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::time::Duration;
 
-use super::Store;
+use uuid::Uuid;
+
+use super::{Store, make_directory};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::model::Name;
@@ -14,6 +16,10 @@ use crate::sys::flock as lock_file;
 /// The right to create and delete names and to rely on a scan of references. Held briefly.
 #[derive(Debug)]
 pub struct StoreLock(#[allow(dead_code)] File);
+
+/// The right to start the shells of one template that wait. Nobody asks for it who holds another lock.
+#[derive(Debug)]
+pub struct PoolLock(#[allow(dead_code)] File);
 
 /// The right to change one VM and to talk to its QEMU.
 #[derive(Debug)]
@@ -61,6 +67,25 @@ impl Store {
         self.prepare()?;
         let file = acquire(context, &self.layout.lock(name), name.as_str()).await?;
         Ok(VmLock { name: name.clone(), _file: file })
+    }
+
+    /// Takes the lock of a directory, waiting for its holder. `None`: it is gone by now.
+    pub async fn lock_directory(&self, context: &Context, path: &Path, what: &str) -> Result<Option<File>> {
+        let directory = match File::open(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            other => other.on("open", path)?,
+        };
+        if !lock_file::try_exclusive(&directory).on("lock", path)? {
+            wait_for(context, &directory, path, what).await?;
+        }
+        Ok(lock_file::is_still_at(&directory, path).on("check", path)?.then_some(directory))
+    }
+
+    /// Takes the lock of the pool of the template `name` with this UUID, waiting for its holder, who is named.
+    pub async fn lock_pool(&self, context: &Context, name: &Name, uuid: Uuid) -> Result<PoolLock> {
+        make_directory(&self.layout.slots())?;
+        let path = self.layout.pool_lock(&uuid.simple().to_string());
+        acquire(context, &path, &format!("the pool of {name}")).await.map(PoolLock)
     }
 
     /// Takes the lock of one VM only if nobody holds it.

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use layout::Layout;
-pub use lock::{StoreLock, VmLock};
+pub use lock::{PoolLock, StoreLock, VmLock};
 use uuid::Uuid;
 
 use crate::context::Context;

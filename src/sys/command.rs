@@ -240,19 +240,93 @@ fn in_new_session(command: &mut Command) {
 
 #[allow(unsafe_code)]
 fn is_killed_with_us(command: &mut Command) {
-    // SAFETY: between fork and exec only prctl(2) is called, which is async-signal-safe.
+    let us = rustix::process::getpid();
+    // SAFETY: between fork and exec only prctl(2) and getppid(2) are called, which are async-signal-safe.
     unsafe {
-        command.pre_exec(|| Ok(rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?));
+        command.pre_exec(move || be_killed_with(us));
     }
 }
 
 #[allow(unsafe_code)]
 fn dies_with_us(command: &mut Command) {
-    // SAFETY: between fork and exec only prctl(2) and setpgid(2) are called, which are async-signal-safe.
+    let us = rustix::process::getpid();
+    // SAFETY: between fork and exec only prctl(2), getppid(2) and setpgid(2) are called, which are async-signal-safe.
     unsafe {
-        command.pre_exec(|| {
-            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+        command.pre_exec(move || {
+            be_killed_with(us)?;
             Ok(rustix::process::setpgid(None, None)?)
         });
+    }
+}
+
+/// In the child: the kernel kills it when `parent` dies (`PR_SET_PDEATHSIG`). A parent that has died before that is not noticed by
+/// the kernel, and is looked for here: the child has another parent then, and must not go on.
+fn be_killed_with(parent: rustix::process::Pid) -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    match rustix::process::getppid() {
+        Some(now) if now == parent => Ok(()),
+        _ => Err(io::Error::from_raw_os_error(nix::libc::ESRCH)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use nix::sys::signal::{Signal, kill};
+    use nix::sys::wait::waitpid;
+    use nix::unistd::{ForkResult, Pid, fork, getppid, pipe};
+
+    use super::*;
+
+    /// Starts a program from a process that is killed between fork(2) and exec(2); does the program live on?
+    #[allow(unsafe_code)]
+    fn lives_on(prepare: fn(&mut Command)) -> bool {
+        let (ours, theirs) = pipe().expect("a pipe");
+        // SAFETY: the child only starts a program, and ends without unwinding.
+        match unsafe { fork() }.expect("a process") {
+            ForkResult::Child => {
+                let number = theirs.as_raw_fd();
+                let mut command = Command::new("sleep");
+                command.arg("1000");
+                // SAFETY: only getppid(2), kill(2), sched_yield(2) and write(2) are called, which are async-signal-safe.
+                unsafe {
+                    command.pre_exec(move || {
+                        let parent = getppid();
+                        kill(parent, Signal::SIGKILL)?;
+                        while getppid() == parent {
+                            std::thread::yield_now();
+                        }
+                        let theirs = std::os::fd::BorrowedFd::borrow_raw(number);
+                        nix::unistd::write(theirs, &std::process::id().to_ne_bytes())?;
+                        Ok(())
+                    });
+                }
+                prepare(&mut command);
+                let _ = command.spawn();
+                std::process::abort();
+            }
+            ForkResult::Parent { child } => {
+                waitpid(child, None).expect("its end");
+            }
+        }
+        drop(theirs);
+        let mut pid = [0; 4];
+        let mut ours = File::from(ours);
+        ours.read_exact(&mut pid).expect("the program's number");
+        // The other end is open as long as the program lives.
+        let mut fds = [PollFd::new(std::os::fd::AsFd::as_fd(&ours), PollFlags::POLLIN)];
+        let lives = poll(&mut fds, PollTimeout::from(30_000_u16)).expect("an answer") == 0;
+        if lives {
+            let _ = kill(Pid::from_raw(i32::from_ne_bytes(pid)), Signal::SIGKILL);
+        }
+        lives
+    }
+
+    #[test]
+    fn a_program_whose_parent_died_before_it_began_does_not_live_on() {
+        assert!(!lives_on(dies_with_us));
+        assert!(!lives_on(is_killed_with_us));
     }
 }

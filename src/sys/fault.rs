@@ -2,7 +2,7 @@
 //! it.
 //!
 //! Which one is hit is decided by its number, counted from 1 in the order in which one run comes across them, so that a test can walk through
-//! all of them without knowing their names.
+//! all of them without knowing their names; or by its name, where a test is about one place. A name is hit once.
 
 use std::io;
 use std::time::Duration;
@@ -18,25 +18,33 @@ pub enum Fault {
     Stall,
 }
 
-/// From here on, the point with this number does that, after `tell` has been told where it was.
-pub fn arm(number: u32, fault: Fault, tell: fn(&str)) {
-    #[cfg(debug_assertions)]
-    {
-        let _ = armed::FAULT.set((number, fault, tell));
-    }
-    let _ = (number, fault, tell);
+/// Which point is hit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// The one that a run comes across at this place, counted from 1.
+    Number(u32),
+    /// The first one of this name.
+    Name(String),
 }
 
-/// `7:die`, `3:fail`, `9:stall`.
-pub fn parse(text: &str) -> Option<(u32, Fault)> {
-    let (number, fault) = text.split_once(':')?;
+/// From here on, the point at this place does that, after `tell` has been told where it was.
+pub fn arm(place: Place, fault: Fault, tell: fn(&str)) {
+    #[cfg(debug_assertions)]
+    let _ = armed::FAULT.set((place, fault, tell));
+    #[cfg(not(debug_assertions))]
+    drop((place, fault, tell));
+}
+
+/// `7:die`, `3:fail`, `a VM, in the trash:stall`.
+pub fn parse(text: &str) -> Option<(Place, Fault)> {
+    let (place, fault) = text.rsplit_once(':')?;
     let fault = match fault {
         "die" => Fault::Die,
         "fail" => Fault::Fail,
         "stall" => Fault::Stall,
         _ => return None,
     };
-    Some((number.parse().ok()?, fault))
+    Some((place.parse().map_or_else(|_| Place::Name(place.to_owned()), Place::Number), fault))
 }
 
 /// A place where it may happen.
@@ -45,8 +53,16 @@ pub fn point(name: &str) -> io::Result<()> {
     use nix::sys::signal::{Signal, kill};
     use nix::unistd::Pid;
     use std::sync::atomic::Ordering;
-    let Some((number, fault, tell)) = armed::FAULT.get() else { return Ok(()) };
-    if armed::COUNT.fetch_add(1, Ordering::Relaxed) + 1 != *number {
+    let Some((place, fault, tell)) = armed::FAULT.get() else { return Ok(()) };
+    let number = match place {
+        Place::Name(wanted) if wanted != name => return Ok(()),
+        _ => armed::COUNT.fetch_add(1, Ordering::Relaxed) + 1,
+    };
+    let wanted = match place {
+        Place::Number(wanted) => *wanted,
+        Place::Name(_) => 1,
+    };
+    if number != wanted {
         return Ok(());
     }
     tell(&format!("fault {number}: {fault:?} at {name}\n"));
@@ -95,7 +111,7 @@ mod armed {
     use std::time::Duration;
 
     /// Which point, what happens there, and who is told.
-    pub type Armed = (u32, super::Fault, fn(&str));
+    pub type Armed = (super::Place, super::Fault, fn(&str));
 
     pub static FAULT: OnceLock<Armed> = OnceLock::new();
     pub static COUNT: AtomicU32 = AtomicU32::new(0);

@@ -14,13 +14,13 @@ use crate::model::{Name, State};
 use crate::qemu::process;
 use crate::qemu::qmp::Qmp;
 use crate::store::VmLock;
-use crate::sys::holder;
 use crate::sys::pidfd::PidFd;
+use crate::sys::{fault, holder};
 
 /// How long QEMU may take to end once it was told to; it only flushes.
 const QUIT: Duration = Duration::from_secs(30);
 /// How long the guest agent may take to say that it is there before the power button is tried.
-const AGENT: Duration = Duration::from_secs(3);
+const AGENT: Duration = Duration::from_secs(10);
 /// The power button is pressed again this often: a guest that is still booting does not see the first time.
 const PRESS_AGAIN: Duration = Duration::from_secs(10);
 
@@ -123,8 +123,7 @@ pub async fn quit(context: &Context, name: &Name, mut qmp: Qmp) -> Result<()> {
     let process = process_of(&qmp, name)?;
     let told = qmp.run(&qapi::qmp::quit {}).await;
     if told.is_err() || !process::wait_for_end(&process, QUIT).await? {
-        process.kill().map_err(|source| Error::qemu(format!("cannot kill the QEMU of {name}")).because(source))?;
-        process::wait_for_end(&process, QUIT).await?;
+        kill_process(name, &process).await?;
     }
     if let Some(sockets) = status::sockets(context, name) {
         process::clear(&sockets);
@@ -145,12 +144,24 @@ pub async fn kill(context: &Context, name: &Name) -> Result<()> {
         Some(process) => process,
         None => holder(context, name).ok_or_else(unknown)?,
     };
-    process.kill().map_err(|source| Error::qemu(format!("cannot kill the QEMU of {name}")).because(source))?;
-    process::wait_for_end(&process, QUIT).await?;
+    kill_process(name, &process).await?;
     if let Some(sockets) = sockets {
         process::clear(&sockets);
     }
     Ok(())
+}
+
+/// Kills a QEMU and waits for its end. One that waits in the kernel, for a disk that does not answer, lives on until that has
+/// answered; as long as it lives, its disks are in use.
+async fn kill_process(name: &Name, process: &PidFd) -> Result<()> {
+    process.kill().map_err(|source| Error::qemu(format!("cannot kill the QEMU of {name}")).because(source))?;
+    let limit = fault::patience(QUIT);
+    if process::wait_for_end(process, limit).await? {
+        return Ok(());
+    }
+    Err(Error::qemu(format!("the QEMU of {name} was killed, and has not ended after {} s", limit.as_secs()))
+        .hint("a process that waits for a disk or a file server ends when that answers: see the host's kernel log (dmesg)")
+        .hint(format!("has it ended? cowhand show {name}")))
 }
 
 /// The QEMU that holds the run lock of `name`. Looked for twice: its number could be another's by the time it is opened.

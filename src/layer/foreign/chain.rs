@@ -1,7 +1,7 @@
 //! An image together with the files it names, for a user who asks for them: each is found, inspected and listed before
 //! any is used, and QEMU is told the whole tree, so that no header decides what is opened.
 //!
-//! The files have to lie in the directory of the image, or below a directory that the user names.
+//! The files have to lie in the directory of the image itself, or anywhere below a directory that the user names.
 
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
@@ -32,16 +32,28 @@ pub struct Tree {
     extents: Vec<(u64, ExtentKind, u64, PathBuf)>,
 }
 
+/// Where the files that an image names may lie.
+struct Allowed {
+    /// In this directory, and not in one below it: what a user keeps there is nothing that an image should name.
+    own: PathBuf,
+    /// Anywhere below these.
+    below: Vec<PathBuf>,
+}
+
+impl Allowed {
+    fn has(&self, file: &Path) -> bool {
+        file.parent() == Some(&self.own) || self.below.iter().any(|directory| file.starts_with(directory))
+    }
+}
+
 /// Finds and inspects everything that `image` names, in its own directory or below one of `within`.
 pub fn resolve(image: Foreign, within: &[PathBuf]) -> Result<Tree> {
-    let mut allowed = vec![directory_of(&image.path).to_owned()];
-    for directory in within {
-        allowed.push(directory.canonicalize().on("find", directory)?);
-    }
+    let below = within.iter().map(|directory| directory.canonicalize().on("find", directory));
+    let allowed = Allowed { own: directory_of(&image.path).to_owned(), below: below.collect::<Result<_>>()? };
     resolve_below(image, &allowed, &mut Vec::new())
 }
 
-fn resolve_below(image: Foreign, allowed: &[PathBuf], above: &mut Vec<(u64, u64)>) -> Result<Tree> {
+fn resolve_below(image: Foreign, allowed: &Allowed, above: &mut Vec<(u64, u64)>) -> Result<Tree> {
     image.refuse_unusable()?;
     let about = image.path.metadata().on("read", &image.path)?;
     let identity = (about.dev(), about.ino());
@@ -92,27 +104,33 @@ fn directory_of(path: &Path) -> &Path {
 }
 
 /// The regular file that `image` calls `name`.
-fn find(image: &Foreign, name: Option<&str>, allowed: &[PathBuf]) -> Result<PathBuf> {
+fn find(image: &Foreign, name: Option<&str>, allowed: &Allowed) -> Result<PathBuf> {
     let shown = image.path.display();
     let name = name.ok_or_else(|| Error::refused(format!("{shown} names a file whose name cannot be read")))?;
     let name = name.strip_prefix("file:").unwrap_or(name);
     // As QEMU has it: a colon before the first slash makes it no file name.
     let before_slash = name.split('/').next().unwrap_or_default();
-    if before_slash.contains(':') || name.contains(['"', '\n', '\r', '\0']) {
+    if before_slash.contains(':') || is_torn(name) {
         return Err(Error::refused(format!("{shown} names {name:?}, which is not the name of a file")));
     }
     let path = directory_of(&image.path).join(name);
     let (resolved, _) = open(&path).map_err(|error| {
         Error::refused(format!("{shown} names {name:?}, which cannot be used")).because(error.full_message())
     })?;
-    if !allowed.iter().any(|directory| resolved.starts_with(directory)) {
+    if !allowed.has(&resolved) {
         return Err(Error::refused(format!("{shown} names {}, which lies in another directory", resolved.display()))
             .hint("if you trust every file in that directory, name it: --with-backing=DIRECTORY"));
     }
-    if resolved.to_str().is_none() {
-        return Err(Error::refused(format!("the path {} is not UTF-8", resolved.display())));
+    // A link may have led to a directory of any name.
+    match resolved.to_str() {
+        Some(text) if !is_torn(text) => Ok(resolved),
+        _ => Err(Error::refused(format!("the path {} cannot be written into a descriptor", resolved.display()))),
     }
-    Ok(resolved)
+}
+
+/// Would more than a file's name come of it in a line of a descriptor?
+fn is_torn(name: &str) -> bool {
+    name.contains(['"', '\n', '\r', '\0'])
 }
 
 impl Tree {

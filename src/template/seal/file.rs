@@ -180,7 +180,7 @@ pub async fn seal(
         }
     }
     let given: Vec<Given<'_>> = disks.iter().map(Disk::given).collect();
-    disks.iter().for_each(|disk| pending::mention_old(context, &disk.file.path));
+    disks.iter().try_for_each(|disk| pending::refuse_old(context, &disk.file.path))?;
     pending::carry_on(context, &given, !dry_run && out.is_none()).await?;
     if dry_run {
         let scratch = Scratch::new()?;

@@ -133,9 +133,8 @@ impl Work {
             .create(&directory)
             .on("create", &directory)?;
         let lock = File::open(&directory).on("open", &directory)?;
-        if !flock::try_exclusive(&lock).on("lock", &directory)? {
-            return Err(Error::locked(format!("{} is locked by another command", directory.display())));
-        }
+        // Who looks around may have it for a moment.
+        flock::exclusive(&lock).on("lock", &directory)?;
         Ok(Self { directory, _lock: lock, keep: false })
     }
 
@@ -213,20 +212,28 @@ struct Found {
     bytes: u64,
 }
 
-/// What earlier commands have left. One that is at work keeps its directory to itself.
-fn found(store: &Store) -> Result<Vec<Found>> {
+/// The directories of commands, at work or not.
+fn directories(store: &Store) -> Result<Vec<PathBuf>> {
     let all = store.layout.sealing();
     let entries = match std::fs::read_dir(&all) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other.on("list", &all)?,
     };
-    let mut found = Vec::new();
+    let mut directories = Vec::new();
     for entry in entries {
         let entry = entry.on("list", &all)?;
-        let directory = entry.path();
-        if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            continue;
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            directories.push(entry.path());
         }
+    }
+    directories.sort();
+    Ok(directories)
+}
+
+/// What earlier commands have left. One that is at work keeps its directory to itself.
+fn found(store: &Store) -> Result<Vec<Found>> {
+    let mut found = Vec::new();
+    for directory in directories(store)? {
         let lock = match File::open(&directory) {
             // It has just come to its end.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
@@ -249,7 +256,6 @@ fn found(store: &Store) -> Result<Vec<Found>> {
             _lock: lock,
         });
     }
-    found.sort_by(|one, other| one.directory.cmp(&other.directory));
     Ok(found)
 }
 
@@ -292,15 +298,26 @@ fn names<'a>(paths: impl Iterator<Item = &'a Path>) -> String {
 /// Carries on what earlier commands have left for these disks; with `completes` false, says what has to be done first. An order that names other disks, too, is
 /// for a command that names all of them.
 pub async fn carry_on(context: &Context, disks: &[Given<'_>], completes: bool) -> Result<()> {
-    for found in found(&context.store)? {
-        if found.is_damaged {
-            context.ui.warn(&format!(
-                "what an earlier `seal` has left in {} cannot be read; see cowhand doctor",
-                found.directory.display()
-            ));
+    for directory in directories(&context.store)? {
+        let concerns = match read(&directory.join(ORDER)) {
+            Ok(None) => false,
+            Ok(Some(order)) => order.concerns(disks)?,
+            Err(_) => {
+                let shown = directory.display();
+                context
+                    .ui
+                    .warn(&format!("what an earlier `seal` has left in {shown} cannot be read; see cowhand doctor"));
+                false
+            }
+        };
+        if !concerns {
+            continue;
         }
-        let Some(order) = found.order else { continue };
-        if let Some(mine) = order.matched(disks, &found.directory)? {
+        // Whoever has it now may be another `seal` of this disk, or `doctor` who only looks: an order must not be passed over.
+        let what = format!("an earlier `seal` of {}", disks[0].file.path.display());
+        let Some(_lock) = context.store.lock_directory(context, &directory, &what).await? else { continue };
+        let Some(order) = read(&directory.join(ORDER)).on("read", &directory)? else { continue };
+        if let Some(mine) = order.matched(disks, &directory)? {
             if !completes {
                 return Err(Error::refused(format!(
                     "an earlier `seal` of {} was cut short and has to be completed first",
@@ -309,7 +326,7 @@ pub async fn carry_on(context: &Context, disks: &[Given<'_>], completes: bool) -
                 .hint(format!("seal it: cowhand seal {}", names(order.disks.iter().map(|disk| disk.path.as_path())))));
             }
             let name = order.disks[0].path.display().to_string();
-            order.carry_out(context, &found.directory, &mine).await?;
+            order.carry_out(context, &directory, &mine).await?;
             context.ui.note(&format!("{name}: an earlier `seal` was cut short and has been completed"));
         }
     }
@@ -320,6 +337,12 @@ impl Order {
     fn write(&self, directory: &Path) -> Result<()> {
         let text = serde_json::to_vec(self).map_err(|error| Error::failed("cannot write an order").because(error))?;
         atomic::write(&directory.join(ORDER), &text)
+    }
+
+    /// Is it about one of these disks?
+    fn concerns(&self, disks: &[Given<'_>]) -> Result<bool> {
+        let now: Vec<Stamped> = disks.iter().map(Given::stamp).collect::<Result<_>>()?;
+        Ok(self.disks.iter().any(|disk| now.iter().any(|now| disk.is_same(now) || disk.path == now.path)))
     }
 
     /// This command's disks in the order's order, if it concerns them: all of them have to be named, and to be what they were.
@@ -454,20 +477,39 @@ pub fn sweep(store: &Store, age: Duration, dry_run: bool) -> Result<Vec<Left>> {
     Ok(swept)
 }
 
-/// What versions before this one have left beside a disk. It is never read; a note says how to remove it.
-pub fn mention_old(context: &Context, disk: &Path) {
+/// What versions before this one have left beside a disk. It is never read. Where nobody but us can have put it there, the disk may be
+/// half written, and is refused; else a note says how to remove it.
+pub fn refuse_old(context: &Context, disk: &Path) -> Result<()> {
     let name = disk.file_name().unwrap_or_default().to_string_lossy();
     let old: Vec<PathBuf> = ["seal.json", "sealing"]
         .map(|ending| disk.with_file_name(format!(".{name}.cowhand-{ending}")))
         .into_iter()
         .filter(|path| path.symlink_metadata().is_ok())
         .collect();
+    let words = names(old.iter().map(PathBuf::as_path));
+    if old.len() == 2 && old.iter().all(|path| is_ours_alone(path)) {
+        return Err(Error::refused(format!(
+            "a `seal` of {} by an older version was cut short, and may have written half of it",
+            disk.display()
+        ))
+        .hint("complete it with that version; this one does not read what lies beside a disk")
+        .hint(format!("or, if the disk has been replaced since: rm {words}")));
+    }
     if !old.is_empty() {
-        let words = names(old.iter().map(PathBuf::as_path));
         context.ui.note(&format!(
             "{words}: left by a `seal` of an older version, or by another user; it is not used. To remove it: rm {words}"
         ));
     }
+    Ok(())
+}
+
+/// A regular file of ours, in a directory that is ours and that nobody else can write to.
+fn is_ours_alone(path: &Path) -> bool {
+    let us = nix::unistd::geteuid().as_raw();
+    let directory = path.parent().and_then(|directory| directory.symlink_metadata().ok());
+    let is_private = |about: std::fs::Metadata| about.uid() == us && about.mode() & 0o022 == 0;
+    path.symlink_metadata().is_ok_and(|about| about.is_file() && about.nlink() == 1 && about.uid() == us)
+        && directory.is_some_and(is_private)
 }
 
 #[cfg(test)]
