@@ -105,19 +105,10 @@ mod full {
             assert_ne!(one, two, "both clones have it");
         }
         let port = lab.json(&["show", "one"])["nics"][0]["ports"][0]["host"].to_string();
+        let hosts = format!("UserKnownHostsFile={}", lab.path().join("known_hosts").display());
         eventually("ssh lets the key in", || {
             let ssh = Command::new("ssh")
-                .args([
-                    "-o",
-                    "StrictHostKeyChecking=no",
-                    "-o",
-                    "UserKnownHostsFile=none",
-                    "-o",
-                    "BatchMode=yes",
-                    "-p",
-                    &port,
-                    "-i",
-                ])
+                .args(["-o", "StrictHostKeyChecking=no", "-o", &hosts, "-o", "BatchMode=yes", "-p", &port, "-i"])
                 .arg(&key)
                 .args(["root@127.0.0.1", "hostname"])
                 .output()

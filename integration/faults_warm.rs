@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::lab::{Lab, eventually, files_in, kill as kill_pid};
-use crate::tier;
+use crate::tier::{self, Class};
 use crate::warm::processes;
 
 struct Case {
@@ -23,13 +23,21 @@ struct Case {
 
 const CASES: [Case; 7] = [
     Case { name: "template warm", prepare: cold, args: &["template", "warm", "t"], slow: true },
-    Case { name: "template cool", prepare: |_| {}, args: &["template", "cool", "t"], slow: true },
+    Case { name: "template cool", prepare: |_| {}, args: &["template", "cool", "t"], slow: false },
     Case { name: "clone, warm", prepare: |_| {}, args: &["clone", "--warm", "t", "vm"], slow: false },
     Case { name: "run", prepare: |_| {}, args: &["run", "t", "--", "true"], slow: false },
     Case { name: "run, from the pool", prepare: pool, args: &["run", "t", "--", "true"], slow: false },
     Case { name: "pool fill", prepare: |_| {}, args: &["pool", "fill", "t", "1"], slow: false },
     Case { name: "reset", prepare: clone, args: &["reset", "vm"], slow: false },
 ];
+
+/// What goes wrong while they are under way.
+pub const TRIED: [Class; 4] = [Class::Killed, Class::Failing, Class::QemuKilled, Class::BothKilled];
+
+/// Their verbs.
+pub fn verbs() -> Vec<String> {
+    CASES.iter().map(|case| tier::verb(case.args)).collect()
+}
 
 fn cold(lab: &Lab) {
     if is_warm(lab) {
@@ -57,6 +65,17 @@ enum Death {
     Qemu,
 }
 
+impl Death {
+    fn class(self) -> Class {
+        match self {
+            Self::Us => Class::Killed,
+            Self::Fail => Class::Failing,
+            Self::Both => Class::BothKilled,
+            Self::Qemu => Class::QemuKilled,
+        }
+    }
+}
+
 /// The QEMUs of the lab.
 fn qemus(lab: &Lab) -> Vec<i32> {
     let is_qemu = |pid: &i32| {
@@ -68,7 +87,7 @@ fn qemus(lab: &Lab) -> Vec<i32> {
 /// Hits one point. False: the operation has fewer.
 fn hit(lab: &Lab, case: &Case, number: u32, death: Death) -> bool {
     if case.name != "template warm" && !is_warm(lab) {
-        lab.ok(&["template", "warm", "t"]);
+        lab.warm_again();
     }
     (case.prepare)(lab);
     let fault = match death {
@@ -189,13 +208,19 @@ fn clear(lab: &Lab) {
 }
 
 fn all(deaths: &[Death], stride: u32) {
-    let lab = crate::warm::warm();
+    let lab = Lab::warm();
     let wanted = std::env::var("COWHAND_FAULTS_ONLY").unwrap_or_default();
     let (mut total, mut lost) = (0, 0);
     for death in deaths {
-        for (at, case) in CASES.iter().filter(|case| case.name.starts_with(&wanted)).enumerate() {
+        assert!(TRIED.contains(&death.class()));
+        for at in tier::picked(&verbs(), death.class()) {
+            let case = &CASES[at];
+            if !case.name.starts_with(&wanted) {
+                continue;
+            }
+            let stride = if case.slow { stride * 5 } else { stride };
             let (mut walked, mut survived) = (0, 0);
-            tier::walk(tier::sample(at, if case.slow { stride * 5 } else { stride }), |number| {
+            tier::walk(tier::sample(at, death.class(), stride), |number| {
                 match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| hit(&lab, case, number, *death))) {
                     Ok(false) => return false,
                     Ok(true) => survived += 1,

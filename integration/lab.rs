@@ -1,6 +1,7 @@
 //! A laboratory: one store, one directory for sockets, and words to speak of guests instead of processes.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
@@ -111,11 +112,16 @@ impl Lab {
         }
     }
 
-    /// From here on, commands find a kernel for the appliance, whatever the host has.
+    /// From here on, commands find a kernel for the appliance, whatever the host has: one that starts quickly.
     pub fn needs_an_appliance(&mut self) {
+        self.needs_an_appliance_of("vmlinux");
+    }
+
+    /// The same with `vmlinuz`, as distributions have it, or `vmlinux`.
+    pub fn needs_an_appliance_of(&mut self, image: &str) {
         let kernel = guest("kernel").image;
         let modules = std::fs::read_dir(kernel.join("modules")).unwrap().flatten().next().unwrap().path();
-        self.appliance = Some((kernel.join("vmlinuz"), modules));
+        self.appliance = Some((kernel.join(image), modules));
     }
 
     pub fn path(&self) -> &Path {
@@ -129,11 +135,15 @@ impl Lab {
         }
     }
 
+    /// The `cowhand` that is tested.
+    pub fn program() -> OsString {
+        // Another build can be tried, an older one for example: does a test of today fail there?
+        std::env::var_os("COWHAND_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_cowhand").into())
+    }
+
     /// `cowhand …`, ready to be started.
     pub fn command(&self, args: &[&str]) -> Command {
-        // Another build can be tried, an older one for example: does a test of today fail there?
-        let program = std::env::var_os("COWHAND_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_cowhand").into());
-        let mut command = Command::new(program);
+        let mut command = Command::new(Self::program());
         command.args(args).env("COWHAND_STORE", self.store()).env("XDG_RUNTIME_DIR", self.path().join("run"));
         command.env("COWHAND_ACCEL", "tcg").env_remove("NO_COLOR").stdin(Stdio::null());
         if let Some((kernel, modules)) = &self.appliance {
@@ -189,14 +199,6 @@ impl Lab {
         self.ok(&args);
     }
 
-    /// Makes and starts the VM `name` from the tiny guest, and waits until its agent answers.
-    #[track_caller]
-    pub fn booted(&self, name: &str) {
-        self.tiny(name, &[]);
-        self.ok(&["start", name]);
-        self.sh(name, "true");
-    }
-
     /// Runs a shell command in a guest; it must work.
     #[track_caller]
     pub fn sh(&self, vm: &str, script: &str) -> String {
@@ -215,6 +217,29 @@ impl Lab {
     pub fn read(&self, vm: &str, path: &str) -> Option<String> {
         let text = self.sh(vm, &format!("cat {path} 2>/dev/null || echo NONE"));
         Some(text.trim().to_owned()).filter(|text| text != "NONE")
+    }
+
+    /// The text of a file on the first disk of a point that nobody writes to, or `None` when there is none: what a guest would read, without booting
+    /// it. The tiny guest's root is the second partition.
+    #[track_caller]
+    pub fn on_disk(&self, point: &str, path: &str) -> Option<String> {
+        let (raw, root) = (self.path().join("looked-at.raw"), self.path().join("looked-at.ext4"));
+        self.ok(&["image", "export", point, raw.to_str().unwrap(), "--force", "--disk", "vda"]);
+        let table = tool("sfdisk", &["--json", raw.to_str().unwrap()]);
+        let table: Value = serde_json::from_str(&table).unwrap();
+        let partition = &table["partitiontable"]["partitions"][1];
+        let bytes = |key: &str| usize::try_from(partition[key].as_u64().unwrap()).unwrap() * 512;
+        let whole = std::fs::read(&raw).unwrap();
+        std::fs::write(&root, &whole[bytes("start")..][..bytes("size")]).unwrap();
+        // The journal is put in, as a kernel does that mounts it; nothing else may be wrong (2 and more).
+        let root = root.to_str().unwrap();
+        tool("sh", &["-c", "e2fsck -p -f \"$0\" || [ $? = 1 ]", root]);
+        // `debugfs` says on the other stream what is not there.
+        let [directory, name] = path.rsplit_once('/').map(|(directory, name)| [directory, name]).unwrap();
+        if !tool("debugfs", &["-R", &format!("ls -p {directory}/"), root]).contains(&format!("/{name}/")) {
+            return None;
+        }
+        Some(tool("debugfs", &["-R", &format!("cat {path}"), root]).trim().to_owned())
     }
 
     #[track_caller]
@@ -470,8 +495,16 @@ fn signal(pid: i32, signal: nix::sys::signal::Signal) {
 /// Runs `qemu-img`; it must work.
 #[track_caller]
 pub fn qemu_img(args: &[&str]) -> String {
-    let output = Command::new("qemu-img").args(args).output().unwrap();
-    assert!(output.status.success(), "qemu-img {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    tool("qemu-img", args)
+}
+
+/// Runs a program of the host; it must work.
+#[track_caller]
+pub fn tool(program: &str, args: &[&str]) -> String {
+    // A user has no way to what only root needs as a rule.
+    let way = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+    let output = Command::new(program).args(args).env("PATH", way).output().unwrap();
+    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 

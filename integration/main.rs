@@ -25,6 +25,7 @@ mod lifecycle;
 mod locks;
 mod memory;
 mod odd_words;
+mod prepared;
 mod qcow2;
 mod seal;
 mod snapshots;

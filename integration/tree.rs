@@ -1,11 +1,11 @@
 //! A tree of snapshots with two disks: whatever is removed in whatever order, running or stopped, each point that is left keeps both.
 
 use crate::lab::Lab;
+use crate::tier;
 
 /// s1 → { s2 → s3, s4 → s5 }, the head on s5. Each point has its name on both disks.
 fn grow(lab: &Lab, vm: &str) {
-    lab.tiny(vm, &["--size", "16M"]);
-    lab.ok(&["start", vm]);
+    lab.booted_with(vm, &["--size", "16M"]);
     let mark = |name: &str| {
         lab.sh(vm, &format!("echo {name} > /root/a; echo {name} | dd of=/dev/vdb conv=fsync 2>/dev/null; sync"))
     };
@@ -21,25 +21,27 @@ fn grow(lab: &Lab, vm: &str) {
     mark("head");
 }
 
-/// Both disks of a point, seen from outside: the first disk's file system is searched for the mark, the second begins with it.
+/// Both disks of a point, seen from outside.
 fn check(lab: &Lab, vm: &str, points: &[&str]) {
     let raw = lab.path().join("x.raw");
-    let export = |point: &str, disk: &str| {
-        lab.ok(&["image", "export", point, raw.to_str().unwrap(), "--disk", disk, "--force"]);
-        std::fs::read(&raw).unwrap()
-    };
     for name in points {
         let point = format!("{vm}@{name}");
-        let second = export(&point, "vdb");
+        assert_eq!(lab.on_disk(&point, "/root/a").as_deref(), Some(*name), "{point}");
+        lab.ok(&["image", "export", &point, raw.to_str().unwrap(), "--disk", "vdb", "--force"]);
+        let second = std::fs::read(&raw).unwrap();
         assert_eq!(second.split(|byte| *byte == b'\n').next().unwrap(), name.as_bytes(), "{point}");
-        lab.ok(&["clone", &point, "look"]);
-        lab.ok(&["start", "look"]);
-        assert_eq!(lab.read("look", "/root/a").as_deref(), Some(*name), "{point}");
-        lab.ok(&["rm", "--force", "look"]);
     }
 }
 
-fn remove_all(order: &[&str], running: bool, thorough: bool) {
+/// A clone of a point boots.
+fn boots(lab: &Lab, point: &str, text: &str) {
+    lab.ok(&["clone", point, "look"]);
+    lab.ok(&["start", "look"]);
+    assert_eq!(lab.read("look", "/root/a").as_deref(), Some(text), "{point}");
+    lab.ok(&["rm", "--force", "look"]);
+}
+
+fn remove_all(order: &[&str], running: bool) {
     let lab = Lab::new();
     grow(&lab, "web");
     if !running {
@@ -49,8 +51,9 @@ fn remove_all(order: &[&str], running: bool, thorough: bool) {
     for name in order {
         lab.ok(&["snapshot", "rm", &format!("web@{name}")]);
         left.retain(|other| other != name);
-        if thorough || left.len() == 2 {
-            check(&lab, "web", &left);
+        check(&lab, "web", &left);
+        if left.len() == 2 {
+            boots(&lab, &format!("web@{}", left[0]), left[0]);
         }
         if running {
             assert_eq!(lab.read("web", "/root/a").as_deref(), Some("head"), "after {name}");
@@ -72,13 +75,14 @@ fn remove_all(order: &[&str], running: bool, thorough: bool) {
 
 #[test]
 fn removing_the_root_first_keeps_both_branches_while_the_guest_runs() {
-    remove_all(&["s1", "s2", "s4", "s3", "s5"], true, true);
+    remove_all(&["s1", "s2", "s4", "s3", "s5"], true);
 }
 
 #[test]
 fn removing_in_any_order_keeps_the_rest_of_a_stopped_vm() {
-    for order in [["s1", "s2", "s3", "s4", "s5"], ["s2", "s4", "s1", "s5", "s3"], ["s5", "s3", "s1", "s2", "s4"]] {
-        remove_all(&order, false, false);
+    let orders = [["s2", "s4", "s1", "s5", "s3"], ["s1", "s2", "s3", "s4", "s5"], ["s5", "s3", "s1", "s2", "s4"]];
+    for order in tier::first_or(&orders[..1], &orders) {
+        remove_all(order, false);
     }
 }
 
@@ -108,11 +112,11 @@ mod full {
 
     #[test]
     fn removing_leaves_first_keeps_what_they_stood_on_while_the_guest_runs() {
-        remove_all(&["s3", "s5", "s2", "s4", "s1"], true, false);
+        remove_all(&["s3", "s5", "s2", "s4", "s1"], true);
     }
 
     #[test]
     fn removing_the_branch_of_the_head_first_keeps_the_other_one_while_the_guest_runs() {
-        remove_all(&["s5", "s4", "s1", "s3", "s2"], true, false);
+        remove_all(&["s5", "s4", "s1", "s3", "s2"], true);
     }
 }

@@ -70,7 +70,8 @@ fn a_user_without_privileges_can_do_the_main_job() {
     run(&["snapshot", "rm", "web@s"]).ok();
     run(&["stop", "web"]).ok();
     run(&["template", "create", "web", "--no-seal", "--warm"]).ok();
-    run(&["clone", "web", "c", "-n", "2", "--start"]).ok();
+    run(&["clone", "web", "c", "-n", "2"]).ok();
+    run(&["start", "c-2"]).ok();
     run(&["exec", "c-2", "--", "true"]).ok();
     run(&["pool", "fill", "web", "1"]).ok();
     for _ in 0..2 {

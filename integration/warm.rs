@@ -10,14 +10,6 @@ use serde_json::Value;
 
 use crate::lab::{Done, Lab, eventually, files_in, kill, skip, terminate};
 
-/// A lab with the warm template `t`, of the tiny guest.
-pub fn warm() -> Lab {
-    let lab = Lab::new();
-    lab.tiny("t", &[]);
-    lab.ok(&["template", "create", "t", "--no-seal", "--warm", "--ready", "test -d /proc/1"]);
-    lab
-}
-
 /// Every file of the store but locks, and every process that belongs to it.
 #[track_caller]
 fn only_the_template_is_there(lab: &Lab, layers: usize) {
@@ -40,7 +32,7 @@ pub fn processes(lab: &Lab) -> Vec<i32> {
 
 #[test]
 fn guests_from_one_memory_share_nothing_and_leave_nothing() {
-    let lab = warm();
+    let lab = Lab::warm();
     let layers = lab.layer_files().len();
     let memory = lab.store().join("ram");
     let before: Vec<_> = files_in(&memory).iter().map(|file| stamp(&memory.join(file))).collect();
@@ -147,7 +139,7 @@ fn stamp(path: &Path) -> (std::time::SystemTime, u64) {
 
 #[test]
 fn a_run_that_is_killed_is_cleared_up_by_the_next_one() {
-    let lab = warm();
+    let lab = Lab::warm();
     let layers = lab.layer_files().len();
     let up = |args: &[&str]| {
         let mut child = lab.spawn(&[&["run"], args, &["t", "--", "sh", "-c", "echo up; sleep 1000"]].concat());
@@ -257,7 +249,7 @@ fn a_run_that_is_killed_is_cleared_up_by_the_next_one() {
 
 #[test]
 fn a_pool_that_is_drained_while_a_shell_is_being_started_stays_empty() {
-    let lab = warm();
+    let lab = Lab::warm();
     let mut fill = lab
         .command(&["pool", "fill", "t", "1"])
         .env("COWHAND_FAULT", "a shell, about to be cloned:stall")
@@ -338,7 +330,7 @@ fn a_warm_guest_of_another_qemu_is_refused_with_the_reason() {
     if !next.exists() {
         return skip(test, "there is no second QEMU (scripts/qemu-next)");
     }
-    let lab = warm();
+    let lab = Lab::warm();
     let ours = std::env::var_os("COWHAND_QEMU").is_some_and(|qemu| Path::new(&qemu) == next);
     let other = if ours { Path::new("/usr/bin/qemu-system-x86_64") } else { &next };
     let with_other = |args: &[&str]| Done::from(lab.command(args).env("COWHAND_QEMU", other).output().unwrap());
@@ -358,7 +350,7 @@ fn a_warm_guest_of_another_qemu_is_refused_with_the_reason() {
 
 #[test]
 fn a_gitlab_runner_finds_its_stages() {
-    let lab = warm();
+    let lab = Lab::warm();
     let directory = lab.path().to_owned();
     let response = directory.join("job.json");
     std::fs::write(&response, r#"{"id": 4711, "token": "secret"}"#).unwrap();
@@ -418,7 +410,7 @@ mod full {
 
     #[test]
     fn a_warm_clone_is_a_vm_like_any_other() {
-        let lab = warm();
+        let lab = Lab::warm();
         lab.run(&["template", "warm", "t"]).fails(5, &["is warm already"]);
         let made = lab.json(&["clone", "t", "a", "--warm"]);
         assert_eq!((&made[0]["kind"], lab.state("a").as_str()), (&"warm".into(), "running"));
@@ -480,7 +472,7 @@ mod full {
     #[test]
     fn an_autopkgtest_testbed_reverts_and_goes() {
         use std::io::{BufRead, BufReader, Write};
-        let lab = warm();
+        let lab = Lab::warm();
         let mut child =
             lab.command(&["autopkgtest-virt", "t"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (mut to, mut from) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()).lines());

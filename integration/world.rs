@@ -9,9 +9,9 @@ use std::process::{Command, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::faults::{CASES, State, state};
+use crate::faults::{CASES, State, TRIED, state, verbs};
 use crate::lab::{Done, Lab, eventually, files_in, terminate};
-use crate::tier;
+use crate::tier::{self, Class};
 
 /// Takes all room on the disk of the lab but `left` bytes, until it is dropped.
 struct Filler(PathBuf);
@@ -39,16 +39,16 @@ impl Drop for Filler {
     }
 }
 
-/// Runs an operation in ever different circumstances; afterwards the store is as it was before or as it should be, and nothing is left behind.
-fn in_all(
-    lab: &Lab,
-    what: &str,
-    names: &[&str],
-    circumstances: &mut dyn Iterator<Item = u64>,
-    run: &dyn Fn(Command, u64) -> Done,
-) {
-    let circumstances: Vec<u64> = circumstances.collect();
-    for case in CASES.iter().filter(|case| names.is_empty() || names.contains(&case.name)) {
+/// Runs the operations in ever different circumstances; afterwards the store is as it was before or as it should be, and nothing is left behind. In
+/// the first tier each is run in one of them, in the second in a quarter.
+fn in_all(lab: &Lab, what: &str, class: Class, circumstances: &[u64], run: &dyn Fn(Command, u64) -> Done) {
+    assert!(TRIED.contains(&class));
+    for at in tier::picked(&verbs(), class) {
+        let case = &CASES[at];
+        let all = circumstances.iter().cycle().skip(at).step_by(if tier::is_all() { 1 } else { 4 });
+        let quarter = tier::first_or(1, circumstances.len() / 4);
+        let circumstances: Vec<u64> =
+            all.take(if tier::is_all() { circumstances.len() } else { quarter }).copied().collect();
         (case.prepare)(lab);
         let pristine = lab.beside_the_store().join("pristine");
         // Whoever asks QEMU for the first time keeps the answer in the store.
@@ -107,19 +107,11 @@ fn in_all(
 fn a_full_disk_out_of_room_at_any_moment_is_an_error_and_changes_nothing() {
     const NAME: &str = "a_full_disk_out_of_room_at_any_moment_is_an_error_and_changes_nothing";
     let Some(lab) = Lab::with_power(NAME, "ext4", 200) else { return };
-    let (names, stride): (&[&str], usize) = match tier::is_all() {
-        true => (&[], 1),
-        false => (
-            &["create", "snapshot rm, middle", "rm", "clone, full", "disk commit", "template create"]
-                [..tier::first_or(3, 6)],
-            tier::first_or(4, 2),
-        ),
-    };
     let run = |mut command: Command, left: u64| -> Done {
         let _filler = Filler::new(&lab, left << 10);
         command.output().unwrap().into()
     };
-    in_all(&lab, "room", names, &mut [0, 4, 8, 12, 20, 40, 100, 300, 1000].into_iter().step_by(stride), &run);
+    in_all(&lab, "room", Class::NoRoom, &[0, 4, 8, 12, 20, 40, 100, 300, 1000], &run);
 }
 
 #[test]
@@ -153,11 +145,6 @@ fn a_full_disk_out_of_room_is_made_room_on_by_removing() {
 #[test]
 fn a_process_that_may_open_no_more_files_changes_nothing() {
     let lab = Lab::new();
-    let names: &[&str] = match tier::is_all() {
-        true => &[],
-        false => &["snapshot rm, middle", "create", "snapshot create", "clone, full"][..tier::first_or(2, 4)],
-    };
-    let stride = if names.is_empty() { 1 } else { tier::first_or(7, 3) };
     let run = |inner: Command, files: u64| -> Done {
         let mut command = Command::new("prlimit");
         // All but so many of 64 are taken when it begins.
@@ -169,7 +156,7 @@ fn a_process_that_may_open_no_more_files_changes_nothing() {
         }
         command.stdin(Stdio::null()).output().unwrap().into()
     };
-    in_all(&lab, "files", names, &mut (2..32).step_by(stride), &run);
+    in_all(&lab, "files", Class::NoDescriptors, &(2..32).collect::<Vec<_>>(), &run);
 }
 
 #[test]

@@ -14,7 +14,6 @@ use std::process::{Command, Stdio};
 use serde_json::json;
 
 use crate::lab::{Done, Lab, files_in};
-use crate::warm::warm;
 use fake_guest::{Conversation, FakeGuest, with_ports_of};
 
 /// A lab with the running VM `a`, whose helper is in its memory.
@@ -176,7 +175,7 @@ fn a_link_in_the_guest_brings_the_file_it_points_to_on_the_host() {
 
 #[test]
 fn a_copy_out_of_a_run_goes_where_an_earlier_one_has_put_a_link() {
-    let lab = warm();
+    let lab = Lab::warm();
     let outside = outside(&lab);
     let place = outside.clone();
     let fake =
@@ -215,7 +214,7 @@ fn a_copy_out_of_a_run_goes_where_an_earlier_one_has_put_a_link() {
 
 #[test]
 fn a_guest_that_dawdles_keeps_a_run_for_ever() {
-    let lab = warm();
+    let lab = Lab::warm();
     let fake = FakeGuest::listen(&lab, |request, conversation| {
         if request["request"] != "get" && request["request"] != "put" {
             return Ok(());
@@ -278,7 +277,7 @@ fn a_guest_forges_the_lines_of_its_virtualisation_server() {
 
 #[test]
 fn a_job_of_another_gitlab_gets_or_ends_the_machine_of_this_one() {
-    let lab = warm();
+    let lab = Lab::warm();
     let stage = |server: &str, args: &[&str]| {
         let mut command: Command = lab.command(&[&["gitlab"], args].concat());
         command.env("CUSTOM_ENV_CI_JOB_ID", "5").env("CUSTOM_ENV_CI_SERVER_URL", server);

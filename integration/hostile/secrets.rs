@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::LazyLock;
 
 use crate::lab::{Done, Lab, eventually, files_in, guest, kill, qemu_img, skip};
 
@@ -162,7 +163,8 @@ fn needles() -> Vec<Vec<u8>> {
 }
 
 fn holds(bytes: &[u8]) -> bool {
-    needles().iter().any(|needle| bytes.windows(needle.len()).any(|window| window == &needle[..]))
+    static NEEDLES: LazyLock<Vec<Vec<u8>>> = LazyLock::new(needles);
+    NEEDLES.iter().any(|needle| memchr::memmem::find(bytes, needle).is_some())
 }
 
 /// Every file below a directory that holds the secret; sparse memory and images, too.

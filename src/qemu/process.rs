@@ -16,6 +16,7 @@ use super::cmdline::Sockets;
 use super::qmp::{Qmp, QmpError};
 use crate::error::{Error, IoContext, Result};
 use crate::sys::command;
+use crate::sys::fault;
 use crate::sys::files;
 use crate::sys::flock;
 use crate::sys::limiter;
@@ -53,24 +54,14 @@ pub async fn start(argv: &[String], sockets: &Sockets, files: Files<'_>) -> Resu
     let log = open_log(files.log)?;
     let socket = sockets.qmp();
     let watch = Watch::new(sockets.directory()).on("watch", sockets.directory())?;
+    fault::point("QEMU, about to be started").on("start QEMU for", sockets.directory())?;
     let mut child = command::detached(argv, &log, inherited, files.with_us)
         .map_err(|source| Error::failed(format!("cannot run {}", argv[0])).because(source))?;
     let watched =
         PidFd::open(child.id().cast_signed()).map_err(|source| Error::failed("cannot watch QEMU").because(source))?;
     let process = watched.try_clone().map_err(|source| Error::failed("cannot watch QEMU").because(source))?;
     let mut guard = Starting { process: Some(watched) };
-    if let (Some(limit), Some(directory)) = (files.log_limit, files.log.parent()) {
-        // QEMU takes tens of milliseconds to its greeting; the limiter is there before.
-        limiter::start(directory, limit, &process)
-            .map_err(|source| Error::failed("cannot start the process that limits the logs").because(source))?;
-    }
-    let ready = guard.wait(watch, socket.clone()).await?;
-    let greeting = match ready {
-        Ready::Created => greet(&socket, &process).await,
-        Ready::Ended => Err(Error::qemu("QEMU ended at its start")),
-        Ready::TimedOut => Err(Error::qemu(format!("QEMU did not start within {} s", START.as_secs()))),
-    };
-    let error = match greeting {
+    let error = match guard.greeted(&process, watch, &socket, files.log_limit.zip(files.log.parent())).await {
         Ok(qmp) => {
             guard.process = None;
             return Ok(qmp);
@@ -106,6 +97,29 @@ struct Starting {
 }
 
 impl Starting {
+    /// The first conversation with it; its logs are limited by then.
+    async fn greeted(
+        &mut self,
+        process: &PidFd,
+        watch: Watch,
+        socket: &Path,
+        log_limit: Option<(u64, &Path)>,
+    ) -> Result<Qmp> {
+        fault::point("QEMU, started").on("watch QEMU at", socket)?;
+        if let Some((limit, directory)) = log_limit {
+            // QEMU takes tens of milliseconds to its greeting; the limiter is there before.
+            limiter::start(directory, limit, process)
+                .map_err(|source| Error::failed("cannot start the process that limits the logs").because(source))?;
+        }
+        let qmp = match self.wait(watch, socket.to_owned()).await? {
+            Ready::Created => greet(socket, process).await?,
+            Ready::Ended => return Err(Error::qemu("QEMU ended at its start")),
+            Ready::TimedOut => return Err(Error::qemu(format!("QEMU did not start within {} s", START.as_secs()))),
+        };
+        fault::point("QEMU, at its greeting").on("speak to QEMU at", socket)?;
+        Ok(qmp)
+    }
+
     async fn wait(&mut self, watch: Watch, socket: PathBuf) -> Result<Ready> {
         let Some(process) = &self.process else {
             return Ok(Ready::Ended);

@@ -26,6 +26,14 @@ pub async fn limit_anew(context: &Context, name: &Name, limit: LogLimit) -> Resu
     })
 }
 
+/// Starts another limiter for a VM that runs without one: its own was killed, or the command that started QEMU before it could start the limiter. The
+/// caller holds the lock of the VM. What fails here does not stop the caller; `doctor` says it.
+pub async fn keep_limited(context: &Context, name: &Name, record: &Record) {
+    if !are_limited(context, name, record) && status::is_running(context, name).unwrap_or(false) {
+        let _ = limit_anew(context, name, record.config.log_limit).await;
+    }
+}
+
 /// Are the logs of a running VM limited, as far as they are to be?
 pub fn are_limited(context: &Context, name: &Name, record: &Record) -> bool {
     let log = context.store.layout.serial_log(name);

@@ -1,5 +1,6 @@
 //! The beginning of every change: take the lock, put right what an earlier change left unfinished, read the record.
 
+use super::logs;
 use crate::change::recover;
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -12,6 +13,7 @@ pub async fn open(context: &Context, name: &Name) -> Result<(VmLock, Record)> {
     let lock = context.store.lock_vm(context, name).await?;
     recover::recover(context, &lock).await?;
     let record = context.store.load(name)?;
+    logs::keep_limited(context, name, &record).await;
     Ok((lock, record))
 }
 

@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 use super::fake_guest::{Conversation, FakeGuest, LARGEST, entry, framed, usage, with_ports_of};
 use crate::hostile::victim::{Outcome, heading, row, seconds, watch};
 use crate::lab::{Lab, PATIENCE};
-use crate::warm::warm;
 
 /// The most memory that a copy may take, whatever comes.
 const COPY_MEMORY: u64 = 64 << 20;
@@ -242,7 +241,7 @@ fn a_guest_that_floods_cp_takes_the_memory_or_the_disk_of_the_host() {
 
 #[test]
 fn a_guest_that_floods_a_copy_out_takes_the_memory_or_the_disk_of_the_host_and_stays() {
-    let lab = warm();
+    let lab = Lab::warm();
     let now = Arc::new(Mutex::new(None));
     let guest = FakeGuest::listen(&lab, answering(&now));
     heading();
@@ -337,7 +336,7 @@ fn passing(_: std::process::Command, inner: &std::process::Command, words: &[&st
 
 #[test]
 fn a_run_whose_output_never_ends_takes_the_memory_of_the_host() {
-    let lab = warm();
+    let lab = Lab::warm();
     let guest = FakeGuest::listen(&lab, writing(b"\0"));
     heading();
     let words = ["--format", "json", "run", "--timeout", "1", "t", "--", "yes"];
