@@ -10,7 +10,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::lab::{Done, Lab};
+use crate::lab::{Done, Lab, copy_tree};
 use crate::tier::{self, Class};
 
 /// One store before an operation, and the operation.
@@ -183,14 +183,52 @@ pub fn state(lab: &Lab) -> State {
     state
 }
 
-/// Runs the operation until none of its points is left; returns how many were tried. With `power`, the host's fails in the same instant.
-fn walk(lab: &Lab, case: &Case, fault: &str, (first, stride): (u32, u32), power: bool) -> u32 {
-    (case.prepare)(lab);
-    let pristine = lab.beside_the_store().join("pristine");
-    if lab.store().exists() {
-        lab.copy_tree(&lab.store(), &pristine);
+/// The stores that operations begin with, each made once for all operations that begin with the same one.
+pub struct Pristine {
+    directory: tempfile::TempDir,
+    known: BTreeMap<usize, State>,
+}
+
+impl Pristine {
+    pub fn new() -> Self {
+        Self { directory: tempfile::tempdir().unwrap(), known: BTreeMap::new() }
     }
-    let before = state(lab);
+
+    /// Puts the store of `case` into the lab, and says what is in it.
+    pub fn put(&mut self, lab: &Lab, case: &Case) -> State {
+        // Made by the same function.
+        let which = case.prepare as usize;
+        if let Some(state) = self.known.get(&which) {
+            self.put_back(lab, case);
+            return state.clone();
+        }
+        (case.prepare)(lab);
+        // What is not in the store is of this lab alone. Whoever asks QEMU for the first time keeps the answer in the store.
+        let is_alone = !lab.store().exists();
+        if !is_alone {
+            lab.run(&["ls"]);
+            copy_tree(&lab.store(), &self.directory.path().join(which.to_string()));
+        }
+        let state = state(lab);
+        if !is_alone {
+            self.known.insert(which, state.clone());
+        }
+        state
+    }
+
+    /// Puts it there once more.
+    pub fn put_back(&self, lab: &Lab, case: &Case) {
+        let _ = std::fs::remove_dir_all(lab.store());
+        let pristine = self.directory.path().join((case.prepare as usize).to_string());
+        if pristine.exists() {
+            lab.copy_tree(&pristine, &lab.store());
+        }
+    }
+}
+
+/// Runs the operation until none of its points is left; returns how many were tried. With `power`, the host's fails in the same instant.
+fn walk(lab: &Lab, pristine: &mut Pristine, case: &Case, fault: &str, (first, stride): (u32, u32), power: bool) -> u32 {
+    let before = pristine.put(lab, case);
     case.run(lab).ok();
     if power {
         // What was reported as done is done.
@@ -209,10 +247,7 @@ fn walk(lab: &Lab, case: &Case, fault: &str, (first, stride): (u32, u32), power:
     };
     let (mut number, mut walked) = (first, 0);
     loop {
-        std::fs::remove_dir_all(lab.store()).unwrap();
-        if pristine.exists() {
-            lab.copy_tree(&pristine, &lab.store());
-        }
+        pristine.put_back(lab, case);
         let output = case.command(lab).env("COWHAND_FAULT", format!("{number}:{fault}")).output().unwrap();
         let done = Done::from(output);
         let Some(line) = done.err.lines().find(|line| line.starts_with("fault ")).map(str::to_owned) else {
@@ -284,8 +319,6 @@ fn walk(lab: &Lab, case: &Case, fault: &str, (first, stride): (u32, u32), power:
         }
         number += stride;
     }
-    let _ = std::fs::remove_dir_all(lab.store());
-    let _ = std::fs::remove_dir_all(&pristine);
     walked
 }
 
@@ -295,10 +328,10 @@ fn all(lab: &dyn Fn() -> Lab, class: Class, stride: u32) {
     let power = matches!(class, Class::PowerOnExt4 | Class::PowerOnXfs);
     let fault = if class == Class::Failing { "fail" } else { "die" };
     let death = if power { "power" } else { fault };
-    let (mut hit, mut lines) = (0, String::new());
+    let (mut pristine, mut hit, mut lines) = (Pristine::new(), 0, String::new());
     for at in tier::picked(&verbs(), class) {
         let case = &CASES[at];
-        let walked = walk(&lab(), case, fault, tier::sample(at, class, stride), power);
+        let walked = walk(&lab(), &mut pristine, case, fault, tier::sample(at, class, stride), power);
         assert!(walked > 0, "{} has no fault points", case.name);
         hit += walked;
         lines.push_str(&format!("{:<28} {death:<5} {walked:>3} of {walked} survived\n", case.name));

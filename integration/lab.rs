@@ -104,8 +104,7 @@ impl Lab {
 
     /// Copies a store; on a file system whose power can be cut, down to its disk.
     pub fn copy_tree(&self, from: &Path, to: &Path) {
-        let done = Command::new("cp").args(["-a", "--reflink=auto"]).arg(from).arg(to).output().unwrap();
-        assert!(done.status.success(), "{done:?}");
+        copy_tree(from, to);
         if self.disk.is_some() {
             let done = Command::new("sync").arg("-f").arg(to).output().unwrap();
             assert!(done.status.success(), "{done:?}");
@@ -458,6 +457,12 @@ fn make(name: &str) -> Guest {
         cmdline: std::fs::read_to_string(beside("cmdline")).unwrap_or_default().trim().to_owned(),
         image,
     }
+}
+
+/// Copies a directory with everything in it.
+pub fn copy_tree(from: &Path, to: &Path) {
+    let done = Command::new("cp").args(["-a", "--reflink=auto"]).arg(from).arg(to).output().unwrap();
+    assert!(done.status.success(), "{done:?}");
 }
 
 /// Waits until `condition` holds.

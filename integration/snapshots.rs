@@ -333,10 +333,11 @@ fn a_snapshot_during_a_reboot_or_hard_writing_is_whole() {
 #[test]
 fn a_revert_works_from_every_state_to_every_state() {
     let lab = Lab::new();
-    lab.booted("web");
-    lab.write("web", "/root/a", "running");
+    // What the guest sees afterwards is in other tests: this one has no system, because most of its starts are given up at once.
+    lab.ok(&["create", "web", "--size", "64M", "--memory", "64M"]);
+    lab.ok(&["start", "web"]);
     lab.ok(&["snapshot", "create", "web", "running"]);
-    lab.ok(&["stop", "web"]);
+    lab.ok(&["stop", "--force", "web"]);
     lab.ok(&["snapshot", "create", "web", "stopped"]);
     for point in ["running", "stopped"] {
         for before in ["running", "paused", "stopped"] {
@@ -359,8 +360,6 @@ fn a_revert_works_from_every_state_to_every_state() {
             }
         }
     }
-    lab.ok(&["snapshot", "revert", "web@running", "--running"]);
-    assert_eq!(lab.read("web", "/root/a").as_deref(), Some("running"));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::faults::{CASES, State, TRIED, state, verbs};
+use crate::faults::{CASES, Pristine, State, TRIED, state, verbs};
 use crate::lab::{Done, Lab, eventually, files_in, terminate};
 use crate::tier::{self, Class};
 
@@ -43,30 +43,18 @@ impl Drop for Filler {
 /// the first tier each is run in one of them, in the second in a quarter.
 fn in_all(lab: &Lab, what: &str, class: Class, circumstances: &[u64], run: &dyn Fn(Command, u64) -> Done) {
     assert!(TRIED.contains(&class));
+    let mut pristine = Pristine::new();
     for at in tier::picked(&verbs(), class) {
         let case = &CASES[at];
         let all = circumstances.iter().cycle().skip(at).step_by(if tier::is_all() { 1 } else { 4 });
         let quarter = tier::first_or(1, circumstances.len() / 4);
         let circumstances: Vec<u64> =
             all.take(if tier::is_all() { circumstances.len() } else { quarter }).copied().collect();
-        (case.prepare)(lab);
-        let pristine = lab.beside_the_store().join("pristine");
-        // Whoever asks QEMU for the first time keeps the answer in the store.
-        lab.run(&["ls"]);
-        if lab.store().exists() {
-            lab.copy_tree(&lab.store(), &pristine);
-        }
-        let again = || {
-            let _ = std::fs::remove_dir_all(lab.store());
-            if pristine.exists() {
-                lab.copy_tree(&pristine, &lab.store());
-            }
-        };
-        let before = state(lab);
+        let before = pristine.put(lab, case);
         case.run(lab).ok();
         let after = state(lab);
         for circumstance in &circumstances {
-            again();
+            pristine.put_back(lab, case);
             let done = run(case.command(lab), *circumstance);
             let what = format!("{} with {circumstance}: {done:?}", case.name);
             assert!([0, 1, 5, 7, 8].contains(&done.code) && !done.err.contains("panicked"), "{what}");
@@ -97,7 +85,6 @@ fn in_all(lab: &Lab, what: &str, class: Class, circumstances: &[u64], run: &dyn 
             }
         }
         let _ = std::fs::remove_dir_all(lab.store());
-        let _ = std::fs::remove_dir_all(pristine);
         let count = circumstances.len();
         eprintln!("{:<28} {what:<5} {count:>3} of {count} survived", case.name);
     }

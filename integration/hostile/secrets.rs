@@ -186,11 +186,17 @@ fn files_with_it(directory: &Path, found: &mut Vec<PathBuf>) {
 /// Processes other than `ours`, whom the user has told, with the secret in their arguments or their environment.
 fn processes_with_it(ours: u32) -> Vec<String> {
     let mut found = Vec::new();
+    let ours_said = std::fs::read(format!("/proc/{ours}/cmdline")).ok();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let Ok(pid) = name.parse::<u32>() else { continue };
+        // A child that is about to become another program still has our arguments.
+        let is_copy_of_ours = std::fs::read(entry.path().join("cmdline")).ok() == ours_said;
         for file in ["cmdline", "environ"] {
-            if pid != ours && std::fs::read(entry.path().join(file)).is_ok_and(|bytes| holds(&bytes)) {
+            if pid != ours
+                && !is_copy_of_ours
+                && std::fs::read(entry.path().join(file)).is_ok_and(|bytes| holds(&bytes))
+            {
                 let comm = std::fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
                 found.push(format!("{file} of {pid} ({})", comm.trim()));
             }
