@@ -26,12 +26,15 @@ pub async fn info(context: &Context, path: &Path, format: Option<Format>) -> Res
     file.refuse_unusable()?;
     let names: Vec<Reference> = file.inspection.names.clone();
     let info = match names.is_empty() {
-        true => Img::find(context)?.info(&file.path, Source::alone(&file.path, file.format)).await?,
+        true => {
+            let path = file.held.path();
+            Img::find(context)?.holding([&file.held]).info(&path, Source::alone(&path, file.format)).await?
+        }
         // No program of QEMU's sees it: it would open these files.
         false => Info {
             format: file.format.to_string(),
             virtual_bytes: file.inspection.virtual_bytes,
-            allocated_bytes: file.path.metadata().map(|about| about.blocks() * 512).on("read", &file.path)?,
+            allocated_bytes: file.held.path().metadata().map(|about| about.blocks() * 512).on("read", &file.path)?,
             backing: names.iter().find(|name| name.role == Role::Backing).and_then(|name| name.name.clone()),
             backing_format: file.inspection.backing_format.clone(),
             snapshots: Vec::new(),
@@ -63,8 +66,9 @@ pub async fn check(context: &Context, path: &Path, format: Option<Format>, repai
     if file.format == Format::Raw {
         return Ok(None);
     }
-    let source = Source::alone(&file.path, file.format);
-    Img::find(context)?.check(&file.path, source, in_use, repair).await.map(Some)
+    let path = file.held.path();
+    let source = Source::alone(&path, file.format);
+    Img::find(context)?.holding([&file.held]).check(&path, source, in_use, repair).await.map(Some)
 }
 
 fn option(path: &Path, said: Option<Format>) -> Ask<'_> {
@@ -142,16 +146,13 @@ pub async fn convert(
     import::tell(context, &tree);
     let scratch = tempfile::tempdir().map_err(|error| Error::failed("cannot make a directory").because(error))?;
     let node = tree.node(scratch.path())?;
+    let held = tree.held();
     let from = Origin {
-        path: &tree.image.path,
-        source: if tree.image.path.to_str().is_some() {
-            Source::Node(node)
-        } else {
-            Source::File(&tree.image.path, tree.image.format)
-        },
+        path: scratch.path(),
+        source: Source::Node(node),
         virtual_bytes: tree.image.inspection.virtual_bytes,
-        others: [tree.files(), vec![scratch.path().to_owned()]].concat(),
-        held: None,
+        others: Vec::new(),
+        held: held.iter().collect(),
         within: None,
     };
     write(context, from, to).await
@@ -173,7 +174,7 @@ pub async fn convert_overlay(
     let opened = std::fs::File::open(overlay).on("open", overlay)?;
     let virtual_bytes = inspect::inspect(&opened, Format::Qcow2).on("read", overlay)?.virtual_bytes;
     let source = Source::Node(node);
-    let from = Origin { path: overlay, source, virtual_bytes, others: Vec::new(), held: Some(below), within: None };
+    let from = Origin { path: overlay, source, virtual_bytes, others: Vec::new(), held: vec![below], within: None };
     write(context, from, to).await
 }
 
@@ -213,7 +214,7 @@ pub async fn export(context: &Context, point: &PointRef, target: Option<&str>, t
         source: Source::File(path, layer.format),
         virtual_bytes: chain.active().virtual_bytes.max(disk.virtual_bytes),
         others: chain.links().iter().map(|link| link.path.clone()).collect(),
-        held: None,
+        held: Vec::new(),
         within: tag.map(|tag| (Inside { tag, virtual_bytes: disk.virtual_bytes }, layer.format)),
     };
     write(context, from, to).await
@@ -242,8 +243,8 @@ struct Origin<'a> {
     virtual_bytes: u64,
     /// Other files that are read.
     others: Vec<PathBuf>,
-    /// An open file that is read.
-    held: Option<&'a Held>,
+    /// Open files that are read.
+    held: Vec<&'a Held>,
     /// Only what an internal snapshot holds, of an image in this format.
     within: Option<(Inside<'a>, Format)>,
 }

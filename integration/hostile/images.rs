@@ -585,7 +585,7 @@ fn a_directory_of_the_host_through_with_backing() {
     std::fs::copy(at("base.raw"), torn.join("key.raw")).unwrap();
     std::os::unix::fs::symlink(torn.join("key.raw"), at("plain.raw")).unwrap();
     std::fs::write(&vmdk, descriptor("monolithicFlat", "RW 2048 FLAT \"plain.raw\" 0")).unwrap();
-    site.refuses(&["image", "convert", &named, &vmdk, &site.at("torn.raw")], &["cannot be written into a descriptor"]);
+    site.refuses(&["image", "convert", &named, &vmdk, &site.at("torn.raw")], &["not one line of text"]);
     // A loop ends.
     qemu_img(&["create", "-q", "-u", "-f", "qcow2", "-b", "loop.qcow2", "-F", "qcow2", &at("loop.qcow2"), "1M"]);
     site.refuses(&["create", "x", "--disk", &at("loop.qcow2"), "--with-backing"], &["never end"]);

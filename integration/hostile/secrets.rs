@@ -123,6 +123,60 @@ fn a_disk_that_is_exchanged_for_a_link_does_not_make_root_write_to_another_image
 }
 
 #[test]
+fn a_raw_disk_that_is_exchanged_for_a_link_does_not_bring_a_file_of_roots_into_a_guest() {
+    let Some(lab) = lab("a_raw_disk_that_is_exchanged_for_a_link_does_not_bring_a_file_of_roots_into_a_guest") else {
+        return;
+    };
+    let (directory, _) = theirs(&lab);
+    let (disk, victim) = (directory.join("disk.raw"), lab.path().join("victim"));
+    std::fs::write(&disk, vec![1; 1 << 20]).unwrap();
+    std::fs::write(&victim, secret().repeat(1 << 15)).unwrap();
+    std::fs::set_permissions(&victim, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let link = directory.join("link.raw");
+    symlink(&victim, &link).unwrap();
+    give_away(&[&disk, &link]);
+    let before = lab.fingerprint();
+    // Their link from the beginning.
+    let out = lab.path().join("out.raw");
+    for args in [
+        &["create", "web", "--disk", text(&link)][..],
+        &["create", "web", "--disk", &format!("{},use", text(&link))],
+        &["image", "convert", text(&link), text(&out)],
+        &["image", "info", text(&link)],
+    ] {
+        lab.run(args).fails(5, &["symbolic link", "65534", "name the file"]);
+    }
+    // Their file, which is exchanged after it was looked at: for a link, for another name of the victim.
+    for hard in [false, true] {
+        let mut command = lab.command(&["create", "web", "--disk", text(&disk)]);
+        command.env("COWHAND_FAULT", "journal.json, written:stall");
+        let mut child = command.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+        lines.by_ref().find(|line| line.starts_with("fault ")).unwrap();
+        std::fs::rename(&disk, directory.join("kept")).unwrap();
+        if hard {
+            std::fs::hard_link(&victim, &disk).unwrap();
+        } else {
+            symlink(&victim, &disk).unwrap();
+            give_away(&[&disk]);
+        }
+        let pid = child.id().cast_signed();
+        eventually("a standstill", || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().contains(") T "));
+        let pid = nix::unistd::Pid::from_raw(pid);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).unwrap();
+        let rest: Vec<String> = lines.collect();
+        assert_eq!(child.wait().unwrap().code(), Some(5), "{rest:?}");
+        let mut found = Vec::new();
+        files_with_it(&lab.store(), &mut found);
+        assert!(found.is_empty(), "{found:?}: {rest:?}");
+        std::fs::rename(directory.join("kept"), &disk).unwrap();
+    }
+    assert_eq!(lab.fingerprint(), before);
+    // Left alone, it is the disk that it is.
+    lab.ok(&["create", "web", "--disk", text(&disk)]);
+}
+
+#[test]
 fn a_name_that_another_user_made_does_not_make_root_seal_another_image() {
     let Some(lab) = lab("a_name_that_another_user_made_does_not_make_root_seal_another_image") else { return };
     let (directory, _) = theirs(&lab);

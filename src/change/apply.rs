@@ -167,8 +167,10 @@ impl<'a> Executor<'a> {
             Step::MakeLayer { layer, backing, virtual_bytes } => {
                 create::empty(store, layer, backing.as_ref(), *virtual_bytes)
             }
-            Step::CopyFile { from, layer, backing } => {
-                self.report.copied.extend(copy::foreign(context, from.clone(), layer, backing.as_ref()).await?);
+            Step::CopyFile { from, id, layer, backing } => {
+                self.report
+                    .copied
+                    .extend(copy::foreign(context, (from.as_path(), *id), layer, backing.as_ref()).await?);
                 Ok(())
             }
             Step::WrapFile { from, layer } => create::whole(store, from, layer),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Layer, Merge, Name, RamImage, Record};
+use crate::model::{FileId, Layer, Merge, Name, RamImage, Record};
 use crate::store::schema::RecordV1;
 use crate::store::trash::Stamp;
 
@@ -25,6 +25,9 @@ pub enum Step {
     CopyFile {
         /// The file.
         from: PathBuf,
+        /// Which file it was when it was examined; another one in its place is not copied.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        id: Option<FileId>,
         /// The new layer.
         layer: Layer,
         /// What backs it.

@@ -1,15 +1,17 @@
 //! Copying layers: shared blocks where the file system can, else the data alone; a chain of several layers becomes one.
 
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::inspect::{self, Reference, Role};
-use super::{chain as chains, create, note};
+use super::{chain as chains, create, foreign, note};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Kind, Result};
-use crate::model::Layer;
+use crate::model::{FileId, Layer};
 use crate::qemu::img::{Img, Inside};
 use crate::qemu::offline::{self, Offline};
 use crate::sys::sparse::{self, Method};
@@ -27,24 +29,36 @@ impl Drop for StopOnDrop {
     }
 }
 
-/// Copies the file `from` into the pool as `layer`, durably. One that exists already is left alone.
-pub async fn file(context: &Context, from: PathBuf, layer: &Layer) -> Result<Option<Method>> {
-    let Some(method) = begin(context, from, layer).await? else { return Ok(None) };
+/// Copies the file `from` of the pool as `layer`, durably. One that exists already is left alone.
+pub async fn file(context: &Context, from: &Path, layer: &Layer) -> Result<Option<Method>> {
+    if context.store.layout.layer(layer).exists() {
+        return Ok(None);
+    }
+    let opened = File::open(from).on("open", from)?;
+    let method = begin(context, (from, opened), layer).await?;
     create::finish(&context.store, layer)?;
     Ok(Some(method))
 }
 
 /// Copies the file `from`, which comes from outside, into the pool as `layer`, durably, and backs it by `backing`. Its owner may have
-/// changed it since it was inspected, so the copy is inspected, too.
+/// put another file in its place since it was inspected, which is not copied, or changed it, so the copy is inspected, too.
 pub async fn foreign(
     context: &Context,
-    from: PathBuf,
+    (from, id): (&Path, Option<FileId>),
     layer: &Layer,
     backing: Option<&Layer>,
 ) -> Result<Option<Method>> {
     let store = &context.store;
+    if store.layout.layer(layer).exists() {
+        return Ok(None);
+    }
     let shown = from.display().to_string();
-    let Some(method) = begin(context, from, layer).await? else { return Ok(None) };
+    let opened = foreign::open(from)?.file;
+    let about = opened.metadata().on("look at", from)?;
+    if id.is_some_and(|id| id != FileId { device: about.dev(), inode: about.ino() }) {
+        return Err(Error::refused(format!("{shown} was replaced while it was looked at")));
+    }
+    let method = begin(context, (from, opened), layer).await?;
     let partial = store.layout.partial_layer(layer);
     let result = match backing {
         Some(_) => Img::find(context)?.set_backing(&partial, backing).await,
@@ -73,21 +87,16 @@ fn refuse_changed(copy: &Path, layer: &Layer, backing: Option<&Layer>, shown: &s
     Ok(())
 }
 
-/// Copies the file `from` to where `layer` is made.
-async fn begin(context: &Context, from: PathBuf, layer: &Layer) -> Result<Option<Method>> {
-    let store = &context.store;
-    if store.layout.layer(layer).exists() {
-        return Ok(None);
-    }
-    let partial = store.layout.partial_layer(layer);
+/// Copies the file `from`, which is open, to where `layer` is made.
+async fn begin(context: &Context, (from, opened): (&Path, File), layer: &Layer) -> Result<Method> {
+    let partial = context.store.layout.partial_layer(layer);
     let _ = std::fs::remove_file(&partial);
-    let total =
-        std::fs::metadata(&from).map(|about| std::os::unix::fs::MetadataExt::blocks(&about) * 512).on("read", &from)?;
+    let total = opened.metadata().map(|about| about.blocks() * 512).on("read", from)?;
     let (counter, stop) = (Counter::default(), StopOnDrop(Arc::default()));
     let task = context.ui.task(&format!("copying {}", from.file_name().unwrap_or_default().to_string_lossy()), total);
     let mut work = tokio::task::spawn_blocking({
-        let (from, partial, counter, stop) = (from.clone(), partial.clone(), counter.clone(), Arc::clone(&stop.0));
-        move || sparse::copy(&from, &partial, &counter, &stop)
+        let (partial, counter, stop) = (partial.clone(), counter.clone(), Arc::clone(&stop.0));
+        move || sparse::copy(&opened, &partial, &counter, &stop)
     });
     let copied = loop {
         match tokio::time::timeout(TICK, &mut work).await {
@@ -95,13 +104,10 @@ async fn begin(context: &Context, from: PathBuf, layer: &Layer) -> Result<Option
             Err(_) => task.update(counter.get(), total),
         }
     };
-    let method = match copied {
-        Ok(result) => result.on("copy", &from)?,
-        Err(panic) => {
-            return Err(Error::failed(format!("copying {} failed", from.display())).because(panic));
-        }
-    };
-    Ok(Some(method))
+    match copied {
+        Ok(result) => result.on("copy", from),
+        Err(panic) => Err(Error::failed(format!("copying {} failed", from.display())).because(panic)),
+    }
 }
 
 /// Makes `layer` an independent copy of the chain below `source`: a single layer is copied as a file, a longer chain is
@@ -111,7 +117,7 @@ pub async fn chain(context: &Context, source: &Layer, layer: &Layer) -> Result<O
     let chain = chains::read(store, source)?;
     // A file is copied with all that is in it; internal snapshots belong to the source.
     if chain.links().len() == 1 && chain.active().internal_snapshots == 0 {
-        return file(context, chain.active().path.clone(), layer).await;
+        return file(context, &chain.active().path, layer).await;
     }
     if store.layout.layer(layer).exists() {
         return Ok(None);

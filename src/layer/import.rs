@@ -10,7 +10,7 @@ use super::foreign::rule::{Ask, Spelling};
 use super::foreign::{self, Foreign};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
-use crate::model::{Format, printable};
+use crate::model::{FileId, Format, printable};
 use crate::qemu::img::{Img, Source};
 use crate::sys::image_lock;
 
@@ -19,6 +19,8 @@ use crate::sys::image_lock;
 pub struct Candidate {
     /// Its absolute path, links resolved.
     pub path: PathBuf,
+    /// Which file it was when it was examined.
+    pub id: FileId,
     /// What it is.
     pub format: Format,
     /// The size the guest will see, in bytes.
@@ -95,7 +97,10 @@ async fn candidate(context: &Context, file: Foreign, ask: &Ask<'_>) -> Result<Ca
     let virtual_bytes = match file.format {
         Format::Raw | Format::Qcow2 => file.inspection.virtual_bytes,
         // It has more to say about these than their headers; and what it cannot open, no VM can start from.
-        format => Img::find(context)?.info(&file.path, Source::alone(&file.path, format)).await?.virtual_bytes,
+        format => {
+            let path = file.held.path();
+            Img::find(context)?.holding([&file.held]).info(&path, Source::alone(&path, format)).await?.virtual_bytes
+        }
     };
     if virtual_bytes == 0 {
         return Err(
@@ -108,7 +113,7 @@ async fn candidate(context: &Context, file: Foreign, ask: &Ask<'_>) -> Result<Ca
         ))
         .hint(format!("fill it up first: truncate -s %512 {}", printable::shell(ask.path))));
     }
-    Ok(Candidate { path: file.path, format: file.format, virtual_bytes, backing: None })
+    Ok(Candidate { path: file.path, id: file.id, format: file.format, virtual_bytes, backing: None })
 }
 
 /// How a format is said for `--disk`.

@@ -1,6 +1,7 @@
 //! Names, layers, VMs and snapshots as plain data. No I/O happens here; every other room may use it.
 
 mod chain;
+mod file_id;
 mod layer;
 mod log_limit;
 mod memory;
@@ -14,6 +15,7 @@ mod size;
 mod warm;
 
 pub use chain::{Chain, Link};
+pub use file_id::FileId;
 pub use layer::{Format, Layer, LayerId};
 pub use log_limit::LogLimit;
 pub use memory::{Fingerprint, Memory, RamImage};

@@ -158,10 +158,10 @@ impl Img {
         self
     }
 
-    /// The same, which may also read the open file `held`.
+    /// The same, which may also read these open files.
     #[must_use]
-    pub fn holding(mut self, held: Option<&Held>) -> Self {
-        self.held.extend(held.cloned());
+    pub fn holding<'a>(mut self, held: impl IntoIterator<Item = &'a Held>) -> Self {
+        self.held.extend(held.into_iter().cloned());
         self
     }
 

@@ -80,17 +80,20 @@ pub struct Cage {
 
 /// An open file for a program in the cage: it stays the same file, whatever becomes of the path that it was opened by.
 #[derive(Debug, Clone)]
-pub struct Held(Arc<OwnedFd>);
+pub struct Held {
+    file: Arc<OwnedFd>,
+    name: PathBuf,
+}
 
 impl Held {
-    /// The file that `file` has open.
-    pub fn of(file: &File) -> io::Result<Self> {
-        file.try_clone().map(|file| Self(Arc::new(file.into())))
+    /// The file that `file` has open, and what it is called in messages.
+    pub fn of(file: &File, name: &Path) -> io::Result<Self> {
+        Ok(Self { file: Arc::new(file.try_clone()?.into()), name: name.to_owned() })
     }
 
     /// Where this process and the program find it. It can be opened there in another mode.
     pub fn path(&self) -> PathBuf {
-        PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd()))
+        PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
     }
 }
 
@@ -121,6 +124,15 @@ impl Cage {
         self
     }
 
+    /// What the program says, with the names of the open files instead of where it has found them.
+    pub fn named(&self, text: &str) -> String {
+        let mut files: Vec<(String, &Held)> =
+            self.held.iter().map(|held| (held.path().to_string_lossy().into_owned(), held)).collect();
+        // /proc/self/fd/1 is in /proc/self/fd/12, too.
+        files.sort_by_key(|(path, _)| std::cmp::Reverse(path.len()));
+        files.iter().fold(text.to_owned(), |text, (path, held)| text.replace(path, &held.name.to_string_lossy()))
+    }
+
     /// Puts the program that `command` starts into the cage.
     pub fn apply(&self, command: &mut Command) -> io::Result<()> {
         let mut rules = self.rules(command.get_program()).map_err(io::Error::other)?;
@@ -128,7 +140,7 @@ impl Cage {
         let held = self.held.clone();
         in_the_child(command, move || {
             for file in &held {
-                rustix::io::fcntl_setfd(&*file.0, FdFlags::empty())?;
+                rustix::io::fcntl_setfd(&*file.file, FdFlags::empty())?;
             }
             limit(Resource::Core, 0)?;
             limit(Resource::As, limits.memory)?;
@@ -225,7 +237,7 @@ mod tests {
         let room = tempfile::tempdir().expect("a directory");
         let path = room.path().join("file");
         std::fs::write(&path, "opened").expect("a file");
-        let held = File::open(&path).and_then(|file| Held::of(&file)).expect("an open file");
+        let held = File::open(&path).and_then(|file| Held::of(&file, &path)).expect("an open file");
         std::fs::rename(&path, room.path().join("away")).expect("renamed");
         std::fs::write(&path, "another").expect("a file");
         let script = format!("cat {0}; cat {1}; echo x > {0}", held.path().display(), path.display());
@@ -235,6 +247,9 @@ mod tests {
             return;
         }
         assert_eq!(String::from_utf8_lossy(&output.stdout), "opened", "{output:?}");
+        let said = format!("cannot read '{}'", held.path().display());
+        let named = Cage::new(Limits::LOOK).holding(&held).named(&said);
+        assert_eq!(named, format!("cannot read '{}'", path.display()));
         let cage = Cage::new(Limits::EDIT).holding(&held).writing(&held.path());
         caged(&cage, &format!("echo changed > {}", held.path().display()));
         assert_eq!(std::fs::read(room.path().join("away")).expect("a file"), b"changed\n");

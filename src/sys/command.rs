@@ -99,7 +99,7 @@ pub async fn run(program: &Path, args: &[&str], paths: &[&OsStr], fine: &[i32], 
                 Some(signal) if signal == nix::libc::SIGXFSZ => failed.hint("it wrote a larger file than it may"),
                 _ => failed,
             };
-            Err(failed.because(format!("\"{}\"", tail(&output.stderr))))
+            Err(failed.because(format!("\"{}\"", cage.named(&tail(&output.stderr)))))
         }
     }
 }

@@ -127,7 +127,7 @@ impl Pinned {
 
     /// The file for a program in a cage.
     pub fn held(&self) -> crate::error::Result<Held> {
-        Held::of(&self.file).on("keep open", &self.path)
+        Held::of(&self.file, &self.path).on("keep open", &self.path)
     }
 
     /// A path that leads to this very file for as long as this lives, for programs that we start.

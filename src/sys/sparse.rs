@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{SeekFrom, copy_file_range, ftruncate, seek};
+use rustix::fs::{SeekFrom, copy_file_range, ftruncate, ioctl_ficlone, seek};
 use rustix::io::Errno;
 
 use crate::ui::Counter;
@@ -26,20 +26,19 @@ pub type Stop = Arc<AtomicBool>;
 
 const CHUNK: usize = 16 << 20;
 
-/// Copies `from` to `to`, which must not exist and gets mode 0600, and flushes it to the disk.
-pub fn copy(from: &Path, to: &Path, counter: &Counter, stop: &Stop) -> io::Result<Method> {
-    if reflink_copy::reflink(from, to).is_ok() {
-        std::fs::set_permissions(to, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
-        File::open(to)?.sync_all()?;
+/// Copies `source` to `to`, which must not exist and gets mode 0600, and flushes it to the disk.
+pub fn copy(source: &File, to: &Path, counter: &Counter, stop: &Stop) -> io::Result<Method> {
+    let target = File::options().write(true).create_new(true).mode(0o600).open(to)?;
+    // FICLONE of ioctl_ficlonerange(2): btrfs, xfs and others.
+    if ioctl_ficlone(&target, source).is_ok() {
+        target.sync_all()?;
         return Ok(Method::Reflink);
     }
-    let source = File::open(from)?;
-    let target = File::options().write(true).create_new(true).mode(0o600).open(to)?;
     let length = source.metadata()?.len();
     ftruncate(&target, length)?;
     let mut offset = 0;
-    while let Some((start, end)) = next_data(&source, offset, length)? {
-        copy_range(&source, &target, start, end, counter, stop)?;
+    while let Some((start, end)) = next_data(source, offset, length)? {
+        copy_range(source, &target, start, end, counter, stop)?;
         offset = end;
     }
     target.sync_all()?;

@@ -200,7 +200,7 @@ pub async fn create(context: &Context, name: &Name, request: &Request) -> Result
 fn copy(steps: &mut Vec<Step>, candidate: Candidate) -> Layer {
     let backing = candidate.backing.map(|below| copy(steps, *below));
     let layer = Layer::new(candidate.format);
-    steps.push(Step::CopyFile { from: candidate.path, layer: layer.clone(), backing });
+    steps.push(Step::CopyFile { from: candidate.path, id: Some(candidate.id), layer: layer.clone(), backing });
     layer
 }
 

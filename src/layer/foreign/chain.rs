@@ -4,16 +4,17 @@
 //! The files have to lie in the directory of the image itself, or anywhere below a directory that the user names.
 
 use std::io::Write;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
 use super::rule::{Ask, Spelling};
-use super::{Foreign, look, names_nothing, open};
+use super::{Foreign, is_alone, look_at, open};
 use crate::error::{Error, IoContext, Result};
 use crate::layer::inspect::{ExtentKind, Role};
-use crate::model::Format;
+use crate::model::{FileId, Format};
+use crate::sys::cage::Held;
+use crate::sys::files::Pinned;
 
 /// The longest chain of backing files that is followed.
 const DEPTH: usize = 200;
@@ -27,9 +28,22 @@ pub struct Tree {
     pub image: Foreign,
     /// Its backing file.
     pub backing: Option<Box<Tree>>,
-    data_file: Option<PathBuf>,
+    data_file: Option<Part>,
     /// The extents: sectors, how they hold them, the offset in sectors, the file.
-    extents: Vec<(u64, ExtentKind, u64, PathBuf)>,
+    extents: Vec<(u64, ExtentKind, u64, Part)>,
+}
+
+/// A file that belongs to an image, open.
+#[derive(Debug)]
+struct Part {
+    path: PathBuf,
+    held: Held,
+}
+
+impl Part {
+    fn of(file: Pinned) -> Result<Self> {
+        Ok(Self { held: file.held()?, path: file.path })
+    }
 }
 
 /// Where the files that an image names may lie.
@@ -53,14 +67,12 @@ pub fn resolve(image: Foreign, within: &[PathBuf]) -> Result<Tree> {
     resolve_below(image, &allowed, &mut Vec::new())
 }
 
-fn resolve_below(image: Foreign, allowed: &Allowed, above: &mut Vec<(u64, u64)>) -> Result<Tree> {
+fn resolve_below(image: Foreign, allowed: &Allowed, above: &mut Vec<FileId>) -> Result<Tree> {
     image.refuse_unusable()?;
-    let about = image.path.metadata().on("read", &image.path)?;
-    let identity = (about.dev(), about.ino());
-    if above.contains(&identity) || above.len() >= DEPTH {
+    if above.contains(&image.id) || above.len() >= DEPTH {
         return Err(Error::refused(format!("the backing files of {} never end", image.path.display())));
     }
-    above.push(identity);
+    above.push(image.id);
     let mut tree = Tree { backing: None, data_file: None, extents: Vec::new(), image };
     let image = &tree.image;
     if image.inspection.names.len() > PARTS {
@@ -71,10 +83,12 @@ fn resolve_below(image: Foreign, allowed: &Allowed, above: &mut Vec<(u64, u64)>)
         match (reference.role, image.format) {
             (Role::Backing, Format::Qcow2) => {
                 let format = image.inspection.backing_format.as_deref().map(str::parse).transpose()?;
-                let below = look(&Ask { path: &file()?, said: format, spelling: Spelling::Option })?;
+                let file = file()?;
+                let path = file.path.clone();
+                let below = look_at(file, &Ask { path: &path, said: format, spelling: Spelling::Option })?;
                 tree.backing = Some(Box::new(resolve_below(below, allowed, above)?));
             }
-            (Role::DataFile, Format::Qcow2) => tree.data_file = Some(file()?),
+            (Role::DataFile, Format::Qcow2) => tree.data_file = Some(Part::of(file()?)?),
             // All of them are taken below, where their sizes are at hand.
             (Role::Extent, Format::Vmdk) if !image.inspection.extents.is_empty() => {}
             _ => {
@@ -91,10 +105,13 @@ fn resolve_below(image: Foreign, allowed: &Allowed, above: &mut Vec<(u64, u64)>)
         let file = find(image, Some(&extent.name), allowed)?;
         match extent.kind {
             ExtentKind::Flat => {}
-            ExtentKind::Sparse if names_nothing(&file, Format::Vmdk)? => {}
-            _ => return Err(Error::refused(format!("the extent {} has a kind that is not supported", file.display()))),
+            ExtentKind::Sparse if is_alone(&file.file, &file.path, Format::Vmdk)? => {}
+            _ => {
+                let shown = file.path.display();
+                return Err(Error::refused(format!("the extent {shown} has a kind that is not supported")));
+            }
         }
-        tree.extents.push((extent.sectors, extent.kind, extent.offset, file));
+        tree.extents.push((extent.sectors, extent.kind, extent.offset, Part::of(file)?));
     }
     Ok(tree)
 }
@@ -104,7 +121,7 @@ fn directory_of(path: &Path) -> &Path {
 }
 
 /// The regular file that `image` calls `name`.
-fn find(image: &Foreign, name: Option<&str>, allowed: &Allowed) -> Result<PathBuf> {
+fn find(image: &Foreign, name: Option<&str>, allowed: &Allowed) -> Result<Pinned> {
     let shown = image.path.display();
     let name = name.ok_or_else(|| Error::refused(format!("{shown} names a file whose name cannot be read")))?;
     let name = name.strip_prefix("file:").unwrap_or(name);
@@ -114,21 +131,21 @@ fn find(image: &Foreign, name: Option<&str>, allowed: &Allowed) -> Result<PathBu
         return Err(Error::refused(format!("{shown} names {name:?}, which is not the name of a file")));
     }
     let path = directory_of(&image.path).join(name);
-    let (resolved, _) = open(&path).map_err(|error| {
+    let file = open(&path).map_err(|error| {
         Error::refused(format!("{shown} names {name:?}, which cannot be used")).because(error.full_message())
     })?;
-    if !allowed.has(&resolved) {
-        return Err(Error::refused(format!("{shown} names {}, which lies in another directory", resolved.display()))
+    if !allowed.has(&file.path) {
+        return Err(Error::refused(format!("{shown} names {}, which lies in another directory", file.path.display()))
             .hint("if you trust every file in that directory, name it: --with-backing=DIRECTORY"));
     }
     // A link may have led to a directory of any name.
-    match resolved.to_str() {
-        Some(text) if !is_torn(text) => Ok(resolved),
-        _ => Err(Error::refused(format!("the path {} cannot be written into a descriptor", resolved.display()))),
+    match file.path.to_str() {
+        Some(text) if !is_torn(text) => Ok(file),
+        _ => Err(Error::refused(format!("the path {} is not one line of text without quotes", file.path.display()))),
     }
 }
 
-/// Would more than a file's name come of it in a line of a descriptor?
+/// Would more than a file's name come of it in a line of a descriptor, or of what we print?
 fn is_torn(name: &str) -> bool {
     name.contains(['"', '\n', '\r', '\0'])
 }
@@ -147,22 +164,36 @@ impl Tree {
     /// Every file, the image first.
     pub fn files(&self) -> Vec<PathBuf> {
         let of = |tree: &&Tree| {
-            let parts = tree.extents.iter().map(|(.., file)| file.clone());
-            std::iter::once(tree.image.path.clone()).chain(tree.data_file.clone()).chain(parts).collect::<Vec<_>>()
+            let parts = tree.parts().map(|file| file.path.clone());
+            std::iter::once(tree.image.path.clone()).chain(parts).collect::<Vec<_>>()
         };
         self.images().iter().flat_map(of).collect()
     }
 
-    /// The block node of the whole tree. A descriptor is not handed on: a new one with the names that were checked is
-    /// written into `scratch`.
+    /// Every file, open, for a program that works on the node.
+    pub fn held(&self) -> Vec<Held> {
+        let of = |tree: &&Tree| {
+            let parts = tree.parts().map(|file| file.held.clone());
+            std::iter::once(tree.image.held.clone()).chain(parts).collect::<Vec<_>>()
+        };
+        self.images().iter().flat_map(of).collect()
+    }
+
+    /// What the image itself consists of, beside its own file.
+    fn parts(&self) -> impl Iterator<Item = &Part> {
+        self.data_file.iter().chain(self.extents.iter().map(|(.., file)| file))
+    }
+
+    /// The block node of the whole tree, of the files that are open ([`Tree::held`]). A descriptor is not handed on: a new one with these
+    /// files is written into `scratch`.
     pub fn node(&self, scratch: &Path) -> Result<Value> {
         let file = |path: &Path| json!({"driver": "file", "filename": path.to_string_lossy()});
-        let mut node = json!({"driver": self.image.format.as_str(), "file": file(&self.image.path)});
+        let mut node = json!({"driver": self.image.format.as_str(), "file": file(&self.image.held.path())});
         if !self.extents.is_empty() {
             node["file"] = file(&self.descriptor(scratch)?);
         }
         if let Some(data) = &self.data_file {
-            node["data-file"] = file(data);
+            node["data-file"] = file(&data.held.path());
         }
         if matches!(self.image.format, Format::Qcow2 | Format::Vmdk) {
             node["backing"] = self.backing.as_ref().map_or(Ok(Value::Null), |below| below.node(scratch))?;
@@ -176,6 +207,7 @@ impl Tree {
         let mut text =
             format!("# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"{kind}\"\n");
         for (sectors, kind, offset, file) in &self.extents {
+            let file = file.held.path();
             let file = file.display();
             text += &match kind {
                 ExtentKind::Flat => format!("RW {sectors} FLAT \"{file}\" {offset}\n"),

@@ -11,21 +11,27 @@ pub mod chain;
 pub mod rule;
 
 use std::fs::File;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::libc;
 
 use super::inspect::{self, ExtentKind, Inspection, Role};
 use crate::error::{Error, IoContext, Result};
-use crate::model::{Format, printable};
+use crate::model::{FileId, Format, printable};
+use crate::sys::cage::Held;
+use crate::sys::files::{Pinned, Refusal};
 use rule::Ask;
 
-/// A file whose headers have been read.
+/// A file whose headers have been read. It was opened once: whoever owns its directory may exchange it, and what is read then is still this one.
 #[derive(Debug, Clone)]
 pub struct Foreign {
     /// Its absolute path, links resolved.
     pub path: PathBuf,
+    /// The file itself, open, for QEMU's programs.
+    pub held: Held,
+    /// Which file it is.
+    pub id: FileId,
     /// Its format.
     pub format: Format,
     /// What it says in that format.
@@ -34,25 +40,31 @@ pub struct Foreign {
     pub bytes: u64,
 }
 
-/// Opens a regular file for reading. A FIFO, a device or a directory is refused at once.
-pub fn open(path: &Path) -> Result<(PathBuf, File)> {
+/// Opens a regular file for reading. A FIFO, a device or a directory is refused at once, and so is what another user's link leads to.
+pub fn open(path: &Path) -> Result<Pinned> {
+    let pinned = Pinned::open(path).map_err(|refusal| refused(path, refusal))?;
+    refuse_unless_regular(path, &pinned.file.metadata().on("read", path)?)?;
+    Ok(pinned)
+}
+
+/// In words, why a file was not opened.
+pub fn refused(path: &Path, refusal: Refusal) -> Error {
     let shown = path.display();
-    let resolved = match path.canonicalize() {
-        Ok(resolved) => resolved,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Err(Error::not_found(format!("there is no disk file {shown}")));
+    match refusal {
+        Refusal::Io(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Error::not_found(format!("there is no disk file {shown}"))
         }
-        Err(error) => return Err(error).on("find the disk file", path),
-    };
-    // Looked at before it is opened, because opening a device can have effects; and once more afterwards.
-    refuse_unless_regular(path, &resolved.symlink_metadata().on("read", &resolved)?)?;
-    let file = File::options()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW | libc::O_NOCTTY)
-        .open(&resolved)
-        .on("read", &resolved)?;
-    refuse_unless_regular(path, &file.metadata().on("read", &resolved)?)?;
-    Ok((resolved, file))
+        Refusal::Io(error) => Error::failed(format!("cannot open {shown}")).because(error),
+        Refusal::Link { link, owner } => Error::refused(format!(
+            "{shown} is reached through the symbolic link {}, which belongs to another user (uid {owner})",
+            link.display()
+        ))
+        .hint("if it is the right one, name the file that it leads to"),
+        Refusal::Linked => Error::refused(format!(
+            "{shown} has other names (hard links), and lies in a directory in which other users can make some"
+        ))
+        .hint(format!("if it is the right one, name it in a directory of yours, or a copy: cp {shown} COPY")),
+    }
 }
 
 fn refuse_unless_regular(path: &Path, about: &std::fs::Metadata) -> Result<()> {
@@ -75,18 +87,36 @@ fn refuse_unless_regular(path: &Path, about: &std::fs::Metadata) -> Result<()> {
 
 /// Opens and inspects `ask.path`. Whether it names other files is for the caller to judge.
 pub fn look(ask: &Ask<'_>) -> Result<Foreign> {
-    let (path, file) = open(ask.path)?;
+    look_at(open(ask.path)?, ask)
+}
+
+/// The same of a file that is open already.
+fn look_at(opened: Pinned, ask: &Ask<'_>) -> Result<Foreign> {
+    let held = opened.held()?;
+    let Pinned { path, file } = opened;
     let content = inspect::content(&file).on("read", &path)?;
     let format = rule::decide(ask, content)?;
     let inspection = inspect::inspect(&file, format).on("read the headers of", &path)?;
-    let bytes = file.metadata().on("read", &path)?.len();
-    Ok(Foreign { path, format, inspection, bytes })
+    let about = file.metadata().on("read", &path)?;
+    let id = FileId { device: about.dev(), inode: about.ino() };
+    Ok(Foreign { path, held, id, format, inspection, bytes: about.len() })
 }
 
-/// Inspects a file whose format is known, such as one that has just been copied.
+/// Inspects a layer whose format is known, a file of the user's that is used in its place.
 pub fn names_nothing(path: &Path, format: Format) -> Result<bool> {
-    let (path, file) = open(path)?;
-    let inspection = inspect::inspect(&file, format).on("read the headers of", &path)?;
+    // Looked at before it is opened, because opening a device can have effects; and once more afterwards.
+    let resolved = path.canonicalize().on("find the disk file", path)?;
+    refuse_unless_regular(path, &resolved.symlink_metadata().on("read", &resolved)?)?;
+    let mut options = File::options();
+    options.read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW | libc::O_NOCTTY);
+    let file = options.open(&resolved).on("read", &resolved)?;
+    refuse_unless_regular(path, &file.metadata().on("read", &resolved)?)?;
+    is_alone(&file, path, format)
+}
+
+/// Does the file name no other one, in this format?
+fn is_alone(file: &File, path: &Path, format: Format) -> Result<bool> {
+    let inspection = inspect::inspect(file, format).on("read the headers of", path)?;
     Ok(inspection.names.is_empty() && inspection.unusable.is_none())
 }
 

@@ -12,10 +12,11 @@ use crate::appliance::boot::Drive;
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::image::{self, Target, Written};
+use crate::layer::foreign;
 use crate::layer::foreign::rule::{Ask, Spelling};
 use crate::layer::{create, import};
 use crate::model::Format;
-use crate::sys::files::{Pinned, Refusal};
+use crate::sys::files::Pinned;
 use crate::sys::flock;
 
 /// A directory for overlays that are thrown away.
@@ -72,7 +73,7 @@ impl Disk {
             return Err(Error::not_found(format!("there is no file {vm}; {vm} is a VM"))
                 .hint(format!("it is sealed on its way to a template: cowhand template create {vm}")));
         }
-        let file = Pinned::open(path).map_err(|refusal| refused(path, refusal))?;
+        let file = Pinned::open(path).map_err(|refusal| foreign::refused(path, refusal))?;
         let about = file.file.metadata().on("look at", &file.path)?;
         let ask = Ask { path: &file.path, said: format, spelling: Spelling::Option };
         let found = import::examine(context, &ask).await?;
@@ -116,25 +117,6 @@ impl Disk {
             );
         }
         std::fs::File::options().write(true).open(self.file.proc_path()).map(drop).on("write to", path)
-    }
-}
-
-fn refused(path: &Path, refusal: Refusal) -> Error {
-    let shown = path.display();
-    match refusal {
-        Refusal::Io(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            Error::not_found(format!("there is no disk file {shown}"))
-        }
-        Refusal::Io(error) => Error::failed(format!("cannot open {shown}")).because(error),
-        Refusal::Link { link, owner } => Error::refused(format!(
-            "{shown} is reached through the symbolic link {}, which belongs to another user (uid {owner})",
-            link.display()
-        ))
-        .hint("if it is the right one, name the file that it leads to"),
-        Refusal::Linked => Error::refused(format!(
-            "{shown} has other names (hard links), and lies in a directory in which other users can make some"
-        ))
-        .hint(format!("if it is the right one, seal it by a name in a directory of yours, or a copy: cp {shown} COPY")),
     }
 }
 
