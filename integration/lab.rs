@@ -230,12 +230,14 @@ impl Lab {
         let bytes = |key: &str| usize::try_from(partition[key].as_u64().unwrap()).unwrap() * 512;
         let whole = std::fs::read(&raw).unwrap();
         std::fs::write(&root, &whole[bytes("start")..][..bytes("size")]).unwrap();
-        // The journal is put in, as a kernel does that mounts it; nothing else may be wrong (2 and more).
+        // The journal is put in, as a kernel does that mounts it; what a boot could not put right is an error (2 and more).
         let root = root.to_str().unwrap();
         tool("sh", &["-c", "e2fsck -p -f \"$0\" || [ $? = 1 ]", root]);
-        // `debugfs` says on the other stream what is not there.
+        // `debugfs` says on the other stream what is not there, and has worked all the same.
         let [directory, name] = path.rsplit_once('/').map(|(directory, name)| [directory, name]).unwrap();
-        if !tool("debugfs", &["-R", &format!("ls -p {directory}/"), root]).contains(&format!("/{name}/")) {
+        let listed = tool("debugfs", &["-R", &format!("ls -p {directory}/"), root]);
+        assert!(listed.contains("/./"), "{point}: {directory} cannot be listed: {listed}");
+        if !listed.contains(&format!("/{name}/")) {
             return None;
         }
         Some(tool("debugfs", &["-R", &format!("cat {path}"), root]).trim().to_owned())

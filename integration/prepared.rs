@@ -7,7 +7,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::SystemTime;
 
 use crate::lab::{Lab, guest};
@@ -31,14 +31,11 @@ impl Lab {
             // A store can be copied, a VM cannot.
             return self.booted_anew(name, options);
         }
-        self.copy_tree(
-            &prepared("booted", options, |lab| {
-                lab.booted_anew(NAME, options);
-                lab.ok(&["snapshot", "create", NAME, UP, "--memory"]);
-                lab.ok(&["stop", "--force", NAME]);
-            }),
-            &self.store(),
-        );
+        copy_prepared(self, "booted", options, |lab| {
+            lab.booted_anew(NAME, options);
+            lab.ok(&["snapshot", "create", NAME, UP, "--memory"]);
+            lab.ok(&["stop", "--force", NAME]);
+        });
         if name != NAME {
             self.ok(&["rename", NAME, name]);
         }
@@ -69,18 +66,17 @@ impl Lab {
 
     /// Puts the store of [`Lab::warm`] in the place of this lab's, of which nothing may run.
     pub fn warm_again(&self) {
-        let store = prepared("warm", &[], |lab| {
+        let _ = std::fs::remove_dir_all(self.store());
+        copy_prepared(self, "warm", &[], |lab| {
             lab.tiny("t", &[]);
             lab.ok(&["template", "create", "t", "--no-seal", "--warm", "--ready", "test -d /proc/1"]);
         });
-        let _ = std::fs::remove_dir_all(self.store());
-        self.copy_tree(&store, &self.store());
     }
 }
 
-/// The store that `make` makes in an empty lab. It is made once for each cowhand, QEMU and guest.
+/// Copies the store that `make` makes in an empty lab into `target`. It is made once for each cowhand, QEMU and guest.
 #[track_caller]
-fn prepared(kind: &str, options: &[&str], make: impl FnOnce(&Lab)) -> PathBuf {
+fn copy_prepared(target: &Lab, kind: &str, options: &[&str], make: impl FnOnce(&Lab)) {
     let qemu = std::env::var_os("COWHAND_QEMU").unwrap_or_else(|| "/usr/bin/qemu-system-x86_64".into());
     let cowhand: OsString = Lab::program();
     // Where it is kept says what it is of; what lies beside it, of which version of these.
@@ -93,7 +89,7 @@ fn prepared(kind: &str, options: &[&str], make: impl FnOnce(&Lab)) -> PathBuf {
     });
     let version = format!("{:016x}", hash(&versions));
     std::fs::create_dir_all(&place).unwrap();
-    // One test makes it, the others wait.
+    // One test makes it, the others wait; and nobody makes another one while it is copied.
     let lock = File::create(place.join("lock")).unwrap();
     let _lock = nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusive).unwrap();
     let (store, made) = (place.join("store"), place.join("version"));
@@ -105,7 +101,7 @@ fn prepared(kind: &str, options: &[&str], make: impl FnOnce(&Lab)) -> PathBuf {
         lab.copy_tree(&lab.store(), &store);
         std::fs::write(&made, &version).unwrap();
     }
-    store
+    target.copy_tree(&store, &target.store());
 }
 
 fn hash(what: &impl Hash) -> u64 {

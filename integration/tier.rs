@@ -111,7 +111,7 @@ fn table() -> String {
         for (at, verb) in verbs.iter().enumerate().filter(|(at, verb)| !verbs[..*at].contains(verb)) {
             let cells = Class::ALL.map(|(class, _)| {
                 let count = |picked: Vec<usize>| picked.iter().filter(|at| verbs[**at] == *verb).count();
-                match tried.contains(&class) {
+                match tried.contains(&class) && (!what.contains("warm") || faults_warm::is_tried(verb, class)) {
                     true => format!("{}/{}", count(picked_first(&verbs, class)), count((0..verbs.len()).collect())),
                     false => String::new(),
                 }
@@ -136,5 +136,5 @@ fn the_document_says_which_verb_is_tried_under_which_fault_and_none_is_left_out(
     } else {
         assert_eq!(shown, table);
     }
-    assert!(!table.contains("0/"), "{table}");
+    assert!(!table.contains(" 0/"), "{table}");
 }

@@ -59,7 +59,7 @@ pub struct Seen {
 pub async fn check(context: &Context, path: &Path, format: Option<Format>, repair: bool) -> Result<Option<Checked>> {
     let file = foreign::look(&option(path, format))?;
     file.refuse_references()?;
-    let in_use = image_lock::is_written_to(&file.path).on("look at the locks of", path)?;
+    let in_use = image_lock::is_written_to(&file.held.path()).on("look at the locks of", path)?;
     if repair && in_use {
         return Err(Error::refused(format!("{} is in use: a running QEMU writes to it", path.display())));
     }
@@ -137,8 +137,9 @@ pub async fn convert(
             chains::resolve(file, &[])?
         }
     };
-    for file in tree.files() {
-        if image_lock::is_written_to(&file).on("look at the locks of", &file)? {
+    let held = tree.held();
+    for (file, held) in tree.files().iter().zip(&held) {
+        if image_lock::is_written_to(&held.path()).on("look at the locks of", file)? {
             return Err(Error::refused(format!("{} is in use: a running QEMU writes to it", file.display()))
                 .hint("if it belongs to a VM of the store: cowhand image export VM@SNAPSHOT FILE"));
         }
@@ -146,7 +147,6 @@ pub async fn convert(
     import::tell(context, &tree);
     let scratch = tempfile::tempdir().map_err(|error| Error::failed("cannot make a directory").because(error))?;
     let node = tree.node(scratch.path())?;
-    let held = tree.held();
     let from = Origin {
         path: scratch.path(),
         source: Source::Node(node),

@@ -146,18 +146,20 @@ fn a_raw_disk_that_is_exchanged_for_a_link_does_not_bring_a_file_of_roots_into_a
     ] {
         lab.run(args).fails(5, &["symbolic link", "65534", "name the file"]);
     }
-    // Their file, which is exchanged after it was looked at: for a link, for another name of the victim.
-    for hard in [false, true] {
+    // Their file, which is exchanged after it was looked at: for a link, for another name of the victim, for another file.
+    for (exchange, words) in [("link", "symbolic link"), ("name", "hard links"), ("file", "was replaced")] {
         let mut command = lab.command(&["create", "web", "--disk", text(&disk)]);
         command.env("COWHAND_FAULT", "journal.json, written:stall");
         let mut child = command.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
         lines.by_ref().find(|line| line.starts_with("fault ")).unwrap();
         std::fs::rename(&disk, directory.join("kept")).unwrap();
-        if hard {
-            std::fs::hard_link(&victim, &disk).unwrap();
-        } else {
-            symlink(&victim, &disk).unwrap();
+        match exchange {
+            "link" => symlink(&victim, &disk).unwrap(),
+            "name" => std::fs::hard_link(&victim, &disk).unwrap(),
+            _ => std::fs::write(&disk, vec![2; 1 << 20]).unwrap(),
+        }
+        if exchange == "link" {
             give_away(&[&disk]);
         }
         let pid = child.id().cast_signed();
@@ -165,7 +167,8 @@ fn a_raw_disk_that_is_exchanged_for_a_link_does_not_bring_a_file_of_roots_into_a
         let pid = nix::unistd::Pid::from_raw(pid);
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).unwrap();
         let rest: Vec<String> = lines.collect();
-        assert_eq!(child.wait().unwrap().code(), Some(5), "{rest:?}");
+        assert_eq!(child.wait().unwrap().code(), Some(5), "{exchange}: {rest:?}");
+        assert!(rest.iter().any(|line| line.contains(words)), "{exchange}: {rest:?}");
         let mut found = Vec::new();
         files_with_it(&lab.store(), &mut found);
         assert!(found.is_empty(), "{found:?}: {rest:?}");

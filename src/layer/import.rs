@@ -47,7 +47,7 @@ pub async fn examine_with_backing(context: &Context, ask: &Ask<'_>, within: &[Pa
         )));
     }
     for below in tree.images().iter().skip(1) {
-        refuse_in_use(&below.image.path)?;
+        refuse_in_use(&below.image)?;
     }
     tell(context, &tree);
     from_tree(context, tree, ask).await
@@ -78,13 +78,13 @@ async fn from_tree(context: &Context, tree: Tree, ask: &Ask<'_>) -> Result<Candi
 
 fn look(ask: &Ask<'_>) -> Result<Foreign> {
     let file = foreign::look(ask)?;
-    refuse_in_use(&file.path)?;
+    refuse_in_use(&file)?;
     Ok(file)
 }
 
-fn refuse_in_use(path: &Path) -> Result<()> {
-    if image_lock::is_written_to(path).on("look at the locks of", path)? {
-        let shown = path.display();
+fn refuse_in_use(file: &Foreign) -> Result<()> {
+    if image_lock::is_written_to(&file.held.path()).on("look at the locks of", &file.path)? {
+        let shown = file.path.display();
         return Err(
             Error::refused(format!("{shown} is in use: a running QEMU writes to it")).hint("stop that VM first")
         );

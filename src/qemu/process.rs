@@ -57,9 +57,13 @@ pub async fn start(argv: &[String], sockets: &Sockets, files: Files<'_>) -> Resu
     fault::point("QEMU, about to be started").on("start QEMU for", sockets.directory())?;
     let mut child = command::detached(argv, &log, inherited, files.with_us)
         .map_err(|source| Error::failed(format!("cannot run {}", argv[0])).because(source))?;
-    let watched =
-        PidFd::open(child.id().cast_signed()).map_err(|source| Error::failed("cannot watch QEMU").because(source))?;
-    let process = watched.try_clone().map_err(|source| Error::failed("cannot watch QEMU").because(source))?;
+    let watched = PidFd::open(child.id().cast_signed()).and_then(|watched| Ok((watched.try_clone()?, watched)));
+    let (process, watched) = watched.map_err(|source| {
+        // Nobody would end it.
+        let _ = child.kill();
+        let _ = child.wait();
+        Error::failed("cannot watch QEMU").because(source)
+    })?;
     let mut guard = Starting { process: Some(watched) };
     let error = match guard.greeted(&process, watch, &socket, files.log_limit.zip(files.log.parent())).await {
         Ok(qmp) => {

@@ -63,7 +63,10 @@ pub fn refused(path: &Path, refusal: Refusal) -> Error {
         Refusal::Linked => Error::refused(format!(
             "{shown} has other names (hard links), and lies in a directory in which other users can make some"
         ))
-        .hint(format!("if it is the right one, name it in a directory of yours, or a copy: cp {shown} COPY")),
+        .hint(format!(
+            "if it is the right one, name it in a directory of yours, or a copy: cp {} COPY",
+            printable::shell(path)
+        )),
     }
 }
 

@@ -15,7 +15,7 @@ use crate::image::{self, Target, Written};
 use crate::layer::foreign;
 use crate::layer::foreign::rule::{Ask, Spelling};
 use crate::layer::{create, import};
-use crate::model::Format;
+use crate::model::{FileId, Format};
 use crate::sys::files::Pinned;
 use crate::sys::flock;
 
@@ -77,8 +77,9 @@ impl Disk {
         let about = file.file.metadata().on("look at", &file.path)?;
         let ask = Ask { path: &file.path, said: format, spelling: Spelling::Option };
         let found = import::examine(context, &ask).await?;
-        // Whoever owns the directory may have exchanged the file.
-        if !flock::is_still_at(&file.file, &found.path).on("look at", path)? {
+        // Whoever owns the directory may have exchanged the file, and exchanged it back.
+        let id = FileId { device: about.dev(), inode: about.ino() };
+        if found.id != id || !flock::is_still_at(&file.file, &found.path).on("look at", path)? {
             return Err(Error::refused(format!("{} was replaced while it was looked at", path.display())));
         }
         if is_a_layer(context, &file.path, &about) {
