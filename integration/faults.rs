@@ -341,12 +341,12 @@ fn all(lab: &dyn Fn() -> Lab, class: Class, stride: u32) {
 
 #[test]
 fn an_operation_killed_at_any_of_its_fault_points_loses_nothing() {
-    all(&Lab::new, Class::Killed, 9);
+    all(&Lab::in_memory, Class::Killed, 9);
 }
 
 #[test]
 fn an_operation_failing_at_any_of_its_fault_points_loses_nothing() {
-    all(&Lab::new, Class::Failing, 17);
+    all(&Lab::in_memory, Class::Failing, 17);
 }
 
 /// The cut itself: without it the others would prove nothing.

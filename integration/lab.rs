@@ -62,7 +62,15 @@ impl From<Output> for Done {
 impl Lab {
     pub fn new() -> Self {
         // Short: the sockets' paths have to fit into 108 bytes.
-        let directory = tempfile::Builder::new().prefix("cw").tempdir_in("/tmp").unwrap();
+        Self::of(tempfile::Builder::new().prefix("cw").tempdir_in("/tmp").unwrap())
+    }
+
+    /// One in memory, where there is room for it: for commands that are killed or fail at many places, while the host goes on.
+    pub fn in_memory() -> Self {
+        in_memory(500).map_or_else(Self::new, Self::of)
+    }
+
+    fn of(directory: tempfile::TempDir) -> Self {
         std::fs::create_dir(directory.path().join("run")).unwrap();
         Self { directory, disk: None, appliance: None }
     }
@@ -356,11 +364,28 @@ struct Disk {
     image: PathBuf,
     mount: PathBuf,
     options: &'static str,
+    _memory: Option<tempfile::TempDir>,
+}
+
+/// A directory in memory, where it has room for `megabytes`: below a file system whose power is only said to fail, nothing is learned from
+/// waiting for a real disk.
+fn in_memory(megabytes: u64) -> Option<tempfile::TempDir> {
+    let room = nix::sys::statvfs::statvfs("/dev/shm").ok()?;
+    let free = (room.blocks_available() * room.fragment_size()) >> 20;
+    if free <= 4 * megabytes {
+        return None;
+    }
+    let directory = tempfile::Builder::new().prefix("cwd").tempdir_in("/dev/shm").ok()?;
+    // Linux has these attributes in memory since 6.6; without them, what is noted in them would not be tested.
+    rustix::fs::setxattr(directory.path(), "user.cowhand", b"", rustix::fs::XattrFlags::empty()).ok()?;
+    Some(directory)
 }
 
 impl Disk {
     fn new(test: &str, directory: &Path, file_system: &str, megabytes: u64) -> Option<Self> {
-        let (image, mount) = (directory.join("disk.img"), directory.join("disk"));
+        let memory = in_memory(megabytes);
+        let image = memory.as_ref().map_or(directory, |memory| memory.path()).join("disk.img");
+        let mount = directory.join("disk");
         // Nothing is to be written back before its time, and no heuristics of the file system may do the work of an fsync that is missing.
         let options = if file_system == "ext4" { "loop,noatime,commit=900,noauto_da_alloc" } else { "loop,noatime" };
         std::fs::create_dir(&mount).unwrap();
@@ -372,7 +397,7 @@ impl Disk {
             skip(test, &format!("mkfs.{file_system} is not there"));
             return None;
         }
-        let disk = Self { image, mount, options };
+        let disk = Self { image, mount, options, _memory: memory };
         if !disk.mount().status.success() {
             skip(test, &format!("mounting a file system from a file needs root, a loop device and {file_system}"));
             return None;
@@ -448,17 +473,24 @@ pub fn guest(name: &str) -> Guest {
 }
 
 fn make(name: &str) -> Guest {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/guest");
-    let output = Command::new(script).arg(name).output().unwrap();
-    assert!(output.status.success(), "scripts/guest {name}: {}", String::from_utf8_lossy(&output.stderr));
-    let image = PathBuf::from(String::from_utf8(output.stdout).unwrap().trim());
+    let image = made("guest", &[name]);
     let beside = |extension: &str| image.with_extension(extension).to_str().unwrap().to_owned();
+    // Its own kernel boots in the same way, but for three times as long.
+    let kernel = if name == "tiny" { made("kernel", &[]).to_str().unwrap().to_owned() } else { beside("vmlinuz") };
     Guest {
-        kernel: beside("vmlinuz"),
+        kernel,
         initrd: beside("initrd"),
         cmdline: std::fs::read_to_string(beside("cmdline")).unwrap_or_default().trim().to_owned(),
         image,
     }
+}
+
+/// What `scripts/SCRIPT` makes, or has made.
+fn made(script: &str, args: &[&str]) -> PathBuf {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts").join(script);
+    let output = Command::new(path).args(args).output().unwrap();
+    assert!(output.status.success(), "scripts/{script} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
 }
 
 /// Copies a directory with everything in it.

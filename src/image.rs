@@ -13,7 +13,7 @@ use crate::error::{Error, IoContext, Result};
 use crate::layer::foreign::rule::{Ask, Spelling};
 use crate::layer::foreign::{self, chain as chains};
 use crate::layer::inspect::{self, Content, Reference, Role};
-use crate::layer::{chain, import};
+use crate::layer::{chain, import, opened};
 use crate::model::{Disk, Format, Layer, PointRef, printable};
 use crate::qemu::img::{Checked, Img, Info, Inside, Source};
 use crate::sys::cage::Held;
@@ -208,13 +208,22 @@ pub async fn export(context: &Context, point: &PointRef, target: Option<&str>, t
     };
     let layer: &Layer = &disk.layer;
     let chain = chain::read(&context.store, layer)?;
-    let path = &context.store.layout.layer(layer);
+    let (mut others, mut in_place) = (Vec::new(), Vec::new());
+    for link in chain.links() {
+        match opened::open(&context.store, &link.layer)?.in_place {
+            // Whatever is put in its place meanwhile is not read.
+            Some(pinned) => in_place.push(pinned.held()?),
+            None => others.push(link.path.clone()),
+        }
+    }
+    let alone = others.is_empty() && in_place.len() == 1;
+    let path = &if alone { in_place[0].path() } else { context.store.layout.layer(layer) };
     let from = Origin {
         path,
-        source: Source::File(path, layer.format),
+        source: if alone { Source::alone(path, layer.format) } else { Source::File(path, layer.format) },
         virtual_bytes: chain.active().virtual_bytes.max(disk.virtual_bytes),
-        others: chain.links().iter().map(|link| link.path.clone()).collect(),
-        held: Vec::new(),
+        others,
+        held: in_place.iter().collect(),
         within: tag.map(|tag| (Inside { tag, virtual_bytes: disk.virtual_bytes }, layer.format)),
     };
     write(context, from, to).await

@@ -283,6 +283,20 @@ fn a_file_of_the_host_through_an_image_that_changes_after_it_was_taken() {
     let (done, opened) = site.traced(&["start", "other"]);
     done.fails(8, &["not a layer of the store"]);
     assert!(!opened.contains(&site.secret()));
+    // Nor may it choose among the layers of others.
+    site.lab.ok(&["create", "victim", "--size", "8M"]);
+    let layer = &site.lab.chain("victim")[0];
+    qemu_img(&["rebase", "-u", "-f", "qcow2", "-b", &format!("{layer}.qcow2"), "-F", "qcow2", &image]);
+    for args in [
+        &["start", "other"][..],
+        &["image", "export", "other", &site.at("out.raw")],
+        &["clone", "other", "d", "--full"],
+    ] {
+        site.lab.run(args).fails(8, &["is a file in its place"]);
+    }
+    site.lab.ok(&["clone", "victim", "mine"]);
+    site.lab.ok(&["rm", "mine"]);
+    site.lab.ok(&["rm", "victim"]);
 }
 
 /// THREATS: `qemu-img` looks at images as root, without limits. Here an image has taken it over: it is a program of the attacker's.

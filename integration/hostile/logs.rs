@@ -98,7 +98,9 @@ fn a_guest_that_never_stops_printing_takes_the_disk_of_the_host_and_the_memory_o
         let outcome = watch(&lab, command);
         let kept = outcome.done.out.len() as u64;
         row(&format!("serial port: {}", words.join(" ")), &outcome, printed(&log), (kept, 1));
-        assert!(outcome.peak > 0 && outcome.peak <= READER_MEMORY, "{} MiB of memory", outcome.peak >> 20);
+        // A command can be over before it has been looked at once; the one that follows the log is not.
+        assert!(outcome.peak > 0 || !words.contains(&"--follow"), "its memory was not measured");
+        assert!(outcome.peak <= READER_MEMORY, "{} MiB of memory", outcome.peak >> 20);
         assert!(outcome.done.out.contains("dull boy"), "{:?}", outcome.done);
     }
     let (sent, kept) = (printed(&log), sizes(&log));

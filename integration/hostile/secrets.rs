@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::LazyLock;
 
 use crate::lab::{Done, Lab, eventually, files_in, guest, kill, qemu_img, skip};
@@ -46,6 +46,22 @@ fn give_away(paths: &[&Path]) {
     for path in paths {
         std::os::unix::fs::lchown(path, Some(OTHER), Some(OTHER)).unwrap();
     }
+}
+
+/// Stops a command at its fault point `at` (a number or a name), acts, and lets it go on. Returns how it ended and what it said, first
+/// the point it was stopped at.
+fn interrupted(lab: &Lab, args: &[&str], at: &str, act: impl FnOnce()) -> (ExitStatus, Vec<String>) {
+    let mut command = lab.command(args);
+    command.env("COWHAND_FAULT", format!("{at}:stall")).stderr(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let point = lines.by_ref().find(|line| line.starts_with("fault ")).unwrap();
+    act();
+    let pid = child.id().cast_signed();
+    eventually("a standstill", || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().contains(") T "));
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGCONT).unwrap();
+    let said: Vec<String> = std::iter::once(point).chain(lines).collect();
+    (child.wait().unwrap(), said)
 }
 
 fn text(path: &Path) -> &str {
@@ -103,21 +119,13 @@ fn a_disk_that_is_exchanged_for_a_link_does_not_make_root_write_to_another_image
     // What is made once is there.
     lab.ok(&["seal", "--dry-run", text(&disk)]);
     // Stopped when everything has been worked out and nothing is written to the disk.
-    let mut command = lab.command(&["seal", text(&disk)]);
-    let mut child =
-        command.env("COWHAND_FAULT", "1:stall").stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
-    let at = lines.by_ref().find(|line| line.starts_with("fault ")).unwrap();
-    assert!(at.contains("json, written"), "{at}");
-    std::fs::rename(&disk, directory.join("kept")).unwrap();
-    symlink(&victim, &disk).unwrap();
-    give_away(&[&disk]);
-    let pid = child.id().cast_signed();
-    eventually("a standstill", || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().contains(") T "));
-    let pid = nix::unistd::Pid::from_raw(pid);
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).unwrap();
-    let rest: Vec<String> = lines.collect();
-    let status = child.wait().unwrap();
+    let exchange = || {
+        std::fs::rename(&disk, directory.join("kept")).unwrap();
+        symlink(&victim, &disk).unwrap();
+        give_away(&[&disk]);
+    };
+    let (status, rest) = interrupted(&lab, &["seal", text(&disk)], "2", exchange);
+    assert!(rest[0].contains("json, written"), "{rest:?}");
     assert!(std::fs::read(&victim).unwrap() == before, "the victim was written to: {status} {rest:?}");
     qemu_img(&["check", "-q", text(&directory.join("kept"))]);
 }
@@ -148,35 +156,108 @@ fn a_raw_disk_that_is_exchanged_for_a_link_does_not_bring_a_file_of_roots_into_a
     }
     // Their file, which is exchanged after it was looked at: for a link, for another name of the victim, for another file.
     for (exchange, words) in [("link", "symbolic link"), ("name", "hard links"), ("file", "was replaced")] {
-        let mut command = lab.command(&["create", "web", "--disk", text(&disk)]);
-        command.env("COWHAND_FAULT", "journal.json, written:stall");
-        let mut child = command.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
-        lines.by_ref().find(|line| line.starts_with("fault ")).unwrap();
-        std::fs::rename(&disk, directory.join("kept")).unwrap();
-        match exchange {
-            "link" => symlink(&victim, &disk).unwrap(),
-            "name" => std::fs::hard_link(&victim, &disk).unwrap(),
-            _ => std::fs::write(&disk, vec![2; 1 << 20]).unwrap(),
-        }
-        if exchange == "link" {
-            give_away(&[&disk]);
-        }
-        let pid = child.id().cast_signed();
-        eventually("a standstill", || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().contains(") T "));
-        let pid = nix::unistd::Pid::from_raw(pid);
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).unwrap();
-        let rest: Vec<String> = lines.collect();
-        assert_eq!(child.wait().unwrap().code(), Some(5), "{exchange}: {rest:?}");
+        let act = || {
+            std::fs::rename(&disk, directory.join("kept")).unwrap();
+            match exchange {
+                "link" => symlink(&victim, &disk).unwrap(),
+                "name" => std::fs::hard_link(&victim, &disk).unwrap(),
+                _ => std::fs::write(&disk, vec![2; 1 << 20]).unwrap(),
+            }
+            if exchange == "link" {
+                give_away(&[&disk]);
+            }
+        };
+        let (status, rest) = interrupted(&lab, &["create", "web", "--disk", text(&disk)], "journal.json, written", act);
+        assert_eq!(status.code(), Some(5), "{exchange}: {rest:?}");
         assert!(rest.iter().any(|line| line.contains(words)), "{exchange}: {rest:?}");
         let mut found = Vec::new();
         files_with_it(&lab.store(), &mut found);
         assert!(found.is_empty(), "{found:?}: {rest:?}");
         std::fs::rename(directory.join("kept"), &disk).unwrap();
+        // QEMU's program is given the file that was looked at.
+        let convert = &["image", "convert", text(&disk), text(&out)];
+        let (status, rest) = interrupted(&lab, convert, "a file from outside, looked at", act);
+        assert!(status.success(), "{exchange}: {rest:?}");
+        assert!(std::fs::read(&out).unwrap() == vec![1; 1 << 20], "{exchange}: another file was converted");
+        std::fs::remove_file(&out).unwrap();
+        std::fs::rename(directory.join("kept"), &disk).unwrap();
     }
     assert_eq!(lab.fingerprint(), before);
     // Left alone, it is the disk that it is.
     lab.ok(&["create", "web", "--disk", text(&disk)]);
+}
+
+#[test]
+fn a_disk_in_its_place_that_becomes_a_link_does_not_bring_a_file_of_roots_into_a_copy() {
+    let Some(lab) = lab("a_disk_in_its_place_that_becomes_a_link_does_not_bring_a_file_of_roots_into_a_copy") else {
+        return;
+    };
+    let (directory, _) = theirs(&lab);
+    let (disk, victim, outside) = (directory.join("disk.raw"), lab.path().join("victim"), lab.path().join("outside"));
+    std::fs::create_dir(&outside).unwrap();
+    let out = outside.join("out.raw");
+    std::fs::write(&disk, vec![1; 1 << 20]).unwrap();
+    std::fs::write(&victim, secret().repeat(1 << 15)).unwrap();
+    give_away(&[&disk]);
+    lab.ok(&["create", "web", "--disk", &format!("{},use", text(&disk))]);
+    lab.ok(&["image", "export", "web", text(&out)]);
+    assert!(std::fs::read(&out).unwrap() == vec![1; 1 << 20]);
+    std::fs::remove_file(&out).unwrap();
+    lab.ok(&["snapshot", "create", "web", "s"]);
+    lab.ok(&["image", "export", "web@s", text(&out)]);
+    std::fs::remove_file(&out).unwrap();
+    lab.ok(&["clone", "web@s", "before", "--full"]);
+    let exchange = || {
+        std::fs::rename(&disk, directory.join("kept")).unwrap();
+        symlink(&victim, &disk).unwrap();
+        give_away(&[&disk]);
+    };
+    let back = || std::fs::rename(directory.join("kept"), &disk).unwrap();
+    let nothing_of_it = || {
+        let mut found = Vec::new();
+        files_with_it(&lab.store(), &mut found);
+        files_with_it(&outside, &mut found);
+        assert!(found.is_empty(), "{found:?}");
+    };
+    // Before the command.
+    exchange();
+    for args in [
+        &["image", "export", "web@s", text(&out)][..],
+        &["clone", "web@s", "copy", "--full"],
+        &["clone", "web@s", "copy"],
+        &["start", "web"],
+    ] {
+        lab.run(args).fails(8, &["used in its place", "symbolic link", "65534"]);
+    }
+    nothing_of_it();
+    // Others go on, and nothing of theirs has become uncertain.
+    lab.ok(&["clone", "before", "another"]);
+    lab.ok(&["ls"]);
+    assert!(!lab.run(&["rm", "another"]).err.contains("cannot be read"));
+    lab.ok(&["gc", "--older-than", "0"]);
+    assert!(lab.run(&["doctor"]).out.contains("used in its place"));
+    back();
+    // While it is at work.
+    let (status, rest) = interrupted(&lab, &["clone", "web@s", "copy", "--full"], "journal.json, written", exchange);
+    assert_eq!(status.code(), Some(8), "{rest:?}");
+    assert!(rest.iter().any(|line| line.contains("symbolic link")), "{rest:?}");
+    nothing_of_it();
+    back();
+    // Between a look and the use, of one layer and of two.
+    for args in [
+        &["image", "export", "web@s", text(&out)][..],
+        &["image", "export", "web", text(&out)],
+        &["clone", "web@s", "copy", "--full"],
+        &["clone", "web", "copy", "--full"],
+    ] {
+        let (status, rest) = interrupted(&lab, args, "a file in its place, opened", exchange);
+        assert!(matches!(status.code(), Some(0 | 8)), "{args:?}: {rest:?}");
+        nothing_of_it();
+        back();
+        let _ = std::fs::remove_file(&out);
+        lab.run(&["rm", "copy"]);
+    }
+    lab.ok(&["clone", "web@s", "copy", "--full"]);
 }
 
 #[test]

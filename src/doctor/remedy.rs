@@ -283,7 +283,7 @@ async fn set_backing(context: &Context, layer: &Layer, backing: Option<&Layer>) 
     let trash =
         store.open_trash(&Store::trash_name("doctor", &name), &Entry::new("doctor", &name, &context.operation))?;
     let kept = trash.join(format!("{}.header", layer.file_name()));
-    atomic::write(&kept, &census::read_start(&path)?)?;
+    atomic::write(&kept, &census::read_start(store, layer)?)?;
     Img::find(context)?.set_backing(&path, backing).await?;
     // What lies in it is what it was: an `undo` that relies on it stays possible.
     store.stamp_anew(&before.into(), &stamp::of(store, layer)?.into())

@@ -246,8 +246,12 @@ fn sealing(store: &Store) -> Result<Vec<Finding>> {
 pub fn examine_pool(context: &Context, pool: &Pool) -> Result<Vec<Finding>> {
     let store = &context.store;
     let mut findings = Vec::new();
+    let why = |layer| census::inspect(store, layer).err().map(|error| error.full_message()).unwrap_or_default();
+    for layer in &pool.unusable {
+        findings.push(Finding::warn("layers", why(layer)).hint("who stands on it is said below"));
+    }
     for layer in &pool.damaged {
-        let why = census::inspect(store, layer).err().map(|error| error.full_message()).unwrap_or_default();
+        let why = why(layer);
         findings.push(
             Finding::warn("layers", format!("the header of layer {layer} cannot be trusted: {why}"))
                 .hint("while that is so, layers that seem unused are kept; who stands on it is said below"),

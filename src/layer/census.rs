@@ -2,12 +2,11 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::SystemTime;
 
-use rustix::fs::OFlags;
-
+use super::opened::{self, Opened};
 use super::pool::{LayerInfo, Pool, Use};
 use super::{foreign, qcow2};
 use crate::error::{Error, IoContext, Kind, Result};
@@ -65,6 +64,11 @@ impl Pool {
         for layer in files(store)? {
             match inspect(store, &layer) {
                 Ok(info) => drop(self.layers.insert(layer.id.clone(), info)),
+                // A file that is used in its place stands on nothing, whatever has become of it, so it makes nothing uncertain.
+                Err(error) if error.kind() == Kind::Damaged && store.layout.layer(&layer).is_symlink() => {
+                    self.layers.insert(layer.id.clone(), LayerInfo::unusable(layer.clone()));
+                    self.unusable.push(layer);
+                }
                 // One damaged layer concerns those who stand on it, and nobody else.
                 Err(error) if error.kind() == Kind::Damaged => self.damaged.push(layer),
                 // It went while we looked.
@@ -186,15 +190,9 @@ pub fn standing_on(store: &Store, bases: &[&Layer]) -> Result<Vec<Layer>> {
 
 /// Reads what one layer says of itself.
 pub fn inspect(store: &Store, layer: &Layer) -> Result<LayerInfo> {
+    let Opened { file, in_place } = opened::open(store, layer)?;
     let path = store.layout.layer(layer);
-    let about = match std::fs::metadata(&path) {
-        Ok(about) => about,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(Error::damaged(format!("layer {layer} is missing from the store"))
-                .hint(format!("its file should be {}", path.display())));
-        }
-        Err(error) => return Err(error).on("read", &path),
-    };
+    let about = file.metadata().on("read", &path)?;
     let mut info = LayerInfo {
         layer: layer.clone(),
         backing: None,
@@ -204,7 +202,7 @@ pub fn inspect(store: &Store, layer: &Layer) -> Result<LayerInfo> {
     };
     if layer.format == Format::Qcow2 {
         let damaged = |why: &str| Error::damaged(format!("layer {layer} is damaged: {why}"));
-        let header = qcow2::parse(&read_start(&path)?)?.ok_or_else(|| damaged("it has no qcow2 header"))?;
+        let header = qcow2::parse(&start(file, &path)?)?.ok_or_else(|| damaged("it has no qcow2 header"))?;
         if header.data_file {
             return Err(damaged("it keeps its data in another file"));
         }
@@ -213,6 +211,10 @@ pub fn inspect(store: &Store, layer: &Layer) -> Result<LayerInfo> {
         if let Some(name) = header.backing_file {
             let backing = Layer::from_file_name(&name)
                 .ok_or_else(|| damaged(&format!("its backing file {name:?} is not a layer of the store")))?;
+            // It had none when it was taken; its owner has written it, and may not choose among our layers.
+            if in_place.is_some() {
+                return Err(damaged(&format!("it is a file in its place, and names the backing file {name:?}")));
+            }
             if header.backing_format.as_deref().is_some_and(|format| format != backing.format.as_str()) {
                 return Err(damaged(&format!(
                     "it takes its backing file {name:?} for {}",
@@ -221,7 +223,7 @@ pub fn inspect(store: &Store, layer: &Layer) -> Result<LayerInfo> {
             }
             info.backing = Some(backing);
         }
-    } else if layer.format != Format::Raw && !foreign::names_nothing(&path, layer.format)? {
+    } else if layer.format != Format::Raw && !foreign::is_alone(&file, &path, layer.format)? {
         // A file that is used in its place can have been changed by its owner.
         return Err(Error::damaged(format!(
             "layer {layer} is damaged: it names other files, or is not {}",
@@ -231,15 +233,13 @@ pub fn inspect(store: &Store, layer: &Layer) -> Result<LayerInfo> {
     Ok(info)
 }
 
-/// The first bytes of a file, enough for a header.
-pub fn read_start(path: &Path) -> Result<Vec<u8>> {
+/// The first bytes of a layer, enough for its header.
+pub fn read_start(store: &Store, layer: &Layer) -> Result<Vec<u8>> {
+    start(opened::open(store, layer)?.file, &store.layout.layer(layer))
+}
+
+fn start(file: File, path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(qcow2::HEADER_BYTES);
-    // A file that is used in its place belongs to somebody else, who may have put a FIFO there.
-    let file = File::options().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path);
-    let file = file.on("read", path)?;
-    if !file.metadata().on("read", path)?.is_file() {
-        return Err(Error::damaged(format!("{} is not a regular file", path.display())));
-    }
     file.take(qcow2::HEADER_BYTES as u64).read_to_end(&mut bytes).on("read", path)?;
     Ok(bytes)
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::inspect::{self, Reference, Role};
-use super::{chain as chains, create, foreign, note};
+use super::{chain as chains, create, foreign, note, opened};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::model::{FileId, Layer};
@@ -29,13 +29,22 @@ impl Drop for StopOnDrop {
     }
 }
 
-/// Copies the file `from` of the pool as `layer`, durably. One that exists already is left alone.
-pub async fn file(context: &Context, from: &Path, layer: &Layer) -> Result<Option<Method>> {
+/// Copies the layer `from` as `layer`, durably. One that exists already is left alone.
+pub async fn file(context: &Context, from: &Layer, layer: &Layer) -> Result<Option<Method>> {
     if context.store.layout.layer(layer).exists() {
         return Ok(None);
     }
-    let opened = File::open(from).on("open", from)?;
-    let method = begin(context, (from, opened), layer).await?;
+    let path = context.store.layout.layer(from);
+    let opened = opened::open(&context.store, from)?;
+    let method = begin(context, (&path, opened.file), layer).await?;
+    // Its owner may have written to it, or exchanged it, since it was looked at.
+    if opened.in_place.is_some() {
+        let partial = context.store.layout.partial_layer(layer);
+        if let Err(error) = refuse_changed(&partial, layer, None, &format!("layer {from}, a file in its place,")) {
+            let _ = std::fs::remove_file(&partial);
+            return Err(error);
+        }
+    }
     create::finish(&context.store, layer)?;
     Ok(Some(method))
 }
@@ -117,7 +126,7 @@ pub async fn chain(context: &Context, source: &Layer, layer: &Layer) -> Result<O
     let chain = chains::read(store, source)?;
     // A file is copied with all that is in it; internal snapshots belong to the source.
     if chain.links().len() == 1 && chain.active().internal_snapshots == 0 {
-        return file(context, &chain.active().path, layer).await;
+        return file(context, source, layer).await;
     }
     if store.layout.layer(layer).exists() {
         return Ok(None);

@@ -1,6 +1,6 @@
 //! Image files: what their headers say, how they stand on each other, how they are made, copied and merged.
 //!
-//! [`qcow2`], [`inspect`], [`pool`] and [`collapse`] are pure; [`census`], [`chain`] and [`foreign`] read; [`create`], [`copy`] and
+//! [`qcow2`], [`inspect`], [`pool`] and [`collapse`] are pure; [`census`], [`chain`], [`foreign`] and [`opened`] read; [`create`], [`copy`] and
 //! [`merge`] act.
 
 pub mod census;
@@ -13,6 +13,7 @@ pub mod import;
 pub mod inspect;
 pub mod merge;
 pub mod note;
+pub mod opened;
 pub mod pool;
 pub mod qcow2;
 pub mod stamp;

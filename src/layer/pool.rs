@@ -21,6 +21,13 @@ pub struct LayerInfo {
     pub internal_snapshots: u32,
 }
 
+impl LayerInfo {
+    /// What is known of a file that is used in its place and cannot be read: it stands on nothing.
+    pub fn unusable(layer: Layer) -> Self {
+        Self { layer, backing: None, virtual_bytes: 0, allocated_bytes: 0, internal_snapshots: 0 }
+    }
+}
+
 /// Who names a layer.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Use {
@@ -80,6 +87,8 @@ pub struct Pool {
     pub uses: BTreeMap<LayerId, Vec<Use>>,
     /// Layers whose header cannot be read, or that went while we looked.
     pub damaged: Vec<Layer>,
+    /// Files that are used in their place and cannot be used as they are now.
+    pub unusable: Vec<Layer>,
     /// VMs whose record or journal cannot be read: what they use is unknown.
     pub unreadable: Vec<Name>,
     /// Others changed the store so fast that no moment of it could be seen.

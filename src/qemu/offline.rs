@@ -20,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::model::Chain;
 use crate::sys::cage::{Cage, Held, Limits};
 use crate::sys::command;
+use crate::sys::files::{Pinned, Refusal};
 use crate::sys::pidfd::PidFd;
 use crate::ui::Task;
 
@@ -45,6 +46,16 @@ impl<'a> Open<'a> {
     }
 }
 
+fn pin(path: &Path) -> Result<Pinned> {
+    Pinned::open(path).map_err(|refusal| {
+        let error = Error::damaged(format!("the file in the place of {} cannot be used as it is now", path.display()));
+        match refusal {
+            Refusal::Io(cause) => error.because(cause),
+            Refusal::Link { .. } | Refusal::Linked => error,
+        }
+    })
+}
+
 /// A running engine.
 pub struct Offline {
     /// The connection.
@@ -56,9 +67,10 @@ impl Offline {
     /// Starts the engine and opens `chains`; layers they share are opened once. It reaches the layers of the store and nothing else.
     pub async fn start(context: &Context, chains: &[Open<'_>]) -> Result<Self> {
         let cage = Cage::new(Limits::ENGINE).writing(&context.store.layout.layers());
-        // A layer may be a link to a file that is used in its place.
-        let links = chains.iter().flat_map(|open| open.chain.links());
-        let cage = links.fold(cage, |cage, link| cage.writing(&link.path));
+        // A layer may be a link to a file that is used in its place: to the one that is there now, whatever is put there a moment later.
+        let links = chains.iter().flat_map(|open| open.chain.links()).filter(|link| link.path.is_symlink());
+        let in_place = links.map(|link| pin(&link.path)).collect::<Result<Vec<_>>>()?;
+        let cage = in_place.iter().fold(cage, |cage, file| cage.writing(&file.proc_path()));
         Self::launch(context, chains, &cage).await
     }
 

@@ -91,8 +91,12 @@ impl Pinned {
                 at = anchor(Path::new("/"))?;
                 continue;
             }
-            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let next = rustix::fs::openat(&at, name.as_os_str(), flags, Mode::empty())?;
+            let open = |flags| {
+                let flags = flags | OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                rustix::fs::openat(&at, name.as_os_str(), flags, Mode::empty())
+            };
+            // Asking for a directory mounts what is mounted on demand (autofs).
+            let next = open(OFlags::DIRECTORY).or_else(|_| open(OFlags::empty()))?;
             let about = File::from(next.try_clone()?).metadata()?;
             if !about.is_symlink() {
                 directory = std::mem::replace(&mut at, next);

@@ -11,15 +11,14 @@ pub mod chain;
 pub mod rule;
 
 use std::fs::File;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-
-use nix::libc;
 
 use super::inspect::{self, ExtentKind, Inspection, Role};
 use crate::error::{Error, IoContext, Result};
 use crate::model::{FileId, Format, printable};
 use crate::sys::cage::Held;
+use crate::sys::fault;
 use crate::sys::files::{Pinned, Refusal};
 use rule::Ask;
 
@@ -70,7 +69,8 @@ pub fn refused(path: &Path, refusal: Refusal) -> Error {
     }
 }
 
-fn refuse_unless_regular(path: &Path, about: &std::fs::Metadata) -> Result<()> {
+/// Refuses what is not a regular file, and says what it is.
+pub fn refuse_unless_regular(path: &Path, about: &std::fs::Metadata) -> Result<()> {
     use std::os::unix::fs::FileTypeExt;
     let kind = about.file_type();
     let shown = path.display();
@@ -102,23 +102,12 @@ fn look_at(opened: Pinned, ask: &Ask<'_>) -> Result<Foreign> {
     let inspection = inspect::inspect(&file, format).on("read the headers of", &path)?;
     let about = file.metadata().on("read", &path)?;
     let id = FileId { device: about.dev(), inode: about.ino() };
+    fault::point("a file from outside, looked at").on("read", &path)?;
     Ok(Foreign { path, held, id, format, inspection, bytes: about.len() })
 }
 
-/// Inspects a layer whose format is known, a file of the user's that is used in its place.
-pub fn names_nothing(path: &Path, format: Format) -> Result<bool> {
-    // Looked at before it is opened, because opening a device can have effects; and once more afterwards.
-    let resolved = path.canonicalize().on("find the disk file", path)?;
-    refuse_unless_regular(path, &resolved.symlink_metadata().on("read", &resolved)?)?;
-    let mut options = File::options();
-    options.read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW | libc::O_NOCTTY);
-    let file = options.open(&resolved).on("read", &resolved)?;
-    refuse_unless_regular(path, &file.metadata().on("read", &resolved)?)?;
-    is_alone(&file, path, format)
-}
-
 /// Does the file name no other one, in this format?
-fn is_alone(file: &File, path: &Path, format: Format) -> Result<bool> {
+pub fn is_alone(file: &File, path: &Path, format: Format) -> Result<bool> {
     let inspection = inspect::inspect(file, format).on("read the headers of", path)?;
     Ok(inspection.names.is_empty() && inspection.unusable.is_none())
 }
