@@ -120,7 +120,7 @@ fn a_vm_whose_record_cannot_be_read_loses_nothing_when_its_neighbours_change() {
 #[test]
 fn a_hidden_layer_under_a_running_clone_waits_and_blocks_nobody() {
     let lab = Lab::new();
-    lab.ok(&["create", "a", "--size", "64M", "--memory", "64M"]);
+    lab.ok(&["create", "a", "--size", "64M", "--memory", "64M", "--net", "none"]);
     for point in ["s0", "s", "t"] {
         lab.ok(&["snapshot", "create", "a", point]);
     }

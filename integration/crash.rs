@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use crate::lab::{Done, Lab, eventually, kill};
-use crate::tier;
 
 #[test]
 fn a_killed_clone_leaves_nothing() {
@@ -66,36 +65,6 @@ fn killed_at_every_moment(
     }
 }
 
-#[test]
-fn a_merge_whose_qemu_is_killed_too_is_finished_offline() {
-    let lab = Lab::new();
-    lab.booted("web");
-    let delays = tier::first_or(&[20, 60][..], &[0, 20, 40, 60, 80, 120]);
-    for (round, delay) in delays.iter().copied().enumerate() {
-        lab.write("web", "/root/a", "before");
-        lab.ok(&["snapshot", "create", "web", "s"]);
-        lab.sh(
-            "web",
-            &format!("echo 'after {round}' > /root/a; dd if=/dev/urandom of=/root/b bs=1M count=16 2>/dev/null; sync"),
-        );
-        let pid = lab.pid("web");
-        let child = lab.spawn(&["snapshot", "rm", "web@s"]);
-        std::thread::sleep(Duration::from_millis(delay));
-        kill(child.id().cast_signed());
-        kill(pid);
-        child.wait_with_output().unwrap();
-        eventually("the end of QEMU", || lab.state("web") == "crashed");
-        lab.ok(&["start", "web"]);
-        assert_eq!(lab.read("web", "/root/a"), Some(format!("after {round}")));
-        if lab.json(&["snapshot", "ls", "web"]) != serde_json::json!([]) {
-            lab.ok(&["snapshot", "rm", "web@s"]);
-        }
-        assert_eq!(lab.chain("web").len(), 1);
-    }
-    lab.check_images_after_a_kill();
-    assert_no_orphans(&lab);
-}
-
 /// Every layer in the pool is named by somebody, or stood on.
 fn assert_no_orphans(lab: &Lab) {
     lab.ok(&["stop", "--force", "web"]);
@@ -154,6 +123,37 @@ fn a_vm_in_the_middle_of_a_change_is_not_started_by_hand() {
 /// The second tier, see docs/testing.md.
 mod full {
     use super::*;
+
+    #[test]
+    fn a_merge_whose_qemu_is_killed_too_is_finished_offline() {
+        let lab = Lab::new();
+        lab.booted("web");
+        for (round, delay) in [0, 20, 40, 60, 80, 120].into_iter().enumerate() {
+            lab.write("web", "/root/a", "before");
+            lab.ok(&["snapshot", "create", "web", "s"]);
+            lab.sh(
+                "web",
+                &format!(
+                    "echo 'after {round}' > /root/a; dd if=/dev/urandom of=/root/b bs=1M count=16 2>/dev/null; sync"
+                ),
+            );
+            let pid = lab.pid("web");
+            let child = lab.spawn(&["snapshot", "rm", "web@s"]);
+            std::thread::sleep(Duration::from_millis(delay));
+            kill(child.id().cast_signed());
+            kill(pid);
+            child.wait_with_output().unwrap();
+            eventually("the end of QEMU", || lab.state("web") == "crashed");
+            lab.ok(&["start", "web"]);
+            assert_eq!(lab.read("web", "/root/a"), Some(format!("after {round}")));
+            if lab.json(&["snapshot", "ls", "web"]) != serde_json::json!([]) {
+                lab.ok(&["snapshot", "rm", "web@s"]);
+            }
+            assert_eq!(lab.chain("web").len(), 1);
+        }
+        lab.check_images_after_a_kill();
+        assert_no_orphans(&lab);
+    }
 
     #[test]
     fn a_snapshot_killed_at_any_moment_is_there_or_not_and_the_guest_keeps_its_writes() {

@@ -6,6 +6,17 @@ use std::path::Path;
 use crate::lab::{Lab, qemu_img, skip};
 
 #[test]
+fn what_qemu_was_asked_before_there_was_a_store_is_kept_in_it() {
+    let lab = Lab::new();
+    let probe = lab.store().join("qemu-probe.json");
+    lab.run(&["create", "web", "--size", "16M", "--machine", "pc-q35-99.9"]).fails(5, &["pc-q35-99.9"]);
+    assert!(!lab.store().exists());
+    lab.ok(&["create", "web", "--size", "16M"]);
+    let kept = std::fs::read_to_string(&probe).unwrap();
+    assert!(kept.contains("pc-q35-"), "{kept}");
+}
+
+#[test]
 fn every_bad_request_is_refused_with_its_code_and_changes_nothing() {
     let lab = Lab::new();
     let at = |name: &str| lab.path().join(name).to_str().unwrap().to_owned();

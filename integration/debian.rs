@@ -61,7 +61,7 @@ mod full {
     #[test]
     fn clones_of_a_sealed_template_share_no_identity_and_work() {
         let mut lab = Lab::new();
-        lab.needs_an_appliance();
+        lab.needs_debians_appliance("vmlinux");
         create(&lab, "web");
         let key = lab.path().join("key");
         let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key).output().unwrap();
@@ -120,7 +120,7 @@ mod full {
     #[test]
     fn a_guest_with_new_file_system_uuids_is_told_of_them() {
         let mut lab = Lab::new();
-        lab.needs_an_appliance();
+        lab.needs_debians_appliance("vmlinux");
         let disk = lab.path().join("debian.qcow2");
         std::fs::copy(guest("debian").disk(), &disk).unwrap();
         let disk = disk.to_str().unwrap();

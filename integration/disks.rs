@@ -28,7 +28,7 @@ fn depth(lab: &Lab, vm: &str, disk: &str) -> usize {
 
 /// Two disks; s1, s2, s3 below the head, each with a mark of its own on both.
 fn line(lab: &Lab) {
-    lab.ok(&["create", "web", "--size", "16M", "--size", "16M", "--memory", "64M"]);
+    lab.ok(&["create", "web", "--size", "16M", "--size", "16M", "--memory", "64M", "--net", "none"]);
     for n in 1..=4u8 {
         write(lab, "web", 0, n, &format!("{}k", 64 * u32::from(n)));
         write(lab, "web", 1, n, &format!("{}k", 64 * u32::from(n)));

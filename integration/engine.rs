@@ -55,11 +55,11 @@ fn every_point_keeps_its_bytes_whatever_is_done_to_the_others() {
     let (seed, steps) = (number("COWHAND_SEED", 0x5eed_c0de), number("COWHAND_STEPS", tier::first_or(60, 200)));
     eprintln!("seed {seed}, {steps} steps (COWHAND_SEED, COWHAND_STEPS)");
     let (lab, mut random, mut model) = (Lab::new(), Random(seed), Model::default());
-    lab.ok(&["create", "vm0", "--size", &DISK.to_string(), "--memory", "64M"]);
+    lab.ok(&["create", "vm0", "--size", &DISK.to_string(), "--memory", "64M", "--net", "none"]);
     model.heads.insert("vm0".to_owned(), vec![0; DISK]);
     let raw = lab.path().join("raw.img");
     std::fs::write(&raw, vec![9; DISK]).unwrap();
-    lab.ok(&["create", "vm1", "--disk", raw.to_str().unwrap(), "--memory", "64M"]);
+    lab.ok(&["create", "vm1", "--disk", raw.to_str().unwrap(), "--memory", "64M", "--net", "none"]);
     model.heads.insert("vm1".to_owned(), vec![9; DISK]);
     for step in 0..steps {
         one_step(&lab, &mut random, &mut model, step);

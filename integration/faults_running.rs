@@ -134,8 +134,15 @@ impl Death {
     }
 }
 
-/// The guest writes numbers to its second disk, each to its place, and says each on its console when the disk has it.
-const WRITER: &str = "n=0; (while :; do n=$((n+1)); printf '%08d' $n | dd of=/dev/vdb bs=8 seek=$((n%1000)) conv=fsync,notrunc 2>/dev/null && echo acked:$n > /dev/ttyS0; done) </dev/null >/dev/null 2>&1 &";
+/// The guest writes numbers to its second disk, each to its place, and says each on its console when the disk has it. In the first tier it takes
+/// a breath after each, because it would have a core to itself.
+fn writer() -> String {
+    let pause = tier::first_or("; sleep 0.1", "");
+    format!(
+        "n=0; (while :; do n=$((n+1)); printf '%08d' $n | dd of=/dev/vdb bs=8 seek=$((n%1000)) conv=fsync,notrunc 2>/dev/null && \
+         echo acked:$n > /dev/ttyS0{pause}; done) </dev/null >/dev/null 2>&1 &"
+    )
+}
 
 /// The last number the guest was told is on its disk, since the store was put back.
 fn acked(lab: &Lab) -> u64 {
@@ -168,11 +175,13 @@ struct Running {
 impl Running {
     /// A guest that writes, with the memory snapshot `base` to come back to in an instant.
     fn new(lab: Lab) -> Self {
-        lab.booted_with("web", &["--size", "16M"]);
-        lab.sh("web", WRITER);
-        eventually("the first number", || acked(&lab) > 0);
-        lab.ok(&["snapshot", "create", "web", "base", "--memory"]);
-        lab.ok(&["stop", "--force", "web"]);
+        lab.prepared("writing", &[&writer()], |lab| {
+            lab.booted_with("web", &["--size", "16M"]);
+            lab.sh("web", &writer());
+            eventually("the first number", || acked(lab) > 0);
+            lab.ok(&["snapshot", "create", "web", "base", "--memory"]);
+            lab.ok(&["stop", "--force", "web"]);
+        });
         lab.copy_tree(&lab.store(), &lab.beside_the_store().join("pristine"));
         Self { lab }
     }

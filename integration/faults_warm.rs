@@ -157,7 +157,8 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 fn check(lab: &Lab, case: &Case, what: &str) {
     let stays = case.name == "reset";
     // Whoever comes next puts it right: who makes another, who tidies up, who only looks.
-    match NEXT.fetch_add(1, Ordering::Relaxed) % 3 {
+    let turn = NEXT.fetch_add(1, Ordering::Relaxed) % 3;
+    match turn {
         0 => drop(lab.ok(&["gc", "--older-than", "0"])),
         1 => drop(lab.run(&["doctor", "--repair"])),
         _ if is_warm(lab) => assert_eq!(lab.run(&["run", "t", "--", "true"]).code, 0, "{what}"),
@@ -195,7 +196,7 @@ fn check(lab: &Lab, case: &Case, what: &str) {
     lab.ok(&["gc", "--older-than", "0"]);
     assert_eq!(lab.fingerprint(), once, "{what}: there was still something to tidy up");
     lab.check_images_after_a_kill();
-    if is_warm(lab) {
+    if is_warm(lab) && turn <= tier::first_or(0, 2) {
         assert_eq!(lab.run(&["run", "--warm", "t", "--", "true"]).code, 0, "{what}: the template is warm in name only");
     }
 }

@@ -94,7 +94,7 @@ fn a_guest_without_an_agent_is_stopped_by_its_power_button() {
 #[test]
 fn a_guest_that_will_not_stop_goes_on_running_and_is_said_to() {
     let lab = Lab::new();
-    lab.ok(&["create", "deaf", "--size", "64M", "--memory", "64M"]);
+    lab.ok(&["create", "deaf", "--size", "64M", "--memory", "64M", "--net", "none"]);
     lab.ok(&["start", "deaf"]);
     lab.run(&["stop", "--timeout", "1", "deaf"]).fails(7, &["goes on running", "--force"]);
     assert_eq!(lab.state("deaf"), "running");
@@ -144,7 +144,7 @@ fn the_printed_plan_starts_the_vm_when_a_shell_runs_it() {
 #[test]
 fn a_record_that_is_gone_is_not_an_invitation_to_throw_its_disks_away() {
     let lab = Lab::new();
-    lab.ok(&["create", "web", "--size", "64M", "--memory", "64M"]);
+    lab.ok(&["create", "web", "--size", "64M", "--memory", "64M", "--net", "none"]);
     lab.ok(&["start", "web"]);
     lab.ok(&["stop", "--force", "web"]);
     let record = lab.store().join("vms/web/vm.json");
@@ -273,7 +273,7 @@ fn piped_input_gets_its_answer_from_a_guest_that_is_slow() {
 fn a_qemu_that_was_killed_and_lives_on_is_not_called_stopped() {
     const NAME: &str = "a_qemu_that_was_killed_and_lives_on_is_not_called_stopped";
     let lab = Lab::new();
-    lab.ok(&["create", "stuck", "--size", "64M", "--memory", "64M"]);
+    lab.ok(&["create", "stuck", "--size", "64M", "--memory", "64M", "--net", "none"]);
     lab.ok(&["start", "stuck"]);
     let Some(freezer) = Freezer::new(NAME, lab.pid("stuck")) else { return };
     let patient = |args: &[&str]| -> Done { lab.command(args).env("COWHAND_PATIENCE", "2").output().unwrap().into() };

@@ -40,7 +40,7 @@ fn a_wait_that_is_too_long_ends_with_the_holders_name() {
 #[test]
 fn many_snapshots_at_once_are_all_taken() {
     let lab = Lab::new();
-    lab.ok(&["create", "web", "--size", "64M", "--memory", "64M"]);
+    lab.ok(&["create", "web", "--size", "64M", "--memory", "64M", "--net", "none"]);
     lab.ok(&["start", "web"]);
     let children: Vec<_> =
         (0..8).map(|n| lab.spawn(&["--wait", "300", "snapshot", "create", "web", &format!("s{n}")])).collect();
@@ -105,7 +105,7 @@ fn of_two_creates_with_one_name_only_one_makes_it() {
 #[test]
 fn emptying_the_trash_beside_snapshots_takes_nothing_that_is_used() {
     let lab = Lab::new();
-    lab.ok(&["create", "web", "--size", "64M", "--memory", "64M"]);
+    lab.ok(&["create", "web", "--size", "64M", "--memory", "64M", "--net", "none"]);
     lab.ok(&["start", "web"]);
     let children: Vec<_> = (0..12)
         .flat_map(|n| {

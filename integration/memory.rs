@@ -161,31 +161,6 @@ fn a_restore_that_fails_half_way_leaves_the_vm_where_it_was() {
 }
 
 #[test]
-fn a_killed_memory_snapshot_loses_neither_the_guest_nor_its_disks() {
-    let lab = Lab::new();
-    lab.booted("web");
-    lab.sh("web", "dd if=/dev/urandom of=/tmp/fill bs=1M count=60 2>/dev/null");
-    for round in 0..4 {
-        let name = format!("s{round}");
-        let child = lab.spawn(&["snapshot", "create", "web", &name, "--memory", "--compress", "zstd"]);
-        std::thread::sleep(std::time::Duration::from_millis(20 + 60 * round));
-        kill(child.id().cast_signed());
-        child.wait_with_output().unwrap();
-        // The next command puts things right: undone, or there with the disks alone.
-        lab.sh("web", &format!("echo {round} > /root/a; sync"));
-        eventually("the guest to run", || lab.state("web") == "running");
-        lab.ok(&["snapshot", "ls", "web"]);
-        assert!(!images(&lab).iter().any(|path| path.to_str().unwrap().ends_with(".part")), "{:?}", images(&lab));
-        assert_eq!(lab.read("web", "/root/a").unwrap(), round.to_string());
-    }
-    lab.ok(&["snapshot", "create", "web", "whole", "--memory"]);
-    lab.ok(&["snapshot", "revert", "web@whole"]);
-    assert_eq!(lab.read("web", "/root/a").unwrap(), "3");
-    lab.ok(&["stop", "web"]);
-    lab.check_images_after_a_kill();
-}
-
-#[test]
 fn a_snapshot_there_is_no_room_for_is_refused_before_anything_happens() {
     let lab = Lab::new();
     let Some(small) = crate::lab::SmallDisk::new("a_snapshot_there_is_no_room_for", 48) else { return };
@@ -201,4 +176,34 @@ fn a_snapshot_there_is_no_room_for_is_refused_before_anything_happens() {
     run(&["stop", "--force", "web"]).ok();
     done.fails(5, &["free", "memory up to", "MiB"]);
     assert!(running.contains("running"), "{running}");
+}
+
+/// The second tier, see docs/testing.md.
+mod full {
+    use super::*;
+
+    #[test]
+    fn a_killed_memory_snapshot_loses_neither_the_guest_nor_its_disks() {
+        let lab = Lab::new();
+        lab.booted("web");
+        lab.sh("web", "dd if=/dev/urandom of=/tmp/fill bs=1M count=60 2>/dev/null");
+        for round in 0..4 {
+            let name = format!("s{round}");
+            let child = lab.spawn(&["snapshot", "create", "web", &name, "--memory", "--compress", "zstd"]);
+            std::thread::sleep(std::time::Duration::from_millis(20 + 60 * round));
+            kill(child.id().cast_signed());
+            child.wait_with_output().unwrap();
+            // The next command puts things right: undone, or there with the disks alone.
+            lab.sh("web", &format!("echo {round} > /root/a; sync"));
+            eventually("the guest to run", || lab.state("web") == "running");
+            lab.ok(&["snapshot", "ls", "web"]);
+            assert!(!images(&lab).iter().any(|path| path.to_str().unwrap().ends_with(".part")), "{:?}", images(&lab));
+            assert_eq!(lab.read("web", "/root/a").unwrap(), round.to_string());
+        }
+        lab.ok(&["snapshot", "create", "web", "whole", "--memory"]);
+        lab.ok(&["snapshot", "revert", "web@whole"]);
+        assert_eq!(lab.read("web", "/root/a").unwrap(), "3");
+        lab.ok(&["stop", "web"]);
+        lab.check_images_after_a_kill();
+    }
 }

@@ -31,7 +31,7 @@ impl Lab {
             // A store can be copied, a VM cannot.
             return self.booted_anew(name, options);
         }
-        copy_prepared(self, "booted", options, |lab| {
+        self.prepared("booted", options, |lab| {
             lab.booted_anew(NAME, options);
             lab.ok(&["snapshot", "create", NAME, UP, "--memory"]);
             lab.ok(&["stop", "--force", NAME]);
@@ -67,41 +67,42 @@ impl Lab {
     /// Puts the store of [`Lab::warm`] in the place of this lab's, of which nothing may run.
     pub fn warm_again(&self) {
         let _ = std::fs::remove_dir_all(self.store());
-        copy_prepared(self, "warm", &[], |lab| {
+        self.prepared("warm", &[], |lab| {
             lab.tiny("t", &[]);
             lab.ok(&["template", "create", "t", "--no-seal", "--warm", "--ready", "test -d /proc/1"]);
         });
     }
-}
 
-/// Copies the store that `make` makes in an empty lab into `target`. It is made once for each cowhand, QEMU and guest.
-#[track_caller]
-fn copy_prepared(target: &Lab, kind: &str, options: &[&str], make: impl FnOnce(&Lab)) {
-    let qemu = std::env::var_os("COWHAND_QEMU").unwrap_or_else(|| "/usr/bin/qemu-system-x86_64".into());
-    let cowhand: OsString = Lab::program();
-    // Where it is kept says what it is of; what lies beside it, of which version of these.
-    let place = Path::new(env!("CARGO_TARGET_TMPDIR"))
-        .join("prepared")
-        .join(format!("{kind}-{:016x}", hash(&(options, &qemu, &cowhand))));
-    let versions = [cowhand, qemu, guest("tiny").disk().into(), guest("tiny").kernel.into()].map(|file| {
-        let about = std::fs::metadata(&file).unwrap();
-        (about.len(), about.modified().unwrap().duration_since(SystemTime::UNIX_EPOCH).unwrap())
-    });
-    let version = format!("{:016x}", hash(&versions));
-    std::fs::create_dir_all(&place).unwrap();
-    // One test makes it, the others wait; and nobody makes another one while it is copied.
-    let lock = File::create(place.join("lock")).unwrap();
-    let _lock = nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusive).unwrap();
-    let (store, made) = (place.join("store"), place.join("version"));
-    if std::fs::read_to_string(&made).ok().as_ref() != Some(&version) {
-        let _ = std::fs::remove_file(&made);
-        let _ = std::fs::remove_dir_all(&store);
-        let lab = Lab::new();
-        make(&lab);
-        lab.copy_tree(&lab.store(), &store);
-        std::fs::write(&made, &version).unwrap();
+    /// Copies the store that `make` makes in an empty lab into this one, where there is none. It is made once for each cowhand, QEMU and guest;
+    /// `options` are what else it depends on.
+    #[track_caller]
+    pub fn prepared(&self, kind: &str, options: &[&str], make: impl FnOnce(&Lab)) {
+        let qemu = std::env::var_os("COWHAND_QEMU").unwrap_or_else(|| "/usr/bin/qemu-system-x86_64".into());
+        let cowhand: OsString = Lab::program();
+        // Where it is kept says what it is of; what lies beside it, of which version of these.
+        let place = Path::new(env!("CARGO_TARGET_TMPDIR"))
+            .join("prepared")
+            .join(format!("{kind}-{:016x}", hash(&(options, &qemu, &cowhand))));
+        let versions = [cowhand, qemu, guest("tiny").disk().into(), guest("tiny").kernel.into()].map(|file| {
+            let about = std::fs::metadata(&file).unwrap();
+            (about.len(), about.modified().unwrap().duration_since(SystemTime::UNIX_EPOCH).unwrap())
+        });
+        let version = format!("{:016x}", hash(&versions));
+        std::fs::create_dir_all(&place).unwrap();
+        // One test makes it, the others wait; and nobody makes another one while it is copied.
+        let lock = File::create(place.join("lock")).unwrap();
+        let _lock = nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusive).unwrap();
+        let (store, made) = (place.join("store"), place.join("version"));
+        if std::fs::read_to_string(&made).ok().as_ref() != Some(&version) {
+            let _ = std::fs::remove_file(&made);
+            let _ = std::fs::remove_dir_all(&store);
+            let lab = Lab::new();
+            make(&lab);
+            lab.copy_tree(&lab.store(), &store);
+            std::fs::write(&made, &version).unwrap();
+        }
+        self.copy_tree(&store, &self.store());
     }
-    target.copy_tree(&store, &target.store());
 }
 
 fn hash(what: &impl Hash) -> u64 {

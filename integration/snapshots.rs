@@ -38,7 +38,8 @@ fn a_revert_brings_back_what_was_deleted_and_takes_away_what_came_later() {
     lab.ok(&["snapshot", "create", "web", "s2"]);
     lab.write("web", "/root/a", "three");
 
-    for (point, a, later) in [("s1", "one", None), ("s2", "two", Some("later")), ("s1", "one", None)] {
+    let reverts = [("s1", "one", None), ("s2", "two", Some("later")), ("s1", "one", None)];
+    for (point, a, later) in reverts.into_iter().take(tier::first_or(2, 3)) {
         lab.ok(&["snapshot", "revert", &format!("web@{point}")]);
         assert_eq!(lab.state("web"), "running", "it ran before, so it runs again");
         assert_eq!(lab.read("web", "/root/a").as_deref(), Some(a));
@@ -129,7 +130,7 @@ fn all_disks_switch_together_and_a_read_only_one_is_left_out() {
 #[test]
 fn a_snapshot_and_a_revert_during_somebodys_block_job_are_refused_and_name_it() {
     let lab = Lab::new();
-    lab.ok(&["create", "web", "--size", "64M", "--size", "64M", "--memory", "64M"]);
+    lab.ok(&["create", "web", "--size", "64M", "--size", "64M", "--memory", "64M", "--net", "none"]);
     lab.ok(&["snapshot", "create", "web", "s"]);
     lab.ok(&["start", "web"]);
     let target = lab.path().join("backup.qcow2");
@@ -152,7 +153,7 @@ fn a_snapshot_and_a_revert_during_somebodys_block_job_are_refused_and_name_it() 
 #[test]
 fn quiesce_require_fails_without_an_agent_and_leaves_nothing_behind() {
     let lab = Lab::new();
-    lab.ok(&["create", "web", "--size", "64M", "--memory", "64M"]);
+    lab.ok(&["create", "web", "--size", "64M", "--memory", "64M", "--net", "none"]);
     lab.ok(&["start", "web"]);
     let before = lab.fingerprint();
     lab.run(&["snapshot", "create", "web", "s", "--quiesce", "require"]).fails(7, &["guest agent", "--quiesce never"]);
@@ -260,7 +261,7 @@ fn a_merge_that_cannot_be_done_leaves_the_layer_hidden_and_the_vm_usable() {
         ("crashing", crash, "closed"),
     ] {
         script("qemu-storage-daemon", engine);
-        lab.ok(&["create", name, "--size", "64M", "--memory", "64M"]);
+        lab.ok(&["create", name, "--size", "64M", "--memory", "64M", "--net", "none"]);
         lab.ok(&["snapshot", "create", name, "first"]);
         write_in(&lab, name, "0 8M");
         lab.ok(&["snapshot", "create", name, "s"]);
@@ -309,37 +310,15 @@ fn a_name_can_be_used_again_after_a_commit() {
 }
 
 #[test]
-fn a_snapshot_during_a_reboot_or_hard_writing_is_whole() {
-    let lab = Lab::new();
-    lab.booted("web");
-    lab.sh("web", "(while :; do dd if=/dev/urandom of=/root/load bs=64k count=64 conv=fsync; done) >/dev/null 2>&1 &");
-    lab.write("web", "/root/a", "kept");
-    lab.ok(&["snapshot", "create", "web", "writing"]);
-    lab.ok(&["snapshot", "create", "web", "memory", "--memory"]);
-    lab.user_qmp("web", &[json!({"execute": "system_reset"})]);
-    for n in 0..6 {
-        lab.ok(&["snapshot", "create", "web", &format!("booting{n}"), "--quiesce-timeout", "1"]);
-        std::thread::sleep(std::time::Duration::from_millis(300));
-    }
-    for point in tier::first_or(&["writing", "memory", "booting5"][..], &["writing", "memory", "booting0", "booting5"])
-    {
-        lab.ok(&["snapshot", "revert", &format!("web@{point}"), "--running"]);
-        assert_eq!(lab.read("web", "/root/a").as_deref(), Some("kept"), "{point}");
-    }
-    lab.ok(&["stop", "--force", "web"]);
-    lab.check_images_after_a_kill();
-}
-
-#[test]
 fn a_revert_works_from_every_state_to_every_state() {
     let lab = Lab::new();
     // What the guest sees afterwards is in other tests: this one has no system, because most of its starts are given up at once.
-    lab.ok(&["create", "web", "--size", "64M", "--memory", "64M"]);
+    lab.ok(&["create", "web", "--size", "64M", "--memory", "64M", "--net", "none"]);
     lab.ok(&["start", "web"]);
     lab.ok(&["snapshot", "create", "web", "running"]);
     lab.ok(&["stop", "--force", "web"]);
     lab.ok(&["snapshot", "create", "web", "stopped"]);
-    for point in ["running", "stopped"] {
+    for point in tier::first_or(&["running"][..], &["running", "stopped"]) {
         for before in ["running", "paused", "stopped"] {
             for (then, after) in [
                 (None, before),
@@ -365,7 +344,7 @@ fn a_revert_works_from_every_state_to_every_state() {
 #[test]
 fn a_merged_base_is_read_only_again_below_the_next_overlay() {
     let lab = Lab::new();
-    lab.ok(&["create", "web", "--size", "64M", "--memory", "64M"]);
+    lab.ok(&["create", "web", "--size", "64M", "--memory", "64M", "--net", "none"]);
     lab.ok(&["start", "web"]);
     for name in ["a", "b"] {
         lab.ok(&["snapshot", "create", "web", name]);
@@ -418,9 +397,33 @@ mod full {
     use super::*;
 
     #[test]
+    fn a_snapshot_during_a_reboot_or_hard_writing_is_whole() {
+        let lab = Lab::new();
+        lab.booted("web");
+        lab.sh(
+            "web",
+            "(while :; do dd if=/dev/urandom of=/root/load bs=64k count=64 conv=fsync; done) >/dev/null 2>&1 &",
+        );
+        lab.write("web", "/root/a", "kept");
+        lab.ok(&["snapshot", "create", "web", "writing"]);
+        lab.ok(&["snapshot", "create", "web", "memory", "--memory"]);
+        lab.user_qmp("web", &[json!({"execute": "system_reset"})]);
+        for n in 0..6 {
+            lab.ok(&["snapshot", "create", "web", &format!("booting{n}"), "--quiesce-timeout", "1"]);
+            std::thread::sleep(std::time::Duration::from_millis(300));
+        }
+        for point in ["writing", "memory", "booting0", "booting5"] {
+            lab.ok(&["snapshot", "revert", &format!("web@{point}"), "--running"]);
+            assert_eq!(lab.read("web", "/root/a").as_deref(), Some("kept"), "{point}");
+        }
+        lab.ok(&["stop", "--force", "web"]);
+        lab.check_images_after_a_kill();
+    }
+
+    #[test]
     fn two_hundred_and_fifty_snapshots_in_a_row_can_be_taken_and_removed() {
         let lab = Lab::new();
-        lab.ok(&["create", "web", "--size", "64M", "--memory", "64M"]);
+        lab.ok(&["create", "web", "--size", "64M", "--memory", "64M", "--net", "none"]);
         lab.ok(&["start", "web"]);
         let names: Vec<String> = (0..250).map(|n| format!("s{n}")).collect();
         for name in &names {

@@ -71,8 +71,7 @@ fn a_user_without_privileges_can_do_the_main_job() {
     run(&["stop", "web"]).ok();
     run(&["template", "create", "web", "--no-seal", "--warm"]).ok();
     run(&["clone", "web", "c", "-n", "2"]).ok();
-    run(&["start", "c-2"]).ok();
-    run(&["exec", "c-2", "--", "true"]).ok();
+    run(&["start", "--paused", "c-2"]).ok();
     run(&["pool", "fill", "web", "1"]).ok();
     for _ in 0..2 {
         assert_eq!(run(&["run", "--warm", "web", "--", "sh", "-c", "cat > /root/x; exit 3"]).code, 3);

@@ -223,43 +223,6 @@ fn cramped(name: &str) -> Option<Lab> {
 }
 
 #[test]
-fn a_merge_out_of_room_leaves_everything_as_it_was() {
-    let Some(lab) = cramped("a_merge_out_of_room_leaves_everything_as_it_was") else { return };
-    // One letter, because random bytes take long under emulation.
-    let fill = |letter: &str, seek: u32| {
-        format!(
-            "tr '\\0' {letter} < /dev/zero | dd of=/dev/vdb bs=1M count=40 seek={seek} iflag=fullblock conv=fsync 2>/dev/null"
-        )
-    };
-    lab.sh("web", &fill("a", 0));
-    lab.ok(&["snapshot", "create", "web", "s", "--quiesce", "never"]);
-    // Elsewhere: whichever way it is merged, it takes room.
-    lab.sh("web", &format!("{}; echo two > /root/a; sync", fill("b", 20)));
-    let sum = lab.sh("web", "md5sum < /dev/vdb");
-    let chain = lab.chain("web");
-    {
-        let _filler = Filler::new(&lab, 4 << 20);
-        let done = lab.run(&["snapshot", "rm", "web@s"]);
-        // The name is gone or not; the layers are where they were, and the guest runs.
-        assert!(done.err.contains("No space left") || done.out.contains("No space left"), "{done:?}");
-        assert_eq!(lab.chain("web"), chain);
-        assert_eq!(lab.state("web"), "running");
-        assert_eq!(lab.sh("web", "md5sum < /dev/vdb"), sum);
-        assert_eq!(lab.read("web", "/root/a").as_deref(), Some("two"));
-    }
-    lab.write("web", "/root/a", "three");
-    if lab.json(&["snapshot", "ls", "web"]) != serde_json::json!([]) {
-        lab.ok(&["snapshot", "rm", "web@s"]);
-    }
-    lab.ok(&["gc"]);
-    assert_eq!(lab.chain("web").len(), 1, "with room again, it is merged");
-    assert_eq!(lab.sh("web", "md5sum < /dev/vdb"), sum);
-    assert_eq!(lab.read("web", "/root/a").as_deref(), Some("three"));
-    lab.ok(&["stop", "--force", "web"]);
-    lab.check_images_after_a_kill();
-}
-
-#[test]
 fn memory_that_runs_out_of_room_is_given_up_and_the_disks_are_kept() {
     let Some(lab) = cramped("memory_that_runs_out_of_room") else { return };
     let mut child = lab
@@ -340,4 +303,46 @@ fn a_guest_that_finds_no_room_is_paused_and_goes_on_when_there_is_some() {
     assert_eq!(child.wait().unwrap().code(), Some(130));
     lab.ok(&["stop", "--force", "web"]);
     lab.check_images_after_a_kill();
+}
+
+/// The second tier, see docs/testing.md.
+mod full {
+    use super::*;
+
+    #[test]
+    fn a_merge_out_of_room_leaves_everything_as_it_was() {
+        let Some(lab) = cramped("a_merge_out_of_room_leaves_everything_as_it_was") else { return };
+        // One letter, because random bytes take long under emulation.
+        let fill = |letter: &str, seek: u32| {
+            format!(
+                "tr '\\0' {letter} < /dev/zero | dd of=/dev/vdb bs=1M count=40 seek={seek} iflag=fullblock conv=fsync 2>/dev/null"
+            )
+        };
+        lab.sh("web", &fill("a", 0));
+        lab.ok(&["snapshot", "create", "web", "s", "--quiesce", "never"]);
+        // Elsewhere: whichever way it is merged, it takes room.
+        lab.sh("web", &format!("{}; echo two > /root/a; sync", fill("b", 20)));
+        let sum = lab.sh("web", "md5sum < /dev/vdb");
+        let chain = lab.chain("web");
+        {
+            let _filler = Filler::new(&lab, 4 << 20);
+            let done = lab.run(&["snapshot", "rm", "web@s"]);
+            // The name is gone or not; the layers are where they were, and the guest runs.
+            assert!(done.err.contains("No space left") || done.out.contains("No space left"), "{done:?}");
+            assert_eq!(lab.chain("web"), chain);
+            assert_eq!(lab.state("web"), "running");
+            assert_eq!(lab.sh("web", "md5sum < /dev/vdb"), sum);
+            assert_eq!(lab.read("web", "/root/a").as_deref(), Some("two"));
+        }
+        lab.write("web", "/root/a", "three");
+        if lab.json(&["snapshot", "ls", "web"]) != serde_json::json!([]) {
+            lab.ok(&["snapshot", "rm", "web@s"]);
+        }
+        lab.ok(&["gc"]);
+        assert_eq!(lab.chain("web").len(), 1, "with room again, it is merged");
+        assert_eq!(lab.sh("web", "md5sum < /dev/vdb"), sum);
+        assert_eq!(lab.read("web", "/root/a").as_deref(), Some("three"));
+        lab.ok(&["stop", "--force", "web"]);
+        lab.check_images_after_a_kill();
+    }
 }

@@ -43,11 +43,16 @@ impl Probe {
         let probe = ask(path, stamp)?;
         cached.retain(|other| other.path != probe.path && other.path.exists());
         cached.push(probe.clone());
-        if let Ok(text) = serde_json::to_vec(&cached) {
-            // Only a cache: a store that cannot be written costs the next command a probe.
-            let _ = atomic::write(&cache, &text);
-        }
+        write(&cache, &cached);
         Ok(probe)
+    }
+
+    /// Puts it into the cache of a store that was not there yet when QEMU was asked.
+    pub fn keep(&self, context: &Context) {
+        let cache = context.store.layout.probe_cache();
+        if !cache.exists() {
+            write(&cache, std::slice::from_ref(self));
+        }
     }
 
     /// The versioned machine type behind `name` (`q35` → `pc-q35-7.2`).
@@ -56,6 +61,13 @@ impl Probe {
             Error::refused(format!("{} (QEMU {}) has no machine type {name}", self.path.display(), self.version))
                 .hint(format!("see what it has: {} -machine help", self.path.display()))
         })
+    }
+}
+
+/// Only a cache: a store that cannot be written costs the next command a probe.
+fn write(cache: &Path, probes: &[Probe]) {
+    if let Ok(text) = serde_json::to_vec(probes) {
+        let _ = atomic::write_unflushed(cache, &text);
     }
 }
 

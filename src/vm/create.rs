@@ -117,9 +117,11 @@ pub async fn create(context: &Context, name: &Name, request: &Request) -> Result
     let uuid = Uuid::new_v4();
     runtime_directory(context, uuid)?;
     let uefi = (request.firmware == Firmware::Uefi).then(firmware::find).transpose()?;
-    let machine = Probe::get(context)?.machine(&request.machine)?;
+    let probe = Probe::get(context)?;
+    let machine = probe.machine(&request.machine)?;
 
     let store_lock = context.store.lock(context).await?;
+    probe.keep(context);
     change::recover::sweep(context, &store_lock).await?;
     for (disk, candidate) in request.disks.iter().zip(&candidates) {
         if disk.mode == Mode::Use {
