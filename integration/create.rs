@@ -82,6 +82,7 @@ fn every_bad_request_is_refused_with_its_code_and_changes_nothing() {
         (&["pause", "taken"], 5, &["not running"]),
         (&["cp", "a", "b"], 2, &["VM:PATH"]),
         (&["gc", "--older-than", "soon"], 2, &["soon"]),
+        (&["gc", "--older-than", "1"], 2, &["\"1\" has no unit", "1s", "1d"]),
     ];
     for (args, code, words) in cases {
         lab.run(args).fails(*code, words);

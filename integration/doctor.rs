@@ -66,6 +66,91 @@ fn a_damaged_record_is_listed_explained_and_mended() {
 }
 
 #[test]
+fn a_damaged_header_stops_its_own_vm_and_no_other() {
+    let lab = lab();
+    let file = layer(&lab, "web", 1);
+    let good = std::fs::read(&file).unwrap();
+    let name = file.file_name().unwrap().to_str().unwrap();
+    let (mut noticed, mut stopped) = (0, Vec::new());
+    for at in (0..104).step_by(tier::first_or(7, 1)) {
+        let mut bad = good.clone();
+        bad[at] ^= 0x9a;
+        std::fs::write(&file, &bad).unwrap();
+        let what = format!("byte {at}");
+        let states = lab.json(&["ls"]);
+        let state =
+            |vm: &str| states.as_array().unwrap().iter().find(|row| row["name"] == vm).unwrap()["state"].clone();
+        assert_eq!(state("bystander"), "stopped", "{what}");
+        for args in [
+            &["start", "--paused", "bystander"][..],
+            &["snapshot", "create", "bystander", "more"],
+            &["stop", "--force", "bystander"],
+            &["snapshot", "rm", "bystander@more"],
+            &["clone", "bystander", "copy", "--full"],
+            &["rm", "copy"],
+            &["gc", "--older-than", "0"],
+        ] {
+            let done = lab.run(args);
+            if done.code != 0 {
+                stopped.push(format!("{what}: {args:?}: {done:?}"));
+            }
+        }
+        assert_eq!(wrong(&lab, &["bystander"]), Vec::<String>::new(), "{what}");
+        let done = lab.run(&["doctor"]);
+        assert!(!done.err.contains("error:"), "{what}: {done:?}");
+        // What is found is said with the layer and the VM.
+        if done.code != 0 {
+            noticed += 1;
+            assert!(done.out.contains(name.trim_end_matches(".qcow2")) && done.out.contains("web"), "{what}: {done:?}");
+            let done = lab.run(&["start", "--paused", "web"]);
+            assert_ne!(done.code, 0, "{what}: {done:?}");
+            assert!(done.err.contains(name.trim_end_matches(".qcow2")), "{what}: {done:?}");
+        }
+        assert_eq!(std::fs::read(&file).unwrap(), bad, "{what}: something was written to it");
+        std::fs::write(&file, &good).unwrap();
+    }
+    assert_eq!(stopped, Vec::<String>::new());
+    assert!(noticed > 0);
+    assert_eq!(wrong(&lab, &[]), Vec::<String>::new());
+}
+
+#[test]
+fn what_a_damaged_layer_was_made_on_is_neither_written_to_nor_removed() {
+    let lab = lab();
+    let damage = |file: &PathBuf| {
+        let mut bytes = std::fs::read(file).unwrap();
+        bytes[7] = 9;
+        std::fs::write(file, bytes).unwrap();
+    };
+    // The record is an older one, and the head that it does not know is damaged.
+    let record = lab.store().join("vms/web/vm.json");
+    let old = std::fs::read(&record).unwrap();
+    let below = layer(&lab, "web", 0);
+    lab.ok(&["snapshot", "create", "web", "c"]);
+    let head = layer(&lab, "web", 0);
+    if rustix::fs::getxattr(&head, "user.cowhand.backing", &mut [0; 64][..]).is_err() {
+        let why = "the file system of /tmp has no extended attributes";
+        return crate::lab::skip("what_a_damaged_layer_was_made_on_is_neither_written_to_nor_removed", why);
+    }
+    std::fs::write(&record, old).unwrap();
+    damage(&head);
+    let before = std::fs::read(&below).unwrap();
+    lab.run(&["start", "--paused", "web"]).fails(8, &["stands on its vda", "cowhand doctor web"]);
+    lab.run(&["doctor", "web", "--repair"]);
+    lab.run(&["start", "--paused", "web"]).fails(8, &[]);
+    lab.ok(&["gc", "--older-than", "0"]);
+    assert_eq!(std::fs::read(&below).unwrap(), before);
+    assert!(head.exists());
+    // A clone whose layer is damaged is still a clone.
+    lab.ok(&["clone", "bystander", "copy"]);
+    damage(&layer(&lab, "copy", 0));
+    lab.run(&["rm", "bystander"]).fails(5, &["copy"]);
+    let removed = lab.run(&["rm", "bystander", "--cascade"]);
+    assert_eq!(removed.code, 0, "{removed:?}");
+    assert_eq!(lab.vm_directories(), ["web"]);
+}
+
+#[test]
 fn a_spare_record_that_does_not_fit_is_not_used() {
     let lab = lab();
     let (record, spare) = (lab.store().join("vms/web/vm.json"), lab.store().join("vms/web/vm.json.spare"));

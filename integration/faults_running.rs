@@ -2,7 +2,8 @@
 //! fault point of each operation. Afterwards whatever the guest had been told is on its disk must be there; the guest runs or can be
 //! started, is not frozen, no job and no journal is left, and `doctor` finds nothing.
 
-use std::io::{BufRead, BufReader};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 
@@ -157,7 +158,8 @@ fn acked(lab: &Lab) -> u64 {
 fn written(lab: &Lab, what: &str) -> u64 {
     let raw = lab.path().join("vdb.raw");
     lab.ok(&["image", "export", "web", raw.to_str().unwrap(), "--force", "--disk", "vdb"]);
-    let bytes = std::fs::read(raw).unwrap();
+    let mut bytes = [0; 8 * 1000];
+    File::open(raw).unwrap().read_exact(&mut bytes).unwrap();
     let at = |place: usize| -> u64 {
         std::str::from_utf8(&bytes[8 * place..8 * place + 8]).ok().and_then(|text| text.parse().ok()).unwrap_or(0)
     };

@@ -248,13 +248,13 @@ pub fn examine_pool(context: &Context, pool: &Pool) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
     let why = |layer| census::inspect(store, layer).err().map(|error| error.full_message()).unwrap_or_default();
     for layer in &pool.unusable {
-        findings.push(Finding::warn("layers", why(layer)).hint("who stands on it is said below"));
+        findings.push(Finding::warn("layers", why(layer)).hint("the VMs that use it are named below"));
     }
     for layer in &pool.damaged {
         let why = why(layer);
         findings.push(
             Finding::warn("layers", format!("the header of layer {layer} cannot be trusted: {why}"))
-                .hint("while that is so, layers that seem unused are kept; who stands on it is said below"),
+                .hint("while that is so, layers that seem unused are kept; the VMs that use it are named below"),
         );
     }
     let unused = |id: &LayerId| pool.uses(id).is_empty() && pool.children(id).next().is_none();

@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::SystemTime;
 
+use super::note::{self, Noted};
 use super::opened::{self, Opened};
 use super::pool::{LayerInfo, Pool, Use};
 use super::{foreign, qcow2};
@@ -64,20 +65,28 @@ impl Pool {
         for layer in files(store)? {
             match inspect(store, &layer) {
                 Ok(info) => drop(self.layers.insert(layer.id.clone(), info)),
-                // A file that is used in its place stands on nothing, whatever has become of it, so it makes nothing uncertain.
+                // A file that is used in its place has no backing file, whatever has become of it, so it makes nothing uncertain.
                 Err(error) if error.kind() == Kind::Damaged && store.layout.layer(&layer).is_symlink() => {
                     self.layers.insert(layer.id.clone(), LayerInfo::unusable(layer.clone()));
                     self.unusable.push(layer);
                 }
                 // One damaged layer concerns those who stand on it, and nobody else.
-                Err(error) if error.kind() == Kind::Damaged => self.damaged.push(layer),
+                Err(error) if error.kind() == Kind::Damaged => {
+                    if let Noted::On(Some(backing)) = note::read(store, &layer) {
+                        let info = LayerInfo { backing: Some(backing), ..LayerInfo::unusable(layer.clone()) };
+                        self.noted.insert(layer.id.clone(), info);
+                    }
+                    self.damaged.push(layer);
+                }
                 // It went while we looked.
                 Err(error) if error.kind() == Kind::NotFound => {}
                 Err(error) => return Err(error),
             }
         }
         // What went while we looked was not damaged.
-        self.damaged.retain(|layer| store.layout.layer(layer).symlink_metadata().is_ok());
+        let is_there = |layer: &Layer| store.layout.layer(layer).symlink_metadata().is_ok();
+        self.damaged.retain(is_there);
+        self.noted.retain(|_, info| is_there(&info.layer));
         Ok(())
     }
 
@@ -174,22 +183,33 @@ fn files(store: &Store) -> Result<Vec<Layer>> {
     Ok(layers)
 }
 
-/// The layers whose header says that they stand on one of `bases`.
+/// The layers whose header says that they stand on one of `bases`, or whose header is damaged and whose note says so.
 pub fn standing_on(store: &Store, bases: &[&Layer]) -> Result<Vec<Layer>> {
     let mut standing = Vec::new();
     for layer in files(store)? {
         match inspect(store, &layer) {
             Ok(info) => standing.extend(info.backing.filter(|backing| bases.contains(&backing)).map(|_| layer)),
-            // It has gone, or nobody can stand on what it says.
-            Err(error) if matches!(error.kind(), Kind::Damaged | Kind::NotFound) => {}
+            Err(error) if error.kind() == Kind::Damaged => {
+                let noted = note::read(store, &layer);
+                standing.extend(bases.iter().any(|base| noted == Noted::On(Some((*base).clone()))).then_some(layer));
+            }
+            // It has gone.
+            Err(error) if error.kind() == Kind::NotFound => {}
             Err(error) => return Err(error),
         }
     }
     Ok(standing)
 }
 
-/// Reads what one layer says of itself.
+/// Reads what one layer says of itself. What it should not say is damage of this layer; that its file cannot be read is an error of another kind.
 pub fn inspect(store: &Store, layer: &Layer) -> Result<LayerInfo> {
+    look(store, layer).map_err(|error| match error.kind() {
+        Kind::Refused => Error::damaged(format!("layer {layer} is damaged: {}", error.full_message())),
+        _ => error,
+    })
+}
+
+fn look(store: &Store, layer: &Layer) -> Result<LayerInfo> {
     let Opened { file, in_place } = opened::open(store, layer)?;
     let path = store.layout.layer(layer);
     let about = file.metadata().on("read", &path)?;
@@ -201,8 +221,11 @@ pub fn inspect(store: &Store, layer: &Layer) -> Result<LayerInfo> {
         internal_snapshots: 0,
     };
     if layer.format == Format::Qcow2 {
-        let damaged = |why: &str| Error::damaged(format!("layer {layer} is damaged: {why}"));
-        let header = qcow2::parse(&start(file, &path)?)?.ok_or_else(|| damaged("it has no qcow2 header"))?;
+        let damaged = |why: &str| {
+            Error::damaged(format!("layer {layer} is damaged: {why}")).hint(format!("its file is {}", path.display()))
+        };
+        let header = qcow2::parse(&start(file, &path)?).map_err(|error| damaged(&error.full_message()))?;
+        let header = header.ok_or_else(|| damaged("it has no qcow2 header"))?;
         if header.data_file {
             return Err(damaged("it keeps its data in another file"));
         }

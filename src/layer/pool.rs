@@ -22,7 +22,7 @@ pub struct LayerInfo {
 }
 
 impl LayerInfo {
-    /// What is known of a file that is used in its place and cannot be read: it stands on nothing.
+    /// What is known of a file that is used in its place and cannot be read: it has no backing file.
     pub fn unusable(layer: Layer) -> Self {
         Self { layer, backing: None, virtual_bytes: 0, allocated_bytes: 0, internal_snapshots: 0 }
     }
@@ -87,6 +87,8 @@ pub struct Pool {
     pub uses: BTreeMap<LayerId, Vec<Use>>,
     /// Layers whose header cannot be read, or that went while we looked.
     pub damaged: Vec<Layer>,
+    /// Of some of the damaged ones: what they were made on, as far as that was noted. They may still stand on it.
+    pub noted: BTreeMap<LayerId, LayerInfo>,
     /// Files that are used in their place and cannot be used as they are now.
     pub unusable: Vec<Layer>,
     /// VMs whose record or journal cannot be read: what they use is unknown.
@@ -147,7 +149,8 @@ impl Pool {
         let (mut leaves, mut next) = (Vec::new(), vec![head]);
         while let Some(id) = next.pop() {
             for child in self.children(id) {
-                if !self.uses(&child.layer.id).is_empty() {
+                // What one that is damaged holds, and what stands on it, nobody knows.
+                if !self.uses(&child.layer.id).is_empty() || self.noted.contains_key(&child.layer.id) {
                     return None;
                 }
                 if self.children(&child.layer.id).next().is_none() {
@@ -194,9 +197,10 @@ impl Pool {
         self.uses.get(id).map_or(&[], Vec::as_slice)
     }
 
-    /// The layers that stand on this one.
+    /// The layers that stand on this one; those that are damaged, by their notes, come last.
     pub fn children<'a>(&'a self, id: &'a LayerId) -> impl Iterator<Item = &'a LayerInfo> {
-        self.layers.values().filter(move |info| info.backing.as_ref().is_some_and(|backing| backing.id == *id))
+        let all = self.layers.values().chain(self.noted.values());
+        all.filter(move |info| info.backing.as_ref().is_some_and(|backing| backing.id == *id))
     }
 
     /// The chain below (and with) a layer, active layer first. A loop or a missing layer is damage.
@@ -204,8 +208,12 @@ impl Pool {
         let mut chain: Vec<&LayerInfo> = Vec::new();
         let mut next = Some(id);
         while let Some(id) = next {
-            let info =
-                self.layers.get(id).ok_or_else(|| Error::damaged(format!("layer {id} is missing from the store")))?;
+            let info = self.layers.get(id).ok_or_else(|| {
+                let is_damaged = self.damaged.iter().any(|layer| layer.id == *id);
+                let what =
+                    if is_damaged { "is damaged: its header cannot be used" } else { "is missing from the store" };
+                Error::damaged(format!("layer {id} {what}"))
+            })?;
             if chain.iter().any(|seen| seen.layer.id == *id) {
                 return Err(Error::damaged(format!("layer {id} stands on itself")));
             }

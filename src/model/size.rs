@@ -50,8 +50,16 @@ pub fn human(bytes: u64) -> String {
     }
 }
 
-/// `90s`, `30m`, `12h`, `7d`, `2w`, or seconds.
+/// How long ago, or for how long: `90s`, `30m`, `12h`, `7d`, `2w`, or `0`. Another number needs its unit, because without one some readers
+/// would take it for days and others for seconds.
 pub fn parse_age(text: &str) -> Result<Duration> {
+    if text.parse::<u64>().is_ok_and(|number| number != 0) {
+        return Err(Error::usage(format!("{text:?} has no unit: write {text}s, {text}m, {text}h, {text}d or {text}w")));
+    }
+    parse_duration(text)
+}
+
+fn parse_duration(text: &str) -> Result<Duration> {
     let bad =
         || Error::usage(format!("{text:?} is not a time: write a number with s, m, h, d or w, as in 30m, 12h, 7d"));
     let (number, unit) = match text.chars().last() {
@@ -66,9 +74,9 @@ pub fn parse_age(text: &str) -> Result<Duration> {
     number.checked_mul(unit).map(Duration::from_secs).ok_or_else(bad)
 }
 
-/// A time that something may take: as [`parse_age`] has it, and not none at all.
+/// A time that something may take: as [`parse_age`] has it, or a number of seconds, and not none at all.
 pub fn parse_time(text: &str) -> Result<Duration> {
-    match parse_age(text)? {
+    match parse_duration(text)? {
         Duration::ZERO => Err(Error::usage("no time at all is too little")),
         time => Ok(time),
     }
@@ -88,6 +96,18 @@ mod tests {
         for bad in ["", "G", "1X", "-1", "1e9", "NaN", "inf", "0.3", "99999999999T", "1,5G"] {
             assert!(parse_size(bad).is_err(), "{bad:?} was accepted");
         }
+    }
+
+    #[test]
+    fn an_age_has_a_unit_and_a_time_limit_need_not() {
+        for (text, seconds) in [("0", 0), ("0s", 0), ("90s", 90), ("30m", 1800), ("12h", 43200), ("7d", 604_800)] {
+            assert_eq!(parse_age(text).expect(text).as_secs(), seconds, "{text}");
+        }
+        for bad in ["1", "7", "-1", "", "d", "7y", "1.5h", "99999999999999999999", "99999999999999999w"] {
+            assert!(parse_age(bad).is_err(), "{bad:?} was accepted");
+        }
+        assert_eq!(parse_time("7").expect("seconds").as_secs(), 7);
+        assert!(parse_time("0").is_err());
     }
 
     #[test]

@@ -11,10 +11,10 @@ use super::status;
 use crate::change::{Executor, recover};
 use crate::context::Context;
 use crate::ephemeral::discard::{self, Dates};
-use crate::error::{Error, IoContext, Result};
+use crate::error::{Error, IoContext, Kind, Result};
 use crate::layer::chain;
 use crate::layer::pool::{Pool, Use};
-use crate::model::{LayerId, Name, Origin, Record, Snapshot, human};
+use crate::model::{Layer, LayerId, Name, Origin, Record, Snapshot, human};
 use crate::qemu::img::{Img, Source};
 use crate::snapshot::delete;
 use crate::snapshot::internal;
@@ -225,6 +225,10 @@ pub fn finish_removals(store: &Store) -> Result<usize> {
         };
         if entry.layers.iter().any(|layer| store.layout.layer(layer).exists()) {
             let mut pool = Pool::scan(store)?;
+            if pool.damaged.len() > pool.noted.len() {
+                // A damaged layer might stand on one of them.
+                continue;
+            }
             for layer in &entry.layers {
                 if pool.uses(&layer.id).is_empty() && pool.children(&layer.id).next().is_none() {
                     store.trash_layer(&found.path, layer)?;
@@ -250,7 +254,6 @@ async fn forget_ways_back(context: &Context) -> Result<()> {
     let pool = Pool::scan(store)?;
     let nobody: Name = "nobody".parse()?;
     for info in pool.layers.values().filter(|info| info.internal_snapshots > 0) {
-        let path = store.layout.layer(&info.layer);
         let is_head = |user: &Name| pool.uses(&info.layer.id).contains(&Use::Head(user.clone()));
         // What a template's files look like is noted; they never change.
         if pool.uses(&info.layer.id).iter().any(|r#use| matches!(r#use, Use::Template(_))) {
@@ -270,15 +273,34 @@ async fn forget_ways_back(context: &Context) -> Result<()> {
             continue;
         }
         let wanted: Vec<String> = store.list_trash()?.into_iter().filter_map(|found| found.entry?.way_back).collect();
-        let inside = Img::find(context)?.info(&path, Source::File(&path, info.layer.format)).await?.snapshots;
-        for tag in inside.into_iter().map(|inner| inner.name) {
-            if tag.starts_with(internal::WAY_BACK) && !wanted.contains(&tag) {
-                let mut executor = match &owner {
-                    Some(owner) => Executor::new(context, owner),
-                    None => Executor::with_no_qemu(context, &nobody),
-                };
-                executor.internal_delete(&tag, std::slice::from_ref(&info.layer)).await?;
-            }
+        let mut executor = match &owner {
+            Some(owner) => Executor::new(context, owner),
+            None => Executor::with_no_qemu(context, &nobody),
+        };
+        match forget_ways_back_in(context, &info.layer, &wanted, &mut executor).await {
+            // One image that is damaged is not the others' business.
+            Err(error) if matches!(error.kind(), Kind::Qemu | Kind::Damaged) => context.ui.warn(&format!(
+                "internal snapshots in layer {} that no undo needs any more stay: {}",
+                info.layer,
+                error.full_message()
+            )),
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+async fn forget_ways_back_in(
+    context: &Context,
+    layer: &Layer,
+    wanted: &[String],
+    executor: &mut Executor<'_>,
+) -> Result<()> {
+    let path = context.store.layout.layer(layer);
+    let inside = Img::find(context)?.info(&path, Source::File(&path, layer.format)).await?.snapshots;
+    for tag in inside.into_iter().map(|inner| inner.name) {
+        if tag.starts_with(internal::WAY_BACK) && !wanted.contains(&tag) {
+            executor.internal_delete(&tag, std::slice::from_ref(layer)).await?;
         }
     }
     Ok(())
