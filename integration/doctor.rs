@@ -551,7 +551,11 @@ fn a_broken_vm_that_is_removed_can_be_had_back() {
 fn a_head_that_two_records_name_is_started_by_neither() {
     let lab = lab();
     std::fs::create_dir(lab.store().join("vms/copy")).unwrap();
-    std::fs::copy(lab.store().join("vms/web/vm.json"), lab.store().join("vms/copy/vm.json")).unwrap();
+    // Records that were written before they said whose they are.
+    let mut record: Value =
+        serde_json::from_slice(&std::fs::read(lab.store().join("vms/web/vm.json")).unwrap()).unwrap();
+    record.as_object_mut().unwrap().remove("name");
+    std::fs::write(lab.store().join("vms/copy/vm.json"), record.to_string()).unwrap();
     lab.run(&["start", "copy"]).fails(8, &["belongs to web"]);
     lab.run(&["start", "web"]).fails(8, &["belongs to copy"]);
     // Nor by hand.

@@ -313,3 +313,48 @@ impl Drop for Freezer {
         eventually("an empty group", || std::fs::remove_dir(&self.0).is_ok());
     }
 }
+
+#[test]
+fn logs_that_are_followed_end_with_the_vm_and_ctrl_c_is_no_error() {
+    let lab = Lab::new();
+    lab.ok(&["create", "web", "--size", "16M", "--net", "none"]);
+    lab.ok(&["start", "--paused", "web"]);
+    let follow = || {
+        let args = ["logs", "--follow", "web"];
+        let child = lab.command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // It listens to SIGINT, and so it is at the end of the log.
+        eventually("a handler of SIGINT", || {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+            let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap().trim();
+            u64::from_str_radix(caught, 16).unwrap() & 2 != 0
+        });
+        child
+    };
+    let interrupted = follow();
+    signal::kill(Pid::from_raw(i32::try_from(interrupted.id()).unwrap()), Signal::SIGINT).unwrap();
+    let done = Done::from(interrupted.wait_with_output().unwrap());
+    assert!(done.code == 0 && done.err.is_empty(), "{done:?}");
+    let ended = follow();
+    lab.ok(&["stop", "--force", "web"]);
+    Done::from(ended.wait_with_output().unwrap()).ok();
+    lab.ok(&["logs", "--follow", "web"]);
+}
+
+#[test]
+fn a_stopped_vm_gets_another_machine_type_and_is_told_which_memory_stays_behind() {
+    let lab = Lab::new();
+    lab.ok(&["create", "web", "--size", "16M", "--net", "none"]);
+    let before = lab.json(&["show", "web"])["machine"].clone();
+    lab.ok(&["start", "--paused", "web"]);
+    lab.ok(&["snapshot", "create", "web", "m", "--memory"]);
+    lab.run(&["set", "web", "machine=pc-q35-7.1"]).fails(5, &["stop it first"]);
+    lab.ok(&["stop", "--force", "web"]);
+    lab.run(&["set", "web", "machine=nothing"]).fails(5, &["no machine type nothing"]);
+    let done = lab.run(&["set", "web", "machine=pc-q35-7.1"]);
+    assert!(done.code == 0 && done.err.contains("web@m"), "{done:?}");
+    assert_eq!(lab.json(&["show", "web"])["machine"], "pc-q35-7.1");
+    lab.ok(&["start", "--paused", "web"]);
+    lab.ok(&["snapshot", "revert", "web@m"]);
+    assert_eq!(lab.json(&["show", "web"])["machine"], before);
+    lab.ok(&["stop", "--force", "web"]);
+}

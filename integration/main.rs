@@ -7,8 +7,10 @@
 mod lab;
 
 mod clones;
+mod copied;
 mod crash;
 mod create;
+mod damage;
 mod debian;
 mod disks;
 mod doctor;

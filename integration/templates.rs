@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use crate::lab::Lab;
+use crate::lab::{Lab, qemu_img};
 
 #[test]
 fn a_template_cannot_be_started_changed_or_lost() {
@@ -94,4 +94,15 @@ fn a_shell_of_the_pool_that_is_still_being_started_is_not_called_a_run() {
     lab.ok(&["rm", "run-t-1"]);
     let shell = lab.run(&["template", "rm", "t"]).fails(5, &["another VM that waits in its pool", "pool drain t"]);
     assert!(!shell.err.contains("wait until"), "{shell:?}");
+}
+
+#[test]
+fn who_makes_a_template_of_a_file_of_theirs_is_told_before_that_it_becomes_read_only() {
+    let lab = Lab::new();
+    let file = lab.path().join("mine.qcow2");
+    qemu_img(&["create", "-q", "-f", "qcow2", file.to_str().unwrap(), "16M"]);
+    lab.ok(&["create", "base", "--disk", &format!("{},use", file.display()), "--net", "none"]);
+    let done = lab.run(&["template", "create", "base", "--no-seal"]);
+    assert!(done.code == 0 && done.err.contains(file.to_str().unwrap()), "{done:?}");
+    assert!(std::fs::metadata(&file).unwrap().permissions().readonly());
 }

@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
@@ -75,7 +76,8 @@ pub struct FakeVm {
 }
 
 impl FakeVm {
-    /// The VM `web` with two disks; `answer` gets its name of the first disk's layer, too.
+    /// The VM `web` with two disks; `answer` gets its name of the first disk's layer, too. Until a transaction is sent, the
+    /// disks are on the layers of the record.
     pub fn new(answer: impl Fn(&str, &Value, &str) -> Answer + Send + Sync + 'static) -> Self {
         let directory = tempfile::Builder::new().prefix("cwf").tempdir_in("/tmp").unwrap();
         let made = run(directory.path(), &["create", "web", "--size", "64M", "--size", "64M"]);
@@ -87,8 +89,20 @@ impl FakeVm {
         let lock = File::create(vm.join("run.lock")).unwrap();
         rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
         let record: Value = serde_json::from_slice(&std::fs::read(vm.join("vm.json")).unwrap()).unwrap();
-        let layer = record["config"]["disks"][0]["layer"]["id"].as_str().unwrap().to_owned();
-        let heard = serve(&sockets.join("qmp.sock"), move |name, arguments| answer(name, arguments, &layer));
+        let disks: Vec<(String, String)> = record["config"]["disks"].as_array().unwrap().iter().map(disk).collect();
+        let was_sent = AtomicBool::new(false);
+        let heard = serve(&sockets.join("qmp.sock"), move |name, arguments| match name {
+            "query-named-block-nodes" => Answer::Return(json!([])),
+            "qom-get" if !was_sent.load(Ordering::SeqCst) => {
+                let path = arguments["path"].as_str().unwrap();
+                let (_, layer) = disks.iter().find(|(target, _)| path.ends_with(target)).unwrap();
+                Answer::Return(json!(format!("l-{layer}")))
+            }
+            name => {
+                was_sent.fetch_or(name == "transaction", Ordering::SeqCst);
+                answer(name, arguments, &disks[0].1)
+            }
+        });
         Self { directory, lock, heard }
     }
 
@@ -123,6 +137,12 @@ impl FakeVm {
     pub fn file(&self, name: &str) -> PathBuf {
         self.directory.path().join("store/vms/web").join(name)
     }
+}
+
+/// The guest's name of a disk in a record, and its layer.
+fn disk(disk: &Value) -> (String, String) {
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    (text(&disk["target"]), text(&disk["layer"]["id"]))
 }
 
 /// The ends of a guest agent's pipes that QEMU holds: what comes in, what goes out.

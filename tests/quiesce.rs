@@ -250,7 +250,7 @@ fn a_guest_left_frozen_by_a_killed_snapshot_is_thawed_by_the_next_command() {
     });
     let heard = agent(&vm, ordinary);
     let mut child = vm.spawn(&["snapshot", "create", "web", "s", "--quiesce", "require"]);
-    arrived.recv().unwrap();
+    arrived.recv_timeout(Duration::from_secs(60)).unwrap();
     child.kill().unwrap();
     child.wait().unwrap();
     assert_eq!((count(&heard, "guest-fsfreeze-freeze"), count(&heard, "guest-fsfreeze-thaw")), (1, 0));

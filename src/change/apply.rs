@@ -9,7 +9,7 @@ use super::memory;
 use super::reliance;
 use super::step::{Sealed, Step};
 use crate::context::Context;
-use crate::error::{Error, IoContext, Result};
+use crate::error::{Error, IoContext, Kind, Result};
 use crate::layer::{census, chain, copy, create, merge, stamp};
 use crate::model::{Layer, LayerStamp, Name, Quiesced, Record, Role, Warm};
 use crate::qemu::img::Inside;
@@ -125,6 +125,14 @@ impl<'a> Executor<'a> {
             self.qmp = live::connect_if_running(self.context, &self.name).await?;
             self.asked = true;
         }
+        Ok(self.qmp.as_mut())
+    }
+
+    /// The same, and when it does not run, it is looked for again by the step that needs it: another may start it.
+    pub async fn qmp_now(&mut self) -> Result<Option<&mut Qmp>> {
+        let asked = self.asked;
+        self.qmp().await?;
+        self.asked = asked || self.qmp.is_some();
         Ok(self.qmp.as_mut())
     }
 
@@ -312,19 +320,22 @@ impl<'a> Executor<'a> {
             Step::Resize { layer, after, .. } => {
                 Ok(census::inspect(&self.context.store, layer)?.virtual_bytes == *after)
             }
-            _ => Ok(self.saved(journal, journal.pivot)),
+            _ => self.saved(journal, journal.pivot),
         }
     }
 
-    /// Is the record of the step at `at`, or of a later one, what `vm.json` says now?
-    pub fn saved(&self, journal: &Journal<Step>, at: usize) -> bool {
-        let Ok(now) = self.context.store.load(&self.name) else {
-            return false;
+    /// Is the record of the step at `at`, or of a later one, what `vm.json` says now? A record that is there and
+    /// cannot be read says neither yes nor no.
+    pub fn saved(&self, journal: &Journal<Step>, at: usize) -> Result<bool> {
+        let now = match self.context.store.load(&self.name) {
+            Ok(now) => now,
+            Err(error) if error.kind() == Kind::NotFound => return Ok(false),
+            Err(error) => return Err(error),
         };
-        journal.steps[at..].iter().any(|step| match step {
+        Ok(journal.steps[at..].iter().any(|step| match step {
             Step::Save { record, .. } => Record::try_from((**record).clone()).is_ok_and(|record| same(&record, &now)),
             _ => false,
-        })
+        }))
     }
 
     pub(super) async fn live(&mut self) -> Result<&mut Qmp> {
@@ -367,7 +378,8 @@ impl<'a> Executor<'a> {
         way_back: Option<&String>,
     ) -> Result<()> {
         let store = &self.context.store;
-        let mut entry = Entry::new(what, &self.name, &self.context.operation);
+        let record = Record::try_from(before.clone())?;
+        let mut entry = Entry::new(what, &self.name, &self.context.operation).of(&record);
         entry.layers = layers.to_vec();
         entry.way_back = way_back.cloned();
         // Of layers that have been moved already, the entry of the first attempt tells. What a merge leaves cannot be taken back.
@@ -378,8 +390,7 @@ impl<'a> Executor<'a> {
             }
         }
         let trash = store.open_trash(directory, &entry)?;
-        let record = Record::try_from(before.clone())?;
-        store.save_record(&trash.join("vm.json"), &record)?;
+        store.save_record(&trash.join("vm.json"), &self.name, &record)?;
         store.trash_layers(&trash, layers)
     }
 

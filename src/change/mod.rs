@@ -22,9 +22,10 @@ pub use step::{Sealed, Step, Switched};
 
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::model::{Layer, Quiesced};
-use crate::store::journal::{self, Journal};
+use crate::model::{Layer, Name, Quiesced};
+use crate::store::journal::{self, Journal, Owner};
 use crate::store::{Store, VmLock, atomic, schema::RecordV1};
+use crate::vm::live;
 
 /// What is going to happen, in order.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,8 +51,12 @@ impl Plan {
 pub async fn run(context: &Context, lock: &VmLock, plan: Plan, executor: &mut Executor<'_>) -> Result<Report> {
     let store = &context.store;
     let pins: Vec<Layer> = plan.steps.iter().flat_map(Step::layers).collect();
-    let mut journal =
-        Journal { schema: 1, operation: context.operation.clone(), steps: plan.steps, pivot: plan.pivot, pins };
+    if let Err(error) = refuse_stranger(context, lock.name(), executor).await {
+        store.unclaim(lock.name())?;
+        return Err(error);
+    }
+    let (operation, vm) = (context.operation.clone(), owner(store, lock.name(), &plan));
+    let mut journal = Journal { schema: journal::SCHEMA, vm, operation, steps: plan.steps, pivot: plan.pivot, pins };
     if let Err(error) = journal.save(store, lock.name()) {
         store.unclaim(lock.name())?;
         return Err(error);
@@ -93,6 +98,21 @@ pub async fn run(context: &Context, lock: &VmLock, plan: Plan, executor: &mut Ex
         journal::remove(store, lock.name())?;
     }
     Ok(std::mem::take(&mut executor.report))
+}
+
+/// A QEMU that has other files open than the record names is not told to change anything.
+async fn refuse_stranger(context: &Context, name: &Name, executor: &mut Executor<'_>) -> Result<()> {
+    match executor.qmp_now().await? {
+        Some(qmp) => live::refuse_stranger(context, name, qmp, &context.store.load(name)?).await,
+        None => Ok(()),
+    }
+}
+
+/// Whose change it is: of a VM that is about to be made, only the plan says that.
+fn owner(store: &Store, name: &Name, plan: &Plan) -> Option<Owner> {
+    let uuid = || Some(store.load(name).ok()?.uuid);
+    let uuid = plan.steps.iter().find_map(Step::record).map(RecordV1::uuid).or_else(uuid)?;
+    Some(Owner { name: name.clone(), uuid })
 }
 
 /// Forgets a change that was refused. It must not come back with a power cut: nothing would tell that it was.

@@ -10,7 +10,7 @@ use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::model::{Name, Quiesced};
 use crate::store::journal::{self, Journal};
-use crate::store::{Store, StoreLock, VmLock};
+use crate::store::{Store, StoreLock, VmLock, schema};
 
 /// What recovery found and did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,7 +98,7 @@ async fn settle(context: &Context, lock: &VmLock, may_complete: bool) -> Result<
                 .note(&format!("{name}: its guest had been ended for that; start it again: cowhand start {name}"));
         }
         Recovered::Undone
-    } else if may_complete || executor.can_be_ended_now(remaining(&journal, &executor)).await? {
+    } else if may_complete || executor.can_be_ended_now(remaining(&journal, &executor)?).await? {
         call_off_newcomers(store, name, &journal, &mut executor).await?;
         roll_forward(context, lock, &journal, &mut executor).await?;
         context.ui.note(&format!("{name}: `{}` was cut short and has been completed", journal.operation));
@@ -125,14 +125,20 @@ async fn settle(context: &Context, lock: &VmLock, may_complete: bool) -> Result<
 /// Whether a change has happened shows in the record. One that is there and cannot be read is no proof that it has not: undoing the change could
 /// remove layers that the record names.
 fn refuse_unreadable(store: &Store, name: &Name, operation: &str) -> Result<()> {
-    match store.load(name) {
-        Err(error) if error.kind() == Kind::Damaged => {
-            Err(Error::damaged(format!("`{operation}` was cut short on {name}, and how far it got cannot be seen"))
-                .hint(format!("cowhand doctor {name} --repair    brings back the last readable record"))
-                .because(error.full_message()))
+    let Err(error) = store.load(name) else { return Ok(()) };
+    let (kind, hint) = match error.kind() {
+        Kind::NotFound => return Ok(()),
+        Kind::Damaged if schema::is_newer(&error) => {
+            (Kind::Damaged, "use that version; nothing was changed".to_owned())
         }
-        _ => Ok(()),
-    }
+        Kind::Damaged => {
+            (Kind::Damaged, format!("cowhand doctor {name} --repair    brings back the last readable record"))
+        }
+        kind => (kind, "the next command on this VM tries again; nothing was undone".to_owned()),
+    };
+    Err(Error::new(kind, format!("`{operation}` was cut short on {name}, and how far it got cannot be seen"))
+        .hint(hint)
+        .because(error.full_message()))
 }
 
 /// What was to be renamed into its place when its writer died. Whoever holds the lock is the only one who writes here.
@@ -177,7 +183,7 @@ async fn call_off_newcomers(
     journal: &Journal<Step>,
     executor: &mut Executor<'_>,
 ) -> Result<()> {
-    let steps = remaining(journal, executor).to_vec();
+    let steps = remaining(journal, executor)?.to_vec();
     if let Err(error) = reliance::refuse_newcomers(store, name, &steps, &journal.pins)
         && executor.can_be_ended_now(&steps).await?
     {
@@ -192,7 +198,7 @@ async fn roll_forward(
     journal: &Journal<Step>,
     executor: &mut Executor<'_>,
 ) -> Result<()> {
-    let mut steps = remaining(journal, executor).to_vec();
+    let mut steps = remaining(journal, executor)?.to_vec();
     // Whether it was thawed shows nowhere.
     if journal.steps.contains(&Step::Thaw) && !steps.contains(&Step::Thaw) {
         steps.insert(0, Step::Thaw);
@@ -206,9 +212,12 @@ async fn roll_forward(
 }
 
 /// What is still to be done behind the pivot. A record that has been saved proves every step before it.
-fn remaining<'a>(journal: &'a Journal<Step>, executor: &Executor<'_>) -> &'a [Step] {
-    let is_save = |step: &Step| matches!(step, Step::Save { .. });
-    let saved = (0..journal.steps.len()).rev().find(|at| is_save(&journal.steps[*at]) && executor.saved(journal, *at));
-    let from = saved.unwrap_or(journal.pivot).max(journal.pivot) + 1;
-    &journal.steps[from..]
+fn remaining<'a>(journal: &'a Journal<Step>, executor: &Executor<'_>) -> Result<&'a [Step]> {
+    let mut from = journal.pivot;
+    for (at, step) in journal.steps.iter().enumerate().skip(journal.pivot) {
+        if matches!(step, Step::Save { .. }) && executor.saved(journal, at)? {
+            from = at;
+        }
+    }
+    Ok(&journal.steps[from + 1..])
 }

@@ -166,7 +166,7 @@ mod tests {
         /// Another VM has written down that it is about to do this, and died.
         fn other_is_about_to(&self, steps: Vec<Step>) {
             make_directory(&self.store.layout.vm(&name("other"))).expect("a directory");
-            let journal = Journal { schema: 1, operation: "gc".into(), steps, pivot: 0, pins: Vec::new() };
+            let journal = Journal { schema: 1, vm: None, operation: "gc".into(), steps, pivot: 0, pins: Vec::new() };
             journal.save(&self.store, &name("other")).expect("a journal");
         }
 

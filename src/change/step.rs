@@ -256,6 +256,16 @@ impl Step {
         text.split(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default().to_owned()
     }
 
+    /// The record of the VM, before or after the change, that the step holds.
+    pub fn record(&self) -> Option<&RecordV1> {
+        match self {
+            Self::Save { record, .. } | Self::LoadMemory { record, .. } => Some(record),
+            Self::Trash { before, .. } => Some(before),
+            Self::InternalRevert { memory, .. } => memory.as_deref(),
+            _ => None,
+        }
+    }
+
     /// A new `vm.json`.
     pub fn save(record: &Record) -> Self {
         Self::Save { record: Box::new(RecordV1::from(record)), snapshot: None }

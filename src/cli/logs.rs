@@ -9,6 +9,7 @@ use crate::model::printable::LogEscape;
 use crate::model::{Name, human};
 use crate::sys::follow::Follow;
 use crate::sys::rotated::Rotated;
+use crate::vm::{logs, status};
 
 /// Show what a guest has printed on its serial console
 ///
@@ -17,9 +18,9 @@ use crate::sys::rotated::Rotated;
 pub struct Logs {
     /// The VM
     name: Name,
-    /// Go on as more comes, until Ctrl-C
+    /// Go on as more comes, until the VM has ended or Ctrl-C
     #[arg(short, long)]
-    follow: bool,
+    pub follow: bool,
     /// Print the bytes as they are, also on a terminal; they can contain any control sequence
     #[arg(long)]
     raw: bool,
@@ -39,7 +40,10 @@ impl Logs {
             return Err(Error::not_found(format!("{} has never been started, so there is no log", self.name)));
         }
         let log = Rotated::open(&path).on("open", &path)?;
-        let follow = self.follow.then(|| Follow::new(&path)).transpose().on("watch", &path)?;
+        let follows = self.follow && status::is_running(&app.context, &self.name)?;
+        let follow = follows.then(|| Follow::new(&path)).transpose().on("watch", &path)?;
+        // Of a QEMU that does not say who it is, the end cannot be seen.
+        let process = if follows { logs::process(&app.context, &self.name).await? } else { None };
         let printer = app.printer;
         // On a terminal, what the guest prints must not command it.
         let mut escape = (!self.raw && std::io::stdout().is_terminal()).then(LogEscape::default);
@@ -51,6 +55,7 @@ impl Logs {
         let work = move || -> std::io::Result<()> {
             let (mut position, end) = (log.begin()?, log.end()?);
             let mut buffer = vec![0; 64 << 10];
+            let mut has_ended = false;
             loop {
                 // Without --follow to where the log ends now: a guest that prints faster than it is read would keep us for ever.
                 let most = match follow {
@@ -64,12 +69,14 @@ impl Logs {
                 }
                 match (&follow, piece.bytes) {
                     (None, 0) => return Ok(()),
-                    (Some(follow), 0) => follow.wait()?,
+                    (Some(_), 0) if has_ended => return Ok(()),
+                    // What it printed last is still read.
+                    (Some(follow), 0) => has_ended = follow.wait(process.as_ref())?,
                     (_, read) => show(&buffer[..read]),
                 }
             }
         };
-        // In a thread, so that Ctrl-C is heard while nothing comes.
+        // In a thread, so that Ctrl-C is heard while nothing comes. There it is how one leaves, and no error.
         let mut work = tokio::task::spawn_blocking(work);
         let result = loop {
             tokio::select! {
@@ -78,6 +85,7 @@ impl Logs {
                     "the guest printed more than the log keeps: {} were dropped before they were read", human(bytes)
                 )),
                 result = &mut work => break result,
+                _ = tokio::signal::ctrl_c(), if follows => return Ok(()),
             }
         };
         result.map_err(|panic| Error::failed("cannot read").because(panic))?.on("read", &path)

@@ -128,7 +128,11 @@ pub struct App {
 impl Command {
     /// Signals are for what it runs, not for us.
     fn takes_signals(&self) -> bool {
-        matches!(self, Self::Exec(_) | Self::Run(_) | Self::AutopkgtestVirt(_) | Self::Gitlab(_))
+        match self {
+            Self::Exec(_) | Self::Run(_) | Self::AutopkgtestVirt(_) | Self::Gitlab(_) => true,
+            Self::Logs(verb) => verb.follow,
+            _ => false,
+        }
     }
 
     async fn run(self, app: &App) -> Result<u8> {

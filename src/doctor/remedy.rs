@@ -8,7 +8,7 @@ use crate::change::Step;
 use crate::change::recover::{self, Recovered};
 use crate::change::reliance;
 use crate::context::Context;
-use crate::error::{Error, IoContext, Result};
+use crate::error::{Error, IoContext, Kind, Result};
 use crate::guest::freeze;
 use crate::layer::census;
 use crate::layer::note::{self, Noted};
@@ -31,6 +31,8 @@ pub enum Remedy {
     Sweep(Name),
     /// Put the spare copy of a record in the place of one that cannot be read.
     RestoreRecord(Name),
+    /// Write the spare copy of a record anew.
+    RenewSpare(Name),
     /// Take an unreadable journal away from a VM that is whole without it.
     SetJournalAside(Name),
     /// Bring a layer that is named back out of the trash.
@@ -102,18 +104,44 @@ pub async fn apply(context: &Context, remedy: &Remedy) -> Result<Applied> {
                 Recovered::Left => "it was left for later",
             })
         }
-        Remedy::Sweep(_) => {
+        Remedy::Sweep(name) => {
             let lock = store.lock(context).await?;
+            // It never came to be: whatever a journal says that cannot be read, no VM needs it.
+            if let Some(_vm) = store.try_lock_vm(name, &context.operation)?
+                && !store.exists(name)
+                && let Err(error) = Journal::<Step>::load(store, name)
+            {
+                refuse_unless_damaged(error)?;
+                set_aside(context, name, &store.layout.journal(name))?;
+            }
             recover::sweep(context, &lock).await?;
+            if store.layout.vm(name).exists() && !store.exists(name) {
+                return Err(Error::failed("it could not be cleared up"));
+            }
             done("it was cleared up")
         }
         Remedy::RestoreRecord(name) => {
             restore_record(context, name).await?;
             done("its spare copy is in its place, and the damaged one in the trash")
         }
+        Remedy::RenewSpare(name) => {
+            let _lock = store.lock_vm(context, name).await?;
+            match store.load_spare(name) {
+                Some(Ok(_)) => return Ok(Applied::NotNeeded),
+                _ => store.renew_spare(name),
+            }
+            match store.load_spare(name) {
+                Some(Ok(_)) => done("it was written anew"),
+                _ => Err(Error::failed("it could not be written anew")),
+            }
+        }
         Remedy::SetJournalAside(name) => {
             let _lock = store.lock_vm(context, name).await?;
             let record = store.load(name)?;
+            match Journal::<Step>::load(store, name) {
+                Ok(_) => return Ok(Applied::NotNeeded),
+                Err(error) => refuse_unless_damaged(error)?,
+            }
             vm::whole(context, &Pool::scan(store)?, name, &record).await.map_err(Error::refused)?;
             set_aside(context, name, &store.layout.journal(name))?;
             done("it is in the trash")
@@ -126,7 +154,7 @@ pub async fn apply(context: &Context, remedy: &Remedy) -> Result<Applied> {
                 return Ok(Applied::NotNeeded);
             }
             let found = store.list_trash()?.into_iter().find(|found| found.path == *trash);
-            let below = found.and_then(|found| found.entry).map(|entry| entry.below).unwrap_or_default();
+            let below = found.and_then(|found| found.entry.ok()).map(|entry| entry.below).unwrap_or_default();
             reliance::restore_or_put_back(store, vm, trash, std::slice::from_ref(layer), &below)?;
             atomic::sync_directory(&store.layout.layers())?;
             done("it was taken out again")
@@ -206,14 +234,21 @@ pub async fn apply(context: &Context, remedy: &Remedy) -> Result<Applied> {
     }
 }
 
+/// What cannot be read just now, or by this version, is not taken away.
+fn refuse_unless_damaged(error: Error) -> Result<()> {
+    match error.kind() == Kind::Damaged && !schema::is_newer(&error) {
+        true => Ok(()),
+        false => Err(error),
+    }
+}
+
 /// What QEMU answers goes before the record, and so do headers: a layer that its guest has written to is the head, whatever the record says. What
 /// the record called the head stays below it.
 async fn adopt(context: &Context, name: &Name) -> Result<String> {
     let store = &context.store;
     let _lock = store.lock_vm(context, name).await?;
-    if Journal::<Step>::load(store, name).is_err() {
-        set_aside(context, name, &store.layout.journal(name))?;
-    }
+    let journal = Journal::<Step>::load(store, name).err();
+    let has_damaged_journal = journal.map(refuse_unless_damaged).transpose()?.is_some();
     let mut record = store.load(name)?;
     let pool = Pool::scan(store)?;
     let heads = match live::connect_if_running(context, name).await? {
@@ -221,6 +256,9 @@ async fn adopt(context: &Context, name: &Name) -> Result<String> {
         None => vm::later(context, &pool, name, &record),
     };
     let heads = heads.ok_or_else(|| Error::refused("which layers are its heads is in doubt"))?;
+    if has_damaged_journal {
+        set_aside(context, name, &store.layout.journal(name))?;
+    }
     let before = store.layout.vm_json(name);
     let kept = store.open_trash(&Store::trash_name("doctor", name), &Entry::new("doctor", name, &context.operation))?;
     std::fs::copy(&before, kept.join("vm.json")).on("keep", &before)?;
@@ -251,7 +289,7 @@ async fn restore_record(context: &Context, name: &Name) -> Result<()> {
     if store.load(name).is_ok() {
         return Ok(());
     }
-    let spare = store.load_spare(name).ok_or_else(|| Error::refused("there is no spare copy that can be read"))?;
+    let spare = store.load_spare(name).ok_or_else(|| Error::refused("there is no spare copy"))??;
     vm::whole(context, &Pool::scan(store)?, name, &spare).await.map_err(Error::refused)?;
     let damaged = store.layout.vm_json(name);
     if damaged.exists() {

@@ -2,7 +2,7 @@
 //!
 //! Asked on the socket for observers, so that nobody is kept from changing the VM.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use qapi::qga::{GuestFsfreezeStatus, guest_fsfreeze_status};
@@ -14,8 +14,8 @@ use crate::guest::session;
 use crate::layer::chain;
 use crate::model::{Layer, LayerId, Name, Record};
 use crate::qemu::qmp::Qmp;
-use crate::vm::logs;
 use crate::vm::status::{self, Status};
+use crate::vm::{live, logs};
 
 /// How long QEMU may take to greet an observer.
 const GREETING: Duration = Duration::from_secs(5);
@@ -68,7 +68,7 @@ async fn look(context: &Context, name: &Name, record: &Record, status: &Status) 
         });
     }
     if jobs.is_empty()
-        && let Err(why) = differs(&mut qmp, record).await?
+        && let Err(why) = live::differs(context, &mut qmp, record).await?
     {
         let adopt = heads(context, &mut qmp, record).await?.map(|_| Remedy::Adopt(name.clone()));
         let finding = Finding::fail("process", why);
@@ -99,7 +99,7 @@ async fn look(context: &Context, name: &Name, record: &Record, status: &Status) 
     }
     for (id, file) in qmp.open_layers().await? {
         match known.iter().find(|(known, _)| *known == id) {
-            Some((_, path)) if !is_same(&file, path) => findings.push(
+            Some((_, path)) if !live::is_same(&file, path) => findings.push(
                 Finding::warn(
                     "process",
                     format!("its QEMU has layer {id} open as {file}, and it lies at {}", path.display()),
@@ -124,23 +124,6 @@ async fn look(context: &Context, name: &Name, record: &Record, status: &Status) 
     Ok(findings)
 }
 
-/// Is each device on the layer the record says? Otherwise, in words.
-async fn differs(qmp: &mut Qmp, record: &Record) -> Result<Result<(), String>, Error> {
-    for disk in record.config.writable() {
-        match qmp.active_layer(&disk.target).await? {
-            Some(id) if id == disk.layer.id => {}
-            Some(id) => {
-                return Ok(Err(format!(
-                    "its QEMU writes {} to layer {id}, and the record says {}",
-                    disk.target, disk.layer
-                )));
-            }
-            None => return Ok(Err(format!("its QEMU has a node of somebody else's on {}", disk.target))),
-        }
-    }
-    Ok(Ok(()))
-}
-
 /// The layers of the store that its devices are on, where they are others than the record says and stand on those. `None`: some are not, or all are as
 /// recorded.
 pub async fn heads(context: &Context, qmp: &mut Qmp, record: &Record) -> Result<Option<Vec<(String, Layer)>>, Error> {
@@ -159,14 +142,14 @@ pub async fn heads(context: &Context, qmp: &mut Qmp, record: &Record) -> Result<
     Ok((!heads.is_empty()).then_some(heads))
 }
 
-/// The same as [`differs`], for somebody who wants to rely on it.
+/// The same as [`live::differs`], for somebody who wants to rely on it.
 pub async fn agrees(context: &Context, name: &Name, record: &Record) -> Result<(), String> {
     let words = |error: Error| error.full_message();
     let mut qmp = connect(context, name).await.map_err(words)?;
     if let Some(job) = qmp.jobs().await.map_err(|error| error.to_string())?.first() {
         return Err(format!("QEMU's job {} is at work", job.id));
     }
-    differs(&mut qmp, record).await.map_err(words)?
+    live::differs(context, &mut qmp, record).await.map_err(words)?
 }
 
 async fn agent(context: &Context, name: &Name, qmp: &mut Qmp, status: &Status) -> Result<Vec<Finding>, Error> {
@@ -192,12 +175,6 @@ async fn agent(context: &Context, name: &Name, qmp: &mut Qmp, status: &Status) -
         ],
         _ => Vec::new(),
     })
-}
-
-/// Do both lead to the same file? A store may be reached by more than one path.
-fn is_same(one: &str, other: &Path) -> bool {
-    Path::new(one) == other
-        || std::fs::canonicalize(one).ok().is_some_and(|one| std::fs::canonicalize(other).ok() == Some(one))
 }
 
 /// A file of these layers that QEMU has open and that is not there any more (`/proc/PID/fd`). By its name: the kernel tells the path without links.

@@ -60,7 +60,17 @@ pub fn examine(context: &Context) -> Result<Vec<Finding>> {
         Finding::warn("clock", ahead.to_string())
             .hint("nothing is removed for its age or date until you say that the clock is right: cowhand gc --yes")
     }));
-    let trash: u64 = store.list_trash()?.iter().map(|found| found.bytes).sum();
+    let trash = store.list_trash()?;
+    for found in &trash {
+        let Some(why) = found.fault() else { continue };
+        let finding =
+            Finding::warn("trash", format!("what is in {} cannot be taken back: {why}", found.path.display()));
+        findings.push(finding.hint(match found.is_newer() {
+            true => "use that version; nothing is changed by this one",
+            false => "put its entry.json right by hand; gc removes the directory once it is older than 7 days",
+        }));
+    }
+    let trash: u64 = trash.iter().map(|found| found.bytes).sum();
     if trash > 0 {
         findings.push(
             Finding::info("trash", format!("{} are in the trash, for undo", human(trash)))

@@ -29,6 +29,16 @@ pub async fn examine(context: &Context, pool: &Pool, name: &Name) -> Result<Vec<
     let lock = store.layout.lock(name);
     let busy = flock::is_held(&lock).on("look at the lock", &lock)?;
     if !store.exists(name) {
+        if !busy && let Err(error) = Journal::<Step>::load(store, name) {
+            let is_newer = schema::is_newer(&error);
+            let finding = Finding::warn("journal", error.full_message()).of(name);
+            return Ok(vec![match is_newer {
+                true => finding.hint("use that version; nothing is changed by this one"),
+                false => finding
+                    .hint(format!("no VM needs it: cowhand doctor {name} --repair    moves it into the trash"))
+                    .remedy(Some(Remedy::Sweep(name.clone()))),
+            }]);
+        }
         return Ok(match busy {
             true => vec![Finding::info("record", "a command is making it just now").of(name)],
             false => vec![
@@ -77,6 +87,11 @@ pub async fn examine(context: &Context, pool: &Pool, name: &Name) -> Result<Vec<
             return Ok(findings);
         }
         Ok(None) => {}
+        Err(error) if error.kind() != Kind::Damaged || schema::is_newer(&error) => {
+            let hint = error.hints().first().cloned().unwrap_or_default();
+            findings.push(Finding::fail("journal", error.full_message()).of(name).hint(hint));
+            return Ok(findings);
+        }
         Err(error) => {
             let finding = Finding::fail("journal", error.full_message()).of(name);
             findings.push(match whole(context, pool, name, &record).await {
@@ -91,6 +106,7 @@ pub async fn examine(context: &Context, pool: &Pool, name: &Name) -> Result<Vec<
             return Ok(findings);
         }
     }
+    findings.extend(spare_copy(context, name));
     findings.extend(chain::examine(context, name, &record));
     findings.extend(needs(context, name, &record));
     findings.extend(snapshots(context, name, &record));
@@ -148,12 +164,33 @@ pub async fn examine(context: &Context, pool: &Pool, name: &Name) -> Result<Vec<
     Ok(findings)
 }
 
+/// A spare copy that would be of no use.
+fn spare_copy(context: &Context, name: &Name) -> Option<Finding> {
+    let error = context.store.load_spare(name)?.err()?;
+    // It was renamed meanwhile.
+    if !context.store.layout.vm_json(name).exists() {
+        return None;
+    }
+    let path = context.store.layout.spare_json(name);
+    let about = format!("the spare copy of its record cannot be used: {}: {}", error.full_message(), path.display());
+    let finding = Finding::info("record", about).of(name);
+    Some(match schema::is_newer(&error) {
+        true => finding.hint("use that version; nothing is changed by this one"),
+        false => finding
+            .hint("the next command that changes it writes it anew; or: cowhand doctor --repair")
+            .remedy(Some(Remedy::RenewSpare(name.clone()))),
+    })
+}
+
 async fn unreadable(context: &Context, pool: &Pool, name: &Name, why: String) -> Finding {
     let finding = Finding::fail("record", why).of(name);
-    let Some(spare) = context.store.load_spare(name) else {
-        return finding.hint(format!(
-            "there is no spare copy that can be read; mend the file by hand, or: cowhand rm --force {name} (its layers stay)"
-        ));
+    let by_hand = format!("mend the file by hand, or: cowhand rm --force {name} (its layers stay)");
+    let spare = match context.store.load_spare(name) {
+        Some(Ok(spare)) => spare,
+        Some(Err(error)) => {
+            return finding.hint(format!("its spare copy cannot be used: {}; {by_hand}", error.full_message()));
+        }
+        None => return finding.hint(format!("there is no spare copy; {by_hand}")),
     };
     match whole(context, pool, name, &spare).await {
         Ok(()) => finding

@@ -190,7 +190,7 @@ pub async fn reap(context: &Context) -> Result<Vec<(Name, u64)>> {
 fn restore_shell(context: &Context, name: &Name) -> Result<()> {
     let store = &context.store;
     let lost = || store.load(name).is_err_and(|error| error.kind() == Kind::Damaged && !schema::is_newer(&error));
-    let spare = || store.load_spare(name).filter(Record::is_shell);
+    let spare = || store.load_spare(name).and_then(Result::ok).filter(Record::is_shell);
     if !lost() || spare().is_none() || status::is_running(context, name)? {
         return Ok(());
     }

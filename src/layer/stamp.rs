@@ -57,5 +57,15 @@ impl fmt::Display for Obstacle {
 
 /// The first of these layers that is not what it was, if any.
 pub fn changed<'a>(store: &Store, stamps: &'a [LayerStamp]) -> Option<&'a Layer> {
-    stamps.iter().find(|old| of(store, &old.layer).ok().as_ref() != Some(old)).map(|old| &old.layer)
+    stamps.iter().find(|old| of(store, &old.layer).map_or(true, |now| !is_same(old, &now))).map(|old| &old.layer)
+}
+
+fn is_same(old: &LayerStamp, now: &LayerStamp) -> bool {
+    old.layer == now.layer && old.bytes == now.bytes && is_same_time(old.modified_ns, now.modified_ns)
+}
+
+/// Is the time of a file, in nanoseconds, what it was? `tar` and `rsync` may bring it back with whole seconds.
+pub fn is_same_time(old: i128, now: i128) -> bool {
+    const SECOND: i128 = 1_000_000_000;
+    old == now || (now % SECOND == 0 && old.div_euclid(SECOND) == now.div_euclid(SECOND))
 }

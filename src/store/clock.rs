@@ -166,7 +166,7 @@ impl Store {
     fn newest_time(&self) -> Option<Timestamp> {
         let now = Timestamp::now();
         let records = self.records().unwrap_or_default();
-        let trash = self.list_trash().unwrap_or_default().into_iter().filter_map(|found| found.entry);
+        let trash = self.list_trash().unwrap_or_default().into_iter().filter_map(|found| found.entry.ok());
         let times = records.iter().flat_map(|(_, record)| times(record)).chain(trash.map(|entry| entry.when));
         times.filter(|time| *time <= now).max()
     }

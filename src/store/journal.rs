@@ -6,8 +6,9 @@ use std::io;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
-use super::{Store, atomic};
+use super::{Store, atomic, schema};
 use crate::error::{Error, IoContext, Result};
 use crate::model::{Layer, Name};
 use crate::sys::{fault, flock};
@@ -16,8 +17,11 @@ use crate::sys::{fault, flock};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Journal<S> {
-    /// The version of this form.
+    /// The version of this form, steps included.
     pub schema: u32,
+    /// Whose change it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm: Option<Owner>,
     /// In the words of the user (`snapshot create web@before`).
     pub operation: String,
     /// What it does, in order.
@@ -28,32 +32,101 @@ pub struct Journal<S> {
     pub pins: Vec<Layer>,
 }
 
+/// The VM or template that a journal belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Owner {
+    /// Its name when the journal was written.
+    pub name: Name,
+    /// Its identity.
+    pub uuid: Uuid,
+}
+
+/// What can be said of a journal without knowing its steps.
 #[derive(Deserialize)]
-struct Pins {
+struct Head {
+    #[serde(default)]
+    vm: Option<Owner>,
+    operation: String,
+    #[serde(default)]
+    steps: Vec<Saved>,
     pins: Vec<Layer>,
 }
 
+/// A step as far as it holds a record, which tells whose journal it is where the journal does not.
 #[derive(Deserialize)]
-struct Operation {
-    operation: String,
+struct Saved {
+    #[serde(default)]
+    record: Option<schema::Whose>,
+}
+
+/// The version that is written today. Journals of version 1 do not say whose they are.
+pub const SCHEMA: u32 = 2;
+
+/// Reads the journal of `name` and checks that it is one of that VM, in a version that is known.
+fn read(store: &Store, name: &Name) -> Result<Option<(Vec<u8>, Head)>> {
+    let path = store.layout.journal(name);
+    let read = || match std::fs::read(&path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).on("read", &path),
+    };
+    let mut text = read()?;
+    loop {
+        let Some(now) = text else { return Ok(None) };
+        let error = match check(store, name, &now) {
+            Ok(head) => return Ok(Some((now, head))),
+            Err(error) => error,
+        };
+        // Readers take no lock: the VM and its journal may be others by now.
+        text = read()?;
+        if text.as_ref() == Some(&now) {
+            return Err(error);
+        }
+    }
+}
+
+fn check(store: &Store, name: &Name, text: &[u8]) -> Result<Head> {
+    let path = store.layout.journal(name);
+    let unreadable = |error: Error| {
+        let newer = schema::is_newer(&error);
+        let hint = if newer { "use that version; nothing was changed".to_owned() } else { super::how_to_mend(name) };
+        Error::damaged(format!("the journal of {name} cannot be read: {}", path.display()))
+            .hint(hint)
+            .because(error.full_message())
+    };
+    schema::check_version(text, SCHEMA).map_err(unreadable)?;
+    let head: Head = schema::parse(text).map_err(unreadable)?;
+    let foreign = |whose: String| {
+        Err(Error::damaged(format!("the journal of {name} is that of {whose}: {}", path.display()))
+            .hint(super::how_to_mend(name)))
+    };
+    let now = std::fs::read(store.layout.vm_json(name)).ok().and_then(|text| schema::whose(&text)).map(|now| now.uuid);
+    if let Some(owner) = head.vm.as_ref().filter(|owner| owner.name != *name) {
+        // Who renames a directory by hand takes the VM's own journal along.
+        let was_moved = now == Some(owner.uuid) && store.twin(name, owner.uuid, Some(owner.name.clone())).is_none();
+        if !was_moved {
+            return foreign(format!("{} (`{}`)", owner.name, head.operation));
+        }
+    }
+    let saved = || head.steps.iter().find_map(|step| step.record.as_ref()).map(|record| record.uuid);
+    let uuid = head.vm.as_ref().map(|owner| owner.uuid).or_else(saved);
+    match uuid.zip(now).is_some_and(|(uuid, now)| now != uuid) {
+        true => foreign(format!("another VM (`{}`)", head.operation)),
+        false => Ok(head),
+    }
 }
 
 impl<S: Serialize + DeserializeOwned> Journal<S> {
-    /// The version written today.
-    pub const SCHEMA: u32 = 1;
-
-    /// Reads the journal of `name`, if a change was cut short.
+    /// Reads the journal of `name`, if a change was cut short. One of another VM, or of a newer version, is an error:
+    /// it is neither executed nor removed.
     pub fn load(store: &Store, name: &Name) -> Result<Option<Self>> {
+        let Some((text, _)) = read(store, name)? else { return Ok(None) };
         let path = store.layout.journal(name);
-        let text = match std::fs::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error).on("read", &path),
-        };
-        serde_json::from_slice(&text).map(Some).map_err(|error| {
+        schema::parse(&text).map(Some).map_err(|error| {
             Error::damaged(format!("the journal of {name} cannot be read: {}", path.display()))
                 .hint(super::how_to_mend(name))
-                .because(error)
+                .because(error.full_message())
         })
     }
 
@@ -89,24 +162,14 @@ pub fn text(store: &Store, name: &Name) -> Result<String> {
 /// others to tell of.
 pub fn cut_short(store: &Store, name: &Name) -> Option<String> {
     let path = store.layout.journal(name);
-    let text = std::fs::read(&path).ok()?;
+    let (text, head) = read(store, name).ok()??;
     // Who held the lock a moment ago may have come to the end, and another begun.
     let at_work = flock::is_held(&store.layout.lock(name)).unwrap_or(true)
         || std::fs::read(&path).ok().as_deref() != Some(&text[..]);
-    let journal = serde_json::from_slice::<Operation>(&text).ok()?;
-    (!at_work).then_some(journal.operation)
+    (!at_work).then_some(head.operation)
 }
 
 /// The layers that the changes under way in `name` rely on; an unreadable journal is an error, because then nobody knows.
 pub fn pins(store: &Store, name: &Name) -> Result<Vec<Layer>> {
-    let path = store.layout.journal(name);
-    match std::fs::read(&path) {
-        Ok(text) => serde_json::from_slice::<Pins>(&text).map(|journal| journal.pins).map_err(|error| {
-            Error::damaged(format!("the journal of {name} cannot be read: {}", path.display()))
-                .hint(super::how_to_mend(name))
-                .because(error)
-        }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(error) => Err(error).on("read", &path),
-    }
+    Ok(read(store, name)?.map(|(_, head)| head.pins).unwrap_or_default())
 }

@@ -16,7 +16,7 @@ pub mod schema;
 pub mod trash;
 
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -134,10 +134,18 @@ impl Store {
             text = std::fs::read(&path);
         }
         match text {
-            Ok(text) => schema::parse_record(&text).map_err(|error| {
-                Error::damaged(format!("the record of {name} cannot be read: {}", path.display()))
-                    .because(error.full_message())
-            }),
+            Ok(text) => match schema::parse_named_record(&text) {
+                Ok((record, written_for)) => match self.twin(name, record.uuid, written_for) {
+                    None => Ok(record),
+                    // It was renamed between the two looks.
+                    Some(_) if !path.exists() => Err(self.unknown(name)),
+                    Some(other) => {
+                        Err(Error::damaged(format!("the record of {name} is that of {other}: {}", path.display())))
+                    }
+                },
+                Err(error) => Err(Error::damaged(format!("the record of {name} cannot be read: {}", path.display()))
+                    .because(error.full_message())),
+            },
             Err(error) if error.kind() == io::ErrorKind::NotFound && self.exists(name) => {
                 Err(Error::damaged(format!("the record of {name} is missing: {}", path.display())))
             }
@@ -151,6 +159,15 @@ impl Store {
         })
     }
 
+    /// The VM that a record in the place of `name` was taken from: it was written for that name, and the VM of that
+    /// name has the same identity. Where there is no such VM, the directory was renamed.
+    pub(super) fn twin(&self, name: &Name, uuid: Uuid, written_for: Option<Name>) -> Option<Name> {
+        let other = written_for.filter(|other| other != name)?;
+        let twin = std::fs::read(self.layout.vm_json(&other)).ok().and_then(|text| schema::whose(&text));
+        // One whose record cannot be read may be it.
+        twin.map_or_else(|| self.exists(&other), |twin| twin.uuid == uuid).then_some(other)
+    }
+
     /// All records that can be read.
     pub fn records(&self) -> Result<Vec<(Name, Record)>> {
         Ok(self.names()?.into_iter().filter_map(|name| Some((name.clone(), self.load(&name).ok()?))).collect())
@@ -158,7 +175,12 @@ impl Store {
 
     /// Replaces the record of `name`, atomically and durably.
     pub fn save(&self, name: &Name, record: &Record) -> Result<()> {
-        let text = schema::render_record(record)?;
+        self.save_for(name, name, record)
+    }
+
+    /// Writes the record in the directory of `name` for the VM `owner`.
+    fn save_for(&self, name: &Name, owner: &Name, record: &Record) -> Result<()> {
+        let text = schema::render_record(record, Some(owner))?;
         // An old spare is worse than none.
         let _ = std::fs::remove_file(self.layout.spare_json(name));
         atomic::write(&self.layout.vm_json(name), &text)?;
@@ -166,11 +188,22 @@ impl Store {
         Ok(())
     }
 
+    /// Gives the VM or template `old` the name `new`, which nobody has.
+    pub fn rename(&self, old: &Name, new: &Name, record: &Record) -> Result<()> {
+        let from = self.layout.vm(old);
+        fault::point("a VM, about to be renamed").on("rename", &from)?;
+        // Should this be cut short in between, the name in the record is one that no VM has, and means nothing.
+        self.save_for(old, new, record)?;
+        std::fs::rename(&from, self.layout.vm(new)).on("rename", &from)?;
+        fault::point("a VM, renamed").on("flush", &from)?;
+        atomic::sync_directory(&self.layout.vms())
+    }
+
     /// Replaces the record of a VM that is not to stay, atomically and without a flush. The old record, which was flushed, becomes the spare copy: after a power cut
     /// one of them can be read.
     pub fn save_passing(&self, name: &Name, record: &Record) -> Result<()> {
         let (path, spare) = (self.layout.vm_json(name), self.layout.spare_json(name));
-        let text = schema::render_record(record)?;
+        let text = schema::render_record(record, Some(name))?;
         let _ = std::fs::remove_file(&spare);
         if std::fs::hard_link(&path, &spare).is_err() {
             // This file system has no links.
@@ -188,21 +221,30 @@ impl Store {
     /// Writes the spare copy of a record where it is missing or another one.
     pub fn renew_spare(&self, name: &Name) {
         let text = std::fs::read(self.layout.vm_json(name)).unwrap_or_default();
-        if schema::parse_record(&text).is_ok()
-            && std::fs::read(self.layout.spare_json(name)).ok().as_deref() != Some(&text[..])
-        {
+        if self.load(name).is_ok() && std::fs::read(self.layout.spare_json(name)).ok().as_deref() != Some(&text[..]) {
             self.write_spare(name, &text);
         }
     }
 
-    /// Writes a record somewhere else, where it is kept for `undo`.
-    pub fn save_record(&self, path: &Path, record: &Record) -> Result<()> {
-        atomic::write(path, &schema::render_record(record)?)
+    /// Writes a record of `name` somewhere else, where it is kept for `undo`.
+    pub fn save_record(&self, path: &Path, name: &Name, record: &Record) -> Result<()> {
+        atomic::write(path, &schema::render_record(record, Some(name))?)
     }
 
-    /// Reads the spare copy of the record of `name`, if there is one that can be read.
-    pub fn load_spare(&self, name: &Name) -> Option<Record> {
-        schema::parse_record(&std::fs::read(self.layout.spare_json(name)).ok()?).ok()
+    /// Reads the spare copy of the record of `name`; `None` when there is no such file.
+    pub fn load_spare(&self, name: &Name) -> Option<Result<Record>> {
+        let path = self.layout.spare_json(name);
+        let text = match std::fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+            other => other.on("read", &path),
+        };
+        Some(text.and_then(|text| {
+            let (record, written_for) = schema::parse_named_record(&text)?;
+            match self.twin(name, record.uuid, written_for) {
+                Some(other) => Err(Error::damaged(format!("it is that of {other}"))),
+                None => Ok(record),
+            }
+        }))
     }
 
     /// What to say where no store is (yet).
@@ -247,6 +289,12 @@ impl Store {
             return Err(Error::exists(format!("the name {name} is taken: another command is making it"))
                 .hint("choose another name, or run the command again later"));
         };
+        if self.layout.journal(name).exists() {
+            return Err(Error::damaged(format!(
+                "the name {name} cannot be used: what is left of a command that was making it cannot be cleared up"
+            ))
+            .hint(format!("why, and what can be done about it: cowhand doctor {name}; or choose another name")));
+        }
         if self.exists(name) { Err(taken()) } else { Ok(lock) }
     }
 
@@ -281,7 +329,25 @@ impl Store {
         layers.into_iter().find(|layer| self.layout.layer(layer).is_symlink())
     }
 
-    /// The run directory of `name`, where its sockets lie, when it has been started at least once.
+    /// What tells this store from a copy of it until the host boots again, as a part of a file name: the device and the
+    /// inode of its directory. A store that is moved within its file system keeps both.
+    pub fn place(&self) -> String {
+        let (device, inode) =
+            std::fs::metadata(self.layout.root()).map(|about| (about.dev(), about.ino())).unwrap_or_default();
+        let mixed = device.rotate_left(32) ^ inode;
+        format!("{:08x}", (mixed >> 32) ^ (mixed & 0xffff_ffff))
+    }
+
+    /// Has `name` this identity, by its record, whatever else can be read of that, or by the spare copy? `None` when neither
+    /// says. A record that is another VM's says no.
+    pub fn has_uuid(&self, name: &Name, is_it: impl FnOnce(Uuid) -> bool) -> Option<bool> {
+        let whose = |path: PathBuf| schema::whose(&std::fs::read(path).ok()?);
+        let whose = whose(self.layout.vm_json(name)).or_else(|| whose(self.layout.spare_json(name)))?;
+        Some(is_it(whose.uuid) && self.twin(name, whose.uuid, whose.name).is_none())
+    }
+
+    /// The directory of the sockets of `name`, as it was noted at its last start. In a copy of a store it is that of the
+    /// original: see [`crate::vm::status::sockets`].
     pub fn run_directory(&self, name: &Name) -> Option<PathBuf> {
         std::fs::read_link(self.layout.run_link(name)).ok()
     }

@@ -6,19 +6,26 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
-use super::{Store, atomic, make_directory};
-use crate::error::{Error, IoContext, Result};
-use crate::model::{Layer, LayerId, LayerStamp, Name, RamImage};
+use super::{Store, atomic, make_directory, schema};
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::model::{Layer, LayerId, LayerStamp, Name, RamImage, Record};
 use crate::sys::fault;
 
 /// What a directory of the trash says of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
+    /// The version of this form.
+    #[serde(default = "first")]
+    schema: u32,
     /// The verb that put it there: `rm`, `revert`, `set`, `undo`, `snapshot-rm`.
     pub what: String,
     /// The VM it belonged to.
     pub vm: Name,
+    /// The identity of that VM, where its record lies beside this entry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    uuid: Option<Uuid>,
     /// When.
     pub when: Timestamp,
     /// The command, in the words of the user.
@@ -33,6 +40,11 @@ pub struct Entry {
     /// The internal snapshot in the layers of the head that holds what they were.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub way_back: Option<String>,
+}
+
+/// The version that entries have which say nothing of one.
+fn first() -> u32 {
+    1
 }
 
 /// A layer's file as it was.
@@ -62,17 +74,54 @@ pub fn keeps_a_head(what: &str) -> bool {
     ["revert", "reset", "undo"].contains(&what)
 }
 
+fn can_be_undone(what: &str) -> bool {
+    ["revert", "reset", "rm", "set"].contains(&what)
+}
+
 impl Entry {
+    /// The version written today.
+    const SCHEMA: u32 = 2;
+
+    /// The same, for a directory in which `record` is kept.
+    pub fn of(self, record: &Record) -> Self {
+        Self { uuid: Some(record.uuid), ..self }
+    }
+
+    /// Reads what the directory `path` says of itself. What was put there from another directory is refused: it tells
+    /// of other layers.
+    fn read(path: &Path) -> Result<Self> {
+        let about = path.join("entry.json");
+        let text = std::fs::read(&about).on("read", &about)?;
+        schema::check_version(&text, Self::SCHEMA)?;
+        let entry: Self = schema::parse(&text)?;
+        let record = ["vm.json", "vm/vm.json"].iter().find_map(|file| std::fs::read(path.join(file)).ok());
+        let whose = record.and_then(|text| schema::whose(&text));
+        let directory = path.file_name().unwrap_or_default().to_string_lossy();
+        let is_its = match entry.uuid.zip(whose) {
+            Some((uuid, whose)) => whose.uuid == uuid,
+            None => directory.ends_with(&format!("-{}-{}", entry.what, entry.vm)),
+        };
+        match is_its {
+            true => Ok(entry),
+            false => Err(Error::damaged(format!(
+                "its entry.json is that of another directory (`{}` of {})",
+                entry.what, entry.vm
+            ))),
+        }
+    }
+
     /// Is it a change that `undo` takes back?
     pub fn can_be_undone(&self) -> bool {
-        ["revert", "reset", "rm", "set"].contains(&self.what.as_str())
+        can_be_undone(&self.what)
     }
 
     /// An entry for what is about to be put there.
     pub fn new(what: &str, vm: &Name, operation: &str) -> Self {
         Self {
+            schema: Self::SCHEMA,
             what: what.to_owned(),
             vm: vm.clone(),
+            uuid: None,
             when: Timestamp::now(),
             operation: operation.to_owned(),
             layers: Vec::new(),
@@ -82,17 +131,35 @@ impl Entry {
     }
 }
 
-/// A directory of the trash and what it says of itself (`None`: unreadable).
+/// A directory of the trash and what it says of itself, or why that cannot be read.
 #[derive(Debug)]
 pub struct Found {
     /// Where.
     pub path: PathBuf,
     /// What.
-    pub entry: Option<Entry>,
+    pub entry: Result<Entry>,
     /// When it was put there; where nothing says so, when the directory was last changed.
     pub when: Timestamp,
     /// How much it holds on disk, in bytes.
     pub bytes: u64,
+}
+
+impl Found {
+    /// The layers that what is in it stands on, as long as it can be had back.
+    pub fn below(&self) -> Vec<LayerId> {
+        Needs::of(&self.path).into_iter().flat_map(Needs::layers).collect()
+    }
+
+    /// Has a newer version put it there? What it needs nobody knows.
+    pub fn is_newer(&self) -> bool {
+        self.entry.as_ref().is_err_and(schema::is_newer)
+    }
+
+    /// Why nothing in it can be taken back; `None` when its entry is fine, or was not written yet.
+    pub fn fault(&self) -> Option<String> {
+        let error = self.entry.as_ref().err().filter(|error| error.kind() != Kind::NotFound)?;
+        Some(error.full_message())
+    }
 }
 
 impl Store {
@@ -170,7 +237,10 @@ impl Store {
     /// Tells the trash that a layer whose file looked like `before` looks like `after` now, and means the same.
     pub fn stamp_anew(&self, before: &Stamp, after: &Stamp) -> Result<()> {
         for mut found in self.list_trash()? {
-            let Some(entry) = found.entry.as_mut().filter(|entry| entry.below.contains(before)) else { continue };
+            let Ok(entry) = &mut found.entry else { continue };
+            if !entry.below.contains(before) {
+                continue;
+            }
             for stamp in entry.below.iter_mut().filter(|stamp| *stamp == before) {
                 *stamp = after.clone();
             }
@@ -181,10 +251,15 @@ impl Store {
 
     /// The layers that something in the trash stands on, as long as it can be had back.
     pub fn below_trash(&self) -> Result<Vec<LayerId>> {
-        let read = |path: PathBuf| serde_json::from_slice::<Entry>(&std::fs::read(path.join("entry.json")).ok()?).ok();
-        let entries = self.trash_entries()?.into_iter().filter_map(read);
-        let wanted = entries.filter(Entry::can_be_undone).flat_map(|entry| entry.below);
-        Ok(wanted.map(|stamp| stamp.layer.id).collect())
+        let needs = self.trash_entries()?.into_iter().filter_map(|path| Needs::of(&path));
+        Ok(needs.flat_map(Needs::layers).collect())
+    }
+
+    /// The internal snapshots that something in the trash needs to be taken back; `None` when some entry cannot be read, and
+    /// may need another.
+    pub fn ways_back(&self) -> Result<Option<Vec<String>>> {
+        let needs: Option<Vec<Needs>> = self.trash_entries()?.iter().map(|path| Needs::of(path)).collect();
+        Ok(needs.map(|needs| needs.into_iter().filter_map(|needs| needs.way_back).collect()))
     }
 
     /// The directories of the trash that say what they are, sorted. A name is never used again.
@@ -197,10 +272,9 @@ impl Store {
     /// Everything in the trash, oldest first.
     pub fn list_trash(&self) -> Result<Vec<Found>> {
         let found = |path: PathBuf| {
-            let entry: Option<Entry> =
-                std::fs::read(path.join("entry.json")).ok().and_then(|text| serde_json::from_slice(&text).ok());
+            let entry = Entry::read(&path);
             let changed = path.metadata().and_then(|about| about.modified()).ok().and_then(|time| time.try_into().ok());
-            let when = entry.as_ref().map(|entry| entry.when).or(changed).unwrap_or_else(Timestamp::now);
+            let when = entry.as_ref().ok().map(|entry| entry.when).or(changed).unwrap_or_else(Timestamp::now);
             Found { bytes: bytes_below(&path), entry, when, path }
         };
         Ok(self.trash_directories()?.into_iter().map(found).collect())
@@ -218,6 +292,37 @@ impl Store {
             entries.map(|entry| Ok(entry.on("list", &trash)?.path())).collect::<Result<_>>()?;
         paths.sort();
         Ok(paths)
+    }
+}
+
+/// What a directory of the trash needs, as far as its entry says. Whatever else is wrong with that: it is kept for the day
+/// on which it is put right.
+#[derive(Default, Deserialize)]
+struct Needs {
+    #[serde(default = "first")]
+    schema: u32,
+    what: String,
+    #[serde(default)]
+    below: Vec<Stamp>,
+    #[serde(default)]
+    way_back: Option<String>,
+}
+
+impl Needs {
+    /// `None`: nobody knows.
+    fn of(path: &Path) -> Option<Self> {
+        match std::fs::read(path.join("entry.json")) {
+            Ok(text) => serde_json::from_slice(&text).ok(),
+            // It was not written yet, or the directory has gone.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Some(Self::default()),
+            Err(_) => None,
+        }
+    }
+
+    fn layers(self) -> impl Iterator<Item = LayerId> {
+        // Which verbs a newer version can undo only that version knows.
+        let counts = self.schema > Entry::SCHEMA || can_be_undone(&self.what);
+        self.below.into_iter().filter(move |_| counts).map(|stamp| stamp.layer.id)
     }
 }
 

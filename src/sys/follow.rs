@@ -1,9 +1,14 @@
 //! Waiting for a file to grow (inotify).
 
 use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+
+use super::pidfd::PidFd;
 
 /// Watches one file.
 pub struct Follow(Inotify);
@@ -16,8 +21,21 @@ impl Follow {
         Ok(Self(inotify))
     }
 
-    /// Blocks until it was written to.
-    pub fn wait(&self) -> io::Result<()> {
-        self.0.read_events().map(drop).map_err(io::Error::from)
+    /// Blocks until it was written to, or the process has ended. Returns whether that has ended.
+    pub fn wait(&self, process: Option<&PidFd>) -> io::Result<bool> {
+        let mut fds = vec![PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        fds.extend(process.map(|process| PollFd::new(process.as_fd(), PollFlags::POLLIN)));
+        loop {
+            match poll(&mut fds, PollTimeout::NONE) {
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+                Ok(_) => break,
+            }
+        }
+        let is_ready = |at: usize| fds.get(at).and_then(PollFd::any).unwrap_or(false);
+        if is_ready(0) {
+            self.0.read_events()?;
+        }
+        Ok(is_ready(1))
     }
 }

@@ -12,7 +12,7 @@ use crate::layer::{census, chain, stamp};
 use crate::model::{Layer, Name, Record, Role};
 use crate::qemu::img::{Img, Source};
 use crate::snapshot::internal;
-use crate::store::{Store, atomic};
+use crate::store::Store;
 use crate::template::seal::Report;
 use crate::template::seal::vm::{self, Sealing};
 use crate::vm::{open, status};
@@ -61,6 +61,12 @@ pub async fn freeze(context: &Context, name: &Name, new_name: Option<&Name>, how
         chain::of_disk(store, disk)?;
     }
     let layers: Vec<Layer> = record.config.volumes().map(|disk| disk.layer.clone()).collect();
+    for file in layers.iter().filter_map(|layer| std::fs::read_link(store.layout.layer(layer)).ok()) {
+        context.ui.warn(&format!(
+            "{} is used in place: the template makes it read-only, and nothing may change it from here on",
+            file.display()
+        ));
+    }
     if let How::Seal(sealing, true) = how {
         return Ok(Frozen { sealed: Some(vm::dry_run(context, &record, sealing).await?) });
     }
@@ -108,11 +114,9 @@ fn refuse_taken(store: &Store, name: &Name) -> Result<()> {
 async fn rename(context: &Context, name: &Name, new_name: &Name) -> Result<()> {
     let store = &context.store;
     let _store_lock = store.lock(context).await?;
-    let _lock = open::open(context, name).await?;
+    let (_lock, record) = open::open(context, name).await?;
     refuse_taken(store, new_name)?;
-    let from = store.layout.vm(name);
-    std::fs::rename(&from, store.layout.vm(new_name)).on("rename", &from)?;
-    atomic::sync_directory(&store.layout.vms())
+    store.rename(name, new_name, &record)
 }
 
 /// Heads that reverts have left inside the images, for an `undo` that a template does not know.

@@ -9,17 +9,17 @@ use super::{create, live, logs, open, status};
 use crate::context::Context;
 use crate::ephemeral;
 use crate::error::{Error, IoContext, Result};
-use crate::model::{Config, Ephemeral, KernelBoot, LogLimit, Name, Nic, Record, parse_age, parse_size};
+use crate::model::{Config, Ephemeral, KernelBoot, LogLimit, Name, Nic, Record, Snapshot, parse_age, parse_size};
+use crate::qemu::probe::Probe;
+use crate::store::Store;
 use crate::store::trash::Entry;
-use crate::store::{Store, atomic};
-use crate::sys::fault;
 
 /// A guest that was let go on although its disk still has an error stops again within this time.
 const TRIED_AGAIN: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(50);
 
 /// The keys of [`set`], for messages and help.
-pub const KEYS: &str = "memory, cpus, cpu, kernel, initrd, append, ports, expires, log.max, tag.KEY";
+pub const KEYS: &str = "memory, cpus, cpu, machine, kernel, initrd, append, ports, expires, log.max, tag.KEY";
 /// How the changes begin that a running VM allows.
 const WHILE_RUNNING: [&str; 3] = ["tag.", "expires=", "log.max="];
 
@@ -27,17 +27,13 @@ const WHILE_RUNNING: [&str; 3] = ["tag.", "expires=", "log.max="];
 pub async fn rename(context: &Context, old: &Name, new: &Name) -> Result<()> {
     let store = &context.store;
     let _store_lock = store.lock_for(context, &[old]).await?;
-    let (_lock, _record) = open::open(context, old).await?;
+    let (_lock, record) = open::open(context, old).await?;
     refuse_running(context, old, "rename")?;
     if store.layout.vm(new).exists() {
         return Err(Error::exists(format!("the name {new} is taken"))
             .hint("choose another, or see what is there: cowhand ls -a"));
     }
-    let from = store.layout.vm(old);
-    fault::point("a VM, about to be renamed").on("rename", &from)?;
-    std::fs::rename(&from, store.layout.vm(new)).on("rename", &from)?;
-    fault::point("a VM, renamed").on("flush", &from)?;
-    atomic::sync_directory(&store.layout.vms())
+    store.rename(old, new, &record)
 }
 
 /// Changes the configuration of a VM: all of `changes` (`KEY=VALUE`), or none. What concerns its machine, only while it does not run.
@@ -48,7 +44,10 @@ pub async fn set(context: &Context, name: &Name, changes: &[String]) -> Result<(
         let (key, value) = change
             .split_once('=')
             .ok_or_else(|| Error::usage(format!("{change:?} is not KEY=VALUE")).hint(format!("keys: {KEYS}")))?;
-        apply(&mut record, key, value)?;
+        match key {
+            "machine" => record.config.machine = Probe::get(context)?.machine(value)?,
+            _ => apply(&mut record, key, value)?,
+        }
     }
     if !changes.iter().all(|change| WHILE_RUNNING.iter().any(|allowed| change.starts_with(allowed))) {
         refuse_running(context, name, "change")?;
@@ -61,18 +60,36 @@ pub async fn set(context: &Context, name: &Name, changes: &[String]) -> Result<(
     if record == before {
         return Ok(());
     }
+    if record.config.machine != before.config.machine {
+        warn_of_memory(context, name, &record);
+    }
     let store = &context.store;
     if record.config == before.config {
         return store.save(name, &record);
     }
     // For `undo`.
-    let trash = store.open_trash(&Store::trash_name("set", name), &Entry::new("set", name, &context.operation))?;
-    store.save_record(&trash.join("vm.json"), &before)?;
+    let trash =
+        store.open_trash(&Store::trash_name("set", name), &Entry::new("set", name, &context.operation).of(&before))?;
+    store.save_record(&trash.join("vm.json"), name, &before)?;
     store.save(name, &record)?;
     if record.config.log_limit != before.config.log_limit {
         logs::limit_anew(context, name, record.config.log_limit).await?;
     }
     Ok(())
+}
+
+/// Memory can be gone on from only in the machine in which it was saved.
+fn warn_of_memory(context: &Context, name: &Name, record: &Record) {
+    let other = |snapshot: &&Snapshot| snapshot.memory.is_some() && snapshot.config.machine != record.config.machine;
+    let points: Vec<String> =
+        record.snapshots.iter().filter(other).map(|snapshot| format!("{name}@{}", snapshot.name)).collect();
+    if !points.is_empty() {
+        context.ui.warn(&format!(
+            "{name} is a {} now; {} hold memory of another machine type, and going back to one brings that type back",
+            record.config.machine,
+            points.join(", ")
+        ));
+    }
 }
 
 /// What a running guest would notice.

@@ -90,10 +90,14 @@ pub async fn collect(context: &Context, request: Request) -> Result<Vec<Collecte
         // A clock that was set back is no reason to keep things for ever. A change that was cut short may have to put layers back where it took them from.
         let old = (if is_ahead { trust_clock } else { Duration::try_from(since).unwrap_or_default() >= age })
             && !journals.iter().any(|journal| journal.contains(&what));
+        if old && found.is_newer() {
+            let why = found.fault().unwrap_or_default();
+            context.ui.warn(&format!("{what} stays in the trash: {why}"));
+        }
         // Somebody may be filling it, or taking things out of it.
-        let lock = if old { alone(context, &found, now)? } else { None };
+        let lock = if old && !found.is_newer() { alone(context, &found, now)? } else { None };
         let Some(_lock) = lock else {
-            spared.extend(found.entry.iter().flat_map(|entry| &entry.below).map(|stamp| stamp.layer.id.clone()));
+            spared.extend(found.below());
             continue;
         };
         if !dry_run {
@@ -136,7 +140,7 @@ const MADE: Duration = Duration::from_secs(60);
 /// whole VM goes, the store's.
 fn alone(context: &Context, found: &Found, now: Timestamp) -> Result<Option<Option<VmLock>>> {
     let store = &context.store;
-    let Some(entry) = &found.entry else {
+    let Ok(entry) = &found.entry else {
         return Ok((now.duration_since(found.when).unsigned_abs() >= MADE).then_some(None));
     };
     if !store.layout.lock(&entry.vm).exists() {
@@ -220,7 +224,7 @@ async fn merge_hidden(context: &Context, spared: &[LayerId], dry_run: bool) -> R
 pub fn finish_removals(store: &Store) -> Result<usize> {
     let mut moved = 0;
     for found in store.list_trash()? {
-        let Some(entry) = found.entry.filter(|entry| entry.what == "rm" && found.path.join("vm").exists()) else {
+        let Some(entry) = found.entry.ok().filter(|entry| entry.what == "rm" && found.path.join("vm").exists()) else {
             continue;
         };
         if entry.layers.iter().any(|layer| store.layout.layer(layer).exists()) {
@@ -272,7 +276,8 @@ async fn forget_ways_back(context: &Context) -> Result<()> {
         if locks.iter().any(Option::is_none) {
             continue;
         }
-        let wanted: Vec<String> = store.list_trash()?.into_iter().filter_map(|found| found.entry?.way_back).collect();
+        // What cannot be read may need one of them.
+        let Some(wanted) = store.ways_back()? else { return Ok(()) };
         let mut executor = match &owner {
             Some(owner) => Executor::new(context, owner),
             None => Executor::with_no_qemu(context, &nobody),

@@ -1,11 +1,12 @@
 //! The connection to a running VM's QEMU. The caller holds the VM's lock: one client per QMP socket.
 
+use std::path::Path;
 use std::time::Duration;
 
 use super::status;
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::model::Name;
+use crate::model::{Name, Record};
 use crate::qemu::qmp::Qmp;
 
 /// How long QEMU may take to greet; under emulation on a busy host it can be slow.
@@ -33,6 +34,60 @@ pub async fn connect(context: &Context, name: &Name) -> Result<Qmp> {
     connect_if_running(context, name)
         .await?
         .ok_or_else(|| Error::refused(format!("{name} is not running")).hint(format!("start it: cowhand start {name}")))
+}
+
+/// Is each device on the layer that the record says, in the file of this store? Otherwise, in words, with both files.
+pub async fn differs(context: &Context, qmp: &mut Qmp, record: &Record) -> Result<Result<(), String>> {
+    let files = qmp.open_layers().await?;
+    for disk in record.config.writable() {
+        let (target, ours) = (&disk.target, context.store.layout.layer(&disk.layer));
+        let id = match qmp.active_layer(target).await {
+            Ok(Some(id)) => id,
+            // The guest has unplugged it.
+            Err(error) if error.is_no_device() => continue,
+            Err(error) => return Err(error.into()),
+            Ok(None) => {
+                return Ok(Err(format!(
+                    "its QEMU has a node on {target} that cowhand did not make (through user-qmp.sock?), and the record says {}",
+                    ours.display()
+                )));
+            }
+        };
+        let open = files.iter().find(|(open, _)| *open == id).map(|(_, file)| file.as_str());
+        if id != disk.layer.id {
+            let file = open.map_or_else(String::new, |file| format!(" ({file})"));
+            return Ok(Err(format!(
+                "its QEMU writes {target} to layer {id}{file}, and the record says {}",
+                ours.display()
+            )));
+        }
+        // Where a store was moved while it ran, nothing is left in the old place.
+        let other = open.filter(|file| !is_same(file, &ours) && Path::new(file).exists());
+        if let Some(theirs) = other {
+            return Ok(Err(format!("its QEMU writes {target} to {theirs}, and this store has {}", ours.display())));
+        }
+    }
+    Ok(Ok(()))
+}
+
+/// Do both lead to the same file? A store may be reached by more than one path.
+pub fn is_same(one: &str, other: &Path) -> bool {
+    Path::new(one) == other
+        || std::fs::canonicalize(one).ok().is_some_and(|one| std::fs::canonicalize(other).ok() == Some(one))
+}
+
+/// Refuses to change a VM whose QEMU is at something else than its record says: it may be another's, or somebody has put a
+/// node on top of its disks.
+pub async fn refuse_stranger(context: &Context, name: &Name, qmp: &mut Qmp, record: &Record) -> Result<()> {
+    match differs(context, qmp, record).await? {
+        Ok(()) => Ok(()),
+        Err(why) => {
+            // A job puts a node of its own on top.
+            refuse_job(name, qmp).await?;
+            Err(Error::damaged(format!("{name} is not changed: {why}"))
+                .hint(format!("what can be done about it: cowhand doctor {name}")))
+        }
+    }
 }
 
 /// Refuses while a block job is at work, naming it.

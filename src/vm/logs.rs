@@ -42,7 +42,7 @@ pub fn are_limited(context: &Context, name: &Name, record: &Record) -> bool {
 
 /// The process of its QEMU. Looked up twice: between the first answer and the descriptor the process may have ended, and its
 /// number may be another's.
-async fn process(context: &Context, name: &Name) -> Result<Option<PidFd>> {
+pub async fn process(context: &Context, name: &Name) -> Result<Option<PidFd>> {
     let Status { pid: Some(pid), .. } = status::observe(context, name).await? else { return Ok(None) };
     let Ok(process) = PidFd::open(pid) else { return Ok(None) };
     let again = status::observe(context, name).await?;

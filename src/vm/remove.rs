@@ -171,7 +171,7 @@ async fn refuse_running(context: &Context, name: &Name, options: Options) -> Res
 async fn spare(context: &Context, name: &Name) -> Result<Option<Record>> {
     let store = &context.store;
     let _lock = store.lock_vm(context, name).await?;
-    let Some(spare) = store.load_spare(name) else { return Ok(None) };
+    let Some(Ok(spare)) = store.load_spare(name) else { return Ok(None) };
     let pool = Pool::scan(store)?;
     if pool.misfit(name, &spare).is_some() || spare.layers().any(|layer| !pool.layers.contains_key(&layer.id)) {
         return Ok(None);
@@ -223,7 +223,7 @@ async fn remove_one(context: &Context, _: &StoreLock, name: &Name) -> Result<boo
         None => None,
     };
     let layers = freed(context, name, &record, pool);
-    let mut entry = Entry::new("rm", name, &context.operation);
+    let mut entry = Entry::new("rm", name, &context.operation).of(&record);
     entry.layers.clone_from(&layers);
     for layer in &layers {
         entry.below.extend(stamp::below(store, layer).unwrap_or_default().into_iter().map(Stamp::from));

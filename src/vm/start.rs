@@ -196,10 +196,25 @@ pub fn argv(
     }))
 }
 
-/// Where the sockets of the VM with this UUID go. Refused when a socket's path would be longer than the kernel allows.
+/// The first part of the name of a directory of sockets; the second is the store's.
+fn of_vm(uuid: Uuid) -> String {
+    uuid.simple().to_string()[..12].to_owned()
+}
+
+/// Can `directory`, which was noted at the last start of `name`, be the one of its sockets? That of another store, or of
+/// another VM of this one, was noted in what this store was copied from.
+pub fn is_of(context: &Context, name: &Name, directory: &Path) -> bool {
+    let last = directory.file_name().unwrap_or_default().to_string_lossy();
+    let Some(vm) = last.strip_suffix(&context.store.place()) else { return false };
+    // Of a VM whose record cannot be read, the store has to do.
+    context.store.has_uuid(name, |uuid| vm == of_vm(uuid)).unwrap_or(true)
+}
+
+/// Where the sockets of the VM with this UUID go. They belong to the store as well: a copy of it has VMs of the same UUIDs,
+/// and the QEMU of one must not be taken for that of the other. Refused when a socket's path would be longer than the kernel allows.
 pub fn runtime_directory(context: &Context, uuid: Uuid) -> Result<PathBuf> {
-    let short = uuid.simple().to_string();
-    let directory = context.settings.runtime.join(&short[..12]);
+    let name = format!("{}{}", of_vm(uuid), context.store.place());
+    let directory = context.settings.runtime.join(name);
     let longest = Sockets::new(directory.clone()).all().iter().map(|path| path.as_os_str().len()).max().unwrap_or(0);
     if longest > Sockets::LONGEST {
         return Err(Error::refused(format!(

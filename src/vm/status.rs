@@ -42,27 +42,38 @@ pub fn is_running(context: &Context, name: &Name) -> Result<bool> {
     if flock::is_held(&lock).on("look at the lock", &lock)? {
         return Ok(true);
     }
+    if !are_there(context, name) {
+        return Ok(false);
+    }
     // The socket of a QEMU that is gone refuses at once.
     Ok(sockets(context, name).is_some_and(|sockets| UnixStream::connect(sockets.status()).is_ok()))
 }
 
-/// The sockets of a VM: where they were put at its last start, else where they would go.
+/// The sockets of a VM: where they were put at its last start, else where they would go. A note of that start may have been
+/// copied with the store, and leads to the sockets of the original then. It counts while the lock of its QEMU is held, and
+/// where it has the name that this store and this VM give, whatever directory that lies in.
 pub fn sockets(context: &Context, name: &Name) -> Option<Sockets> {
-    let linked = context.store.run_directory(name);
+    let is_held = || flock::is_held(&context.store.layout.run_lock(name)).unwrap_or(false);
+    let noted = context.store.run_directory(name).filter(|noted| is_held() || start::is_of(context, name, noted));
     let planned = || start::runtime_directory(context, context.store.load(name).ok()?.uuid).ok();
-    linked.or_else(planned).map(Sockets::new)
+    noted.or_else(planned).map(Sockets::new)
+}
+
+/// Is there anything where its sockets were put at its last start? Whose they are is not looked at: that takes longer.
+fn are_there(context: &Context, name: &Name) -> bool {
+    context.store.run_directory(name).is_none_or(|directory| directory.exists())
 }
 
 /// Observes the VM.
 pub async fn observe(context: &Context, name: &Name) -> Result<Status> {
-    let sockets = sockets(context, name);
     if !is_running(context, name)? {
-        let left_behind = sockets.is_some_and(|sockets| sockets.qmp().exists());
+        let left_behind =
+            are_there(context, name) && sockets(context, name).is_some_and(|sockets| sockets.qmp().exists());
         let state = if left_behind { State::Crashed } else { State::Stopped };
         return Ok(Status { state, pid: None, detail: None });
     }
     let mut status = Status { state: State::Running, pid: None, detail: None };
-    let answer = match sockets {
+    let answer = match sockets(context, name) {
         Some(sockets) => Qmp::glance(&sockets.status()).await,
         None => None,
     };

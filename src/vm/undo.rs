@@ -41,7 +41,7 @@ pub fn list(context: &Context, vm: Option<&Name>) -> Result<Vec<Undoable>> {
     let records = store.records()?;
     let mut all: Vec<Undoable> = Vec::new();
     for found in store.list_trash()?.into_iter().rev() {
-        let Some(entry) = found.entry.filter(Entry::can_be_undone) else {
+        let Some(entry) = found.entry.ok().filter(Entry::can_be_undone) else {
             continue;
         };
         let file = if entry.what == "rm" { "vm/vm.json" } else { "vm.json" };
@@ -152,7 +152,7 @@ async fn undo_rm(context: &Context, last: &Undoable) -> Result<()> {
     let from = last.path.join("vm");
     if last.before.warm.is_some() {
         // Its memory was not kept: it can be made again.
-        store.save_record(&from.join("vm.json"), &Record { warm: None, ..last.before.clone() })?;
+        store.save_record(&from.join("vm.json"), &last.vm, &Record { warm: None, ..last.before.clone() })?;
     }
     fault::point("a VM, on its way out of the trash").on("move out of the trash", &from)?;
     std::fs::rename(&from, &directory).on("move out of the trash", &from)?;

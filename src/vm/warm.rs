@@ -22,6 +22,7 @@ use crate::error::{Error, IoContext, Result};
 use crate::guest::identity;
 use crate::guest::port::{self, Client, Wire};
 use crate::helper::frame;
+use crate::layer::stamp;
 use crate::model::{Name, Record, Warm};
 use crate::qemu::cmdline::How;
 use crate::qemu::probe::Probe;
@@ -50,7 +51,7 @@ pub fn misfit(context: &Context, name: &Name, record: &Record, warm: &Warm) -> R
     let memory = layout.warm_memory(&warm.image);
     let whole = memory.metadata().is_ok_and(|about| {
         let modified = i128::from(about.mtime()) * 1_000_000_000 + i128::from(about.mtime_nsec());
-        about.len() == warm.config.memory_bytes && modified == i128::from(warm.image.modified_ns)
+        about.len() == warm.config.memory_bytes && stamp::is_same_time(warm.image.modified_ns.into(), modified)
     });
     if !whole {
         return Ok(Some(format!("{} is missing or was changed", memory.display())));

@@ -30,6 +30,11 @@ pub enum QmpError {
 }
 
 impl QmpError {
+    /// Does QEMU not have the device that it was asked about?
+    pub fn is_no_device(&self) -> bool {
+        matches!(self, Self::Refused { class, .. } if class == "DeviceNotFound")
+    }
+
     /// Is the outcome unknown, because the command was sent and no answer came?
     pub fn is_unknown(&self) -> bool {
         matches!(self, Self::Timeout { .. } | Self::Closed)

@@ -6,10 +6,11 @@ mod v1;
 use std::path::Path;
 
 use serde::Deserialize;
+use uuid::Uuid;
 
 use super::atomic;
 use crate::error::{Error, IoContext, Result};
-use crate::model::Record;
+use crate::model::{Name, Record};
 
 pub use v1::RecordV1;
 
@@ -21,21 +22,45 @@ struct Versioned {
     schema: u32,
 }
 
+/// Whose record it is, as far as the record says so.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Whose {
+    /// The identity of the VM or template.
+    pub uuid: Uuid,
+    /// Its name. Records that were last written before names were noted have none.
+    #[serde(default)]
+    pub name: Option<Name>,
+}
+
+/// Reads whose record `text` is; `None` when that cannot be read.
+pub fn whose(text: &[u8]) -> Option<Whose> {
+    serde_json::from_slice(text).ok()
+}
+
 /// Reads a record of any version this program knows.
 pub fn parse_record(text: &[u8]) -> Result<Record> {
+    parse_named_record(text).map(|(record, _)| record)
+}
+
+/// Reads a record, and the name of the VM that it was written for.
+pub fn parse_named_record(text: &[u8]) -> Result<(Record, Option<Name>)> {
     if text.is_empty() {
         return Err(Error::damaged("the file is empty"));
     }
     let version: Versioned = parse(text)?;
     match version.schema {
-        1 => Record::try_from(parse::<v1::RecordV1>(text)?),
-        other => Err(too_new(other)),
+        1 => {
+            let record: v1::RecordV1 = parse(text)?;
+            let name = record.name().cloned();
+            Ok((Record::try_from(record)?, name))
+        }
+        other => Err(too_new(other, CURRENT)),
     }
 }
 
-/// Writes a record in today's version.
-pub fn render_record(record: &Record) -> Result<Vec<u8>> {
-    let mut text = serde_json::to_vec_pretty(&v1::RecordV1::from(record))
+/// Writes the record of the VM or template `name` in today's version.
+pub fn render_record(record: &Record, name: Option<&Name>) -> Result<Vec<u8>> {
+    let mut text = serde_json::to_vec_pretty(&v1::RecordV1::from(record).named(name))
         .map_err(|error| Error::failed("cannot write a record").because(error))?;
     text.push(b'\n');
     Ok(text)
@@ -51,7 +76,13 @@ pub fn check_store_file(path: &Path) -> Result<()> {
     let text = std::fs::read(path).on("read", path)?;
     let version: Versioned = parse(&text)
         .map_err(|error| Error::damaged(format!("cannot read {}", path.display())).because(error.full_message()))?;
-    if version.schema > CURRENT { Err(too_new(version.schema)) } else { Ok(()) }
+    if version.schema > CURRENT { Err(too_new(version.schema, CURRENT)) } else { Ok(()) }
+}
+
+/// Refuses text of a newer version than `known`; text without a version is damaged.
+pub(super) fn check_version(text: &[u8], known: u32) -> Result<()> {
+    let version: Versioned = parse(text)?;
+    if version.schema > known { Err(too_new(version.schema, known)) } else { Ok(()) }
 }
 
 /// Does this error say that a newer version has written it? Then it is not damaged, and not ours to mend.
@@ -61,13 +92,13 @@ pub fn is_newer(error: &Error) -> bool {
 
 const NEWER: &str = "written by a newer version of cowhand";
 
-fn too_new(schema: u32) -> Error {
-    Error::damaged(format!("{NEWER} (schema {schema}, this one knows {CURRENT})"))
+fn too_new(schema: u32, known: u32) -> Error {
+    Error::damaged(format!("{NEWER} (schema {schema}, this one knows {known})"))
         .hint("use that version; nothing was changed")
 }
 
 /// Parses JSON and says where it is wrong: line, path and reason.
-fn parse<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T> {
+pub(super) fn parse<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T> {
     let mut json = serde_json::Deserializer::from_slice(text);
     serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let at = error.path().to_string();

@@ -19,6 +19,9 @@ use crate::model::{
 pub struct RecordV1 {
     schema: u32,
     uuid: Uuid,
+    /// The VM that it was written for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    name: Option<Name>,
     created: Timestamp,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     template: Option<TemplateV1>,
@@ -179,6 +182,23 @@ enum VmStateV1 {
     Stopped,
 }
 
+impl RecordV1 {
+    /// The identity of its VM or template.
+    pub fn uuid(&self) -> Uuid {
+        self.uuid
+    }
+
+    /// The name of the VM that it was written for, if it says.
+    pub fn name(&self) -> Option<&Name> {
+        self.name.as_ref()
+    }
+
+    /// The same record, written for `name`.
+    pub fn named(self, name: Option<&Name>) -> Self {
+        Self { name: name.cloned(), ..self }
+    }
+}
+
 impl From<&Record> for RecordV1 {
     fn from(record: &Record) -> Self {
         let template = match &record.role {
@@ -192,6 +212,7 @@ impl From<&Record> for RecordV1 {
         Self {
             schema: 1,
             uuid: record.uuid,
+            name: None,
             created: record.created,
             template,
             origin: record.origin.clone().map(|Origin { uuid, name, snapshot, template }| OriginV1 {

@@ -1,0 +1,296 @@
+//! Files of the store that are cut short, or lie in the place of another VM's: each stops its own VM, which is named, and no other.
+
+use std::path::{Path, PathBuf};
+
+use crate::lab::{Done, Lab, files_in};
+use crate::tier;
+
+/// The victim is `vm0`. Each VM has a snapshot, and a revert that can be taken back.
+fn store_of(count: usize) -> Lab {
+    let lab = Lab::new();
+    for vm in names(count) {
+        lab.ok(&["create", &vm, "--size", "16M", "--net", "none"]);
+        lab.ok(&["snapshot", "create", &vm, "s"]);
+        lab.ok(&["snapshot", "revert", &format!("{vm}@s")]);
+    }
+    lab
+}
+
+fn names(count: usize) -> Vec<String> {
+    (0..count).map(|at| format!("vm{at}")).collect()
+}
+
+/// What a VM has in the store, apart from its layers.
+#[derive(Debug, Clone, Copy)]
+enum File {
+    Record,
+    Spare,
+    Journal,
+    TrashEntry,
+}
+
+impl File {
+    const ALL: [Self; 4] = [Self::Record, Self::Spare, Self::Journal, Self::TrashEntry];
+
+    fn path(self, lab: &Lab, vm: &str) -> PathBuf {
+        let directory = lab.store().join("vms").join(vm);
+        match self {
+            Self::Record => directory.join("vm.json"),
+            Self::Spare => directory.join("vm.json.spare"),
+            Self::Journal => directory.join("journal.json"),
+            Self::TrashEntry => {
+                let trash = lab.store().join("trash");
+                let is_its = |name: &String| name.ends_with(&format!("-revert-{vm}"));
+                trash.join(files_in(&trash).into_iter().find(is_its).unwrap()).join("entry.json")
+            }
+        }
+    }
+
+    /// What it says while the VM is whole; of a journal, what it says in the middle of a change.
+    fn text(self, lab: &Lab, vm: &str) -> Vec<u8> {
+        let path = self.path(lab, vm);
+        if !matches!(self, Self::Journal) {
+            return std::fs::read(path).unwrap();
+        }
+        let change = ["snapshot", "create", vm, "t"];
+        let died = lab.command(&change).env("COWHAND_FAULT", "journal.json, in its place:die").output().unwrap();
+        assert!(!died.status.success());
+        let text = std::fs::read(path).unwrap();
+        lab.ok(&["set", vm, "tag.t="]);
+        text
+    }
+}
+
+/// What may not change: the records of the others.
+fn others(store: &Path, count: usize) -> Vec<Vec<u8>> {
+    let records =
+        names(count).into_iter().skip(1).map(|vm| std::fs::read(store.join("vms").join(vm).join("vm.json")).unwrap());
+    records.collect()
+}
+
+/// Every file of a VM, cut short and exchanged for those of others. With `COWHAND_FAULTS=all`: at each length, in a store of 50 VMs (hours).
+#[test]
+fn a_file_that_is_cut_short_or_another_vms_stops_its_own_vm_and_no_other() {
+    let count = if tier::is_all() { 50 } else { tier::first_or(4, 8) };
+    let lab = store_of(count);
+    let layers = lab.layer_files();
+    let mut tried = 0;
+    let mut wrong = Vec::new();
+    for file in File::ALL {
+        let good = file.text(&lab, "vm0");
+        let path = file.path(&lab, "vm0");
+        let strangers = names(count).into_iter().skip(1).map(|vm| (format!("that of {vm}"), file.text(&lab, &vm)));
+        let strangers: Vec<_> = strangers.take(tier::first_or(1, count)).collect();
+        let stride = if tier::is_all() { 1 } else { tier::first_or(good.len().div_ceil(2), 211) };
+        let cut =
+            (0..good.len() - 1).step_by(stride).map(|end| (format!("the first {end} bytes"), good[..end].to_vec()));
+        for (what, bad) in cut.chain(strangers) {
+            tried += 1;
+            let what = format!("{file:?}: {what}");
+            std::fs::write(&path, &bad).unwrap();
+            let mut must = |done: Done| {
+                if done.code != 0 {
+                    wrong.push(format!("{what}: {done:?}"));
+                }
+                done
+            };
+            let rows: serde_json::Value =
+                serde_json::from_str(&must(lab.run(&["--format", "json", "ls"])).out).unwrap();
+            let stopped = rows.as_array().unwrap().iter().filter(|row| row["state"] == "stopped").count();
+            assert!(stopped >= count - 1, "{what}: {rows}");
+            if tried % 8 == 1 {
+                must(lab.run(&["start", "--paused", "vm1"]));
+                must(lab.run(&["snapshot", "create", "vm1", "more"]));
+                must(lab.run(&["stop", "--force", "vm1"]));
+                must(lab.run(&["snapshot", "rm", "vm1@more"]));
+            }
+            must(lab.run(&["plan", "vm1"]));
+            must(lab.run(&["clone", "vm1@s", "copy"]));
+            must(lab.run(&["rm", "copy"]));
+            must(lab.run(&["gc", "--dry-run", "--older-than", "0"]));
+            // It is named, by its VM and where it lies.
+            let looked = lab.run(&["doctor"]);
+            let place = path.parent().unwrap().file_name().unwrap().to_str().unwrap();
+            assert!(looked.out.contains("vm0") && looked.out.contains(place), "{what}: {looked:?}");
+            assert!(looked.out.contains("that of") || !what.contains("that of"), "{what}: {looked:?}");
+            assert!(!looked.err.contains("error:"), "{what}: {looked:?}");
+            assert_eq!(std::fs::read(&path).unwrap(), bad, "{what}: something has written to it");
+            // What mends it, in a copy of the store.
+            let copy = lab.path().join("copy");
+            let _ = std::fs::remove_dir_all(&copy);
+            lab.copy_tree(&lab.store(), &copy);
+            let mended = lab.run(&["--store", copy.to_str().unwrap(), "doctor", "--repair"]);
+            assert!(!mended.err.contains("error:"), "{what}: {mended:?}");
+            assert_eq!(others(&copy, count), others(&lab.store(), count), "{what}: {mended:?}");
+            let kept = files_in(&copy.join("layers"));
+            assert!(layers.iter().all(|layer| kept.contains(layer)), "{what}: {mended:?}");
+            if !matches!(file, File::TrashEntry) {
+                let again = lab.run(&["--store", copy.to_str().unwrap(), "doctor", "vm0"]);
+                assert_eq!(again.code, 0, "{what}: {mended:?} {again:?}");
+            }
+            let whole: serde_json::Value = {
+                let rows = lab.run(&["--store", copy.to_str().unwrap(), "--format", "json", "ls"]).ok();
+                serde_json::from_str(&rows).unwrap()
+            };
+            assert!(whole.as_array().unwrap().iter().all(|row| row["state"] == "stopped"), "{what}: {whole}");
+            match file {
+                File::Journal => std::fs::remove_file(&path).unwrap(),
+                _ => std::fs::write(&path, &good).unwrap(),
+            }
+        }
+    }
+    assert_eq!(wrong, Vec::<String>::new());
+    let kept = lab.layer_files();
+    assert!(layers.iter().all(|layer| kept.contains(layer)));
+    lab.ok(&["undo", "vm0"]);
+    lab.check_images();
+    eprintln!("{tried} damages in a store of {count} VMs");
+}
+
+/// A change of another VM, completed here, would make this VM the other's double, and take the other's layers.
+#[test]
+fn a_journal_is_executed_for_the_vm_that_wrote_it_and_by_a_version_that_knows_it() {
+    let lab = store_of(2);
+    let before = lab.fingerprint();
+    let journal = File::Journal.path(&lab, "vm0");
+    let own = String::from_utf8(File::Journal.text(&lab, "vm0")).unwrap();
+    let other = String::from_utf8(File::Journal.text(&lab, "vm1")).unwrap();
+    let changed = |text: &str, change: fn(&mut serde_json::Value)| {
+        let mut journal = serde_json::from_str(text).unwrap();
+        change(&mut journal);
+        journal.to_string()
+    };
+    let unsigned = |text: &str| {
+        changed(text, |journal| {
+            journal["schema"] = 1.into();
+            journal.as_object_mut().unwrap().remove("vm");
+        })
+    };
+    let predecessors = changed(&own, |journal| journal["vm"]["uuid"] = uuid::Uuid::nil().to_string().into());
+    let newer = changed(&own, |journal| journal["schema"] = 3.into());
+    for (text, words) in [
+        (&other, "the journal of vm0 is that of vm1"),
+        // An earlier version did not write down whose it is; the record inside tells.
+        (&unsigned(&other), "the journal of vm0 is that of another VM"),
+        (&predecessors, "the journal of vm0 is that of another VM"),
+        (&newer, "written by a newer version of cowhand (schema 3"),
+    ] {
+        std::fs::write(&journal, text).unwrap();
+        for change in [&["set", "vm0", "tag.a=b"][..], &["start", "vm0"], &["snapshot", "rm", "vm0@s"]] {
+            lab.run(change).fails(8, &[words, "journal.json"]);
+        }
+        let looked = lab.run(&["doctor", "vm0"]);
+        assert!(looked.code == 1 && looked.out.contains(words), "{looked:?}");
+        assert_eq!(&std::fs::read_to_string(&journal).unwrap(), text);
+        let repaired = lab.run(&["doctor", "--repair"]);
+        assert_eq!(journal.exists(), *text == newer, "{repaired:?}");
+        let _ = std::fs::remove_file(&journal);
+    }
+    // The VM's own, of the version before, is carried out.
+    std::fs::write(&journal, unsigned(&own)).unwrap();
+    lab.ok(&["set", "vm0", "tag.t="]);
+    assert!(!journal.exists());
+    let mut now = lab.fingerprint();
+    let is_trash = |path: &Path| path.starts_with(lab.store().join("trash"));
+    now.retain(|path, _| !is_trash(path));
+    assert_eq!(now, before.into_iter().filter(|(path, _)| !is_trash(path)).collect());
+}
+
+/// What a record says of its VM counts where two directories claim it, and nowhere else: who renames a directory by hand loses nothing.
+#[test]
+fn a_record_that_was_copied_is_the_copys_damage_and_one_that_was_moved_is_none() {
+    let lab = store_of(2);
+    let vms = lab.store().join("vms");
+    std::fs::rename(vms.join("vm0"), vms.join("moved")).unwrap();
+    lab.ok(&["snapshot", "create", "moved", "t"]);
+    lab.ok(&["create", "vm0", "--size", "16M"]);
+    lab.ok(&["rename", "moved", "web"]);
+    lab.ok(&["template", "create", "vm0", "--no-seal", "--as", "base"]);
+    lab.ok(&["doctor"]);
+    lab.ok(&["start", "--paused", "web"]);
+    // A copy of the directory is no VM, and takes nothing from the one that is, nor its guest.
+    let before = lab.fingerprint();
+    lab.copy_tree(&vms.join("web"), &vms.join("copy"));
+    lab.run(&["start", "copy"]).fails(8, &["the record of copy is that of web", "vms/copy/vm.json"]);
+    lab.run(&["plan", "copy"]).fails(8, &["that of web"]);
+    lab.ok(&["plan", "web"]);
+    lab.ok(&["gc", "--older-than", "0"]);
+    lab.run(&["doctor", "--repair"]).fails(1, &[]);
+    lab.ok(&["stop", "--force", "copy"]);
+    lab.ok(&["rm", "--force", "copy"]);
+    assert_eq!(lab.state("web"), "paused");
+    lab.ok(&["doctor"]);
+    let mut now = lab.fingerprint();
+    now.retain(|path, _| !path.starts_with(lab.store().join("trash")));
+    assert_eq!(now, before.into_iter().filter(|(path, _)| !path.starts_with(lab.store().join("trash"))).collect());
+}
+
+/// Undoing a change whose record was saved removes the layer that the guest writes to. Here the record is there and reading it fails: with EISDIR,
+/// as a bad disk does with EIO.
+#[test]
+fn a_change_is_not_undone_because_its_record_cannot_be_read_just_now() {
+    let lab = store_of(1);
+    let revert = ["snapshot", "revert", "vm0@s"];
+    let died = lab.command(&revert).env("COWHAND_FAULT", "Save, done:die").output().unwrap();
+    assert!(!died.status.success());
+    let record = File::Record.path(&lab, "vm0");
+    let aside = lab.path().join("vm.json");
+    std::fs::rename(&record, &aside).unwrap();
+    std::fs::create_dir(&record).unwrap();
+    let layers = lab.layer_files();
+    for change in [&["set", "vm0", "tag.a=b"][..], &["start", "vm0"]] {
+        lab.run(change).fails(1, &["how far it got cannot be seen", "nothing was undone", "vm.json"]);
+    }
+    lab.run(&["doctor", "--repair"]).fails(1, &[]);
+    lab.ok(&["gc", "--older-than", "0"]);
+    assert_eq!(lab.layer_files(), layers);
+    std::fs::remove_dir(&record).unwrap();
+    std::fs::rename(&aside, &record).unwrap();
+    lab.run(&["set", "vm0", "tag.a=b"]).ok();
+    lab.ok(&["plan", "vm0"]);
+    lab.ok(&["doctor"]);
+    lab.check_images();
+}
+
+/// What is left of a VM that never came to be is in nobody's way, and is no lost journal of another one.
+#[test]
+fn a_journal_that_cannot_be_read_in_a_directory_without_a_vm_keeps_its_name_until_it_is_set_aside() {
+    let lab = store_of(1);
+    let text = File::Journal.text(&lab, "vm0");
+    let directory = lab.store().join("vms/new");
+    std::fs::create_dir(&directory).unwrap();
+    std::fs::write(directory.join("journal.json"), &text).unwrap();
+    for make in [&["create", "new", "--size", "16M"][..], &["clone", "vm0@s", "new"]] {
+        lab.run(make).fails(8, &["new", "cannot be cleared up", "cowhand doctor new"]);
+    }
+    assert_eq!(std::fs::read(directory.join("journal.json")).unwrap(), text);
+    lab.ok(&["doctor", "--repair"]);
+    assert!(!directory.exists());
+    lab.ok(&["create", "new", "--size", "16M"]);
+    lab.ok(&["plan", "vm0"]);
+    lab.ok(&["doctor"]);
+}
+
+/// A snapshot inside an image that only an entry knows which cannot be read.
+#[test]
+fn gc_keeps_what_an_entry_of_the_trash_may_need_that_cannot_be_read() {
+    let lab = Lab::new();
+    lab.ok(&["create", "web", "--size", "16M", "--net", "none"]);
+    lab.ok(&["snapshot", "create", "web", "i", "--internal"]);
+    lab.ok(&["snapshot", "revert", "web@i"]);
+    let entry = File::TrashEntry.path(&lab, "web");
+    let good = std::fs::read_to_string(&entry).unwrap();
+    let newer = good.replacen("\"schema\":2", "\"schema\":3", 1);
+    assert_ne!(newer, good);
+    for bad in [&good[..good.len() / 2], &newer] {
+        std::fs::write(&entry, bad).unwrap();
+        lab.run(&["undo", "web"]).fails(3, &[]);
+        let collected = lab.run(&["gc", "--older-than", if *bad == newer { "0" } else { "1d" }]);
+        assert_eq!(collected.code, 0, "{collected:?}");
+        assert!(*bad != newer || collected.err.contains("newer version"), "{collected:?}");
+        assert!(lab.run(&["doctor"]).out.contains("cannot be taken back"));
+    }
+    std::fs::write(&entry, &good).unwrap();
+    lab.ok(&["undo", "web"]);
+    lab.check_images();
+}
