@@ -261,7 +261,7 @@ fn a_journal_that_cannot_be_read_in_a_directory_without_a_vm_keeps_its_name_unti
     std::fs::create_dir(&directory).unwrap();
     std::fs::write(directory.join("journal.json"), &text).unwrap();
     for make in [&["create", "new", "--size", "16M"][..], &["clone", "vm0@s", "new"]] {
-        lab.run(make).fails(8, &["new", "cannot be cleared up", "cowhand doctor new"]);
+        lab.run(make).fails(8, &["new", "not cleared up", "cowhand doctor new"]);
     }
     assert_eq!(std::fs::read(directory.join("journal.json")).unwrap(), text);
     lab.ok(&["doctor", "--repair"]);

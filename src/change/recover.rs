@@ -131,9 +131,10 @@ fn refuse_unreadable(store: &Store, name: &Name, operation: &str) -> Result<()> 
         Kind::Damaged if schema::is_newer(&error) => {
             (Kind::Damaged, "use that version; nothing was changed".to_owned())
         }
-        Kind::Damaged => {
-            (Kind::Damaged, format!("cowhand doctor {name} --repair    brings back the last readable record"))
-        }
+        Kind::Damaged => (
+            Kind::Damaged,
+            format!("cowhand doctor {name} --repair    brings back the last readable record, where there is one"),
+        ),
         kind => (kind, "the next command on this VM tries again; nothing was undone".to_owned()),
     };
     Err(Error::new(kind, format!("`{operation}` was cut short on {name}, and how far it got cannot be seen"))

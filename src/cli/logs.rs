@@ -18,7 +18,7 @@ use crate::vm::{logs, status};
 pub struct Logs {
     /// The VM
     name: Name,
-    /// Go on as more comes, until the VM has ended or Ctrl-C
+    /// Go on as more comes, until the VM has ended or Ctrl-C; of a VM that does not run, print what there is
     #[arg(short, long)]
     pub follow: bool,
     /// Print the bytes as they are, also on a terminal; they can contain any control sequence
@@ -42,8 +42,9 @@ impl Logs {
         let log = Rotated::open(&path).on("open", &path)?;
         let follows = self.follow && status::is_running(&app.context, &self.name)?;
         let follow = follows.then(|| Follow::new(&path)).transpose().on("watch", &path)?;
-        // Of a QEMU that does not say who it is, the end cannot be seen.
+        // Of a QEMU that does not say who it is, the end cannot be seen. One that has ended by now does not say it, either.
         let process = if follows { logs::process(&app.context, &self.name).await? } else { None };
+        let mut has_ended = follows && process.is_none() && !status::is_running(&app.context, &self.name)?;
         let printer = app.printer;
         // On a terminal, what the guest prints must not command it.
         let mut escape = (!self.raw && std::io::stdout().is_terminal()).then(LogEscape::default);
@@ -55,7 +56,6 @@ impl Logs {
         let work = move || -> std::io::Result<()> {
             let (mut position, end) = (log.begin()?, log.end()?);
             let mut buffer = vec![0; 64 << 10];
-            let mut has_ended = false;
             loop {
                 // Without --follow to where the log ends now: a guest that prints faster than it is read would keep us for ever.
                 let most = match follow {
@@ -78,6 +78,7 @@ impl Logs {
         };
         // In a thread, so that Ctrl-C is heard while nothing comes. There it is how one leaves, and no error.
         let mut work = tokio::task::spawn_blocking(work);
+        let mut interrupt = std::pin::pin!(tokio::signal::ctrl_c());
         let result = loop {
             tokio::select! {
                 biased;
@@ -85,7 +86,7 @@ impl Logs {
                     "the guest printed more than the log keeps: {} were dropped before they were read", human(bytes)
                 )),
                 result = &mut work => break result,
-                _ = tokio::signal::ctrl_c(), if follows => return Ok(()),
+                _ = &mut interrupt, if follows => return Ok(()),
             }
         };
         result.map_err(|panic| Error::failed("cannot read").because(panic))?.on("read", &path)

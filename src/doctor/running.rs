@@ -81,7 +81,11 @@ async fn look(context: &Context, name: &Name, record: &Record, status: &Status) 
     }
     let mut in_use: Vec<LayerId> = record.layers().map(|layer| layer.id.clone()).collect();
     for disk in record.config.writable() {
-        in_use.extend(qmp.active_layer(&disk.target).await?);
+        match qmp.active_layer(&disk.target).await {
+            // The guest has unplugged it.
+            Err(error) if error.is_no_device() => {}
+            layer => in_use.extend(layer?),
+        }
     }
     if let Some(pid) = status.pid
         && let Some(file) = removed_file(context, pid, &in_use)
@@ -129,7 +133,10 @@ async fn look(context: &Context, name: &Name, record: &Record, status: &Status) 
 pub async fn heads(context: &Context, qmp: &mut Qmp, record: &Record) -> Result<Option<Vec<(String, Layer)>>, Error> {
     let mut heads = Vec::new();
     for disk in record.config.writable() {
-        let active = qmp.active_layer(&disk.target).await?.and_then(|id| context.store.find_layer(&id));
+        let active = match qmp.active_layer(&disk.target).await {
+            Err(error) if error.is_no_device() => continue,
+            active => active?.and_then(|id| context.store.find_layer(&id)),
+        };
         let Some(active) = active else { return Ok(None) };
         if active == disk.layer {
             continue;

@@ -291,9 +291,9 @@ impl Store {
         };
         if self.layout.journal(name).exists() {
             return Err(Error::damaged(format!(
-                "the name {name} cannot be used: what is left of a command that was making it cannot be cleared up"
+                "the name {name} cannot be used: a command that was making it has left a journal, which was not cleared up"
             ))
-            .hint(format!("why, and what can be done about it: cowhand doctor {name}; or choose another name")));
+            .hint(format!("run the command again; if that does not help: cowhand doctor {name}; or choose another name")));
         }
         if self.exists(name) { Err(taken()) } else { Ok(lock) }
     }
@@ -334,8 +334,7 @@ impl Store {
     pub fn place(&self) -> String {
         let (device, inode) =
             std::fs::metadata(self.layout.root()).map(|about| (about.dev(), about.ino())).unwrap_or_default();
-        let mixed = device.rotate_left(32) ^ inode;
-        format!("{:08x}", (mixed >> 32) ^ (mixed & 0xffff_ffff))
+        place(device, inode)
     }
 
     /// Has `name` this identity, by its record, whatever else can be read of that, or by the spare copy? `None` when neither
@@ -353,6 +352,12 @@ impl Store {
     }
 }
 
+/// Both numbers are small and consecutive, so each is spread over all bits before they are put together.
+fn place(device: u64, inode: u64) -> String {
+    let mixed = device.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ inode.wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
+    format!("{:08x}", (mixed >> 32) ^ (mixed & 0xffff_ffff))
+}
+
 /// What helps when something of a VM cannot be read.
 pub fn how_to_mend(name: &Name) -> String {
     format!("what can be done about it: cowhand doctor {name}; to do it: cowhand doctor {name} --repair")
@@ -367,4 +372,20 @@ pub fn make_directory(path: &Path) -> Result<()> {
         };
         Error::failed(format!("cannot create the directory {}", path.display())).hint(hint).because(source)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// A copy lies on the next file system, or has the next inode, or both.
+    #[test]
+    fn stores_that_lie_near_each_other_have_places_of_their_own() {
+        let numbers =
+            || (0..64_u64).flat_map(|device| (0..64_u64).map(move |inode| (0x801 + device, 0x2_0001 + inode)));
+        let places: BTreeSet<String> = numbers().map(|(device, inode)| place(device, inode)).collect();
+        assert_eq!(places.len(), numbers().count());
+    }
 }

@@ -61,14 +61,14 @@ pub async fn freeze(context: &Context, name: &Name, new_name: Option<&Name>, how
         chain::of_disk(store, disk)?;
     }
     let layers: Vec<Layer> = record.config.volumes().map(|disk| disk.layer.clone()).collect();
+    if let How::Seal(sealing, true) = how {
+        return Ok(Frozen { sealed: Some(vm::dry_run(context, &record, sealing).await?) });
+    }
     for file in layers.iter().filter_map(|layer| std::fs::read_link(store.layout.layer(layer)).ok()) {
         context.ui.warn(&format!(
             "{} is used in place: the template makes it read-only, and nothing may change it from here on",
             file.display()
         ));
-    }
-    if let How::Seal(sealing, true) = how {
-        return Ok(Frozen { sealed: Some(vm::dry_run(context, &record, sealing).await?) });
     }
     forget_ways_back(context, name, &layers).await?;
     let before = layers.iter().map(|layer| mode(store, layer)).collect::<Result<_>>()?;
