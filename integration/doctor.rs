@@ -184,6 +184,8 @@ fn a_wrong_backing_file_is_put_right_where_the_records_tell() {
     if rustix::fs::setxattr(&base, "user.test", b"x", rustix::fs::XattrFlags::empty()).is_err() {
         return crate::lab::skip("a_wrong_backing_file", "the file system of /tmp has no extended attributes");
     }
+    // It is to be as it is now.
+    let _ = rustix::fs::removexattr(&base, "user.cowhand.sealed");
     let before = image(&lab);
     let stranger = layer(&lab, "bystander", 1);
     let stranger = stranger.file_name().unwrap().to_str().unwrap();
@@ -515,7 +517,9 @@ fn a_qemu_that_hangs_can_be_stopped_although_it_was_looked_at() {
         lab.run(&["ls"]);
         lab.run(&["show", "web"]);
     }
-    // Its greeting is waited for in vain: in the first tier not for all of the thirty seconds.
+    // No longer than the guest may take.
+    lab.run(&["stop", "--timeout", "1", "web"]).fails(7, &["does not answer", "cowhand stop --force web"]);
+    // Its greeting is waited for in vain: in the first tier not for all of the ten seconds.
     let mut stop = lab.command(&["stop", "--force", "web"]);
     Done::from(stop.env("COWHAND_PATIENCE", tier::first_or("3", "30")).output().unwrap()).ok();
     assert_eq!(lab.state("web"), "stopped");

@@ -5,11 +5,12 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::content;
 use crate::lab::{Lab, eventually, kill as kill_pid};
 use crate::tier::{self, Class};
 
@@ -323,8 +324,7 @@ impl Running {
         }
         for file in lab.layer_files() {
             let path = lab.store().join("layers").join(&file);
-            let checked = Command::new("qemu-img").arg("check").arg(&path).output().unwrap();
-            assert!([Some(0), Some(3)].contains(&checked.status.code()), "{what}: {file}: {checked:?}");
+            content::check(&path).unwrap_or_else(|checked| panic!("{what}: {file}: {checked:?}"));
         }
         let there = written(lab, what);
         assert!(there > 0 && (case.goes_back || there >= known), "{what}: {known} was promised and {there} is there");

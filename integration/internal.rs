@@ -142,3 +142,23 @@ fn a_template_carries_no_way_back() {
     lab.ok(&["gc", "--older-than", "0"]);
     lab.ok(&["clone", "web", "copy"]);
 }
+
+/// What an `undo` needs is in the layer, and QEMU reads it: the refusal says what to do, and that helps.
+#[test]
+fn a_point_that_holds_the_way_back_of_a_revert_is_refused_with_what_helps() {
+    let lab = Lab::new();
+    lab.ok(&["create", "web", "--size", "64M", "--memory", "64M", "--net", "none"]);
+    lab.ok(&["snapshot", "create", "web", "inner", "--internal"]);
+    lab.ok(&["snapshot", "revert", "web@inner"]);
+    lab.ok(&["snapshot", "rm", "web@inner"]);
+    lab.ok(&["snapshot", "create", "web", "outer"]);
+    lab.ok(&["start", "--paused", "web"]);
+    let refused = ["cowhand undo", "cowhand stop web", "cowhand gc --older-than 0"];
+    lab.run(&["snapshot", "rm", "web@outer"]).fails(5, &refused);
+    lab.ok(&["stop", "--force", "web"]);
+    let done = lab.run(&["snapshot", "rm", "web@outer"]).fails(5, &["cowhand gc --older-than 0"]);
+    assert!(!done.err.contains("cowhand stop"), "{}", done.err);
+    lab.ok(&["gc", "--older-than", "0"]);
+    lab.ok(&["snapshot", "rm", "web@outer"]);
+    assert_eq!(lab.chain("web").len(), 1);
+}

@@ -18,6 +18,10 @@ fn a_boot_sector_runs_under_kvm() {
     let answers = lab.user_qmp("boot", &[json!({"execute": "query-kvm"})]);
     assert_eq!(answers[1]["enabled"], true);
     assert_eq!(lab.json(&["show", "boot"])["accel"], "kvm");
+    let looked = |accel: &str| lab.json(&["--accel", accel, "doctor"]);
+    let kvm = |found: &serde_json::Value| found.as_array().unwrap().iter().find(|one| one["check"] == "kvm").cloned();
+    assert!(kvm(&looked("kvm")).unwrap()["message"].as_str().unwrap().starts_with("a probe guest ran under KVM"));
+    assert!(kvm(&looked("tcg")).unwrap()["message"].as_str().unwrap().starts_with("not tried"));
 }
 
 #[test]

@@ -513,12 +513,23 @@ fn with_modules(kernel: &Path, image: &str) -> (PathBuf, PathBuf) {
     (kernel.join(image), kernel.join("modules").read_dir().unwrap().next().unwrap().unwrap().path())
 }
 
-/// What `scripts/SCRIPT` makes, or has made.
+/// What `scripts/SCRIPT` makes, or has made. It is asked once in a run of nextest, whose tests are processes of their own.
 fn made(script: &str, args: &[&str]) -> PathBuf {
+    let run = std::env::var("NEXTEST_RUN_ID").unwrap_or_default();
+    let answer = Path::new(env!("CARGO_TARGET_TMPDIR")).join(["made-", script, &args.concat()].concat());
+    let known = std::fs::read_to_string(&answer).unwrap_or_default();
+    if let Some(path) = known.strip_prefix(&format!("{run}\n")).filter(|_| !run.is_empty()) {
+        return path.into();
+    }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts").join(script);
     let output = Command::new(path).args(args).output().unwrap();
     assert!(output.status.success(), "scripts/{script} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
+    let path = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+    if !run.is_empty() {
+        let half = PathBuf::from(format!("{}.{}", answer.display(), std::process::id()));
+        std::fs::write(&half, format!("{run}\n{path}")).and_then(|()| std::fs::rename(&half, &answer)).unwrap();
+    }
+    path.into()
 }
 
 /// Copies a directory with everything in it.

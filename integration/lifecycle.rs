@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 
-use crate::lab::{Done, Lab, eventually, kill, skip};
+use crate::lab::{Done, Lab, eventually, kill, skip, terminate};
 
 #[test]
 fn a_guest_can_be_spoken_to_stopped_and_started_again() {
@@ -38,6 +38,23 @@ fn a_guest_can_be_spoken_to_stopped_and_started_again() {
     lab.ok(&["cp", "web:/root/there", back.to_str().unwrap()]);
     assert!(std::fs::read(&back).unwrap() == bytes, "the file came back changed");
     lab.run(&["cp", "web:/no/such/file", back.to_str().unwrap()]).fails(3, &["/no/such/file"]);
+    // Standard output and input.
+    let shown = lab.command(&["cp", "web:/root/there", "-"]).output().unwrap();
+    assert!(shown.status.success() && shown.stdout == bytes, "{:?}", String::from_utf8_lossy(&shown.stderr));
+    assert_eq!(lab.run(&["cp", "web:/no/such/file", "-"]).fails(3, &["/no/such/file"]).out, "");
+    lab.run(&["cp", "web:/root", "-"]).fails(5, &["is a directory"]);
+    let mut child = lab.command(&["cp", "-", "web:/root/said"]).stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"from here\n").unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(lab.read("web", "/root/said").as_deref(), Some("from here"));
+    lab.run(&["cp", "-", "web:/root/"]).fails(2, &["cowhand cp - web:/root/NAME"]);
+    // One that waits for its input can be ended.
+    let mut child = lab.command(&["cp", "-", "web:/root/never"]).stdin(Stdio::piped()).spawn().unwrap();
+    let open = || std::fs::read_dir(format!("/proc/{}/fd", child.id())).unwrap().flatten();
+    let is_waiting = || open().any(|fd| std::fs::read_link(fd.path()).is_ok_and(|file| file.ends_with("file")));
+    eventually("a file for its input", is_waiting);
+    terminate(child.id());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
     assert!(std::fs::read(&back).unwrap() == bytes, "a failed copy damaged the target");
 
     // The serial console: what the guest printed is kept, and can be talked to.
@@ -347,6 +364,9 @@ fn a_stopped_vm_gets_another_machine_type_and_is_told_which_memory_stays_behind(
     let before = lab.json(&["show", "web"])["machine"].clone();
     lab.ok(&["start", "--paused", "web"]);
     lab.ok(&["snapshot", "create", "web", "m", "--memory"]);
+    // Whatever becomes of a second one: its guest stands still because its memory was saved, and QEMU lives.
+    lab.run(&["snapshot", "create", "web", "again", "--memory"]);
+    assert_eq!(lab.state("web"), "paused");
     lab.run(&["set", "web", "machine=pc-q35-7.1"]).fails(5, &["stop it first"]);
     lab.ok(&["stop", "--force", "web"]);
     lab.run(&["set", "web", "machine=nothing"]).fails(5, &["no machine type nothing"]);

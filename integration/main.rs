@@ -7,6 +7,7 @@
 mod lab;
 
 mod clones;
+mod content;
 mod copied;
 mod crash;
 mod create;
@@ -26,6 +27,7 @@ mod kvm;
 mod lifecycle;
 mod locks;
 mod memory;
+mod merges;
 mod odd_words;
 mod prepared;
 mod qcow2;

@@ -291,6 +291,47 @@ fn write_in(lab: &Lab, vm: &str, place: &str) {
     assert!(done.status.success(), "{done:?}");
 }
 
+/// `--dry-run` foretells what is done, also where each of several begins with what the one before has left.
+#[test]
+fn a_removal_of_several_snapshots_is_foretold_as_it_is_done() {
+    let lab = Lab::new();
+    lab.ok(&["create", "web", "--size", "64M", "--memory", "64M", "--net", "none"]);
+    // a ─ b ─ c ─ d, and e beside c; each with another amount of data.
+    for (at, name) in ["a", "b", "c", "d"].into_iter().enumerate() {
+        write_in(&lab, "web", &format!("{}M {}M", 8 * at, 1 + (at * 5) % 7));
+        lab.ok(&["snapshot", "create", "web", name]);
+    }
+    lab.ok(&["snapshot", "revert", "web@b"]);
+    write_in(&lab, "web", "40M 3M");
+    lab.ok(&["snapshot", "create", "web", "e"]);
+    write_in(&lab, "web", "48M 1M");
+    let pristine = lab.path().join("pristine");
+    lab.copy_tree(&lab.store(), &pristine);
+    let told = |args: &[&str]| -> Vec<(String, String)> {
+        let rows = lab.ok(&[&["--format", "json"], args].concat());
+        let rows: Vec<serde_json::Value> =
+            serde_json::Deserializer::from_str(&rows).into_iter().collect::<Result<_, _>>().unwrap();
+        let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+        rows.iter()
+            .flat_map(|row| {
+                row["disks"].as_array().unwrap().iter().map(|disk| (text(&row["name"]), text(&disk["what"])))
+            })
+            .collect()
+    };
+    let mut several = 0;
+    for (point, which) in
+        [("web@a", "--children"), ("web@a", "--children-only"), ("web@b", "--children-only"), ("web@c", "--children")]
+    {
+        let args = ["snapshot", "rm", point, which];
+        let foretold = told(&[&args[..], &["--dry-run"]].concat());
+        assert_eq!(foretold, told(&args), "{args:?}");
+        several += usize::from(foretold.len() > 1);
+        std::fs::remove_dir_all(lab.store()).unwrap();
+        lab.copy_tree(&pristine, &lab.store());
+    }
+    assert_eq!(several, 4);
+}
+
 #[test]
 fn a_name_can_be_used_again_after_a_commit() {
     let lab = Lab::new();

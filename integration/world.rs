@@ -14,10 +14,10 @@ use crate::lab::{Done, Lab, eventually, files_in, terminate};
 use crate::tier::{self, Class};
 
 /// Takes all room on the disk of the lab but `left` bytes, until it is dropped.
-struct Filler(PathBuf);
+pub struct Filler(PathBuf);
 
 impl Filler {
-    fn new(lab: &Lab, left: u64) -> Self {
+    pub fn new(lab: &Lab, left: u64) -> Self {
         let path = lab.beside_the_store().join("filler");
         let about = nix::sys::statvfs::statvfs(&lab.beside_the_store()).unwrap();
         let free = about.blocks_available() * about.fragment_size();

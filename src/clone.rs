@@ -323,7 +323,7 @@ fn copy_internal(disk: &mut Disk, tag: &str) -> Step {
 
 /// A chain of several layers becomes one qcow2; a single layer keeps its format.
 fn copy(context: &Context, disk: &mut Disk) -> Step {
-    let depth = chain::of_disk(&context.store, disk).map_or(1, |chain| chain.links().len());
+    let depth = chain::read(&context.store, &disk.layer).map_or(1, |chain| chain.links().len());
     let format = if depth == 1 { disk.layer.format } else { Format::Qcow2 };
     let layer = Layer::new(format);
     let source = std::mem::replace(&mut disk.layer, layer.clone());

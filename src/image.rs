@@ -207,7 +207,7 @@ pub async fn export(context: &Context, point: &PointRef, target: Option<&str>, t
         }
     };
     let layer: &Layer = &disk.layer;
-    let chain = chain::read(&context.store, layer)?;
+    let chain = chain::whole(&context.store, layer)?;
     let (mut others, mut in_place) = (Vec::new(), Vec::new());
     for link in chain.links() {
         match opened::open(&context.store, &link.layer)?.in_place {

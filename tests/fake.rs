@@ -76,12 +76,21 @@ pub struct FakeVm {
 }
 
 impl FakeVm {
-    /// The VM `web` with two disks; `answer` gets its name of the first disk's layer, too. Until a transaction is sent, the
-    /// disks are on the layers of the record.
+    /// The VM `web` with two disks; `answer` gets its name of the first disk's layer, too. Until a transaction is sent, or a job
+    /// is completed, the disks are on the layers of the record.
     pub fn new(answer: impl Fn(&str, &Value, &str) -> Answer + Send + Sync + 'static) -> Self {
+        Self::after(&[], answer)
+    }
+
+    /// The same after these commands, which are run before it "runs".
+    pub fn after(commands: &[&[&str]], answer: impl Fn(&str, &Value, &str) -> Answer + Send + Sync + 'static) -> Self {
         let directory = tempfile::Builder::new().prefix("cwf").tempdir_in("/tmp").unwrap();
         let made = run(directory.path(), &["create", "web", "--size", "64M", "--size", "64M"]);
         assert!(made.0 == 0, "{}", made.2);
+        for command in commands {
+            let done = run(directory.path(), command);
+            assert!(done.0 == 0, "{command:?}: {}", done.2);
+        }
         let vm = directory.path().join("store/vms/web");
         let sockets = directory.path().join("sockets");
         std::fs::create_dir(&sockets).unwrap();
@@ -99,7 +108,7 @@ impl FakeVm {
                 Answer::Return(json!(format!("l-{layer}")))
             }
             name => {
-                was_sent.fetch_or(name == "transaction", Ordering::SeqCst);
+                was_sent.fetch_or(["transaction", "job-complete"].contains(&name), Ordering::SeqCst);
                 answer(name, arguments, &disks[0].1)
             }
         });
@@ -109,6 +118,11 @@ impl FakeVm {
     /// Runs `cowhand …`: exit code, standard output, standard error.
     pub fn run(&self, args: &[&str]) -> (i32, String, String) {
         run(self.directory.path(), args)
+    }
+
+    /// The same with variables.
+    pub fn run_with(&self, variables: &[(&str, &str)], args: &[&str]) -> (i32, String, String) {
+        told(command(self.directory.path(), args).envs(variables.iter().copied()).output().unwrap())
     }
 
     /// Starts `cowhand …` and does not wait.
@@ -157,7 +171,10 @@ pub fn agent_pipes(directory: &Path) -> (File, File) {
 
 /// Runs `cowhand …` with a store below `root`.
 pub fn run(root: &Path, args: &[&str]) -> (i32, String, String) {
-    let output = command(root, args).output().unwrap();
+    told(command(root, args).output().unwrap())
+}
+
+fn told(output: std::process::Output) -> (i32, String, String) {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
 }

@@ -58,7 +58,12 @@ fn lists_are_tables_without_colour_in_a_pipe_and_names_alone_when_quiet() {
     vms(&["clone", "base", "web"]);
     vms(&["snapshot", "create", "web", "one"]);
     let (_, table, _) = vms(&["ls", "-a"]);
-    insta::assert_snapshot!("ls", table);
+    // What a file takes on the disk is the file system's business: attributes have room in its inode, or take a block.
+    let without_own = |line: &str| match line.split_once(" KiB / ") {
+        Some((before, after)) => format!("{}NN KiB / {after}", before.trim_end_matches(|c: char| c.is_ascii_digit())),
+        None => line.to_owned(),
+    };
+    insta::assert_snapshot!("ls", table.lines().map(without_own).collect::<Vec<_>>().join("\n"));
     assert_eq!(vms(&["ls", "-q"]).1, "web\n");
     let (_, colourful, _) = vms(&["--color", "always", "template", "rm", "base"]);
     assert_eq!(colourful, "");

@@ -6,6 +6,7 @@ mod agent;
 mod argv;
 mod fake;
 mod looks;
+mod merge;
 mod qmp;
 mod quiesce;
 mod schema;

@@ -10,7 +10,7 @@ use super::reliance;
 use super::step::{Sealed, Step};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Kind, Result};
-use crate::layer::{census, chain, copy, create, merge, stamp};
+use crate::layer::{census, chain, copy, create, merge, sealed, stamp};
 use crate::model::{Layer, LayerStamp, Name, Quiesced, Record, Role, Warm};
 use crate::qemu::img::Inside;
 use crate::qemu::offline::{Offline, Open};
@@ -224,6 +224,10 @@ impl<'a> Executor<'a> {
                 Ok(())
             }
             Step::SetMode { layers, mode, .. } => {
+                if mode & 0o222 == 0 {
+                    // Afterwards its owner may not write a note.
+                    layers.iter().for_each(|layer| sealed::note(store, layer));
+                }
                 layers.iter().try_for_each(|layer| self.set_mode(layer, *mode))?;
                 self.report.stamps = Some(layers.iter().map(|layer| stamp::of(store, layer)).collect::<Result<_>>()?);
                 Ok(())
@@ -241,6 +245,11 @@ impl<'a> Executor<'a> {
                         self.report.unmerged = Some(error.full_message());
                         Ok(())
                     }
+                    // A QEMU that has failed to flush a file once may fail at it for ever.
+                    Err(merge::Failure::Halfway(error)) if self.paused_at.is_some() => Err(error.hint(format!(
+                        "the guest is paused until the merge is done; if that never succeeds: cowhand stop --force {}",
+                        self.name
+                    ))),
                     Err(merge::Failure::Halfway(error)) => Err(error),
                     Ok(()) => Ok(()),
                 }
@@ -299,9 +308,14 @@ impl<'a> Executor<'a> {
                 self.thaw().await;
                 Ok(())
             }
-            Step::SetMode { layers, before, .. } => {
-                layers.iter().zip(before).try_for_each(|(layer, mode)| self.set_mode(layer, *mode))
-            }
+            Step::SetMode { layers, before, .. } => layers.iter().zip(before).try_for_each(|(layer, mode)| {
+                self.set_mode(layer, *mode)?;
+                // A template that was not made has an active layer.
+                if mode & 0o222 != 0 {
+                    sealed::forget(&self.context.store, layer);
+                }
+                Ok(())
+            }),
             _ => Ok(()),
         }
     }
@@ -358,6 +372,7 @@ impl<'a> Executor<'a> {
         if census::inspect(&context.store, layer)?.virtual_bytes == bytes {
             return Ok(());
         }
+        sealed::forget(&context.store, layer);
         let size = json!({"node-name": layer.node(), "size": bytes});
         if let Some(qmp) = self.qmp().await? {
             return Ok(qmp.call::<Value>("block_resize", size).await.map(drop)?);

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::apply::Executor;
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::layer::{chain, stamp};
+use crate::layer::{chain, sealed, stamp};
 use crate::model::{Layer, Record};
 use crate::qemu::cmdline::How;
 use crate::qemu::img::{Img, Source};
@@ -19,6 +19,7 @@ use crate::vm::{start, stop};
 
 impl Executor<'_> {
     pub(super) async fn internal_save(&mut self, tag: &str, layers: &[Layer], live: bool) -> Result<()> {
+        self.unseal(layers);
         if !live {
             let missing = self.without(layers, tag).await?;
             for layer in &missing {
@@ -44,6 +45,7 @@ impl Executor<'_> {
         layers: &[Layer],
         memory: Option<&RecordV1>,
     ) -> Result<()> {
+        self.unseal(layers);
         let Some(record) = memory else {
             for layer in layers {
                 img(self.context, layer)?.apply(&self.context.store.layout.layer(layer), tag).await?;
@@ -89,6 +91,7 @@ impl Executor<'_> {
         if !self.without(layers, back).await?.is_empty() {
             return Ok(());
         }
+        self.unseal(layers);
         for layer in layers {
             img(self.context, layer)?.apply(&self.context.store.layout.layer(layer), back).await?;
         }
@@ -123,6 +126,8 @@ impl Executor<'_> {
         }
         for layer in &closed {
             let before = stamp::of(&context.store, layer)?;
+            let is_whole = matches!(sealed::change(&context.store, layer), Ok(None));
+            let was_sealed = sealed::forget(&context.store, layer);
             if let Err(error) = img(context, layer)?.delete(&context.store.layout.layer(layer), tag).await {
                 if !self.recovering {
                     return Err(error);
@@ -134,10 +139,20 @@ impl Executor<'_> {
                 ));
                 continue;
             }
+            if was_sealed && is_whole {
+                sealed::note(&context.store, layer);
+            }
             // What the guest sees in the layer is what it was: an `undo` that relies on it stays possible.
             context.store.stamp_anew(&before.into(), &stamp::of(&context.store, layer)?.into())?;
         }
         Ok(())
+    }
+
+    /// Forgets what was noted of active layers that are going to be written.
+    fn unseal(&self, layers: &[Layer]) {
+        for layer in layers {
+            sealed::forget(&self.context.store, layer);
+        }
     }
 
     /// Those of `layers` that do not carry an internal snapshot called `tag`.

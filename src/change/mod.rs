@@ -22,7 +22,8 @@ pub use step::{Sealed, Step, Switched};
 
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::model::{Layer, Name, Quiesced};
+use crate::layer::sealed;
+use crate::model::{Layer, Merge, Name, Quiesced};
 use crate::store::journal::{self, Journal, Owner};
 use crate::store::{Store, VmLock, atomic, schema::RecordV1};
 use crate::vm::live;
@@ -51,11 +52,14 @@ impl Plan {
 pub async fn run(context: &Context, lock: &VmLock, plan: Plan, executor: &mut Executor<'_>) -> Result<Report> {
     let store = &context.store;
     let pins: Vec<Layer> = plan.steps.iter().flat_map(Step::layers).collect();
-    if let Err(error) = refuse_stranger(context, lock.name(), executor).await {
-        store.unclaim(lock.name())?;
-        return Err(error);
-    }
-    let (operation, vm) = (context.operation.clone(), owner(store, lock.name(), &plan));
+    let vm = match may_begin(context, lock.name(), &plan, executor).await {
+        Ok(vm) => Some(vm),
+        Err(error) => {
+            store.unclaim(lock.name())?;
+            return Err(error);
+        }
+    };
+    let operation = context.operation.clone();
     let mut journal = Journal { schema: journal::SCHEMA, vm, operation, steps: plan.steps, pivot: plan.pivot, pins };
     if let Err(error) = journal.save(store, lock.name()) {
         store.unclaim(lock.name())?;
@@ -93,11 +97,32 @@ pub async fn run(context: &Context, lock: &VmLock, plan: Plan, executor: &mut Ex
             }
         }
     }
+    seal(store, &journal.steps);
     // A guest that could not be thawed stays written down: the next command tries again.
     if executor.report.freeze != Some(Quiesced::NotThawed) {
         journal::remove(store, lock.name())?;
     }
     Ok(std::mem::take(&mut executor.report))
+}
+
+/// Refuses a change that would lose something, or that is told to a QEMU which is not this VM's. Else, whose it is.
+async fn may_begin(context: &Context, name: &Name, plan: &Plan, executor: &mut Executor<'_>) -> Result<Owner> {
+    refuse_lost(&context.store, plan)?;
+    refuse_stranger(context, name, executor).await?;
+    owner(&context.store, name, plan)
+}
+
+/// Notes of the layers that new ones were put on what they are: from here on nothing writes to them.
+fn seal(store: &Store, steps: &[Step]) {
+    steps.iter().filter_map(Step::sealed).for_each(|layer| sealed::note(store, layer));
+}
+
+/// What a layer has lost is lost for good once it is merged into another one.
+fn refuse_lost(store: &Store, plan: &Plan) -> Result<()> {
+    let merged = plan.steps.iter().flat_map(Step::merges).flat_map(Merge::layers);
+    // One that the plan makes is not there yet.
+    let is_made = |layer: &&Layer| plan.steps.iter().any(|step| step.makes() == Some(layer));
+    merged.filter(|layer| !is_made(layer)).try_for_each(|layer| sealed::refuse_lost(store, layer))
 }
 
 /// A QEMU that has other files open than the record names is not told to change anything.
@@ -109,10 +134,12 @@ async fn refuse_stranger(context: &Context, name: &Name, executor: &mut Executor
 }
 
 /// Whose change it is: of a VM that is about to be made, only the plan says that.
-fn owner(store: &Store, name: &Name, plan: &Plan) -> Option<Owner> {
-    let uuid = || Some(store.load(name).ok()?.uuid);
-    let uuid = plan.steps.iter().find_map(Step::record).map(RecordV1::uuid).or_else(uuid)?;
-    Some(Owner { name: name.clone(), uuid })
+fn owner(store: &Store, name: &Name, plan: &Plan) -> Result<Owner> {
+    let uuid = match plan.steps.iter().find_map(Step::record) {
+        Some(record) => record.uuid(),
+        None => store.load(name)?.uuid,
+    };
+    Ok(Owner { name: name.clone(), uuid })
 }
 
 /// Forgets a change that was refused. It must not come back with a power cut: nothing would tell that it was.

@@ -208,6 +208,7 @@ async fn roll_forward(
         executor.apply_here(&steps[at]).await?;
         super::amend(&mut steps[at + 1..], &executor.report);
     }
+    super::seal(&context.store, &journal.steps);
     refuse_frozen(lock, executor)?;
     journal::remove(&context.store, lock.name())
 }

@@ -295,6 +295,22 @@ impl Step {
         }
     }
 
+    /// The layer that nothing writes to any more once the change is done: a new one stands on it.
+    pub fn sealed(&self) -> Option<&Layer> {
+        match self {
+            Self::MakeLayer { backing, .. } => backing.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// The merges it does.
+    pub fn merges(&self) -> &[Merge] {
+        match self {
+            Self::Merge { merges } => merges,
+            _ => &[],
+        }
+    }
+
     /// The layer this step makes, which its undoing removes.
     pub fn makes(&self) -> Option<&Layer> {
         match self {

@@ -1,8 +1,12 @@
+use std::fs::{File, Permissions};
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
+use tempfile::TempDir;
 
 use super::App;
 use crate::error::{Error, IoContext, Result};
@@ -12,15 +16,20 @@ use crate::guest::{copy, files, session};
 use crate::helper::tree::Budget;
 use crate::model::{Name, human, parse_size};
 
+/// Standard input, where it is the source, and standard output, where it is the target.
+const STANDARD: &str = "-";
+/// How much is written to standard output at once.
+const CHUNK: usize = 1 << 20;
+
 /// Copy files and directories into or out of a running guest
 ///
-/// One side is VM:PATH, the other a path of the host. Modes, times, links and holes come along; owners do not, nor do set-uid bits out of a guest. Files appear when they are whole. What a guest sends
+/// One side is VM:PATH, the other a path of the host, or - for a single file from standard input or to standard output, which is in $TMPDIR meanwhile. Modes, times, links and holes come along; owners do not, nor do set-uid bits out of a guest. Files appear when they are whole. What a guest sends
 /// is put below the target and nowhere else: no link there is followed. A guest that cannot run the helper (see `exec`) takes and gives single files, through its agent.
 #[derive(Debug, Args)]
 pub struct Cp {
-    /// A file or directory: PATH or VM:PATH
+    /// A file or directory: PATH or VM:PATH; or standard input: -
     source: String,
-    /// Where to: PATH or VM:PATH; into a directory that is there, or a path that ends in /
+    /// Where to: PATH or VM:PATH; into a directory that is there, or a path that ends in /; or to standard output: -
     target: String,
     #[command(flatten)]
     rules: Rules,
@@ -64,35 +73,90 @@ impl Limits {
 
 impl Cp {
     pub async fn run(self, app: &App) -> Result<()> {
-        let limit = Duration::from_secs(self.agent_timeout);
-        let (context, source, target) = (&app.context, parse(&self.source), parse(&self.target));
+        let (source, target) = (parse(&self.source), parse(&self.target));
+        let bytes = match (self.source.as_str(), self.target.as_str()) {
+            (_, STANDARD) => return self.copy_to_standard_output(app, &source).await,
+            (STANDARD, _) => self.copy_standard_input(app, &target).await?,
+            _ => self.copy(app, &source, &target, &self.rules.rules()).await?,
+        };
+        app.printer.done(&format!("copied {}", human(bytes)), &json!({"bytes": bytes}));
+        Ok(())
+    }
+
+    /// Copies to a file that nobody else can read, and from there to standard output: of a copy that fails half-way nothing is shown.
+    async fn copy_to_standard_output(&self, app: &App, source: &Side) -> Result<()> {
+        let (_directory, path) = private_file()?;
         let rules = self.rules.rules();
-        let bytes = match (&source, &target) {
+        // A file is one entry; of a directory no more than itself comes.
+        let alone = copy::Rules { budget: Budget { entries: 1, ..rules.budget }, ..rules };
+        let copied = self.copy(app, source, &Side::Host(path.clone()), &alone).await;
+        if path.is_dir() {
+            return Err(Error::refused(format!("{} is a directory, and standard output takes a file", self.source))
+                .hint("name a file; or as an archive: cowhand exec VM -- tar -c PATH"));
+        }
+        copied?;
+        // Its mode is that of the file in the guest.
+        std::fs::set_permissions(&path, Permissions::from_mode(0o600)).on("read", &path)?;
+        let mut file = File::open(&path).on("read", &path)?;
+        let mut bytes = vec![0; CHUNK];
+        loop {
+            match file.read(&mut bytes).on("read", &path)? {
+                0 => return Ok(()),
+                length => app
+                    .printer
+                    .pass(&bytes[..length])
+                    .map_err(|source| Error::failed("standard output cannot be written to").because(source))?,
+            }
+        }
+    }
+
+    /// Reads standard input to its end; from there on it is a file like any other.
+    async fn copy_standard_input(&self, app: &App, target: &Side) -> Result<u64> {
+        let Side::Guest(vm, to) = target else { return Err(no_guest()) };
+        if to.ends_with('/') {
+            return Err(Error::usage(format!(
+                "what comes from standard input has no name, and {} is a directory",
+                self.target
+            ))
+            .hint(format!("name the file: cowhand cp - {}NAME", self.target)));
+        }
+        let limit = Duration::from_secs(self.agent_timeout);
+        // Before anything is read: is there such a guest?
+        drop(self.reach(app, vm, limit).await?);
+        let (_directory, path) = private_file()?;
+        let mut file = File::create(&path).on("write", &path)?;
+        // On a thread of its own, because a signal has to end the wait for it.
+        let read = tokio::task::spawn_blocking(move || std::io::copy(&mut std::io::stdin().lock(), &mut file)).await;
+        read.unwrap_or_else(|panic| Err(std::io::Error::other(panic))).on("copy standard input to", &path)?;
+        match self.reach(app, vm, limit).await? {
+            Some(mut client) => copy::put_as(&app.context, &mut client, &path, to).await,
+            None => files::copy_in(&app.context, vm, &path, to, limit).await,
+        }
+    }
+
+    async fn copy(&self, app: &App, source: &Side, target: &Side, rules: &copy::Rules) -> Result<u64> {
+        let limit = Duration::from_secs(self.agent_timeout);
+        let context = &app.context;
+        match (source, target) {
             (Side::Guest(vm, from), Side::Host(to)) => {
                 if let Some(mut client) = self.reach(app, vm, limit).await? {
                     let target = copy::target(from, to)?;
-                    let bytes = copy::get(context, &mut client, from, target, &rules).await?;
-                    return done(app, bytes);
+                    return copy::get(context, &mut client, from, target, rules).await;
                 }
                 let to = if to.is_dir() { to.join(base_name(from)?) } else { to.clone() };
-                files::copy_out(context, vm, from, &to, limit, rules.budget.bytes).await?
+                files::copy_out(context, vm, from, &to, limit, rules.budget.bytes).await
             }
             (Side::Host(from), Side::Guest(vm, to)) => {
                 from.metadata().on("read", from)?;
                 if let Some(mut client) = self.reach(app, vm, limit).await? {
-                    let bytes = copy::put(context, &mut client, from, to).await?;
-                    return done(app, bytes);
+                    return copy::put(context, &mut client, from, to).await;
                 }
                 let name = from.file_name().unwrap_or_default().to_string_lossy();
                 let to = if to.ends_with('/') { format!("{to}{name}") } else { to.clone() };
-                files::copy_in(context, vm, from, &to, limit).await?
+                files::copy_in(context, vm, from, &to, limit).await
             }
-            _ => {
-                return Err(Error::usage("one side has to be VM:PATH, the other a file of the host")
-                    .hint("cowhand cp web:/etc/hosts .    cowhand cp ./x web:/tmp/x"));
-            }
-        };
-        done(app, bytes)
+            _ => Err(no_guest()),
+        }
     }
 
     /// The helper of the guest, if it can have one.
@@ -106,9 +170,16 @@ impl Cp {
     }
 }
 
-fn done(app: &App, bytes: u64) -> Result<()> {
-    app.printer.done(&format!("copied {}", human(bytes)), &json!({"bytes": bytes}));
-    Ok(())
+fn no_guest() -> Error {
+    Error::usage("one side has to be VM:PATH, the other a file of the host")
+        .hint("cowhand cp web:/etc/hosts .    cowhand cp ./x web:/tmp/x")
+}
+
+/// A place for a file that nobody else can read, in a directory that goes when it is dropped.
+fn private_file() -> Result<(TempDir, PathBuf)> {
+    let directory = tempfile::tempdir().on("write in", &std::env::temp_dir())?;
+    let path = directory.path().join("file");
+    Ok((directory, path))
 }
 
 enum Side {

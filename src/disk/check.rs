@@ -2,7 +2,7 @@
 
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::layer::chain;
+use crate::layer::{chain, sealed};
 use crate::model::{Format, Layer, Name};
 use crate::qemu::img::{Checked, Img, Source};
 use crate::vm::{list, open, status};
@@ -48,6 +48,9 @@ pub async fn check(context: &Context, vm: &Name, target: Option<&str>, repair: b
                 Format::Raw => None,
                 format => {
                     let (source, repair) = (Source::File(&link.path, format), repair && depth == 0);
+                    if repair {
+                        sealed::forget(&context.store, &link.layer);
+                    }
                     Some(img.check(&link.path, source, !repair, repair).await?)
                 }
             };

@@ -56,8 +56,8 @@ pub async fn commit(
         carry_out(context, &lock, &record, &dropped, moves, "disk-commit").await?;
         drop((lock, neighbours));
         // The snapshots that were given up leave layers of other disks without a name.
-        if !merged.given_up.is_empty() {
-            delete::merge_hidden(context, vm, &[], false).await?;
+        if !merged.given_up.is_empty() && context.store.torn_entry()?.is_none() {
+            delete::merge_hidden(context, vm, &context.store.below_trash()?, false).await?;
         }
     }
     Ok(merged)

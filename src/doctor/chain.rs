@@ -1,10 +1,13 @@
 //! The chains below a VM: every layer that is named has to be there, and has to stand on what it stood on.
 
+use std::collections::BTreeMap;
+
 use super::{Finding, Remedy};
 use crate::context::Context;
 use crate::layer::census;
 pub use crate::layer::chain::read;
 use crate::layer::note::{self, Noted};
+use crate::layer::sealed::{self, Change};
 use crate::model::{Layer, Name, Record, Snapshot};
 use crate::store::Store;
 
@@ -15,6 +18,8 @@ enum Fault {
     Missing { layer: Layer, above: Option<Layer> },
     /// Its header cannot be trusted.
     Header { layer: Layer, why: String },
+    /// It has lost data since it was sealed.
+    Lost { layer: Layer, why: String },
     /// Somebody else has written into its header what it stands on.
     Foreign { layer: Layer, backing: Option<Layer> },
     /// Its backing file stands on itself.
@@ -25,13 +30,24 @@ impl Fault {
     /// The layer whose file or header is wrong.
     fn is_about(&self) -> &Layer {
         match self {
-            Self::Missing { layer, .. } | Self::Header { layer, .. } => layer,
+            Self::Missing { layer, .. } | Self::Header { layer, .. } | Self::Lost { layer, .. } => layer,
             Self::Foreign { layer, .. } | Self::Loop { layer } => layer,
         }
     }
 }
 
-fn fault_below(store: &Store, layer: &Layer) -> Option<Fault> {
+/// How sealed layers have changed, each looked at once.
+#[derive(Default)]
+struct Changes(BTreeMap<Layer, Option<Change>>);
+
+impl Changes {
+    fn of(&mut self, store: &Store, layer: &Layer) -> Option<&Change> {
+        let look = || sealed::change(store, layer).unwrap_or_default();
+        self.0.entry(layer.clone()).or_insert_with(look).as_ref()
+    }
+}
+
+fn fault_below(store: &Store, changes: &mut Changes, layer: &Layer) -> Option<Fault> {
     let (mut seen, mut next) = (Vec::<Layer>::new(), Some(layer.clone()));
     while let Some(layer) = next {
         let above = seen.last().cloned();
@@ -47,6 +63,9 @@ fn fault_below(store: &Store, layer: &Layer) -> Option<Fault> {
                     && noted != info.backing
                 {
                     return Some(Fault::Foreign { layer, backing: info.backing });
+                }
+                if let Some(Change::Lost(why)) = changes.of(store, &layer) {
+                    return Some(Fault::Lost { why: why.clone(), layer });
                 }
                 next = info.backing;
             }
@@ -70,9 +89,10 @@ pub fn examine(context: &Context, name: &Name, record: &Record) -> Vec<Finding> 
                 .map(|disk| (format!("{} at snapshot {}", disk.target, snapshot.name), &disk.layer)),
         );
     }
+    let mut changes = Changes::default();
     let mut faults: Vec<(Fault, Vec<String>)> = Vec::new();
     for (place, layer) in named {
-        let Some(fault) = fault_below(store, layer) else { continue };
+        let Some(fault) = fault_below(store, &mut changes, layer) else { continue };
         match faults.iter_mut().find(|(other, _)| other.is_about() == fault.is_about()) {
             // What is named itself is missing, whatever stands on it.
             Some((other, places)) => {
@@ -84,13 +104,26 @@ pub fn examine(context: &Context, name: &Name, record: &Record) -> Vec<Finding> 
             None => faults.push((fault, vec![place])),
         }
     }
-    faults.into_iter().map(|(fault, places)| describe(store, record, name, fault, &places.join(", "))).collect()
+    let describe = |(fault, places): (Fault, Vec<String>)| describe(store, record, name, fault, &places.join(", "));
+    faults.into_iter().map(describe).chain(written(name, &changes)).collect()
+}
+
+/// Layers that were written to since they were sealed, and are as long as they were.
+fn written(name: &Name, changes: &Changes) -> Vec<Finding> {
+    let written = changes.0.iter().filter(|(_, change)| **change == Some(Change::Written));
+    let describe = |(layer, _): (&Layer, _)| {
+        Finding::info("chain", format!("layer {layer} was written to after it was sealed, and not by cowhand"))
+            .of(name)
+            .hint(format!("was it restored or repaired? Its tables are looked at by: cowhand disk check {name}"))
+    };
+    written.map(describe).collect()
 }
 
 fn describe(store: &Store, record: &Record, name: &Name, fault: Fault, places: &str) -> Finding {
     let lost = |finding: Finding| {
-        let readable =
-            |snapshot: &&Snapshot| snapshot.config.volumes().all(|disk| fault_below(store, &disk.layer).is_none());
+        let readable = |snapshot: &&Snapshot| {
+            snapshot.config.volumes().all(|disk| fault_below(store, &mut Changes::default(), &disk.layer).is_none())
+        };
         match record.snapshots.iter().rev().find(readable) {
             Some(snapshot) => finding.hint(format!(
                 "bring the file back from a backup; or go back to what is whole: cowhand snapshot revert {name}@{}",
@@ -113,6 +146,11 @@ fn describe(store: &Store, record: &Record, name: &Name, fault: Fault, places: &
             (format!("{message}; layer {above} has it as its backing file"), above)
         }
         Fault::Header { layer, why } => (format!("{why} ({places})"), layer),
+        Fault::Lost { layer, why } => {
+            let path = store.layout.layer(&layer);
+            let message = format!("layer {layer} is damaged: {why} ({places}): {}", path.display());
+            return lost(Finding::fail("chain", message).of(name));
+        }
         Fault::Foreign { layer, backing } => {
             let backing = backing.map_or_else(|| "nothing".to_owned(), |backing| backing.to_string());
             (format!("layer {layer} stands on {backing}, where it does not belong ({places})"), layer)
@@ -141,6 +179,6 @@ fn in_trash(store: &Store, layer: &Layer) -> Option<std::path::PathBuf> {
 /// Does anything that `record` names lack this layer's file?
 pub fn lacks(store: &Store, record: &Record, layer: &Layer) -> bool {
     record.layers().any(
-        |named| matches!(fault_below(store, named), Some(Fault::Missing { layer: missing, .. }) if missing == *layer),
+        |named| matches!(fault_below(store, &mut Changes::default(), named), Some(Fault::Missing { layer: missing, .. }) if missing == *layer),
     )
 }

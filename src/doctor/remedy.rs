@@ -10,10 +10,9 @@ use crate::change::reliance;
 use crate::context::Context;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::guest::freeze;
-use crate::layer::census;
 use crate::layer::note::{self, Noted};
 use crate::layer::pool::Pool;
-use crate::layer::stamp;
+use crate::layer::{census, sealed, stamp};
 use crate::model::{Format, Layer, Name};
 use crate::qemu::img::Img;
 use crate::qemu::process;
@@ -167,6 +166,9 @@ pub async fn apply(context: &Context, remedy: &Remedy) -> Result<Applied> {
             let _lock = store.lock(context).await?;
             if crate::layer::chain::first_broken(store)?.is_some() {
                 return Err(Error::refused("a chain is broken, and one of them may be what it lacks"));
+            }
+            if let Some(torn) = store.torn_entry()? {
+                return Err(Error::refused(format!("{torn} in the trash cannot be read, and may need one of them")));
             }
             // What belongs to a removal that was cut short goes where `undo` looks for it.
             match gc::finish_removals(store)? + gc::trash_orphans(context, false)? {
@@ -322,6 +324,8 @@ async fn set_backing(context: &Context, layer: &Layer, backing: Option<&Layer>) 
         store.open_trash(&Store::trash_name("doctor", &name), &Entry::new("doctor", &name, &context.operation))?;
     let kept = trash.join(format!("{}.header", layer.file_name()));
     atomic::write(&kept, &census::read_start(store, layer)?)?;
+    // The other header was no part of what was noted, and what else has changed is not known: it is noted when the next layer is put on it.
+    sealed::forget(store, layer);
     Img::find(context)?.set_backing(&path, backing).await?;
     // What lies in it is what it was: an `undo` that relies on it stays possible.
     store.stamp_anew(&before.into(), &stamp::of(store, layer)?.into())

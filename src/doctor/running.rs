@@ -67,9 +67,8 @@ async fn look(context: &Context, name: &Name, record: &Record, status: &Status) 
                 .hint("changes of its disks are refused until it has ended"),
         });
     }
-    if jobs.is_empty()
-        && let Err(why) = live::differs(context, &mut qmp, record).await?
-    {
+    let is_quiet = jobs.iter().all(|job| job.status == "concluded");
+    if is_quiet && let Err(why) = live::differs(context, &mut qmp, record).await? {
         let adopt = heads(context, &mut qmp, record).await?.map(|_| Remedy::Adopt(name.clone()));
         let finding = Finding::fail("process", why);
         findings.push(match adopt {
@@ -97,7 +96,7 @@ async fn look(context: &Context, name: &Name, record: &Record, status: &Status) 
     }
     let mut known = Vec::new();
     for disk in record.config.volumes() {
-        if let Ok(chain) = chain::of_disk(&context.store, disk) {
+        if let Ok(chain) = chain::read(&context.store, &disk.layer) {
             known.extend(chain.links().iter().map(|link| (link.layer.id.clone(), link.path.clone())));
         }
     }
@@ -112,7 +111,7 @@ async fn look(context: &Context, name: &Name, record: &Record, status: &Status) 
             ),
             Some(_) => {}
             None if in_use.contains(&id) => {}
-            None if jobs.is_empty() => findings
+            None if is_quiet => findings
                 .push(Finding::info("process", format!("its QEMU still has layer {id} open, which it does not need"))),
             None => {}
         }
@@ -153,7 +152,8 @@ pub async fn heads(context: &Context, qmp: &mut Qmp, record: &Record) -> Result<
 pub async fn agrees(context: &Context, name: &Name, record: &Record) -> Result<(), String> {
     let words = |error: Error| error.full_message();
     let mut qmp = connect(context, name).await.map_err(words)?;
-    if let Some(job) = qmp.jobs().await.map_err(|error| error.to_string())?.first() {
+    let jobs = qmp.jobs().await.map_err(|error| error.to_string())?;
+    if let Some(job) = jobs.iter().find(|job| job.status != "concluded") {
         return Err(format!("QEMU's job {} is at work", job.id));
     }
     live::differs(context, &mut qmp, record).await.map_err(words)?

@@ -279,12 +279,12 @@ pub fn examine_pool(context: &Context, pool: &Pool) -> Result<Vec<Finding>> {
             unused(&layer.id) && !wanted.contains(&layer.id) && !open(layer) && pool.stands_on_head(&layer.id).is_none()
         })
         .collect();
-    let certain = pool.uncertainty(None).is_none();
+    let certain = pool.uncertainty(None).is_none() && store.torn_entry()?.is_none();
     if !unused.is_empty() {
         findings.push(match certain {
             true => nobody_uses(unused.into_iter().cloned().collect()),
             false => Finding::info("leftovers", format!("layers that nobody seems to use: {}", names(unused)))
-                .hint("they stay while some record or header cannot be read: it might name them"),
+                .hint("they stay while some record, header or entry of the trash cannot be read: it might name them"),
         });
     }
     for path in partial(store, pool)? {

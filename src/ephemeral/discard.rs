@@ -126,7 +126,7 @@ pub fn own_bytes(store: &Store, name: &Name) -> u64 {
 fn freed(store: &Store, record: &Record) -> Result<Vec<Layer>> {
     // What was removed in the usual way can be had back, and may stand on them.
     let (mut pool, below_trash) = Pool::scan_with_trash(store)?;
-    let heads_alone = pool.lost.is_some() || !pool.unreadable.is_empty();
+    let heads_alone = pool.lost.is_some() || !pool.unreadable.is_empty() || store.torn_entry()?.is_some();
     if !pool.damaged.is_empty() || pool.unsettled {
         return Ok(Vec::new());
     }

@@ -1,7 +1,7 @@
 //! The census: reads the headers of all layers and the records of all VMs into a [`Pool`].
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::SystemTime;
@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use super::note::{self, Noted};
 use super::opened::{self, Opened};
 use super::pool::{LayerInfo, Pool, Use};
-use super::{foreign, qcow2};
+use super::{foreign, inspect, qcow2};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::model::{Format, Layer, LayerId, Name};
 use crate::store::{Store, journal};
@@ -224,8 +224,17 @@ fn look(store: &Store, layer: &Layer) -> Result<LayerInfo> {
         let damaged = |why: &str| {
             Error::damaged(format!("layer {layer} is damaged: {why}")).hint(format!("its file is {}", path.display()))
         };
-        let header = qcow2::parse(&start(file, &path)?).map_err(|error| damaged(&error.full_message()))?;
+        let bytes = start(&file, &path)?;
+        let header = qcow2::parse(&bytes).map_err(|error| damaged(&error.full_message()))?;
         let header = header.ok_or_else(|| damaged("it has no qcow2 header"))?;
+        // A table of a running VM may have been moved to the end of the file meanwhile.
+        let again = || Ok::<_, Error>((start(&file, &path)?, file.metadata().on("read", &path)?.len()));
+        if qcow2::problem(&bytes, about.len()).is_some()
+            && let (bytes, length) = again()?
+            && let Some(why) = qcow2::problem(&bytes, length)
+        {
+            return Err(damaged(&why));
+        }
         if header.data_file {
             return Err(damaged("it keeps its data in another file"));
         }
@@ -258,12 +267,13 @@ fn look(store: &Store, layer: &Layer) -> Result<LayerInfo> {
 
 /// The first bytes of a layer, enough for its header.
 pub fn read_start(store: &Store, layer: &Layer) -> Result<Vec<u8>> {
-    start(opened::open(store, layer)?.file, &store.layout.layer(layer))
+    start(&opened::open(store, layer)?.file, &store.layout.layer(layer))
 }
 
-fn start(file: File, path: &Path) -> Result<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(qcow2::HEADER_BYTES);
-    file.take(qcow2::HEADER_BYTES as u64).read_to_end(&mut bytes).on("read", path)?;
+fn start(file: &File, path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; qcow2::HEADER_BYTES];
+    let length = inspect::Source::read_at(file, 0, &mut bytes).on("read", path)?;
+    bytes.truncate(length);
     Ok(bytes)
 }
 

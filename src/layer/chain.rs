@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::census;
 use super::note::{self, Noted};
+use super::{census, sealed};
 use crate::error::{Error, Result};
 use crate::model::{Chain, Config, Disk, Layer, Link, Name};
 use crate::store::Store;
@@ -38,9 +38,16 @@ pub fn files(store: &Store, layer: &Layer) -> Vec<PathBuf> {
     read(store, layer).map_or_else(|_| own(), |chain| chain.links().iter().map(|link| link.path.clone()).collect())
 }
 
-/// The chain of a disk's active layer.
+/// The chain of a disk's active layer. What it stands on has to be what it was when it was sealed.
 pub fn of_disk(store: &Store, disk: &Disk) -> Result<Chain> {
-    read(store, &disk.layer)
+    whole(store, &disk.layer)
+}
+
+/// The same as [`read`], of layers of which none has lost anything since it was sealed.
+pub fn whole(store: &Store, layer: &Layer) -> Result<Chain> {
+    let chain = read(store, layer)?;
+    chain.links().iter().try_for_each(|link| sealed::refuse_lost(store, &link.layer))?;
+    Ok(chain)
 }
 
 /// How often a chain is looked at before it is called broken: a merge beside it changes records and headers one after the other.

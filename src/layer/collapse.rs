@@ -79,7 +79,8 @@ pub fn plan(pool: &Pool, layer: &LayerId, permissions: Permissions<'_>) -> Vec<A
         let Some(info) = pool.layers.get(&id) else {
             break;
         };
-        if !pool.uses(&id).is_empty() {
+        // A damaged header may name a layer that was met already.
+        if !pool.uses(&id).is_empty() || dropped.contains(&id) {
             break;
         }
         if let Some(why) = permissions.uncertain {
@@ -101,6 +102,35 @@ pub fn plan(pool: &Pool, layer: &LayerId, permissions: Permissions<'_>) -> Vec<A
         }
     }
     actions
+}
+
+/// Makes `pool` what it is after `actions`. About sizes it is as vague as they are.
+pub fn apply(pool: &mut Pool, actions: &[Action]) {
+    for action in actions {
+        match action {
+            Action::Drop(layer) => drop(pool.layers.remove(&layer.id)),
+            Action::Commit { top, base, bytes } => {
+                let gone = pool.layers.remove(&top.id);
+                for info in pool.layers.values_mut().filter(|info| info.backing.as_ref() == Some(top)) {
+                    info.backing = Some(base.clone());
+                }
+                if let (Some(gone), Some(base)) = (gone, pool.layers.get_mut(&base.id)) {
+                    base.virtual_bytes = base.virtual_bytes.max(gone.virtual_bytes);
+                    base.allocated_bytes += bytes;
+                }
+                let uses = pool.uses.remove(&top.id).unwrap_or_default();
+                pool.uses.entry(base.id.clone()).or_default().extend(uses);
+            }
+            Action::Stream { top, gone, bytes } => {
+                let gone = pool.layers.remove(&gone.id);
+                if let (Some(gone), Some(top)) = (gone, pool.layers.get_mut(&top.id)) {
+                    top.backing = gone.backing;
+                    top.allocated_bytes += bytes;
+                }
+            }
+            Action::Keep { .. } => {}
+        }
+    }
 }
 
 fn merge(pool: &Pool, layer: &LayerInfo, child: &LayerInfo, permissions: Permissions<'_>) -> Action {
@@ -211,6 +241,14 @@ mod tests {
             run(&pool, 2),
             [Action::Drop(layer(2)), Action::Commit { top: layer(3), base: layer(1), bytes: 1 << 20 }]
         );
+    }
+
+    #[test]
+    fn layers_that_name_each_other_end_the_way_down() {
+        let itself = pool(&[(Some(0), 5)], &[]);
+        assert_eq!(run(&itself, 0).len(), 1);
+        let pool = pool(&[(Some(1), 5), (Some(0), 5), (Some(1), 5)], &[]);
+        assert!(run(&pool, 2).len() <= 3);
     }
 
     #[test]

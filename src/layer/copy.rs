@@ -123,7 +123,7 @@ async fn begin(context: &Context, (from, opened): (&Path, File), layer: &Layer) 
 /// flattened into a new qcow2 by QEMU (`blockdev-backup`, `sync: full`, in the offline engine).
 pub async fn chain(context: &Context, source: &Layer, layer: &Layer) -> Result<Option<Method>> {
     let store = &context.store;
-    let chain = chains::read(store, source)?;
+    let chain = chains::whole(store, source)?;
     // A file is copied with all that is in it; internal snapshots belong to the source.
     if chain.links().len() == 1 && chain.active().internal_snapshots == 0 {
         return file(context, source, layer).await;
@@ -136,6 +136,8 @@ pub async fn chain(context: &Context, source: &Layer, layer: &Layer) -> Result<O
     let total = chain.links().iter().map(|link| link.allocated_bytes).sum();
     let task = context.ui.task(&format!("copying {source}"), total);
     create::empty_at(&partial, None, chain.active().virtual_bytes)?;
+    // Opened before it is written: a write-back that fails is reported to nobody who comes later.
+    let file = File::open(&partial).on("open", &partial)?;
     let mut engine = Offline::start(context, &[offline::Open::read_only(&chain)]).await?;
     let copied = engine.copy_into(&chain.active().layer.node(), &partial, &*task).await;
     engine.quit().await;
@@ -143,7 +145,7 @@ pub async fn chain(context: &Context, source: &Layer, layer: &Layer) -> Result<O
         let _ = std::fs::remove_file(&partial);
         return Err(Error::new(Kind::Qemu, format!("cannot copy the chain of layer {source}")).because(error));
     }
-    std::fs::File::open(&partial).and_then(|file| file.sync_all()).on("flush", &partial)?;
+    file.sync_all().on("flush", &partial)?;
     create::finish(store, layer)?;
     Ok(Some(Method::Copied))
 }
@@ -157,11 +159,12 @@ pub async fn inner(context: &Context, source: &Layer, inside: &Inside<'_>, layer
     let partial = store.layout.partial_layer(layer);
     create::unmake(store, layer)?;
     create::private(&partial)?;
+    let file = File::open(&partial).on("open", &partial)?;
     let from = (store.layout.layer(source), source.format);
     let task = context.ui.task(&format!("copying {}", inside.tag), 0);
     let files = chains::files(store, source);
     Img::find(context)?.reading(files).convert_inner((&from.0, from.1), inside, &partial).await?;
     drop(task);
-    std::fs::File::open(&partial).and_then(|file| file.sync_all()).on("flush", &partial)?;
+    file.sync_all().on("flush", &partial)?;
     create::finish(store, layer)
 }

@@ -10,11 +10,11 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::{census, chain, note};
+use super::flush::{self, Written};
+use super::{census, chain, note, sealed};
 use crate::context::Context;
-use crate::error::{Error, IoContext, Result};
-use crate::model::{Chain, Format, Layer, Merge, MergeKind, human};
-use crate::qemu::nodes;
+use crate::error::{Error, Result};
+use crate::model::{Chain, Layer, Merge, MergeKind, human};
 use crate::qemu::offline::{Offline, Open};
 use crate::qemu::qmp::jobs::{Job, Milestone};
 use crate::qemu::qmp::{Qmp, QmpError};
@@ -35,11 +35,19 @@ pub async fn run(
     merges: &[Merge],
     paused_at: &mut Option<Instant>,
 ) -> Result<(), Failure> {
+    let store = &context.store;
     let relinked = || merges.iter().filter_map(Merge::relinked);
-    relinked().for_each(|layer| note::forget(&context.store, layer));
+    relinked().for_each(|layer| note::forget(store, layer));
+    let written = merges.iter().map(Merge::written).chain(relinked());
+    let was_sealed: Vec<&Layer> = written.filter(|layer| sealed::forget(store, layer)).collect();
     let outcome = carry_out(context, live, merges, paused_at).await;
     if matches!(outcome, Ok(()) | Err(Failure::Untouched(_))) {
-        relinked().for_each(|layer| note::write(&context.store, layer));
+        relinked().for_each(|layer| note::write(store, layer));
+    }
+    // QEMU may still hold something of a merge that was called off. What the guest writes to from now on is sealed no more.
+    if outcome.is_ok() {
+        let active = |layer: &Layer| merges.iter().any(|merge| merge.is_active() && merge.base == *layer);
+        was_sealed.into_iter().filter(|layer| !active(layer)).for_each(|layer| sealed::note(store, layer));
     }
     outcome
 }
@@ -51,30 +59,47 @@ async fn carry_out(
     paused_at: &mut Option<Instant>,
 ) -> Result<(), Failure> {
     let (mut here, mut elsewhere) = (Vec::new(), Vec::new());
+    let mut was_told = false;
     for merge in merges {
         let place = match &mut live {
             Some(qmp) => place(context, qmp, merge).await.map_err(Failure::Halfway)?,
             None => Place::Elsewhere,
         };
         match (place, &mut live) {
-            (Place::Here { root }, _) => here.push((merge, root)),
-            (Place::Switched, Some(qmp)) => release(qmp, merge.vanishing()).await,
-            _ if !done(context, merge).map_err(Failure::Halfway)? => elsewhere.push(merge),
-            _ => flush_header(context, merge).map_err(Failure::Halfway)?,
+            (Place::Here { root }, _) => here.push((merge, Some(root))),
+            (Place::AtWork { told }, _) => {
+                was_told |= told;
+                here.push((merge, None));
+            }
+            (Place::Switched, Some(qmp)) => {
+                let written = Written::open(&context.store, [merge]).map_err(Failure::Halfway)?;
+                make_sure(qmp, &written, &[merge]).await?;
+                release(qmp, merge.vanishing()).await;
+            }
+            (_, live) if done(context, merge).map_err(Failure::Halfway)? => {
+                flush::header(&context.store, merge, live.is_some()).map_err(Failure::Halfway)?;
+            }
+            _ => elsewhere.push(merge),
         }
     }
     // What an earlier attempt has finished must not be forgotten.
-    let mut untouched = here.len() + elsewhere.len() == merges.len();
+    let mut untouched = here.len() + elsewhere.len() == merges.len() && !was_told;
     if !elsewhere.is_empty() {
         offline(context, &elsewhere, untouched).await?;
         untouched = false;
     }
     match live {
         Some(qmp) if !here.is_empty() => {
+            let written = match Written::open(&context.store, here.iter().map(|(merge, _)| *merge)) {
+                Ok(written) => written,
+                Err(error) => return Err(give_up(qmp, &here, untouched, error).await),
+            };
             let ready = copy(context, qmp, &here, untouched).await?;
-            switch(context, qmp, &ready, paused_at).await.map_err(|error| {
-                Failure::Halfway(if paused_at.is_some() { error.hint("the guest is paused until then") } else { error })
-            })
+            match flush_and_pause(qmp, &ready, &written, paused_at).await {
+                Ok(running) => switch(qmp, &ready, running, &written, paused_at).await,
+                Err(Failure::Untouched(error)) => Err(give_up(qmp, &here, untouched, error).await),
+                halfway => halfway.map(drop),
+            }
         }
         _ => Ok(()),
     }
@@ -89,16 +114,12 @@ pub async fn call_off(context: &Context, live: Option<&mut Qmp>, merges: &[Merge
     };
     for merge in merges {
         match place(context, qmp, merge).await? {
-            Place::Here { root } => rooted.push((merge, root)),
+            Place::Here { root } => rooted.push((merge, Some(root))),
+            Place::AtWork { told: false } => rooted.push((merge, None)),
             Place::Elsewhere if !done(context, merge)? => {}
-            Place::Elsewhere | Place::Switched => return Ok(false),
+            // A job that was told to switch cannot be called off any more.
+            Place::AtWork { told: true } | Place::Elsewhere | Place::Switched => return Ok(false),
         }
-    }
-    let jobs = qmp.jobs().await?;
-    // A job that was told to switch cannot be called off any more.
-    let told = |status: &str| !matches!(status, "created" | "running" | "ready" | "standby" | "pending" | "waiting");
-    if jobs.iter().any(|job| merges.iter().any(|merge| merge.job() == job.id) && told(&job.status)) {
-        return Ok(false);
     }
     cancel(qmp, &rooted).await?;
     Ok(true)
@@ -108,8 +129,13 @@ pub async fn call_off(context: &Context, live: Option<&mut Qmp>, merges: &[Merge
 enum Place {
     /// Its QEMU has the layers open.
     Here {
-        /// The node the device is on; `None` when the job is at work already.
-        root: Option<String>,
+        /// The node the device is on.
+        root: String,
+    },
+    /// Its QEMU is at it, because an earlier attempt has begun.
+    AtWork {
+        /// The job was told to switch.
+        told: bool,
     },
     /// An earlier attempt got as far as the switch.
     Switched,
@@ -119,8 +145,8 @@ enum Place {
 
 /// The chain in QEMU is the one the headers tell, from the layer its device is on: QEMU changes both together.
 async fn place(context: &Context, qmp: &mut Qmp, merge: &Merge) -> Result<Place> {
-    if qmp.job(&merge.job()).await?.is_some() {
-        return Ok(Place::Here { root: None });
+    if let Some(job) = qmp.job(&merge.job()).await? {
+        return Ok(Place::AtWork { told: !has_not_switched(&job) });
     }
     let active = qmp.active_layer(&merge.target).await?.and_then(|id| context.store.find_layer(&id));
     let Some(active) = active else { return Ok(Place::Elsewhere) };
@@ -129,7 +155,13 @@ async fn place(context: &Context, qmp: &mut Qmp, merge: &Merge) -> Result<Place>
     }
     let chain = chain::read(&context.store, &active)?;
     let open = chain.contains(&merge.top.id) && chain.contains(&merge.base.id);
-    Ok(if open { Place::Here { root: Some(active.node()) } } else { Place::Elsewhere })
+    Ok(if open { Place::Here { root: active.node() } } else { Place::Elsewhere })
+}
+
+/// Has this job only copied so far, and can be called off? One that failed has not switched either.
+fn has_not_switched(job: &Job) -> bool {
+    let copies = matches!(job.status.as_str(), "created" | "running" | "ready" | "standby" | "pending" | "waiting");
+    copies || (job.status == "concluded" && job.error.is_some())
 }
 
 /// Has this merge happened already, as the headers tell? The commit of an active layer shows in no header; doing it again is
@@ -153,11 +185,19 @@ async fn copy<'a>(
 ) -> Result<Vec<(&'a Merge, Job)>, Failure> {
     match copy_all(context, qmp, merges).await {
         Ok(ready) => Ok(ready),
-        Err(error) if untouched && !error.is_unknown() => {
-            cancel(qmp, merges).await.map_err(|error| Failure::Halfway(error.into()))?;
-            Err(Failure::Untouched(error.into()))
-        }
+        Err(error) if !error.is_unknown() => Err(give_up(qmp, merges, untouched, error.into()).await),
         Err(error) => Err(Failure::Halfway(error.into())),
+    }
+}
+
+/// Ends an attempt because of `error`: calls off the jobs, if none of them can have switched.
+async fn give_up(qmp: &mut Qmp, merges: &[(&Merge, Option<String>)], untouched: bool, error: Error) -> Failure {
+    if !untouched {
+        return Failure::Halfway(error);
+    }
+    match cancel(qmp, merges).await {
+        Ok(()) => Failure::Untouched(error),
+        Err(error) => Failure::Halfway(error.into()),
     }
 }
 
@@ -180,36 +220,73 @@ async fn copy_all<'a>(
     Ok(ready)
 }
 
-/// Lets all of them make their switch, with the guest paused, and makes everything durable: `stop` flushes all disks, so that a layer can
-/// be removed once its data is in another. The guest stays paused when its active layer has changed: the record has to say so first.
-async fn switch(
-    context: &Context,
+/// Makes what was copied durable while the guest runs, so that little is left to do while it does not; then pauses it, and does that once more:
+/// `stop` flushes everything, and does not say whether that went well. Did the guest run? After a flush that failed it runs again.
+async fn flush_and_pause(
     qmp: &mut Qmp,
     merges: &[(&Merge, Job)],
+    written: &Written,
     paused_at: &mut Option<Instant>,
-) -> Result<()> {
-    let running = qmp.status(crate::qemu::qmp::REPLY).await?.running;
+) -> Result<bool, Failure> {
+    written.sync().map_err(Failure::Untouched)?;
+    let running = qmp.status(crate::qemu::qmp::REPLY).await.map_err(halfway)?.running;
     let began = Instant::now();
-    qmp.run(&qapi::qmp::stop {}).await?;
-    let switches_head = merges.iter().any(|(merge, _)| merge.is_active());
-    if running && switches_head {
+    qmp.run(&qapi::qmp::stop {}).await.map_err(halfway)?;
+    if running {
         *paused_at = Some(began);
     }
-    finalize(qmp, merges).await?;
+    match flush_nodes(qmp, merges, written).await {
+        Err(Failure::Untouched(error)) if running => {
+            qmp.cont().await.map_err(halfway)?;
+            *paused_at = None;
+            Err(Failure::Untouched(error))
+        }
+        flushed => flushed.map(|()| running),
+    }
+}
+
+/// Lets QEMU write out what it holds of what the jobs have copied that have not switched.
+async fn flush_nodes(qmp: &mut Qmp, merges: &[(&Merge, Job)], written: &Written) -> Result<(), Failure> {
+    let copied = merges.iter().filter(|(_, job)| has_not_switched(job));
+    let jobs: Vec<String> = copied.map(|(merge, _)| merge.job()).collect();
+    written.flush_nodes(qmp, &jobs).await.map_err(|error| match error.is_unknown() {
+        true => Failure::Halfway(error.into()),
+        false => Failure::Untouched(error.into()),
+    })
+}
+
+/// Lets all of them make their switch, with the guest paused, and makes everything durable, so that a layer can be removed once its data is
+/// in another. The guest stays paused when its active layer has changed: the record has to say so first.
+async fn switch(
+    qmp: &mut Qmp,
+    merges: &[(&Merge, Job)],
+    running: bool,
+    written: &Written,
+    paused_at: &mut Option<Instant>,
+) -> Result<(), Failure> {
+    let active: Vec<&Merge> = merges.iter().map(|(merge, _)| *merge).filter(|merge| merge.is_active()).collect();
+    finalize(qmp, merges).await.map_err(halfway)?;
+    if running && active.is_empty() {
+        qmp.cont().await.map_err(halfway)?;
+        *paused_at = None;
+    }
+    // What the guest wrote after its job was ready was copied at the end.
+    make_sure(qmp, written, &active).await?;
     for (merge, _) in merges {
         release(qmp, merge.vanishing()).await;
     }
-    if running && !switches_head {
-        qmp.run(&qapi::qmp::cont {}).await?;
-    }
-    merges.iter().try_for_each(|(merge, _)| flush_header(context, merge))
+    Ok(())
 }
 
-/// QEMU writes headers and does not flush them; whoever sees the record that comes next takes them for granted, and removes what they do not name.
-fn flush_header(context: &Context, merge: &Merge) -> Result<()> {
-    let Some(layer) = merge.relinked() else { return Ok(()) };
-    let path = context.store.layout.layer(layer);
-    std::fs::File::open(&path).and_then(|file| file.sync_all()).on("flush", &path)
+/// Makes merges durable that have switched; the active ones among them are flushed in QEMU, too.
+async fn make_sure(qmp: &mut Qmp, written: &Written, active: &[&Merge]) -> Result<(), Failure> {
+    let jobs: Vec<String> = active.iter().map(|merge| merge.job()).collect();
+    written.flush_nodes(qmp, &jobs).await.map_err(|error| Failure::Halfway(error.into()))?;
+    written.sync().map_err(Failure::Halfway)
+}
+
+fn halfway(error: QmpError) -> Failure {
+    Failure::Halfway(error.into())
 }
 
 /// Lets jobs that have copied everything change who stands on whom, and forgets them.
@@ -252,10 +329,11 @@ async fn offline(context: &Context, merges: &[&Merge], untouched: bool) -> Resul
     let chains: Vec<Chain> =
         roots.iter().map(|root| chain::read(&context.store, root)).collect::<Result<_>>().map_err(failure)?;
     let open: Vec<Open> = chains.iter().map(Open::writable).collect();
+    let written = Written::open(&context.store, merges.iter().copied()).map_err(failure)?;
     let mut engine = Offline::start(context, &open).await.map_err(failure)?;
     let rooted: Vec<(&Merge, Option<String>)> =
         merges.iter().zip(&roots).map(|(merge, root)| (*merge, Some(root.node()))).collect();
-    let ready = match copy(context, &mut engine.qmp, &rooted, untouched).await {
+    match in_engine(context, &mut engine.qmp, &rooted, &written, untouched).await {
         Err(Failure::Halfway(error)) if untouched => {
             // It has crashed, or is ended here; its jobs have gone with it, and what they had copied does no harm.
             drop(engine);
@@ -267,36 +345,27 @@ async fn offline(context: &Context, merges: &[&Merge], untouched: bool) -> Resul
             });
         }
         other => other?,
-    };
-    if let Err(error) = flush(&mut engine.qmp, merges, &chains).await {
-        let cancelled = cancel(&mut engine.qmp, &rooted).await;
-        cancelled.map_err(|error| Failure::Halfway(error.into()))?;
-        return Err(failure(error.into()));
     }
-    finalize(&mut engine.qmp, &ready).await.map_err(|error| Failure::Halfway(error.into()))?;
     engine.quit().await;
-    Ok(())
+    written.sync().map_err(Failure::Halfway)
 }
 
-/// Makes what was copied durable before a header says that it is there. `block-stream` writes the header at once and keeps the tables that lead to
-/// the data in memory: killed in between, the engine would leave an image that reads as zeros. In a running VM `stop` does this.
-async fn flush(qmp: &mut Qmp, merges: &[&Merge], chains: &[Chain]) -> Result<(), QmpError> {
-    for (merge, chain) in merges.iter().zip(chains) {
-        let written = match merge.kind {
-            MergeKind::Commit if merge.overlay.is_none() => continue, // No header changes; the job itself is flushed at its end.
-            MergeKind::Commit => &merge.base,
-            MergeKind::Stream => &merge.top,
-        };
-        let links = chain.links();
-        // Only qcow2 keeps its tables back.
-        let Some(at) = links.iter().position(|link| link.layer == *written && link.layer.format == Format::Qcow2)
-        else {
-            continue;
-        };
-        let backing = links.get(at + 1).map(|below| &below.layer);
-        qmp.flush_node(nodes::reopened(&links[at], backing)).await?;
+async fn in_engine(
+    context: &Context,
+    qmp: &mut Qmp,
+    merges: &[(&Merge, Option<String>)],
+    written: &Written,
+    untouched: bool,
+) -> Result<(), Failure> {
+    let ready = copy(context, qmp, merges, untouched).await?;
+    // `block-stream` writes the header at once and keeps the tables that lead to the data in memory: killed in between, the engine would
+    // leave an image that reads as zeros.
+    let flushed = flush_nodes(qmp, &ready, written).await;
+    match flushed.and_then(|()| written.sync().map_err(Failure::Untouched)) {
+        Err(Failure::Untouched(error)) => return Err(give_up(qmp, merges, untouched, error).await),
+        other => other?,
     }
-    Ok(())
+    finalize(qmp, &ready).await.map_err(halfway)
 }
 
 async fn start(qmp: &mut Qmp, merge: &Merge, root: &str) -> Result<(), QmpError> {

@@ -1,13 +1,14 @@
 //! Image files: what their headers say, how they stand on each other, how they are made, copied and merged.
 //!
-//! [`qcow2`], [`inspect`], [`pool`] and [`collapse`] are pure; [`census`], [`chain`], [`foreign`] and [`opened`] read; [`create`], [`copy`] and
-//! [`merge`] act.
+//! [`qcow2`], [`inspect`], [`pool`] and [`collapse`] are pure; [`census`], [`chain`], [`foreign`] and [`opened`] and [`sealed`] read; [`create`], [`copy`],
+//! [`flush`] and [`merge`] act.
 
 pub mod census;
 pub mod chain;
 pub mod collapse;
 pub mod copy;
 pub mod create;
+pub mod flush;
 pub mod foreign;
 pub mod import;
 pub mod inspect;
@@ -16,4 +17,5 @@ pub mod note;
 pub mod opened;
 pub mod pool;
 pub mod qcow2;
+pub mod sealed;
 pub mod stamp;

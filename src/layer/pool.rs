@@ -146,8 +146,12 @@ impl Pool {
     /// The one layer that nobody names, nothing stands on, and that stands on this one with nothing named in between: what its VM wrote to before
     /// its record was replaced by an older one. `None` when there is no such layer, or more than one.
     pub fn later_head(&self, head: &LayerId) -> Option<Layer> {
-        let (mut leaves, mut next) = (Vec::new(), vec![head]);
+        let (mut leaves, mut next, mut seen) = (Vec::new(), vec![head], BTreeSet::new());
         while let Some(id) = next.pop() {
+            // A damaged header may name a layer that was met already.
+            if !seen.insert(id) {
+                return None;
+            }
             for child in self.children(id) {
                 // What one that is damaged holds, and what stands on it, nobody knows.
                 if !self.uses(&child.layer.id).is_empty() || self.noted.contains_key(&child.layer.id) {

@@ -15,10 +15,18 @@ const CLUSTER: u64 = 1 << CLUSTER_BITS;
 const HEADER_LENGTH: u32 = 104;
 const EXTENSION_BACKING_FORMAT: u32 = 0xE279_2ACA;
 const INCOMPATIBLE_DATA_FILE: u64 = 1 << 2;
+const INCOMPATIBLE_EXTENDED_L2: u64 = 1 << 4;
+/// Dirty, corrupt, an external data file, the type of the compression, extended L2 entries.
+const INCOMPATIBLE_KNOWN: u64 = 0x1f;
+const CLUSTER_BITS_VALID: std::ops::RangeInclusive<u32> = 9..=21;
+/// The largest L1 table that QEMU reads, in bytes.
+const MAX_L1: u64 = 32 << 20;
+/// The largest refcount table that QEMU reads, in bytes.
+const MAX_REFCOUNT_TABLE: u64 = 8 << 20;
 /// One L1 entry covers an L2 table of 8192 clusters: 512 MiB.
 const BYTES_PER_L1_ENTRY: u64 = CLUSTER / 8 * CLUSTER;
 /// QEMU refuses a larger L1 table (32 MiB), which stands for 2 PiB here.
-const MAX_VIRTUAL: u64 = (32 << 20) / 8 * BYTES_PER_L1_ENTRY;
+const MAX_VIRTUAL: u64 = MAX_L1 / 8 * BYTES_PER_L1_ENTRY;
 
 /// What a qcow2 header says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +85,51 @@ pub fn parse(bytes: &[u8]) -> Result<Option<Header>> {
         encrypted: field32(32)? != 0,
         data_file: features & INCOMPATIBLE_DATA_FILE != 0,
     }))
+}
+
+/// Why QEMU would not open this image, or would read something else from it than was written: a field that no image has, or tables that are not in a
+/// file of `length` bytes. `start` is what [`parse`] takes. The limits are those of QEMU's `block/qcow2.c`.
+pub fn problem(start: &[u8], length: u64) -> Option<String> {
+    let field32 = |at| be32(start, at).unwrap_or(0);
+    let field64 = |at| be64(start, at).unwrap_or(0);
+    let bits = field32(20);
+    if !CLUSTER_BITS_VALID.contains(&bits) {
+        return Some(format!("its cluster size (2^{bits}) is not valid"));
+    }
+    let cluster = 1_u64 << bits;
+    let incompatible = if field32(4) == 2 { 0 } else { field64(72) };
+    if field32(4) != 2 {
+        let unknown = incompatible & !INCOMPATIBLE_KNOWN;
+        if unknown != 0 {
+            return Some(format!("it needs a feature of qcow2 that is not known (bit {})", unknown.trailing_zeros()));
+        }
+        let (order, header) = (field32(96), u64::from(field32(100)));
+        if order > 6 {
+            return Some(format!("its refcounts have 2^{order} bits"));
+        }
+        if header < u64::from(HEADER_LENGTH) || header > cluster {
+            return Some(format!("its header is said to have {header} bytes"));
+        }
+    }
+    let (size, l1_at, l1_entries) = (field64(24), field64(40), u64::from(field32(36)));
+    let entry = if incompatible & INCOMPATIBLE_EXTENDED_L2 == 0 { 8 } else { 16 };
+    if l1_entries * 8 > MAX_L1 || size.div_ceil(cluster / entry * cluster) > l1_entries {
+        return Some(format!("its L1 table has {l1_entries} entries for a disk of {size} bytes"));
+    }
+    let (refcounts_at, refcount_clusters) = (field64(48), u64::from(field32(56)));
+    if refcount_clusters == 0 || refcount_clusters * cluster > MAX_REFCOUNT_TABLE {
+        return Some(format!("its refcount table has {refcount_clusters} clusters"));
+    }
+    // The last cluster of a refcount table may be cut off at its zeros, and an L1 table that has no entry is nowhere.
+    let tables = [("L1", l1_at, l1_entries * 8), ("refcount", refcounts_at, 8)];
+    tables.into_iter().filter(|(_, _, bytes)| *bytes > 0).find_map(|(name, at, bytes)| {
+        if at == 0 || at % cluster != 0 {
+            return Some(format!("its {name} table is said to be at {at}"));
+        }
+        let end = at.checked_add(bytes);
+        (end.is_none_or(|end| end > length))
+            .then(|| format!("its {name} table is at {at}, and the file ends at {length}: it was cut short"))
+    })
 }
 
 /// The bytes of an empty image: `(offset, bytes)` pieces, and the length the file must have.
@@ -197,6 +250,9 @@ mod tests {
             prop_assert_eq!(header.backing_file.as_deref(), Some(name.as_str()));
             prop_assert_eq!(header.backing_format.as_deref(), Some(format.as_str()));
             prop_assert_eq!((header.snapshots, header.encrypted, header.data_file), (0, false, false));
+            prop_assert_eq!(problem(&bytes_of(&image)[..HEADER_BYTES], image.length), None);
+            let cut = image.length - 1;
+            prop_assert!(problem(&bytes_of(&image)[..HEADER_BYTES], cut.min(3 * CLUSTER)).is_some());
         }
 
         #[test]
@@ -205,7 +261,32 @@ mod tests {
                 bytes[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
             }
             let _ = parse(&bytes);
+            let _ = problem(&bytes, u64::MAX);
         }
+    }
+
+    #[test]
+    fn a_field_that_no_image_has_is_told() {
+        let image = empty(1 << 30, None).expect("an image");
+        let start = &bytes_of(&image)[..HEADER_BYTES];
+        assert_eq!(problem(start, image.length), None);
+        let with = |at: usize, bytes: &[u8]| {
+            let mut start = start.to_vec();
+            start[at..at + bytes.len()].copy_from_slice(bytes);
+            problem(&start, image.length).unwrap_or_default()
+        };
+        assert!(with(20, &99_u32.to_be_bytes()).contains("2^99"));
+        assert!(with(20, &8_u32.to_be_bytes()).contains("cluster size"));
+        assert!(with(24, &u64::MAX.to_be_bytes()).contains("L1 table has 2 entries"));
+        assert!(with(36, &u32::MAX.to_be_bytes()).contains("entries"));
+        assert!(with(40, &(1_u64 << 40).to_be_bytes()).contains("cut short"));
+        assert!(with(40, &513_u64.to_be_bytes()).contains("said to be at 513"));
+        assert!(with(48, &u64::MAX.to_be_bytes()).contains("refcount table"));
+        assert!(with(56, &u32::MAX.to_be_bytes()).contains("refcount table has"));
+        assert!(with(72, &(1_u64 << 63).to_be_bytes()).contains("bit 63"));
+        assert!(with(96, &7_u32.to_be_bytes()).contains("2^7 bits"));
+        assert!(with(100, &72_u32.to_be_bytes()).contains("72 bytes"));
+        assert!(problem(start, 1000).is_some_and(|why| why.contains("the file ends at 1000")));
     }
 
     #[test]

@@ -70,6 +70,14 @@ impl Merge {
         gone.into_iter().filter(|layer| !self.kept.contains(layer)).collect()
     }
 
+    /// The layer that the data is copied into.
+    pub fn written(&self) -> &Layer {
+        match self.kind {
+            MergeKind::Commit => &self.base,
+            MergeKind::Stream => &self.top,
+        }
+    }
+
     /// The layer whose header says something else afterwards: it stands on another one. The commit of an active layer changes none.
     pub fn relinked(&self) -> Option<&Layer> {
         match self.kind {

@@ -25,18 +25,22 @@ pub fn chain_nodes(chain: &Chain, writable: bool) -> Vec<Value> {
 
 /// The two nodes of one layer, standing on `backing`.
 pub fn layer_nodes(link: &Link, backing: Option<&Layer>, writable: bool) -> [Value; 2] {
-    let mut format = format_node(&link.layer, writable);
+    [file_node(&link.layer, &link.path.to_string_lossy()), stacked(&link.layer, backing, writable)]
+}
+
+/// The format node of a layer that stands on `backing`.
+fn stacked(layer: &Layer, backing: Option<&Layer>, writable: bool) -> Value {
+    let mut format = format_node(layer, writable);
     // A VMDK never has one here; said, so that a parent which its owner writes into its header later is not followed.
-    if matches!(link.layer.format, Format::Qcow2 | Format::Vmdk) {
+    if matches!(layer.format, Format::Qcow2 | Format::Vmdk) {
         format["backing"] = backing.map_or(Value::Null, |layer| Value::String(layer.node()));
     }
-    [file_node(&link.layer, &link.path.to_string_lossy()), format]
+    format
 }
 
 /// The options of a layer's format node as they are, written out once more for `blockdev-reopen`, while it is written to.
-pub fn reopened(link: &Link, backing: Option<&Layer>) -> Value {
-    let [_, format] = layer_nodes(link, backing, true);
-    format
+pub fn reopened(layer: &Layer, backing: Option<&Layer>) -> Value {
+    stacked(layer, backing, true)
 }
 
 /// The nodes of an overlay that is to be put on top of a running VM's head by `blockdev-snapshot`: QEMU connects it there.

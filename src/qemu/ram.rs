@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::qmp::migration::Migration;
-use super::qmp::{Qmp, QmpError};
+use super::qmp::{Qmp, QmpError, REPLY};
 use crate::error::{Error, IoContext, Result};
 use crate::sys::relay::{self, copy};
 use crate::sys::{command, flock, pipe};
@@ -74,8 +74,9 @@ impl Saving {
         qmp.prepare_migration().await?;
         let old = is_old(qmp.version());
         let way = match running {
-            // It would let a paused guest run when it has write-protected its memory.
-            false if old => {
+            // An old QEMU would let a paused guest run when it has write-protected its memory. A newer one ends where the guest stands still for
+            // another reason than a pause: "invalid runstate transition: 'prelaunch' -> 'paused'" (10.0).
+            false if old || qmp.status(REPLY).await?.status != "paused" => {
                 qmp.set_capability("background-snapshot", false).await?;
                 Way::Stopped("the guest is paused".to_owned())
             }

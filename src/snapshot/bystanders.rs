@@ -32,8 +32,10 @@ impl Bystanders {
         let mut ids: Vec<LayerId> = Vec::new();
         for layer in layers {
             let mut next = Some(layer.clone());
-            while let Some(info) =
-                next.and_then(|id| pool.layers.get(&id)).filter(|info| pool.uses(&info.layer.id).is_empty())
+            // A damaged header may name a layer that was met already.
+            while let Some(info) = next
+                .and_then(|id| pool.layers.get(&id))
+                .filter(|info| pool.uses(&info.layer.id).is_empty() && !ids.contains(&info.layer.id))
             {
                 ids.push(info.layer.id.clone());
                 next = info.backing.as_ref().map(|backing| backing.id.clone());

@@ -7,13 +7,13 @@ use super::plan::{self, Moves};
 use crate::change::{self, Executor, Plan};
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::layer::census;
 use crate::layer::collapse::{self, Action, Permissions, Why};
 use crate::layer::pool::Pool;
-use crate::model::{Layer, LayerId, Name, Record, Snapshot};
+use crate::layer::{census, sealed};
+use crate::model::{Layer, LayerId, Name, Record, Snapshot, printable};
 use crate::qemu::qmp::REPLY;
 use crate::store::{Store, VmLock};
-use crate::vm::{live, open};
+use crate::vm::{live, open, status};
 
 /// What was done to the disks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,27 +106,70 @@ async fn remove_locked(
     let name = record.snapshot(vm, snapshot)?.name.clone();
     let names = plan::victims(&record, &name, which);
     for name in &names {
-        refuse_carrier(&context.store, vm, &record, name, &names)?;
+        refuse_carrier(context, vm, &record, name, &names).await?;
+    }
+    if dry_run {
+        return foretell(context, vm, record, &names);
     }
     let mut removed = Vec::with_capacity(names.len());
     for name in &names {
-        let one = if dry_run {
-            let snapshot = record.snapshot(vm, name)?;
-            let outcomes = match snapshot.tag() {
-                Some(_) => internal::would_remove(context, vm, &record, snapshot)?,
-                None => Doomed::look(context, vm, &record, name)?.outcomes(None),
-            };
-            record = plan::without(&record, name);
-            Removed { name: name.clone(), outcomes }
-        } else {
-            let one = remove_one(context, lock, &record, name).await.map_err(|error| match removed.len() {
-                0 => error,
-                count => error.hint(format!("{count} of {} were removed and stay so", names.len())),
-            })?;
-            record = context.store.load(vm)?;
-            one
-        };
+        let one = remove_one(context, lock, &record, name).await.map_err(|error| match removed.len() {
+            0 => error,
+            count => error.hint(format!("{count} of {} were removed and stay so", names.len())),
+        })?;
+        record = context.store.load(vm)?;
         removed.push(one);
+    }
+    Ok(removed)
+}
+
+/// What removing these snapshots one after the other would do. What each leaves is what the next one begins with.
+fn foretell(context: &Context, vm: &Name, mut record: Record, names: &[Name]) -> Result<Vec<Removed>> {
+    let going = record.snapshots.iter().filter(|snapshot| names.contains(&snapshot.name));
+    let layers: Vec<LayerId> =
+        going.flat_map(|snapshot| snapshot.config.writable()).map(|disk| disk.layer.id.clone()).collect();
+    let last = names.iter().fold(record.clone(), |record, name| plan::without(&record, name));
+    let (neighbours, mut pool) = Bystanders::lock(context, vm, &last, &layers)?;
+    let foreign = neighbours.foreign(&pool)?;
+    drop(neighbours);
+    let uncertain = pool.uncertainty(Some(vm));
+    let permissions = Permissions { owner: vm, foreign: &foreign, uncertain: uncertain.as_deref() };
+    let mut removed = Vec::with_capacity(names.len());
+    for name in names {
+        let snapshot = record.snapshot(vm, name)?.clone();
+        let after = plan::without(&record, name);
+        let outcomes = if snapshot.tag().is_some() {
+            let outcomes = internal::would_remove(context, vm, &record, &snapshot)?;
+            for disk in snapshot.config.writable() {
+                if let Some(info) = pool.layers.get_mut(&disk.layer.id) {
+                    info.internal_snapshots = info.internal_snapshots.saturating_sub(1);
+                }
+            }
+            record = after;
+            outcomes
+        } else {
+            pool.forget(vm);
+            pool.add_record(vm, &after);
+            let disks: Vec<(String, Vec<Action>)> = snapshot
+                .config
+                .writable()
+                .map(|disk| (disk.target.clone(), collapse::plan(&pool, &disk.layer.id, permissions)))
+                .collect();
+            let actions = || disks.iter().flat_map(|(target, actions)| actions.iter().map(move |one| (target, one)));
+            for (_, action) in actions() {
+                let layers = match action {
+                    Action::Commit { top, base, .. } => vec![top, base],
+                    Action::Stream { top, gone, .. } => vec![top, gone],
+                    Action::Drop(_) | Action::Keep { .. } => Vec::new(),
+                };
+                layers.into_iter().try_for_each(|layer| sealed::refuse_lost(&context.store, layer))?;
+            }
+            let outcomes = actions().map(|(target, action)| outcome(target, action, &pool, None)).collect();
+            record = actions().fold(after, |record, (_, action)| plan::repointed(record, action));
+            disks.iter().for_each(|(_, actions)| collapse::apply(&mut pool, actions));
+            outcomes
+        };
+        removed.push(Removed { name: name.clone(), outcomes });
     }
     Ok(removed)
 }
@@ -188,7 +231,7 @@ pub async fn merge_hidden(context: &Context, vm: &Name, spared: &[LayerId], dry_
 }
 
 /// Refuses to remove a point whose layers carry internal snapshots that stay: a merge would lose them.
-fn refuse_carrier(store: &Store, vm: &Name, record: &Record, name: &Name, victims: &[Name]) -> Result<()> {
+async fn refuse_carrier(context: &Context, vm: &Name, record: &Record, name: &Name, victims: &[Name]) -> Result<()> {
     let snapshot = record.snapshot(vm, name)?;
     if snapshot.tag().is_some() {
         return Ok(());
@@ -208,16 +251,29 @@ fn refuse_carrier(store: &Store, vm: &Name, record: &Record, name: &Name, victim
             .hint(format!("remove them first: cowhand snapshot rm {}", staying.join(" ")))
             .dependents(staying));
         }
-        let all = census::inspect(store, &disk.layer)?.internal_snapshots as usize;
-        if all > ours.len() {
-            return Err(Error::refused(format!(
-                "the layer of {vm}@{name} ({}) carries {} internal snapshots that somebody else made, which a merge would lose",
-                disk.target,
-                all - ours.len()
-            ))
-            .hint(format!("see them: cowhand disk chain {vm}, cowhand image info FILE"))
-            .hint("those a revert has left for undo go with: cowhand gc --older-than 0"));
+        let others =
+            (census::inspect(&context.store, &disk.layer)?.internal_snapshots as usize).saturating_sub(ours.len());
+        if others == 0 {
+            continue;
         }
+        let layer = format!("the layer of {vm}@{name} ({})", disk.target);
+        let path = context.store.layout.layer(&disk.layer);
+        let foreign = others.saturating_sub(internal::ways_back(context, &disk.layer).await?.len());
+        if foreign > 0 {
+            return Err(Error::refused(format!(
+                "{layer} carries {foreign} internal snapshots that cowhand did not make, which a merge would lose"
+            ))
+            .hint(format!("see them: cowhand image info {}", printable::shell(&path))));
+        }
+        let refused = Error::refused(format!(
+            "{layer} keeps the state of {vm} before a revert, for `cowhand undo`; a merge would lose it"
+        ));
+        // QEMU has it open, and only reads it.
+        let refused = match status::is_running(context, vm)? {
+            true => refused.hint(format!("stop it first: cowhand stop {vm}")),
+            false => refused,
+        };
+        return Err(refused.hint("give that undo up: cowhand gc --older-than 0    empties the trash"));
     }
     Ok(())
 }

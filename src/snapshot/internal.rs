@@ -17,12 +17,20 @@ use crate::error::{Error, Result};
 use crate::layer::census;
 use crate::layer::pool::Pool;
 use crate::model::{Disk, Format, Layer, LayerId, Memory, Name, Record, Snapshot, SnapshotKind, human};
+use crate::qemu::img::{Img, Source};
 use crate::qemu::qmp::Qmp;
 use crate::store::VmLock;
 use crate::vm::status;
 
 /// How the tags begin under which a head is kept for `undo`.
 pub const WAY_BACK: &str = "cw-undo-";
+
+/// The tags in `layer` under which heads are kept for `undo`.
+pub async fn ways_back(context: &Context, layer: &Layer) -> Result<Vec<String>> {
+    let path = context.store.layout.layer(layer);
+    let inside = Img::find(context)?.info(&path, Source::File(&path, layer.format)).await?.snapshots;
+    Ok(inside.into_iter().map(|inner| inner.name).filter(|tag| tag.starts_with(WAY_BACK)).collect())
+}
 
 /// Refuses a disk that cannot carry internal snapshots, naming it.
 pub fn refuse_formats(vm: &Name, record: &Record) -> Result<()> {

@@ -271,6 +271,14 @@ pub fn collapse(
     steps
 }
 
+/// The record as it is after `action`: what is committed is called by the layer that it went into.
+pub fn repointed(mut record: Record, action: &Action) -> Record {
+    if let Action::Commit { top, base, .. } = action {
+        repoint(&mut record, top, base);
+    }
+    record
+}
+
 fn repoint(record: &mut Record, from: &Layer, to: &Layer) {
     let snapshots = record.snapshots.iter_mut().map(|snapshot| &mut snapshot.config);
     for config in snapshots.chain([&mut record.config]) {

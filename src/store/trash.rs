@@ -255,6 +255,12 @@ impl Store {
         Ok(needs.flat_map(Needs::layers).collect())
     }
 
+    /// An entry of the trash that cannot be read: which layers it needs is unknown.
+    pub fn torn_entry(&self) -> Result<Option<String>> {
+        let torn = self.trash_entries()?.into_iter().find(|path| Needs::of(path).is_none());
+        Ok(torn.map(|path| path.file_name().unwrap_or_default().to_string_lossy().into_owned()))
+    }
+
     /// The internal snapshots that something in the trash needs to be taken back; `None` when some entry cannot be read, and
     /// may need another.
     pub fn ways_back(&self) -> Result<Option<Vec<String>>> {
@@ -351,6 +357,19 @@ fn bytes_below(path: &Path) -> u64 {
 mod tests {
     use super::*;
     use crate::model::Format;
+
+    #[test]
+    fn an_entry_that_cannot_be_read_is_named() {
+        let room = tempfile::tempdir().expect("a directory");
+        let store = Store::at(room.path()).expect("a store");
+        store.prepare().expect("a store");
+        let name = "20260101T000000000Z-revert-vm";
+        let entry = Entry::new("revert", &"vm".parse().expect("a name"), "snapshot revert vm@s");
+        let trash = store.open_trash(name, &entry).expect("trash");
+        assert_eq!(store.torn_entry().expect("trash"), None);
+        std::fs::write(trash.join("entry.json"), "{\"schema\": 2, \"wh").expect("an entry");
+        assert_eq!(store.torn_entry().expect("trash").as_deref(), Some(name));
+    }
 
     #[test]
     fn what_was_begun_is_carried_on_and_no_layer_is_taken_for_moved_that_is_not() {

@@ -12,6 +12,12 @@ pub fn of(path: &Path) -> Option<i32> {
     pids.find(|pid| is_qemu(*pid) && has_open(*pid, &wanted))
 }
 
+/// Has this process `path` open? `None` where we may not see what it has open.
+pub fn has(pid: i32, path: &Path) -> Option<bool> {
+    fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+    Some(fs::metadata(path).is_ok_and(|wanted| has_open(pid, &wanted)))
+}
+
 fn is_qemu(pid: i32) -> bool {
     // A program that was replaced by an upgrade is still itself.
     fs::read_link(format!("/proc/{pid}/exe"))

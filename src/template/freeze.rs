@@ -10,7 +10,6 @@ use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::layer::{census, chain, stamp};
 use crate::model::{Layer, Name, Record, Role};
-use crate::qemu::img::{Img, Source};
 use crate::snapshot::internal;
 use crate::store::Store;
 use crate::template::seal::Report;
@@ -125,9 +124,7 @@ async fn forget_ways_back(context: &Context, name: &Name, layers: &[Layer]) -> R
         if census::inspect(&context.store, layer)?.internal_snapshots == 0 {
             continue;
         }
-        let path = context.store.layout.layer(layer);
-        let inside = Img::find(context)?.info(&path, Source::File(&path, layer.format)).await?.snapshots;
-        for tag in inside.into_iter().map(|inner| inner.name).filter(|tag| tag.starts_with(internal::WAY_BACK)) {
+        for tag in internal::ways_back(context, layer).await? {
             Executor::with_no_qemu(context, name).internal_delete(&tag, std::slice::from_ref(layer)).await?;
         }
     }

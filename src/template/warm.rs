@@ -304,7 +304,7 @@ pub async fn cool(context: &Context, name: &Name) -> Result<u64> {
     // From here on nobody names them: what stays is for `gc` to find.
     remove_files(store, &warm)?;
     let (mut pool, below_trash) = Pool::scan_with_trash(store)?;
-    let certain = pool.uncertainty(None).is_none();
+    let certain = pool.uncertainty(None).is_none() && store.torn_entry()?.is_none();
     for layer in warm.config.writable().map(|disk| &disk.layer).filter(|layer| !below_trash.contains(&layer.id)) {
         if certain && pool.uses(&layer.id).is_empty() && pool.children(&layer.id).next().is_none() {
             remove(&store.layout.layer(layer))?;

@@ -15,7 +15,6 @@ use crate::error::{Error, IoContext, Kind, Result};
 use crate::layer::chain;
 use crate::layer::pool::{Pool, Use};
 use crate::model::{Layer, LayerId, Name, Origin, Record, Snapshot, human};
-use crate::qemu::img::{Img, Source};
 use crate::snapshot::delete;
 use crate::snapshot::internal;
 use crate::store::trash::{Entry, Found};
@@ -121,7 +120,13 @@ pub async fn collect(context: &Context, request: Request) -> Result<Vec<Collecte
         collected.push(Collected { what, why: "sealing", bytes: left.bytes });
     }
     drop(store_lock);
-    merge_hidden(context, &spared, dry_run).await?;
+    let torn = store.torn_entry()?.filter(|torn| collected.iter().all(|gone| gone.what != *torn));
+    match &torn {
+        Some(torn) => context.ui.warn(&format!(
+            "layers that nobody names stay as they are: {torn} in the trash cannot be read, and may need them. To empty the trash: cowhand gc --older-than 0"
+        )),
+        None => merge_hidden(context, &spared, dry_run).await?,
+    }
     let store_lock = store.lock(context).await?;
     if !dry_run {
         recover::sweep(context, &store_lock).await?;
@@ -129,7 +134,9 @@ pub async fn collect(context: &Context, request: Request) -> Result<Vec<Collecte
         forget_ways_back(context).await?;
     }
     // What is found now goes at the next time: so there is one, should it have been a mistake.
-    trash_orphans(context, dry_run)?;
+    if torn.is_none() {
+        trash_orphans(context, dry_run)?;
+    }
     Ok(collected)
 }
 
@@ -204,6 +211,12 @@ async fn reap(context: &Context, dry_run: bool) -> Result<Vec<Collected>> {
 /// Merges layers that nobody names, and that stayed because others stood on them which have gone meanwhile. Not those in `spared`: something
 /// in the trash stands on them, and can be taken back still.
 async fn merge_hidden(context: &Context, spared: &[LayerId], dry_run: bool) -> Result<()> {
+    if let Some(torn) = context.store.torn_entry()? {
+        context
+            .ui
+            .warn(&format!("hidden layers are not merged: {torn} in the trash cannot be read, and may need them"));
+        return Ok(());
+    }
     for vm in context.store.names()? {
         match delete::merge_hidden(context, &vm, spared, dry_run).await {
             Ok(outcomes) => {
@@ -301,10 +314,8 @@ async fn forget_ways_back_in(
     wanted: &[String],
     executor: &mut Executor<'_>,
 ) -> Result<()> {
-    let path = context.store.layout.layer(layer);
-    let inside = Img::find(context)?.info(&path, Source::File(&path, layer.format)).await?.snapshots;
-    for tag in inside.into_iter().map(|inner| inner.name) {
-        if tag.starts_with(internal::WAY_BACK) && !wanted.contains(&tag) {
+    for tag in internal::ways_back(context, layer).await? {
+        if !wanted.contains(&tag) {
             executor.internal_delete(&tag, std::slice::from_ref(layer)).await?;
         }
     }

@@ -209,7 +209,7 @@ pub fn chains(context: &Context, name: &Name, target: Option<&str>) -> Result<Ve
     let pool = Pool::scan(&context.store)?;
     let mut rows = Vec::new();
     for disk in record.config.volumes().filter(|disk| target.is_none_or(|target| disk.target == target)) {
-        let chain = chain::of_disk(&context.store, disk)?;
+        let chain = chain::read(&context.store, &disk.layer)?;
         let ids: Vec<&LayerId> = chain.links().iter().map(|link| &link.layer.id).collect();
         let own = |r#use: &Use| match r#use {
             Use::Snapshot(vm, snapshot) if vm == name => Some(snapshot.clone()),

@@ -8,18 +8,24 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::model::{Name, Record};
 use crate::qemu::qmp::Qmp;
+use crate::sys::holder;
 
 /// How long QEMU may take to greet; under emulation on a busy host it can be slow.
 const GREETING: Duration = Duration::from_secs(30);
 
 /// Connects, if the VM runs.
 pub async fn connect_if_running(context: &Context, name: &Name) -> Result<Option<Qmp>> {
+    connect_within(context, name, GREETING).await
+}
+
+/// The same, and waits no longer than `limit` for QEMU to greet.
+pub async fn connect_within(context: &Context, name: &Name, limit: Duration) -> Result<Option<Qmp>> {
     if !status::is_running(context, name)? {
         return Ok(None);
     }
     let sockets = status::sockets(context, name)
         .ok_or_else(|| Error::damaged(format!("{name} runs, but where its sockets are is not known")))?;
-    match Qmp::connect(&sockets.qmp(), GREETING).await {
+    match Qmp::connect(&sockets.qmp(), limit.min(GREETING)).await {
         Ok(qmp) => Ok(Some(qmp)),
         // It may have ended between the look and the call.
         Err(_) if !status::is_running(context, name)? => Ok(None),
@@ -31,14 +37,16 @@ pub async fn connect_if_running(context: &Context, name: &Name) -> Result<Option
 
 /// Connects to a VM that has to be running.
 pub async fn connect(context: &Context, name: &Name) -> Result<Qmp> {
-    connect_if_running(context, name)
-        .await?
-        .ok_or_else(|| Error::refused(format!("{name} is not running")).hint(format!("start it: cowhand start {name}")))
+    connect_if_running(context, name).await?.ok_or_else(|| not_running(name))
+}
+
+/// It has to run for what was asked.
+pub fn not_running(name: &Name) -> Error {
+    Error::refused(format!("{name} is not running")).hint(format!("start it: cowhand start {name}"))
 }
 
 /// Is each device on the layer that the record says, in the file of this store? Otherwise, in words, with both files.
 pub async fn differs(context: &Context, qmp: &mut Qmp, record: &Record) -> Result<Result<(), String>> {
-    let files = qmp.open_layers().await?;
     for disk in record.config.writable() {
         let (target, ours) = (&disk.target, context.store.layout.layer(&disk.layer));
         let id = match qmp.active_layer(target).await {
@@ -53,11 +61,23 @@ pub async fn differs(context: &Context, qmp: &mut Qmp, record: &Record) -> Resul
                 )));
             }
         };
+        // QEMU takes seconds to describe hundreds of layers, and its guest stands still meanwhile.
+        let has = qmp.pid().and_then(|pid| holder::has(pid, &ours));
+        if id == disk.layer.id && has == Some(true) {
+            continue;
+        }
+        let files = qmp.open_layers().await?;
         let open = files.iter().find(|(open, _)| *open == id).map(|(_, file)| file.as_str());
         if id != disk.layer.id {
             let file = open.map_or_else(String::new, |file| format!(" ({file})"));
             return Ok(Err(format!(
                 "its QEMU writes {target} to layer {id}{file}, and the record says {}",
+                ours.display()
+            )));
+        }
+        if has == Some(false) && open.is_some_and(|file| is_same(file, &ours)) {
+            return Ok(Err(format!(
+                "its QEMU writes {target} to a file that was at {} before; another one is there now",
                 ours.display()
             )));
         }
@@ -76,8 +96,8 @@ pub fn is_same(one: &str, other: &Path) -> bool {
         || std::fs::canonicalize(one).ok().is_some_and(|one| std::fs::canonicalize(other).ok() == Some(one))
 }
 
-/// Refuses to change a VM whose QEMU is at something else than its record says: it may be another's, or somebody has put a
-/// node on top of its disks.
+/// Refuses to change a VM whose QEMU has other files open than its record names: it may be another's, or another program
+/// has put a node on top of its disks.
 pub async fn refuse_stranger(context: &Context, name: &Name, qmp: &mut Qmp, record: &Record) -> Result<()> {
     match differs(context, qmp, record).await? {
         Ok(()) => Ok(()),

@@ -12,15 +12,15 @@ use super::ports;
 use super::status;
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
-use crate::layer::chain;
 use crate::layer::pool::Pool;
+use crate::layer::{chain, sealed};
 use crate::model::{Chain, Firmware, Name, Record, State};
 use crate::qemu::accel::{self, Chosen, Host};
 use crate::qemu::cmdline::{self, How, Machine, Sockets};
 use crate::qemu::probe::Probe;
 use crate::qemu::qmp::Qmp;
 use crate::qemu::{firmware, process};
-use crate::store::make_directory;
+use crate::store::{Store, make_directory};
 use crate::sys::files;
 
 /// Starts `name`; with `paused`, its CPUs wait for `resume`.
@@ -48,7 +48,7 @@ fn refuse_unstartable(context: &Context, name: &Name, record: &Record) -> Result
         return Err(damaged(format!("{misfit}, so its record is not the last one")));
     }
     for disk in record.config.volumes() {
-        let chain = chain::of_disk(&context.store, disk)?;
+        let chain = chain::read(&context.store, &disk.layer)?;
         if let Some(layer) = chain::misplaced(&context.store, &chain) {
             return Err(damaged(format!("layer {layer} of its {} stands where it does not belong", disk.target)));
         }
@@ -86,6 +86,7 @@ pub async fn launch(context: &Context, name: &Name, record: &Record, launch: Lau
         context.ui.warn(warning);
     }
     let argv = argv(context, name, record, &chosen, &sockets, how)?;
+    unseal(store, record);
     make_private_directory(context, &sockets)?;
     process::clear_sockets(&sockets);
     make_pipes(&sockets)?;
@@ -101,6 +102,13 @@ pub async fn launch(context: &Context, name: &Name, record: &Record, launch: Lau
         crate::error::Kind::Qemu => prefix(error, name),
         _ => error,
     })
+}
+
+/// Forgets what was noted of the layers that the guest is going to write to: an older record, put back by hand, may name layers that were sealed.
+fn unseal(store: &Store, record: &Record) {
+    for disk in record.config.writable() {
+        sealed::forget(store, &disk.layer);
+    }
 }
 
 fn prefix(error: Error, name: &Name) -> Error {
@@ -130,6 +138,7 @@ pub fn plan(context: &Context, name: &Name, paused: bool) -> Result<Vec<String>>
     }
     let argv = argv(context, name, &record, &chosen, &sockets, how)?;
     if !runs {
+        unseal(&context.store, &record);
         make_private_directory(context, &sockets)?;
         make_pipes(&sockets)?;
         // A store that cannot be written has a VM that cannot be started, but its plan can be read.

@@ -17,6 +17,8 @@ use crate::store::VmLock;
 use crate::sys::pidfd::PidFd;
 use crate::sys::{fault, holder};
 
+/// How long QEMU may take to answer when the plug is to be pulled: after that it is killed.
+const PLUG: Duration = Duration::from_secs(10);
 /// How long QEMU may take to end once it was told to; it only flushes.
 const QUIT: Duration = Duration::from_secs(30);
 /// How long the guest agent may take to say that it is there before the power button is tried.
@@ -50,7 +52,7 @@ pub async fn stop(context: &Context, name: &Name, force: bool, limit: Duration) 
         return Ok(Stopped::Already);
     }
     if force {
-        match live::connect_if_running(context, name).await {
+        match live::connect_within(context, name, PLUG).await {
             Ok(Some(qmp)) => quit(context, name, qmp).await?,
             Ok(None) => {}
             Err(_) => kill(context, name).await?,
@@ -62,7 +64,8 @@ pub async fn stop(context: &Context, name: &Name, force: bool, limit: Duration) 
             .hint(format!("let it go on first: cowhand resume {name}"))
             .hint(format!("or pull the plug: cowhand stop --force {name}")));
     }
-    let mut qmp = live::connect(context, name).await?;
+    let qmp = live::connect_within(context, name, limit.max(Duration::from_secs(1))).await?;
+    let mut qmp = qmp.ok_or_else(|| live::not_running(name))?;
     let process = process_of(&qmp, name)?;
     ask(context, name, &mut qmp, &process, limit).await
 }

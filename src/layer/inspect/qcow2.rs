@@ -3,13 +3,12 @@
 use std::io;
 
 use super::{Inspection, NAME, Reader, Reference, Role, be32, be64};
+use crate::layer::qcow2;
 
 const MAGIC: u32 = u32::from_be_bytes(*b"QFI\xfb");
 const BACKING_FORMAT: u32 = 0xE279_2ACA;
 const DATA_FILE: u32 = 0x4441_5441;
 const INCOMPATIBLE_DATA_FILE: u64 = 1 << 2;
-/// Clusters have at most 2 MiB, and everything that names a file lies in the first one.
-const CLUSTER_BITS_MAX: u32 = 21;
 /// How much of the first cluster is looked at for extensions.
 const EXTENSIONS: usize = 64 << 10;
 
@@ -49,10 +48,7 @@ pub(super) fn inspect(reader: &Reader<'_>) -> io::Result<Inspection> {
     if features & INCOMPATIBLE_DATA_FILE != 0 || data_file.is_some() {
         found.names.push(data_file.unwrap_or(Reference { role: Role::DataFile, name: None }));
     }
-    match field(20) {
-        Some(9..=CLUSTER_BITS_MAX) => {}
-        bits => found.unusable = Some(format!("its cluster size (2^{}) is not valid", bits.unwrap_or(0))),
-    }
+    found.unusable = qcow2::problem(&start, reader.length());
     Ok(found)
 }
 

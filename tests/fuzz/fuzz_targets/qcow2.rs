@@ -5,6 +5,7 @@ use cowhand::layer::qcow2;
 use cowhand::model::Layer;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    let _ = qcow2::problem(bytes, bytes.len() as u64);
     if let Ok(Some(header)) = qcow2::parse(bytes)
         && let Some(backing) = header.backing_file
         && let Some(layer) = Layer::from_file_name(&backing)
