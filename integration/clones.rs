@@ -262,9 +262,33 @@ fn a_copy_of_a_vm_is_not_reset_onto_what_that_writes_to() {
     lab.ok(&["clone", "v", "copy", "--full"]);
     lab.run(&["reset", "copy", "--stopped"]).fails(5, &["copy is a copy of v"]);
     lab.ok(&["snapshot", "create", "v", "s"]);
-    lab.ok(&["clone", "v@s", "other", "--full"]);
+    lab.ok(&["clone", "v@s", "other"]);
     lab.ok(&["reset", "other", "--stopped"]);
     lab.run(&["rm", "v"]).fails(5, &["other"]);
+}
+
+#[test]
+fn a_vm_that_depends_on_nobody_is_not_made_dependent_by_a_reset() {
+    let lab = Lab::new();
+    lab.ok(&["create", "v", "--size", "16M"]);
+    // What is copied out of an internal snapshot stands on nothing, either.
+    lab.ok(&["snapshot", "create", "v", "inner", "--internal"]);
+    lab.ok(&["clone", "v@inner", "copied"]);
+    lab.ok(&["create", "t", "--size", "16M"]);
+    lab.ok(&["template", "create", "t", "--no-seal"]);
+    lab.ok(&["clone", "t", "full", "--full"]);
+    lab.ok(&["clone", "t", "flat"]);
+    lab.ok(&["clone", "t", "thin"]);
+    lab.ok(&["flatten", "flat"]);
+    for vm in ["full", "flat", "copied"] {
+        let before = lab.json(&["show", vm]);
+        lab.run(&["reset", vm, "--stopped"]).fails(5, &["full clone", "cowhand clone"]);
+        assert_eq!(lab.json(&["show", vm]), before);
+    }
+    lab.ok(&["reset", "thin", "--stopped"]);
+    lab.ok(&["rm", "thin"]);
+    lab.ok(&["template", "rm", "t"]);
+    lab.check_images();
 }
 
 #[test]

@@ -37,6 +37,26 @@ fn an_interrupted_clone_cleans_up_after_itself() {
     assert_eq!(lab.vm_directories(), ["base"]);
 }
 
+#[test]
+fn a_guest_that_stands_still_because_a_command_was_killed_is_said_to() {
+    let lab = Lab::new();
+    lab.ok(&["create", "web", "--size", "16M", "--memory", "64M", "--net", "none"]);
+    lab.ok(&["start", "web"]);
+    lab.ok(&["snapshot", "create", "web", "s"]);
+    let killed = lab.command(&["snapshot", "rm", "web@s"]).env("COWHAND_FAULT", "Resume, about to happen:die").output();
+    assert_eq!(killed.unwrap().status.code(), None);
+    assert_eq!(lab.state("web"), "paused");
+    let list = lab.run(&["ls"]);
+    assert!(
+        list.err.contains("`snapshot rm web@s` was cut short") && list.err.contains("its guest is paused"),
+        "{list:?}"
+    );
+    let doctor = lab.run(&["doctor", "web"]);
+    assert!(doctor.out.contains("was cut short, and its guest is paused"), "{doctor:?}");
+    lab.ok(&["set", "web", "tag.a=b"]);
+    assert_eq!(lab.state("web"), "running");
+}
+
 /// Kills a command after ever longer times, until it is quick enough to end by itself; `check` must hold after each recovery.
 fn killed_at_every_moment(
     lab: &Lab,

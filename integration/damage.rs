@@ -1,6 +1,7 @@
 //! Files of the store that are cut short, or lie in the place of another VM's: each stops its own VM, which is named, and no other.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::lab::{Done, Lab, files_in, skip};
 use crate::tier;
@@ -437,4 +438,83 @@ fn a_change_that_was_undone_leaves_no_note_of_a_layer_that_is_written_to() {
         lab.ok(&["stop", "--force", vm]);
         assert!(!lab.run(&["doctor", vm]).out.contains("damaged"));
     }
+}
+
+/// A file that can be opened, and not read (`EIO`): that of a process's memory, bound over it.
+struct Unreadable<'a>(&'a Path);
+
+impl<'a> Unreadable<'a> {
+    fn new(path: &'a Path) -> Option<Self> {
+        let memory = format!("/proc/{}/mem", std::process::id());
+        let bound = Command::new("mount").arg("--bind").arg(memory).arg(path).output().unwrap();
+        bound.status.success().then_some(Self(path))
+    }
+}
+
+impl Drop for Unreadable<'_> {
+    fn drop(&mut self) {
+        // Not while it is open; whoever still has it open is about to end. A panic here would hide the one before.
+        for _ in 0..3000 {
+            if Command::new("umount").arg(self.0).output().is_ok_and(|output| output.status.success()) {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    }
+}
+
+#[test]
+fn a_layer_that_cannot_be_read_stops_its_own_vm_and_no_other() {
+    let lab = store_of(2);
+    let chain = lab.json(&["disk", "chain", "vm0"]);
+    let files: Vec<PathBuf> =
+        chain[0]["layers"].as_array().unwrap().iter().map(|link| link["file"].as_str().unwrap().into()).collect();
+    assert_eq!(files.len(), 2);
+    for file in &files {
+        let Some(unreadable) = Unreadable::new(file) else {
+            return skip("a_layer_that_cannot_be_read_stops_its_own_vm_and_no_other", "nothing can be mounted");
+        };
+        let before = lab.layer_files();
+        for args in [&["start", "vm0"][..], &["snapshot", "create", "vm0", "t"], &["clone", "vm0@s", "c"]] {
+            // A clone of the snapshot does not need the head.
+            if args[0] == "clone" && file == &files[0] {
+                continue;
+            }
+            lab.run(args).fails(1, &[file.to_str().unwrap(), "Input/output error"]);
+        }
+        for args in [
+            &["ls", "-a"][..],
+            &["show", "vm1"],
+            &["clone", "vm1@s", "copy"],
+            &["start", "copy", "--paused"],
+            &["snapshot", "create", "vm1", "t"],
+            &["snapshot", "revert", "vm1@s"],
+            &["undo", "vm1"],
+            &["snapshot", "rm", "vm1@t"],
+            &["stop", "--force", "copy"],
+            &["rm", "copy"],
+            &["undo", "copy"],
+            &["rm", "copy"],
+            &["gc", "--dry-run"],
+            &["gc", "--older-than", "0"],
+        ] {
+            lab.ok(args);
+        }
+        let id = file.file_stem().unwrap().to_str().unwrap();
+        for args in [&["doctor"][..], &["doctor", "--repair"]] {
+            let doctor = lab.run(args);
+            let said = format!("{}{}", doctor.out, doctor.err);
+            assert!(doctor.code == 1 && said.contains(id) && said.contains("vm0"), "{args:?}: {doctor:?}");
+            assert!(said.lines().all(|line| !line.contains("vm1") || line.starts_with("ok")), "{said}");
+        }
+        for layer in before {
+            assert!(lab.layer_files().contains(&layer), "{layer} is gone");
+        }
+        drop(unreadable);
+    }
+    lab.ok(&["gc", "--older-than", "0"]);
+    lab.ok(&["start", "vm0", "--paused"]);
+    lab.ok(&["stop", "--force", "vm0"]);
+    assert!(lab.run(&["doctor"]).code == 0);
+    lab.check_images();
 }

@@ -109,6 +109,27 @@ fn a_stream_shortens_the_chain_and_snapshots_keep_theirs() {
 }
 
 #[test]
+fn a_flatten_that_is_interrupted_does_not_say_that_it_was_completed() {
+    let lab = Lab::new();
+    line(&lab);
+    let (head, before) = (content(&lab, "web", "vda"), depth(&lab, "web", "vda"));
+    let interrupt = |pid| {
+        let pid = nix::unistd::Pid::from_raw(pid);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    };
+    let (status, said) = lab.stopped_at(&["flatten", "web"], "Merge, about to happen", interrupt);
+    let said = said.join("\n");
+    assert_eq!(status.code(), Some(130), "{said}");
+    assert!(said.contains("cut short before its layers were merged (it was interrupted)"), "{said}");
+    assert!(!said.contains("completed") && !said.contains("hidden"), "{said}");
+    assert_eq!(depth(&lab, "web", "vda"), before);
+    lab.ok(&["flatten", "web"]);
+    assert_eq!(depth(&lab, "web", "vda"), 1);
+    assert!(content(&lab, "web", "vda") == head);
+    lab.check_images();
+}
+
+#[test]
 fn a_flattened_clone_outlives_its_template() {
     let lab = Lab::new();
     line(&lab);

@@ -1,7 +1,7 @@
 //! `doctor`: what is wrong is said, what can be mended is mended, and nothing else is touched.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
@@ -469,8 +469,8 @@ fn an_older_record_put_back_by_hand_does_not_lose_what_was_written_since() {
     lab.ok(&["doctor", "--repair"]);
     assert_eq!(wrong(&lab, &[]), Vec::<String>::new());
     assert_eq!(lab.chain("web")[0], head);
+    assert_eq!(lab.on_disk("web", "/root/precious").as_deref(), Some("yes"));
     lab.ok(&["start", "web"]);
-    assert_eq!(lab.read("web", "/root/precious").as_deref(), Some("yes"));
     // The same while it runs.
     let old = std::fs::read(&record).unwrap();
     lab.ok(&["snapshot", "create", "web", "again"]);
@@ -588,4 +588,84 @@ fn a_store_without_its_own_file_is_no_empty_store() {
     assert!(std::fs::read_to_string(&file).unwrap().contains("99"), "a newer version's store was changed");
     std::fs::write(lab.store().join("vms/afile"), "").unwrap();
     lab.ok(&["ls"]);
+}
+
+/// Writes `bytes` into a file at `at` as a failing disk does: nothing else of the file changes.
+fn rot(file: &Path, at: u64, bytes: &[u8]) {
+    let about = file.metadata().unwrap();
+    let open = std::fs::File::options().write(true).open(file).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&open, bytes, at).unwrap();
+    open.set_times(std::fs::FileTimes::new().set_modified(about.modified().unwrap())).unwrap();
+}
+
+#[test]
+fn a_byte_that_changes_though_nobody_wrote_is_found_by_a_look_into_the_files() {
+    let lab = Lab::new();
+    let disk = lab.path().join("disk.raw");
+    std::fs::write(&disk, vec![7; 4 << 20]).unwrap();
+    lab.ok(&["create", "t", "--disk", disk.to_str().unwrap()]);
+    lab.ok(&["template", "create", "t", "--no-seal"]);
+    lab.ok(&["clone", "t", "a"]);
+    lab.ok(&["snapshot", "create", "a", "s"]);
+    lab.ok(&["create", "other", "--size", "16M", "--memory", "64M", "--net", "none"]);
+    lab.ok(&["start", "other"]);
+    let deep = |name: &[&str]| {
+        let done = lab.run(&[&["doctor", "--deep", "--format", "json"], name].concat());
+        let findings: Vec<Value> = serde_json::from_str(&done.out).unwrap();
+        let of_files = |finding: &Value| ["images", "content"].contains(&finding["check"].as_str().unwrap());
+        let findings: Vec<Value> = findings.into_iter().filter(of_files).collect();
+        (done.code, findings)
+    };
+    let level = |findings: &[Value], check: &str, vm: &str| {
+        let one = findings.iter().find(|finding| finding["check"] == check && finding["vm"] == vm).unwrap();
+        one["level"].as_str().unwrap().to_owned()
+    };
+    let (code, first) = deep(&[]);
+    assert_eq!((code, level(&first, "content", "t").as_str()), (0, "info"), "{first:?}");
+    let (code, second) = deep(&[]);
+    assert!(code == 0 && second.iter().all(|finding| finding["level"] == "ok"), "{second:?}");
+    assert!(
+        second.iter().any(|finding| finding["message"].as_str().unwrap().contains("being written to")),
+        "{second:?}"
+    );
+    // It follows the template.
+    lab.ok(&["rename", "t", "u"]);
+
+    let chain = lab.json(&["disk", "chain", "a"]);
+    let file = |at: usize| PathBuf::from(chain[0]["layers"][at]["file"].as_str().unwrap());
+    let length = file(2).metadata().unwrap().len();
+    rot(&file(2), length - 100, &[8]);
+    assert_eq!(lab.run(&["doctor"]).code, 0, "only a look into the file finds it");
+    let (code, found) = deep(&[]);
+    assert_eq!((code, level(&found, "content", "u").as_str()), (1, "fail"), "{found:?}");
+    let said = found.iter().find(|finding| finding["level"] == "fail").unwrap().to_string();
+    assert!(said.contains(file(2).to_str().unwrap()) && said.contains("does not hold what it held"), "{said}");
+    assert_eq!(deep(&["other"]).0, 0);
+    rot(&file(2), length - 100, &[7]);
+    assert_eq!(deep(&[]).0, 0);
+
+    // The reference count of the first cluster, in the sealed layer of the clone.
+    let layer = file(1);
+    let bytes = std::fs::read(&layer).unwrap();
+    let number = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap());
+    let table = usize::try_from(number(48)).unwrap();
+    let block = number(table);
+    rot(&layer, block, &[0, 0]);
+    let (code, found) = deep(&["a"]);
+    assert_eq!((code, level(&found, "images", "a").as_str()), (1, "fail"), "{found:?}");
+    assert_eq!((deep(&["u"]).0, deep(&["other"]).0), (0, 0));
+    rot(&layer, block, &[0, 1]);
+    assert_eq!(deep(&[]).0, 0);
+
+    // What was noted cannot be read, or is a newer version's.
+    let sums = lab.store().join("vms/u/sums.json");
+    let noted = std::fs::read(&sums).unwrap();
+    for text in ["{", "{\"schema\": 9}"] {
+        std::fs::write(&sums, text).unwrap();
+        let (code, found) = deep(&["u"]);
+        assert_eq!((code, level(&found, "content", "u").as_str()), (0, "warn"), "{found:?}");
+        assert_eq!(std::fs::read(&sums).unwrap(), text.as_bytes());
+    }
+    std::fs::write(&sums, noted).unwrap();
+    assert_eq!(deep(&["u"]).0, 0);
 }

@@ -8,11 +8,13 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+
+use crate::tier;
 
 /// Long enough for a noisy machine, short enough to end.
 pub const PATIENCE: Duration = Duration::from_secs(300);
@@ -62,14 +64,20 @@ impl From<Output> for Done {
 }
 
 impl Lab {
+    /// In the first tier it lies in memory, where there is room for it: what is written to the disk of a busy host takes an eighth of the time. In the second
+    /// it lies on the disk.
     pub fn new() -> Self {
+        if tier::first_or(true, false) { Self::in_memory() } else { Self::on_the_disk() }
+    }
+
+    fn on_the_disk() -> Self {
         // Short: the sockets' paths have to fit into 108 bytes.
         Self::of(tempfile::Builder::new().prefix("cw").tempdir_in("/tmp").unwrap())
     }
 
-    /// One in memory, where there is room for it: for commands that are killed or fail at many places, while the host goes on.
+    /// One in memory, where there is room for it, in both tiers: for commands that are killed or fail at many places, while the host goes on.
     pub fn in_memory() -> Self {
-        in_memory(500).map_or_else(Self::new, Self::of)
+        in_memory(1000).map_or_else(Self::on_the_disk, Self::of)
     }
 
     fn of(directory: tempfile::TempDir) -> Self {
@@ -184,6 +192,22 @@ impl Lab {
     /// Starts it and does not wait.
     pub fn spawn(&self, args: &[&str]) -> Child {
         self.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// Stops a command at its fault point `at` (a number or a name), acts with its process id, and lets it go on. Returns how it ended and what
+    /// it said, first the point it was stopped at.
+    pub fn stopped_at(&self, args: &[&str], at: &str, act: impl FnOnce(i32)) -> (ExitStatus, Vec<String>) {
+        let mut command = self.command(args);
+        command.env("COWHAND_FAULT", format!("{at}:stall")).stderr(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+        let point = lines.by_ref().find(|line| line.starts_with("fault ")).unwrap();
+        let pid = child.id().cast_signed();
+        eventually("a standstill", || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().contains(") T "));
+        act(pid);
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGCONT).unwrap();
+        let said: Vec<String> = std::iter::once(point).chain(lines).collect();
+        (child.wait().unwrap(), said)
     }
 
     /// Makes the VM `name` on a raw file of `megabytes`, used in place: something that takes a while to copy.
@@ -373,12 +397,20 @@ struct Disk {
     _memory: Option<tempfile::TempDir>,
 }
 
+/// What the host has left, in MiB.
+fn memory_available() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? >> 10)
+}
+
 /// A directory in memory, where it has room for `megabytes`: below a file system whose power is only said to fail, nothing is learned from
 /// waiting for a real disk.
 fn in_memory(megabytes: u64) -> Option<tempfile::TempDir> {
     let room = nix::sys::statvfs::statvfs("/dev/shm").ok()?;
     let free = (room.blocks_available() * room.fragment_size()) >> 20;
-    if free <= 4 * megabytes {
+    // Others do the same at this moment, and their guests need memory, too.
+    if free.min(memory_available()?) <= 4 * megabytes {
         return None;
     }
     let directory = tempfile::Builder::new().prefix("cwd").tempdir_in("/dev/shm").ok()?;

@@ -259,6 +259,9 @@ fn a_guest_somebody_left_frozen_is_said_to_be_and_never_waited_for_without_end()
     lab.run(&["snapshot", "create", "web", "s", "--quiesce", "require"]).fails(5, &["frozen already"]);
     let taken = lab.json(&["snapshot", "create", "web", "s"]);
     assert_eq!(taken["quiesced"], false);
+    // It would wake up as it is.
+    let taken = lab.run(&["snapshot", "create", "web", "m", "--memory"]);
+    assert!(taken.code == 0 && taken.err.contains("they are in web@m, too"), "{taken:?}");
     lab.run(&["exec", "--agent-timeout", "3", "web", "--", "true"]).fails(125, &["stay frozen"]);
 }
 

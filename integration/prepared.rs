@@ -17,6 +17,9 @@ const NAME: &str = "web";
 /// The snapshot of its memory.
 const UP: &str = "is-up";
 
+/// Has the tiny guest ask for an address; it has the one that it will get, and says which one it got.
+pub const LEASE: &str = "udhcpc -f -n -q -i eth0 -s /bin/true 2>&1";
+
 impl Lab {
     /// Makes and starts the VM `name` from the tiny guest, and waits until its agent answers.
     #[track_caller]
@@ -57,7 +60,7 @@ impl Lab {
         self.sh(name, "true");
     }
 
-    /// A lab with the warm template `t`, of the tiny guest.
+    /// A lab with the warm template `t`, of the tiny guest, which has asked QEMU for an address.
     pub fn warm() -> Self {
         let lab = Self::new();
         lab.warm_again();
@@ -69,7 +72,7 @@ impl Lab {
         let _ = std::fs::remove_dir_all(self.store());
         self.prepared("warm", &[], |lab| {
             lab.tiny("t", &[]);
-            lab.ok(&["template", "create", "t", "--no-seal", "--warm", "--ready", "test -d /proc/1"]);
+            lab.ok(&["template", "create", "t", "--no-seal", "--warm", "--ready", LEASE]);
         });
     }
 

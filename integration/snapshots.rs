@@ -56,39 +56,6 @@ fn a_revert_brings_back_what_was_deleted_and_takes_away_what_came_later() {
 }
 
 #[test]
-fn removing_any_snapshot_of_a_line_keeps_every_other_point() {
-    let lab = Lab::new();
-    lab.booted("web");
-    let base = lab.chain("web").len();
-    for point in ["s1", "s2", "s3"] {
-        lab.write("web", "/root/a", point);
-        lab.ok(&["snapshot", "create", "web", point]);
-    }
-    lab.write("web", "/root/a", "head");
-    // The middle one while it runs, the first one while it is stopped, the last one (under the head) while it runs.
-    lab.ok(&["snapshot", "rm", "web@s2"]);
-    assert_eq!(lab.read("web", "/root/a").as_deref(), Some("head"));
-    assert_eq!(lab.chain("web").len(), base + 2);
-    lab.ok(&["stop", "web"]);
-    lab.ok(&["snapshot", "rm", "web@s1"]);
-    lab.ok(&["start", "web"]);
-    assert_eq!(lab.read("web", "/root/a").as_deref(), Some("head"));
-    assert_eq!(lab.on_disk("web@s3", "/root/a").as_deref(), Some("s3"));
-    lab.ok(&["snapshot", "rm", "web@s3"]);
-    assert_eq!(lab.state("web"), "running", "the guest was paused for the switch and must go on");
-    assert_eq!(lab.read("web", "/root/a").as_deref(), Some("head"));
-    assert_eq!(lab.chain("web").len(), base);
-    lab.write("web", "/root/a", "after");
-    lab.ok(&["stop", "web"]);
-    assert_eq!(
-        lab.on_disk("web", "/root/a").as_deref(),
-        Some("after"),
-        "the merged layer must be the one that is written"
-    );
-    lab.check_images();
-}
-
-#[test]
 fn a_paused_guest_stays_paused_through_snapshot_and_removal() {
     let lab = Lab::new();
     lab.booted("web");
@@ -436,6 +403,39 @@ fn current_among_several_points_is_the_one_it_was_at_first() {
 /// The second tier, see docs/testing.md.
 mod full {
     use super::*;
+
+    #[test]
+    fn removing_any_snapshot_of_a_line_keeps_every_other_point() {
+        let lab = Lab::new();
+        lab.booted("web");
+        let base = lab.chain("web").len();
+        for point in ["s1", "s2", "s3"] {
+            lab.write("web", "/root/a", point);
+            lab.ok(&["snapshot", "create", "web", point]);
+        }
+        lab.write("web", "/root/a", "head");
+        // The middle one while it runs, the first one while it is stopped, the last one (under the head) while it runs.
+        lab.ok(&["snapshot", "rm", "web@s2"]);
+        assert_eq!(lab.read("web", "/root/a").as_deref(), Some("head"));
+        assert_eq!(lab.chain("web").len(), base + 2);
+        lab.ok(&["stop", "web"]);
+        lab.ok(&["snapshot", "rm", "web@s1"]);
+        lab.ok(&["start", "web"]);
+        assert_eq!(lab.read("web", "/root/a").as_deref(), Some("head"));
+        assert_eq!(lab.on_disk("web@s3", "/root/a").as_deref(), Some("s3"));
+        lab.ok(&["snapshot", "rm", "web@s3"]);
+        assert_eq!(lab.state("web"), "running", "the guest was paused for the switch and must go on");
+        assert_eq!(lab.read("web", "/root/a").as_deref(), Some("head"));
+        assert_eq!(lab.chain("web").len(), base);
+        lab.write("web", "/root/a", "after");
+        lab.ok(&["stop", "web"]);
+        assert_eq!(
+            lab.on_disk("web", "/root/a").as_deref(),
+            Some("after"),
+            "the merged layer must be the one that is written"
+        );
+        lab.check_images();
+    }
 
     #[test]
     fn a_snapshot_during_a_reboot_or_hard_writing_is_whole() {

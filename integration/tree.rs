@@ -80,11 +80,6 @@ fn remove_all(order: &[&str], running: bool) {
 }
 
 #[test]
-fn removing_the_root_first_keeps_both_branches_while_the_guest_runs() {
-    remove_all(&["s1", "s2", "s4", "s3", "s5"], true);
-}
-
-#[test]
 fn a_whole_branch_goes_and_nothing_else_does() {
     let lab = grown();
     let before = lab.fingerprint();
@@ -104,6 +99,11 @@ fn a_whole_branch_goes_and_nothing_else_does() {
 /// The second tier, see docs/testing.md.
 mod full {
     use super::*;
+
+    #[test]
+    fn removing_the_root_first_keeps_both_branches_while_the_guest_runs() {
+        remove_all(&["s1", "s2", "s4", "s3", "s5"], true);
+    }
 
     #[test]
     fn removing_in_any_order_keeps_the_rest_of_a_stopped_vm() {

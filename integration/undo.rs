@@ -146,6 +146,44 @@ fn what_rests_on_a_merged_layer_is_refused_and_not_restored_wrong() {
 }
 
 #[test]
+fn a_removal_says_which_undo_it_ends_and_keeps_it_where_that_is_asked_for() {
+    let lab = Lab::new();
+    lab.ok(&["create", "web", "--size", "16M"]);
+    write_byte(&lab, "web", 1);
+    lab.ok(&["snapshot", "create", "web", "s"]);
+    lab.ok(&["clone", "web@s", "copy"]);
+    lab.ok(&["rm", "copy"]);
+    write_byte(&lab, "web", 2);
+    lab.ok(&["snapshot", "revert", "web@s"]);
+    write_byte(&lab, "web", 3);
+    let lost = ["`rm copy` of copy", "`snapshot revert web@s` of web"];
+    let dry = lab.json(&["snapshot", "rm", "web@s", "--dry-run"]);
+    assert_eq!(dry["lost_undo"], serde_json::json!(lost));
+    assert!(lab.ok(&["snapshot", "rm", "web@s", "--dry-run"]).contains("--keep-undo"));
+    let dry = lab.json(&["snapshot", "rm", "web@s", "--dry-run", "--keep-undo"]);
+    assert_eq!((&dry["lost_undo"], &dry["disks"][0]["what"]), (&serde_json::json!([]), &"kept".into()));
+
+    let kept = lab.run(&["snapshot", "rm", "web@s", "--keep-undo"]);
+    assert!(kept.err.is_empty() && kept.out.contains("stays, hidden"), "{kept:?}");
+    lab.ok(&["gc"]);
+    lab.ok(&["undo", "copy"]);
+    assert_eq!((byte(&lab, "copy"), byte(&lab, "web")), (1, 3));
+    lab.ok(&["rm", "copy"]);
+    lab.ok(&["undo", "web"]);
+    assert_eq!(byte(&lab, "web"), 2);
+
+    lab.ok(&["snapshot", "create", "web", "t"]);
+    write_byte(&lab, "web", 4);
+    lab.ok(&["snapshot", "revert", "web@t"]);
+    let removed = lab.run(&["snapshot", "rm", "web@t"]);
+    assert!(removed.err.contains("`snapshot revert web@t` of web cannot be undone after this"), "{removed:?}");
+    lab.run(&["undo", "web"]).fails(5, &["merged since"]);
+    lab.ok(&["gc", "--older-than", "0"]);
+    assert_eq!((byte(&lab, "web"), lab.layer_files().len()), (2, 1));
+    lab.check_images();
+}
+
+#[test]
 fn a_removed_vm_comes_back_with_its_snapshots_and_memory_unless_its_name_is_taken() {
     let lab = Lab::new();
     lab.booted("web");

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::Value;
 
 use crate::lab::{Done, Lab, eventually, files_in, kill, skip, terminate};
+use crate::prepared::LEASE;
 use crate::tier;
 
 /// Every file of the store but locks, and every process that belongs to it.
@@ -162,6 +163,13 @@ fn a_pool_that_is_drained_while_a_shell_is_being_started_stays_empty() {
     assert_eq!(fill.wait().unwrap().code(), Some(5), "it was drained meanwhile, which it says");
     Done::from(drain.wait_with_output().unwrap()).ok();
     assert_eq!((lab.vm_directories(), processes(&lab)), (vec!["t".to_owned()], vec![]));
+    // While one is being started it has an owner, as a run has; it is none, and does not end by itself.
+    let (status, _) = lab.stopped_at(&["pool", "fill", "t", "1"], "QEMU, about to be started", |_| {
+        let refused = lab.run(&["template", "rm", "t"]).fails(5, &["waits in its pool", "cowhand pool drain t"]);
+        assert!(!refused.err.contains("have ended"), "{refused:?}");
+    });
+    assert!(status.success());
+    lab.ok(&["pool", "drain", "t"]);
     lab.ok(&["template", "cool", "t"]);
 }
 
@@ -214,30 +222,30 @@ fn a_run_of_a_stopped_vm_leaves_it_as_it_was() {
 }
 
 #[test]
-fn a_warm_guest_of_another_qemu_is_refused_with_the_reason() {
-    let test = "a_warm_guest_of_another_qemu_is_refused_with_the_reason";
-    let cache = std::env::var("COWHAND_GUESTS")
-        .unwrap_or_else(|_| format!("{}/.cache/cowhand/guests", std::env::var("HOME").unwrap()));
-    let next = Path::new(&cache).join("qemu-next/bin/qemu-system-x86_64");
-    if !next.exists() {
-        return skip(test, "there is no second QEMU (scripts/qemu-next)");
-    }
+fn a_port_that_leads_into_a_warm_clone_is_answered_at_the_address_which_that_gets_by_dhcp() {
     let lab = Lab::warm();
-    let ours = std::env::var_os("COWHAND_QEMU").is_some_and(|qemu| Path::new(&qemu) == next);
-    let other = if ours { Path::new("/usr/bin/qemu-system-x86_64") } else { &next };
-    let with_other = |args: &[&str]| Done::from(lab.command(args).env("COWHAND_QEMU", other).output().unwrap());
-    if ours {
-        // An older QEMU does not even know the machine.
-        with_other(&["clone", "t", "a", "--warm"]).fails(5, &["has no machine type pc-q35-"]);
-        assert_eq!(lab.vm_directories(), ["t"]);
-        return;
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    lab.ok(&["clone", "t", "a", "--warm", "-p", &format!("{port}:80")]);
+    // QEMU remembers the template's card, and gives another one another address.
+    let lease = lab.sh("a", LEASE);
+    assert!(lease.contains("lease of 10.0.2.15 obtained"), "{lease}");
+    let fetch = || {
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).ok()?;
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
+        std::io::read_to_string(stream).ok()
+    };
+    let answers =
+        || eventually("the guest's page", || fetch().is_some_and(|page| page.contains("hello from the tiny guest")));
+    answers();
+    // The table comes with the memory of a snapshot, too.
+    for kind in ["--memory", "--internal"] {
+        lab.ok(&["snapshot", "create", "a", "s", kind]);
+        lab.ok(&["snapshot", "revert", "a@s"]);
+        let lease = lab.sh("a", LEASE);
+        assert!(lease.contains("lease of 10.0.2.15 obtained"), "{kind}: {lease}");
+        answers();
+        lab.ok(&["snapshot", "rm", "a@s"]);
     }
-    with_other(&["clone", "t", "a", "--warm"])
-        .fails(5, &["the warm guest of t cannot be gone on from: QEMU was", "and is"]);
-    let cold = with_other(&["run", "t", "--", "true"]);
-    assert_eq!(cold.code, 0);
-    assert!(cold.err.contains("QEMU was") && cold.err.contains("the guest boots instead"), "{}", cold.err);
-    lab.ok(&["run", "--warm", "t", "--", "true"]);
 }
 
 #[test]
@@ -299,6 +307,33 @@ fn a_gitlab_runner_finds_its_stages() {
 /// The second tier, see docs/testing.md.
 mod full {
     use super::*;
+
+    #[test]
+    fn a_warm_guest_of_another_qemu_is_refused_with_the_reason() {
+        let test = "a_warm_guest_of_another_qemu_is_refused_with_the_reason";
+        let cache = std::env::var("COWHAND_GUESTS")
+            .unwrap_or_else(|_| format!("{}/.cache/cowhand/guests", std::env::var("HOME").unwrap()));
+        let next = Path::new(&cache).join("qemu-next/bin/qemu-system-x86_64");
+        if !next.exists() {
+            return skip(test, "there is no second QEMU (scripts/qemu-next)");
+        }
+        let lab = Lab::warm();
+        let ours = std::env::var_os("COWHAND_QEMU").is_some_and(|qemu| Path::new(&qemu) == next);
+        let other = if ours { Path::new("/usr/bin/qemu-system-x86_64") } else { &next };
+        let with_other = |args: &[&str]| Done::from(lab.command(args).env("COWHAND_QEMU", other).output().unwrap());
+        if ours {
+            // An older QEMU does not even know the machine.
+            with_other(&["clone", "t", "a", "--warm"]).fails(5, &["has no machine type pc-q35-"]);
+            assert_eq!(lab.vm_directories(), ["t"]);
+            return;
+        }
+        with_other(&["clone", "t", "a", "--warm"])
+            .fails(5, &["the warm guest of t cannot be gone on from: QEMU was", "and is"]);
+        let cold = with_other(&["run", "t", "--", "true"]);
+        assert_eq!(cold.code, 0);
+        assert!(cold.err.contains("QEMU was") && cold.err.contains("the guest boots instead"), "{}", cold.err);
+        lab.ok(&["run", "--warm", "t", "--", "true"]);
+    }
 
     #[test]
     fn a_run_that_is_killed_is_cleared_up_by_the_next_one() {

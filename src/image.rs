@@ -3,8 +3,10 @@
 //! A file a user names may come from anybody: it is inspected before QEMU's programs see it, and these run in a cage
 //! (`layer/foreign`, `sys/cage`). A file that names other files is refused, unless the user asks for these.
 
+use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -18,6 +20,7 @@ use crate::model::{Disk, Format, Layer, PointRef, printable};
 use crate::qemu::img::{Checked, Img, Info, Inside, Source};
 use crate::sys::cage::Held;
 use crate::sys::image_lock;
+use crate::ui::Task;
 use crate::vm::{list, open, status};
 
 /// What is known of an image without opening any file it names, with its internal snapshots.
@@ -171,7 +174,7 @@ pub async fn convert_overlay(
         base["backing"] = Value::Null;
     }
     let node = json!({"driver": "qcow2", "file": file(overlay), "backing": base});
-    let opened = std::fs::File::open(overlay).on("open", overlay)?;
+    let opened = File::open(overlay).on("open", overlay)?;
     let virtual_bytes = inspect::inspect(&opened, Format::Qcow2).on("read", overlay)?.virtual_bytes;
     let source = Source::Node(node);
     let from = Origin { path: overlay, source, virtual_bytes, others: Vec::new(), held: vec![below], within: None };
@@ -266,19 +269,23 @@ async fn write(context: &Context, from: Origin<'_>, to: &Target) -> Result<Writt
     let temporary = || tempfile::Builder::new().prefix(".cowhand-").tempfile_in(directory).on("write in", directory);
     let partial = temporary()?;
     let task = context.ui.task(&format!("writing {}", path.display()), 0);
+    let task = task.as_ref();
     match from.within {
-        None => img.convert((from.path, from.source), (partial.path(), into), from.virtual_bytes).await?,
+        None => {
+            let converted = img.convert((from.path, from.source), (partial.path(), into), from.virtual_bytes);
+            watched(task, partial.as_file(), converted).await?;
+        }
         Some((within, format)) => {
             let whole = temporary()?;
-            img.convert_inner((from.path, format), &within, whole.path()).await?;
+            watched(task, whole.as_file(), img.convert_inner((from.path, format), &within, whole.path())).await?;
             let source = Source::alone(whole.path(), Format::Qcow2);
-            img.convert((whole.path(), source), (partial.path(), into), within.virtual_bytes).await?;
+            let converted = img.convert((whole.path(), source), (partial.path(), into), within.virtual_bytes);
+            watched(task, partial.as_file(), converted).await?;
         }
     }
-    drop(task);
     partial.as_file().sync_all().on("flush", partial.path())?;
     partial.persist(&path).map_err(|error| error.error).on("replace", &path)?;
-    let file = std::fs::File::open(&path).on("open", &path)?;
+    let file = File::open(&path).on("open", &path)?;
     if into == Format::Raw
         && let content = inspect::content(&file).on("read", &path)?
         && content != Content::Raw
@@ -292,4 +299,62 @@ async fn write(context: &Context, from: Origin<'_>, to: &Target) -> Result<Writt
     }
     let bytes = file.metadata().map(|about| about.blocks() * 512).on("read", &path)?;
     Ok(Written { path, format: into, bytes })
+}
+
+/// How often a person is told how much of a file has been written.
+const TOLD: Duration = Duration::from_millis(100);
+
+/// Does `work`, which writes to `file`, and tells `task` how much of that is on the disk.
+async fn watched<T>(task: &dyn Task, file: &File, work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    let mut told = tokio::time::interval(TOLD);
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            _ = told.tick() => {
+                // What QEMU has put in the place of the file is another one: then nothing moves.
+                if let Ok(about) = file.metadata() {
+                    task.update(about.blocks() * 512, 0);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Told(AtomicU64);
+
+    impl Task for Told {
+        fn update(&self, done: u64, _: u64) {
+            self.0.store(done, Ordering::Relaxed);
+        }
+    }
+
+    #[tokio::test]
+    async fn how_much_of_a_file_is_written_is_told_while_it_is_written() {
+        let (told, file) = (Told::default(), tempfile::tempfile().expect("a file"));
+        let mut writer = file.try_clone().expect("a descriptor");
+        let work = async {
+            for _ in 0..3 {
+                let before = told.0.load(Ordering::Relaxed);
+                // Not to be compressed by a file system that does.
+                let noise: Vec<u8> =
+                    (0..1_u64 << 17).flat_map(|n| (n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()).collect();
+                std::io::Write::write_all(&mut writer, &noise).expect("it is written");
+                writer.sync_all().expect("it is on the disk");
+                while told.0.load(Ordering::Relaxed) <= before {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            }
+        };
+        let limit = Duration::from_secs(60);
+        tokio::time::timeout(limit, watched(&told, &file, work)).await.expect("it is told");
+        assert!(told.0.load(Ordering::Relaxed) >= 2 << 20);
+    }
 }

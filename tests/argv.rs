@@ -4,7 +4,7 @@ use std::path::Path;
 
 use cowhand::model::{Chain, Config, Disk, Firmware, Format, KernelBoot, Layer, Link, Nic};
 use cowhand::qemu::accel::Chosen;
-use cowhand::qemu::cmdline::{How, Machine, Sockets, argv, shell_line};
+use cowhand::qemu::cmdline::{How, Machine, Sockets, argv, leased, shell_line};
 
 fn layer(id: &str, format: Format) -> Layer {
     Layer { id: id.parse().unwrap(), format }
@@ -54,15 +54,14 @@ fn config() -> Config {
     }
 }
 
-#[test]
-fn the_whole_argument_vector_of_a_uefi_guest_with_two_disks() {
+fn vector(how: How<'_>) -> Vec<String> {
     let config = config();
     let chains = [
         chain(&[layer("head000000", Format::Qcow2), layer("base000000", Format::Raw)]),
         chain(&[layer("seed000000", Format::Raw)]),
         chain(&[layer("vars000000", Format::Raw)]),
     ];
-    let args = argv(&Machine {
+    argv(&Machine {
         qemu: Path::new("/usr/bin/qemu-system-x86_64"),
         name: &"web".parse().unwrap(),
         uuid: "c5a0dd0e-8d5a-4f3c-8d5c-2b6d3a3f0001".parse().unwrap(),
@@ -72,9 +71,36 @@ fn the_whole_argument_vector_of_a_uefi_guest_with_two_disks() {
         uefi_code: Some(Path::new("/usr/share/OVMF/OVMF_CODE_4M.fd")),
         sockets: &Sockets::new("/run/cowhand/c5a0dd0e8d5a".into()),
         serial_log: Path::new("/a store, with commas/vms/web/serial.log"),
-        how: How::Paused,
-    });
-    insta::assert_snapshot!(args.join("\n"));
+        how,
+    })
+}
+
+#[test]
+fn the_whole_argument_vector_of_a_uefi_guest_with_two_disks() {
+    insta::assert_snapshot!(vector(How::Paused).join("\n"));
+}
+
+#[test]
+fn the_second_lease_of_a_card_is_the_address_that_ports_lead_to_where_the_first_was_given_away_before() {
+    let file = Path::new("/a store/ram/x.mem");
+    let warm = |cards| How::Warm { file, readonly: true, leased: cards };
+    for how in [warm(&[0]), How::Incoming { leased: &[0] }, How::Loading { leased: &[0] }] {
+        let args = vector(how);
+        let network = &args[args.iter().position(|arg| arg == "-netdev").unwrap() + 1];
+        assert!(network.contains(r#""dhcpstart":"10.0.2.14""#), "{network}");
+        assert!(network.contains("tcp:127.0.0.1:8080-10.0.2.15:80"), "{network}");
+        assert_eq!(leased(&args, 1), [0]);
+        assert_eq!(leased(&args, 0), [0; 0]);
+    }
+    for how in [How::Paused, warm(&[1])] {
+        assert_eq!(leased(&vector(how), 1), [0; 0]);
+    }
+    // A QEMU that was taken over says what it likes.
+    let odd = ["", "{", "[]", r#"{"dhcpstart": 1, "id": "net0"}"#, r#"{"dhcpstart": "10.0.2.14", "id": "net-1"}"#];
+    for said in odd {
+        let args = ["-netdev", said, "-netdev"].map(str::to_owned);
+        assert_eq!(leased(&args, 1), [0; 0], "{said}");
+    }
 }
 
 #[test]

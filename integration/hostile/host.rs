@@ -186,7 +186,7 @@ fn what_has_a_date_through_a_record_made_by_the_wrong_clock() {
     let count = snapshots(&lab);
     put_back(&lab.store(), TIMES);
     let said = lab.run(&["gc"]);
-    assert_eq!(said.err, "");
+    assert!(!said.err.contains("clock"), "{said:?}");
     said.ok();
     assert!(snapshots(&lab) < count);
     // What cannot be read is as if it were not there.

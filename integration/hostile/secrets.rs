@@ -1,9 +1,9 @@
 //! What other users of the host look for, and what they leave lying about.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 
 use crate::lab::{Done, Lab, eventually, files_in, guest, kill, qemu_img, skip};
@@ -46,22 +46,6 @@ fn give_away(paths: &[&Path]) {
     for path in paths {
         std::os::unix::fs::lchown(path, Some(OTHER), Some(OTHER)).unwrap();
     }
-}
-
-/// Stops a command at its fault point `at` (a number or a name), acts, and lets it go on. Returns how it ended and what it said, first
-/// the point it was stopped at.
-fn interrupted(lab: &Lab, args: &[&str], at: &str, act: impl FnOnce()) -> (ExitStatus, Vec<String>) {
-    let mut command = lab.command(args);
-    command.env("COWHAND_FAULT", format!("{at}:stall")).stderr(Stdio::piped()).stdout(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
-    let point = lines.by_ref().find(|line| line.starts_with("fault ")).unwrap();
-    act();
-    let pid = child.id().cast_signed();
-    eventually("a standstill", || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().contains(") T "));
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGCONT).unwrap();
-    let said: Vec<String> = std::iter::once(point).chain(lines).collect();
-    (child.wait().unwrap(), said)
 }
 
 fn text(path: &Path) -> &str {
@@ -119,12 +103,12 @@ fn a_disk_that_is_exchanged_for_a_link_does_not_make_root_write_to_another_image
     // What is made once is there.
     lab.ok(&["seal", "--dry-run", text(&disk)]);
     // Stopped when everything has been worked out and nothing is written to the disk.
-    let exchange = || {
+    let exchange = |_| {
         std::fs::rename(&disk, directory.join("kept")).unwrap();
         symlink(&victim, &disk).unwrap();
         give_away(&[&disk]);
     };
-    let (status, rest) = interrupted(&lab, &["seal", text(&disk)], "2", exchange);
+    let (status, rest) = lab.stopped_at(&["seal", text(&disk)], "2", exchange);
     assert!(rest[0].contains("json, written"), "{rest:?}");
     assert!(std::fs::read(&victim).unwrap() == before, "the victim was written to: {status} {rest:?}");
     qemu_img(&["check", "-q", text(&directory.join("kept"))]);
@@ -156,7 +140,7 @@ fn a_raw_disk_that_is_exchanged_for_a_link_does_not_bring_a_file_of_roots_into_a
     }
     // Their file, which is exchanged after it was looked at: for a link, for another name of the victim, for another file.
     for (exchange, words) in [("link", "symbolic link"), ("name", "hard links"), ("file", "was replaced")] {
-        let act = || {
+        let act = |_| {
             std::fs::rename(&disk, directory.join("kept")).unwrap();
             match exchange {
                 "link" => symlink(&victim, &disk).unwrap(),
@@ -167,7 +151,7 @@ fn a_raw_disk_that_is_exchanged_for_a_link_does_not_bring_a_file_of_roots_into_a
                 give_away(&[&disk]);
             }
         };
-        let (status, rest) = interrupted(&lab, &["create", "web", "--disk", text(&disk)], "journal.json, written", act);
+        let (status, rest) = lab.stopped_at(&["create", "web", "--disk", text(&disk)], "journal.json, written", act);
         assert_eq!(status.code(), Some(5), "{exchange}: {rest:?}");
         assert!(rest.iter().any(|line| line.contains(words)), "{exchange}: {rest:?}");
         let mut found = Vec::new();
@@ -176,7 +160,7 @@ fn a_raw_disk_that_is_exchanged_for_a_link_does_not_bring_a_file_of_roots_into_a
         std::fs::rename(directory.join("kept"), &disk).unwrap();
         // QEMU's program is given the file that was looked at.
         let convert = &["image", "convert", text(&disk), text(&out)];
-        let (status, rest) = interrupted(&lab, convert, "a file from outside, looked at", act);
+        let (status, rest) = lab.stopped_at(convert, "a file from outside, looked at", act);
         assert!(status.success(), "{exchange}: {rest:?}");
         assert!(std::fs::read(&out).unwrap() == vec![1; 1 << 20], "{exchange}: another file was converted");
         std::fs::remove_file(&out).unwrap();
@@ -207,7 +191,7 @@ fn a_disk_in_its_place_that_becomes_a_link_does_not_bring_a_file_of_roots_into_a
     lab.ok(&["image", "export", "web@s", text(&out)]);
     std::fs::remove_file(&out).unwrap();
     lab.ok(&["clone", "web@s", "before", "--full"]);
-    let exchange = || {
+    let exchange = |_| {
         std::fs::rename(&disk, directory.join("kept")).unwrap();
         symlink(&victim, &disk).unwrap();
         give_away(&[&disk]);
@@ -220,7 +204,7 @@ fn a_disk_in_its_place_that_becomes_a_link_does_not_bring_a_file_of_roots_into_a
         assert!(found.is_empty(), "{found:?}");
     };
     // Before the command.
-    exchange();
+    exchange(0);
     for args in [
         &["image", "export", "web@s", text(&out)][..],
         &["clone", "web@s", "copy", "--full"],
@@ -238,7 +222,7 @@ fn a_disk_in_its_place_that_becomes_a_link_does_not_bring_a_file_of_roots_into_a
     assert!(lab.run(&["doctor"]).out.contains("used in its place"));
     back();
     // While it is at work.
-    let (status, rest) = interrupted(&lab, &["clone", "web@s", "copy", "--full"], "journal.json, written", exchange);
+    let (status, rest) = lab.stopped_at(&["clone", "web@s", "copy", "--full"], "journal.json, written", exchange);
     assert_eq!(status.code(), Some(8), "{rest:?}");
     assert!(rest.iter().any(|line| line.contains("symbolic link")), "{rest:?}");
     nothing_of_it();
@@ -250,7 +234,7 @@ fn a_disk_in_its_place_that_becomes_a_link_does_not_bring_a_file_of_roots_into_a
         &["clone", "web@s", "copy", "--full"],
         &["clone", "web", "copy", "--full"],
     ] {
-        let (status, rest) = interrupted(&lab, args, "a file in its place, opened", exchange);
+        let (status, rest) = lab.stopped_at(args, "a file in its place, opened", exchange);
         assert!(matches!(status.code(), Some(0 | 8)), "{args:?}: {rest:?}");
         nothing_of_it();
         back();

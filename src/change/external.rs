@@ -110,12 +110,13 @@ impl Executor<'_> {
         if let Some(qmp) = self.qmp().await?
             && let Some(disk) = disks.first()
         {
-            let active = qmp.active_layer(&disk.target).await?.ok_or_else(|| {
+            let node = qmp.root_node(&disk.target).await?;
+            let active = Layer::id_of_node(&node).ok_or_else(|| {
                 Error::refused(format!(
-                    "a block job is at work on {}, so what became of an earlier change cannot be seen",
+                    "{} is on the block node {node:?}, which cowhand has not made, so what became of an earlier change cannot be seen",
                     disk.target
                 ))
-                .hint("wait for the end of the job, then run the command again")
+                .hint("if a block job made it (query-block-jobs), wait for its end; if another program did, let that take it away; then run the command again")
             })?;
             return Ok(active == disk.overlay.id);
         }

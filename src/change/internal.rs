@@ -53,7 +53,10 @@ impl Executor<'_> {
             return Ok(());
         };
         let record = Record::try_from(record.clone())?;
-        let mut qmp = start::start_locked(self.context, &self.name, &record, How::Paused).await?;
+        let point = record.snapshots.iter().find(|snapshot| snapshot.tag() == Some(tag));
+        let leased = point.and_then(|snapshot| snapshot.memory.as_ref()).map(|memory| memory.leased.clone());
+        let how = How::Loading { leased: &leased.unwrap_or_default() };
+        let mut qmp = start::start_locked(self.context, &self.name, &record, how).await?;
         let task = self.context.ui.task(&format!("{}: loading memory and disks", self.name), 0);
         if let Err(error) = job(&mut qmp, "snapshot-load", tag, layers, &*task).await {
             stop::quit(self.context, &self.name, qmp).await?;

@@ -153,7 +153,12 @@ impl Executor<'_> {
     pub(super) async fn load_memory(&mut self, image: &RamImage, record: &RecordV1) -> Result<()> {
         let context = self.context;
         let record = Record::try_from(record.clone())?;
-        let mut qmp = start::start_locked(context, &self.name, &record, How::Incoming).await?;
+        let memory = record.snapshots.iter().filter_map(|snapshot| snapshot.memory.as_ref());
+        let leased =
+            memory.filter(|memory| memory.image.as_ref() == Some(image)).flat_map(|memory| memory.leased.clone());
+        let leased: Vec<usize> = leased.collect();
+        let how = How::Incoming { leased: &leased };
+        let mut qmp = start::start_locked(context, &self.name, &record, how).await?;
         let task = context.ui.task(&format!("{}: loading memory", self.name), 0);
         let loaded = ram::load(&mut qmp, &context.store.layout.ram(image), image.compressed, &*task).await;
         match loaded {

@@ -101,18 +101,20 @@ async fn settle(context: &Context, lock: &VmLock, may_complete: bool) -> Result<
     } else if may_complete || executor.can_be_ended_now(remaining(&journal, &executor)?).await? {
         call_off_newcomers(store, name, &journal, &mut executor).await?;
         roll_forward(context, lock, &journal, &mut executor).await?;
-        context.ui.note(&format!("{name}: `{}` was cut short and has been completed", journal.operation));
+        match &executor.report.unmerged {
+            None => context.ui.note(&format!("{name}: `{}` was cut short and has been completed", journal.operation)),
+            Some(why) => context.ui.warn(&format!(
+                "{name}: `{}` was cut short before its layers were merged ({why}); all points that \
+                 are left keep what they hold; run it again, or merge layers that nobody names any more: cowhand gc",
+                journal.operation
+            )),
+        }
         Recovered::Completed
     } else {
         Recovered::Left
     };
     executor.forget_jobs().await?;
     store.renew_spare(name);
-    if let Some(why) = &executor.report.unmerged {
-        context
-            .ui
-            .warn(&format!("{name}: layers that nobody names stay, hidden, because they could not be merged: {why}"));
-    }
     if let Some(why) = &executor.report.memory_lost {
         context.ui.warn(&format!("{name}: the snapshot that was being taken holds the disks alone: {why}"));
     }

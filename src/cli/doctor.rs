@@ -17,15 +17,21 @@ pub struct Doctor {
     /// Put right what can be put right
     #[arg(long)]
     repair: bool,
+    /// Also read all files: check each image (`qemu-img check`), and compare what the layers of templates hold with what they held before
+    #[arg(long)]
+    deep: bool,
 }
 
 impl Doctor {
     pub async fn run(self, app: &App) -> Result<u8> {
         let name = self.name.as_ref();
-        let findings = match self.repair {
+        let mut findings = match self.repair {
             true => doctor::treat(&app.context, name).await?,
             false => doctor::examine(&app.context, name).await?,
         };
+        if self.deep {
+            findings.extend(doctor::look_into_files(&app.context, name).await?);
+        }
         app.printer.result(&table::findings(&findings, app.printer.quiet), &json::findings(&findings));
         Ok(u8::from(findings.iter().any(|finding| finding.level == Level::Fail)))
     }

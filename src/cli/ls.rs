@@ -4,6 +4,7 @@ use serde_json::Value;
 use super::App;
 use super::create::tag_pair;
 use crate::error::Result;
+use crate::model::State;
 use crate::output::{Format, json, table};
 use crate::vm::list::{self, Row};
 
@@ -33,8 +34,10 @@ impl Ls {
         for row in &shown {
             if let Some(operation) = &row.cut_short {
                 let name = &row.name;
+                let is_paused = row.about.as_ref().is_ok_and(|about| about.status.state == State::Paused);
+                let until = if is_paused { "; until then its guest is paused" } else { "" };
                 app.context.ui.note(&format!(
-                    "{name}: `{operation}` was cut short; the next command that changes {name} undoes or completes it"
+                    "{name}: `{operation}` was cut short; the next command that changes {name} undoes or completes it{until}"
                 ));
             }
         }

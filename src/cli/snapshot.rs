@@ -265,7 +265,10 @@ pub struct Rm {
     /// Everything that stands on them, and not they themselves
     #[arg(long)]
     children_only: bool,
-    /// Only say what would be merged, and how much would move
+    /// Leave the layers as they are that `undo` needs, of a revert or a removal before. They are merged when the trash is emptied
+    #[arg(long)]
+    keep_undo: bool,
+    /// Only say what would be merged, how much would move, and which change could not be undone any more
     #[arg(long)]
     dry_run: bool,
 }
@@ -277,6 +280,7 @@ impl Rm {
             (_, true) => Which::ChildrenOnly,
             _ => Which::Alone,
         };
+        let request = delete::Request { which, keep_undo: self.keep_undo, dry_run: self.dry_run };
         // A slip of the pen in the last one must not leave the first one removed; and `current` means what it means now.
         let mut points: Vec<PointRef> = Vec::new();
         for point in &self.points {
@@ -303,7 +307,7 @@ impl Rm {
                 // It stood on another one of them.
                 return Ok(());
             }
-            let removed = delete::remove(&app.context, &point.vm, snapshot_of(point)?, which, self.dry_run).await?;
+            let removed = delete::remove(&app.context, &point.vm, snapshot_of(point)?, request).await?;
             let verb = if self.dry_run { "would remove" } else { "removed" };
             if removed.is_empty() {
                 app.printer.done(&format!("nothing stands on {point}"), &Value::Array(Vec::new()));
@@ -311,7 +315,12 @@ impl Rm {
             for removed in &removed {
                 let mut entry = removed_json(removed);
                 entry["dry_run"] = self.dry_run.into();
-                app.printer.done(&removed_text(verb, &point.vm, removed), &entry);
+                let mut text = removed_text(verb, &point.vm, removed);
+                // Else it was said before it was done.
+                for lost in removed.lost_undo.iter().filter(|_| self.dry_run) {
+                    text.push_str(&format!("\n  {lost} could not be undone any more; to keep that: --keep-undo"));
+                }
+                app.printer.done(&text, &entry);
             }
             Ok(())
         })
@@ -346,5 +355,6 @@ fn removed_json(removed: &Removed) -> Value {
         };
         value!({"target": outcome.target, "what": what, "bytes": outcome.bytes, "reason": reason})
     };
-    value!({"name": removed.name, "disks": removed.outcomes.iter().map(outcome).collect::<Vec<_>>()})
+    let disks: Vec<Value> = removed.outcomes.iter().map(outcome).collect();
+    value!({"name": removed.name, "disks": disks, "lost_undo": removed.lost_undo})
 }

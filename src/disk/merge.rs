@@ -43,7 +43,7 @@ pub async fn commit(
     pool.add_record(vm, &record);
     let foreign = neighbours.foreign(&pool)?;
     let uncertain = pool.uncertainty(Some(vm));
-    let permissions = Permissions { owner: vm, foreign: &foreign, uncertain: uncertain.as_deref() };
+    let permissions = Permissions { owner: vm, foreign: &foreign, kept: &[], uncertain: uncertain.as_deref() };
     let chain: Vec<&LayerInfo> = pool.chain(&disk.layer.id)?;
     let subject = Subject { vm, record: &record, target, chain: &chain };
     let top = top.map(|top| subject.place(top)).transpose()?.unwrap_or(0);

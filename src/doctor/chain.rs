@@ -38,12 +38,12 @@ impl Fault {
 
 /// How sealed layers have changed, each looked at once.
 #[derive(Default)]
-struct Changes(BTreeMap<Layer, Option<Change>>);
+struct Changes(BTreeMap<Layer, Result<Option<Change>, String>>);
 
 impl Changes {
-    fn of(&mut self, store: &Store, layer: &Layer) -> Option<&Change> {
-        let look = || sealed::change(store, layer).unwrap_or_default();
-        self.0.entry(layer.clone()).or_insert_with(look).as_ref()
+    fn of(&mut self, store: &Store, layer: &Layer) -> Result<Option<&Change>, &str> {
+        let look = || sealed::change(store, layer).map_err(|error| error.full_message());
+        self.0.entry(layer.clone()).or_insert_with(look).as_ref().map(Option::as_ref).map_err(String::as_str)
     }
 }
 
@@ -64,8 +64,10 @@ fn fault_below(store: &Store, changes: &mut Changes, layer: &Layer) -> Option<Fa
                 {
                     return Some(Fault::Foreign { layer, backing: info.backing });
                 }
-                if let Some(Change::Lost(why)) = changes.of(store, &layer) {
-                    return Some(Fault::Lost { why: why.clone(), layer });
+                match changes.of(store, &layer) {
+                    Ok(Some(Change::Lost(why))) => return Some(Fault::Lost { why: why.clone(), layer }),
+                    Ok(_) => {}
+                    Err(why) => return Some(Fault::Header { why: why.to_owned(), layer }),
                 }
                 next = info.backing;
             }
@@ -110,7 +112,7 @@ pub fn examine(context: &Context, name: &Name, record: &Record) -> Vec<Finding> 
 
 /// Layers that were written to since they were sealed, and are as long as they were.
 fn written(name: &Name, changes: &Changes) -> Vec<Finding> {
-    let written = changes.0.iter().filter(|(_, change)| **change == Some(Change::Written));
+    let written = changes.0.iter().filter(|(_, change)| **change == Ok(Some(Change::Written)));
     let describe = |(layer, _): (&Layer, _)| {
         Finding::info("chain", format!("layer {layer} was written to after it was sealed, and not by cowhand"))
             .of(name)

@@ -5,12 +5,14 @@
 //! [`treat`] applies those; what it cannot be sure of stays as it is.
 
 mod chain;
+mod deep;
 mod host;
 mod remedy;
 mod running;
 mod store;
 mod vm;
 
+pub use deep::examine as look_into_files;
 pub use remedy::Remedy;
 
 use remedy::Applied;

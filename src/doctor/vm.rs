@@ -74,8 +74,10 @@ pub async fn examine(context: &Context, pool: &Pool, name: &Name) -> Result<Vec<
             return Ok(findings);
         }
         Ok(Some(journal)) => {
+            let is_paused = status::observe(context, name).await.is_ok_and(|status| status.state == State::Paused);
+            let paused = if is_paused { ", and its guest is paused" } else { "" };
             findings.push(
-                Finding::warn("journal", format!("`{}` was cut short", journal.operation))
+                Finding::warn("journal", format!("`{}` was cut short{paused}", journal.operation))
                     .of(name)
                     .hint("the next command that changes it undoes or completes that; or: cowhand doctor --repair")
                     .remedy(Some(Remedy::Recover(name.clone()))),

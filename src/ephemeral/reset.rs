@@ -61,6 +61,7 @@ pub async fn reset(context: &Context, name: &Name, stopped: bool) -> Result<Rese
     after.head = None;
     let mut base = base.clone();
     chain::refresh(&context.store, &mut base)?;
+    refuse_independent(context, name, &record.config, &at, &base)?;
     renew(name, &mut after.config, &base, &mut steps)?;
     let mut qmp = live::connect_if_running(context, name).await?;
     if let Some(qmp) = &mut qmp {
@@ -96,6 +97,28 @@ pub async fn reset(context: &Context, name: &Name, stopped: bool) -> Result<Rese
             .because(error.full_message()));
     }
     Ok(Reset { origin: at, kind: Some(if warm.is_some() { Kind::Warm } else { Kind::Thin }) })
+}
+
+/// Refuses a VM that has none of the layers that it would get: a full clone, or one that was flattened. Afterwards it would need
+/// what it was made from. What cannot be read is no proof of that.
+fn refuse_independent(context: &Context, name: &Name, now: &Config, at: &str, base: &Config) -> Result<()> {
+    let layers = |config: &Config| -> Result<Vec<Layer>> {
+        let mut layers = Vec::new();
+        for disk in config.writable() {
+            layers.extend(chain::read(&context.store, &disk.layer)?.links().iter().map(|link| link.layer.clone()));
+        }
+        Ok(layers)
+    };
+    let Ok(ours) = layers(now) else { return Ok(()) };
+    let theirs = layers(base)?;
+    if ours.is_empty() || ours.iter().any(|layer| theirs.contains(layer)) {
+        return Ok(());
+    }
+    Err(Error::refused(format!("{name} has no layer of {at}: it is a full clone of it, or was flattened"))
+        .hint(format!(
+            "a reset would make it depend on {at}; for a new one: cowhand rm {name} && cowhand clone {at} {name}"
+        ))
+        .hint(format!("or go back to a snapshot of its own: cowhand snapshot revert {name}@NAME")))
 }
 
 /// The VM whose snapshot `name` goes back to, and whose layers nobody may merge meanwhile.

@@ -22,7 +22,7 @@ use crate::helper::tree::Target;
 use crate::model::{Ephemeral, Name, PointRef, PortForward, Record, human};
 use crate::qemu::cmdline::How;
 use crate::settings::Accel;
-use crate::snapshot::delete::{self, Which};
+use crate::snapshot::delete;
 use crate::sys::{command, relay, space};
 use crate::vm::start::Launch;
 use crate::vm::{open, ports, start, warm};
@@ -175,7 +175,8 @@ async fn leave_nothing(context: &Context, request: &Request, name: &Name, ours: 
     let Some(base) = base.filter(|_| ours_is_gone) else { return Ok(()) };
     let source = &request.source.vm;
     let merged = async {
-        delete::remove(context, source, &base, Which::Alone, false).await?;
+        let request = delete::Request { keep_undo: true, ..Default::default() };
+        delete::remove(context, source, &base, request).await?;
         if context.store.torn_entry()?.is_some() {
             // What it needs is unknown; `gc` tells.
             return Ok(Vec::new());

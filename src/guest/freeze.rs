@@ -26,6 +26,24 @@ pub struct NotFrozen {
     pub error: Error,
 }
 
+/// Are file systems of `name` frozen, by somebody else? As far as the guest agent knows, which tells within `limit`, or nobody does.
+pub async fn is_frozen(context: &Context, name: &Name, limit: Duration) -> bool {
+    let status = async {
+        let deadline = Instant::now() + limit;
+        let mut session = session::open(context, name, limit).await?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        Ok(session.agent.run(&guest_fsfreeze_status {}, left).await?)
+    };
+    let status: Result<_> = status.await;
+    match status {
+        Ok(status) => matches!(status, GuestFsfreezeStatus::frozen),
+        Err(error) => {
+            tracing::debug!("whether the file systems of {name} are frozen is not known: {}", error.full_message());
+            false
+        }
+    }
+}
+
 /// Freezes the file systems of `name` within `limit`.
 pub async fn freeze(context: &Context, name: &Name, limit: Duration) -> Result<(), NotFrozen> {
     let deadline = Instant::now() + limit;
@@ -43,7 +61,11 @@ pub async fn freeze(context: &Context, name: &Name, limit: Duration) -> Result<(
     }
     let error = match session.agent.run(&guest_fsfreeze_freeze {}, left()).await {
         Ok(0) => {
-            let error = Error::qemu("the guest has no file system that can be frozen");
+            // It passes over those that fsfreeze(8) has frozen (EBUSY) as over those that cannot be (EOPNOTSUPP).
+            let error = Error::qemu(
+                "the guest agent froze nothing: no file system can be frozen, or all are frozen already, by fsfreeze(8)",
+            )
+            .hint(format!("if they are: {}", how_to_thaw(name)));
             return Err(NotFrozen { how: Quiesced::Refused, error });
         }
         Ok(_) => return Ok(()),

@@ -10,6 +10,7 @@ pub mod files;
 pub mod freeze;
 pub mod identity;
 pub mod install;
+pub mod network;
 pub mod port;
 pub mod session;
 

@@ -6,6 +6,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::SystemTime;
 
+use rustix::io::Errno;
+
 use super::note::{self, Noted};
 use super::opened::{self, Opened};
 use super::pool::{LayerInfo, Pool, Use};
@@ -65,22 +67,22 @@ impl Pool {
         for layer in files(store)? {
             match inspect(store, &layer) {
                 Ok(info) => drop(self.layers.insert(layer.id.clone(), info)),
+                // It went while we looked.
+                Err(error) if error.kind() == Kind::NotFound => {}
+                Err(error) if !is_about_the_layer(&error) => return Err(error),
                 // A file that is used in its place has no backing file, whatever has become of it, so it makes nothing uncertain.
-                Err(error) if error.kind() == Kind::Damaged && store.layout.layer(&layer).is_symlink() => {
+                Err(_) if store.layout.layer(&layer).is_symlink() => {
                     self.layers.insert(layer.id.clone(), LayerInfo::unusable(layer.clone()));
                     self.unusable.push(layer);
                 }
-                // One damaged layer concerns those who stand on it, and nobody else.
-                Err(error) if error.kind() == Kind::Damaged => {
+                // One layer that is damaged or cannot be read concerns those who stand on it, and nobody else.
+                Err(_) => {
                     if let Noted::On(Some(backing)) = note::read(store, &layer) {
                         let info = LayerInfo { backing: Some(backing), ..LayerInfo::unusable(layer.clone()) };
                         self.noted.insert(layer.id.clone(), info);
                     }
                     self.damaged.push(layer);
                 }
-                // It went while we looked.
-                Err(error) if error.kind() == Kind::NotFound => {}
-                Err(error) => return Err(error),
             }
         }
         // What went while we looked was not damaged.
@@ -167,6 +169,14 @@ impl Directories {
     }
 }
 
+/// Is something wrong with the layer, or with its file, for good? And not with the state that we or the host are in (`EMFILE`, `ESTALE`).
+fn is_about_the_layer(error: &Error) -> bool {
+    let of_the_file = [Errno::IO, Errno::ACCESS, Errno::PERM, Errno::NODATA, Errno::UCLEAN].map(Errno::raw_os_error);
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
+    let errno = source.and_then(io::Error::raw_os_error);
+    error.kind() == Kind::Damaged || errno.is_some_and(|errno| of_the_file.contains(&errno))
+}
+
 /// The layers that have a file in the pool.
 fn files(store: &Store) -> Result<Vec<Layer>> {
     let directory = store.layout.layers();
@@ -189,13 +199,13 @@ pub fn standing_on(store: &Store, bases: &[&Layer]) -> Result<Vec<Layer>> {
     for layer in files(store)? {
         match inspect(store, &layer) {
             Ok(info) => standing.extend(info.backing.filter(|backing| bases.contains(&backing)).map(|_| layer)),
-            Err(error) if error.kind() == Kind::Damaged => {
+            // It has gone.
+            Err(error) if error.kind() == Kind::NotFound => {}
+            Err(error) if !is_about_the_layer(&error) => return Err(error),
+            Err(_) => {
                 let noted = note::read(store, &layer);
                 standing.extend(bases.iter().any(|base| noted == Noted::On(Some((*base).clone()))).then_some(layer));
             }
-            // It has gone.
-            Err(error) if error.kind() == Kind::NotFound => {}
-            Err(error) => return Err(error),
         }
     }
     Ok(standing)

@@ -53,6 +53,8 @@ pub enum Why {
     InternalSnapshots(u32),
     /// The layer above it carries internal snapshots, which rest on it.
     BelowInternal(u32),
+    /// A change that can be undone needs it as it is.
+    Undo,
     /// Neither direction is allowed: the layers are in use elsewhere.
     InUse,
     /// Nobody can be sure who uses what, for this reason.
@@ -66,6 +68,8 @@ pub struct Permissions<'a> {
     pub owner: &'a Name,
     /// Layers that a VM other than `owner` has open, or might open: they must not be written.
     pub foreign: &'a [LayerId],
+    /// Layers that stay as they are, because a change that can be undone needs them.
+    pub kept: &'a [LayerId],
     /// Why nobody can be sure who uses what; then nothing is touched.
     pub uncertain: Option<&'a str>,
 }
@@ -87,6 +91,10 @@ pub fn plan(pool: &Pool, layer: &LayerId, permissions: Permissions<'_>) -> Vec<A
             actions.push(Action::Keep { layer: info.layer.clone(), why: Why::Uncertain(why.to_owned()) });
             break;
         }
+        if permissions.kept.contains(&id) {
+            actions.push(Action::Keep { layer: info.layer.clone(), why: Why::Undo });
+            break;
+        }
         let children: Vec<&LayerInfo> = pool.children(&id).filter(|child| !dropped.contains(&child.layer.id)).collect();
         match children[..] {
             [] => {
@@ -102,6 +110,20 @@ pub fn plan(pool: &Pool, layer: &LayerId, permissions: Permissions<'_>) -> Vec<A
         }
     }
     actions
+}
+
+/// The layers that are not what they were after `actions`, or not there any more.
+pub fn touched(actions: &[Action]) -> impl Iterator<Item = &Layer> {
+    actions
+        .iter()
+        .flat_map(|action| match action {
+            Action::Drop(layer) => [Some(layer), None],
+            Action::Commit { top: one, base: other, .. } | Action::Stream { top: one, gone: other, .. } => {
+                [Some(one), Some(other)]
+            }
+            Action::Keep { .. } => [None, None],
+        })
+        .flatten()
 }
 
 /// Makes `pool` what it is after `actions`. About sizes it is as vague as they are.
@@ -140,6 +162,9 @@ fn merge(pool: &Pool, layer: &LayerInfo, child: &LayerInfo, permissions: Permiss
     // What an internal snapshot has not written it reads from below, now and for ever.
     if child.internal_snapshots > 0 {
         return Action::Keep { layer: layer.layer.clone(), why: Why::BelowInternal(child.internal_snapshots) };
+    }
+    if permissions.kept.contains(&child.layer.id) {
+        return Action::Keep { layer: layer.layer.clone(), why: Why::Undo };
     }
     // Nobody's yet, or any more: whoever takes it away, or back, relies on what it stands on.
     if pool.users(&child.layer.id).is_empty() {
@@ -209,7 +234,7 @@ mod tests {
 
     fn run(pool: &Pool, n: usize) -> Vec<Action> {
         let vm = name("vm");
-        plan(pool, &id(n), Permissions { owner: &vm, foreign: &[], uncertain: None })
+        plan(pool, &id(n), Permissions { owner: &vm, foreign: &[], kept: &[], uncertain: None })
     }
 
     fn head() -> Use {
@@ -220,6 +245,21 @@ mod tests {
     fn a_small_overlay_is_committed_into_a_large_layer() {
         let pool = pool(&[(None, 900), (Some(0), 500), (Some(1), 3)], &[(2, head())]);
         assert_eq!(run(&pool, 1), [Action::Commit { top: layer(2), base: layer(1), bytes: 3 << 20 }]);
+    }
+
+    #[test]
+    fn what_an_undo_needs_is_neither_merged_nor_dropped() {
+        let vm = name("vm");
+        let three = pool(&[(None, 900), (Some(0), 3), (Some(1), 500)], &[(2, head())]);
+        for kept in [[id(1)], [id(2)]] {
+            let permissions = Permissions { owner: &vm, foreign: &[], kept: &kept, uncertain: None };
+            assert_eq!(plan(&three, &id(1), permissions), [Action::Keep { layer: layer(1), why: Why::Undo }]);
+        }
+        let leaf = pool(&[(None, 900), (Some(0), 3)], &[]);
+        let permissions = Permissions { owner: &vm, foreign: &[], kept: &[id(0)], uncertain: None };
+        let dropped = [Action::Drop(layer(1)), Action::Keep { layer: layer(0), why: Why::Undo }];
+        assert_eq!(plan(&leaf, &id(1), permissions), dropped);
+        assert_eq!(touched(&dropped).collect::<Vec<_>>(), [&layer(1)]);
     }
 
     #[test]
@@ -272,7 +312,7 @@ mod tests {
         let pool = pool(&[(None, 900), (Some(0), 5)], &[]);
         assert!(!run(&pool, 0).iter().any(|action| matches!(action, Action::Commit { .. })));
         let (vm, why) = (name("vm"), Some("a record cannot be read"));
-        let kept = plan(&pool, &id(1), Permissions { owner: &vm, foreign: &[], uncertain: why });
+        let kept = plan(&pool, &id(1), Permissions { owner: &vm, foreign: &[], kept: &[], uncertain: why });
         assert!(matches!(kept[..], [Action::Keep { why: Why::Uncertain(_), .. }]));
     }
 
@@ -290,7 +330,7 @@ mod tests {
     fn a_layer_open_elsewhere_waits() {
         let pool = pool(&[(None, 900), (Some(0), 5)], &[(1, Use::Head(name("clone")))]);
         let (vm, foreign) = (name("vm"), [id(0), id(1)]);
-        let actions = plan(&pool, &id(0), Permissions { owner: &vm, foreign: &foreign, uncertain: None });
+        let actions = plan(&pool, &id(0), Permissions { owner: &vm, foreign: &foreign, kept: &[], uncertain: None });
         assert_eq!(actions, [Action::Keep { layer: layer(0), why: Why::InUse }]);
     }
 
@@ -336,7 +376,7 @@ mod tests {
             let pool = pool(&layers, &uses);
             let foreign = [id(foreign.index(layers.len()))];
             let vm = name("vm");
-            for action in plan(&pool, &id(start.index(layers.len())), Permissions { owner: &vm, foreign: &foreign, uncertain: None }) {
+            for action in plan(&pool, &id(start.index(layers.len())), Permissions { owner: &vm, foreign: &foreign, kept: &[], uncertain: None }) {
                 match action {
                     Action::Drop(layer) => prop_assert!(pool.uses(&layer.id).is_empty()),
                     Action::Commit { top, base, .. } => {

@@ -6,6 +6,7 @@
 pub mod census;
 pub mod chain;
 pub mod collapse;
+pub mod content;
 pub mod copy;
 pub mod create;
 pub mod flush;

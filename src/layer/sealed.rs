@@ -17,6 +17,8 @@ use crate::model::Layer;
 use crate::store::Store;
 
 const NAME: &str = "user.cowhand.sealed";
+/// The first word of a note.
+const VERSION: u32 = 1;
 /// The longest note: a layer's id and four numbers.
 const LONGEST: usize = 128;
 /// How often a layer is looked at that seems to have changed: a merge beside it takes the note away and writes another.
@@ -29,6 +31,17 @@ pub enum Change {
     Lost(String),
     /// It was written to, and is as long and begins as it did.
     Written,
+}
+
+/// What is noted with a file.
+#[derive(Debug, PartialEq, Eq)]
+enum Noted {
+    /// Nothing that can be read.
+    Nothing,
+    /// This.
+    Look(Look),
+    /// Something, by a newer version. It stays as it is.
+    Newer,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,10 +57,10 @@ struct Look {
 pub fn note(store: &Store, layer: &Layer) {
     let noted = || -> Result<()> {
         let opened = opened::open(store, layer)?;
-        if opened.in_place.is_some() || read(&opened.file).is_some() {
+        let path = store.layout.layer(layer);
+        if opened.in_place.is_some() || !matches!(read(&opened.file).on("read the note of", &path)?, Noted::Nothing) {
             return Ok(());
         }
-        let path = store.layout.layer(layer);
         opened.file.sync_data().on("flush", &path)?;
         let text = Look::of(&opened.file, layer).on("read", &path)?.text();
         fsetxattr(&opened.file, NAME, text.as_bytes(), XattrFlags::empty())
@@ -77,7 +90,11 @@ pub fn change(store: &Store, layer: &Layer) -> Result<Option<Change>> {
     let mut found = None;
     for _ in 0..LOOKS {
         let opened = opened::open(store, layer)?;
-        let Some(noted) = read(&opened.file).filter(|_| opened.in_place.is_none()) else { return Ok(None) };
+        if opened.in_place.is_some() {
+            return Ok(None);
+        }
+        // Of what a newer version has noted this one says nothing.
+        let Noted::Look(noted) = read(&opened.file).on("read the note of", &path)? else { return Ok(None) };
         found = noted.change(&Look::of(&opened.file, layer).on("read", &path)?);
         if found.is_none() {
             break;
@@ -95,10 +112,26 @@ pub fn refuse_lost(store: &Store, layer: &Layer) -> Result<()> {
     }
 }
 
-fn read(file: &File) -> Option<Look> {
+fn read(file: &File) -> std::io::Result<Noted> {
     let mut bytes = [0_u8; LONGEST];
-    let length = fgetxattr(file, NAME, &mut bytes[..]).ok()?;
-    Look::parse(std::str::from_utf8(&bytes[..length]).ok()?)
+    match fgetxattr(file, NAME, &mut bytes[..]) {
+        Ok(length) => Ok(Noted::parse(&bytes[..length])),
+        Err(Errno::NODATA | Errno::NOTSUP) => Ok(Noted::Nothing),
+        // Longer than any of this version's.
+        Err(Errno::RANGE) => Ok(Noted::Newer),
+        Err(error) => Err(error.into()),
+    }
+}
+
+impl Noted {
+    fn parse(bytes: &[u8]) -> Self {
+        let word = |bytes: &[u8]| std::str::from_utf8(bytes).ok()?.parse::<u32>().ok();
+        match std::str::from_utf8(bytes).ok().and_then(Look::parse) {
+            Some(look) => Self::Look(look),
+            None if bytes.split(|byte| *byte == b' ').next().and_then(word).is_some_and(|n| n > VERSION) => Self::Newer,
+            None => Self::Nothing,
+        }
+    }
 }
 
 impl Look {
@@ -111,12 +144,15 @@ impl Look {
     }
 
     fn text(&self) -> String {
-        format!("1 {} {} {} {:x}", self.id, self.bytes, self.modified, self.start)
+        format!("{VERSION} {} {} {} {:x}", self.id, self.bytes, self.modified, self.start)
     }
 
     fn parse(text: &str) -> Option<Self> {
         let words: Vec<&str> = text.split(' ').collect();
-        let ["1", id, bytes, modified, start] = words[..] else { return None };
+        let [version, id, bytes, modified, start] = words[..] else { return None };
+        if version != VERSION.to_string() {
+            return None;
+        }
         Some(Self {
             id: id.to_owned(),
             bytes: bytes.parse().ok()?,
@@ -164,6 +200,31 @@ mod tests {
         for text in ["", "1", "2 abcdefghij 1 2 3", "1 abcdefghij 1 2 3 4", "1 abcdefghij -1 2 3", "1 abcdefghij 1 2 x"]
         {
             assert_eq!(Look::parse(text), None, "{text:?}");
+        }
+        assert_eq!(Noted::parse(look().text().as_bytes()), Noted::Look(look()));
+        assert_eq!(Noted::parse(b"1 abcdefghij 1 2 x"), Noted::Nothing);
+        assert_eq!(Noted::parse(b"2 abcdefghij \xff"), Noted::Newer);
+    }
+
+    #[test]
+    #[allow(clippy::print_stderr)]
+    fn what_a_newer_version_has_noted_stays_and_says_nothing_to_this_one() {
+        let room = tempfile::tempdir().expect("a directory");
+        let store = Store::at(room.path()).expect("a store");
+        store.prepare().expect("a store");
+        let layer = Layer::new(crate::model::Format::Qcow2);
+        super::super::create::empty(&store, &layer, None, 1 << 20).expect("a layer");
+        let file = File::open(store.layout.layer(&layer)).expect("it is there");
+        for newer in ["2 and so on".to_owned(), format!("2 {}", "long ".repeat(100))] {
+            match fsetxattr(&file, NAME, newer.as_bytes(), XattrFlags::empty()) {
+                Err(Errno::NOTSUP) => return eprintln!("SKIPPED: no extended attributes in {}", room.path().display()),
+                other => other.expect("it is noted"),
+            }
+            note(&store, &layer);
+            assert_eq!(change(&store, &layer).expect("it can be read"), None);
+            let mut bytes = vec![0; 1000];
+            let length = fgetxattr(&file, NAME, &mut bytes[..]).expect("it is there");
+            assert_eq!(&bytes[..length], newer.as_bytes());
         }
     }
 

@@ -13,6 +13,8 @@ pub struct Memory {
     pub bytes: u64,
     /// The QEMU that wrote it.
     pub writer: Fingerprint,
+    /// The network cards for which that QEMU's table of leases begins one address earlier (see [`super::Warm::leased`]). The table comes with the memory.
+    pub leased: Vec<usize>,
 }
 
 /// A file with memory and device state, `ram/<id>`.

@@ -21,7 +21,7 @@ pub use log_limit::LogLimit;
 pub use memory::{Fingerprint, Memory, RamImage};
 pub use merge::{Merge, MergeKind};
 pub use name::{Name, PointRef};
-pub use nic::{Nic, PortForward, Protocol};
+pub use nic::{GUEST_ADDRESS, Nic, PortForward, Protocol};
 pub use port::{PORTS, port_name};
 pub use record::{
     Config, Disk, Firmware, KernelBoot, LayerStamp, Origin, Quiesced, Record, Role, Snapshot, SnapshotKind, State,

@@ -1,8 +1,13 @@
 //! Network cards, and ports of the host that lead into a guest.
 
+use std::net::Ipv4Addr;
+
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
+
+/// The address that QEMU's DHCP server gives to the first card that asks, and that forwarded ports lead to.
+pub const GUEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 
 /// A network card with user-mode networking (`-netdev user`).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,7 +57,7 @@ pub struct PortForward {
     /// TCP or UDP.
     pub protocol: Protocol,
     /// The address to listen on.
-    pub address: std::net::Ipv4Addr,
+    pub address: Ipv4Addr,
     /// The port to listen on.
     pub host: u16,
     /// The port in the guest.
@@ -84,7 +89,7 @@ impl std::str::FromStr for PortForward {
         let port = |text: &str| text.parse::<u16>().ok().filter(|port| *port != 0).ok_or_else(bad);
         let parts: Vec<&str> = ports.split(':').collect();
         let (address, host, guest) = match parts[..] {
-            [host, guest] => (std::net::Ipv4Addr::LOCALHOST, host, guest),
+            [host, guest] => (Ipv4Addr::LOCALHOST, host, guest),
             [address, host, guest] => (address.parse().map_err(|_| bad())?, host, guest),
             _ => return Err(bad()),
         };

@@ -20,6 +20,8 @@ pub struct Warm {
     pub kernel: String,
     /// How many shells of the pool are to wait for it.
     pub pool: u32,
+    /// The network cards, by their place, on which the guest has [`GUEST_ADDRESS`].
+    pub leased: Vec<usize>,
     /// The machine, on layers that hold what the guest has written while it booted.
     pub config: Config,
 }

@@ -3,6 +3,7 @@
 //! `-nodefaults -no-user-config`, a versioned machine type, and JSON wherever QEMU takes it, so that no name or path is ever
 //! parsed as an option list. Sources: `qemu-system-x86_64(1)`, QEMU's QAPI reference.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -10,7 +11,7 @@ use uuid::Uuid;
 
 use super::accel::Chosen;
 use super::nodes;
-use crate::model::{Chain, Config, Firmware, Name, PORTS, PortForward, Protocol, port_name};
+use crate::model::{Chain, Config, Firmware, GUEST_ADDRESS, Name, PORTS, PortForward, Protocol, port_name};
 
 /// Where one VM's sockets lie.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,7 +130,15 @@ pub enum How<'a> {
     /// The guest's CPUs stand still.
     Paused,
     /// It waits for the memory of a guest.
-    Incoming,
+    Incoming {
+        /// As in [`How::Warm`].
+        leased: &'a [usize],
+    },
+    /// The guest's CPUs stand still until its memory is loaded from its disk images.
+    Loading {
+        /// As in [`How::Warm`].
+        leased: &'a [usize],
+    },
     /// The guest boots, with its memory in this file.
     Warming(&'a Path),
     /// It waits for a guest's devices; the guest's memory is there, copy-on-write, in this file.
@@ -138,7 +147,19 @@ pub enum How<'a> {
         file: &'a Path,
         /// QEMU can open it for reading alone.
         readonly: bool,
+        /// The network cards, by their place, on which the saved guest has [`GUEST_ADDRESS`].
+        leased: &'a [usize],
     },
+}
+
+impl How<'_> {
+    /// The network cards on which the guest whose memory it takes up has [`GUEST_ADDRESS`].
+    fn leased(&self) -> &[usize] {
+        match self {
+            Self::Running | Self::Paused | Self::Warming(_) => &[],
+            Self::Incoming { leased } | Self::Loading { leased } | Self::Warm { leased, .. } => leased,
+        }
+    }
 }
 
 /// The argument vector, the program first.
@@ -200,7 +221,13 @@ pub fn argv(machine: &Machine<'_>) -> Vec<String> {
     }
     for (index, nic) in config.nics.iter().enumerate() {
         let forwards: Vec<Value> = nic.ports.iter().map(|port| json!({"str": hostfwd(port)})).collect();
-        args.json("-netdev", json!({"type": "user", "id": format!("net{index}"), "hostfwd": forwards}));
+        let mut network = json!({"type": "user", "id": format!("net{index}"), "hostfwd": forwards});
+        // The table of leases comes with the memory: its first entry is the template's card, and the clone's gets the second. Entries are
+        // counted from `dhcpstart` (libslirp, `bootp.c`).
+        if machine.how.leased().contains(&index) {
+            network["dhcpstart"] = before_guest().into();
+        }
+        args.json("-netdev", network);
         let driver = "virtio-net-pci";
         args.json(
             "-device",
@@ -219,26 +246,42 @@ pub fn argv(machine: &Machine<'_>) -> Vec<String> {
     if !matches!(machine.how, How::Running | How::Warming(_)) {
         args.flag("-S");
     }
-    if matches!(machine.how, How::Incoming | How::Warm { .. }) {
+    if matches!(machine.how, How::Incoming { .. } | How::Warm { .. }) {
         args.option("-incoming", "defer");
     }
     args.0
 }
 
+/// The network cards, by their place among `cards`, for which the table of leases of the QEMU behind `argv` begins one address earlier.
+/// That QEMU may have been taken over, and say anything.
+pub fn leased(argv: &[String], cards: usize) -> Vec<usize> {
+    let networks = argv.windows(2).filter(|pair| pair[0] == "-netdev");
+    let networks: Vec<Value> = networks.filter_map(|pair| serde_json::from_str(&pair[1]).ok()).collect();
+    let begins_early = |index: &usize| {
+        networks.iter().any(|network| network["id"] == format!("net{index}") && network["dhcpstart"] == before_guest())
+    };
+    (0..cards).filter(begins_early).collect()
+}
+
+/// The address before [`GUEST_ADDRESS`].
+fn before_guest() -> String {
+    Ipv4Addr::from_bits(GUEST_ADDRESS.to_bits() - 1).to_string()
+}
+
 fn memory(machine: &Machine<'_>) -> Value {
     let size = machine.config.memory_bytes;
     match machine.how {
-        How::Running | How::Paused | How::Incoming => {
+        How::Running | How::Paused | How::Incoming { .. } | How::Loading { .. } => {
             json!({"qom-type": "memory-backend-ram", "id": "ram0", "size": size})
         }
         How::Warming(file) => {
             json!({"qom-type": "memory-backend-file", "id": "ram0", "size": size, "mem-path": file, "share": true})
         }
-        How::Warm { file, readonly: false } => {
+        How::Warm { file, readonly: false, .. } => {
             json!({"qom-type": "memory-backend-file", "id": "ram0", "size": size, "mem-path": file, "share": false})
         }
         // The file is opened for reading only, and the guest writes to pages of its own all the same.
-        How::Warm { file, readonly: true } => json!({
+        How::Warm { file, readonly: true, .. } => json!({
             "qom-type": "memory-backend-file", "id": "ram0", "size": size, "mem-path": file, "share": false,
             "readonly": true, "rom": "off",
         }),
@@ -294,7 +337,7 @@ fn hostfwd(port: &PortForward) -> String {
         Protocol::Tcp => "tcp",
         Protocol::Udp => "udp",
     };
-    format!("{protocol}:{}:{}-:{}", port.address, port.host, port.guest)
+    format!("{protocol}:{}:{}-{GUEST_ADDRESS}:{}", port.address, port.host, port.guest)
 }
 
 /// A path inside one of QEMU's option lists, where a comma is doubled.

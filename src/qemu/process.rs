@@ -7,7 +7,7 @@
 //! The descriptor of `run.lock` is inherited by QEMU alone: the lock is held exactly as long as QEMU lives, however it or we die.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -44,6 +44,13 @@ pub struct Files<'a> {
     pub held: Vec<OwnedFd>,
     /// It is killed when we are.
     pub with_us: bool,
+}
+
+/// The argument vector of the process `pid`, as it says itself (`/proc/PID/cmdline`, at most 1 MiB of it); empty when it has ended.
+pub fn argv(pid: i32) -> Vec<String> {
+    let mut text = Vec::new();
+    let _ = File::open(format!("/proc/{pid}/cmdline")).and_then(|file| file.take(1 << 20).read_to_end(&mut text));
+    text.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect()
 }
 
 /// Starts QEMU and waits for its greeting. When it ends instead, the error quotes it.

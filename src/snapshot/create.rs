@@ -8,6 +8,7 @@ use super::plan::{self, Quiesce, Taking};
 use crate::change::{self, Executor, Plan};
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::guest::freeze;
 use crate::layer::chain;
 use crate::model::{Memory, Name, PointRef, Quiesced, RamImage, Record, Snapshot, State};
 use crate::qemu::qmp::Qmp;
@@ -107,9 +108,20 @@ pub async fn take_locked(context: &Context, lock: &VmLock, record: &Record, requ
         if running {
             quiesced = Quiesced::NotAsked;
         }
+        let with_memory = running && (request.memory || request.internal);
+        if with_memory && request.quiesce != Quiesce::Never && qmp.agent_is_listening().await? {
+            let limit = request.quiesce_limit.unwrap_or(freeze::FREEZE);
+            if freeze::is_frozen(context, vm, limit).await {
+                context.ui.warn(&format!(
+                    "the file systems of {vm} are frozen, by somebody else: they are in {vm}@{name}, too, and stay so after a revert; {}",
+                    freeze::how_to_thaw(vm)
+                ));
+            }
+        }
         if request.memory && !request.internal {
+            let leased = memory::leased(qmp, &record.config);
             let writer = memory::fingerprint(qmp, &record.config).await?;
-            taking.memory = Some(Memory { image: Some(RamImage::new(request.compress)), bytes: 0, writer });
+            taking.memory = Some(Memory { image: Some(RamImage::new(request.compress)), bytes: 0, writer, leased });
         } else if running {
             (quiesced, taking.freeze) = freeze(qmp.agent_is_listening().await?, vm, request.quiesce)?;
         }

@@ -4,6 +4,7 @@
 use super::bystanders::{self, Bystanders};
 use super::internal;
 use super::plan::{self, Moves};
+use super::undoable::{self, Kept};
 use crate::change::{self, Executor, Plan};
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -22,6 +23,8 @@ pub struct Removed {
     pub name: Name,
     /// Per disk and layer.
     pub outcomes: Vec<Outcome>,
+    /// The changes that cannot be undone any more, because they need a layer that was merged or removed.
+    pub lost_undo: Vec<String>,
 }
 
 /// What became of one layer.
@@ -62,19 +65,24 @@ pub enum Which {
     ChildrenOnly,
 }
 
+/// How snapshots are removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Request {
+    /// What goes along.
+    pub which: Which,
+    /// Leave the layers alone that a change needs which can be undone.
+    pub keep_undo: bool,
+    /// Only say what would be done.
+    pub dry_run: bool,
+}
+
 /// Removes `vm@snapshot`, or with `dry_run` only says what that would do. Several are removed one by one, from the leaves down.
-pub async fn remove(
-    context: &Context,
-    vm: &Name,
-    snapshot: &Name,
-    which: Which,
-    dry_run: bool,
-) -> Result<Vec<Removed>> {
-    if !dry_run {
+pub async fn remove(context: &Context, vm: &Name, snapshot: &Name, request: Request) -> Result<Vec<Removed>> {
+    if !request.dry_run {
         context.store.give_up_reserve();
     }
     let (lock, record) = open::open_vm(context, vm, "remove a snapshot of").await?;
-    remove_locked(context, &lock, record, snapshot, which, dry_run).await
+    remove_locked(context, &lock, record, snapshot, request).await
 }
 
 /// Removes a snapshot that has expired, as it was seen in the record `seen` of `vm`; not one that has taken its name meanwhile.
@@ -91,7 +99,9 @@ pub async fn expire(
     if record.uuid != seen.uuid || !record.snapshots.iter().any(is_it) {
         return Ok(Vec::new());
     }
-    remove_locked(context, &lock, record, &snapshot.name, Which::Alone, dry_run).await
+    // A date takes no undo away: when that has gone from the trash, the layers are merged.
+    let request = Request { dry_run, keep_undo: true, ..Request::default() };
+    remove_locked(context, &lock, record, &snapshot.name, request).await
 }
 
 async fn remove_locked(
@@ -99,24 +109,24 @@ async fn remove_locked(
     lock: &VmLock,
     mut record: Record,
     snapshot: &Name,
-    which: Which,
-    dry_run: bool,
+    request: Request,
 ) -> Result<Vec<Removed>> {
     let vm = lock.name();
     let name = record.snapshot(vm, snapshot)?.name.clone();
-    let names = plan::victims(&record, &name, which);
+    let names = plan::victims(&record, &name, request.which);
     for name in &names {
         refuse_carrier(context, vm, &record, name, &names).await?;
     }
-    if dry_run {
-        return foretell(context, vm, record, &names);
+    if request.dry_run {
+        return foretell(context, vm, record, &names, request.keep_undo);
     }
     let mut removed = Vec::with_capacity(names.len());
     for name in &names {
-        let one = remove_one(context, lock, &record, name).await.map_err(|error| match removed.len() {
-            0 => error,
-            count => error.hint(format!("{count} of {} were removed and stay so", names.len())),
-        })?;
+        let one =
+            remove_one(context, lock, &record, name, request.keep_undo).await.map_err(|error| match removed.len() {
+                0 => error,
+                count => error.hint(format!("{count} of {} were removed and stay so", names.len())),
+            })?;
         record = context.store.load(vm)?;
         removed.push(one);
     }
@@ -124,7 +134,7 @@ async fn remove_locked(
 }
 
 /// What removing these snapshots one after the other would do. What each leaves is what the next one begins with.
-fn foretell(context: &Context, vm: &Name, mut record: Record, names: &[Name]) -> Result<Vec<Removed>> {
+fn foretell(context: &Context, vm: &Name, mut record: Record, names: &[Name], keep_undo: bool) -> Result<Vec<Removed>> {
     let going = record.snapshots.iter().filter(|snapshot| names.contains(&snapshot.name));
     let layers: Vec<LayerId> =
         going.flat_map(|snapshot| snapshot.config.writable()).map(|disk| disk.layer.id.clone()).collect();
@@ -132,12 +142,14 @@ fn foretell(context: &Context, vm: &Name, mut record: Record, names: &[Name]) ->
     let (neighbours, mut pool) = Bystanders::lock(context, vm, &last, &layers)?;
     let foreign = neighbours.foreign(&pool)?;
     drop(neighbours);
-    let uncertain = pool.uncertainty(Some(vm));
-    let permissions = Permissions { owner: vm, foreign: &foreign, uncertain: uncertain.as_deref() };
+    let kept = Kept::look(context, keep_undo)?;
+    let uncertain = kept.uncertainty(&pool, vm);
+    let permissions = Permissions { owner: vm, foreign: &foreign, kept: &kept.layers, uncertain: uncertain.as_deref() };
     let mut removed = Vec::with_capacity(names.len());
     for name in names {
         let snapshot = record.snapshot(vm, name)?.clone();
         let after = plan::without(&record, name);
+        let mut lost_undo = Vec::new();
         let outcomes = if snapshot.tag().is_some() {
             let outcomes = internal::would_remove(context, vm, &record, &snapshot)?;
             for disk in snapshot.config.writable() {
@@ -164,22 +176,39 @@ fn foretell(context: &Context, vm: &Name, mut record: Record, names: &[Name]) ->
                 };
                 layers.into_iter().try_for_each(|layer| sealed::refuse_lost(&context.store, layer))?;
             }
+            let touched = disks.iter().flat_map(|(_, actions)| collapse::touched(actions));
+            lost_undo = undoable::relying_on(context, touched)?.iter().map(undoable::words).collect();
+            lost_undo.retain(|lost| removed.iter().all(|earlier: &Removed| !earlier.lost_undo.contains(lost)));
             let outcomes = actions().map(|(target, action)| outcome(target, action, &pool, None)).collect();
             record = actions().fold(after, |record, (_, action)| plan::repointed(record, action));
             disks.iter().for_each(|(_, actions)| collapse::apply(&mut pool, actions));
             outcomes
         };
-        removed.push(Removed { name: name.clone(), outcomes });
+        removed.push(Removed { name: name.clone(), outcomes, lost_undo });
     }
     Ok(removed)
 }
 
-async fn remove_one(context: &Context, lock: &VmLock, record: &Record, name: &Name) -> Result<Removed> {
+async fn remove_one(
+    context: &Context,
+    lock: &VmLock,
+    record: &Record,
+    name: &Name,
+    keep_undo: bool,
+) -> Result<Removed> {
     let vm = lock.name();
     if let Some(tag) = record.snapshot(vm, name)?.tag() {
         return internal::remove(context, lock, record, name, tag).await;
     }
-    let doomed = Doomed::look(context, vm, record, name)?;
+    let doomed = Doomed::look(context, vm, record, name, keep_undo)?;
+    let touched = doomed.disks.iter().flat_map(|(_, actions)| collapse::touched(actions));
+    let relying = undoable::relying_on(context, touched)?;
+    for change in &relying {
+        context.ui.warn(&format!(
+            "{} cannot be undone after this: it needs a layer that is merged or removed",
+            undoable::words(change)
+        ));
+    }
     let mut qmp = live::connect_if_running(context, vm).await?;
     let running = match &mut qmp {
         Some(qmp) => qmp.status(REPLY).await?.running,
@@ -189,7 +218,8 @@ async fn remove_one(context: &Context, lock: &VmLock, record: &Record, name: &Na
     let steps = plan::collapse(record, &doomed.dropped, doomed.moves(), running, "snapshot-rm", trash);
     let mut executor = Executor::with(context, vm, qmp);
     let report = change::run(context, lock, Plan::new(steps), &mut executor).await?;
-    Ok(Removed { name: name.clone(), outcomes: doomed.outcomes(report.unmerged.as_deref()) })
+    let lost_undo = undoable::lost(context, relying)?.iter().map(undoable::words).collect();
+    Ok(Removed { name: name.clone(), outcomes: doomed.outcomes(report.unmerged.as_deref()), lost_undo })
 }
 
 /// Merges layers below `vm` that nobody names and that need not stay. A VM somebody else works on is left for the next time.
@@ -287,20 +317,22 @@ struct Doomed {
 }
 
 impl Doomed {
-    fn look(context: &Context, vm: &Name, record: &Record, name: &Name) -> Result<Self> {
+    fn look(context: &Context, vm: &Name, record: &Record, name: &Name, keep_undo: bool) -> Result<Self> {
         let going = record.snapshots.iter().filter(|snapshot| snapshot.name == *name);
         let disks = going.flat_map(|snapshot| snapshot.config.writable());
         let layers: Vec<(String, Layer)> = disks.map(|disk| (disk.target.clone(), disk.layer.clone())).collect();
-        Self::at(context, vm, plan::without(record, name), &layers)
+        Self::at(context, vm, plan::without(record, name), &layers, keep_undo)
     }
 
     /// What becomes of `layers` when the record of `vm` says `dropped`.
-    fn at(context: &Context, vm: &Name, dropped: Record, layers: &[(String, Layer)]) -> Result<Self> {
+    fn at(context: &Context, vm: &Name, dropped: Record, layers: &[(String, Layer)], keep_undo: bool) -> Result<Self> {
         let ids: Vec<LayerId> = layers.iter().map(|(_, layer)| layer.id.clone()).collect();
         let (neighbours, pool) = Bystanders::lock(context, vm, &dropped, &ids)?;
         let foreign = neighbours.foreign(&pool)?;
-        let uncertain = pool.uncertainty(Some(vm));
-        let permissions = Permissions { owner: vm, foreign: &foreign, uncertain: uncertain.as_deref() };
+        let kept = Kept::look(context, keep_undo)?;
+        let uncertain = kept.uncertainty(&pool, vm);
+        let permissions =
+            Permissions { owner: vm, foreign: &foreign, kept: &kept.layers, uncertain: uncertain.as_deref() };
         let plan = |(target, layer): &(String, Layer)| (target.clone(), collapse::plan(&pool, &layer.id, permissions));
         let disks = layers.iter().map(plan).collect();
         Ok(Self { pool, dropped, disks, _neighbours: neighbours })
@@ -317,7 +349,8 @@ impl Doomed {
                     continue;
                 }
                 seen.push(id.clone());
-                let doomed = Self::at(context, vm, record.clone(), &[(disk.target.clone(), info.layer.clone())])?;
+                let layers = [(disk.target.clone(), info.layer.clone())];
+                let doomed = Self::at(context, vm, record.clone(), &layers, false)?;
                 if !doomed.moves().merges.is_empty() {
                     return Ok(Some(doomed));
                 }
@@ -366,6 +399,7 @@ fn outcome(target: &str, action: &Action, pool: &Pool, unmerged: Option<&str>) -
             (What::Kept(format!("{} layers stand on it ({})", children.len(), users.join(", "))), 0)
         }
         Action::Keep { why: Why::Uncertain(why), .. } => (What::Kept(why.clone()), 0),
+        Action::Keep { why: Why::Undo, .. } => (What::Kept("a change that can be undone needs it".to_owned()), 0),
         Action::Keep { why: Why::InUse, .. } => {
             (What::Kept("another VM has it open, or relies on it as it is".to_owned()), 0)
         }

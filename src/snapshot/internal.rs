@@ -51,7 +51,10 @@ pub fn free_tag() -> String {
 pub async fn take(qmp: Option<&mut Qmp>, record: &Record, taking: &plan::Taking, tag: &str) -> Result<Vec<Step>> {
     let live = qmp.is_some();
     let memory = match qmp {
-        Some(qmp) => Some(Memory { image: None, bytes: 0, writer: memory::fingerprint(qmp, &record.config).await? }),
+        Some(qmp) => {
+            let writer = memory::fingerprint(qmp, &record.config).await?;
+            Some(Memory { image: None, bytes: 0, writer, leased: memory::leased(qmp, &record.config) })
+        }
         None => None,
     };
     let mut after = plan::named(record, taking);
@@ -156,7 +159,7 @@ pub(super) async fn remove(
         let now = size(disk).unwrap_or(before);
         Outcome { target: disk.target.clone(), what: What::Internal, bytes: before.saturating_sub(now) }
     });
-    Ok(Removed { name: name.clone(), outcomes: outcomes.collect() })
+    Ok(Removed { name: name.clone(), outcomes: outcomes.collect(), lost_undo: Vec::new() })
 }
 
 /// A sealed layer can be written only while nobody has it open; the locks of those who could open it.

@@ -8,8 +8,9 @@ use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::model::{Config, Fingerprint, Memory, Name, PointRef, Record, Snapshot, human};
 use crate::qemu::accel::{self, Chosen, Host};
-use crate::qemu::cmdline::{How, Sockets};
+use crate::qemu::cmdline::{self, How, Sockets};
 use crate::qemu::probe::Probe;
+use crate::qemu::process;
 use crate::qemu::qmp::Qmp;
 use crate::settings::Accel;
 use crate::sys::space;
@@ -43,12 +44,17 @@ pub async fn fingerprint(qmp: &mut Qmp, config: &Config) -> Result<Fingerprint> 
     Ok(print(qmp.version(), &chosen, &host, config, devices.collect()))
 }
 
+/// The network cards for which the running QEMU was told to begin its table of leases one address earlier: [`Memory::leased`].
+pub fn leased(qmp: &Qmp, config: &Config) -> Vec<usize> {
+    qmp.pid().map(process::argv).map(|argv| cmdline::leased(&argv, config.nics.len())).unwrap_or_default()
+}
+
 /// What the QEMU would be like that were started here and now.
 pub fn planned(context: &Context, name: &Name, record: &Record) -> Result<Fingerprint> {
     let host = Host::observe();
     let chosen = accel::choose(context.settings.accel, &host)?;
     let sockets = Sockets::new(start::runtime_directory(context, record.uuid)?);
-    let argv = start::argv(context, name, record, &chosen, &sockets, How::Incoming)?;
+    let argv = start::argv(context, name, record, &chosen, &sockets, How::Incoming { leased: &[] })?;
     let options = argv.windows(2).filter(|pair| pair[0] == "-device");
     let devices = options.filter_map(|pair| {
         let device: Value = serde_json::from_str(&pair[1]).ok()?;

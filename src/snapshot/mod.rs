@@ -9,3 +9,4 @@ pub mod memory;
 pub mod plan;
 pub mod rename;
 pub mod revert;
+pub mod undoable;

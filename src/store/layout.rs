@@ -139,6 +139,11 @@ impl Layout {
         self.vm(name).join("vm.json")
     }
 
+    /// The sums of what the layers of a template hold.
+    pub fn sums(&self, name: &Name) -> PathBuf {
+        self.vm(name).join("sums.json")
+    }
+
     /// A second copy of its record, for the day on which the first one cannot be read. Nothing but `doctor --repair` ever reads it.
     pub fn spare_json(&self, name: &Name) -> PathBuf {
         self.vm(name).join("vm.json.spare")

@@ -13,6 +13,7 @@ mod layout;
 mod lock;
 mod reserve;
 pub mod schema;
+pub mod sums;
 pub mod trash;
 
 use std::io;

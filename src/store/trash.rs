@@ -255,6 +255,13 @@ impl Store {
         Ok(needs.flat_map(Needs::layers).collect())
     }
 
+    /// The changes that can be undone only as long as these layers are what they were.
+    pub fn undoable_on(&self, layers: &[&LayerId]) -> Result<Vec<Entry>> {
+        let mut on = self.trash_entries()?;
+        on.retain(|path| Needs::of(path).into_iter().flat_map(Needs::layers).any(|id| layers.contains(&&id)));
+        Ok(on.iter().filter_map(|path| Entry::read(path).ok()).filter(Entry::can_be_undone).collect())
+    }
+
     /// An entry of the trash that cannot be read: which layers it needs is unknown.
     pub fn torn_entry(&self) -> Result<Option<String>> {
         let torn = self.trash_entries()?.into_iter().find(|path| Needs::of(path).is_none());

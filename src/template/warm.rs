@@ -22,10 +22,11 @@ use crate::error::{Error, IoContext, Result};
 use crate::guest::exec::{self, Failure, Request, Stream, Streams};
 use crate::guest::identity;
 use crate::guest::install::{self, Reached};
+use crate::guest::network;
 use crate::guest::port::Client;
 use crate::helper::frame;
 use crate::layer::pool::Pool;
-use crate::model::{Config, Fingerprint, LayerId, Name, PointRef, Record, Warm, WarmImage, human};
+use crate::model::{Config, Fingerprint, GUEST_ADDRESS, LayerId, Name, Nic, PointRef, Record, Warm, WarmImage, human};
 use crate::qemu::cmdline::How;
 use crate::qemu::probe::Probe;
 use crate::qemu::qmp::{Qmp, QmpError};
@@ -44,6 +45,8 @@ const WATCH: Duration = Duration::from_millis(500);
 const TIMES: u32 = 3;
 /// How long it may take to become idle; one that never does is saved as it is.
 const SETTLE: Duration = Duration::from_secs(60);
+/// How long the guest agent may take to tell the guest's addresses.
+const ADDRESSES: Duration = Duration::from_secs(30);
 /// How soon a readiness command that failed is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
 /// What is left free on the store's file system.
@@ -89,7 +92,7 @@ pub async fn warm(context: &Context, name: &Name, warming: &Warming) -> Result<W
     clone::clone(context, &request).await?;
     let saved = save(context, &clone, warming).await;
     let kept = match saved {
-        Ok((config, writer, kernel)) => keep(context, name, &record, &clone, config, writer, kernel).await,
+        Ok(saved) => keep(context, name, &record, &clone, saved).await,
         Err(error) => Err(error),
     };
     discard::discard(context, &clone, &ours).await?;
@@ -121,8 +124,16 @@ fn check(context: &Context, name: &Name, record: &Record) -> Result<()> {
     Ok(())
 }
 
+/// What is known of a guest that was saved.
+struct Saved {
+    config: Config,
+    writer: Fingerprint,
+    kernel: String,
+    leased: Vec<usize>,
+}
+
 /// Boots the throw-away clone, gets it ready, and leaves its memory and devices in files of its directory.
-async fn save(context: &Context, clone: &Name, warming: &Warming) -> Result<(Config, Fingerprint, String)> {
+async fn save(context: &Context, clone: &Name, warming: &Warming) -> Result<Saved> {
     let store = &context.store;
     let (lock, record) = open::open(context, clone).await?;
     let memory = store.layout.warming_memory(clone);
@@ -139,6 +150,7 @@ async fn save(context: &Context, clone: &Name, warming: &Warming) -> Result<(Con
         }
     };
     wait_for_ready(context, clone, &mut client, warming).await?;
+    let leased = leased(context, clone, &record.config).await;
     wait_for_idle(context, clone).await?;
     let (_, release) = shell(context, clone, &mut client, "uname -r", Duration::from_secs(60)).await?;
     for problem in identity::prepare(&mut client).await? {
@@ -152,7 +164,28 @@ async fn save(context: &Context, clone: &Name, warming: &Warming) -> Result<(Con
     save_devices(&mut qmp, &store.layout.warming_state(clone)).await?;
     stop::quit(context, clone, qmp).await?;
     file.sync_all().on("flush", &memory)?;
-    Ok((record.config, writer, release.trim().to_owned()))
+    Ok(Saved { config: record.config, writer, kernel: release.trim().to_owned(), leased })
+}
+
+/// The network cards on which the guest has the address that forwarded ports lead to.
+async fn leased(context: &Context, clone: &Name, config: &Config) -> Vec<usize> {
+    if config.nics.is_empty() {
+        return Vec::new();
+    }
+    let addresses = match network::addresses(context, clone, ADDRESSES).await {
+        Ok(addresses) => addresses,
+        Err(error) => {
+            context.ui.warn(&format!(
+                "{clone}: its addresses are not known, so ports that are forwarded to warm clones may not be answered: {}",
+                error.full_message()
+            ));
+            return Vec::new();
+        }
+    };
+    let has = |(_, nic): &(usize, &Nic)| {
+        addresses.iter().any(|(mac, address)| mac.eq_ignore_ascii_case(&nic.mac) && *address == GUEST_ADDRESS)
+    };
+    config.nics.iter().enumerate().filter(has).map(|(index, _)| index).collect()
 }
 
 /// The boot is over when systemd says so, where there is one, and the readiness command succeeds.
@@ -246,15 +279,8 @@ async fn save_devices(qmp: &mut Qmp, path: &Path) -> Result<()> {
 }
 
 /// Gives what was saved to the template.
-async fn keep(
-    context: &Context,
-    name: &Name,
-    before: &Record,
-    clone: &Name,
-    config: Config,
-    writer: Fingerprint,
-    kernel: String,
-) -> Result<u64> {
+async fn keep(context: &Context, name: &Name, before: &Record, clone: &Name, saved: Saved) -> Result<u64> {
+    let Saved { config, writer, kernel, leased } = saved;
     let store = &context.store;
     let _store_lock = store.lock(context).await?;
     let (_lock, mut record) = open::open(context, name).await?;
@@ -283,7 +309,7 @@ async fn keep(
     std::fs::rename(&memory, layout.warm_memory(&image)).on("rename", &memory)?;
     std::fs::rename(&state, layout.warm_state(&image)).on("rename", &state)?;
     atomic::sync_directory(&layout.rams())?;
-    let warm = Warm { image, made: Timestamp::now(), writer, helper: frame::VERSION, kernel, pool: 0, config };
+    let warm = Warm { image, made: Timestamp::now(), writer, helper: frame::VERSION, kernel, pool: 0, leased, config };
     let bytes = warm.bytes();
     record.warm = Some(warm);
     store.save(name, &record)?;

@@ -73,7 +73,7 @@ pub async fn wake(context: &Context, name: &Name, record: &Record, warm: &Warm, 
         return Err(Error::refused("the template is being cooled just now"));
     }
     let readonly = Probe::get(context)?.readonly_memory;
-    let how = How::Warm { file: &file, readonly };
+    let how = How::Warm { file: &file, readonly, leased: &warm.leased };
     let path = context.store.layout.warm_state(&warm.image);
     let state = File::open(&path).on("open", &path)?;
     let mut qmp = start::launch(context, name, record, Launch { how, held: vec![held.into()], with_us }).await?;

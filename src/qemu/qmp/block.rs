@@ -27,12 +27,16 @@ impl Qmp {
     ///
     /// `query-block` would tell, too, but describes every backing file at every level: minutes for a chain of 250.
     pub async fn active_layer(&mut self, target: &str) -> Result<Option<LayerId>, QmpError> {
+        Ok(Layer::id_of_node(&self.root_node(target).await?))
+    }
+
+    /// The block node that the guest's device `target` is on just now, whoever made it.
+    pub async fn root_node(&mut self, target: &str) -> Result<String, QmpError> {
         let (path, property) = match target {
             "nvram" => ("/machine".to_owned(), "pflash1"),
             disk => (format!("/machine/peripheral/{}", crate::qemu::nodes::device_id(disk)), "drive"),
         };
-        let node: String = self.call("qom-get", json!({"path": path, "property": property})).await?;
-        Ok(Layer::id_of_node(&node))
+        self.call("qom-get", json!({"path": path, "property": property})).await
     }
 
     /// Does somebody in the guest hold the guest agent's port open (`query-chardev`)?

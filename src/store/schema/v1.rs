@@ -48,6 +48,8 @@ struct WarmV1 {
     kernel: String,
     #[serde(default)]
     pool: u32,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    leased: Vec<usize>,
     config: ConfigV1,
 }
 
@@ -165,6 +167,8 @@ struct MemoryV1 {
     image: Option<RamImage>,
     bytes: u64,
     writer: Fingerprint,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    leased: Vec<usize>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -232,6 +236,7 @@ impl From<&Record> for RecordV1 {
                 helper: warm.helper,
                 kernel: warm.kernel,
                 pool: warm.pool,
+                leased: warm.leased,
             }),
             ephemeral: record.ephemeral.clone(),
         }
@@ -275,8 +280,8 @@ impl TryFrom<WarmV1> for Warm {
     type Error = Error;
 
     fn try_from(warm: WarmV1) -> Result<Self> {
-        let WarmV1 { image, made, writer, helper, kernel, pool, config } = warm;
-        Ok(Self { image, made, writer, helper, kernel, pool, config: config.try_into()? })
+        let WarmV1 { image, made, writer, helper, kernel, pool, leased, config } = warm;
+        Ok(Self { image, made, writer, helper, kernel, pool, leased, config: config.try_into()? })
     }
 }
 
@@ -395,7 +400,12 @@ impl From<&Snapshot> for SnapshotV1 {
                 SnapshotKind::Internal { .. } => KindV1::Internal,
             },
             tag: snapshot.tag().map(str::to_owned),
-            memory: snapshot.memory.clone().map(|Memory { image, bytes, writer }| MemoryV1 { image, bytes, writer }),
+            memory: snapshot.memory.clone().map(|Memory { image, bytes, writer, leased }| MemoryV1 {
+                image,
+                bytes,
+                writer,
+                leased,
+            }),
             expires: snapshot.expires,
             created: snapshot.created,
             description: snapshot.description.clone(),
@@ -424,7 +434,12 @@ impl TryFrom<SnapshotV1> for Snapshot {
                     return Err(Error::damaged("an internal snapshot has no tag"));
                 }
             },
-            memory: snapshot.memory.map(|MemoryV1 { image, bytes, writer }| Memory { image, bytes, writer }),
+            memory: snapshot.memory.map(|MemoryV1 { image, bytes, writer, leased }| Memory {
+                image,
+                bytes,
+                writer,
+                leased,
+            }),
             expires: snapshot.expires,
             created: snapshot.created,
             description: snapshot.description,
