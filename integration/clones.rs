@@ -260,7 +260,7 @@ fn a_copy_of_a_vm_is_not_reset_onto_what_that_writes_to() {
     let lab = Lab::new();
     lab.ok(&["create", "v", "--size", "16M"]);
     lab.ok(&["clone", "v", "copy", "--full"]);
-    lab.run(&["reset", "copy", "--stopped"]).fails(5, &["copy is a copy of v"]);
+    lab.run(&["reset", "copy", "--stopped"]).fails(5, &["copy is a copy of the VM v"]);
     lab.ok(&["snapshot", "create", "v", "s"]);
     lab.ok(&["clone", "v@s", "other"]);
     lab.ok(&["reset", "other", "--stopped"]);

@@ -36,6 +36,10 @@ fn a_guest_can_be_spoken_to_stopped_and_started_again() {
     std::fs::write(&there, &bytes).unwrap();
     lab.ok(&["cp", there.to_str().unwrap(), "web:/root/"]);
     lab.ok(&["cp", "web:/root/there", back.to_str().unwrap()]);
+    let fifo = lab.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    lab.run(&["cp", "web:/root/there", fifo.to_str().unwrap()]).fails(5, &["FIFO", "cowhand cp VM:FILE -"]);
+    assert!(std::os::unix::fs::FileTypeExt::is_fifo(&fifo.metadata().unwrap().file_type()));
     assert!(std::fs::read(&back).unwrap() == bytes, "the file came back changed");
     lab.run(&["cp", "web:/no/such/file", back.to_str().unwrap()]).fails(3, &["/no/such/file"]);
     // Standard output and input.

@@ -114,34 +114,6 @@ fn a_stopped_vm_has_no_memory_to_save_and_that_is_said() {
 }
 
 #[test]
-fn memory_of_another_machine_is_refused_and_the_difference_named() {
-    let lab = Lab::new();
-    lab.booted("web");
-    lab.ok(&["snapshot", "create", "web", "s", "--memory"]);
-    lab.write("web", "/root/a", "after");
-    let record = lab.store().join("vms/web/vm.json");
-    let text = std::fs::read_to_string(&record).unwrap();
-    for (ours, theirs, words) in [
-        ("\"accel\": \"tcg\"", "\"accel\": \"kvm\"", "accelerator was kvm"),
-        ("\"qemu\": \"", "\"qemu\": \"6.", "QEMU was 6."),
-    ] {
-        std::fs::write(&record, text.replace(ours, theirs)).unwrap();
-        lab.run(&["snapshot", "revert", "web@s"]).fails(5, &[words, "--cold"]);
-        assert_eq!(lab.state("web"), "running", "a refused revert leaves the VM as it was");
-        assert_eq!(lab.read("web", "/root/a").as_deref(), Some("after"));
-    }
-    std::fs::write(&record, &text).unwrap();
-    // Cut short, it is noticed before anything is touched.
-    let image = images(&lab).remove(0);
-    let length = image.metadata().unwrap().len();
-    std::fs::File::options().write(true).open(&image).unwrap().set_len(length - 4096).unwrap();
-    lab.run(&["snapshot", "revert", "web@s"]).fails(8, &["cut short", "--cold"]);
-    assert_eq!(lab.read("web", "/root/a").as_deref(), Some("after"));
-    lab.ok(&["snapshot", "revert", "web@s", "--cold"]);
-    assert_eq!(lab.read("web", "/root/a"), None);
-}
-
-#[test]
 fn a_restore_that_fails_half_way_leaves_the_vm_where_it_was() {
     let lab = Lab::new();
     lab.booted("web");
@@ -181,6 +153,34 @@ fn a_snapshot_there_is_no_room_for_is_refused_before_anything_happens() {
 /// The second tier, see docs/testing.md.
 mod full {
     use super::*;
+
+    #[test]
+    fn memory_of_another_machine_is_refused_and_the_difference_named() {
+        let lab = Lab::new();
+        lab.booted("web");
+        lab.ok(&["snapshot", "create", "web", "s", "--memory"]);
+        lab.write("web", "/root/a", "after");
+        let record = lab.store().join("vms/web/vm.json");
+        let text = std::fs::read_to_string(&record).unwrap();
+        for (ours, theirs, words) in [
+            ("\"accel\": \"tcg\"", "\"accel\": \"kvm\"", "accelerator was kvm"),
+            ("\"qemu\": \"", "\"qemu\": \"6.", "QEMU was 6."),
+        ] {
+            std::fs::write(&record, text.replace(ours, theirs)).unwrap();
+            lab.run(&["snapshot", "revert", "web@s"]).fails(5, &[words, "--cold"]);
+            assert_eq!(lab.state("web"), "running", "a refused revert leaves the VM as it was");
+            assert_eq!(lab.read("web", "/root/a").as_deref(), Some("after"));
+        }
+        std::fs::write(&record, &text).unwrap();
+        // Cut short, it is noticed before anything is touched.
+        let image = images(&lab).remove(0);
+        let length = image.metadata().unwrap().len();
+        std::fs::File::options().write(true).open(&image).unwrap().set_len(length - 4096).unwrap();
+        lab.run(&["snapshot", "revert", "web@s"]).fails(8, &["cut short", "--cold"]);
+        assert_eq!(lab.read("web", "/root/a").as_deref(), Some("after"));
+        lab.ok(&["snapshot", "revert", "web@s", "--cold"]);
+        assert_eq!(lab.read("web", "/root/a"), None);
+    }
 
     #[test]
     fn a_killed_memory_snapshot_loses_neither_the_guest_nor_its_disks() {

@@ -19,7 +19,7 @@ use crate::layer::{chain, import, opened};
 use crate::model::{Disk, Format, Layer, PointRef, printable};
 use crate::qemu::img::{Checked, Img, Info, Inside, Source};
 use crate::sys::cage::Held;
-use crate::sys::image_lock;
+use crate::sys::{files, image_lock};
 use crate::ui::Task;
 use crate::vm::{list, open, status};
 
@@ -95,7 +95,12 @@ impl Target {
         if path.is_dir() {
             return Err(Error::usage(format!("{} is a directory: name a file in it", path.display())));
         }
-        if path.exists() && !self.force {
+        if let Some(what) = files::special_at(&path) {
+            return Err(Error::refused(format!("{} is {what}, not an ordinary file", path.display()))
+                .hint("name a file, which can be new"));
+        }
+        // A link that leads nowhere would be replaced, too.
+        if path.symlink_metadata().is_ok() && !self.force {
             return Err(Error::exists(format!("{} is there already", path.display())).hint("to replace it: --force"));
         }
         let directory = path.parent().unwrap_or(Path::new("/"));

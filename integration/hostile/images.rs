@@ -254,6 +254,28 @@ fn a_command_that_hangs_on_a_fifo_or_touches_a_device() {
         site.refuses(&["create", "x", "--disk", &format!("{file},use,format=raw")], &[what]);
         site.refuses(&["seal", file], &[what]);
     }
+    // Nor is one written to, or a file put in its place.
+    let (image, device) = (site.at("image.qcow2"), site.at("device"));
+    qemu_img(&["create", "-q", "-f", "qcow2", &image, "1M"]);
+    site.lab.ok(&["create", "vm", "--disk", &image]);
+    let kind = nix::sys::stat::SFlag::S_IFCHR;
+    let is_root = nix::unistd::geteuid().is_root();
+    if is_root {
+        nix::sys::stat::mknod(device.as_str(), kind, nix::sys::stat::Mode::S_IRWXU, nix::sys::stat::makedev(1, 3))
+            .unwrap();
+    }
+    for (out, what) in [(&fifo, "FIFO"), (&link, "FIFO"), (&socket, "socket"), (&device, "device")] {
+        if !is_root && out == &device {
+            continue;
+        }
+        let before = std::fs::symlink_metadata(out).unwrap().file_type();
+        for force in [&[][..], &["--force"]] {
+            site.refuses(&[&["image", "convert", &image, out][..], force].concat(), &[what]);
+            site.refuses(&[&["image", "export", "vm", out][..], force].concat(), &[what]);
+            site.refuses(&[&["seal", &image, "--out", out][..], force].concat(), &[what]);
+        }
+        assert_eq!(std::fs::symlink_metadata(out).unwrap().file_type(), before, "{out}");
+    }
     // What a backing file leads to is looked at in the same way.
     let overlay = site.at("overlay.qcow2");
     qemu_img(&["create", "-q", "-u", "-f", "qcow2", "-b", "fifo", "-F", "raw", &overlay, "1M"]);

@@ -3,25 +3,18 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use jiff::Timestamp;
 
 use super::Finding;
 use crate::context::Context;
-use crate::error::{Error, IoContext, Kind, Result};
-use crate::layer::{chain, content, opened};
+use crate::error::{Error, IoContext, Result};
+use crate::layer::{blocking, chain, content, opened};
 use crate::model::{Format, Layer, Name, Record, printable};
 use crate::qemu::img::{Checked, Img, Source};
 use crate::store::sums::Sum;
 use crate::sys::flock;
-use crate::ui::Counter;
 use crate::vm::status;
-
-/// How often a progress bar moves.
-const TICK: Duration = Duration::from_millis(100);
 
 /// Looks into the files of all VMs and templates, or of one. What is wrong with records and chains is said elsewhere.
 pub async fn examine(context: &Context, only: Option<&Name>) -> Result<Vec<Finding>> {
@@ -97,7 +90,8 @@ impl Seen {
                 0 => String::new(),
                 written => format!(", {written} are being written to and were not looked at"),
             };
-            findings.push(Finding::ok("images", format!("{sound} images are sound{written}")).of(name));
+            let are = if sound == 1 { "image is" } else { "images are" };
+            findings.push(Finding::ok("images", format!("{sound} {are} sound{written}")).of(name));
         }
         Ok(findings)
     }
@@ -156,17 +150,20 @@ impl Seen {
             findings.push(match store.save_sums(name, &sums) {
                 Ok(()) => Finding::info(
                     "content",
-                    format!("what {new} layers hold is noted now; the next --deep compares it"),
+                    format!("checksums of its layers ({new}) are noted now; the next --deep compares them"),
                 )
                 .of(name),
-                Err(error) => {
-                    Finding::warn("content", format!("what its layers hold cannot be noted: {}", error.full_message()))
-                        .of(name)
-                }
+                Err(error) => Finding::warn(
+                    "content",
+                    format!("the checksums of its layers cannot be noted: {}", error.full_message()),
+                )
+                .of(name),
             });
         } else if findings.is_empty() {
             let date = since.strftime("%Y-%m-%d");
-            findings.push(Finding::ok("content", format!("{same} layers hold what they held on {date}")).of(name));
+            findings.push(
+                Finding::ok("content", format!("what its layers ({same}) hold is what they held on {date}")).of(name),
+            );
         }
         Ok(findings)
     }
@@ -210,29 +207,12 @@ async fn check(context: &Context, layer: &Layer) -> Result<Option<Checked>, Stri
 }
 
 async fn sum(context: &Context, layer: &Layer) -> Result<String, String> {
-    struct StopOnDrop(Arc<AtomicBool>);
-    impl Drop for StopOnDrop {
-        fn drop(&mut self) {
-            self.0.store(true, Ordering::Relaxed);
-        }
-    }
     let summed = async {
         let path = context.store.layout.layer(layer);
         let file = opened::open(&context.store, layer)?.file;
         let total = file.metadata().map(|about| about.blocks() * 512).on("read", &path)?;
         let task = context.ui.task(&format!("reading {layer}"), total);
-        let (counter, stop) = (Counter::default(), StopOnDrop(Arc::default()));
-        let mut work = tokio::task::spawn_blocking({
-            let (counter, stop) = (counter.clone(), Arc::clone(&stop.0));
-            move || content::sum(&file, &counter, &stop)
-        });
-        loop {
-            match tokio::time::timeout(TICK, &mut work).await {
-                Ok(Ok(sum)) => return sum.on("read", &path),
-                Ok(Err(panic)) => return Err(Error::new(Kind::Failed, "reading failed").because(panic)),
-                Err(_) => task.update(counter.get(), total),
-            }
-        }
+        blocking::run(&*task, total, move |counter, stop| content::sum(&file, counter, stop)).await.on("read", &path)
     };
     summed.await.map_err(|error: Error| error.full_message())
 }

@@ -36,8 +36,11 @@ pub async fn reset(context: &Context, name: &Name, stopped: bool) -> Result<Rese
     })?;
     let (source_name, mut source) = source(context, name, &origin)?;
     if origin.snapshot.is_none() && !source.is_template() {
-        return Err(Error::refused(format!("{name} is a copy of {source_name}, which has changed since or may"))
-            .hint(format!("go back to a snapshot of its own: cowhand snapshot revert {name}@NAME")));
+        return Err(Error::refused(format!(
+            "{name} is a copy of the VM {source_name}, which may have changed since: there is nothing to go back to"
+        ))
+        .hint(format!("for a new copy: cowhand rm {name} && cowhand clone {source_name} {name} --full"))
+        .hint(format!("or go back to a snapshot of its own: cowhand snapshot revert {name}@NAME")));
     }
     // Nobody may merge the layers of the snapshot meanwhile.
     let mut source_lock = None;

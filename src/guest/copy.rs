@@ -10,6 +10,7 @@ use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::helper::frame::{Kind, Reply, Request, Why};
 use crate::helper::tree::{self, Budget, Piece, Refusal, Target, Writer};
+use crate::sys::files;
 
 /// How long a guest may take to write everything down once all of it was sent.
 const FINISH: Duration = Duration::from_secs(600);
@@ -72,11 +73,21 @@ pub struct Rules {
     pub budget: Budget,
 }
 
+/// Refuses to put a file in the place of a device, a FIFO or a socket, or of a link to one.
+pub fn refuse_special(place: &Path) -> Result<()> {
+    match files::special_at(place) {
+        None => Ok(()),
+        Some(what) => Err(Error::refused(format!("{} is {what}, not an ordinary file", place.display()))
+            .hint("to write a file of the guest to standard output: cowhand cp VM:FILE -")),
+    }
+}
+
 /// The place on the host for what is called `from` in the guest: in `to`, where that is a directory, else `to` itself. It is
 /// opened now; what a guest makes later of the path changes nothing.
 pub fn target(from: &str, to: &Path) -> Result<Target> {
     let name = Path::new(from).file_name().unwrap_or(OsStr::new("files"));
     let place = tree::destination(to, name);
+    refuse_special(&place)?;
     Target::at(&place).on("write", &place)
 }
 

@@ -29,6 +29,7 @@ pub async fn copy_out(
     agent_limit: Duration,
     max_bytes: u64,
 ) -> Result<u64> {
+    copy::refuse_special(to)?;
     session::settle(context, name).await?;
     session::refuse_paused(context, name).await?;
     let mut session = session::open(context, name, agent_limit).await?;

@@ -3,31 +3,15 @@
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use super::inspect::{self, Reference, Role};
-use super::{chain as chains, create, foreign, note, opened};
+use super::{blocking, chain as chains, create, foreign, note, opened};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::model::{FileId, Layer};
 use crate::qemu::img::{Img, Inside};
 use crate::qemu::offline::{self, Offline};
 use crate::sys::sparse::{self, Method};
-use crate::ui::Counter;
-
-/// How often a progress bar moves.
-const TICK: Duration = Duration::from_millis(100);
-
-/// Stops the copying thread when its future is dropped.
-struct StopOnDrop(Arc<AtomicBool>);
-
-impl Drop for StopOnDrop {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
 
 /// Copies the layer `from` as `layer`, durably. One that exists already is left alone.
 pub async fn file(context: &Context, from: &Layer, layer: &Layer) -> Result<Option<Method>> {
@@ -101,22 +85,9 @@ async fn begin(context: &Context, (from, opened): (&Path, File), layer: &Layer) 
     let partial = context.store.layout.partial_layer(layer);
     let _ = std::fs::remove_file(&partial);
     let total = opened.metadata().map(|about| about.blocks() * 512).on("read", from)?;
-    let (counter, stop) = (Counter::default(), StopOnDrop(Arc::default()));
     let task = context.ui.task(&format!("copying {}", from.file_name().unwrap_or_default().to_string_lossy()), total);
-    let mut work = tokio::task::spawn_blocking({
-        let (partial, counter, stop) = (partial.clone(), counter.clone(), Arc::clone(&stop.0));
-        move || sparse::copy(&opened, &partial, &counter, &stop)
-    });
-    let copied = loop {
-        match tokio::time::timeout(TICK, &mut work).await {
-            Ok(result) => break result,
-            Err(_) => task.update(counter.get(), total),
-        }
-    };
-    match copied {
-        Ok(result) => result.on("copy", from),
-        Err(panic) => Err(Error::failed(format!("copying {} failed", from.display())).because(panic)),
-    }
+    let copied = blocking::run(&*task, total, move |counter, stop| sparse::copy(&opened, &partial, counter, stop));
+    copied.await.on("copy", from)
 }
 
 /// Makes `layer` an independent copy of the chain below `source`: a single layer is copied as a file, a longer chain is

@@ -3,6 +3,7 @@
 //! [`qcow2`], [`inspect`], [`pool`] and [`collapse`] are pure; [`census`], [`chain`], [`foreign`] and [`opened`] and [`sealed`] read; [`create`], [`copy`],
 //! [`flush`] and [`merge`] act.
 
+pub mod blocking;
 pub mod census;
 pub mod chain;
 pub mod collapse;

@@ -1,11 +1,11 @@
 //! Opening files that other users may have put in place, and how many files this process may open.
 
 use std::ffi::OsString;
-use std::fs::{File, OpenOptions, Permissions};
+use std::fs::{File, FileType, OpenOptions, Permissions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
@@ -105,6 +105,10 @@ impl Pinned {
             if !is_trusted(about.uid()) {
                 return Err(Refusal::Link { link: shown(&at)?.join(name), owner: about.uid() });
             }
+            // Another user can have given one of ours this name, where the kernel lets them (`fs.protected_hardlinks`).
+            if about.nlink() > 1 && is_open_to_others(&File::from(at.try_clone()?).metadata()?) {
+                return Err(Refusal::Linked);
+            }
             links += 1;
             if links > LINKS {
                 return Err(Refusal::Io(rustix::io::Errno::LOOP.into()));
@@ -184,6 +188,23 @@ fn is_trusted(uid: u32) -> bool {
     uid == 0 || uid == nix::unistd::geteuid().as_raw()
 }
 
+/// What a file is, in words, that is no ordinary file, directory or link: opening one can wait for ever, or do something.
+pub fn special(kind: FileType) -> Option<&'static str> {
+    match kind {
+        _ if kind.is_fifo() => Some("a FIFO"),
+        _ if kind.is_socket() => Some("a socket"),
+        _ if kind.is_block_device() => Some("a block device"),
+        _ if kind.is_char_device() => Some("a character device"),
+        _ => None,
+    }
+}
+
+/// The same of what lies at `path`, or of what a link there leads to. Nothing is opened.
+pub fn special_at(path: &Path) -> Option<&'static str> {
+    let kinds = [path.symlink_metadata(), path.metadata()].into_iter().flatten();
+    kinds.map(|about| about.file_type()).find_map(special)
+}
+
 /// Can other users make names in this directory?
 fn is_open_to_others(directory: &std::fs::Metadata) -> bool {
     !is_trusted(directory.uid()) || directory.mode() & 0o022 != 0
@@ -223,6 +244,38 @@ mod tests {
         assert!(Pinned::open(&file).is_ok());
         std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o1777)).expect("mode");
         assert!(matches!(Pinned::open(&file), Err(Refusal::Linked)));
+    }
+
+    #[test]
+    fn a_link_with_two_names_is_refused_where_others_can_make_names() {
+        let directory = tempfile::tempdir().expect("directory");
+        let at = |name: &str| directory.path().join(name);
+        std::fs::write(at("file"), "x").expect("file");
+        std::os::unix::fs::symlink("file", at("link")).expect("link");
+        std::fs::hard_link(at("link"), at("other")).expect("link");
+        assert!(Pinned::open(&at("other")).is_ok());
+        std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o1777)).expect("mode");
+        assert!(matches!(Pinned::open(&at("other")), Err(Refusal::Linked)));
+        assert!(Pinned::open(&at("file")).is_ok());
+    }
+
+    #[test]
+    fn what_is_no_ordinary_file_is_told_and_so_is_what_a_link_leads_to() {
+        let directory = tempfile::tempdir().expect("directory");
+        let at = |name: &str| directory.path().join(name);
+        nix::unistd::mkfifo(&at("pipe"), nix::sys::stat::Mode::S_IRWXU).expect("pipe");
+        std::fs::write(at("file"), "x").expect("file");
+        for (link, target) in [("to-pipe", "pipe"), ("to-file", "file"), ("nowhere", "none")] {
+            std::os::unix::fs::symlink(target, at(link)).expect("link");
+        }
+        for (name, what) in [("pipe", Some("a FIFO")), ("to-pipe", Some("a FIFO")), ("file", None), ("to-file", None)] {
+            assert_eq!(special_at(&at(name)), what, "{name}");
+        }
+        assert_eq!(
+            (special_at(&at("nowhere")), special_at(&at("none")), special_at(directory.path())),
+            (None, None, None)
+        );
+        assert_eq!(special_at(Path::new("/dev/null")), Some("a character device"));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use nix::fcntl::{FcntlArg, fcntl};
@@ -23,7 +24,8 @@ pub fn is_open(path: &Path) -> io::Result<bool> {
 }
 
 fn is_locked(path: &Path, start: i64, length: i64) -> io::Result<bool> {
-    let file = File::open(path)?;
+    // What has become a FIFO is not waited for.
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     let mut lock = libc::flock {
         l_type: libc::F_WRLCK as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,

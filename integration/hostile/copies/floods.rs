@@ -227,7 +227,8 @@ fn a_guest_that_floods_cp_takes_the_memory_or_the_disk_of_the_host() {
     let now = Arc::new(Mutex::new(None));
     let guest = with_ports_of(&lab, "a", answering(&now));
     heading();
-    for attack in attacks() {
+    // In the first tier those that are most unlike each other.
+    for attack in attacks().into_iter().step_by(tier::first_or(3, 1)) {
         *now.lock().unwrap() = Some((Arc::clone(&attack.piece), attack.limit()));
         let out = lab.path().join("out");
         let words = [&["cp"], attack.options, &["a:/x", out.to_str().unwrap()]].concat();

@@ -19,7 +19,7 @@ use crate::error::{Error, IoContext, Result};
 use crate::model::{FileId, Format, printable};
 use crate::sys::cage::Held;
 use crate::sys::fault;
-use crate::sys::files::{Pinned, Refusal};
+use crate::sys::files::{self, Pinned, Refusal};
 use rule::Ask;
 
 /// A file whose headers have been read. It was opened once: whoever owns its directory may exchange it, and what is read then is still this one.
@@ -74,18 +74,18 @@ pub fn refuse_unless_regular(path: &Path, about: &std::fs::Metadata) -> Result<(
     use std::os::unix::fs::FileTypeExt;
     let kind = about.file_type();
     let shown = path.display();
-    let what = match kind {
-        _ if kind.is_file() => return Ok(()),
-        _ if kind.is_dir() => return Err(Error::refused(format!("{shown} is a directory, not a disk file"))),
-        _ if kind.is_fifo() => "a FIFO",
-        _ if kind.is_socket() => "a socket",
-        _ if kind.is_block_device() => {
-            return Err(Error::refused(format!("{shown} is a block device, not an ordinary file"))
-                .hint(format!("copy the device into a file first: dd if={shown} of=FILE.raw bs=1M conv=sparse")));
-        }
-        _ => "a character device",
-    };
-    Err(Error::refused(format!("{shown} is {what}, not an ordinary file")))
+    if kind.is_file() {
+        return Ok(());
+    }
+    if kind.is_dir() {
+        return Err(Error::refused(format!("{shown} is a directory, not a disk file")));
+    }
+    let what = files::special(kind).unwrap_or("a symbolic link");
+    let error = Error::refused(format!("{shown} is {what}, not an ordinary file"));
+    Err(match kind.is_block_device() {
+        true => error.hint(format!("copy the device into a file first: dd if={shown} of=FILE.raw bs=1M conv=sparse")),
+        false => error,
+    })
 }
 
 /// Opens and inspects `ask.path`. Whether it names other files is for the caller to judge.
