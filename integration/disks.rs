@@ -218,6 +218,9 @@ fn images_are_described_converted_and_never_overwritten_by_mistake() {
     lab.ok(&["image", "convert", &file("y.raw"), &file("z"), "-O", "qcow2"]);
     lab.run(&["image", "check", &file("z")]).fails(5, &["without a format in its name", "-f raw", "-f qcow2"]);
     lab.ok(&["image", "check", &file("z"), "-f", "qcow2"]);
+    // QEMU has no check for this one.
+    qemu_img(&["create", "-q", "-f", "vpc", &file("v.vpc"), "1M"]);
+    assert!(lab.ok(&["image", "check", &file("v.vpc")]).contains("vpc: there is nothing to check"));
     lab.run(&["image", "info", &file("none")]).fails(3, &["none"]);
     lab.run(&["image", "convert", &file("y.raw"), &file("no/z")]).fails(3, &["no directory"]);
     // A layer of the store tells of its internal snapshots, too.

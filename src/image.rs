@@ -59,19 +59,26 @@ pub struct Seen {
 }
 
 /// Checks an image; with `repair`, puts right what can be.
-pub async fn check(context: &Context, path: &Path, format: Option<Format>, repair: bool) -> Result<Option<Checked>> {
+/// `None`: the format (raw, vpc) has nothing that could be checked.
+pub async fn check(
+    context: &Context,
+    path: &Path,
+    format: Option<Format>,
+    repair: bool,
+) -> Result<(Format, Option<Checked>)> {
     let file = foreign::look(&option(path, format))?;
     file.refuse_references()?;
     let in_use = image_lock::is_written_to(&file.held.path()).on("look at the locks of", path)?;
     if repair && in_use {
         return Err(Error::refused(format!("{} is in use: a running QEMU writes to it", path.display())));
     }
-    if file.format == Format::Raw {
-        return Ok(None);
+    if !file.format.can_be_checked() {
+        return Ok((file.format, None));
     }
     let path = file.held.path();
     let source = Source::alone(&path, file.format);
-    Img::find(context)?.holding([&file.held]).check(&path, source, in_use, repair).await.map(Some)
+    let checked = Img::find(context)?.holding([&file.held]).check(&path, source, in_use, repair).await?;
+    Ok((file.format, Some(checked)))
 }
 
 fn option(path: &Path, said: Option<Format>) -> Ask<'_> {

@@ -64,10 +64,10 @@ pub struct Check {
 
 impl Check {
     async fn run(self, app: &App) -> Result<()> {
-        let checked = image::check(&app.context, &self.file, self.image_format, self.repair).await?;
+        let (format, checked) = image::check(&app.context, &self.file, self.image_format, self.repair).await?;
         let shown = self.file.display();
         let Some(checked) = checked else {
-            app.printer.result(&format!("{shown}: raw: there is nothing to check"), &value!({"format": "raw"}));
+            app.printer.result(&format!("{shown}: {format}: there is nothing to check"), &value!({"format": format}));
             return Ok(());
         };
         let text = format!(

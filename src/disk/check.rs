@@ -3,7 +3,7 @@
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::layer::{chain, sealed};
-use crate::model::{Format, Layer, Name};
+use crate::model::{Layer, Name};
 use crate::qemu::img::{Checked, Img, Source};
 use crate::vm::{list, open, status};
 
@@ -45,7 +45,7 @@ pub async fn check(context: &Context, vm: &Name, target: Option<&str>, repair: b
         for (depth, link) in chain.links().iter().enumerate() {
             let in_use = running && depth == 0 && !disk.read_only;
             let checked = match link.layer.format {
-                Format::Raw => None,
+                format if !format.can_be_checked() => None,
                 format => {
                     let (source, repair) = (Source::File(&link.path, format), repair && depth == 0);
                     if repair {
@@ -70,7 +70,7 @@ impl Found {
 
     /// In words.
     pub fn words(&self) -> String {
-        let Some(checked) = &self.checked else { return "nothing to check (raw)".to_owned() };
+        let Some(checked) = &self.checked else { return format!("nothing to check ({})", self.layer.format) };
         let mut words = Vec::new();
         if checked.corruptions > 0 {
             words.push(format!("{} corruptions", checked.corruptions));

@@ -10,7 +10,7 @@ use super::Finding;
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::layer::{blocking, chain, content, opened};
-use crate::model::{Format, Layer, Name, Record, printable};
+use crate::model::{Layer, Name, Record, printable};
 use crate::qemu::img::{Checked, Img, Source};
 use crate::store::sums::Sum;
 use crate::sys::flock;
@@ -183,7 +183,7 @@ fn layers(context: &Context, record: &Record) -> Vec<Layer> {
 
 /// `None`: the format has nothing that could be checked.
 async fn check(context: &Context, layer: &Layer) -> Result<Option<Checked>, String> {
-    if matches!(layer.format, Format::Raw | Format::Vpc) {
+    if !layer.format.can_be_checked() {
         return Ok(None);
     }
     let checked = async {

@@ -35,6 +35,11 @@ impl Format {
             Self::Vpc => "vpc",
         }
     }
+
+    /// Has QEMU a check for it (`qemu-img check`)?
+    pub fn can_be_checked(self) -> bool {
+        !matches!(self, Self::Raw | Self::Vpc)
+    }
 }
 
 impl fmt::Display for Format {

@@ -315,6 +315,19 @@ pub fn checks(found: &[Found]) -> String {
     )
 }
 
+/// How many of the files that an image names are shown; JSON has all of them.
+const NAMES: usize = 20;
+/// The longest name that is shown, in characters.
+const NAME: usize = 200;
+
+/// The beginning of what an image says.
+fn abridged(text: &str) -> String {
+    match text.char_indices().nth(NAME) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
 /// `cowhand image info`.
 pub fn image(path: &Path, about: &Seen) -> String {
     let info = &about.info;
@@ -326,10 +339,14 @@ pub fn image(path: &Path, about: &Seen) -> String {
     ];
     if let Some(backing) = &info.backing {
         let format = info.backing_format.as_deref().unwrap_or("unnamed format");
-        lines.push(("backing", format!("{backing} ({format})")));
+        lines.push(("backing", abridged(&format!("{backing} ({format})"))));
     }
-    for name in about.names.iter().filter(|name| name.role != Role::Backing) {
-        lines.push(("names", name.to_string()));
+    // The backing file has a line of its own, where its name can be read.
+    let named = || about.names.iter().filter(|name| name.role != Role::Backing || name.name.is_none());
+    lines.extend(named().take(NAMES).map(|name| ("names", abridged(&name.to_string()))));
+    match named().count().saturating_sub(NAMES) {
+        0 => {}
+        more => lines.push(("names", format!("and {more} more"))),
     }
     if info.encrypted {
         lines.push(("encrypted", "yes".to_owned()));
@@ -342,4 +359,31 @@ pub fn image(path: &Path, about: &Seen) -> String {
         lines.push(("snapshot", format!("{} {}  {memory}", inner.id, inner.name)));
     }
     keyed(lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::inspect::Reference;
+    use crate::qemu::img::Info;
+
+    #[test]
+    fn an_image_whose_backing_file_has_no_name_that_can_be_read_says_so_and_a_thousand_names_are_not_shown() {
+        let info = Info {
+            format: "qcow2".into(),
+            virtual_bytes: 1 << 20,
+            allocated_bytes: 0,
+            backing: None,
+            backing_format: None,
+            snapshots: Vec::new(),
+            encrypted: false,
+        };
+        let unreadable = Reference { role: Role::Backing, name: None };
+        let mut about = Seen { info, variant: None, names: vec![unreadable] };
+        let shown = image(Path::new("x.qcow2"), &about);
+        assert!(shown.contains("backing file whose name cannot be read"), "{shown}");
+        about.names = (0..1000).map(|_| Reference { role: Role::Extent, name: Some("x".repeat(5000)) }).collect();
+        let shown = image(Path::new("x.vmdk"), &about);
+        assert!(shown.contains("and 980 more") && shown.len() < 8000, "{} bytes", shown.len());
+    }
 }
