@@ -34,15 +34,19 @@ impl File {
     const ALL: [Self; 4] = [Self::Record, Self::Spare, Self::Journal, Self::TrashEntry];
 
     fn path(self, lab: &Lab, vm: &str) -> PathBuf {
-        let directory = lab.store().join("vms").join(vm);
+        self.path_in(&lab.store(), vm)
+    }
+
+    fn path_in(self, store: &Path, vm: &str) -> PathBuf {
+        let directory = store.join("vms").join(vm);
         match self {
             Self::Record => directory.join("vm.json"),
             Self::Spare => directory.join("vm.json.spare"),
             Self::Journal => directory.join("journal.json"),
             Self::TrashEntry => {
-                let trash = lab.store().join("trash");
+                let trash = store.join("trash");
                 let is_its = |name: &String| name.ends_with(&format!("-revert-{vm}"));
-                trash.join(files_in(&trash).into_iter().find(is_its).unwrap()).join("entry.json")
+                trash.join(files_in(&trash).into_iter().filter(is_its).max().unwrap()).join("entry.json")
             }
         }
     }
@@ -69,9 +73,20 @@ fn others(store: &Path, count: usize) -> Vec<Vec<u8>> {
     records.collect()
 }
 
-/// Every file of a VM, cut short and exchanged for those of others. With `COWHAND_FAULTS=all`: at each length, in a store of 50 VMs (hours).
+/// Every file of a VM, cut short and exchanged for those of others. With `COWHAND_FAULTS=all`: at each length, in a store of 50 VMs (an hour).
 #[test]
 fn a_file_that_is_cut_short_or_another_vms_stops_its_own_vm_and_no_other() {
+    // Each in a store of its own.
+    let workers = if tier::is_all() { 2 } else { 1 };
+    let tried: usize = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..workers).map(|at| scope.spawn(move || damage_files(at, workers))).collect();
+        workers.into_iter().map(|worker| worker.join().unwrap()).sum()
+    });
+    eprintln!("{tried} damages");
+}
+
+/// Tries every `workers`th damage, from the one `at` on; how many that were.
+fn damage_files(at: usize, workers: usize) -> usize {
     let count = if tier::is_all() { 50 } else { tier::first_or(4, 8) };
     let lab = store_of(count);
     let layers = lab.layer_files();
@@ -85,7 +100,7 @@ fn a_file_that_is_cut_short_or_another_vms_stops_its_own_vm_and_no_other() {
         let stride = if tier::is_all() { 1 } else { tier::first_or(good.len().div_ceil(2), 211) };
         let cut =
             (0..good.len() - 1).step_by(stride).map(|end| (format!("the first {end} bytes"), good[..end].to_vec()));
-        for (what, bad) in cut.chain(strangers) {
+        for (what, bad) in cut.chain(strangers).skip(at).step_by(workers) {
             tried += 1;
             let what = format!("{file:?}: {what}");
             std::fs::write(&path, &bad).unwrap();
@@ -145,7 +160,8 @@ fn a_file_that_is_cut_short_or_another_vms_stops_its_own_vm_and_no_other() {
     assert!(layers.iter().all(|layer| kept.contains(layer)));
     lab.ok(&["undo", "vm0"]);
     lab.check_images();
-    eprintln!("{tried} damages in a store of {count} VMs");
+    eprintln!("{tried} damages in a store of {count} VMs, by worker {at}");
+    tried
 }
 
 /// A change of another VM, completed here, would make this VM the other's double, and take the other's layers.
@@ -168,13 +184,13 @@ fn a_journal_is_executed_for_the_vm_that_wrote_it_and_by_a_version_that_knows_it
         })
     };
     let predecessors = changed(&own, |journal| journal["vm"]["uuid"] = uuid::Uuid::nil().to_string().into());
-    let newer = changed(&own, |journal| journal["schema"] = 3.into());
+    let newer = changed(&own, |journal| journal["schema"] = 4.into());
     for (text, words) in [
         (&other, "the journal of vm0 is that of vm1"),
         // An earlier version did not write down whose it is; the record inside tells.
         (&unsigned(&other), "the journal of vm0 is that of another VM"),
         (&predecessors, "the journal of vm0 is that of another VM"),
-        (&newer, "written by a newer version of cowhand (schema 3"),
+        (&newer, "written by a newer version of cowhand (schema 4"),
     ] {
         std::fs::write(&journal, text).unwrap();
         for change in [&["set", "vm0", "tag.a=b"][..], &["start", "vm0"], &["snapshot", "rm", "vm0@s"]] {
@@ -461,6 +477,115 @@ impl Drop for Unreadable<'_> {
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
     }
+}
+
+/// What was written in a copy of the store, and put into the original by a restore that went wrong: of the same VM, by name and by UUID.
+#[test]
+fn what_another_store_has_written_is_not_taken_for_this_ones() {
+    let lab = store_of(2);
+    let copy = lab.path().join("copy");
+    lab.copy_tree(&lab.store(), &copy);
+    let said = lab.run(&["--store", copy.to_str().unwrap(), "snapshot", "create", "vm0", "theirs"]);
+    if !said.err.contains("copied") {
+        return skip("what_another_store_has_written_is_not_taken_for_this_ones", "no time of birth is kept here");
+    }
+    assert_eq!(said.code, 0, "{said:?}");
+    let in_copy = |args: &[&str]| lab.run(&[&["--store", copy.to_str().unwrap()], args].concat());
+    assert!(!in_copy(&["snapshot", "revert", "vm0@s"]).ok().contains("copied"));
+    let theirs = |path: &Path| copy.join(path.strip_prefix(lab.store()).unwrap());
+    let layers = lab.layer_files();
+    // The record: the spare copy comes back.
+    let record = File::Record.path(&lab, "vm0");
+    let own = std::fs::read(&record).unwrap();
+    std::fs::copy(theirs(&record), &record).unwrap();
+    for args in
+        [&["start", "vm0"][..], &["set", "vm0", "tag.a=b"], &["snapshot", "rm", "vm0@s"], &["clone", "vm0", "c"]]
+    {
+        lab.run(args).fails(8, &["the record of vm0 is that of another store", "vm.json", "cowhand doctor vm0"]);
+    }
+    lab.ok(&["start", "--paused", "vm1"]);
+    lab.ok(&["stop", "--force", "vm1"]);
+    let looked = lab.run(&["doctor"]);
+    assert!(looked.code == 1 && looked.out.contains("that of another store"), "{looked:?}");
+    lab.ok(&["doctor", "vm0", "--repair"]);
+    assert_eq!(std::fs::read(&record).unwrap(), own);
+    // The journal.
+    let journal = File::Journal.path(&lab, "vm0");
+    let change = ["--store", copy.to_str().unwrap(), "snapshot", "create", "vm0", "t"];
+    let died = lab.command(&change).env("COWHAND_FAULT", "journal.json, in its place:die").output().unwrap();
+    assert!(!died.status.success());
+    std::fs::copy(theirs(&journal), &journal).unwrap();
+    lab.run(&["set", "vm0", "tag.a=b"]).fails(8, &["the journal of vm0 is that of another store", "journal.json"]);
+    lab.ok(&["doctor", "vm0", "--repair"]);
+    assert!(!journal.exists());
+    // An entry of the trash.
+    let entry = File::TrashEntry.path(&lab, "vm0");
+    let good = std::fs::read(&entry).unwrap();
+    std::fs::copy(File::TrashEntry.path_in(&copy, "vm0"), &entry).unwrap();
+    let looked = lab.run(&["doctor"]);
+    assert!(looked.out.contains("written in another store"), "{looked:?}");
+    lab.run(&["undo", "vm0"]).fails(3, &["revert-vm0", "written in another store"]);
+    std::fs::write(&entry, good).unwrap();
+    assert_eq!(lab.layer_files(), layers);
+    // Who means it: the VM is whole here.
+    lab.ok(&["undo", "vm0"]);
+    let text = String::from_utf8(std::fs::read(&record).unwrap()).unwrap();
+    let id = serde_json::from_str::<serde_json::Value>(&text).unwrap()["store"].as_str().unwrap().to_owned();
+    let foreign = text.replace(&id, &uuid::Uuid::new_v4().to_string());
+    for file in [File::Record, File::Spare] {
+        std::fs::write(file.path(&lab, "vm0"), &foreign).unwrap();
+    }
+    lab.run(&["plan", "vm0"]).fails(8, &["that of another store"]);
+    lab.ok(&["doctor", "vm0", "--repair"]);
+    lab.ok(&["plan", "vm0"]);
+    assert_eq!(std::fs::read_to_string(&record).unwrap(), text);
+    // A store that has lost what says which one it is takes what lies in it for its own, whoever comes first.
+    for first in [&["doctor", "--repair"][..], &["set", "vm0", "tag.a=b"]] {
+        std::fs::remove_file(lab.store().join("store.json")).unwrap();
+        lab.ok(first);
+        lab.ok(&["snapshot", "revert", "vm0@s"]);
+        lab.ok(&["undo", "vm0"]);
+    }
+    lab.ok(&["start", "vm1", "--paused"]);
+    lab.ok(&["stop", "--force", "vm1"]);
+    lab.ok(&["doctor"]);
+}
+
+/// The tables that lead to what the guest wrote lie behind it: where the file is cut off before them, QEMU reads zeros, and says nothing.
+#[test]
+fn an_active_layer_that_was_cut_off_before_a_table_starts_nothing() {
+    let lab = store_of(2);
+    let file = lab.store().join("layers").join(format!("{}.qcow2", lab.chain("vm0")[0]));
+    let done = Command::new("qemu-io").args(["-f", "qcow2", "-c", "write -P 7 1M 64k"]).arg(&file).output().unwrap();
+    assert!(done.status.success(), "{done:?}");
+    lab.ok(&["start", "--paused", "vm0"]);
+    lab.ok(&["stop", "--force", "vm0"]);
+    let whole = std::fs::read(&file).unwrap();
+    let number = |at: usize| usize::try_from(u64::from_be_bytes(whole[at..at + 8].try_into().unwrap())).unwrap();
+    let table = number(number(40)) & !(1 << 63);
+    assert!(table > 0 && whole.len() >= table + (64 << 10), "{table} of {}", whole.len());
+    let cut = std::fs::File::options().write(true).open(&file).unwrap();
+    cut.set_len(u64::try_from(table).unwrap() + 4096).unwrap();
+    let words = [file.to_str().unwrap(), "L2 tables", "cut short"];
+    for args in [&["start", "vm0"][..], &["snapshot", "create", "vm0", "t"], &["clone", "vm0", "c"], &["plan", "vm0"]] {
+        lab.run(args).fails(8, &words);
+    }
+    for args in [
+        &["clone", "vm1@s", "copy"][..],
+        &["start", "copy", "--paused"],
+        &["stop", "--force", "copy"],
+        &["rm", "copy"],
+        &["gc", "--older-than", "0"],
+    ] {
+        lab.ok(args);
+    }
+    let looked = lab.run(&["doctor"]);
+    assert!(looked.code == 1 && looked.out.contains("vm0") && looked.out.contains("cut short"), "{looked:?}");
+    std::fs::write(&file, &whole).unwrap();
+    lab.ok(&["start", "--paused", "vm0"]);
+    lab.ok(&["stop", "--force", "vm0"]);
+    lab.ok(&["doctor"]);
+    lab.check_images();
 }
 
 #[test]

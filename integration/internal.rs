@@ -7,7 +7,8 @@ fn an_internal_snapshot_of_a_running_guest_brings_back_memory_and_disk() {
     let lab = Lab::new();
     lab.booted("web");
     lab.write("web", "/root/a", "one");
-    lab.sh("web", "echo one > /tmp/a");
+    lab.sh("web", "echo one > /tmp/a; sync");
+    let alone = lab.allocated("web");
     let taken = lab.json(&["snapshot", "create", "web", "s", "--internal", "--description", "words"]);
     assert_eq!(
         (&taken["kind"], &taken["memory"], &taken["description"]),
@@ -23,11 +24,71 @@ fn an_internal_snapshot_of_a_running_guest_brings_back_memory_and_disk() {
     // What was overwritten is not lost.
     lab.ok(&["undo", "web"]);
     assert_eq!(lab.read("web", "/root/a").as_deref(), Some("two"));
+    lab.ok(&["snapshot", "revert", "web@s"]);
     lab.ok(&["snapshot", "rm", "web@s"]);
+    // QEMU has loaded the memory, and has it in the image until it ends.
+    let collected = lab.run(&["gc", "--older-than", "0"]);
+    assert!(collected.code == 0 && collected.err.contains("cowhand stop web, then cowhand gc"), "{collected:?}");
     lab.ok(&["stop", "web"]);
-    lab.ok(&["gc", "--older-than", "0"]);
+    let collected = lab.json(&["gc", "--older-than", "0"]);
+    let removed = collected["removed"].as_array().unwrap().iter().find(|one| one["why"] == "memory").unwrap();
+    assert!(removed["what"] == "web" && removed["bytes"].as_u64().unwrap() > 8 << 20, "{collected}");
+    let now = lab.allocated("web");
+    assert!(now < alone + (4 << 20), "{alone} bytes before the internal snapshot, and {now} after it");
     let file = lab.store().join("layers").join(&lab.layer_files()[0]);
     assert!(!qemu_img(&["info", file.to_str().unwrap()]).contains("Snapshot list"), "none must be left behind");
+    lab.check_images();
+}
+
+/// QEMU keeps memory behind the disk in the same table; were the disk grown, the guest would read it there.
+#[test]
+fn a_disk_that_grows_does_not_show_the_memory_of_an_internal_snapshot() {
+    let lab = Lab::new();
+    lab.ok(&["create", "web", "--size", "512M", "--memory", "64M", "--net", "none"]);
+    lab.ok(&["start", "web"]);
+    lab.ok(&["snapshot", "create", "web", "inner", "--internal"]);
+    lab.ok(&["snapshot", "revert", "web@inner"]);
+    let before = lab.fingerprint();
+    let grow = ["disk", "resize", "web", "vda", "1G"];
+    lab.run(&grow).fails(5, &["vda of web", "memory", "cowhand stop web"]);
+    assert_eq!(lab.fingerprint(), before);
+    lab.ok(&["stop", "--force", "web"]);
+    lab.ok(&grow);
+    let file = lab.store().join("layers").join(format!("{}.qcow2", lab.chain("web")[0]));
+    let read = ["-f", "qcow2", "-c", "read -P 0 0 1G"];
+    let read = std::process::Command::new("qemu-io").args(read).arg(&file).output().unwrap();
+    let said = String::from_utf8_lossy(&read.stdout);
+    assert!(read.status.success() && !said.contains("verification failed"), "{said}");
+    lab.ok(&["snapshot", "revert", "web@inner"]);
+    assert_eq!(lab.state("web"), "running");
+    lab.ok(&["stop", "--force", "web"]);
+    lab.check_images();
+}
+
+/// The memory that a revert has loaded takes room in the active part of the image, also when a later snapshot has sealed it.
+#[test]
+fn the_room_of_an_internal_snapshot_comes_back_from_a_sealed_layer_and_undo_still_works() {
+    let lab = Lab::new();
+    lab.ok(&["create", "web", "--size", "64M", "--memory", "64M", "--net", "none"]);
+    let alone = lab.allocated("web");
+    lab.ok(&["start", "web"]);
+    lab.ok(&["snapshot", "create", "web", "inner", "--internal"]);
+    lab.ok(&["snapshot", "revert", "web@inner"]);
+    lab.ok(&["snapshot", "create", "web", "outer"]);
+    lab.ok(&["stop", "--force", "web"]);
+    lab.ok(&["snapshot", "revert", "web@outer"]);
+    // The head that this puts aside stands on the layer that carries the internal snapshot.
+    lab.ok(&["snapshot", "rm", "web@inner"]);
+    let sealed = lab.store().join("layers").join(format!("{}.qcow2", lab.chain("web")[1]));
+    let allocated = || std::os::unix::fs::MetadataExt::blocks(&sealed.metadata().unwrap()) * 512;
+    assert!(allocated() < alone + (512 << 10), "{alone} bytes at first, {} now", allocated());
+    lab.ok(&["doctor"]);
+    lab.ok(&["undo", "web"]);
+    lab.ok(&["gc", "--older-than", "0"]);
+    assert!(allocated() < alone + (512 << 10), "{alone} bytes at first, {} now", allocated());
+    lab.ok(&["start", "web", "--paused"]);
+    lab.ok(&["doctor"]);
+    lab.ok(&["stop", "--force", "web"]);
     lab.check_images();
 }
 

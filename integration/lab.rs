@@ -333,6 +333,12 @@ impl Lab {
         answers
     }
 
+    /// Bytes on disk of the active layer of the first disk.
+    pub fn allocated(&self, vm: &str) -> u64 {
+        let file = self.store().join("layers").join(format!("{}.qcow2", self.chain(vm)[0]));
+        std::os::unix::fs::MetadataExt::blocks(&file.metadata().unwrap()) * 512
+    }
+
     /// The files in the pool, whole or not.
     pub fn layer_files(&self) -> Vec<String> {
         files_in(&self.store().join("layers"))
@@ -347,12 +353,13 @@ impl Lab {
     pub fn fingerprint(&self) -> BTreeMap<PathBuf, u64> {
         let mut all = BTreeMap::new();
         walk(&self.store(), &mut all);
-        // What observers and lockers may touch.
+        // What observers and lockers may touch; a copy of a store becomes one of its own by its first lock.
         all.retain(|path, _| {
             !path.ends_with("lock")
                 && !path.ends_with("store.lock")
                 && !path.ends_with("run.lock")
                 && !path.ends_with("clock.json")
+                && !path.ends_with("store.json")
                 && !path.ends_with("qemu-probe.json")
         });
         all

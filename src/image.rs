@@ -17,7 +17,7 @@ use crate::layer::foreign::{self, chain as chains};
 use crate::layer::inspect::{self, Content, Reference, Role};
 use crate::layer::{chain, import, opened};
 use crate::model::{Disk, Format, Layer, PointRef, printable};
-use crate::qemu::img::{Checked, Img, Info, Inside, Source};
+use crate::qemu::img::{Checked, Img, Info, Inside, Repair, Source};
 use crate::sys::cage::Held;
 use crate::sys::{files, image_lock};
 use crate::ui::Task;
@@ -77,6 +77,7 @@ pub async fn check(
     }
     let path = file.held.path();
     let source = Source::alone(&path, file.format);
+    let repair = if repair { Repair::All } else { Repair::Nothing };
     let checked = Img::find(context)?.holding([&file.held]).check(&path, source, in_use, repair).await?;
     Ok((file.format, Some(checked)))
 }

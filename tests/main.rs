@@ -4,6 +4,7 @@
 
 mod agent;
 mod argv;
+mod doctor;
 mod fake;
 mod looks;
 mod merge;

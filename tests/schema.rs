@@ -1,6 +1,6 @@
 //! The form of `vm.json`. The fixture is what version 0.1 wrote; it must be readable for ever, and is written back the same.
 
-use cowhand::store::schema::{parse_named_record, parse_record, render_record};
+use cowhand::store::schema::{parse_record, parse_written, render_record};
 
 const V1: &str = include_str!("fixtures/vm-v1.json");
 
@@ -8,18 +8,23 @@ const V1: &str = include_str!("fixtures/vm-v1.json");
 fn what_the_first_version_wrote_is_read_and_written_back_unchanged() {
     let record = parse_record(V1.as_bytes()).unwrap();
     assert_eq!(record.snapshots.len(), 2);
-    assert_eq!(String::from_utf8(render_record(&record, None).unwrap()).unwrap(), V1);
+    assert_eq!(String::from_utf8(render_record(&record, None, None).unwrap()).unwrap(), V1);
 }
 
-/// The name came later. A record without one is read as before.
+/// The name and the store came later. A record without them is read as before.
 #[test]
 fn a_record_says_whose_it_is() {
     let name = "web".parse().unwrap();
-    let named = V1.replacen("\n  \"created\"", "\n  \"name\": \"web\",\n  \"created\"", 1);
-    let (record, written_for) = parse_named_record(named.as_bytes()).unwrap();
-    assert_eq!((Some(&name), &record), (written_for.as_ref(), &parse_record(V1.as_bytes()).unwrap()));
-    assert_eq!(String::from_utf8(render_record(&record, Some(&name)).unwrap()).unwrap(), named);
-    assert_eq!(parse_named_record(V1.as_bytes()).unwrap().1, None);
+    let store = "0c6be1a5-5a1c-4b8e-9f0b-6f1f6f2b7a11";
+    let later = format!("\n  \"name\": \"web\",\n  \"store\": \"{store}\",\n  \"created\"");
+    let text = V1.replacen("\n  \"created\"", &later, 1);
+    let written = parse_written(text.as_bytes()).unwrap();
+    assert_eq!((written.name.as_ref(), written.store), (Some(&name), store.parse().ok()));
+    assert_eq!(written.record, parse_record(V1.as_bytes()).unwrap());
+    let again = render_record(&written.record, Some(&name), written.store).unwrap();
+    assert_eq!(String::from_utf8(again).unwrap(), text);
+    let earlier = parse_written(V1.as_bytes()).unwrap();
+    assert_eq!((earlier.name, earlier.store), (None, None));
 }
 
 #[test]

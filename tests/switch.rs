@@ -116,3 +116,23 @@ fn events_old_replies_and_noise_between_are_passed_over() {
     assert_eq!(code, 0, "{error}");
     assert_eq!(vm.record()["snapshots"][0]["vm_state"], "running");
 }
+
+/// The socket of a QEMU that ends goes before its process does.
+#[test]
+fn a_qemu_that_is_just_ending_is_waited_for() {
+    let vm = FakeVm::new(|name, _: &Value, layer| ordinary(name, layer));
+    let socket = vm.file("run").join("qmp.sock");
+    std::fs::remove_file(&socket).unwrap();
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let power = vm.power();
+    std::thread::spawn(move || {
+        // It is called, hangs up, and is called again while its lock is held: only then is it gone.
+        drop(listener.accept());
+        let called_again = listener.accept();
+        rustix::fs::flock(&power, rustix::fs::FlockOperation::Unlock).unwrap();
+        drop(called_again);
+    });
+    let (code, _, error) = vm.run(&["snapshot", "create", "web", "s"]);
+    assert_eq!(code, 0, "{error}");
+    assert_eq!(vm.record()["snapshots"][0]["vm_state"], "stopped");
+}

@@ -7,12 +7,13 @@ use serde_json::{Value, json};
 use super::apply::Executor;
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::layer::{chain, sealed, stamp};
-use crate::model::{Layer, Record};
+use crate::layer::{chain, guest_memory, sealed, stamp};
+use crate::model::{Layer, LayerStamp, Record};
 use crate::qemu::cmdline::How;
 use crate::qemu::img::{Img, Source};
 use crate::qemu::qmp::jobs::Milestone;
 use crate::qemu::qmp::{Qmp, QmpError, REPLY};
+use crate::store::Store;
 use crate::store::schema::RecordV1;
 use crate::ui::Task;
 use crate::vm::{start, stop};
@@ -23,6 +24,7 @@ impl Executor<'_> {
         if !live {
             let missing = self.without(layers, tag).await?;
             for layer in &missing {
+                self.give_up_memory(layer).await;
                 img(self.context, layer)?.snapshot(&self.context.store.layout.layer(layer), tag).await?;
             }
             return Ok(());
@@ -128,9 +130,7 @@ impl Executor<'_> {
             job(qmp, "snapshot-delete", tag, &open, &crate::ui::Silent).await?;
         }
         for layer in &closed {
-            let before = stamp::of(&context.store, layer)?;
-            let is_whole = matches!(sealed::change(&context.store, layer), Ok(None));
-            let was_sealed = sealed::forget(&context.store, layer);
+            let rewriting = Rewriting::begin(&context.store, layer)?;
             if let Err(error) = img(context, layer)?.delete(&context.store.layout.layer(layer), tag).await {
                 if !self.recovering {
                     return Err(error);
@@ -142,13 +142,28 @@ impl Executor<'_> {
                 ));
                 continue;
             }
-            if was_sealed && is_whole {
-                sealed::note(&context.store, layer);
+            if !self.recovering {
+                self.give_up_memory(layer).await;
             }
-            // What the guest sees in the layer is what it was: an `undo` that relies on it stays possible.
-            context.store.stamp_anew(&before.into(), &stamp::of(&context.store, layer)?.into())?;
+            rewriting.end(&context.store)?;
         }
         Ok(())
+    }
+
+    /// Gives up the memory that going back to an internal snapshot has left in the active part of `layer`, which nobody has open. It takes room, and does no harm:
+    /// what cannot be given up stays.
+    async fn give_up_memory(&mut self, layer: &Layer) {
+        if let Err(error) = guest_memory::give_up(self.context, layer).await {
+            tracing::debug!("memory stays in the active part of layer {layer}: {}", error.full_message());
+        }
+    }
+
+    /// The same of a layer that may be sealed; that it cannot be given up is an error.
+    pub async fn give_up_memory_of(&mut self, layer: &Layer) -> Result<()> {
+        let rewriting = Rewriting::begin(&self.context.store, layer)?;
+        let given_up = guest_memory::give_up(self.context, layer).await;
+        rewriting.end(&self.context.store)?;
+        given_up
     }
 
     /// Forgets what was noted of active layers that are going to be written.
@@ -169,6 +184,31 @@ impl Executor<'_> {
             }
         }
         Ok(missing)
+    }
+}
+
+/// A layer whose file is written while what a guest sees in it stays the same.
+struct Rewriting<'a> {
+    layer: &'a Layer,
+    before: LayerStamp,
+    /// What it was when it was sealed is noted, and it was that.
+    is_sealed: bool,
+}
+
+impl<'a> Rewriting<'a> {
+    fn begin(store: &Store, layer: &'a Layer) -> Result<Self> {
+        let before = stamp::of(store, layer)?;
+        let is_whole = matches!(sealed::change(store, layer), Ok(None));
+        let is_sealed = sealed::forget(store, layer) && is_whole;
+        Ok(Self { layer, before, is_sealed })
+    }
+
+    /// An `undo` that relies on it stays possible.
+    fn end(self, store: &Store) -> Result<()> {
+        if self.is_sealed {
+            sealed::note(store, self.layer);
+        }
+        store.stamp_anew(&self.before.into(), &stamp::of(store, self.layer)?.into())
     }
 }
 

@@ -139,7 +139,7 @@ fn owner(store: &Store, name: &Name, plan: &Plan) -> Result<Owner> {
         Some(record) => record.uuid(),
         None => store.load(name)?.uuid,
     };
-    Ok(Owner { name: name.clone(), uuid })
+    Ok(Owner { name: name.clone(), uuid, store: store.id() })
 }
 
 /// Forgets a change that was refused. It must not come back with a power cut: nothing would tell that it was.

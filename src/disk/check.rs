@@ -4,7 +4,7 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::layer::{chain, sealed};
 use crate::model::{Layer, Name};
-use crate::qemu::img::{Checked, Img, Source};
+use crate::qemu::img::{Checked, Img, Repair, Source};
 use crate::vm::{list, open, status};
 
 /// What was found in one layer.
@@ -47,11 +47,12 @@ pub async fn check(context: &Context, vm: &Name, target: Option<&str>, repair: b
             let checked = match link.layer.format {
                 format if !format.can_be_checked() => None,
                 format => {
-                    let (source, repair) = (Source::File(&link.path, format), repair && depth == 0);
-                    if repair {
+                    let source = Source::File(&link.path, format);
+                    let repair = if repair && depth == 0 { Repair::All } else { Repair::Nothing };
+                    if repair == Repair::All {
                         sealed::forget(&context.store, &link.layer);
                     }
-                    Some(img.check(&link.path, source, !repair, repair).await?)
+                    Some(img.check(&link.path, source, repair == Repair::Nothing, repair).await?)
                 }
             };
             found.push(Found { target: disk.target.clone(), layer: link.layer.clone(), checked, in_use });

@@ -124,6 +124,11 @@ pub fn commit(
     if upper.virtual_bytes < lower.virtual_bytes {
         return refuse(lower, "is larger than what would be committed into it".to_owned());
     }
+    if lower.would_show_memory(upper.virtual_bytes) {
+        let why = "would grow, and holds memory that a revert has loaded, which the guest would see there";
+        return refuse(lower, why.to_owned())
+            .map_err(|error| error.hint(format!("it is given up by: cowhand stop {vm}, then cowhand gc")));
+    }
     // In the order of the record, each once.
     let given_up = record.snapshots.iter().map(|snapshot| snapshot.name.clone()).filter(|name| given_up.contains(name));
     let bytes = chain[top..base].iter().map(|info| info.allocated_bytes).sum();

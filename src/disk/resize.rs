@@ -4,7 +4,7 @@ use crate::change::{self, Executor, Plan, Step};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::layer::{census, chain};
-use crate::model::{Format, Name, Record, human};
+use crate::model::{Disk, Format, Name, Record, human};
 use crate::qemu::img::Img;
 use crate::vm::{list, live, open};
 
@@ -37,8 +37,13 @@ pub async fn resize(context: &Context, vm: &Name, target: &str, bytes: u64, shri
     if let Some(qmp) = &mut qmp {
         live::refuse_job(vm, qmp).await?;
     }
+    let running = qmp.is_some();
     if bytes < disk.virtual_bytes {
-        refuse_shrinking(context, vm, &record, target, bytes, shrink, qmp.is_some()).await?;
+        refuse_shrinking(context, vm, &record, target, bytes, shrink, running).await?;
+    }
+    let mut executor = Executor::with(context, vm, qmp);
+    if bytes > disk.virtual_bytes {
+        refuse_memory(context, vm, &disk, bytes, running, &mut executor).await?;
     }
     let mut after = record.clone();
     for disk in after.config.disks.iter_mut().filter(|disk| disk.target == target) {
@@ -49,9 +54,38 @@ pub async fn resize(context: &Context, vm: &Name, target: &str, bytes: u64, shri
         Step::save(&after),
     ];
     if bytes != disk.virtual_bytes {
-        change::run(context, &lock, Plan::new(steps), &mut Executor::with(context, vm, qmp)).await?;
+        change::run(context, &lock, Plan::new(steps), &mut executor).await?;
     }
     Ok(resized)
+}
+
+/// Memory that a revert has loaded lies where the disk would go on. It is given up first.
+async fn refuse_memory(
+    context: &Context,
+    vm: &Name,
+    disk: &Disk,
+    bytes: u64,
+    running: bool,
+    executor: &mut Executor<'_>,
+) -> Result<()> {
+    let shows = || Ok::<_, Error>(census::inspect(&context.store, &disk.layer)?.would_show_memory(bytes));
+    if !shows()? {
+        return Ok(());
+    }
+    let target = &disk.target;
+    if running {
+        return Err(Error::refused(format!(
+            "{target} of {vm} cannot be made larger while it runs: memory that a revert has loaded lies where the disk would go on"
+        ))
+        .hint(format!("it goes when the VM is stopped: cowhand stop {vm}, cowhand disk resize …, cowhand start {vm}")));
+    }
+    executor.give_up_memory_of(&disk.layer).await.map_err(|error| {
+        Error::refused(format!(
+            "{target} of {vm} cannot be made larger: memory that a revert has loaded lies where the disk would go on, and cannot be given up"
+        ))
+        .hint(format!("see what is wrong with its image: cowhand disk check {vm}"))
+        .because(error.full_message())
+    })
 }
 
 async fn refuse_shrinking(

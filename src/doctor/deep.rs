@@ -11,7 +11,7 @@ use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::layer::{blocking, chain, content, opened};
 use crate::model::{Layer, Name, Record, printable};
-use crate::qemu::img::{Checked, Img, Source};
+use crate::qemu::img::{Checked, Img, Repair, Source};
 use crate::store::sums::Sum;
 use crate::sys::flock;
 use crate::vm::status;
@@ -193,11 +193,11 @@ async fn check(context: &Context, layer: &Layer) -> Result<Option<Checked>, Stri
             Some(pinned) => {
                 let held = pinned.held()?;
                 let img = Img::find(context)?.holding([&held]);
-                img.check(&held.path(), Source::alone(&held.path(), layer.format), true, false).await
+                img.check(&held.path(), Source::alone(&held.path(), layer.format), true, Repair::Nothing).await
             }
             None => {
                 let path = context.store.layout.layer(layer);
-                Img::find(context)?.check(&path, Source::alone(&path, layer.format), true, false).await
+                Img::find(context)?.check(&path, Source::alone(&path, layer.format), true, Repair::Nothing).await
             }
         };
         drop(task);

@@ -78,6 +78,15 @@ impl Finding {
         Self { check, vm: None, level, message: message.into(), hint: None, remedy: None, repaired: false }
     }
 
+    /// Is it the same matter, though the words may be others by now? What a remedy puts right is one.
+    fn is_about_the_same(&self, other: &Self) -> bool {
+        let is_same_matter = match (&self.remedy, &other.remedy) {
+            (None, None) => self.message == other.message,
+            (one, other) => one == other,
+        };
+        is_same_matter && self.check == other.check && self.vm == other.vm
+    }
+
     fn ok(check: &'static str, message: impl Into<String>) -> Self {
         Self::new(check, Level::Ok, message)
     }
@@ -156,7 +165,8 @@ async fn examine_store(context: &Context, only: Option<&Name>) -> Result<Vec<Fin
                 let both: Vec<Layer> = layers.iter().filter(|layer| unused.contains(layer)).cloned().collect();
                 (!both.is_empty()).then(|| store::nobody_uses(both))
             }
-            _ => (!passing(&finding) || findings.contains(&finding)).then_some(finding),
+            _ => (!passing(&finding) || findings.iter().any(|before| before.is_about_the_same(&finding)))
+                .then_some(finding),
         })
         .collect())
 }
@@ -194,7 +204,7 @@ pub async fn treat(context: &Context, only: Option<&Name>) -> Result<Vec<Finding
     let mut findings = Vec::new();
     let file = context.store.layout.store_json();
     if file.exists()
-        && let Err(error) = schema::check_store_file(&file)
+        && let Err(error) = context.store.check_identity()
         && schema::is_newer(&error)
     {
         return examine(context, only).await;

@@ -30,6 +30,8 @@ pub enum Remedy {
     Sweep(Name),
     /// Put the spare copy of a record in the place of one that cannot be read.
     RestoreRecord(Name),
+    /// Take over a VM whose record was written in another store.
+    TakeOver(Name),
     /// Write the spare copy of a record anew.
     RenewSpare(Name),
     /// Take an unreadable journal away from a VM that is whole without it.
@@ -122,6 +124,10 @@ pub async fn apply(context: &Context, remedy: &Remedy) -> Result<Applied> {
         Remedy::RestoreRecord(name) => {
             restore_record(context, name).await?;
             done("its spare copy is in its place, and the damaged one in the trash")
+        }
+        Remedy::TakeOver(name) => {
+            take_over(context, name).await?;
+            done("its record is one of this store now")
         }
         Remedy::RenewSpare(name) => {
             let _lock = store.lock_vm(context, name).await?;
@@ -230,10 +236,19 @@ pub async fn apply(context: &Context, remedy: &Remedy) -> Result<Applied> {
         }
         Remedy::WriteStoreFile => {
             let _lock = store.lock(context).await;
-            schema::write_store_file(&store.layout.store_json())?;
+            store.write_lost_identity()?;
             done("it was written anew")
         }
     }
+}
+
+/// Writes a record of another store as one of this, if it fits what is here.
+async fn take_over(context: &Context, name: &Name) -> Result<()> {
+    let store = &context.store;
+    let _lock = store.lock_vm(context, name).await?;
+    let Some(record) = store.load_of_another_store(name) else { return Ok(()) };
+    vm::whole(context, &Pool::scan(store)?, name, &record).await.map_err(Error::refused)?;
+    store.save(name, &record)
 }
 
 /// What cannot be read just now, or by this version, is not taken away.

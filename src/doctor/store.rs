@@ -40,7 +40,7 @@ pub fn examine(context: &Context) -> Result<Vec<Finding>> {
         }]);
     }
     let mut findings = Vec::new();
-    match schema::check_store_file(&store.layout.store_json()) {
+    match store.check_identity() {
         Ok(()) => findings.push(Finding::ok("store", root.display().to_string())),
         Err(error) if schema::is_newer(&error) => findings.push(
             Finding::fail("store", error.full_message()).hint("use that version; nothing is changed by this one"),

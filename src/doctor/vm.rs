@@ -186,6 +186,16 @@ fn spare_copy(context: &Context, name: &Name) -> Option<Finding> {
 
 async fn unreadable(context: &Context, pool: &Pool, name: &Name, why: String) -> Finding {
     let finding = Finding::fail("record", why).of(name);
+    if let Some(record) = context.store.load_of_another_store(name)
+        && !matches!(context.store.load_spare(name), Some(Ok(_)))
+    {
+        return match whole(context, pool, name, &record).await {
+            Ok(()) => finding
+                .hint(format!("it fits the layers that are here: cowhand doctor {name} --repair    takes the VM over into this store"))
+                .remedy(Some(Remedy::TakeOver(name.clone()))),
+            Err(why) => finding.hint(format!("it does not fit what is here: {why}; put the right vm.json back")),
+        };
+    }
     let by_hand = format!("mend the file by hand, or: cowhand rm --force {name} (its layers stay)");
     let spare = match context.store.load_spare(name) {
         Some(Ok(spare)) => spare,

@@ -229,6 +229,7 @@ fn look(store: &Store, layer: &Layer) -> Result<LayerInfo> {
         virtual_bytes: if layer.format == Format::Raw { about.len() } else { 0 },
         allocated_bytes: about.blocks() * 512,
         internal_snapshots: 0,
+        guest_memory: false,
     };
     if layer.format == Format::Qcow2 {
         let damaged = |why: &str| {
@@ -238,18 +239,17 @@ fn look(store: &Store, layer: &Layer) -> Result<LayerInfo> {
         let header = qcow2::parse(&bytes).map_err(|error| damaged(&error.full_message()))?;
         let header = header.ok_or_else(|| damaged("it has no qcow2 header"))?;
         // A table of a running VM may have been moved to the end of the file meanwhile.
-        let again = || Ok::<_, Error>((start(&file, &path)?, file.metadata().on("read", &path)?.len()));
-        if qcow2::problem(&bytes, about.len()).is_some()
-            && let (bytes, length) = again()?
-            && let Some(why) = qcow2::problem(&bytes, length)
-        {
-            return Err(damaged(&why));
-        }
+        let tables = match tables(&file, &path, &bytes)? {
+            Err(_) => tables(&file, &path, &start(&file, &path)?)?,
+            tables => tables,
+        };
+        let l1 = tables.map_err(|why| damaged(&why))?;
         if header.data_file {
             return Err(damaged("it keeps its data in another file"));
         }
         info.virtual_bytes = header.virtual_bytes;
         info.internal_snapshots = header.snapshots;
+        info.guest_memory = l1[qcow2::memory_entries(&bytes, &l1)].iter().any(|byte| *byte != 0);
         if let Some(name) = header.backing_file {
             let backing = Layer::from_file_name(&name)
                 .ok_or_else(|| damaged(&format!("its backing file {name:?} is not a layer of the store")))?;
@@ -273,6 +273,23 @@ fn look(store: &Store, layer: &Layer) -> Result<LayerInfo> {
         )));
     }
     Ok(info)
+}
+
+/// The L1 table of the qcow2 image that begins with `start`; or what is wrong with its header, or with where its tables are. The tables of the second level
+/// are not read, since there may be gigabytes of them; `disk check` and `doctor --deep` do that.
+fn tables(file: &File, path: &Path, start: &[u8]) -> Result<Result<Vec<u8>, String>> {
+    let length = || Ok::<_, Error>(file.metadata().on("read", path)?.len());
+    if let Some(why) = qcow2::problem(start, length()?) {
+        return Ok(Err(why));
+    }
+    let (at, bytes) = qcow2::l1_table(start);
+    let mut l1 = vec![0; bytes];
+    inspect::Source::read_at(file, at, &mut l1).on("read", path)?;
+    // The length after the table: QEMU makes room for an L2 table first, and then enters it.
+    Ok(match qcow2::lost_l2_table(start, &l1, length()?) {
+        Some(why) => Err(why),
+        None => Ok(l1),
+    })
 }
 
 /// The first bytes of a layer, enough for its header.

@@ -180,7 +180,8 @@ fn merge(pool: &Pool, layer: &LayerInfo, child: &LayerInfo, permissions: Permiss
         && named_by_us(pool.uses(&child.layer.id))
         && grandchildren <= 1
         && pool.children(&child.layer.id).all(|grandchild| !foreign(grandchild) && !template(pool, grandchild))
-        && child.virtual_bytes >= layer.virtual_bytes;
+        && child.virtual_bytes >= layer.virtual_bytes
+        && !layer.would_show_memory(child.virtual_bytes);
     let can_stream = child.layer.format == Format::Qcow2 && !foreign(child) && !template(pool, child);
     let commit = Action::Commit { top: child.layer.clone(), base: layer.layer.clone(), bytes: child.allocated_bytes };
     let stream = Action::Stream { top: child.layer.clone(), gone: layer.layer.clone(), bytes: layer.allocated_bytes };
@@ -223,6 +224,7 @@ mod tests {
                 virtual_bytes: 1 << 30,
                 allocated_bytes: megabytes << 20,
                 internal_snapshots: 0,
+                guest_memory: false,
             };
             pool.layers.insert(id(n), info);
         }
@@ -245,6 +247,19 @@ mod tests {
     fn a_small_overlay_is_committed_into_a_large_layer() {
         let pool = pool(&[(None, 900), (Some(0), 500), (Some(1), 3)], &[(2, head())]);
         assert_eq!(run(&pool, 1), [Action::Commit { top: layer(2), base: layer(1), bytes: 3 << 20 }]);
+    }
+
+    #[test]
+    fn memory_behind_a_disk_does_not_become_part_of_it() {
+        let mut pool = pool(&[(None, 900), (Some(0), 500), (Some(1), 3)], &[(2, head())]);
+        let below = |pool: &mut Pool, change: fn(&mut LayerInfo)| change(pool.layers.get_mut(&id(1)).expect("a layer"));
+        below(&mut pool, |info| info.guest_memory = true);
+        let commit = [Action::Commit { top: layer(2), base: layer(1), bytes: 3 << 20 }];
+        assert_eq!(run(&pool, 1), commit, "it has the size of what is above it");
+        below(&mut pool, |info| info.virtual_bytes /= 2);
+        assert_eq!(run(&pool, 1), [Action::Stream { top: layer(2), gone: layer(1), bytes: 500 << 20 }]);
+        below(&mut pool, |info| info.guest_memory = false);
+        assert_eq!(run(&pool, 1), commit);
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod copy;
 pub mod create;
 pub mod flush;
 pub mod foreign;
+pub mod guest_memory;
 pub mod import;
 pub mod inspect;
 pub mod merge;

@@ -19,12 +19,19 @@ pub struct LayerInfo {
     pub allocated_bytes: u64,
     /// How many internal snapshots it carries.
     pub internal_snapshots: u32,
+    /// Its active part, too, holds the memory of a guest: see [`super::guest_memory`].
+    pub guest_memory: bool,
 }
 
 impl LayerInfo {
+    /// Would the guest see memory of an earlier one behind what it has now, were the disk grown to `bytes`? QEMU keeps it there, and does not take it away.
+    pub fn would_show_memory(&self, bytes: u64) -> bool {
+        self.guest_memory && bytes > self.virtual_bytes
+    }
+
     /// What is known of a file that is used in its place and cannot be read: it has no backing file.
     pub fn unusable(layer: Layer) -> Self {
-        Self { layer, backing: None, virtual_bytes: 0, allocated_bytes: 0, internal_snapshots: 0 }
+        Self { layer, backing: None, virtual_bytes: 0, allocated_bytes: 0, internal_snapshots: 0, guest_memory: false }
     }
 }
 
@@ -315,6 +322,7 @@ mod tests {
                 virtual_bytes: 0,
                 allocated_bytes: 0,
                 internal_snapshots: 0,
+                guest_memory: false,
             };
             pool.add_use(&info.layer.id, r#use.clone());
             pool.layers.insert(info.layer.id.clone(), info);

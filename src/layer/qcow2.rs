@@ -3,6 +3,8 @@
 //! An empty image is a header, a refcount table, refcount blocks and a zeroed L1 table; writing it ourselves takes a tenth of a
 //! millisecond where `qemu-img create` takes fifteen. Everything that moves data is left to QEMU.
 
+use std::ops::Range;
+
 use crate::error::{Error, Result};
 use crate::model::Format;
 
@@ -14,6 +16,7 @@ const CLUSTER_BITS: u32 = 16;
 const CLUSTER: u64 = 1 << CLUSTER_BITS;
 const HEADER_LENGTH: u32 = 104;
 const EXTENSION_BACKING_FORMAT: u32 = 0xE279_2ACA;
+const INCOMPATIBLE_DIRTY_OR_CORRUPT: u64 = 0b11;
 const INCOMPATIBLE_DATA_FILE: u64 = 1 << 2;
 const INCOMPATIBLE_EXTENDED_L2: u64 = 1 << 4;
 /// Dirty, corrupt, an external data file, the type of the compression, extended L2 entries.
@@ -23,6 +26,8 @@ const CLUSTER_BITS_VALID: std::ops::RangeInclusive<u32> = 9..=21;
 const MAX_L1: u64 = 32 << 20;
 /// The largest refcount table that QEMU reads, in bytes.
 const MAX_REFCOUNT_TABLE: u64 = 8 << 20;
+/// The bits of an L1 entry that say where the L2 table is.
+const L1_OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 /// One L1 entry covers an L2 table of 8192 clusters: 512 MiB.
 const BYTES_PER_L1_ENTRY: u64 = CLUSTER / 8 * CLUSTER;
 /// QEMU refuses a larger L1 table (32 MiB), which stands for 2 PiB here.
@@ -120,8 +125,11 @@ pub fn problem(start: &[u8], length: u64) -> Option<String> {
     if refcount_clusters == 0 || refcount_clusters * cluster > MAX_REFCOUNT_TABLE {
         return Some(format!("its refcount table has {refcount_clusters} clusters"));
     }
-    // The last cluster of a refcount table may be cut off at its zeros, and an L1 table that has no entry is nowhere.
-    let tables = [("L1", l1_at, l1_entries * 8), ("refcount", refcounts_at, 8)];
+    let (snapshots, snapshots_at) = (u64::from(field32(60)), field64(64));
+    // The last cluster of a refcount table may be cut off at its zeros, and a table that has no entry is nowhere. Names and numbers of an internal
+    // snapshot come on top.
+    let tables =
+        [("L1", l1_at, l1_entries * 8), ("refcount", refcounts_at, 8), ("snapshot", snapshots_at, snapshots * 40)];
     tables.into_iter().filter(|(_, _, bytes)| *bytes > 0).find_map(|(name, at, bytes)| {
         if at == 0 || at % cluster != 0 {
             return Some(format!("its {name} table is said to be at {at}"));
@@ -130,6 +138,39 @@ pub fn problem(start: &[u8], length: u64) -> Option<String> {
         (end.is_none_or(|end| end > length))
             .then(|| format!("its {name} table is at {at}, and the file ends at {length}: it was cut short"))
     })
+}
+
+/// Where the L1 table of an image is that has no [`problem`], and its length in bytes.
+pub fn l1_table(start: &[u8]) -> (u64, usize) {
+    (be64(start, 40).unwrap_or(0), be32(start, 36).unwrap_or(0) as usize * 8)
+}
+
+/// Which table of the second level, as its entry in the first says, is not in a file of `length` bytes. QEMU reads zeros from behind the end of a file, so
+/// the guest would see all that such a table led to as never written.
+pub fn lost_l2_table(start: &[u8], l1: &[u8], length: u64) -> Option<String> {
+    let cluster = 1_u64 << be32(start, 20).unwrap_or(CLUSTER_BITS).min(*CLUSTER_BITS_VALID.end());
+    l1.chunks_exact(8).filter_map(|entry| be64(entry, 0)).map(|entry| entry & L1_OFFSET).find_map(|at| {
+        if at % cluster != 0 {
+            return Some(format!("one of its L2 tables is said to be at {at}"));
+        }
+        (at != 0 && at + cluster > length)
+            .then(|| format!("one of its L2 tables is at {at}, and the file ends at {length}: it was cut short"))
+    })
+}
+
+/// Which bytes of the L1 table lie behind what stands for the disk: there QEMU keeps the memory of a guest (`qcow2_vm_state_offset` in `block/qcow2.h`).
+/// `start` is that of an image without a [`problem`].
+pub fn memory_entries(start: &[u8], l1: &[u8]) -> Range<usize> {
+    let bits = be32(start, 20).unwrap_or(CLUSTER_BITS).min(*CLUSTER_BITS_VALID.end());
+    let extended = be32(start, 4) != Some(2) && be64(start, 72).unwrap_or(0) & INCOMPATIBLE_EXTENDED_L2 != 0;
+    let covered = ((1_u64 << bits) / if extended { 16 } else { 8 }) << bits;
+    let first = be64(start, 24).unwrap_or(u64::MAX).div_ceil(covered);
+    usize::try_from(first).unwrap_or(usize::MAX).saturating_mul(8).min(l1.len())..l1.len()
+}
+
+/// Was the image left behind by a QEMU that died while its reference counts were not written, or found to be damaged?
+pub fn is_dirty_or_corrupt(start: &[u8]) -> bool {
+    be32(start, 4) != Some(2) && be64(start, 72).unwrap_or(0) & INCOMPATIBLE_DIRTY_OR_CORRUPT != 0
 }
 
 /// The bytes of an empty image: `(offset, bytes)` pieces, and the length the file must have.
@@ -286,7 +327,35 @@ mod tests {
         assert!(with(72, &(1_u64 << 63).to_be_bytes()).contains("bit 63"));
         assert!(with(96, &7_u32.to_be_bytes()).contains("2^7 bits"));
         assert!(with(100, &72_u32.to_be_bytes()).contains("72 bytes"));
+        assert!(with(60, &[0, 0, 0, 1]).contains("snapshot table is said to be at 0"));
         assert!(problem(start, 1000).is_some_and(|why| why.contains("the file ends at 1000")));
+    }
+
+    #[test]
+    fn a_table_behind_the_end_of_the_file_is_told() {
+        let image = whole(&[1; 100_000]).expect("an image");
+        let bytes = bytes_of(&image);
+        let (at, length) = l1_table(&bytes);
+        let l1 = &bytes[at as usize..][..length];
+        let l2_at = be64(l1, 0).expect("an entry") & L1_OFFSET;
+        assert_eq!(lost_l2_table(&bytes, l1, image.length), None);
+        assert_eq!(lost_l2_table(&bytes, l1, l2_at + CLUSTER), None);
+        let cut = lost_l2_table(&bytes, l1, l2_at + CLUSTER - 1).unwrap_or_default();
+        assert!(cut.contains(&format!("at {l2_at}, and the file ends at")), "{cut}");
+        assert!(lost_l2_table(&bytes, &513_u64.to_be_bytes(), u64::MAX).is_some_and(|why| why.contains("at 512")));
+        assert_eq!(lost_l2_table(&bytes, &[0; 16], 0), None);
+    }
+
+    #[test]
+    fn memory_lies_behind_the_disk_in_the_table() {
+        let start = |bytes: u64| bytes_of(&empty(bytes, None).expect("an image"))[..HEADER_BYTES].to_vec();
+        assert_eq!(memory_entries(&start(1 << 30), &[0; 16]), 16..16);
+        assert_eq!(memory_entries(&start(1 << 30), &[0; 32]), 16..32);
+        assert_eq!(memory_entries(&start((1 << 30) + 1), &[0; 32]), 24..32);
+        assert_eq!(memory_entries(&[], &[0; 32]), 32..32);
+        let mut extended = start(1 << 30);
+        extended[79] |= 1 << 4;
+        assert_eq!(memory_entries(&extended, &[0; 40]), 32..40);
     }
 
     #[test]

@@ -109,6 +109,17 @@ pub struct Inside<'a> {
     pub virtual_bytes: u64,
 }
 
+/// What `qemu-img check` is to put right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Repair {
+    /// Nothing: the image is not written to.
+    Nothing,
+    /// Clusters that are counted as used, and that nothing leads to.
+    Leaks,
+    /// Whatever it can.
+    All,
+}
+
 /// What `qemu-img check` found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 pub struct Checked {
@@ -204,13 +215,21 @@ impl Img {
         self.inner("-d", path, tag).await
     }
 
-    /// `qemu-img check`; with `repair`, puts right what it can.
-    pub async fn check(&self, path: &Path, source: Source<'_>, in_use: bool, repair: bool) -> Result<Checked> {
+    /// `qemu-img check`.
+    pub async fn check(&self, path: &Path, source: Source<'_>, in_use: bool, repair: Repair) -> Result<Checked> {
         let mut args = vec!["check", "--output=json"];
         args.extend(source.format().into_iter().flat_map(|format| ["-f", format.as_str()]));
         args.extend(in_use.then_some("-U"));
-        args.extend(repair.then_some(["-r", "all"]).into_iter().flatten());
-        let cage = if repair { self.cage(Limits::READ).writing(path) } else { self.cage(Limits::READ).reading(path) };
+        let cage = self.cage(Limits::READ);
+        let cage = match repair {
+            Repair::Nothing => cage.reading(path),
+            Repair::Leaks | Repair::All => cage.writing(path),
+        };
+        args.extend(match repair {
+            Repair::Nothing => &[][..],
+            Repair::Leaks => &["-r", "leaks"],
+            Repair::All => &["-r", "all"],
+        });
         // 2: corruptions, 3: leaks; both are told in words.
         let text = command::run(&self.program, &args, &[&source.name()], &[0, 2, 3], &cage).await?;
         decode(&text)

@@ -1,7 +1,7 @@
 //! Writing a small file so that a crash or a power cut leaves the old one or the new one, whole.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::Path;
 
 use crate::error::{IoContext, Result};
@@ -21,7 +21,22 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     sync_directory(directory)
 }
 
-/// The same without the flushes: after a power cut there may be the old file, the new one, or none that can be read.
+/// Writes `path` where it does not exist; one that somebody else has written meanwhile stays.
+pub fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    let mut file =
+        tempfile::Builder::new().prefix(".").suffix(".tmp").tempfile_in(directory).on("write in", directory)?;
+    file.write_all(bytes).on("write", path)?;
+    file.as_file().sync_all().on("flush", path)?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    fault::point(&format!("{name}, written")).on("create", path)?;
+    match file.persist_noclobber(path) {
+        Err(error) if error.error.kind() != ErrorKind::AlreadyExists => Err(error.error).on("create", path),
+        _ => sync_directory(directory),
+    }
+}
+
+/// [`write`] without the flushes: after a power cut there may be the old file, the new one, or none that can be read.
 pub fn write_unflushed(path: &Path, bytes: &[u8]) -> Result<()> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     let mut file =

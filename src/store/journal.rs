@@ -40,6 +40,9 @@ pub struct Owner {
     pub name: Name,
     /// Its identity.
     pub uuid: Uuid,
+    /// The store that the journal was written in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<Uuid>,
 }
 
 /// What can be said of a journal without knowing its steps.
@@ -60,8 +63,8 @@ struct Saved {
     record: Option<schema::Whose>,
 }
 
-/// The version that is written today. Journals of version 1 do not say whose they are.
-pub const SCHEMA: u32 = 2;
+/// The version that is written today. Journals of version 1 do not say whose they are, those of version 2 not in which store they were written.
+pub const SCHEMA: u32 = 3;
 
 /// Reads the journal of `name` and checks that it is one of that VM, in a version that is known.
 fn read(store: &Store, name: &Name) -> Result<Option<(Vec<u8>, Head)>> {
@@ -111,10 +114,19 @@ fn check(store: &Store, name: &Name, text: &[u8]) -> Result<Head> {
     }
     let saved = || head.steps.iter().find_map(|step| step.record.as_ref()).map(|record| record.uuid);
     let uuid = head.vm.as_ref().map(|owner| owner.uuid).or_else(saved);
-    match uuid.zip(now).is_some_and(|(uuid, now)| now != uuid) {
-        true => foreign(format!("another VM (`{}`)", head.operation)),
-        false => Ok(head),
+    if uuid.zip(now).is_some_and(|(uuid, now)| now != uuid) {
+        return foreign(format!("another VM (`{}`)", head.operation));
     }
+    match store.is_own(head.vm.as_ref().and_then(|owner| owner.store)) {
+        true => Ok(head),
+        false => foreign(format!("another store (`{}`)", head.operation)),
+    }
+}
+
+/// The store that the journal of `name` says it was written in.
+pub(super) fn written_in(store: &Store, name: &Name) -> Option<Uuid> {
+    let text = std::fs::read(store.layout.journal(name)).ok()?;
+    serde_json::from_slice::<Head>(&text).ok()?.vm?.store
 }
 
 impl<S: Serialize + DeserializeOwned> Journal<S> {

@@ -43,8 +43,19 @@ impl VmLock {
 impl Store {
     /// Takes the store's lock, waiting for its holder.
     pub async fn lock(&self, context: &Context) -> Result<StoreLock> {
-        self.prepare()?;
+        self.prepare_for(context)?;
         acquire(context, &self.layout.store_lock(), "the store").await.map(StoreLock)
+    }
+
+    /// [`Store::prepare`], which says what it has found.
+    pub fn prepare_for(&self, context: &Context) -> Result<()> {
+        if self.prepare()? {
+            context.ui.note(&format!(
+                "the store {} seems to have been copied, or moved from another file system: it is a store of its own from now on, and its VMs are others than those of the original",
+                self.layout.root().display()
+            ));
+        }
+        Ok(())
     }
 
     /// Takes the store's lock for a change of `names`. Whoever is at work on one of them now is waited for first: a copy may take long, and others need the
@@ -64,7 +75,7 @@ impl Store {
         if !self.layout.vm(name).exists() {
             return Err(self.unknown(name));
         }
-        self.prepare()?;
+        self.prepare_for(context)?;
         let file = acquire(context, &self.layout.lock(name), name.as_str()).await?;
         Ok(VmLock { name: name.clone(), _file: file })
     }

@@ -8,6 +8,7 @@
 
 pub mod atomic;
 pub mod clock;
+pub mod identity;
 pub mod journal;
 mod layout;
 mod lock;
@@ -19,10 +20,13 @@ pub mod trash;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
+use identity::Identity;
 pub use layout::Layout;
 pub use lock::{PoolLock, StoreLock, VmLock};
+use schema::Written;
 use uuid::Uuid;
 
 use crate::context::Context;
@@ -40,28 +44,31 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(2);
 pub struct Store {
     /// Where everything lies.
     pub layout: Layout,
+    /// Which store this is, once that was read.
+    identity: Arc<RwLock<Option<Identity>>>,
 }
 
 impl Store {
     /// The store at `root`, which is made absolute so that QEMU, started in `/`, finds it.
     pub fn at(root: &Path) -> Result<Self> {
         let root = std::path::absolute(root).on("find the store", root)?;
-        Ok(Self { layout: Layout::new(root) })
+        Ok(Self { layout: Layout::new(root), identity: Arc::default() })
     }
 
-    /// Makes the store's directories where they are missing and checks that this version may change it.
-    pub fn prepare(&self) -> Result<()> {
+    /// Makes the store's directories where they are missing and checks that this version may change it. `true`: it was found to be a copy, and is another store from
+    /// now on.
+    pub fn prepare(&self) -> Result<bool> {
         let layout = &self.layout;
         if !layout.store_json().exists() {
             self.refuse_foreign_directory()?;
             for directory in [layout.root(), &layout.layers(), &layout.vms(), &layout.trash()] {
                 make_directory(directory)?;
             }
-            schema::write_store_file(&layout.store_json())?;
+            self.write_identity()?;
         }
-        schema::check_store_file(&layout.store_json())?;
+        let was_copied = self.settle_identity()?;
         self.make_reserve();
-        Ok(())
+        Ok(was_copied)
     }
 
     /// A directory with other things in it is not made a store by a slip of the fingers.
@@ -135,13 +142,13 @@ impl Store {
             text = std::fs::read(&path);
         }
         match text {
-            Ok(text) => match schema::parse_named_record(&text) {
-                Ok((record, written_for)) => match self.twin(name, record.uuid, written_for) {
-                    None => Ok(record),
+            Ok(text) => match schema::parse_written(&text) {
+                Ok(written) => match self.foreign(name, &written) {
+                    None => Ok(written.record),
                     // It was renamed between the two looks.
                     Some(_) if !path.exists() => Err(self.unknown(name)),
-                    Some(other) => {
-                        Err(Error::damaged(format!("the record of {name} is that of {other}: {}", path.display())))
+                    Some(whose) => {
+                        Err(Error::damaged(format!("the record of {name} is that of {whose}: {}", path.display())))
                     }
                 },
                 Err(error) => Err(Error::damaged(format!("the record of {name} cannot be read: {}", path.display()))
@@ -169,6 +176,19 @@ impl Store {
         twin.map_or_else(|| self.exists(&other), |twin| twin.uuid == uuid).then_some(other)
     }
 
+    /// Whose record this one in the place of `name` is, if it is not its own.
+    fn foreign(&self, name: &Name, written: &Written) -> Option<String> {
+        let twin = self.twin(name, written.record.uuid, written.name.clone());
+        twin.map(|twin| twin.to_string()).or_else(|| (!self.is_own(written.store)).then(|| "another store".to_owned()))
+    }
+
+    /// Reads a record in the place of `name` that was written in another store.
+    pub fn load_of_another_store(&self, name: &Name) -> Option<Record> {
+        let written = schema::parse_written(&std::fs::read(self.layout.vm_json(name)).ok()?).ok()?;
+        let is_only_that = self.twin(name, written.record.uuid, written.name).is_none();
+        (is_only_that && !self.is_own(written.store)).then_some(written.record)
+    }
+
     /// All records that can be read.
     pub fn records(&self) -> Result<Vec<(Name, Record)>> {
         Ok(self.names()?.into_iter().filter_map(|name| Some((name.clone(), self.load(&name).ok()?))).collect())
@@ -181,7 +201,7 @@ impl Store {
 
     /// Writes the record in the directory of `name` for the VM `owner`.
     fn save_for(&self, name: &Name, owner: &Name, record: &Record) -> Result<()> {
-        let text = schema::render_record(record, Some(owner))?;
+        let text = schema::render_record(record, Some(owner), self.id())?;
         // An old spare is worse than none.
         let _ = std::fs::remove_file(self.layout.spare_json(name));
         atomic::write(&self.layout.vm_json(name), &text)?;
@@ -204,7 +224,7 @@ impl Store {
     /// one of them can be read.
     pub fn save_passing(&self, name: &Name, record: &Record) -> Result<()> {
         let (path, spare) = (self.layout.vm_json(name), self.layout.spare_json(name));
-        let text = schema::render_record(record, Some(name))?;
+        let text = schema::render_record(record, Some(name), self.id())?;
         let _ = std::fs::remove_file(&spare);
         if std::fs::hard_link(&path, &spare).is_err() {
             // This file system has no links.
@@ -229,7 +249,7 @@ impl Store {
 
     /// Writes a record of `name` somewhere else, where it is kept for `undo`.
     pub fn save_record(&self, path: &Path, name: &Name, record: &Record) -> Result<()> {
-        atomic::write(path, &schema::render_record(record, Some(name))?)
+        atomic::write(path, &schema::render_record(record, Some(name), self.id())?)
     }
 
     /// Reads the spare copy of the record of `name`; `None` when there is no such file.
@@ -240,10 +260,10 @@ impl Store {
             other => other.on("read", &path),
         };
         Some(text.and_then(|text| {
-            let (record, written_for) = schema::parse_named_record(&text)?;
-            match self.twin(name, record.uuid, written_for) {
-                Some(other) => Err(Error::damaged(format!("it is that of {other}"))),
-                None => Ok(record),
+            let written = schema::parse_written(&text)?;
+            match self.foreign(name, &written) {
+                Some(whose) => Err(Error::damaged(format!("it is that of {whose}"))),
+                None => Ok(written.record),
             }
         }))
     }

@@ -26,6 +26,9 @@ pub struct Entry {
     /// The identity of that VM, where its record lies beside this entry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     uuid: Option<Uuid>,
+    /// The store that it was written in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    store: Option<Uuid>,
     /// When.
     pub when: Timestamp,
     /// The command, in the words of the user.
@@ -88,8 +91,8 @@ impl Entry {
     }
 
     /// Reads what the directory `path` says of itself. What was put there from another directory is refused: it tells
-    /// of other layers.
-    fn read(path: &Path) -> Result<Self> {
+    /// of other layers. So is what was written in another store than this one.
+    fn read(path: &Path, store: &Store) -> Result<Self> {
         let about = path.join("entry.json");
         let text = std::fs::read(&about).on("read", &about)?;
         schema::check_version(&text, Self::SCHEMA)?;
@@ -102,6 +105,10 @@ impl Entry {
             None => directory.ends_with(&format!("-{}-{}", entry.what, entry.vm)),
         };
         match is_its {
+            true if !store.is_own(entry.store) => Err(Error::damaged(format!(
+                "its entry.json was written in another store (`{}` of {})",
+                entry.what, entry.vm
+            ))),
             true => Ok(entry),
             false => Err(Error::damaged(format!(
                 "its entry.json is that of another directory (`{}` of {})",
@@ -122,6 +129,7 @@ impl Entry {
             what: what.to_owned(),
             vm: vm.clone(),
             uuid: None,
+            store: None,
             when: Timestamp::now(),
             operation: operation.to_owned(),
             layers: Vec::new(),
@@ -175,7 +183,7 @@ impl Store {
         let (about, layers) = (path.join("entry.json"), path.join("layers"));
         let made = make_directory(&layers).and_then(|()| match about.try_exists().on("look for", &about)? {
             true => Ok(()),
-            false => write_entry(&path, entry).and_then(|()| atomic::sync_directory(&self.layout.trash())),
+            false => write_entry(&path, &self.own(entry)).and_then(|()| atomic::sync_directory(&self.layout.trash())),
         });
         if let Err(error) = made {
             // Only if they are empty. Whoever tries again makes what is missing.
@@ -183,6 +191,10 @@ impl Store {
             return Err(error);
         }
         Ok(path)
+    }
+
+    fn own(&self, entry: &Entry) -> Entry {
+        Entry { store: self.id(), ..entry.clone() }
     }
 
     /// Moves a layer out of a trash directory, back into the pool; one that is not in there has been moved already.
@@ -259,7 +271,7 @@ impl Store {
     pub fn undoable_on(&self, layers: &[&LayerId]) -> Result<Vec<Entry>> {
         let mut on = self.trash_entries()?;
         on.retain(|path| Needs::of(path).into_iter().flat_map(Needs::layers).any(|id| layers.contains(&&id)));
-        Ok(on.iter().filter_map(|path| Entry::read(path).ok()).filter(Entry::can_be_undone).collect())
+        Ok(on.iter().filter_map(|path| Entry::read(path, self).ok()).filter(Entry::can_be_undone).collect())
     }
 
     /// An entry of the trash that cannot be read: which layers it needs is unknown.
@@ -285,7 +297,7 @@ impl Store {
     /// Everything in the trash, oldest first.
     pub fn list_trash(&self) -> Result<Vec<Found>> {
         let found = |path: PathBuf| {
-            let entry = Entry::read(&path);
+            let entry = Entry::read(&path, self);
             let changed = path.metadata().and_then(|about| about.modified()).ok().and_then(|time| time.try_into().ok());
             let when = entry.as_ref().ok().map(|entry| entry.when).or(changed).unwrap_or_else(Timestamp::now);
             Found { bytes: bytes_below(&path), entry, when, path }

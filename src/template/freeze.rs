@@ -121,7 +121,14 @@ async fn rename(context: &Context, name: &Name, new_name: &Name) -> Result<()> {
 /// Heads that reverts have left inside the images, for an `undo` that a template does not know.
 async fn forget_ways_back(context: &Context, name: &Name, layers: &[Layer]) -> Result<()> {
     for layer in layers {
-        if census::inspect(&context.store, layer)?.internal_snapshots == 0 {
+        let info = census::inspect(&context.store, layer)?;
+        // It would take room in the template, and in each full clone. What stays does no harm.
+        if info.guest_memory
+            && let Err(error) = Executor::with_no_qemu(context, name).give_up_memory_of(layer).await
+        {
+            tracing::debug!("memory stays in layer {layer} of the template: {}", error.full_message());
+        }
+        if info.internal_snapshots == 0 {
             continue;
         }
         for tag in internal::ways_back(context, layer).await? {

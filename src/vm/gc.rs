@@ -12,8 +12,8 @@ use crate::change::{Executor, recover};
 use crate::context::Context;
 use crate::ephemeral::discard::{self, Dates};
 use crate::error::{Error, IoContext, Kind, Result};
-use crate::layer::chain;
-use crate::layer::pool::{Pool, Use};
+use crate::layer::pool::{LayerInfo, Pool, Use};
+use crate::layer::{census, chain};
 use crate::model::{Layer, LayerId, Name, Origin, Record, Snapshot, human};
 use crate::snapshot::delete;
 use crate::snapshot::internal;
@@ -137,6 +137,10 @@ pub async fn collect(context: &Context, request: Request) -> Result<Vec<Collecte
     if torn.is_none() {
         trash_orphans(context, dry_run)?;
     }
+    drop(store_lock);
+    if !dry_run {
+        collected.extend(give_up_memory(context).await?);
+    }
     Ok(collected)
 }
 
@@ -217,7 +221,11 @@ async fn merge_hidden(context: &Context, spared: &[LayerId], dry_run: bool) -> R
             .warn(&format!("hidden layers are not merged: {torn} in the trash cannot be read, and may need them"));
         return Ok(());
     }
+    let pool = Pool::scan(&context.store)?;
     for vm in context.store.names()? {
+        if has_no_hidden(context, &pool, &vm) {
+            continue;
+        }
         match delete::merge_hidden(context, &vm, spared, dry_run).await {
             Ok(outcomes) => {
                 for outcome in outcomes {
@@ -230,6 +238,14 @@ async fn merge_hidden(context: &Context, spared: &[LayerId], dry_run: bool) -> R
         }
     }
     Ok(())
+}
+
+/// Is each layer below `vm` named by somebody, and no change of it cut short? Then nothing is to be done for it, and the pool need not be scanned again.
+fn has_no_hidden(context: &Context, pool: &Pool, vm: &Name) -> bool {
+    let Ok(record) = context.store.load(vm) else { return false };
+    let is_named = |info: &&LayerInfo| !pool.uses(&info.layer.id).is_empty();
+    let is_fine = |layer: &Layer| pool.chain(&layer.id).is_ok_and(|chain| chain.iter().all(is_named));
+    !context.store.layout.journal(vm).exists() && record.layers().all(is_fine)
 }
 
 /// Moves what a removed VM had into its directory of the trash, where whoever removed it died in the middle: `undo` looks for it there. Returns how many
@@ -306,6 +322,49 @@ async fn forget_ways_back(context: &Context) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Gives up memory in the active part of images, which a revert has loaded and nothing needs. It takes as long as checking the image, so nobody but the users of the layer is
+/// kept waiting.
+async fn give_up_memory(context: &Context) -> Result<Vec<Collected>> {
+    let store = &context.store;
+    let pool = Pool::scan(store)?;
+    let mut collected = Vec::new();
+    let is_template =
+        |info: &LayerInfo| pool.uses(&info.layer.id).iter().any(|r#use| matches!(r#use, Use::Template(_)));
+    for info in pool.layers.values().filter(|info| info.guest_memory && !is_template(info)) {
+        let users = pool.users(&info.layer.id);
+        // Somebody may use it whose record cannot be read.
+        let (Some(first), None) = (users.first(), pool.uncertainty(None)) else { continue };
+        let mut locks = Vec::new();
+        for user in &users {
+            locks.extend(store.try_lock_vm(user, &context.operation)?.filter(|_| !store.layout.journal(user).exists()));
+        }
+        if locks.len() < users.len() {
+            continue;
+        }
+        let running = users.iter().map(|user| Ok(status::is_running(context, user)?.then_some(user)));
+        if let Some(running) = running.collect::<Result<Vec<_>>>()?.into_iter().flatten().next() {
+            context.ui.note(&format!(
+                "{running} is running: memory that a revert has loaded stays in layer {}; to free it: cowhand stop {running}, then cowhand gc",
+                info.layer
+            ));
+            continue;
+        }
+        match Executor::with_no_qemu(context, first).give_up_memory_of(&info.layer).await {
+            Ok(()) => {
+                let now = census::inspect(store, &info.layer).map_or(info.allocated_bytes, |now| now.allocated_bytes);
+                let bytes = info.allocated_bytes.saturating_sub(now);
+                collected.push(Collected { what: first.to_string(), why: "memory", bytes });
+            }
+            Err(error) => context.ui.warn(&format!(
+                "memory that a revert has loaded stays in layer {} of {first}: {}",
+                info.layer,
+                error.full_message()
+            )),
+        }
+    }
+    Ok(collected)
 }
 
 async fn forget_ways_back_in(

@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::status;
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -12,6 +14,10 @@ use crate::sys::holder;
 
 /// How long QEMU may take to greet; under emulation on a busy host it can be slow.
 const GREETING: Duration = Duration::from_secs(30);
+/// How long the process of a QEMU may live on without its socket: it gives back the memory of the guest then.
+const ENDING: Duration = Duration::from_secs(10);
+/// How often it is looked at meanwhile.
+const BETWEEN: Duration = Duration::from_millis(10);
 
 /// Connects, if the VM runs.
 pub async fn connect_if_running(context: &Context, name: &Name) -> Result<Option<Qmp>> {
@@ -25,13 +31,21 @@ pub async fn connect_within(context: &Context, name: &Name, limit: Duration) -> 
     }
     let sockets = status::sockets(context, name)
         .ok_or_else(|| Error::damaged(format!("{name} runs, but where its sockets are is not known")))?;
-    match Qmp::connect(&sockets.qmp(), limit.min(GREETING)).await {
-        Ok(qmp) => Ok(Some(qmp)),
-        // It may have ended between the look and the call.
-        Err(_) if !status::is_running(context, name)? => Ok(None),
-        Err(error) => Err(Error::qemu(format!("{name} runs, but its QEMU does not answer"))
-            .hint(format!("if it never does again: cowhand stop --force {name}"))
-            .because(error)),
+    let limit = limit.min(GREETING);
+    let deadline = Instant::now() + limit.min(ENDING);
+    loop {
+        match Qmp::connect(&sockets.qmp(), limit).await {
+            Ok(qmp) => return Ok(Some(qmp)),
+            // It may have ended between the look and the call.
+            Err(_) if !status::is_running(context, name)? => return Ok(None),
+            // It is about to end, or has only just been started.
+            Err(error) if error.is_absence() && Instant::now() < deadline => tokio::time::sleep(BETWEEN).await,
+            Err(error) => {
+                return Err(Error::qemu(format!("{name} runs, but its QEMU does not answer"))
+                    .hint(format!("if it never does again: cowhand stop --force {name}"))
+                    .because(error));
+            }
+        }
     }
 }
 

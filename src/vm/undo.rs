@@ -16,7 +16,7 @@ use crate::qemu::cmdline::How;
 use crate::qemu::qmp::REPLY;
 use crate::snapshot::internal;
 use crate::snapshot::plan;
-use crate::store::trash::Entry;
+use crate::store::trash::{Entry, Found};
 use crate::store::{Store, atomic, schema};
 use crate::sys::fault;
 
@@ -90,6 +90,16 @@ fn obstacle(
     }
 }
 
+/// What is in the trash and cannot be used, and may be what is to be taken back.
+fn unusable(context: &Context, vm: Option<&Name>) -> Result<Option<String>> {
+    let trash = context.store.list_trash()?;
+    let name = |found: &Found| found.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let is_its = |found: &&Found| vm.is_none_or(|vm| name(found).ends_with(&format!("-{vm}")));
+    Ok(trash.iter().filter(is_its).find_map(|found| {
+        Some(format!("{} in the trash may be what is meant, and cannot be used: {}", name(found), found.fault()?))
+    }))
+}
+
 /// Takes back a change of `vm`, or of all VMs: the one at the place `nth` of the list; 1 is the last.
 pub async fn undo(context: &Context, vm: Option<&Name>, nth: usize) -> Result<Undoable> {
     let mut all = list(context, vm)?;
@@ -114,8 +124,11 @@ pub async fn undo(context: &Context, vm: Option<&Name>, nth: usize) -> Result<Un
             return Err(context.store.unknown(vm));
         }
         let whose = vm.map_or_else(String::new, |vm| format!(" of {vm}"));
-        return Err(Error::not_found(format!("there is no revert, rm or set{whose} to take back"))
-            .hint("what has been collected by gc cannot be taken back"));
+        let error = Error::not_found(format!("there is no revert, rm or set{whose} to take back"));
+        return Err(match unusable(context, vm)? {
+            Some(why) => error.hint(why),
+            None => error.hint("what has been collected by gc cannot be taken back"),
+        });
     };
     if let Some(why) = &last.obstacle {
         return Err(Error::refused(format!("`{}` cannot be taken back: {why}", last.entry.operation)).hint(format!(

@@ -35,6 +35,17 @@ impl QmpError {
         matches!(self, Self::Refused { class, .. } if class == "DeviceNotFound")
     }
 
+    /// Does nobody listen, or was the connection closed by a QEMU that ends?
+    pub fn is_absence(&self) -> bool {
+        match self {
+            Self::Connect { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+            }
+            Self::Closed => true,
+            _ => false,
+        }
+    }
+
     /// Is the outcome unknown, because the command was sent and no answer came?
     pub fn is_unknown(&self) -> bool {
         matches!(self, Self::Timeout { .. } | Self::Closed)

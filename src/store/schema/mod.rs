@@ -3,13 +3,10 @@
 
 mod v1;
 
-use std::path::Path;
-
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::atomic;
-use crate::error::{Error, IoContext, Result};
+use crate::error::{Error, Result};
 use crate::model::{Name, Record};
 
 pub use v1::RecordV1;
@@ -37,13 +34,33 @@ pub fn whose(text: &[u8]) -> Option<Whose> {
     serde_json::from_slice(text).ok()
 }
 
-/// Reads a record of any version this program knows.
-pub fn parse_record(text: &[u8]) -> Result<Record> {
-    parse_named_record(text).map(|(record, _)| record)
+/// Reads the store that a record, or an entry of the trash, says it was written in.
+pub fn written_in(text: &[u8]) -> Option<Uuid> {
+    #[derive(Deserialize)]
+    struct Written {
+        store: Option<Uuid>,
+    }
+    serde_json::from_slice::<Written>(text).ok()?.store
 }
 
-/// Reads a record, and the name of the VM that it was written for.
-pub fn parse_named_record(text: &[u8]) -> Result<(Record, Option<Name>)> {
+/// A record, and what it says of itself.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Written {
+    /// The record.
+    pub record: Record,
+    /// The VM that it was written for.
+    pub name: Option<Name>,
+    /// The store that it was written in.
+    pub store: Option<Uuid>,
+}
+
+/// Reads a record of any version this program knows.
+pub fn parse_record(text: &[u8]) -> Result<Record> {
+    parse_written(text).map(|written| written.record)
+}
+
+/// Reads a record, and for which VM and in which store it was written.
+pub fn parse_written(text: &[u8]) -> Result<Written> {
     if text.is_empty() {
         return Err(Error::damaged("the file is empty"));
     }
@@ -51,32 +68,19 @@ pub fn parse_named_record(text: &[u8]) -> Result<(Record, Option<Name>)> {
     match version.schema {
         1 => {
             let record: v1::RecordV1 = parse(text)?;
-            let name = record.name().cloned();
-            Ok((Record::try_from(record)?, name))
+            let (name, store) = (record.name().cloned(), record.store());
+            Ok(Written { record: Record::try_from(record)?, name, store })
         }
         other => Err(too_new(other, CURRENT)),
     }
 }
 
-/// Writes the record of the VM or template `name` in today's version.
-pub fn render_record(record: &Record, name: Option<&Name>) -> Result<Vec<u8>> {
-    let mut text = serde_json::to_vec_pretty(&v1::RecordV1::from(record).named(name))
+/// Writes the record of the VM or template `name` of the store `store` in today's version.
+pub fn render_record(record: &Record, name: Option<&Name>, store: Option<Uuid>) -> Result<Vec<u8>> {
+    let mut text = serde_json::to_vec_pretty(&v1::RecordV1::from(record).written(name, store))
         .map_err(|error| Error::failed("cannot write a record").because(error))?;
     text.push(b'\n');
     Ok(text)
-}
-
-/// Writes `store.json` for a new store.
-pub fn write_store_file(path: &Path) -> Result<()> {
-    atomic::write(path, format!("{{\"schema\":{CURRENT}}}\n").as_bytes())
-}
-
-/// Refuses a store that a newer version has written.
-pub fn check_store_file(path: &Path) -> Result<()> {
-    let text = std::fs::read(path).on("read", path)?;
-    let version: Versioned = parse(&text)
-        .map_err(|error| Error::damaged(format!("cannot read {}", path.display())).because(error.full_message()))?;
-    if version.schema > CURRENT { Err(too_new(version.schema, CURRENT)) } else { Ok(()) }
 }
 
 /// Refuses text of a newer version than `known`; text without a version is damaged.

@@ -22,6 +22,9 @@ pub struct RecordV1 {
     /// The VM that it was written for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     name: Option<Name>,
+    /// The store that it was written in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    store: Option<Uuid>,
     created: Timestamp,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     template: Option<TemplateV1>,
@@ -197,9 +200,14 @@ impl RecordV1 {
         self.name.as_ref()
     }
 
-    /// The same record, written for `name`.
-    pub fn named(self, name: Option<&Name>) -> Self {
-        Self { name: name.cloned(), ..self }
+    /// The store that it was written in, if it says.
+    pub fn store(&self) -> Option<Uuid> {
+        self.store
+    }
+
+    /// The same record, written for `name` in the store `store`.
+    pub fn written(self, name: Option<&Name>, store: Option<Uuid>) -> Self {
+        Self { name: name.cloned(), store, ..self }
     }
 }
 
@@ -217,6 +225,7 @@ impl From<&Record> for RecordV1 {
             schema: 1,
             uuid: record.uuid,
             name: None,
+            store: None,
             created: record.created,
             template,
             origin: record.origin.clone().map(|Origin { uuid, name, snapshot, template }| OriginV1 {

@@ -5,7 +5,7 @@ use cowhand::store::schema::{parse_record, render_record};
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     if let Ok(record) = parse_record(bytes) {
-        let written = render_record(&record, None).expect("what was read can be written");
+        let written = render_record(&record, None, None).expect("what was read can be written");
         assert_eq!(parse_record(&written).expect("what was written can be read"), record);
     }
 });

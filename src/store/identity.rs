@@ -1,0 +1,299 @@
+//! Which store this is. Records, journals and entries of the trash say in which store they were written: what comes from another one, by a restore that
+//! went wrong, is not taken for this one's.
+//!
+//! The identity lies in `store.json`, with the time at which the directory of the store was made. A copy of a store has another such time. It gets an identity of
+//! its own by the first command that changes something in it, and accepts what was written before under those it had.
+//!
+//! | in `store.json` | |
+//! |---|---|
+//! | `id` | a UUID; stores of earlier versions get one |
+//! | `was` | the identities that this store, and those it was copied from, had before |
+//! | `born` | when the directory of the store was made (`stx_btime`, see `statx(2)`); none where the file system does not tell, and then no copy is noticed |
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{Store, atomic, journal, schema};
+use crate::error::{Error, IoContext, Result};
+use crate::sys::flock;
+
+/// With so many earlier identities something else is wrong, and no new one is made.
+const MOST: usize = 1000;
+
+/// What `store.json` says.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    schema: u32,
+    /// Which store this is; none: an earlier version has made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    id: Option<Uuid>,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    was: BTreeSet<Uuid>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    born: Option<Timestamp>,
+}
+
+/// What is to become of what `store.json` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Renewal {
+    /// An earlier version has made the store.
+    First,
+    /// The store was copied.
+    Copy,
+    /// Only the time is missing.
+    Birth,
+}
+
+impl Identity {
+    /// Was something that says it was written in the store `other` written in this one?
+    fn accepts(&self, other: Option<Uuid>) -> bool {
+        let Some((own, other)) = self.id.zip(other) else { return true };
+        own == other || self.was.contains(&other)
+    }
+
+    fn needs(&self, born: Option<Timestamp>) -> Option<Renewal> {
+        match (self.id, self.born, born) {
+            (None, ..) => Some(Renewal::First),
+            (Some(_), Some(before), Some(now)) if before != now && self.was.len() < MOST => Some(Renewal::Copy),
+            (Some(_), None, Some(_)) => Some(Renewal::Birth),
+            _ => None,
+        }
+    }
+}
+
+fn born(root: &Path) -> Option<Timestamp> {
+    let created = std::fs::metadata(root).and_then(|about| about.created()).ok()?;
+    // Some file systems say 1970 where they do not know.
+    Timestamp::try_from(created).ok().filter(|born| born.as_second() > 0)
+}
+
+fn text(identity: &Identity) -> Result<Vec<u8>> {
+    let mut text = serde_json::to_vec(identity)
+        .map_err(|error| Error::failed("cannot write which store this is").because(error))?;
+    text.push(b'\n');
+    Ok(text)
+}
+
+/// Reads `store.json` and refuses that of a newer version.
+fn read(path: &Path) -> Result<Identity> {
+    let text = std::fs::read(path).on("read", path)?;
+    let unreadable =
+        |error: Error| Error::damaged(format!("cannot read {}", path.display())).because(error.full_message());
+    schema::check_version(&text, schema::CURRENT).map_err(|error| match schema::is_newer(&error) {
+        true => error,
+        false => unreadable(error),
+    })?;
+    schema::parse(&text).map_err(unreadable)
+}
+
+impl Store {
+    /// Which store this is. Where `store.json` cannot be read everything is accepted: what is wrong is said by whoever changes something.
+    fn identity(&self) -> Identity {
+        let known = self.identity.read().ok().and_then(|known| known.clone());
+        known.unwrap_or_else(|| self.read_identity())
+    }
+
+    fn read_identity(&self) -> Identity {
+        let read = read(&self.layout.store_json()).unwrap_or_default();
+        self.remember(read.clone());
+        read
+    }
+
+    /// What is written in this store from now on says that it was written in this one; `None`: nothing says which one it is.
+    pub fn id(&self) -> Option<Uuid> {
+        self.identity().id
+    }
+
+    /// Was something that says it was written in the store `written_in` written in this one?
+    pub fn is_own(&self, written_in: Option<Uuid>) -> bool {
+        // Another command may have given the store its identity since that was read.
+        self.identity().accepts(written_in) || self.read_identity().accepts(written_in)
+    }
+
+    /// Refuses a store that a newer version has written, or whose `store.json` cannot be read.
+    pub fn check_identity(&self) -> Result<()> {
+        read(&self.layout.store_json()).map(drop)
+    }
+
+    /// Writes `store.json` where it is missing, for whatever store the files that are there say they were written in.
+    pub(super) fn write_identity(&self) -> Result<()> {
+        atomic::write_new(&self.layout.store_json(), &text(&self.new_identity(BTreeSet::new())?)?)
+    }
+
+    /// Writes `store.json` anew, in the same way.
+    pub fn write_lost_identity(&self) -> Result<()> {
+        self.put_identity(self.new_identity(BTreeSet::new())?)
+    }
+
+    /// Checks `store.json`, and gives the store an identity of its own if it has none or was copied. `true`: it was copied.
+    pub(super) fn settle_identity(&self) -> Result<bool> {
+        let (path, born) = (self.layout.store_json(), born(self.layout.root()));
+        let mut found = read(&path)?;
+        if found.needs(born).is_some()
+            // Whoever has the lock may be doing the same; the next command looks again.
+            && let Ok(lock) = flock::open(&self.layout.store_lock())
+            && flock::try_exclusive(&lock).unwrap_or(false)
+        {
+            found = read(&path)?;
+            let renewal = found.needs(born);
+            let renewed = match renewal {
+                None => None,
+                Some(Renewal::Birth) => Some(Identity { born, ..found.clone() }),
+                Some(Renewal::First | Renewal::Copy) => {
+                    Some(self.new_identity(found.was.iter().copied().chain(found.id).collect())?)
+                }
+            };
+            // A store that cannot be written to stays as it is, and its next command says why.
+            if let Some(renewed) = renewed
+                && self.put_identity(renewed).is_ok()
+            {
+                return Ok(renewal == Some(Renewal::Copy));
+            }
+        }
+        self.remember(found);
+        Ok(false)
+    }
+
+    /// A new identity, which had those in `was` before. What lies in the store at this moment is its own, too.
+    fn new_identity(&self, mut was: BTreeSet<Uuid>) -> Result<Identity> {
+        was.extend(self.identities()?);
+        Ok(Identity { schema: schema::CURRENT, id: Some(Uuid::new_v4()), was, born: born(self.layout.root()) })
+    }
+
+    fn put_identity(&self, identity: Identity) -> Result<()> {
+        atomic::write(&self.layout.store_json(), &text(&identity)?)?;
+        self.remember(identity);
+        Ok(())
+    }
+
+    fn remember(&self, identity: Identity) {
+        if let Ok(mut known) = self.identity.write() {
+            *known = Some(identity);
+        }
+    }
+
+    /// The stores that the files of this one say they were written in.
+    fn identities(&self) -> Result<BTreeSet<Uuid>> {
+        let mut files = Vec::new();
+        for name in self.directories()? {
+            files.extend([self.layout.vm_json(&name), self.layout.spare_json(&name)]);
+        }
+        files.extend(self.trash_entries()?.into_iter().map(|directory| directory.join("entry.json")));
+        let mut found: BTreeSet<Uuid> =
+            files.iter().filter_map(|file| schema::written_in(&std::fs::read(file).ok()?)).collect();
+        found.extend(self.directories()?.iter().filter_map(|name| journal::written_in(self, name)));
+        Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::trash::Entry;
+
+    fn store(root: &Path) -> Store {
+        Store::at(root).expect("a store")
+    }
+
+    /// A copy, made at another time than `from` by the clock of the file system. `None`: that keeps no such time.
+    fn copy(from: &Path, to: &Path) -> Option<Store> {
+        let first = born(from)?;
+        std::fs::create_dir(to).expect("a directory");
+        while born(to) == Some(first) {
+            std::fs::remove_dir(to).expect("it is empty");
+            std::fs::create_dir(to).expect("a directory");
+        }
+        std::fs::copy(from.join("store.json"), to.join("store.json")).expect("a file");
+        Some(store(to))
+    }
+
+    #[test]
+    fn a_copy_is_another_store_and_accepts_what_was_written_before() {
+        let room = tempfile::tempdir().expect("a directory");
+        let original = store(&room.path().join("first"));
+        original.prepare().expect("a store");
+        let id = original.id();
+        assert!(id.is_some() && !original.settle_identity().expect("it is a store"));
+        let Some(copied) = copy(&room.path().join("first"), &room.path().join("second")) else { return };
+        assert_eq!(copied.id(), id, "who only reads finds what is written there");
+        assert!(copied.settle_identity().expect("it is a store"));
+        assert!(!copied.settle_identity().expect("it is a store"), "once");
+        assert!(copied.id() != id && copied.is_own(id) && copied.is_own(None));
+        // What is written in the copy from now on is not the original's.
+        assert!(original.is_own(id) && !original.is_own(copied.id()));
+        // What is moved within its file system stays what it is.
+        let third = room.path().join("third");
+        std::fs::rename(room.path().join("second"), &third).expect("it is moved");
+        let moved = store(&third);
+        assert!(!moved.settle_identity().expect("it is a store"));
+        assert_eq!(moved.id(), copied.id());
+    }
+
+    #[test]
+    fn a_command_that_has_read_the_old_identity_accepts_what_was_written_under_the_new_one() {
+        let room = tempfile::tempdir().expect("a directory");
+        store(&room.path().join("first")).prepare().expect("a store");
+        let Some(early) = copy(&room.path().join("first"), &room.path().join("second")) else { return };
+        let before = early.id();
+        let late = store(&room.path().join("second"));
+        assert!(late.settle_identity().expect("it is a store"));
+        assert!(late.id() != before && early.is_own(late.id()));
+    }
+
+    #[test]
+    fn what_lies_in_a_store_that_has_lost_its_identity_is_its_own() {
+        let room = tempfile::tempdir().expect("a directory");
+        let first = store(room.path());
+        first.prepare().expect("a store");
+        let entry = Entry::new("rm", &"vm".parse().expect("a name"), "rm vm");
+        first.open_trash("20260101T000000000Z-rm-vm", &entry).expect("trash");
+        let id = first.id();
+        for left in [None, Some("{\"schema\":1}")] {
+            std::fs::remove_file(first.layout.store_json()).expect("it is there");
+            if let Some(text) = left {
+                std::fs::write(first.layout.store_json(), text).expect("a file");
+            }
+            let again = store(room.path());
+            assert!(!again.prepare().expect("a store"));
+            assert!(again.id() != id && again.is_own(id), "{left:?}");
+            assert!(!again.is_own(Some(Uuid::new_v4())));
+        }
+    }
+
+    /// Both find none, and write one.
+    #[test]
+    fn the_first_of_two_who_make_a_store_gives_it_its_identity() {
+        let room = tempfile::tempdir().expect("a directory");
+        let (one, other) = (store(room.path()), store(room.path()));
+        one.prepare().expect("a store");
+        other.write_identity().expect("it is there");
+        other.settle_identity().expect("it is a store");
+        assert_eq!(other.id(), one.id());
+    }
+
+    #[test]
+    fn a_store_of_an_earlier_version_gets_an_identity_and_is_no_copy() {
+        let room = tempfile::tempdir().expect("a directory");
+        let store = store(room.path());
+        std::fs::write(store.layout.store_json(), "{\"schema\":1}\n").expect("a file");
+        assert!(store.is_own(Some(Uuid::new_v4())));
+        assert!(!store.settle_identity().expect("it is a store"));
+        assert!(store.id().is_some() && store.is_own(store.id()) && !store.is_own(Some(Uuid::new_v4())));
+    }
+
+    #[test]
+    fn one_of_a_newer_version_is_left_alone() {
+        let room = tempfile::tempdir().expect("a directory");
+        let store = store(room.path());
+        std::fs::write(store.layout.store_json(), "{\"schema\":2,\"id\":7}\n").expect("a file");
+        let error = store.settle_identity().expect_err("it is newer");
+        assert!(schema::is_newer(&error));
+        std::fs::write(store.layout.store_json(), "{\"schema\":1,\"id\":7}\n").expect("a file");
+        let error = store.settle_identity().expect_err("it is damaged");
+        assert!(!schema::is_newer(&error) && error.full_message().contains("store.json"), "{error:?}");
+    }
+}
