@@ -28,6 +28,7 @@ mod lifecycle;
 mod locks;
 mod memory;
 mod merges;
+mod networks;
 mod odd_words;
 mod prepared;
 mod qcow2;
