@@ -41,21 +41,28 @@ fn gist(text: &str) -> Vec<String> {
 
 #[test]
 fn every_command_of_the_readme_works() {
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
     let mut lab = Lab::new();
     lab.needs_an_appliance();
+    let commands = run_commands(&lab, "README.md");
+    assert!(commands >= 15, "only {commands} commands were found in the README");
+}
+
+/// Runs the commands of a document, and returns how many these were.
+fn run_commands(lab: &Lab, document: &str) -> usize {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(document);
+    let text = std::fs::read_to_string(path).unwrap();
     let tiny = guest("tiny");
     let mut commands = 0;
-    for line in readme.lines().filter_map(|line| line.strip_prefix("$ cowhand ")) {
+    for line in text.lines().filter_map(|line| line.strip_prefix("$ cowhand ")) {
         let words = arguments(line.split(" #").next().unwrap(), &tiny);
         let args: Vec<&str> = words.iter().map(String::as_str).collect();
         let output = lab.command(&args).current_dir(lab.path()).output().unwrap();
         let done = crate::lab::Done::from(output);
-        let expected = readme_exit(&readme, line);
+        let expected = readme_exit(&text, line);
         assert_eq!(done.code, expected, "cowhand {line}\n{}{}", done.out, done.err);
         commands += 1;
     }
-    assert!(commands >= 15, "only {commands} commands were found in the README");
+    commands
 }
 
 /// A command whose output in the README is an error is expected to fail as such.
@@ -133,6 +140,17 @@ fn the_security_document_counts_the_attacks_and_names_their_modules() {
 /// The second tier, see docs/testing.md.
 mod full {
     use super::*;
+
+    #[test]
+    fn every_command_of_the_how_tos_works() {
+        let how_tos = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/how-to");
+        for entry in std::fs::read_dir(how_tos).unwrap() {
+            let lab = Lab::new();
+            lab.tiny("web", &[]);
+            let document = format!("docs/how-to/{}", entry.unwrap().file_name().to_str().unwrap());
+            assert!(run_commands(&lab, &document) > 0, "{document} shows no command");
+        }
+    }
 
     /// With `COWHAND_UPDATE=1` the outputs in the document are written anew.
     #[test]

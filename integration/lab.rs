@@ -454,6 +454,15 @@ impl Disk {
         Command::new("mount").args(["-o", self.options]).arg(&self.image).arg(&self.mount).output().unwrap()
     }
 
+    /// Has a loop device the file open?
+    fn is_attached(&self) -> bool {
+        let is_ours = |entry: std::fs::DirEntry| {
+            let file = std::fs::read_to_string(entry.path().join("loop/backing_file"));
+            file.is_ok_and(|file| Path::new(file.trim_end()) == self.image)
+        };
+        std::fs::read_dir("/sys/block").unwrap().flatten().any(is_ours)
+    }
+
     /// Stops the file system at once: what is not on the disk by now never gets there (`FS_IOC_SHUTDOWN` without a flush of the log, as
     /// xfstests does).
     fn cut(&self) {
@@ -465,6 +474,8 @@ impl Disk {
         eventually("an unused file system", || {
             Command::new("umount").arg(&self.mount).output().unwrap().status.success()
         });
+        // A namespace of mounts that another test has just made holds it, too, for an instant.
+        eventually("a file system that is mounted nowhere", || !self.is_attached());
         let mounted = self.mount();
         assert!(mounted.status.success(), "{mounted:?}");
     }

@@ -6,6 +6,7 @@
 
 mod lab;
 
+mod autostart;
 mod clones;
 mod content;
 mod copied;
@@ -21,6 +22,7 @@ mod faults;
 mod faults_running;
 mod faults_warm;
 mod guests;
+mod host;
 mod hostile;
 mod internal;
 mod kvm;

@@ -192,6 +192,13 @@ fn a_run_of_a_stopped_vm_leaves_it_as_it_was() {
     // What it stands on has no date, as long as it is there.
     lab.ok(&["gc"]);
     assert_eq!(lab.json(&["snapshot", "ls", "web"]).as_array().unwrap().len(), 1);
+    // It belongs to its command.
+    let done = lab.run(&["stop", "--all", "--force"]);
+    assert!(
+        done.code == 0 && done.out.is_empty() && done.err.contains("because their commands are still at work"),
+        "{done:?}"
+    );
+    assert!(lab.json(&["ls"]).as_array().unwrap().iter().any(|vm| vm["state"] == "running"));
     child.kill().unwrap();
     child.wait().unwrap();
     eventually("QEMU has ended", || processes(&lab).is_empty());

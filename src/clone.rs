@@ -294,6 +294,7 @@ async fn one(context: &Context, claim: &VmLock, source: &Source, request: &Reque
         snapshots: Vec::new(),
         warm: None,
         ephemeral: request.ephemeral.clone(),
+        autostart: false,
     };
     steps.push(Step::save(&record));
     let report =

@@ -27,6 +27,17 @@ fn a_record_says_whose_it_is() {
     assert_eq!((earlier.name, earlier.store), (None, None));
 }
 
+/// Whether it starts with the host came later, too.
+#[test]
+fn a_record_without_autostart_is_read_as_one_that_has_it_off() {
+    assert!(!parse_record(V1.as_bytes()).unwrap().autostart);
+    let mut record = parse_record(V1.as_bytes()).unwrap();
+    record.autostart = true;
+    let text = render_record(&record, None, None).unwrap();
+    assert!(String::from_utf8(text.clone()).unwrap().contains("\"autostart\": true"));
+    assert_eq!(parse_record(&text).unwrap(), record);
+}
+
 #[test]
 fn damage_is_named_by_line_and_reason() {
     for (from, to, words) in [

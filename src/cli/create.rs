@@ -65,6 +65,9 @@ pub struct Create {
     /// Limit of each log file, at least 64K, or none; the log has two files [default: 16M]
     #[arg(long, value_name = "SIZE", value_parser = LogLimit::parse)]
     log_max: Option<LogLimit>,
+    /// Start the VM with the host (`start --autostart`)
+    #[arg(long)]
+    autostart: bool,
     /// A key and value of your own; can be repeated
     #[arg(long, value_name = "K=V")]
     tag: Vec<String>,
@@ -128,6 +131,7 @@ impl Create {
             kernel,
             nics,
             log_limit: self.log_max.unwrap_or_default(),
+            autostart: self.autostart,
             tags: self.tag.iter().map(|tag| tag_pair(tag)).collect::<Result<_>>()?,
         })
     }

@@ -1,10 +1,12 @@
 //! Flags every verb has, and the environment behind them.
 
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use etcetera::BaseStrategy;
+use nix::unistd::Uid;
 
 use crate::error::{Error, Result};
 use crate::output::{Color, Format, Terminal, Trace};
@@ -59,18 +61,18 @@ enum AccelArg {
 impl Global {
     /// What the library needs to know, from flags and environment.
     pub fn settings(&self) -> Result<Settings> {
-        let root = nix::unistd::geteuid().is_root();
+        let user = nix::unistd::geteuid();
         let store = match &self.store {
             Some(store) if store.as_os_str().is_empty() => {
                 return Err(Error::usage("the store's directory is empty"));
             }
             Some(store) => store.clone(),
-            None if root => PathBuf::from("/var/lib/cowhand"),
+            None if user.is_root() => PathBuf::from("/var/lib/cowhand"),
             None => data_home()?.join("cowhand"),
         };
         Ok(Settings {
             store,
-            runtime: runtime(root),
+            runtime: runtime(user, non_empty("XDG_RUNTIME_DIR").map(PathBuf::from)),
             accel: match self.accel {
                 AccelArg::Auto => Accel::Auto,
                 AccelArg::Kvm => Accel::Kvm,
@@ -95,12 +97,18 @@ fn data_home() -> Result<PathBuf> {
     Ok(base.data_dir())
 }
 
-/// `$XDG_RUNTIME_DIR/cowhand`; without that variable `/run/cowhand` for root, and a private directory in /tmp else.
-fn runtime(root: bool) -> PathBuf {
-    match non_empty("XDG_RUNTIME_DIR") {
-        Some(directory) => PathBuf::from(directory).join("cowhand"),
-        None if root => PathBuf::from("/run/cowhand"),
-        None => PathBuf::from(format!("/tmp/cowhand-{}", nix::unistd::geteuid())),
+/// The directory of a login of root (pam_systemd). It is removed when root logs out, and guests go on running.
+const OF_A_LOGIN: &str = "/run/user/0";
+
+/// `$XDG_RUNTIME_DIR/cowhand`; without that variable `/run/cowhand` for root, and a private directory in /tmp else. Root does not use
+/// that of a login, its own or another user's (`sudo -E`, `su`).
+fn runtime(user: Uid, session: Option<PathBuf>) -> PathBuf {
+    let is_roots = |session: &Path| session.metadata().map_or(true, |about| about.uid() == 0);
+    let lasts = |session: &PathBuf| !user.is_root() || (session != Path::new(OF_A_LOGIN) && is_roots(session));
+    match session.filter(lasts) {
+        Some(session) => session.join("cowhand"),
+        None if user.is_root() => PathBuf::from("/run/cowhand"),
+        None => PathBuf::from(format!("/tmp/cowhand-{user}")),
     }
 }
 
@@ -136,4 +144,26 @@ pub fn trace(verbose: u8) {
         _ => tracing::Level::TRACE,
     };
     tracing_subscriber::fmt().with_max_level(level).with_writer(|| Trace).with_ansi(false).without_time().init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_of_root_do_not_go_where_the_end_of_a_login_removes_them() {
+        let at = |user: u32, session: Option<&str>| runtime(Uid::from_raw(user), session.map(PathBuf::from));
+        assert_eq!(at(0, Some("/run/user/0")), Path::new("/run/cowhand"));
+        assert_eq!(at(0, Some("/run/user/0/")), Path::new("/run/cowhand"));
+        assert_eq!(at(0, None), Path::new("/run/cowhand"));
+        assert_eq!(at(0, Some("/proc")), Path::new("/proc/cowhand"));
+        assert_eq!(at(0, Some("/not/there/yet")), Path::new("/not/there/yet/cowhand"));
+        // Only root can make one that is another user's.
+        let another = tempfile::tempdir().expect("a directory");
+        if nix::unistd::chown(another.path(), Some(Uid::from_raw(1000)), None).is_ok() {
+            assert_eq!(at(0, another.path().to_str()), Path::new("/run/cowhand"));
+        }
+        assert_eq!(at(1000, Some("/run/user/1000")), Path::new("/run/user/1000/cowhand"));
+        assert_eq!(at(1000, None), Path::new("/tmp/cowhand-1000"));
+    }
 }

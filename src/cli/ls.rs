@@ -16,7 +16,7 @@ pub struct Ls {
     /// Templates, too
     #[arg(short, long)]
     all: bool,
-    /// Only those where K is V: state, name, from, or a tag; can be repeated
+    /// Only those where K is V: state, name, from, autostart, or a tag; can be repeated
     #[arg(long, value_name = "K=V")]
     filter: Vec<String>,
 }
@@ -61,6 +61,7 @@ fn matches(row: &Row, key: &str, value: &str) -> bool {
         "name" => row.name.as_str() == value,
         "state" => about.status.state.as_str() == value,
         "from" => about.from.as_deref().is_some_and(|from| from == value || from.split('@').next() == Some(value)),
+        "autostart" => value == if about.record.autostart { "on" } else { "off" },
         _ => about.record.config.tags.get(key.strip_prefix("tag.").unwrap_or(key)).is_some_and(|tag| tag == value),
     }
 }

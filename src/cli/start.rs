@@ -4,14 +4,18 @@ use serde_json::json;
 use super::{App, each};
 use crate::error::Result;
 use crate::model::Name;
+use crate::vm::select::{self, Selected};
 use crate::vm::{edit, start};
 
 /// Start VMs
 #[derive(Debug, Args)]
 pub struct Start {
     /// The VMs
-    #[arg(required = true)]
+    #[arg(required_unless_present = "autostart")]
     names: Vec<Name>,
+    /// Start the VMs that have autostart=on and do not run, in the order of their names
+    #[arg(long, conflicts_with = "names")]
+    autostart: bool,
     /// Leave the guest's CPUs standing still; `resume` lets them go
     #[arg(long)]
     paused: bool,
@@ -19,8 +23,25 @@ pub struct Start {
 
 impl Start {
     pub async fn run(self, app: &App) -> Result<()> {
+        if !self.autostart {
+            return self.start(app, &self.names).await;
+        }
+        let Selected { names, unclear, .. } = select::with_autostart(&app.context)?;
+        if names.is_empty() && unclear.is_empty() && !select::any_with_autostart(&app.context)? {
+            app.context.ui.note("no VM has autostart=on; to start one with the host: cowhand set NAME autostart=on");
+        }
+        let mut result = self.start(app, &names).await;
+        for error in unclear {
+            if let Err(earlier) = std::mem::replace(&mut result, Err(error)) {
+                app.printer.error(&earlier);
+            }
+        }
+        result
+    }
+
+    async fn start(&self, app: &App, names: &[Name]) -> Result<()> {
         let state = if self.paused { "paused" } else { "running" };
-        each(app, &self.names, async |name| {
+        each(app, names, async |name| {
             start::start(&app.context, name, self.paused).await?;
             app.printer.done(&format!("started {name}"), &json!({"name": name, "state": state}));
             Ok(())

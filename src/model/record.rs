@@ -30,6 +30,8 @@ pub struct Record {
     pub warm: Option<Warm>,
     /// Of a VM that is not to stay: until when.
     pub ephemeral: Option<Ephemeral>,
+    /// It starts with the host: `start --autostart` includes it. Snapshots and clones do not have this.
+    pub autostart: bool,
 }
 
 /// What a record stands for.

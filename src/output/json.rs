@@ -31,6 +31,7 @@ pub fn vm(row: &Row) -> Value {
                 "snapshots": about.record.snapshots.len(),
                 "disk_bytes": about.own_bytes,
                 "virtual_bytes": about.virtual_bytes,
+                "autostart": about.record.autostart,
                 "expires": about.record.ephemeral.as_ref().and_then(|ephemeral| ephemeral.expires).map(rfc3339),
                 "tags": config.tags,
             });
@@ -44,7 +45,7 @@ pub fn vm(row: &Row) -> Value {
         }
         Err(reason) => json!({
             "name": row.name, "state": "broken", "memory_bytes": null, "cpus": null, "template": null, "from": null,
-            "snapshots": null, "disk_bytes": null, "virtual_bytes": null, "expires": null, "reason": reason,
+            "snapshots": null, "disk_bytes": null, "virtual_bytes": null, "autostart": null, "expires": null, "reason": reason,
         }),
     }
 }
@@ -105,6 +106,7 @@ pub fn details(name: &Name, details: &Details) -> Value {
         "generation": config.generation,
         "log_max_bytes": config.log_limit.bytes(),
         "tags": config.tags,
+        "autostart": record.autostart,
         "head": record.head,
         "expires": record.ephemeral.as_ref().and_then(|ephemeral| ephemeral.expires).map(rfc3339),
         "cut_short": details.cut_short,

@@ -1,15 +1,16 @@
 //! The library's words to a person: notes and warnings on standard error, progress bars that vanish in a pipe.
 
+use std::fmt::Write;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use crate::model::printable;
 use crate::ui::{Task, Ui};
 
 /// How long a task goes unseen: most are over before.
 const BAR: &str = "{msg} [{bar:24}] {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}";
-const SPINNER: &str = "{spinner} {msg} {bytes}";
+const SPINNER: &str = "{spinner} {msg} {some_bytes}";
 
 /// Shows notes, warnings and progress on standard error.
 #[derive(Debug)]
@@ -41,7 +42,16 @@ impl Ui for Terminal {
 
 fn style(total: u64) -> ProgressStyle {
     let template = if total == 0 { SPINNER } else { BAR };
-    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+    ProgressStyle::with_template(template)
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .with_key("some_bytes", some_bytes)
+}
+
+/// The bytes done; of a task that counts none, nothing.
+fn some_bytes(state: &ProgressState, text: &mut dyn Write) {
+    if state.pos() > 0 {
+        let _ = write!(text, "{}", HumanBytes(state.pos()));
+    }
 }
 
 struct Bar(ProgressBar);

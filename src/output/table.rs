@@ -119,6 +119,9 @@ pub fn details(name: &str, details: &Details) -> String {
         let ports: Vec<String> = nic.ports.iter().map(|port| format!("{port}")).collect();
         lines.push(("nic", format!("{} user  {}", nic.mac, ports.join(" "))));
     }
+    if record.autostart {
+        lines.push(("autostart", "on".to_owned()));
+    }
     if config.log_limit != LogLimit::default() {
         lines.push(("log.max", config.log_limit.bytes().map_or("none".to_owned(), human)));
     }

@@ -82,6 +82,7 @@ pub async fn freeze(context: &Context, name: &Name, new_name: Option<&Name>, how
     // What the layers look like is known when nobody writes to them any more.
     // A template stays until it is removed.
     record.ephemeral = None;
+    record.autostart = false;
     record.role = Role::Template { frozen: Timestamp::now(), sealed: !matches!(how, How::AsItIs), stamps: Vec::new() };
     steps.extend([Step::SetMode { layers, before, mode: MODE }, Step::save(&record)]);
     let mut executor = Executor::with_no_qemu(context, name).sealing(sealing);

@@ -98,6 +98,8 @@ pub struct Request {
     pub nics: Vec<Nic>,
     /// The limit of each log.
     pub log_limit: LogLimit,
+    /// Does it start with the host?
+    pub autostart: bool,
     /// The user's own key-value pairs.
     pub tags: BTreeMap<String, String>,
 }
@@ -192,6 +194,7 @@ pub async fn create(context: &Context, name: &Name, request: &Request) -> Result
         snapshots: Vec::new(),
         warm: None,
         ephemeral: None,
+        autostart: request.autostart,
     };
     steps.push(Step::save(&record));
     change::run(context, &lock, Plan::new(steps), &mut Executor::with_no_qemu(context, name)).await?;

@@ -19,9 +19,10 @@ const TRIED_AGAIN: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(50);
 
 /// The keys of [`set`], for messages and help.
-pub const KEYS: &str = "memory, cpus, cpu, machine, kernel, initrd, append, ports, expires, log.max, tag.KEY";
+pub const KEYS: &str =
+    "memory, cpus, cpu, machine, kernel, initrd, append, ports, autostart, expires, log.max, tag.KEY";
 /// How the changes begin that a running VM allows.
-const WHILE_RUNNING: [&str; 3] = ["tag.", "expires=", "log.max="];
+const WHILE_RUNNING: [&str; 4] = ["tag.", "autostart=", "expires=", "log.max="];
 
 /// Renames a stopped VM, or a template. Clones remember their source by its UUID, so they follow.
 pub async fn rename(context: &Context, old: &Name, new: &Name) -> Result<()> {
@@ -64,7 +65,7 @@ pub async fn set(context: &Context, name: &Name, changes: &[String]) -> Result<(
         warn_of_memory(context, name, &record);
     }
     let store = &context.store;
-    if record.config == before.config {
+    if record.config == before.config && record.autostart == before.autostart {
         return store.save(name, &record);
     }
     // For `undo`.
@@ -115,6 +116,7 @@ fn apply(record: &mut Record, key: &str, value: &str) -> Result<()> {
             boot(record, false)?.initrd = initrd;
         }
         "append" => boot(record, false)?.append = text(),
+        "autostart" => record.autostart = autostart(record, value)?,
         "log.max" => config.log_limit = LogLimit::parse(value)?,
         "ports" => {
             let ports: Vec<_> =
@@ -153,6 +155,20 @@ fn apply(record: &mut Record, key: &str, value: &str) -> Result<()> {
         },
     }
     Ok(())
+}
+
+/// `on` or `off`; nothing is `off`. A VM that ends with its command cannot start with the host.
+fn autostart(record: &Record, value: &str) -> Result<bool> {
+    match value {
+        "on" if record.ephemeral.as_ref().is_some_and(|ephemeral| ephemeral.owner.is_some()) => {
+            Err(Error::refused("the VM is removed when the command that created it ends")
+                .hint("create one that stays: cowhand run --keep=NAME …, or cowhand clone TEMPLATE NAME"))
+        }
+        "on" => Ok(true),
+        "off" | "" => Ok(false),
+        _ => Err(Error::usage(format!("{value:?} is neither on nor off"))
+            .hint("autostart=on starts the VM with the host, autostart=off does not")),
+    }
 }
 
 fn boot(record: &mut Record, create: bool) -> Result<&mut KernelBoot> {

@@ -10,6 +10,7 @@ pub mod logs;
 pub mod open;
 pub mod ports;
 pub mod remove;
+pub mod select;
 pub mod start;
 pub mod status;
 pub mod stop;

@@ -11,7 +11,7 @@ use super::open;
 use super::ports;
 use super::status;
 use crate::context::Context;
-use crate::error::{Error, IoContext, Result};
+use crate::error::{Error, IoContext, Kind, Result};
 use crate::layer::pool::Pool;
 use crate::layer::{chain, sealed};
 use crate::model::{Chain, Firmware, Name, Record, State};
@@ -48,13 +48,24 @@ fn refuse_unstartable(context: &Context, name: &Name, record: &Record) -> Result
         return Err(damaged(format!("{misfit}, so its record is not the last one")));
     }
     for disk in record.config.volumes() {
-        let chain = chain::read(&context.store, &disk.layer)?;
+        let chain = chain::read(&context.store, &disk.layer).map_err(|error| damaged_disk(name, &error))?;
         if let Some(layer) = chain::misplaced(&context.store, &chain) {
             return Err(damaged(format!("layer {layer} of its {} stands where it does not belong", disk.target)));
         }
     }
     ports::refuse_taken(context, record.config.nics.iter().flat_map(|nic| &nic.ports))
         .map_err(|error| error.hint(format!("another port: cowhand set {name} ports=HOST:GUEST,…")))
+}
+
+/// The error of a layer, which by itself does not say whose it is.
+fn damaged_disk(name: &Name, error: &Error) -> Error {
+    let told = match error.kind() {
+        Kind::Damaged | Kind::NotFound => Error::damaged(format!("a disk of {name} is damaged")),
+        // It could not be looked at.
+        other => Error::new(other, format!("a disk of {name} cannot be used")),
+    };
+    let told = error.hints().iter().fold(told.because(error.full_message()), |told, hint| told.hint(hint));
+    told.hint(format!("what can be done about it: cowhand doctor {name}"))
 }
 
 /// A start as asked for.
@@ -99,7 +110,7 @@ pub async fn launch(context: &Context, name: &Name, record: &Record, launch: Lau
     let log_limit = record.config.log_limit.bytes();
     let files = process::Files { run_lock: &run_lock, log: &log, log_limit, held, with_us };
     process::start(&argv, &sockets, files).await.map_err(|error| match error.kind() {
-        crate::error::Kind::Qemu => prefix(error, name),
+        Kind::Qemu => prefix(error, name),
         _ => error,
     })
 }
@@ -184,11 +195,11 @@ pub fn argv(
     if let Some(boot) = &config.kernel {
         super::create::check_kernel(boot)?;
     }
-    let chains: Vec<Chain> =
-        config.volumes().map(|disk| chain::of_disk(&context.store, disk)).collect::<Result<_>>().map_err(|error| {
-            let damaged = Error::damaged(format!("a disk of {name} is damaged")).because(error.full_message());
-            damaged.hint(format!("what can be done about it: cowhand doctor {name}"))
-        })?;
+    let chains: Vec<Chain> = config
+        .volumes()
+        .map(|disk| chain::of_disk(&context.store, disk))
+        .collect::<Result<_>>()
+        .map_err(|error| damaged_disk(name, &error))?;
     super::descriptors::refuse_too_many(name, &chains)?;
     let uefi = (config.firmware == Firmware::Uefi).then(firmware::find).transpose()?;
     Ok(cmdline::argv(&Machine {

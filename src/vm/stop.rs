@@ -37,13 +37,14 @@ pub enum Stopped {
     Acpi,
     /// QEMU was ended without asking the guest.
     Forced,
+    /// QEMU ended while the guest was asked, and not because the guest shut down: it was killed, or got a signal.
+    Ended,
 }
 
 /// Stops `name` within `limit`. When the guest does not comply it goes on running, and the error says so.
 pub async fn stop(context: &Context, name: &Name, force: bool, limit: Duration) -> Result<Stopped> {
     // Held to the end: whoever changes the VM meanwhile waits.
-    let _lock =
-        if force { lock_whatever_comes(context, name).await? } else { open::open_vm(context, name, "stop").await?.0 };
+    let _lock = lock(context, name, force).await?;
     let observed = status::observe(context, name).await?;
     if !observed.state.is_live() {
         if let Some(sockets) = status::sockets(context, name) {
@@ -70,14 +71,18 @@ pub async fn stop(context: &Context, name: &Name, force: bool, limit: Duration) 
     ask(context, name, &mut qmp, &process, limit).await
 }
 
-/// A plug can be pulled even when an earlier change cannot be put right: that may be the way to put it right afterwards.
-async fn lock_whatever_comes(context: &Context, name: &Name) -> Result<VmLock> {
+/// Takes the lock. A guest can be stopped when an earlier change cannot be put right, and when its record cannot be read: that may be
+/// the way to mend it afterwards, and a host that shuts down does not wait.
+async fn lock(context: &Context, name: &Name, force: bool) -> Result<VmLock> {
     let lock = context.store.lock_vm(context, name).await?;
     if let Err(error) = recover::recover(context, &lock).await {
         context.ui.warn(&format!("{name}: an earlier change is not put right yet: {}", error.full_message()));
     }
     if let Ok(record) = context.store.load(name) {
         open::refuse_template(name, &record, "stop")?;
+        if !force {
+            open::refuse_nobodys(name, &record)?;
+        }
     }
     Ok(lock)
 }
@@ -89,7 +94,7 @@ async fn ask(context: &Context, name: &Name, qmp: &mut Qmp, process: &PidFd, lim
         how = Stopped::Agent;
         let patience = limit / 2;
         if ended(context, name, process, patience).await? {
-            return Ok(how);
+            return Ok(by_guest(qmp, how).await);
         }
     }
     loop {
@@ -100,12 +105,17 @@ async fn ask(context: &Context, name: &Name, qmp: &mut Qmp, process: &PidFd, lim
         // It may be gone already: then there is nobody to press the button of.
         let _ = qmp.run(&qapi::qmp::system_powerdown {}).await;
         if ended(context, name, process, left.min(PRESS_AGAIN)).await? {
-            return Ok(how);
+            return Ok(by_guest(qmp, how).await);
         }
     }
     Err(Error::qemu(format!("the guest of {name} did not shut down within {} s; it goes on running", limit.as_secs()))
         .hint(format!("give it longer: cowhand stop --timeout {} {name}", limit.as_secs().max(1) * 3))
         .hint(format!("or pull the plug: cowhand stop --force {name}")))
+}
+
+/// `how` if it was the guest that shut down.
+async fn by_guest(qmp: &mut Qmp, how: Stopped) -> Stopped {
+    if qmp.guest_has_shut_down().await { how } else { Stopped::Ended }
 }
 
 async fn ask_agent(context: &Context, name: &Name) -> Result<()> {

@@ -189,7 +189,7 @@ async fn undo_set(context: &Context, last: &Undoable) -> Result<()> {
         edit::refuse_running(context, &last.vm, "change")?;
     }
     let limit = (config.log_limit != record.config.log_limit).then_some(config.log_limit);
-    let after = Record { config, ..record };
+    let after = Record { config, autostart: last.before.autostart, ..record };
     let steps = vec![Step::save(&after), drop_trash(last)];
     change::run(context, &lock, Plan::new(steps), &mut Executor::with_no_qemu(context, &last.vm)).await?;
     match limit {

@@ -207,6 +207,18 @@ impl Qmp {
         Err(QmpError::Timeout { command: name.to_owned(), seconds: REPLY.as_secs() })
     }
 
+    /// Did the guest shut down (`SHUTDOWN` with `guest`, see qapi/run-state.json)? For a QEMU that has ended: what it said last can still
+    /// be read. One that was killed has said nothing.
+    pub async fn guest_has_shut_down(&mut self) -> bool {
+        let deadline = Instant::now() + REPLY;
+        while let Ok(Some(event)) = self.event(deadline).await {
+            if event.name == "SHUTDOWN" {
+                return event.data["guest"] == true;
+            }
+        }
+        false
+    }
+
     async fn send<C: qapi::Command>(&mut self, command: &C, limit: Duration) -> Result<C::Ok, QmpError> {
         let arguments =
             serde_json::to_value(command).map_err(|source| QmpError::Decode { command: C::NAME.into(), source })?;

@@ -39,6 +39,8 @@ pub struct RecordV1 {
     warm: Option<WarmV1>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     ephemeral: Option<Ephemeral>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    autostart: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -248,6 +250,7 @@ impl From<&Record> for RecordV1 {
                 leased: warm.leased,
             }),
             ephemeral: record.ephemeral.clone(),
+            autostart: record.autostart,
         }
     }
 }
@@ -279,6 +282,7 @@ impl TryFrom<RecordV1> for Record {
             snapshots: record.snapshots.into_iter().map(Snapshot::try_from).collect::<Result<_>>()?,
             warm: record.warm.map(Warm::try_from).transpose()?,
             ephemeral: record.ephemeral,
+            autostart: record.autostart,
         };
         check_tree(&record)?;
         Ok(record)
