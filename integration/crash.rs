@@ -64,8 +64,8 @@ fn killed_at_every_moment(
     args: &dyn Fn(u32) -> Vec<String>,
     check: impl Fn(u32, bool),
 ) {
-    let mut delay = Duration::ZERO;
-    for round in 0.. {
+    let (mut delay, mut killed) = (Duration::ZERO, 0);
+    for round in 0..100 {
         prepare(round);
         let args = args(round);
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
@@ -77,12 +77,15 @@ fn killed_at_every_moment(
         }
         let survived = Done::from(child.wait_with_output().unwrap()).code == 0;
         check(round, survived);
-        if ended {
-            assert!(round > 2, "it was never killed");
+        if !ended {
+            killed += 1;
+            delay += Duration::from_micros(700) + delay / 2;
+        } else if killed > 2 {
             return;
         }
-        delay += Duration::from_micros(700) + delay / 2;
+        // A busy host may have let the command run to its end before this test could go on: the same time once more.
     }
+    panic!("it was killed {killed} times");
 }
 
 /// Every layer in the pool is named by somebody, or stood on.
