@@ -35,7 +35,7 @@ pub async fn recover(context: &Context, lock: &VmLock) -> Result<Recovered> {
 pub async fn after_interrupt(context: &Context) -> Result<Vec<(String, Recovered)>> {
     let mut results = Vec::new();
     for name in context.store.directories()? {
-        let journal = context.store.layout.journal(&name).exists();
+        let journal = context.store.has_journal(&name);
         if !journal && context.store.exists(&name) {
             continue;
         }

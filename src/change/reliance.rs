@@ -13,7 +13,7 @@ use std::path::Path;
 use super::step::Step;
 use crate::error::{Error, Kind, Result};
 use crate::layer::{census, stamp};
-use crate::model::{Layer, LayerStamp, MergeKind, Name};
+use crate::model::{Layer, LayerStamp, MergeKind, Name, Record};
 use crate::store::journal::{self, Journal};
 use crate::store::trash::{self, Stamp};
 use crate::store::{Store, make_directory};
@@ -61,12 +61,23 @@ pub(super) fn refuse_newcomers(store: &Store, name: &Name, steps: &[Step], plan:
 /// Moves `layers` of `vm` out of the directory `trash`, back into the pool. Refused when what they stand on is not what `below` says, or will not stay
 /// so; then they may be in the pool, and the caller moves them back ([`put_back`]).
 pub fn restore(store: &Store, vm: &Name, trash: &Path, layers: &[Layer], below: &[Stamp]) -> Result<()> {
+    // None of them, if one cannot be.
+    let both = |layer: &&Layer| Store::is_in_trash(trash, layer) && store.layout.layer(layer).exists();
+    if let Some(layer) = layers.iter().find(both) {
+        store.restore_layer(trash, layer)?;
+    }
     layers.iter().try_for_each(|layer| store.restore_layer(trash, layer))?;
     // Records on either side of the journals. A change whose journal went before we came to it shows in the records behind; one that takes a head away, and whose
     // journal came after, in those before.
-    refuse_what_changed(store, below)?;
+    let records = refuse_what_changed(store, below)?;
     for other in store.directories()?.iter().filter(|other| *other != vm) {
-        let Some(journal) = Journal::<Step>::load(store, other)? else { continue };
+        let journal = match Journal::<Step>::load(store, other) {
+            Ok(None) => continue,
+            Ok(Some(journal)) => journal,
+            // What it is about to take away is its own.
+            Err(_) if below.iter().all(|stamp| belongs_to_another(&records, Some(other), &stamp.layer)) => continue,
+            Err(error) => return Err(error),
+        };
         let consumed = consumed(&journal.steps);
         if let Some(stamp) = below.iter().find(|stamp| consumed.contains(&&stamp.layer)) {
             let error = Error::refused(format!(
@@ -79,26 +90,35 @@ pub fn restore(store: &Store, vm: &Name, trash: &Path, layers: &[Layer], below: 
             });
         }
     }
-    refuse_what_changed(store, below)
+    refuse_what_changed(store, below).map(drop)
 }
 
-/// A record that cannot be read might say that its VM writes to one of them.
-fn refuse_what_changed(store: &Store, below: &[Stamp]) -> Result<()> {
+/// A record that cannot be read might say that its VM writes to one of them; not to those that belong to somebody else.
+fn refuse_what_changed(store: &Store, below: &[Stamp]) -> Result<Vec<(Name, Record)>> {
     let mut records = Vec::new();
+    let mut unreadable = Ok(());
     for name in store.names()? {
         match store.load(&name) {
             Ok(record) => records.push((name, record)),
             // It went meanwhile.
             Err(error) if error.kind() == Kind::NotFound => {}
-            Err(error) => return Err(error),
+            Err(error) => unreadable = unreadable.and(Err(error)),
         }
+    }
+    if below.iter().any(|stamp| !belongs_to_another(&records, None, &stamp.layer)) {
+        unreadable?;
     }
     let stamps: Vec<LayerStamp> = below.iter().cloned().map(LayerStamp::from).collect();
     match stamp::obstacle(store, &records, &stamps) {
-        None => Ok(()),
+        None => Ok(records),
         Some(obstacle) => Err(Error::refused(format!("it cannot be taken back: {obstacle}"))
             .hint("see what else there is: cowhand undo --list")),
     }
+}
+
+/// Is a snapshot or a template on it whose record can be read, and which is not that of `name`? Then `name` neither writes to it nor takes it away.
+fn belongs_to_another(records: &[(Name, Record)], name: Option<&Name>, layer: &Layer) -> bool {
+    records.iter().filter(|(other, _)| Some(other) != name).any(|(_, record)| record.keeps(layer))
 }
 
 /// [`restore`], or nothing.
@@ -117,7 +137,9 @@ pub fn restore_or_put_back(store: &Store, vm: &Name, trash: &Path, layers: &[Lay
 /// Moves layers that were restored into the trash again, whatever is left of their directory there.
 pub fn put_back(store: &Store, trash: &Path, layers: &[Layer]) -> Result<()> {
     make_directory(&trash.join("layers"))?;
-    store.trash_layers(trash, layers)
+    // What is there still was never taken out.
+    let restored: Vec<Layer> = layers.iter().filter(|layer| !Store::is_in_trash(trash, layer)).cloned().collect();
+    store.trash_layers(trash, &restored)
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use crate::context::Context;
 use crate::error::Result;
 use crate::layer::pool::Pool;
 use crate::model::{Layer, Name};
-use crate::store::schema;
+use crate::store::{plain, schema};
 
 /// How often it is looked again after remedies: one may uncover the next thing.
 const ROUNDS: usize = 4;
@@ -203,7 +203,7 @@ pub async fn treat(context: &Context, only: Option<&Name>) -> Result<Vec<Finding
     let mut not_needed: Vec<Remedy> = Vec::new();
     let mut findings = Vec::new();
     let file = context.store.layout.store_json();
-    if file.exists()
+    if plain::is_there(&file)
         && let Err(error) = context.store.check_identity()
         && schema::is_newer(&error)
     {

@@ -18,7 +18,8 @@ use crate::qemu::img::Img;
 use crate::qemu::process;
 use crate::store::journal::Journal;
 use crate::store::trash::Entry;
-use crate::store::{Store, atomic, schema};
+use crate::store::{Store, atomic, plain, schema};
+use crate::sys::image_lock;
 use crate::vm::{gc, live, logs, open, status};
 
 /// A repair, as plain data.
@@ -59,6 +60,8 @@ pub enum Remedy {
     },
     /// Move a half-written file into the trash.
     TrashFile(PathBuf),
+    /// Move what lies in the place of a file of the store, and is none, into the trash.
+    SetAside(PathBuf),
     /// Remove a temporary file that nobody writes any more.
     RemoveTemporary(PathBuf),
     /// Set permission bits.
@@ -131,10 +134,13 @@ pub async fn apply(context: &Context, remedy: &Remedy) -> Result<Applied> {
         }
         Remedy::RenewSpare(name) => {
             let _lock = store.lock_vm(context, name).await?;
+            let path = store.layout.spare_json(name);
             match store.load_spare(name) {
                 Some(Ok(_)) => return Ok(Applied::NotNeeded),
-                _ => store.renew_spare(name),
+                _ if plain::no_file_at(&path).is_some() => set_aside(context, name, &path)?,
+                _ => {}
             }
+            store.renew_spare(name);
             match store.load_spare(name) {
                 Some(Ok(_)) => done("it was written anew"),
                 _ => Err(Error::failed("it could not be written anew")),
@@ -157,6 +163,11 @@ pub async fn apply(context: &Context, remedy: &Remedy) -> Result<Applied> {
             // Somebody may have gone somewhere else meanwhile, and put it there.
             if store.layout.layer(layer).exists() || !chain::lacks(store, &record, layer) {
                 return Ok(Applied::NotNeeded);
+            }
+            let file = store.layout.layer(layer);
+            if plain::is_there(&file) {
+                // A link that leads nowhere.
+                set_aside(context, vm, &file)?;
             }
             let found = store.list_trash()?.into_iter().find(|found| found.path == *trash);
             let below = found.and_then(|found| found.entry.ok()).map(|entry| entry.below).unwrap_or_default();
@@ -195,6 +206,7 @@ pub async fn apply(context: &Context, remedy: &Remedy) -> Result<Applied> {
             set_aside(context, &name, path)?;
             done("it is in the trash")
         }
+        Remedy::SetAside(path) => set_misplaced_aside(context, path).await,
         Remedy::RemoveTemporary(path) => {
             std::fs::remove_file(path).on("remove", path)?;
             done("it was removed")
@@ -202,6 +214,10 @@ pub async fn apply(context: &Context, remedy: &Remedy) -> Result<Applied> {
         Remedy::SetModes(modes) => {
             use std::os::unix::fs::PermissionsExt;
             for (path, mode) in modes {
+                // Links are not followed: it was none when it was looked at.
+                if path.is_symlink() {
+                    continue;
+                }
                 let bits = std::fs::Permissions::from_mode(*mode);
                 std::fs::set_permissions(path, bits).on("set the permissions of", path)?;
             }
@@ -235,7 +251,15 @@ pub async fn apply(context: &Context, remedy: &Remedy) -> Result<Applied> {
             done("it was started")
         }
         Remedy::WriteStoreFile => {
-            let _lock = store.lock(context).await;
+            // It may be of another kind, too.
+            let _lock = store.lock_unprepared(context).await.ok();
+            let file = store.layout.store_json();
+            if store.check_identity().is_ok() {
+                return Ok(Applied::NotNeeded);
+            }
+            if plain::no_file_at(&file).is_some() {
+                set_aside(context, &"store".parse()?, &file)?;
+            }
             store.write_lost_identity()?;
             done("it was written anew")
         }
@@ -290,6 +314,35 @@ async fn adopt(context: &Context, name: &Name) -> Result<String> {
     Ok(words.join(", "))
 }
 
+/// Moves away what is of another kind than what belongs there.
+async fn set_misplaced_aside(context: &Context, path: &Path) -> Result<Applied> {
+    let store = &context.store;
+    // It may be the lock of the store; then the directory is locked, as long as it is no file.
+    let _alone = store.lock_directory(context, store.layout.root(), "the store").await?;
+    let _lock = if *path == store.layout.store_lock() { None } else { Some(store.lock(context).await?) };
+    if super::store::what_is_misplaced(store, path).is_none() {
+        return Ok(Applied::NotNeeded);
+    }
+    let owner = path.parent().filter(|directory| directory.parent() == Some(&store.layout.vms()));
+    let owner: Option<Name> =
+        owner.and_then(Path::file_name).and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
+    if let Some(name) = &owner
+        && *path == store.layout.run_lock(name)
+        && (status::is_running(context, name)? || is_written_to(store, name))
+    {
+        return Err(Error::refused(format!("{name} is running")).hint(format!("stop it first: cowhand stop {name}")));
+    }
+    let owner = owner.map_or_else(|| "store".parse(), Ok)?;
+    set_aside(context, &owner, path)?;
+    Ok(Applied::Done("it is in the trash".to_owned()))
+}
+
+/// Does some QEMU write to a disk of `name`? If that cannot be seen, maybe.
+fn is_written_to(store: &Store, name: &Name) -> bool {
+    let Ok(record) = store.load(name) else { return true };
+    record.config.writable().any(|disk| image_lock::is_written_to(&store.layout.layer(&disk.layer)).unwrap_or(true))
+}
+
 /// Renames `path` into a directory of the trash of its own.
 fn set_aside(context: &Context, name: &Name, path: &Path) -> Result<()> {
     let store = &context.store;
@@ -309,7 +362,7 @@ async fn restore_record(context: &Context, name: &Name) -> Result<()> {
     let spare = store.load_spare(name).ok_or_else(|| Error::refused("there is no spare copy"))??;
     vm::whole(context, &Pool::scan(store)?, name, &spare).await.map_err(Error::refused)?;
     let damaged = store.layout.vm_json(name);
-    if damaged.exists() {
+    if plain::is_there(&damaged) {
         set_aside(context, name, &damaged)?;
     }
     store.save(name, &spare)

@@ -11,7 +11,8 @@ use crate::error::{IoContext, Result};
 use crate::layer::census;
 use crate::layer::pool::Pool;
 use crate::model::{Layer, LayerId, human};
-use crate::store::{Store, schema};
+use crate::store::{Store, plain, schema};
+use crate::sys::files::special;
 use crate::sys::{flock, image_lock, space};
 use crate::template::freeze;
 use crate::template::seal::pending;
@@ -30,7 +31,7 @@ const FORGOTTEN: Duration = Duration::from_secs(60);
 pub fn examine(context: &Context) -> Result<Vec<Finding>> {
     let store = &context.store;
     let root = store.layout.root();
-    if !store.layout.store_json().exists() {
+    if !plain::is_there(&store.layout.store_json()) {
         return Ok(vec![match layout_is_used(store) {
             true => Finding::fail("store", format!("{} is missing", store.layout.store_json().display()))
                 .hint("cowhand doctor --repair    writes it anew")
@@ -51,6 +52,7 @@ pub fn examine(context: &Context) -> Result<Vec<Finding>> {
                 .remedy(Some(Remedy::WriteStoreFile)),
         ),
     }
+    findings.extend(misplaced(store));
     findings.extend(locks(root));
     findings.push(room(root)?);
     findings.extend(permissions(context)?);
@@ -78,6 +80,38 @@ pub fn examine(context: &Context) -> Result<Vec<Finding>> {
         );
     }
     Ok(findings)
+}
+
+/// What lies in the place of a file or a directory of the store's own, and is none.
+fn misplaced(store: &Store) -> Vec<Finding> {
+    let layout = &store.layout;
+    let mut places = vec![
+        ("locks", layout.store_lock()),
+        ("clock", layout.clock()),
+        ("qemu", layout.probe_cache()),
+        ("space", layout.reserve()),
+        ("sealing", layout.sealing()),
+        ("memory", layout.rams()),
+        ("locks", layout.slots()),
+    ];
+    let slots = std::fs::read_dir(layout.slots()).into_iter().flatten().flatten();
+    places.extend(slots.map(|slot| ("locks", slot.path())));
+    places.into_iter().filter_map(|(check, path)| of_misplaced(store, check, path)).collect()
+}
+
+/// What is said of what lies in the place of a file, and is none; or in that of a directory.
+pub fn of_misplaced(store: &Store, check: &'static str, path: PathBuf) -> Option<Finding> {
+    let finding = Finding::fail(check, what_is_misplaced(store, &path)?);
+    Some(finding.hint("cowhand doctor --repair    moves it into the trash").remedy(Some(Remedy::SetAside(path))))
+}
+
+/// What is wrong with what lies at `path`, if it is of another kind than what belongs there.
+pub fn what_is_misplaced(store: &Store, path: &Path) -> Option<String> {
+    let layout = &store.layout;
+    if ![layout.sealing(), layout.rams(), layout.slots()].iter().any(|directory| directory == path) {
+        return plain::damage(path).map(|damage| damage.message().to_owned());
+    }
+    (plain::is_there(path) && !path.is_dir()).then(|| format!("{} is not a directory", path.display()))
 }
 
 /// Are there VMs?
@@ -144,6 +178,10 @@ fn permissions(context: &Context) -> Result<Vec<Finding>> {
         if about.uid() != me {
             foreign.push(path.to_path_buf());
         }
+        // What lies in the place of a file, and is none, is another finding's.
+        if special(about.file_type()).is_some() {
+            return None;
+        }
         // What is being written just now gets its mode at the end.
         if path.extension().is_some_and(|extension| extension == "part") {
             return None;
@@ -169,8 +207,9 @@ fn permissions(context: &Context) -> Result<Vec<Finding>> {
         for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
             let is_dir = look(&entry.path()).is_some_and(|about| about.is_dir());
             if is_dir && directory == layout.vms() {
-                for entry in std::fs::read_dir(entry.path()).into_iter().flatten().flatten() {
-                    look(&entry.path());
+                let files = std::fs::read_dir(entry.path()).into_iter().flatten().flatten();
+                for file in files.filter(|file| file.file_type().is_ok_and(|kind| !kind.is_dir())) {
+                    look(&file.path());
                 }
             }
         }
@@ -271,15 +310,17 @@ pub fn examine_pool(context: &Context, pool: &Pool) -> Result<Vec<Finding>> {
     let wanted = store.below_trash()?;
     // What a QEMU has open is in use, whatever the records say; of that the VM's own findings tell.
     let open = |layer: &Layer| image_lock::is_open(&store.layout.layer(layer)).unwrap_or(true);
+    let certain = pool.uncertainty(None).is_none() && store.torn_entry()?.is_none();
+    let claimed = if certain { Vec::new() } else { claimed(store, pool)? };
     let unused: Vec<&Layer> = pool
         .layers
         .values()
         .map(|info| &info.layer)
         .filter(|layer| {
-            unused(&layer.id) && !wanted.contains(&layer.id) && !open(layer) && pool.stands_on_head(&layer.id).is_none()
+            let is_wanted = wanted.contains(&layer.id) || claimed.contains(layer);
+            unused(&layer.id) && !is_wanted && !open(layer) && pool.stands_on_head(&layer.id).is_none()
         })
         .collect();
-    let certain = pool.uncertainty(None).is_none() && store.torn_entry()?.is_none();
     if !unused.is_empty() {
         findings.push(match certain {
             true => nobody_uses(unused.into_iter().cloned().collect()),
@@ -305,6 +346,14 @@ pub fn examine_pool(context: &Context, pool: &Pool) -> Result<Vec<Finding>> {
         findings.push(Finding::ok("layers", format!("{} in the pool, all headers readable", pool.layers.len())));
     }
     Ok(findings)
+}
+
+/// The layers in the spare copies of records that cannot be read, and those of removed VMs that stay in the pool until all records can be.
+fn claimed(store: &Store, pool: &Pool) -> Result<Vec<Layer>> {
+    let spares = pool.unreadable.iter().filter_map(|name| store.load_spare(name)?.ok());
+    let mut claimed: Vec<Layer> = spares.flat_map(|spare| spare.layers().cloned().collect::<Vec<_>>()).collect();
+    claimed.extend(store.list_trash()?.into_iter().filter_map(|found| found.entry.ok()).flat_map(|entry| entry.layers));
+    Ok(claimed)
 }
 
 /// What is said of layers that nobody uses.

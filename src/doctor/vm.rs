@@ -2,14 +2,14 @@
 
 use jiff::Timestamp;
 
-use super::{Finding, Remedy, chain, running};
+use super::{Finding, Remedy, chain, running, store};
 use crate::change::Step;
 use crate::context::Context;
 use crate::ephemeral::discard::{self, Dates};
 use crate::error::{IoContext, Kind, Result};
 use crate::layer::pool::Pool;
 use crate::layer::stamp;
-use crate::model::{Layer, Memory, Name, Record, Role, State};
+use crate::model::{Layer, Memory, Name, PORTS, Record, Role, State};
 use crate::qemu::probe::Probe;
 use crate::store::journal::Journal;
 use crate::store::schema;
@@ -25,6 +25,29 @@ const OLD: i64 = 180;
 
 /// Looks at it.
 pub async fn examine(context: &Context, pool: &Pool, name: &Name) -> Result<Vec<Finding>> {
+    let mut findings = misplaced(context, name);
+    findings.extend(look(context, pool, name).await?);
+    Ok(findings)
+}
+
+/// What lies in the place of one of its files, and is none. Of its record, its spare copy and its journal more is to be said.
+fn misplaced(context: &Context, name: &Name) -> Vec<Finding> {
+    let layout = &context.store.layout;
+    let mut files = vec![
+        ("locks", layout.lock(name)),
+        ("locks", layout.run_lock(name)),
+        ("locks", layout.agent_lock(name)),
+        ("logs", layout.qemu_log(name)),
+        ("logs", layout.older_qemu_log(name)),
+        ("logs", layout.serial_log(name)),
+        ("template", layout.sums(name)),
+    ];
+    files.extend((0..PORTS).map(|index| ("locks", layout.port_lock(name, index))));
+    let of = |(check, path)| Some(store::of_misplaced(&context.store, check, path)?.of(name));
+    files.into_iter().filter_map(of).collect()
+}
+
+async fn look(context: &Context, pool: &Pool, name: &Name) -> Result<Vec<Finding>> {
     let store = &context.store;
     let lock = store.layout.lock(name);
     let busy = flock::is_held(&lock).on("look at the lock", &lock)?;
@@ -174,7 +197,10 @@ fn spare_copy(context: &Context, name: &Name) -> Option<Finding> {
         return None;
     }
     let path = context.store.layout.spare_json(name);
-    let about = format!("the spare copy of its record cannot be used: {}: {}", error.full_message(), path.display());
+    let mut about = format!("the spare copy of its record cannot be used: {}", error.full_message());
+    if !about.contains(&path.display().to_string()) {
+        about.push_str(&format!(": {}", path.display()));
+    }
     let finding = Finding::info("record", about).of(name);
     Some(match schema::is_newer(&error) {
         true => finding.hint("use that version; nothing is changed by this one"),

@@ -19,7 +19,7 @@ use crate::error::{IoContext, Kind, Result};
 use crate::layer::pool::Pool;
 use crate::model::{Ephemeral, Layer, LayerId, Name, Record, Snapshot};
 use crate::qemu::process;
-use crate::store::{Store, schema};
+use crate::store::{Store, plain, schema};
 use crate::sys::{fault, owner};
 use crate::vm::{status, stop};
 
@@ -45,7 +45,7 @@ async fn discard_if(context: &Context, name: &Name, may_go: impl Fn(&Record) -> 
         other => other?,
     };
     // What a change was in the middle of goes with it; but layers it has made have to be named.
-    if store.layout.journal(name).exists() {
+    if store.has_journal(name) {
         recover::recover(context, &lock).await?;
     }
     if !store.exists(name) {
@@ -87,7 +87,7 @@ async fn end(context: &Context, name: &Name) -> Result<()> {
 fn clear(store: &Store, gone: &Path) -> Result<u64> {
     let mut bytes = 0;
     let path = gone.join("vm.json");
-    let record = std::fs::read(&path).ok().and_then(|text| schema::parse_record(&text).ok());
+    let record = plain::read_if_possible(&path).and_then(|text| schema::parse_record(&text).ok());
     if let Some(record) = record {
         for layer in freed(store, &record)? {
             let path = store.layout.layer(&layer);

@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::model::human;
-use crate::store::make_directory;
+use crate::store::{make_directory, open_lock};
 use crate::sys::{flock, space};
 
 /// How often it is looked whether a slot is free. flock tells no event for one of several.
@@ -46,7 +46,7 @@ pub async fn enter(context: &Context, memory_bytes: u64, most: Option<u32>) -> R
     let directory = context.store.layout.slots();
     make_directory(&directory)?;
     let queue = directory.join("queue.lock");
-    let first = flock::open(&queue).on("open the lock", &queue)?;
+    let first = open_lock(&queue)?;
     let mut told = None;
     while !flock::try_exclusive(&first).on("lock", &queue)? {
         tell(context, &mut told, "waiting for the runs that came before");
@@ -59,7 +59,7 @@ pub async fn enter(context: &Context, memory_bytes: u64, most: Option<u32>) -> R
             if !path.exists() && free.is_some() {
                 break;
             }
-            let mut file = flock::open(&path).on("open the lock", &path)?;
+            let mut file = open_lock(&path)?;
             if !flock::try_exclusive(&file).on("lock", &path)? {
                 taken += 1;
                 bytes += size(&mut file);
@@ -85,7 +85,7 @@ pub async fn enter(context: &Context, memory_bytes: u64, most: Option<u32>) -> R
 
 fn size(file: &mut File) -> u64 {
     let mut text = String::new();
-    let read = file.seek(SeekFrom::Start(0)).and_then(|_| file.read_to_string(&mut text));
+    let read = file.seek(SeekFrom::Start(0)).and_then(|_| file.take(64).read_to_string(&mut text));
     read.ok().and_then(|_| text.trim().parse().ok()).unwrap_or_default()
 }
 

@@ -13,6 +13,7 @@ use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::helper::frame::{self, Decoder, Kind, LARGEST, Next, Reply, Request, START, VERSION, WELCOME};
 use crate::model::{Name, PORTS};
+use crate::store::open_lock;
 use crate::sys::flock;
 use crate::vm::status;
 
@@ -41,7 +42,7 @@ pub async fn take_turn(context: &Context, name: &Name, deadline: Instant) -> Res
     loop {
         for index in 0..PORTS {
             let path = context.store.layout.port_lock(name, index);
-            let lock = flock::open(&path).on("open the lock", &path)?;
+            let lock = open_lock(&path)?;
             if flock::try_exclusive(&lock).on("lock", &path)? {
                 return Ok(Turn { index, _lock: lock });
             }

@@ -12,6 +12,7 @@ use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::model::{Name, State};
 use crate::qemu::agent::{Agent, AgentError};
+use crate::store::open_lock;
 use crate::sys::{flock, owner};
 use crate::vm::{open, status};
 
@@ -77,7 +78,7 @@ pub async fn settle(context: &Context, name: &Name) -> Result<()> {
     record.as_ref().map_or(Ok(()), |record| open::refuse_nobodys(name, record))?;
     let owner = record.and_then(|record| record.ephemeral).and_then(|ephemeral| ephemeral.owner);
     let is_made = owner.is_some() && owner != owner::ours();
-    if !is_made && !store.layout.journal(name).exists() {
+    if !is_made && !store.has_journal(name) {
         return Ok(());
     }
     match store.try_lock_vm(name, &context.operation)? {
@@ -106,7 +107,7 @@ pub async fn refuse_paused(context: &Context, name: &Name) -> Result<()> {
 }
 
 async fn take_turn(path: PathBuf, limit: Duration) -> Result<File> {
-    let lock = flock::open(&path).on("open the lock", &path)?;
+    let lock = open_lock(&path)?;
     if flock::try_exclusive(&lock).on("lock", &path)? {
         return Ok(lock);
     }

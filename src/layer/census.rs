@@ -66,12 +66,19 @@ impl Pool {
     fn read_headers(&mut self, store: &Store) -> Result<()> {
         for layer in files(store)? {
             match inspect(store, &layer) {
-                Ok(info) => drop(self.layers.insert(layer.id.clone(), info)),
+                Ok(info) => {
+                    // Which of the two it stands on nobody knows, so nothing happens to either.
+                    if let (true, Noted::On(Some(backing))) = (info.disputed, note::read(store, &layer)) {
+                        let noted = LayerInfo { backing: Some(backing), disputed: false, ..info.clone() };
+                        self.noted.insert(layer.id.clone(), noted);
+                    }
+                    self.layers.insert(layer.id.clone(), info);
+                }
                 // It went while we looked.
                 Err(error) if error.kind() == Kind::NotFound => {}
                 Err(error) if !is_about_the_layer(&error) => return Err(error),
                 // A file that is used in its place has no backing file, whatever has become of it, so it makes nothing uncertain.
-                Err(_) if store.layout.layer(&layer).is_symlink() => {
+                Err(_) if opened::is_in_place(store, &layer) => {
                     self.layers.insert(layer.id.clone(), LayerInfo::unusable(layer.clone()));
                     self.unusable.push(layer);
                 }
@@ -198,11 +205,13 @@ pub fn standing_on(store: &Store, bases: &[&Layer]) -> Result<Vec<Layer>> {
     let mut standing = Vec::new();
     for layer in files(store)? {
         match inspect(store, &layer) {
-            Ok(info) => standing.extend(info.backing.filter(|backing| bases.contains(&backing)).map(|_| layer)),
+            Ok(info) if info.backing.as_ref().is_some_and(|backing| bases.contains(&backing)) => standing.push(layer),
+            Ok(info) if !info.disputed => {}
             // It has gone.
             Err(error) if error.kind() == Kind::NotFound => {}
             Err(error) if !is_about_the_layer(&error) => return Err(error),
-            Err(_) => {
+            // By its note.
+            Ok(_) | Err(_) => {
                 let noted = note::read(store, &layer);
                 standing.extend(bases.iter().any(|base| noted == Noted::On(Some((*base).clone()))).then_some(layer));
             }
@@ -229,8 +238,20 @@ fn look(store: &Store, layer: &Layer) -> Result<LayerInfo> {
         virtual_bytes: if layer.format == Format::Raw { about.len() } else { 0 },
         allocated_bytes: about.blocks() * 512,
         internal_snapshots: 0,
+        disputed: false,
         guest_memory: false,
     };
+    let (noted, whose) = if in_place.is_some() { (Noted::Nothing, None) } else { note::read_file(&file) };
+    if let Some(other) = whose.filter(|id| *id != layer.id) {
+        return Err(Error::damaged(format!(
+            "layer {layer} is damaged: its file is that of layer {other}; were files exchanged?"
+        ))
+        .hint(format!("its file is {}", path.display()))
+        .hint(format!(
+            "if it is that of {layer} after all: setfattr --remove user.cowhand.backing {}",
+            path.display()
+        )));
+    }
     if layer.format == Format::Qcow2 {
         let damaged = |why: &str| {
             Error::damaged(format!("layer {layer} is damaged: {why}")).hint(format!("its file is {}", path.display()))
@@ -265,6 +286,8 @@ fn look(store: &Store, layer: &Layer) -> Result<LayerInfo> {
             }
             info.backing = Some(backing);
         }
+        // A merge takes the note away before the header is written, and notes anew what that says.
+        info.disputed = matches!(&noted, Noted::On(on) if *on != info.backing) && note::read_file(&file).0 == noted;
     } else if layer.format != Format::Raw && !foreign::is_alone(&file, &path, layer.format)? {
         // A file that is used in its place can have been changed by its owner.
         return Err(Error::damaged(format!(

@@ -224,6 +224,7 @@ mod tests {
                 virtual_bytes: 1 << 30,
                 allocated_bytes: megabytes << 20,
                 internal_snapshots: 0,
+                disputed: false,
                 guest_memory: false,
             };
             pool.layers.insert(id(n), info);

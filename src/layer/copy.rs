@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::inspect::{self, Reference, Role};
-use super::{blocking, chain as chains, create, foreign, note, opened};
+use super::{blocking, chain as chains, create, foreign, opened};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::model::{FileId, Layer};
@@ -62,9 +62,6 @@ pub async fn foreign(
         return Err(error);
     }
     create::finish(store, layer)?;
-    if backing.is_some() {
-        note::write(store, layer);
-    }
     Ok(Some(method))
 }
 

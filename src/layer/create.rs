@@ -20,9 +20,7 @@ pub fn empty(store: &Store, layer: &Layer, backing: Option<&Layer>, virtual_byte
     let backing_name = backing.map(Layer::file_name);
     let backing = backing_name.as_deref().zip(backing.map(|layer| layer.format));
     empty_at(&store.layout.partial_layer(layer), backing, virtual_bytes)?;
-    finish(store, layer)?;
-    note::write(store, layer);
-    Ok(())
+    finish(store, layer)
 }
 
 /// Writes an empty qcow2 image to `path` (0600), replacing what is there, and flushes it.
@@ -70,7 +68,9 @@ pub fn finish(store: &Store, layer: &Layer) -> Result<()> {
     fault::point("a layer, written").on("rename", &partial)?;
     std::fs::rename(&partial, store.layout.layer(layer)).on("rename", &partial)?;
     fault::point("a layer, in its place").on("flush", &partial)?;
-    atomic::sync_directory(&store.layout.layers())
+    atomic::sync_directory(&store.layout.layers())?;
+    note::write(store, layer);
+    Ok(())
 }
 
 /// Removes a layer that was just made and never used, finished or not.

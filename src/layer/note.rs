@@ -1,18 +1,21 @@
-//! What a layer stands on, noted beside its header: an extended attribute of its file (`user.cowhand.backing`, see `xattr(7)`). The header is what
-//! counts; the note tells `doctor` that somebody else has written into it.
+//! Which layer a file is, and what it stands on, noted beside its header: an extended attribute of the file (`user.cowhand.backing`, see `xattr(7)`), the name of the backing
+//! file or nothing, a space, and the layer's id. Of what it stands on the header is what counts; the note tells `doctor` that somebody else has written into it. Files that were
+//! exchanged are told by the id. (Earlier versions did not note it.)
 //!
 //! It is there only while it is certain: taken away before QEMU is told to write a header, and written again when that is done. Where the file
 //! system has no such attributes there are no notes, and nothing is missed. A file that is used in its place has none: its owner could write them.
 
-use rustix::fs::{XattrFlags, lgetxattr, lremovexattr, lsetxattr};
+use std::fs::File;
+
+use rustix::fs::{XattrFlags, fgetxattr, lgetxattr, lremovexattr, lsetxattr};
 use rustix::io::Errno;
 
 use super::census;
-use crate::model::Layer;
+use crate::model::{Layer, LayerId};
 use crate::store::Store;
 
 const NAME: &str = "user.cowhand.backing";
-/// A backing file name of ours is short.
+/// A backing file name of ours is short, and so is an id.
 const LONGEST: usize = 64;
 
 /// What is noted of a layer.
@@ -28,7 +31,8 @@ pub enum Noted {
 pub fn write(store: &Store, layer: &Layer) {
     let Ok(info) = census::inspect(store, layer) else { return forget(store, layer) };
     let name = info.backing.map(|backing| backing.file_name()).unwrap_or_default();
-    if lsetxattr(store.layout.layer(layer), NAME, name.as_bytes(), XattrFlags::empty()).is_err() {
+    let text = format!("{name} {}", layer.id);
+    if lsetxattr(store.layout.layer(layer), NAME, text.as_bytes(), XattrFlags::empty()).is_err() {
         forget(store, layer);
     }
 }
@@ -45,9 +49,43 @@ pub fn forget(store: &Store, layer: &Layer) {
 pub fn read(store: &Store, layer: &Layer) -> Noted {
     let mut bytes = [0_u8; LONGEST];
     let Ok(length) = lgetxattr(store.layout.layer(layer), NAME, &mut bytes[..]) else { return Noted::Nothing };
-    match std::str::from_utf8(&bytes[..length]) {
-        Ok("") => Noted::On(None),
-        Ok(name) => Layer::from_file_name(name).map_or(Noted::Nothing, |layer| Noted::On(Some(layer))),
-        Err(_) => Noted::Nothing,
+    match parse(&bytes[..length]) {
+        // Files were exchanged.
+        (_, Some(other)) if other != layer.id => Noted::Nothing,
+        (noted, _) => noted,
+    }
+}
+
+/// What is noted with the file of a layer that is open, and which layer that note is of.
+pub fn read_file(file: &File) -> (Noted, Option<LayerId>) {
+    let mut bytes = [0_u8; LONGEST];
+    fgetxattr(file, NAME, &mut bytes[..]).map_or((Noted::Nothing, None), |length| parse(&bytes[..length]))
+}
+
+fn parse(bytes: &[u8]) -> (Noted, Option<LayerId>) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return (Noted::Nothing, None) };
+    let (name, id) = text.split_once(' ').unwrap_or((text, ""));
+    let noted = match name {
+        "" => Noted::On(None),
+        name => Layer::from_file_name(name).map_or(Noted::Nothing, |layer| Noted::On(Some(layer))),
+    };
+    (noted, id.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notes_of_this_and_of_earlier_versions_are_read() {
+        let id = |text: &str| text.parse::<LayerId>().expect("an id");
+        let on = || Noted::On(Layer::from_file_name("abcdefghij.qcow2"));
+        assert_eq!(parse(b"abcdefghij.qcow2 jihgfedcba"), (on(), Some(id("jihgfedcba"))));
+        assert_eq!(parse(b" jihgfedcba"), (Noted::On(None), Some(id("jihgfedcba"))));
+        assert_eq!(parse(b"abcdefghij.qcow2"), (on(), None));
+        assert_eq!(parse(b""), (Noted::On(None), None));
+        for odd in [&b"x y z"[..], b"\xff", b"../x.qcow2 ../x"] {
+            assert_eq!(parse(odd), (Noted::Nothing, None));
+        }
     }
 }

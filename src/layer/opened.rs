@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use super::foreign;
 use crate::error::{Error, IoContext, Result};
 use crate::model::Layer;
-use crate::store::Store;
+use crate::store::{Store, plain};
 use crate::sys::fault;
 use crate::sys::files::{Pinned, Refusal};
 
@@ -40,15 +40,44 @@ pub fn open(store: &Store, layer: &Layer) -> Result<Opened> {
         // The layer is a link of ours.
         Err(error) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => match std::fs::read_link(&path) {
             Ok(target) => {
+                let stray = || {
+                    Error::damaged(format!(
+                        "layer {layer} is damaged: {} is a link to {}",
+                        path.display(),
+                        target.display()
+                    ))
+                };
+                if !may_be_in_place(store, &target) {
+                    return Err(stray());
+                }
                 let pinned = in_place(layer, &target)?;
+                if !may_be_in_place(store, &pinned.path) {
+                    return Err(stray());
+                }
                 fault::point("a file in its place, opened").on("open", &target)?;
                 Ok(Opened { file: pinned.file.try_clone().on("read", &target)?, in_place: Some(pinned) })
             }
             Err(error) if error.kind() == ErrorKind::NotFound => Err(missing()),
             Err(error) => Err(error).on("read", &path),
         },
-        Err(error) => Err(error).on("read", &path),
+        Err(error) => match plain::damage(&path) {
+            Some(damage) => Err(Error::damaged(format!("layer {layer} is damaged: {}", damage.message()))),
+            None => Err(error).on("read", &path),
+        },
     }
+}
+
+/// Is the file of `layer` a user's, which is used in its place? A link that leads to nowhere but the store is none of ours.
+pub fn is_in_place(store: &Store, layer: &Layer) -> bool {
+    let target = std::fs::read_link(store.layout.layer(layer));
+    target.is_ok_and(|target| may_be_in_place(store, &target))
+}
+
+/// Links of ours lead to absolute paths, and not to layers.
+fn may_be_in_place(store: &Store, target: &Path) -> bool {
+    let layers = store.layout.layers();
+    let is_layer = target.starts_with(&layers) || layers.canonicalize().is_ok_and(|layers| target.starts_with(layers));
+    target.is_absolute() && !is_layer
 }
 
 fn in_place(layer: &Layer, target: &Path) -> Result<Pinned> {

@@ -19,6 +19,8 @@ pub struct LayerInfo {
     pub allocated_bytes: u64,
     /// How many internal snapshots it carries.
     pub internal_snapshots: u32,
+    /// By its note, it was made on another one than its header says.
+    pub disputed: bool,
     /// Its active part, too, holds the memory of a guest: see [`super::guest_memory`].
     pub guest_memory: bool,
 }
@@ -31,7 +33,15 @@ impl LayerInfo {
 
     /// What is known of a file that is used in its place and cannot be read: it has no backing file.
     pub fn unusable(layer: Layer) -> Self {
-        Self { layer, backing: None, virtual_bytes: 0, allocated_bytes: 0, internal_snapshots: 0, guest_memory: false }
+        Self {
+            layer,
+            backing: None,
+            virtual_bytes: 0,
+            allocated_bytes: 0,
+            internal_snapshots: 0,
+            disputed: false,
+            guest_memory: false,
+        }
     }
 }
 
@@ -94,7 +104,7 @@ pub struct Pool {
     pub uses: BTreeMap<LayerId, Vec<Use>>,
     /// Layers whose header cannot be read, or that went while we looked.
     pub damaged: Vec<Layer>,
-    /// Of some of the damaged ones: what they were made on, as far as that was noted. They may still stand on it.
+    /// Of some of the damaged ones, and of those whose header says something else: what they were made on, as far as that was noted. They may still stand on it.
     pub noted: BTreeMap<LayerId, LayerInfo>,
     /// Files that are used in their place and cannot be used as they are now.
     pub unusable: Vec<Layer>,
@@ -127,11 +137,40 @@ impl Pool {
             let (id, target) = (&disk.layer.id, disk.target.clone());
             let ours = |child: &&LayerInfo| self.uses(&child.layer.id).contains(&Use::Change(name.clone()));
             let other = self.uses(id).iter().find(|r#use| r#use.owner() != name && !matches!(r#use, Use::Change(_)));
-            if let Some(child) = self.children(id).find(|child| !ours(child)) {
+            // That the header of somebody else's layer is wrong is no fault of this one.
+            let is_other = |child: &&LayerInfo| {
+                child.disputed && !self.owned(name, &child.layer.id) && self.was_made_elsewhere(child, id)
+            };
+            if let Some(child) = self.children(id).find(|child| !ours(child) && !is_other(child)) {
                 return Some(Misfit::StoodOn { target, child: child.layer.clone() });
             }
             other.map(|other| Misfit::Shared { target, owner: other.owner().clone() })
         })
+    }
+
+    /// Does `name` name this layer, or nobody?
+    fn owned(&self, name: &Name, id: &LayerId) -> bool {
+        let uses = self.uses(id);
+        uses.is_empty() || uses.iter().any(|r#use| r#use.owner() == name)
+    }
+
+    /// Is what a disputed layer was made on, by its note, there, and not above this one?
+    fn was_made_elsewhere(&self, child: &LayerInfo, id: &LayerId) -> bool {
+        let noted = self.noted.get(&child.layer.id).and_then(|noted| noted.backing.as_ref());
+        let chain = noted.and_then(|backing| self.chain(&backing.id).ok());
+        chain.is_some_and(|chain| chain.iter().all(|info| info.layer.id != *id && info.layer != child.layer))
+    }
+
+    /// The layers that a record names, or that one stands on which somebody uses, and that are not there.
+    pub fn lacking(&self) -> BTreeSet<&LayerId> {
+        let is_of_a_record = |r#use: &Use| !matches!(r#use, Use::Change(_));
+        let named = self.uses.iter().filter(|(_, uses)| uses.iter().any(is_of_a_record)).map(|(id, _)| id);
+        let all = self.layers.values().chain(self.noted.values());
+        let infos = all.filter(|info| !self.users(&info.layer.id).is_empty());
+        let stood_on = infos.filter_map(|info| info.backing.as_ref()).map(|backing| &backing.id);
+        let is_there =
+            |id: &&LayerId| self.layers.contains_key(*id) || self.damaged.iter().any(|layer| layer.id == **id);
+        named.chain(stood_on).filter(|id| !is_there(id)).collect()
     }
 
     /// The VM that writes to what an unnamed layer stands on, with nothing named in between. That must not be, and means that the VM's record is not the
@@ -322,6 +361,7 @@ mod tests {
                 virtual_bytes: 0,
                 allocated_bytes: 0,
                 internal_snapshots: 0,
+                disputed: false,
                 guest_memory: false,
             };
             pool.add_use(&info.layer.id, r#use.clone());

@@ -338,6 +338,13 @@ impl Record {
         self.ephemeral.as_ref().is_some_and(|ephemeral| ephemeral.shell)
     }
 
+    /// Is it a layer of a template, or of a snapshot?
+    pub fn keeps(&self, layer: &Layer) -> bool {
+        let of_template = self.config.volumes().filter(|_| self.is_template());
+        let mut kept = of_template.chain(self.snapshots.iter().flat_map(|snapshot| snapshot.config.volumes()));
+        kept.any(|disk| disk.layer == *layer)
+    }
+
     /// Every layer the record names: the head's, the snapshots' and the warm guest's.
     pub fn layers(&self) -> impl Iterator<Item = &Layer> {
         self.config

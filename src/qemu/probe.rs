@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
-use crate::store::atomic;
+use crate::store::{atomic, plain};
 use crate::sys::command;
 
 /// What was found out about one binary.
@@ -36,7 +36,7 @@ impl Probe {
         let stamp = (about.len(), about.mtime(), about.mtime_nsec());
         let cache = context.store.layout.probe_cache();
         let mut cached: Vec<Self> =
-            std::fs::read(&cache).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+            plain::read_if_possible(&cache).and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
         if let Some(probe) = cached.iter().find(|probe| probe.path == path && probe.stamp == stamp) {
             return Ok(probe.clone());
         }
@@ -50,7 +50,7 @@ impl Probe {
     /// Puts it into the cache of a store that was not there yet when QEMU was asked.
     pub fn keep(&self, context: &Context) {
         let cache = context.store.layout.probe_cache();
-        if !cache.exists() {
+        if !plain::is_there(&cache) {
             write(&cache, std::slice::from_ref(self));
         }
     }

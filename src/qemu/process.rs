@@ -15,6 +15,7 @@ use std::time::Duration;
 use super::cmdline::Sockets;
 use super::qmp::{Qmp, QmpError};
 use crate::error::{Error, IoContext, Result};
+use crate::store::open_lock;
 use crate::sys::command;
 use crate::sys::fault;
 use crate::sys::files;
@@ -180,7 +181,7 @@ async fn greet(socket: &Path, process: &PidFd) -> Result<Qmp> {
 }
 
 async fn take_run_lock(path: &Path) -> Result<File> {
-    let lock = flock::open(path).on("open the lock", path)?;
+    let lock = open_lock(path)?;
     for _ in 0..LOCK_TRIES {
         if flock::try_exclusive(&lock).on("lock", path)? {
             return Ok(lock);

@@ -27,6 +27,7 @@ use tokio::time::Instant;
 use super::qmp::migration::Migration;
 use super::qmp::{Qmp, QmpError, REPLY};
 use crate::error::{Error, IoContext, Result};
+use crate::store::plain;
 use crate::sys::relay::{self, copy};
 use crate::sys::{command, flock, pipe};
 use crate::ui::Task;
@@ -250,7 +251,7 @@ async fn wait_for_lock(file: File) -> Result<()> {
 /// Waits for the relay of another process, if it still is at work.
 pub async fn wait_for_relay(files: &Files) -> Result<()> {
     for path in [&files.partial, &files.whole] {
-        if let Ok(file) = File::open(path) {
+        if let Ok(Some(file)) = plain::open(path) {
             return wait_for_lock(file).await;
         }
     }
@@ -260,7 +261,7 @@ pub async fn wait_for_relay(files: &Files) -> Result<()> {
 /// Reads the memory at `path` into a QEMU that was started with `-incoming defer`. When this returns its CPUs stand still.
 pub async fn load(qmp: &mut Qmp, path: &Path, compressed: bool, task: &dyn Task) -> Result<()> {
     qmp.prepare_migration().await?;
-    let file = File::open(path).on("open", path)?;
+    let file = plain::open_existing(path)?;
     let (fd, feeder) = match compressed {
         false => (OwnedFd::from(file), None),
         true => {

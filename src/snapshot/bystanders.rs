@@ -45,8 +45,7 @@ impl Bystanders {
         let dependents = pool.dependents(vm, &ids);
         for other in &dependents {
             let lock = context.store.try_lock_vm(other, &context.operation)?;
-            let idle =
-                lock.is_some() && !context.store.layout.journal(other).exists() && !status::is_running(context, other)?;
+            let idle = lock.is_some() && !context.store.has_journal(other) && !status::is_running(context, other)?;
             held._locks.extend(lock);
             if !idle {
                 held.busy.push(other.clone());

@@ -10,9 +10,10 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::guest::freeze;
 use crate::layer::chain;
-use crate::model::{Memory, Name, PointRef, Quiesced, RamImage, Record, Snapshot, State};
+use crate::model::{Disk, Memory, Name, PointRef, Quiesced, RamImage, Record, Snapshot, State};
 use crate::qemu::qmp::Qmp;
 use crate::store::VmLock;
+use crate::sys::image_lock;
 use crate::vm::{live, open, status};
 
 /// A snapshot as asked for.
@@ -59,6 +60,16 @@ pub async fn create(context: &Context, vm: &Name, request: &Request) -> Result<T
     take_locked(context, &lock, &record, request).await
 }
 
+/// What another QEMU writes to is no snapshot, and is not this VM's, whatever its record says.
+fn refuse_written(context: &Context, vm: &Name, record: &Record) -> Result<()> {
+    let path = |disk: &Disk| context.store.layout.layer(&disk.layer);
+    let written = record.config.writable().find(|disk| image_lock::is_written_to(&path(disk)).unwrap_or(false));
+    written.map_or(Ok(()), |disk| {
+        Err(Error::refused(format!("{} of {vm} is being written to by a QEMU that is not that of {vm}", disk.target))
+            .hint(format!("its file is {}; see cowhand doctor {vm}", path(disk).display())))
+    })
+}
+
 /// Takes a snapshot of a VM whose lock is held.
 pub async fn take_locked(context: &Context, lock: &VmLock, record: &Record, request: &Request) -> Result<Taken> {
     let began = Instant::now();
@@ -72,6 +83,9 @@ pub async fn take_locked(context: &Context, lock: &VmLock, record: &Record, requ
     let mut record = record.clone();
     chain::refresh(&context.store, &mut record.config)?;
     let mut qmp = live::connect_if_running(context, vm).await?;
+    if qmp.is_none() {
+        refuse_written(context, vm, &record)?;
+    }
     let state = status::observe(context, vm).await?.state;
     memory::check_space(context, &record.config, qmp.as_ref().filter(|_| request.memory).and_then(Qmp::pid))?;
     let mut taking = Taking {

@@ -1,11 +1,10 @@
 //! Writing a small file so that a crash or a power cut leaves the old one or the new one, whole.
 
-use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 
 use crate::error::{IoContext, Result};
-use crate::sys::fault;
+use crate::sys::{fault, files};
 
 /// Replaces `path` with `bytes`: temporary file (0600) beside it, fsync, rename, fsync of the directory.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
@@ -52,5 +51,5 @@ pub fn sync_rename(from: &Path, to: &Path) -> Result<()> {
 
 /// Makes renames, creations and removals in `directory` survive a power cut.
 pub fn sync_directory(directory: &Path) -> Result<()> {
-    File::open(directory).and_then(|directory| directory.sync_all()).on("flush", directory)
+    files::open_directory(directory).and_then(|directory| directory.sync_all()).on("flush", directory)
 }

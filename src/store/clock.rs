@@ -9,7 +9,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::{Store, atomic};
+use super::{Store, atomic, plain};
 use crate::model::Record;
 use crate::sys::boot;
 
@@ -147,7 +147,7 @@ impl Store {
     }
 
     fn clock_note(&self) -> Option<Note> {
-        serde_json::from_slice(&std::fs::read(self.layout.clock()).ok()?).ok()
+        serde_json::from_slice(&plain::read_if_possible(&self.layout.clock())?).ok()
     }
 
     /// A store that cannot be written does without.

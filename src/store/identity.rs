@@ -17,8 +17,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Store, atomic, journal, schema};
-use crate::error::{Error, IoContext, Result};
+use super::{Store, atomic, journal, plain, schema};
+use crate::error::{Error, Kind, Result};
 use crate::sys::flock;
 
 /// With so many earlier identities something else is wrong, and no new one is made.
@@ -80,9 +80,12 @@ fn text(identity: &Identity) -> Result<Vec<u8>> {
 
 /// Reads `store.json` and refuses that of a newer version.
 fn read(path: &Path) -> Result<Identity> {
-    let text = std::fs::read(path).on("read", path)?;
+    let mended = |error: Error| error.hint("cowhand doctor --repair    writes it anew");
+    let text = plain::read(path)
+        .map_err(|error| if error.kind() == Kind::Damaged { mended(error) } else { error })?
+        .ok_or_else(|| Error::not_found(format!("cannot read {}: it is not there", path.display())))?;
     let unreadable =
-        |error: Error| Error::damaged(format!("cannot read {}", path.display())).because(error.full_message());
+        |error: Error| mended(Error::damaged(format!("cannot read {}", path.display())).because(error.full_message()));
     schema::check_version(&text, schema::CURRENT).map_err(|error| match schema::is_newer(&error) {
         true => error,
         false => unreadable(error),
@@ -184,7 +187,7 @@ impl Store {
         }
         files.extend(self.trash_entries()?.into_iter().map(|directory| directory.join("entry.json")));
         let mut found: BTreeSet<Uuid> =
-            files.iter().filter_map(|file| schema::written_in(&std::fs::read(file).ok()?)).collect();
+            files.iter().filter_map(|file| schema::written_in(&plain::read_if_possible(file)?)).collect();
         found.extend(self.directories()?.iter().filter_map(|name| journal::written_in(self, name)));
         Ok(found)
     }

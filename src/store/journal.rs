@@ -8,8 +8,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Store, atomic, schema};
-use crate::error::{Error, IoContext, Result};
+use super::{Store, atomic, plain, schema};
+use crate::error::{Error, IoContext, Kind, Result};
 use crate::model::{Layer, Name};
 use crate::sys::{fault, flock};
 
@@ -69,10 +69,12 @@ pub const SCHEMA: u32 = 3;
 /// Reads the journal of `name` and checks that it is one of that VM, in a version that is known.
 fn read(store: &Store, name: &Name) -> Result<Option<(Vec<u8>, Head)>> {
     let path = store.layout.journal(name);
-    let read = || match std::fs::read(&path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).on("read", &path),
+    let read = || {
+        plain::read(&path).map_err(|error| match error.kind() {
+            Kind::Damaged => Error::damaged(format!("the journal of {name} cannot be read: {}", error.message()))
+                .hint(super::how_to_mend(name)),
+            _ => error,
+        })
     };
     let mut text = read()?;
     loop {
@@ -104,7 +106,8 @@ fn check(store: &Store, name: &Name, text: &[u8]) -> Result<Head> {
         Err(Error::damaged(format!("the journal of {name} is that of {whose}: {}", path.display()))
             .hint(super::how_to_mend(name)))
     };
-    let now = std::fs::read(store.layout.vm_json(name)).ok().and_then(|text| schema::whose(&text)).map(|now| now.uuid);
+    let now =
+        plain::read_if_possible(&store.layout.vm_json(name)).and_then(|text| schema::whose(&text)).map(|now| now.uuid);
     if let Some(owner) = head.vm.as_ref().filter(|owner| owner.name != *name) {
         // Who renames a directory by hand takes the VM's own journal along.
         let was_moved = now == Some(owner.uuid) && store.twin(name, owner.uuid, Some(owner.name.clone())).is_none();
@@ -125,7 +128,7 @@ fn check(store: &Store, name: &Name, text: &[u8]) -> Result<Head> {
 
 /// The store that the journal of `name` says it was written in.
 pub(super) fn written_in(store: &Store, name: &Name) -> Option<Uuid> {
-    let text = std::fs::read(store.layout.journal(name)).ok()?;
+    let text = plain::read_if_possible(&store.layout.journal(name))?;
     serde_json::from_slice::<Head>(&text).ok()?.vm?.store
 }
 
@@ -163,11 +166,8 @@ pub fn remove(store: &Store, name: &Name) -> Result<()> {
 /// The journal of `name` as it is written; empty when there is none.
 pub fn text(store: &Store, name: &Name) -> Result<String> {
     let path = store.layout.journal(name);
-    match std::fs::read(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-        // Of a damaged one, what can be read.
-        other => Ok(String::from_utf8_lossy(&other.on("read", &path)?).into_owned()),
-    }
+    // Of a damaged one, what can be read.
+    Ok(String::from_utf8_lossy(&plain::read(&path)?.unwrap_or_default()).into_owned())
 }
 
 /// The change of `name` that was cut short, in the words of its user: there is a journal, and nobody at work on it. A journal that cannot be read is for
@@ -177,7 +177,7 @@ pub fn cut_short(store: &Store, name: &Name) -> Option<String> {
     let (text, head) = read(store, name).ok()??;
     // Who held the lock a moment ago may have come to the end, and another begun.
     let at_work = flock::is_held(&store.layout.lock(name)).unwrap_or(true)
-        || std::fs::read(&path).ok().as_deref() != Some(&text[..]);
+        || plain::read_if_possible(&path).as_deref() != Some(&text[..]);
     (!at_work).then_some(head.operation)
 }
 

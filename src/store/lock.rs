@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::{Store, make_directory};
+use super::{Store, how_to_mend, make_directory, plain};
 use crate::context::Context;
-use crate::error::{Error, IoContext, Result};
+use crate::error::{Error, IoContext, Kind, Result};
 use crate::model::Name;
+use crate::sys::files;
 use crate::sys::flock as lock_file;
 
 /// The right to create and delete names and to rely on a scan of references. Held briefly.
@@ -47,6 +48,11 @@ impl Store {
         acquire(context, &self.layout.store_lock(), "the store").await.map(StoreLock)
     }
 
+    /// Takes the store's lock where `store.json` is to be mended first.
+    pub async fn lock_unprepared(&self, context: &Context) -> Result<StoreLock> {
+        acquire(context, &self.layout.store_lock(), "the store").await.map(StoreLock)
+    }
+
     /// [`Store::prepare`], which says what it has found.
     pub fn prepare_for(&self, context: &Context) -> Result<()> {
         if self.prepare()? {
@@ -63,7 +69,7 @@ impl Store {
     pub async fn lock_for(&self, context: &Context, names: &[&Name]) -> Result<StoreLock> {
         for name in names {
             let path = self.layout.lock(name);
-            if path.exists() && lock_file::is_held(&path).on("look at the lock", &path)? {
+            if lock_file::is_held(&path).unwrap_or(true) {
                 drop(self.lock_vm(context, name).await?);
             }
         }
@@ -76,13 +82,14 @@ impl Store {
             return Err(self.unknown(name));
         }
         self.prepare_for(context)?;
-        let file = acquire(context, &self.layout.lock(name), name.as_str()).await?;
+        let file = acquire(context, &self.layout.lock(name), name.as_str()).await;
+        let file = file.map_err(|error| mended_by(name, error))?;
         Ok(VmLock { name: name.clone(), _file: file })
     }
 
     /// Takes the lock of a directory, waiting for its holder. `None`: it is gone by now.
     pub async fn lock_directory(&self, context: &Context, path: &Path, what: &str) -> Result<Option<File>> {
-        let directory = match File::open(path) {
+        let directory = match files::open_directory(path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             other => other.on("open", path)?,
         };
@@ -99,12 +106,12 @@ impl Store {
         acquire(context, &path, &format!("the pool of {name}")).await.map(PoolLock)
     }
 
-    /// Takes the lock of one VM only if nobody holds it.
+    /// Takes the lock of one VM only if nobody holds it. One that is no file can be taken by nobody: `doctor` tells of it.
     pub fn try_lock_vm(&self, name: &Name, operation: &str) -> Result<Option<VmLock>> {
         let path = self.layout.lock(name);
-        let file = match lock_file::open(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            other => other.on("open the lock", &path)?,
+        let file = match open_lock(&path) {
+            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Damaged) => return Ok(None),
+            other => other?,
         };
         if !lock_file::try_exclusive(&file).on("lock", &path)?
             || !lock_file::is_still_at(&file, &path).on("check", &path)?
@@ -116,9 +123,29 @@ impl Store {
     }
 }
 
+/// Opens a lock. What is no file is damage.
+pub fn open_lock(path: &Path) -> Result<File> {
+    lock_file::open(path).or_else(|error| match plain::damage(path) {
+        Some(damage) => {
+            Err(damage.hint("what can be done about it: cowhand doctor; to do it: cowhand doctor --repair"))
+        }
+        None => Err(error).on("open the lock", path),
+    })
+}
+
+/// The error with what helps, if something is in the place of the lock of `name`.
+fn mended_by(name: &Name, error: Error) -> Error {
+    match error.kind() {
+        Kind::Damaged => {
+            Error::damaged(format!("{name} cannot be locked: {}", error.message())).hint(how_to_mend(name))
+        }
+        _ => error,
+    }
+}
+
 async fn acquire(context: &Context, path: &Path, what: &str) -> Result<File> {
     loop {
-        let file = lock_file::open(path).on("open the lock", path)?;
+        let file = open_lock(path)?;
         if !lock_file::try_exclusive(&file).on("lock", path)? {
             wait_for(context, &file, path, what).await?;
         }
@@ -168,9 +195,9 @@ fn sign(mut file: &File, operation: &str) {
 
 fn holder(path: &Path) -> String {
     let mut text = String::new();
-    let read = File::open(path).and_then(|file| file.take(4096).read_to_string(&mut text));
+    let read = plain::open(path).ok().flatten().and_then(|file| file.take(4096).read_to_string(&mut text).ok());
     match (read, text.trim().split_once(' ')) {
-        (Ok(_), Some((pid, operation))) => format!("`{operation}` (pid {pid})"),
+        (Some(_), Some((pid, operation))) => format!("`{operation}` (pid {pid})"),
         _ => "another command".to_owned(),
     }
 }

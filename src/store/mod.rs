@@ -12,6 +12,7 @@ pub mod identity;
 pub mod journal;
 mod layout;
 mod lock;
+pub mod plain;
 mod reserve;
 pub mod schema;
 pub mod sums;
@@ -25,7 +26,7 @@ use std::time::Duration;
 
 use identity::Identity;
 pub use layout::Layout;
-pub use lock::{PoolLock, StoreLock, VmLock};
+pub use lock::{PoolLock, StoreLock, VmLock, open_lock};
 use schema::Written;
 use uuid::Uuid;
 
@@ -59,7 +60,7 @@ impl Store {
     /// now on.
     pub fn prepare(&self) -> Result<bool> {
         let layout = &self.layout;
-        if !layout.store_json().exists() {
+        if !plain::is_there(&layout.store_json()) {
             self.refuse_foreign_directory()?;
             for directory in [layout.root(), &layout.layers(), &layout.vms(), &layout.trash()] {
                 make_directory(directory)?;
@@ -126,23 +127,23 @@ impl Store {
     pub fn exists(&self, name: &Name) -> bool {
         // One that has lost its record is there, and broken: what it stands on must not be taken for unused.
         let layout = &self.layout;
-        [layout.vm_json(name), layout.run_lock(name), layout.spare_json(name)].iter().any(|path| path.exists())
+        [layout.vm_json(name), layout.run_lock(name), layout.spare_json(name)].iter().any(|path| plain::is_there(path))
     }
 
     /// Reads the record of `name`.
     pub fn load(&self, name: &Name) -> Result<Record> {
         let path = self.layout.vm_json(name);
-        let mut text = std::fs::read(&path);
+        let mut text = plain::read(&path);
         for _ in 0..LOOKS {
-            if !matches!(&text, Err(error) if error.kind() == io::ErrorKind::NotFound) || !self.exists(name) {
+            if !matches!(text, Ok(None)) || !self.exists(name) {
                 break;
             }
             // Others give the name to a VM, and take it away again, between two looks; a record that is lost stays so.
             std::thread::sleep(BETWEEN_LOOKS);
-            text = std::fs::read(&path);
+            text = plain::read(&path);
         }
         match text {
-            Ok(text) => match schema::parse_written(&text) {
+            Ok(Some(text)) => match schema::parse_written(&text) {
                 Ok(written) => match self.foreign(name, &written) {
                     None => Ok(written.record),
                     // It was renamed between the two looks.
@@ -154,11 +155,14 @@ impl Store {
                 Err(error) => Err(Error::damaged(format!("the record of {name} cannot be read: {}", path.display()))
                     .because(error.full_message())),
             },
-            Err(error) if error.kind() == io::ErrorKind::NotFound && self.exists(name) => {
+            Ok(None) if self.exists(name) => {
                 Err(Error::damaged(format!("the record of {name} is missing: {}", path.display())))
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(self.unknown(name)),
-            Err(error) => Err(error).on("read", &path),
+            Ok(None) => Err(self.unknown(name)),
+            Err(error) if error.kind() == Kind::Damaged => {
+                Err(Error::damaged(format!("the record of {name} cannot be read: {}", error.message())))
+            }
+            Err(error) => Err(error),
         }
         .map_err(|error| match error.kind() {
             // Of a newer version's there is nothing to mend.
@@ -171,7 +175,7 @@ impl Store {
     /// name has the same identity. Where there is no such VM, the directory was renamed.
     pub(super) fn twin(&self, name: &Name, uuid: Uuid, written_for: Option<Name>) -> Option<Name> {
         let other = written_for.filter(|other| other != name)?;
-        let twin = std::fs::read(self.layout.vm_json(&other)).ok().and_then(|text| schema::whose(&text));
+        let twin = plain::read_if_possible(&self.layout.vm_json(&other)).and_then(|text| schema::whose(&text));
         // One whose record cannot be read may be it.
         twin.map_or_else(|| self.exists(&other), |twin| twin.uuid == uuid).then_some(other)
     }
@@ -184,7 +188,7 @@ impl Store {
 
     /// Reads a record in the place of `name` that was written in another store.
     pub fn load_of_another_store(&self, name: &Name) -> Option<Record> {
-        let written = schema::parse_written(&std::fs::read(self.layout.vm_json(name)).ok()?).ok()?;
+        let written = schema::parse_written(&plain::read_if_possible(&self.layout.vm_json(name))?).ok()?;
         let is_only_that = self.twin(name, written.record.uuid, written.name).is_none();
         (is_only_that && !self.is_own(written.store)).then_some(written.record)
     }
@@ -241,8 +245,10 @@ impl Store {
 
     /// Writes the spare copy of a record where it is missing or another one.
     pub fn renew_spare(&self, name: &Name) {
-        let text = std::fs::read(self.layout.vm_json(name)).unwrap_or_default();
-        if self.load(name).is_ok() && std::fs::read(self.layout.spare_json(name)).ok().as_deref() != Some(&text[..]) {
+        let text = plain::read_if_possible(&self.layout.vm_json(name)).unwrap_or_default();
+        if self.load(name).is_ok()
+            && plain::read_if_possible(&self.layout.spare_json(name)).as_deref() != Some(&text[..])
+        {
             self.write_spare(name, &text);
         }
     }
@@ -255,11 +261,7 @@ impl Store {
     /// Reads the spare copy of the record of `name`; `None` when there is no such file.
     pub fn load_spare(&self, name: &Name) -> Option<Result<Record>> {
         let path = self.layout.spare_json(name);
-        let text = match std::fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
-            other => other.on("read", &path),
-        };
-        Some(text.and_then(|text| {
+        Some(plain::read(&path).transpose()?.and_then(|text| {
             let written = schema::parse_written(&text)?;
             match self.foreign(name, &written) {
                 Some(whose) => Err(Error::damaged(format!("it is that of {whose}"))),
@@ -273,7 +275,7 @@ impl Store {
         let hint = || {
             format!("there is no store at {}; another one: --store DIR, COWHAND_STORE", self.layout.root().display())
         };
-        (!self.layout.store_json().exists()).then(hint)
+        (!plain::is_there(&self.layout.store_json())).then(hint)
     }
 
     /// The error for a name nobody bears, with the nearest ones that somebody does.
@@ -305,12 +307,17 @@ impl Store {
             return Err(taken());
         }
         make_directory(&self.layout.vm(name))?;
+        if let Some(damage) = plain::damage(&self.layout.lock(name)) {
+            return Err(
+                Error::damaged(format!("the name {name} cannot be used: {}", damage.message())).hint(how_to_mend(name))
+            );
+        }
         // Whoever is making a VM of this name just now holds its lock until it is there.
         let Some(lock) = self.try_lock_vm(name, &context.operation)? else {
             return Err(Error::exists(format!("the name {name} is taken: another command is making it"))
                 .hint("choose another name, or run the command again later"));
         };
-        if self.layout.journal(name).exists() {
+        if self.has_journal(name) {
             return Err(Error::damaged(format!(
                 "the name {name} cannot be used: a command that was making it has left a journal, which was not cleared up"
             ))
@@ -322,7 +329,7 @@ impl Store {
     /// Removes the directory of a VM that never came to exist. One with a journal is for recovery to clear up.
     pub fn unclaim(&self, name: &Name) -> Result<()> {
         let directory = self.layout.vm(name);
-        if self.exists(name) || self.layout.journal(name).exists() {
+        if self.exists(name) || self.has_journal(name) {
             return Ok(());
         }
         // At one stroke: were its lock to go before the directory, somebody else could begin in there.
@@ -358,10 +365,15 @@ impl Store {
         place(device, inode)
     }
 
+    /// Is there a change of `name` that is under way, or was cut short? Whatever lies in the place of its journal counts as one.
+    pub fn has_journal(&self, name: &Name) -> bool {
+        plain::is_there(&self.layout.journal(name))
+    }
+
     /// Has `name` this identity, by its record, whatever else can be read of that, or by the spare copy? `None` when neither
     /// says. A record that is another VM's says no.
     pub fn has_uuid(&self, name: &Name, is_it: impl FnOnce(Uuid) -> bool) -> Option<bool> {
-        let whose = |path: PathBuf| schema::whose(&std::fs::read(path).ok()?);
+        let whose = |path: PathBuf| schema::whose(&plain::read_if_possible(&path)?);
         let whose = whose(self.layout.vm_json(name)).or_else(|| whose(self.layout.spare_json(name)))?;
         Some(is_it(whose.uuid) && self.twin(name, whose.uuid, whose.name).is_none())
     }

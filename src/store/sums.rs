@@ -1,12 +1,12 @@
 //! `vms/<name>/sums.json` of a template: the sum of the content of each of its layers, and when it was noted. It goes where the template goes.
 
 use std::collections::BTreeMap;
-use std::io::{ErrorKind, Read};
+use std::io::Read;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Store, atomic, schema};
+use super::{Store, atomic, plain, schema};
 use crate::error::{Error, IoContext, Result};
 use crate::model::{LayerId, Name};
 
@@ -47,10 +47,7 @@ impl Store {
     /// What was noted of the template `name`; none if nothing was.
     pub fn sums(&self, name: &Name) -> Result<Sums> {
         let path = self.layout.sums(name);
-        let file = match std::fs::File::open(&path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Sums::default()),
-            other => other.on("read", &path)?,
-        };
+        let Some(file) = plain::open(&path)? else { return Ok(Sums::default()) };
         let mut text = Vec::new();
         file.take(LONGEST).read_to_end(&mut text).on("read", &path)?;
         let damaged = |error: Error| match schema::is_newer(&error) {

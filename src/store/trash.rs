@@ -8,10 +8,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Store, atomic, make_directory, schema};
+use super::{Store, atomic, make_directory, plain, schema};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::model::{Layer, LayerId, LayerStamp, Name, RamImage, Record};
-use crate::sys::fault;
+use crate::sys::{fault, files};
 
 /// What a directory of the trash says of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,10 +94,10 @@ impl Entry {
     /// of other layers. So is what was written in another store than this one.
     fn read(path: &Path, store: &Store) -> Result<Self> {
         let about = path.join("entry.json");
-        let text = std::fs::read(&about).on("read", &about)?;
+        let text = plain::read(&about)?.ok_or_else(|| Error::not_found(format!("{} is not there", about.display())))?;
         schema::check_version(&text, Self::SCHEMA)?;
         let entry: Self = schema::parse(&text)?;
-        let record = ["vm.json", "vm/vm.json"].iter().find_map(|file| std::fs::read(path.join(file)).ok());
+        let record = ["vm.json", "vm/vm.json"].iter().find_map(|file| plain::read_if_possible(&path.join(file)));
         let whose = record.and_then(|text| schema::whose(&text));
         let directory = path.file_name().unwrap_or_default().to_string_lossy();
         let is_its = match entry.uuid.zip(whose) {
@@ -115,6 +115,11 @@ impl Entry {
                 entry.what, entry.vm
             ))),
         }
+    }
+
+    /// The identity of the VM, where its record lies beside this entry.
+    pub fn uuid(&self) -> Option<Uuid> {
+        self.uuid
     }
 
     /// Is it a change that `undo` takes back?
@@ -201,10 +206,21 @@ impl Store {
     pub fn restore_layer(&self, trash: &Path, layer: &Layer) -> Result<()> {
         let from = trash.join("layers").join(layer.file_name());
         fault::point("a layer, on its way out of the trash").on("move out of the trash", &from)?;
-        match std::fs::rename(&from, self.layout.layer(layer)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && self.layout.layer(layer).exists() => Ok(()),
+        let to = self.layout.layer(layer);
+        match files::rename_new(&from, &to) {
+            // What is in the pool by this name belongs to somebody else.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                let there = format!("layer {layer} cannot be taken out of the trash: {} is there", to.display());
+                Err(Error::refused(there).hint("whose it is: cowhand doctor"))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound && to.exists() => Ok(()),
             other => other.on("move out of the trash", &from),
         }
+    }
+
+    /// Is there a file of this layer in the trash directory?
+    pub fn is_in_trash(trash: &Path, layer: &Layer) -> bool {
+        plain::is_there(&trash.join("layers").join(layer.file_name()))
     }
 
     /// Moves memory into a trash directory, or back out of it.
@@ -290,7 +306,7 @@ impl Store {
     /// The directories of the trash that say what they are, sorted. A name is never used again.
     pub fn trash_entries(&self) -> Result<Vec<PathBuf>> {
         let mut directories = self.trash_directories()?;
-        directories.retain(|path| path.join("entry.json").exists());
+        directories.retain(|path| plain::is_there(&path.join("entry.json")));
         Ok(directories)
     }
 
@@ -313,8 +329,12 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(error).on("list", &trash),
         };
-        let mut paths: Vec<PathBuf> =
-            entries.map(|entry| Ok(entry.on("list", &trash)?.path())).collect::<Result<_>>()?;
+        let mut paths = Vec::new();
+        for entry in entries {
+            let entry = entry.on("list", &trash)?;
+            // What else lies there nobody of ours has put there.
+            paths.extend(entry.file_type().is_ok_and(|kind| kind.is_dir()).then(|| entry.path()));
+        }
         paths.sort();
         Ok(paths)
     }
@@ -336,11 +356,10 @@ struct Needs {
 impl Needs {
     /// `None`: nobody knows.
     fn of(path: &Path) -> Option<Self> {
-        match std::fs::read(path.join("entry.json")) {
-            Ok(text) => serde_json::from_slice(&text).ok(),
+        match plain::read(&path.join("entry.json")).ok()? {
+            Some(text) => serde_json::from_slice(&text).ok(),
             // It was not written yet, or the directory has gone.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Some(Self::default()),
-            Err(_) => None,
+            None => Some(Self::default()),
         }
     }
 

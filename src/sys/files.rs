@@ -8,7 +8,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::cage::Held;
@@ -141,6 +142,22 @@ impl Pinned {
     /// A path that leads to this very file for as long as this lives, for programs that we start.
     pub fn proc_path(&self) -> PathBuf {
         proc_path(&self.file)
+    }
+}
+
+/// Opens a directory, to lock or flush it. What is none keeps nobody waiting.
+pub fn open_directory(path: &Path) -> io::Result<File> {
+    let flags = (OFlags::DIRECTORY | OFlags::NONBLOCK).bits().cast_signed();
+    OpenOptions::new().read(true).custom_flags(flags).open(path)
+}
+
+/// Renames a file; what is at `to` already stays, and is an error (`AlreadyExists`).
+pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // This file system cannot do it in one.
+        Err(Errno::INVAL | Errno::NOSYS) if to.symlink_metadata().is_ok() => Err(io::ErrorKind::AlreadyExists.into()),
+        Err(Errno::INVAL | Errno::NOSYS) => std::fs::rename(from, to),
+        other => Ok(other?),
     }
 }
 

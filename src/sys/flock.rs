@@ -5,11 +5,21 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::io::Errno;
 
-/// Opens a lock file for locking, creating it (0600) when it is not there. It is never unlinked by itself.
+/// Nothing that lies in the place of a lock keeps us waiting.
+const FLAGS: i32 = OFlags::NONBLOCK.union(OFlags::NOCTTY).bits().cast_signed();
+
+/// Opens a lock file for locking, creating it (0600) when it is not there. It is never unlinked by itself. What is no file is refused.
 pub fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(FLAGS);
+    let file = options.open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a file")),
+    }
 }
 
 /// Takes the lock without waiting; false when somebody else has it.
@@ -31,9 +41,13 @@ pub fn exclusive(file: &File) -> io::Result<()> {
 ///
 /// Takes the lock *shared* for an instant, so observers never see each other; whoever wants it exclusively retries.
 pub fn is_held(path: &Path) -> io::Result<bool> {
-    let file = match File::open(path) {
+    let file = match OpenOptions::new().read(true).custom_flags(FLAGS).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        // A socket, or a link to itself, can be opened by nobody.
+        Err(error) if [Errno::NXIO, Errno::LOOP].contains(&Errno::from_io_error(&error).unwrap_or(Errno::IO)) => {
+            return Ok(false);
+        }
         Err(error) => return Err(error),
     };
     held_elsewhere_is_false(flock(&file, FlockOperation::NonBlockingLockShared)).map(|free| !free)

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, OFlags, fallocate};
 
 /// Bytes that are free for us on the file system of `path` (`statvfs(3)`).
 pub fn free(path: &Path) -> io::Result<u64> {
@@ -21,7 +21,10 @@ pub fn size(path: &Path) -> io::Result<(u64, Option<u64>)> {
 
 /// Makes the file `path` (0600) take so many bytes on disk (`fallocate(2)`).
 pub fn allocate(path: &Path, bytes: u64) -> io::Result<()> {
-    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    // Whatever lies in its place keeps nobody waiting.
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let file =
+        OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).custom_flags(flags).open(path)?;
     Ok(fallocate(file, FallocateFlags::empty(), 0, bytes)?)
 }
 

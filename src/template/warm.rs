@@ -31,7 +31,7 @@ use crate::qemu::cmdline::How;
 use crate::qemu::probe::Probe;
 use crate::qemu::qmp::{Qmp, QmpError};
 use crate::snapshot::memory;
-use crate::store::{Store, atomic, make_directory};
+use crate::store::{Store, atomic, make_directory, plain};
 use crate::sys::{cpu_time, flock, space};
 use crate::template::freeze;
 use crate::vm::start::Launch;
@@ -356,7 +356,7 @@ fn remove(path: &Path) -> Result<()> {
 /// Refuses while a QEMU has the memory mapped; else keeps everybody from beginning to.
 pub fn refuse_used(context: &Context, name: &Name, record: &Record, warm: &Warm) -> Result<Option<File>> {
     let path = context.store.layout.warm_memory(&warm.image);
-    let Ok(file) = File::open(&path) else { return Ok(None) };
+    let Some(file) = plain::open(&path).ok().flatten() else { return Ok(None) };
     if flock::try_exclusive(&file).on("lock", &path)? {
         return Ok(Some(file));
     }

@@ -1,6 +1,7 @@
 //! Collecting garbage: snapshots that have expired, layers that stayed hidden and need not any more, what dead commands have left, and
 //! old trash.
 
+use std::collections::BTreeMap;
 use std::fs::DirEntry;
 use std::io::ErrorKind;
 use std::time::Duration;
@@ -18,7 +19,7 @@ use crate::model::{Layer, LayerId, Name, Origin, Record, Snapshot, human};
 use crate::snapshot::delete;
 use crate::snapshot::internal;
 use crate::store::trash::{Entry, Found};
-use crate::store::{Store, VmLock, journal, schema};
+use crate::store::{Store, VmLock, how_to_mend, journal, plain, schema};
 use crate::sys::{fault, image_lock};
 use crate::template::seal::pending;
 
@@ -75,12 +76,23 @@ pub async fn collect(context: &Context, request: Request) -> Result<Vec<Collecte
     // What they stood on can go then, too.
     let mut collected = reap(context, dry_run).await?;
     collected.extend(expire(context, now, &collected, dry_run).await?);
-    let (mut spared, mut ahead) = (Vec::new(), 0);
+    let (mut spared, mut ahead, mut lacking) = (Vec::new(), 0, None);
     // An undo that is under way has it.
     let store_lock = store.lock(context).await?;
     // What came into it meanwhile is not old.
     let now = Timestamp::now();
-    let journals = store.directories()?.iter().map(|name| journal::text(store, name)).collect::<Result<Vec<_>>>()?;
+    let (mut journals, mut unreadable) = (Vec::new(), Vec::new());
+    for name in store.directories()? {
+        match journal::text(store, &name) {
+            Ok(text) => journals.push(text),
+            Err(error) => {
+                let why = error.full_message();
+                let hint = how_to_mend(&name);
+                context.ui.warn(&format!("the journal of {name} cannot be read, and may need what is in the trash of {name}: it stays: {why}; {hint}"));
+                unreadable.push(name);
+            }
+        }
+    }
     for found in store.list_trash()? {
         let what = found.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let since = now.duration_since(found.when);
@@ -88,13 +100,18 @@ pub async fn collect(context: &Context, request: Request) -> Result<Vec<Collecte
         ahead += usize::from(is_ahead && !trust_clock);
         // A clock that was set back is no reason to keep things for ever. A change that was cut short may have to put layers back where it took them from.
         let old = (if is_ahead { trust_clock } else { Duration::try_from(since).unwrap_or_default() >= age })
-            && !journals.iter().any(|journal| journal.contains(&what));
+            && !journals.iter().any(|journal| journal.contains(&what))
+            && !unreadable.iter().any(|name| may_be_of(store, &found, name));
         if old && found.is_newer() {
             let why = found.fault().unwrap_or_default();
             context.ui.warn(&format!("{what} stays in the trash: {why}"));
         }
+        let needed = if old { needed(store, &found, &mut lacking)? } else { None };
+        if let Some(why) = &needed {
+            context.ui.warn(&format!("{what} stays in the trash: {why}"));
+        }
         // Somebody may be filling it, or taking things out of it.
-        let lock = if old && !found.is_newer() { alone(context, &found, now)? } else { None };
+        let lock = if old && needed.is_none() && !found.is_newer() { alone(context, &found, now)? } else { None };
         let Some(_lock) = lock else {
             spared.extend(found.below());
             continue;
@@ -144,6 +161,51 @@ pub async fn collect(context: &Context, request: Request) -> Result<Vec<Collecte
     Ok(collected)
 }
 
+/// Why what was found in the trash may not go: it has a layer that somebody lacks. Which those are is in `lacking`, once it was looked.
+fn needed(store: &Store, found: &Found, lacking: &mut Option<Lacking>) -> Result<Option<String>> {
+    let files: Vec<_> = std::fs::read_dir(found.path.join("layers")).into_iter().flatten().flatten().collect();
+    if files.is_empty() {
+        return Ok(None);
+    }
+    let lacking = match lacking {
+        Some(lacking) => lacking,
+        None => lacking.insert(Lacking::look(store)?),
+    };
+    let layers = files.iter().filter_map(|file| Layer::from_file_name(file.file_name().to_str()?));
+    Ok(layers.into_iter().find_map(|layer| lacking.why(&layer)))
+}
+
+/// Layers that are named or stood on, and not in the pool, with who names them.
+struct Lacking(BTreeMap<LayerId, Option<Name>>);
+
+impl Lacking {
+    fn look(store: &Store) -> Result<Self> {
+        let pool = Pool::scan(store)?;
+        let by_whom = |id: &LayerId| (id.clone(), pool.uses(id).first().map(|r#use| r#use.owner().clone()));
+        let mut lacking: BTreeMap<_, _> = pool.lacking().into_iter().map(by_whom).collect();
+        // What a record names that cannot be read, its spare copy mostly names, too.
+        for name in &pool.unreadable {
+            let Some(Ok(spare)) = store.load_spare(name) else { continue };
+            let layers = spare.layers().filter(|layer| !pool.layers.contains_key(&layer.id));
+            lacking.extend(layers.map(|layer| (layer.id.clone(), Some(name.clone()))));
+        }
+        Ok(Self(lacking))
+    }
+
+    fn why(&self, layer: &Layer) -> Option<String> {
+        Some(match self.0.get(&layer.id)? {
+            Some(name) => format!("{name} lacks layer {layer}, which is in it; {}", how_to_mend(name)),
+            None => format!("others stand on layer {layer}, which is in it: cowhand doctor"),
+        })
+    }
+}
+
+/// May what was found in the trash belong to `name`, whatever that was called then?
+fn may_be_of(store: &Store, found: &Found, name: &Name) -> bool {
+    let Ok(entry) = &found.entry else { return true };
+    entry.vm == *name || entry.uuid().is_none_or(|uuid| store.has_uuid(name, |its| its == uuid) != Some(false))
+}
+
 /// A directory of the trash that does not say what it is, and is older than this, is not just being made.
 const MADE: Duration = Duration::from_secs(60);
 
@@ -154,7 +216,7 @@ fn alone(context: &Context, found: &Found, now: Timestamp) -> Result<Option<Opti
     let Ok(entry) = &found.entry else {
         return Ok((now.duration_since(found.when).unsigned_abs() >= MADE).then_some(None));
     };
-    if !store.layout.lock(&entry.vm).exists() {
+    if !plain::is_there(&store.layout.lock(&entry.vm)) {
         return Ok(Some(None));
     }
     Ok(store.try_lock_vm(&entry.vm, &context.operation)?.map(Some))
@@ -245,7 +307,7 @@ fn has_no_hidden(context: &Context, pool: &Pool, vm: &Name) -> bool {
     let Ok(record) = context.store.load(vm) else { return false };
     let is_named = |info: &&LayerInfo| !pool.uses(&info.layer.id).is_empty();
     let is_fine = |layer: &Layer| pool.chain(&layer.id).is_ok_and(|chain| chain.iter().all(is_named));
-    !context.store.layout.journal(vm).exists() && record.layers().all(is_fine)
+    !context.store.has_journal(vm) && record.layers().all(is_fine)
 }
 
 /// Moves what a removed VM had into its directory of the trash, where whoever removed it died in the middle: `undo` looks for it there. Returns how many
@@ -258,7 +320,7 @@ pub fn finish_removals(store: &Store) -> Result<usize> {
         };
         if entry.layers.iter().any(|layer| store.layout.layer(layer).exists()) {
             let mut pool = Pool::scan(store)?;
-            if pool.damaged.len() > pool.noted.len() {
+            if pool.damaged.iter().any(|layer| !pool.noted.contains_key(&layer.id)) {
                 // A damaged layer might stand on one of them.
                 continue;
             }
@@ -271,7 +333,7 @@ pub fn finish_removals(store: &Store) -> Result<usize> {
             }
             store.flush_trashed(&found.path)?;
         }
-        let record = std::fs::read(found.path.join("vm/vm.json")).ok();
+        let record = plain::read_if_possible(&found.path.join("vm/vm.json"));
         if let Some(record) = record.and_then(|text| schema::parse_record(&text).ok()) {
             for image in record.snapshots.iter().filter_map(Snapshot::ram_image) {
                 store.move_memory(&found.path, image, false)?;
@@ -296,9 +358,8 @@ async fn forget_ways_back(context: &Context) -> Result<()> {
         for user in pool.users(&info.layer.id) {
             let lock = store.try_lock_vm(&user, &context.operation)?;
             // The QEMU that writes to it can do it; one that only reads it must not be surprised.
-            let fine = lock.is_some()
-                && !store.layout.journal(&user).exists()
-                && (is_head(&user) || !status::is_running(context, &user)?);
+            let fine =
+                lock.is_some() && !store.has_journal(&user) && (is_head(&user) || !status::is_running(context, &user)?);
             owner = owner.or(is_head(&user).then_some(user));
             locks.push(lock.filter(|_| fine));
         }
@@ -338,7 +399,7 @@ async fn give_up_memory(context: &Context) -> Result<Vec<Collected>> {
         let (Some(first), None) = (users.first(), pool.uncertainty(None)) else { continue };
         let mut locks = Vec::new();
         for user in &users {
-            locks.extend(store.try_lock_vm(user, &context.operation)?.filter(|_| !store.layout.journal(user).exists()));
+            locks.extend(store.try_lock_vm(user, &context.operation)?.filter(|_| !store.has_journal(user)));
         }
         if locks.len() < users.len() {
             continue;
@@ -450,11 +511,22 @@ pub fn unnamed_memory(store: &Store) -> Result<Vec<DirEntry>> {
     let mut named = Vec::new();
     for name in &names {
         // Whoever saves memory just now has a journal that says so.
-        named.push(journal::text(store, name)?);
-        if let Ok(record) = store.load(name) {
-            named.extend(record.snapshots.iter().filter_map(|snapshot| Some(snapshot.ram_image()?.id.to_string())));
-            named.extend(record.warm.map(|warm| warm.image.id.to_string()));
-        }
+        let (journal, record) = (journal::text(store, name), store.load(name));
+        let record = match (journal, record) {
+            (Ok(journal), Ok(record)) => {
+                named.push(journal);
+                record
+            }
+            // It never came to be, or has gone.
+            (Ok(journal), Err(error)) if error.kind() == Kind::NotFound => {
+                named.push(journal);
+                continue;
+            }
+            // It may name any of them.
+            _ => return Ok(Vec::new()),
+        };
+        named.extend(record.snapshots.iter().filter_map(|snapshot| Some(snapshot.ram_image()?.id.to_string())));
+        named.extend(record.warm.map(|warm| warm.image.id.to_string()));
     }
     let unnamed = |entry: &DirEntry| {
         let file = entry.file_name().to_string_lossy().into_owned();

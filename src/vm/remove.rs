@@ -1,11 +1,13 @@
 //! Removing a VM or template: its directory and its layers go into the trash. Refused while others stand on them.
 
+use uuid::Uuid;
+
 use super::{live, open, status, stop};
 use crate::change::recover;
 use crate::context::Context;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::layer::pool::Pool;
-use crate::layer::stamp;
+use crate::layer::{chain, stamp};
 use crate::model::{Layer, LayerId, Name, Record, Snapshot};
 use crate::qemu::process;
 use crate::store::trash::{Entry, Stamp};
@@ -176,6 +178,11 @@ async fn spare(context: &Context, name: &Name) -> Result<Option<Record>> {
     if pool.misfit(name, &spare).is_some() || spare.layers().any(|layer| !pool.layers.contains_key(&layer.id)) {
         return Ok(None);
     }
+    let record = store.layout.vm_json(name);
+    if record.is_dir() {
+        let aside = record.with_extension(Uuid::new_v4().simple().to_string());
+        std::fs::rename(&record, aside).on("move", &record)?;
+    }
     store.save(name, &spare)?;
     Ok(Some(spare))
 }
@@ -203,7 +210,7 @@ async fn remove_one(context: &Context, _: &StoreLock, name: &Name) -> Result<boo
     let store = &context.store;
     // Who is making a full clone of it has its lock.
     let (_lock, record) = open::open(context, name).await?;
-    let pool = Pool::scan(store)?;
+    let mut pool = Pool::scan(store)?;
     if pool.tower(name).len() > 1 {
         return Ok(false);
     }
@@ -222,13 +229,17 @@ async fn remove_one(context: &Context, _: &StoreLock, name: &Name) -> Result<boo
         Some(warm) => warm::refuse_used(context, name, &record, warm)?,
         None => None,
     };
-    let layers = freed(context, name, &record, pool);
+    pool.forget(name);
+    let layers = match pool.uncertainty(Some(name)) {
+        None => freed(&record, pool),
+        Some(why) => {
+            context.ui.warn(&format!("the layers of {name} stay in the pool: {why}"));
+            Vec::new()
+        }
+    };
     let mut entry = Entry::new("rm", name, &context.operation).of(&record);
     entry.layers.clone_from(&layers);
-    for layer in &layers {
-        entry.below.extend(stamp::below(store, layer).unwrap_or_default().into_iter().map(Stamp::from));
-    }
-    entry.below.retain(|stamp| !layers.contains(&stamp.layer));
+    entry.below = stands_on(store, &record, &layers);
     let trash = store.open_trash(&Store::trash_name("rm", name), &entry)?;
     let directory = store.layout.vm(name);
     fault::point("a VM, on its way to the trash").on("move to the trash", &directory)?;
@@ -251,14 +262,24 @@ async fn remove_one(context: &Context, _: &StoreLock, name: &Name) -> Result<boo
     Ok(true)
 }
 
-/// The layers nobody names and nobody stands on once `name` is gone: its own, and hidden ones below.
-fn freed(context: &Context, name: &Name, record: &Record, mut pool: Pool) -> Vec<Layer> {
-    pool.forget(name);
-    let mut freed = Vec::new();
-    if let Some(why) = pool.uncertainty(Some(name)) {
-        context.ui.warn(&format!("the layers of {name} stay in the pool: {why}"));
-        return freed;
+/// What the VM cannot do without if it is to be had back, and is not among the layers in its trash: also layers of its own that stay in the pool. One that is damaged has to
+/// change before that.
+fn stands_on(store: &Store, record: &Record, trashed: &[Layer]) -> Vec<Stamp> {
+    let mut stamps: Vec<Stamp> = Vec::new();
+    for link in
+        record.layers().filter_map(|layer| chain::read(store, layer).ok()).flat_map(|chain| chain.links().to_vec())
+    {
+        if trashed.contains(&link.layer) || stamps.iter().any(|stamp| stamp.layer == link.layer) {
+            continue;
+        }
+        stamps.extend(stamp::of(store, &link.layer).map(Stamp::from));
     }
+    stamps
+}
+
+/// The layers nobody names and nobody stands on once the VM is gone, which `pool` does not know any more: its own, and hidden ones below.
+fn freed(record: &Record, mut pool: Pool) -> Vec<Layer> {
+    let mut freed = Vec::new();
     let mut next: Vec<LayerId> = record.layers().map(|layer| layer.id.clone()).collect();
     while let Some(id) = next.pop() {
         let Some(info) = pool.layers.get(&id) else {

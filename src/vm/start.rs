@@ -134,7 +134,7 @@ fn prefix(error: Error, name: &Name) -> Error {
 pub fn plan(context: &Context, name: &Name, paused: bool) -> Result<Vec<String>> {
     let record = context.store.load(name)?;
     open::refuse_template(name, &record, "start")?;
-    if context.store.layout.journal(name).exists() && !status::is_running(context, name)? {
+    if context.store.has_journal(name) && !status::is_running(context, name)? {
         return Err(Error::damaged(format!(
             "a change of {name} was cut short, and its disks may be half-way between two states"
         ))

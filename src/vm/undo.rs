@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use super::{edit, live, logs, open, start, status};
 use crate::change::{self, Executor, Plan, Step, reliance};
 use crate::context::Context;
-use crate::error::{Error, IoContext, Result};
+use crate::error::{Error, IoContext, Kind, Result};
 use crate::layer::stamp;
 use crate::model::{Config, LayerStamp, Name, Record, Snapshot, SnapshotKind};
 use crate::qemu::cmdline::How;
@@ -17,7 +17,7 @@ use crate::qemu::qmp::REPLY;
 use crate::snapshot::internal;
 use crate::snapshot::plan;
 use crate::store::trash::{Entry, Found};
-use crate::store::{Store, atomic, schema};
+use crate::store::{Store, atomic, plain, schema};
 use crate::sys::fault;
 
 /// Something that can be taken back, or could have been.
@@ -45,21 +45,30 @@ pub fn list(context: &Context, vm: Option<&Name>) -> Result<Vec<Undoable>> {
             continue;
         };
         let file = if entry.what == "rm" { "vm/vm.json" } else { "vm.json" };
-        let Ok(text) = std::fs::read(found.path.join(file)) else { continue };
+        let Some(text) = plain::read_if_possible(&found.path.join(file)) else { continue };
         let Ok(before) = schema::parse_record(&text) else { continue };
         let now = records.iter().find(|(_, record)| record.uuid == before.uuid);
         let name = now.map_or(&entry.vm, |(name, _)| name).clone();
         let missing = |layer: &&crate::model::Layer| {
             !found.path.join("layers").join(layer.file_name()).exists() && !store.layout.layer(layer).exists()
         };
-        let obstacle = match entry.layers.iter().find(missing) {
-            Some(layer) => Some(format!("its layer {layer} is not there any more")),
-            None => obstacle(store, &all, &records, &entry, &name, now.map(|(_, record)| record)),
-        };
+        let gone = entry.layers.iter().find(missing).map(|layer| format!("its layer {layer} is not there any more"));
+        let obstacle = gone
+            .or_else(|| obstacle(store, &all, &records, &entry, &name, now.map(|(_, record)| record)))
+            .or_else(|| taken(&records, &before, &entry));
         all.push(Undoable { entry, vm: name, bytes: found.bytes, obstacle, path: found.path, before });
     }
     all.retain(|undoable| vm.is_none_or(|vm| *vm == undoable.vm));
     Ok(all)
+}
+
+/// Another VM or template has one of its layers: then what the entry or the record says is wrong.
+fn taken(records: &[(Name, Record)], before: &Record, entry: &Entry) -> Option<String> {
+    let layers: Vec<&crate::model::Layer> = entry.layers.iter().chain(before.layers()).collect();
+    records.iter().filter(|(_, record)| record.uuid != before.uuid).find_map(|(name, record)| {
+        let layer = record.layers().find(|layer| layers.contains(layer))?;
+        Some(format!("its layer {layer} belongs to {name}"))
+    })
 }
 
 fn obstacle(
@@ -85,6 +94,9 @@ fn obstacle(
         ("rm", None) if store.exists(name) => Some(format!("the name {name} is taken by another VM")),
         ("rm", Some(_)) => Some("it has been taken back already".to_owned()),
         ("rm", None) => None,
+        (_, None) if store.load(name).is_err_and(|error| error.kind() != Kind::NotFound) => {
+            Some(format!("the record of {name} cannot be read: cowhand doctor {name}"))
+        }
         (_, None) => Some("the VM is not there any more".to_owned()),
         (_, Some(_)) => None,
     }

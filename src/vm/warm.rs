@@ -28,6 +28,7 @@ use crate::qemu::cmdline::How;
 use crate::qemu::probe::Probe;
 use crate::qemu::qmp::{Qmp, QmpError};
 use crate::snapshot::memory;
+use crate::store::plain;
 use crate::sys::{fault, flock};
 
 /// The name of the state's descriptor in QEMU.
@@ -68,14 +69,14 @@ pub fn misfit(context: &Context, name: &Name, record: &Record, warm: &Warm) -> R
 /// when we are.
 pub async fn wake(context: &Context, name: &Name, record: &Record, warm: &Warm, with_us: bool) -> Result<Qmp> {
     let file = context.store.layout.warm_memory(&warm.image);
-    let held = File::open(&file).on("open", &file)?;
+    let held = plain::open_existing(&file)?;
     if !flock::try_shared(&held).on("lock", &file)? {
         return Err(Error::refused("the template is being cooled just now"));
     }
     let readonly = Probe::get(context)?.readonly_memory;
     let how = How::Warm { file: &file, readonly, leased: &warm.leased };
     let path = context.store.layout.warm_state(&warm.image);
-    let state = File::open(&path).on("open", &path)?;
+    let state = plain::open_existing(&path)?;
     let mut qmp = start::launch(context, name, record, Launch { how, held: vec![held.into()], with_us }).await?;
     let loaded = load(&mut qmp, &state).await;
     alive(context, name, qmp, loaded).await

@@ -1,6 +1,6 @@
 //! Version 1 of `vm.json`. Released: fields may be added with a default, nothing else may change.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use jiff::Timestamp;
@@ -284,6 +284,7 @@ impl TryFrom<RecordV1> for Record {
             ephemeral: record.ephemeral,
             autostart: record.autostart,
         };
+        check_disks(&record)?;
         check_tree(&record)?;
         Ok(record)
     }
@@ -298,17 +299,30 @@ impl TryFrom<WarmV1> for Warm {
     }
 }
 
+/// Two disks of a VM are two files.
+fn check_disks(record: &Record) -> Result<()> {
+    for config in record.snapshots.iter().map(|snapshot| &snapshot.config).chain([&record.config]) {
+        let mut seen: BTreeMap<&Layer, &str> = BTreeMap::new();
+        for disk in config.volumes() {
+            if let Some(other) = seen.insert(&disk.layer, &disk.target) {
+                return Err(Error::damaged(format!("{other} and {} are the same layer, {}", disk.target, disk.layer)));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// A record whose snapshots do not form a tree is damaged, and better refused than walked.
 fn check_tree(record: &Record) -> Result<()> {
-    let mut seen: Vec<&Name> = Vec::new();
+    let mut seen: BTreeSet<&Name> = BTreeSet::new();
     for snapshot in &record.snapshots {
-        if seen.contains(&&snapshot.name) {
+        if seen.contains(&snapshot.name) {
             return Err(Error::damaged(format!("two snapshots are called {}", snapshot.name)));
         }
         if let Some(parent) = snapshot.parent.as_ref().filter(|parent| !seen.contains(parent)) {
             return Err(Error::damaged(format!("snapshot {} stands on {parent}, which is not there", snapshot.name)));
         }
-        seen.push(&snapshot.name);
+        seen.insert(&snapshot.name);
     }
     match record.head.as_ref().filter(|head| !seen.contains(head)) {
         Some(head) => Err(Error::damaged(format!("the head stands on snapshot {head}, which is not there"))),

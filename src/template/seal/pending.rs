@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -27,7 +28,7 @@ use crate::model::{Format, human, printable};
 use crate::qemu::offline::Offline;
 use crate::qemu::qmp::jobs::Milestone;
 use crate::store::{Store, atomic, make_directory};
-use crate::sys::files::Pinned;
+use crate::sys::files::{self, Pinned};
 use crate::sys::{fault, flock, space};
 
 /// The version of an order that is written today.
@@ -121,7 +122,7 @@ impl Work {
         let all = store.layout.sealing();
         make_directory(&all)?;
         // So that no directory is seen that is made, and not yet locked.
-        let guard = File::open(&all).on("open", &all)?;
+        let guard = files::open_directory(&all).on("open", &all)?;
         flock::exclusive(&guard).on("lock", &all)?;
         for found in found(store)? {
             if found.order.is_none() && !found.is_damaged {
@@ -132,7 +133,7 @@ impl Work {
         std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700)
             .create(&directory)
             .on("create", &directory)?;
-        let lock = File::open(&directory).on("open", &directory)?;
+        let lock = files::open_directory(&directory).on("open", &directory)?;
         // Who looks around may have it for a moment.
         flock::exclusive(&lock).on("lock", &directory)?;
         Ok(Self { directory, _lock: lock, keep: false })
@@ -212,11 +213,17 @@ struct Found {
     bytes: u64,
 }
 
+/// Is there no such directory?
+fn is_none(error: &std::io::Error) -> bool {
+    Errno::from_io_error(error).is_some_and(|errno| [Errno::NOENT, Errno::NOTDIR, Errno::LOOP].contains(&errno))
+}
+
 /// The directories of commands, at work or not.
 fn directories(store: &Store) -> Result<Vec<PathBuf>> {
     let all = store.layout.sealing();
     let entries = match std::fs::read_dir(&all) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        // Of what is no directory `doctor` tells.
+        Err(error) if is_none(&error) => return Ok(Vec::new()),
         other => other.on("list", &all)?,
     };
     let mut directories = Vec::new();
@@ -234,7 +241,7 @@ fn directories(store: &Store) -> Result<Vec<PathBuf>> {
 fn found(store: &Store) -> Result<Vec<Found>> {
     let mut found = Vec::new();
     for directory in directories(store)? {
-        let lock = match File::open(&directory) {
+        let lock = match files::open_directory(&directory) {
             // It has just come to its end.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
             other => other.on("open", &directory)?,
@@ -458,8 +465,8 @@ impl From<Found> for Left {
 /// Removes what counts for nothing, and what was not begun for longer than `age`. What may be in the disks in part stays.
 pub fn sweep(store: &Store, age: Duration, dry_run: bool) -> Result<Vec<Left>> {
     let all = store.layout.sealing();
-    let guard = match File::open(&all) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+    let guard = match files::open_directory(&all) {
+        Err(error) if is_none(&error) => return Ok(Vec::new()),
         other => other.on("open", &all)?,
     };
     flock::exclusive(&guard).on("lock", &all)?;
