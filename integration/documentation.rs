@@ -146,8 +146,11 @@ mod full {
         let how_tos = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/how-to");
         for entry in std::fs::read_dir(how_tos).unwrap() {
             let lab = Lab::new();
-            lab.tiny("web", &[]);
             let document = format!("docs/how-to/{}", entry.unwrap().file_name().to_str().unwrap());
+            let text = std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(&document));
+            if !text.unwrap().contains("$ cowhand create web ") {
+                lab.tiny("web", &[]);
+            }
             assert!(run_commands(&lab, &document) > 0, "{document} shows no command");
         }
     }

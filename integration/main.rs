@@ -34,6 +34,7 @@ mod merges;
 mod networks;
 mod not_files;
 mod odd_words;
+mod packages;
 mod prepared;
 mod qcow2;
 mod seal;

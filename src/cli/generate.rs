@@ -4,8 +4,17 @@ use clap::{Args, CommandFactory};
 use clap_complete::Shell;
 use serde_json::json;
 
-use super::{App, Cli};
+use super::{App, Cli, complete};
 use crate::error::{IoContext, Result};
+
+/// The commit that this was built from and its date; none in builds that no package was made of (`scripts/package`).
+const COMMIT: Option<&str> = option_env!("COWHAND_COMMIT");
+
+/// The version, with that.
+pub const VERSION: &str = match option_env!("COWHAND_VERSION") {
+    Some(version) => version,
+    None => env!("CARGO_PKG_VERSION"),
+};
 
 /// Print shell completions
 #[derive(Debug, Args)]
@@ -16,9 +25,7 @@ pub struct Completions {
 
 impl Completions {
     pub fn run(self, app: &App) -> Result<()> {
-        let mut script = Vec::new();
-        clap_complete::generate(self.shell, &mut Cli::command(), "cowhand", &mut script);
-        app.printer.raw(&script);
+        app.printer.raw(&complete::script(self.shell)?);
         Ok(())
     }
 }
@@ -46,7 +53,8 @@ pub struct Version {}
 impl Version {
     pub fn run(self, app: &App) -> Result<()> {
         let version = env!("CARGO_PKG_VERSION");
-        app.printer.result(&format!("cowhand {version}"), &json!({"name": "cowhand", "version": version}));
+        let facts = json!({"name": "cowhand", "version": version, "commit": COMMIT});
+        app.printer.result(&format!("cowhand {VERSION}"), &facts);
         Ok(())
     }
 }

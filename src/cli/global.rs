@@ -62,16 +62,8 @@ impl Global {
     /// What the library needs to know, from flags and environment.
     pub fn settings(&self) -> Result<Settings> {
         let user = nix::unistd::geteuid();
-        let store = match &self.store {
-            Some(store) if store.as_os_str().is_empty() => {
-                return Err(Error::usage("the store's directory is empty"));
-            }
-            Some(store) => store.clone(),
-            None if user.is_root() => PathBuf::from("/var/lib/cowhand"),
-            None => data_home()?.join("cowhand"),
-        };
         Ok(Settings {
-            store,
+            store: store(self.store.as_deref())?,
             runtime: runtime(user, non_empty("XDG_RUNTIME_DIR").map(PathBuf::from)),
             accel: match self.accel {
                 AccelArg::Auto => Accel::Auto,
@@ -87,6 +79,16 @@ impl Global {
     /// Where notes, warnings and progress go.
     pub fn ui(&self) -> Box<dyn Ui> {
         Box::new(Terminal { quiet: self.quiet || self.format == Format::Json })
+    }
+}
+
+/// The directory of the store: the one that is `named`, else the user's.
+pub fn store(named: Option<&Path>) -> Result<PathBuf> {
+    match named {
+        Some(store) if store.as_os_str().is_empty() => Err(Error::usage("the store's directory is empty")),
+        Some(store) => Ok(store.to_path_buf()),
+        None if nix::unistd::geteuid().is_root() => Ok(PathBuf::from("/var/lib/cowhand")),
+        None => Ok(data_home()?.join("cowhand")),
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod autopkgtest;
 mod clone;
+mod complete;
 mod console;
 mod cp;
 mod create;
@@ -53,7 +54,7 @@ use global::Global;
 /// A VM's disks are chains of layers. A snapshot seals the layer on top and goes on in a new one; reverting, cloning and removing
 /// are moves in the tree that results. No daemon: the store is a directory, QEMU is started directly.
 #[derive(Debug, Parser)]
-#[command(name = "cowhand", version, propagate_version = true, max_term_width = 110, arg_required_else_help = true)]
+#[command(name = "cowhand", version = generate::VERSION, propagate_version = true, max_term_width = 110, arg_required_else_help = true)]
 #[command(after_help = AFTER_HELP)]
 pub struct Cli {
     #[command(flatten)]
@@ -198,6 +199,11 @@ pub fn main() -> ExitCode {
         && verb == helper::VERB
     {
         return helper::main(rest);
+    }
+    match complete::answer() {
+        Ok(false) => {}
+        Ok(true) => return ExitCode::SUCCESS,
+        Err(_) => return ExitCode::FAILURE,
     }
     let mut program = Cli::command();
     let parsed = program
