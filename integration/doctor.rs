@@ -139,7 +139,7 @@ fn what_a_damaged_layer_was_made_on_is_neither_written_to_nor_removed() {
     std::fs::write(&record, old).unwrap();
     damage(&head);
     let before = std::fs::read(&below).unwrap();
-    lab.run(&["start", "--paused", "web"]).fails(8, &["stands on its vda", "cowhand doctor web"]);
+    lab.run(&["start", "--paused", "web"]).fails(8, &["not the last one", "cowhand doctor web"]);
     lab.run(&["doctor", "web", "--repair"]);
     lab.run(&["start", "--paused", "web"]).fails(8, &[]);
     lab.ok(&["gc", "--older-than", "0"]);
@@ -347,11 +347,8 @@ fn what_lies_around_is_found_and_cleared_up() {
     let touched = Command::new("touch").args(["-d", "1 hour ago"]).arg(&temporary).output().unwrap();
     assert!(touched.status.success());
     std::fs::write(store.join("vms/web/.fresh.tmp"), "").unwrap();
-    std::fs::create_dir(store.join("vms/never")).unwrap();
-    for (private, mode) in
-        [(&temporary, 0o600), (&store.join("vms/web/.fresh.tmp"), 0o600), (&store.join("vms/never"), 0o700)]
-    {
-        std::fs::set_permissions(private, PermissionsExt::from_mode(mode)).unwrap();
+    for private in [&temporary, &store.join("vms/web/.fresh.tmp")] {
+        std::fs::set_permissions(private, PermissionsExt::from_mode(0o600)).unwrap();
     }
     for name in ["aaaaaaaaaa.qcow2", "bbbbbbbbbb.qcow2.part"] {
         std::fs::set_permissions(store.join("layers").join(name), PermissionsExt::from_mode(0o600)).unwrap();
@@ -361,7 +358,12 @@ fn what_lies_around_is_found_and_cleared_up() {
     std::fs::set_permissions(store.join("vms/web"), PermissionsExt::from_mode(0o755)).unwrap();
     let mut found = wrong(&lab, &[]);
     found.sort();
-    assert_eq!(found, ["leftovers -", "leftovers never", "permissions -"]);
+    assert_eq!(found, ["leftovers -", "permissions -"]);
+    lab.ok(&["doctor", "--repair"]);
+    // While a layer is nobody's, it could be that of a VM which has lost its record.
+    std::fs::create_dir(store.join("vms/never")).unwrap();
+    std::fs::set_permissions(store.join("vms/never"), PermissionsExt::from_mode(0o700)).unwrap();
+    assert_eq!(wrong(&lab, &[]), ["leftovers never"]);
     lab.ok(&["doctor", "--repair"]);
     assert_eq!(wrong(&lab, &[]), Vec::<String>::new());
     assert_eq!(lab.layer_files(), layers);
@@ -538,7 +540,7 @@ fn a_layer_that_stands_on_a_wrong_one_is_not_started_on() {
     let layers = lab.store().join("layers");
     let [head, wrong] = ["web", "other"].map(|vm| format!("{}.qcow2", lab.chain(vm)[0]));
     crate::lab::qemu_img(&["rebase", "-u", "-F", "qcow2", "-b", &wrong, layers.join(head).to_str().unwrap()]);
-    lab.run(&["start", "web"]).fails(8, &["stands where it does not belong", "cowhand doctor web"]);
+    lab.run(&["start", "web"]).fails(8, &["it was made on", "cowhand doctor web"]);
     lab.ok(&["doctor", "web", "--repair"]);
     lab.ok(&["start", "web"]);
 }

@@ -10,24 +10,24 @@ fn layer(lab: &Lab, id: &str) -> PathBuf {
     lab.store().join("layers").join(format!("{id}.qcow2"))
 }
 
-fn head(lab: &Lab, vm: &str) -> String {
+pub fn head(lab: &Lab, vm: &str) -> String {
     lab.chain(vm)[0].clone()
 }
 
 /// Writes a mark into the disk of a VM that does not run.
-fn mark(lab: &Lab, vm: &str, mark: u8) {
+pub fn mark(lab: &Lab, vm: &str, mark: u8) {
     let command = format!("write -P {mark} 1M 64k");
     tool("qemu-io", &["-f", "qcow2", "-c", &command, layer(lab, &head(lab, vm)).to_str().unwrap()]);
 }
 
-fn has_mark(lab: &Lab, vm: &str, mark: u8) -> bool {
+pub fn has_mark(lab: &Lab, vm: &str, mark: u8) -> bool {
     let command = format!("read -P {mark} 1M 64k");
     let mut read = Command::new("qemu-io");
     let output = read.args(["-r", "-f", "qcow2", "-c", &command]).arg(layer(lab, &head(lab, vm))).output().unwrap();
     output.status.success() && !String::from_utf8_lossy(&output.stdout).contains("failed")
 }
 
-fn replace(file: &Path, from: &str, to: &str) {
+pub fn replace(file: &Path, from: &str, to: &str) {
     let text = std::fs::read_to_string(file).unwrap();
     assert!(text.contains(from), "{text}");
     std::fs::write(file, text.replace(from, to)).unwrap();
@@ -203,4 +203,358 @@ fn a_vm_whose_record_names_the_disk_of_another_one_takes_no_snapshot_of_it() {
         replace(file, &taken, &own);
     }
     lab.ok(&["doctor"]);
+}
+
+/// Writes into the header of a layer that it stands on another one.
+fn put_on(lab: &Lab, id: &str, backing: &str) {
+    let backing = format!("{backing}.qcow2");
+    tool("qemu-img", &["rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", &backing, layer(lab, id).to_str().unwrap()]);
+}
+
+pub fn starts(lab: &Lab, vm: &str) {
+    lab.ok(&["start", vm, "--paused"]);
+    lab.ok(&["stop", vm, "--force"]);
+}
+
+/// `doctor` finds fault with this VM alone.
+pub fn only_this_fails(lab: &Lab, vm: &str) {
+    let looked = lab.run(&["doctor"]);
+    let mut fails = looked.out.lines().filter(|line| line.starts_with("fail")).peekable();
+    assert!(looked.code == 1 && fails.peek().is_some(), "{looked:?}");
+    assert!(fails.all(|line| line.contains(&format!("{vm}: "))), "{looked:?}");
+}
+
+#[test]
+fn what_does_not_stand_on_what_it_was_made_on_is_neither_merged_nor_copied() {
+    let lab = store_of(2);
+    if !has_attributes(&lab, "what_does_not_stand_on_what_it_was_made_on_is_neither_merged_nor_copied") {
+        return;
+    }
+    mark(&lab, "vm1", 7);
+    lab.ok(&["snapshot", "create", "vm1", "t"]);
+    mark(&lab, "vm0", 5);
+    let (a, b) = (lab.chain("vm0"), lab.chain("vm1"));
+    // Its mark lies below.
+    put_on(&lab, &b[0], &a[1]);
+    let layers = lab.layer_files();
+    let image = lab.path().join("image.qcow2");
+    for args in [
+        &["start", "vm1"][..],
+        &["snapshot", "rm", "vm1@t"],
+        &["snapshot", "rm", "vm1@s"],
+        &["snapshot", "create", "vm1", "u"],
+        &["flatten", "vm1"],
+        &["clone", "vm1", "copy"],
+        &["clone", "--full", "vm1", "copy"],
+        &["image", "export", "vm1", image.to_str().unwrap()],
+        &["disk", "stream", "vm1", "vda"],
+    ] {
+        let done = lab.run(args);
+        assert!(done.code == 8 && done.err.contains(&b[0]), "{args:?}: {done:?}");
+        assert_eq!(lab.layer_files(), layers, "{args:?}");
+    }
+    lab.run(&["disk", "commit", "vm1", "vda"]).fails(5, &["belongs to vm0@s"]);
+    assert!(!image.exists());
+    starts(&lab, "vm0");
+    let refused = lab.run(&["rm", "vm0"]);
+    assert!(refused.code == 5 && !refused.err.contains("cowhand flatten"), "{refused:?}");
+    assert!(refused.err.contains("cowhand doctor vm1 --repair"), "{refused:?}");
+    only_this_fails(&lab, "vm1");
+    lab.ok(&["doctor", "vm1", "--repair"]);
+    lab.ok(&["snapshot", "rm", "vm1@t"]);
+    assert!(has_mark(&lab, "vm0", 5) && has_mark(&lab, "vm1", 7));
+    lab.ok(&["rm", "vm0"]);
+    lab.check_images();
+}
+
+#[test]
+fn what_was_made_on_nothing_and_is_put_on_another_vms_disk_stops_only_its_own_vm() {
+    let lab = store_of(2);
+    if !has_attributes(&lab, "what_was_made_on_nothing_and_is_put_on_another_vms_disk_stops_only_its_own_vm") {
+        return;
+    }
+    mark(&lab, "vm0", 5);
+    mark(&lab, "vm1", 7);
+    let (a, b) = (lab.chain("vm0"), lab.chain("vm1"));
+    put_on(&lab, &b[1], &a[0]);
+    starts(&lab, "vm0");
+    lab.run(&["start", "vm1"]).fails(8, &[&b[1], "made on no other layer", "cowhand doctor vm1"]);
+    // It may stand there after all.
+    lab.run(&["rm", "vm0"]).fails(5, &["cowhand doctor vm1 --repair"]);
+    only_this_fails(&lab, "vm1");
+    lab.ok(&["doctor", "--repair"]);
+    for vm in ["vm0", "vm1"] {
+        starts(&lab, vm);
+    }
+    assert!(has_mark(&lab, "vm0", 5) && has_mark(&lab, "vm1", 7));
+    lab.ok(&["doctor"]);
+}
+
+#[test]
+fn a_copy_in_the_trash_of_a_layer_that_is_damaged_stays_there() {
+    let lab = store_of(2);
+    if !has_attributes(&lab, "a_copy_in_the_trash_of_a_layer_that_is_damaged_stays_there") {
+        return;
+    }
+    mark(&lab, "vm1", 7);
+    let chain = lab.chain("vm1");
+    let entry = File::TrashEntry.path(&lab, "vm0").parent().unwrap().to_owned();
+    for (id, place) in [(&chain[0], "layers"), (&chain[1], "layers"), (&chain[0], "vm")] {
+        let kept = entry.join(place).join(format!("{id}.qcow2"));
+        std::fs::create_dir_all(kept.parent().unwrap()).unwrap();
+        std::fs::copy(layer(&lab, id), &kept).unwrap();
+        let whole = std::fs::read(layer(&lab, id)).unwrap();
+        std::fs::write(layer(&lab, id), &whole[..1000]).unwrap();
+        let done = lab.run(&["gc", "--older-than", "0"]);
+        assert!(done.code == 0 && done.err.contains("stays in the trash: layer"), "{place}: {done:?}");
+        assert_eq!(std::fs::read(&kept).unwrap(), whole);
+        let looked = lab.run(&["doctor", "--repair"]);
+        assert!(looked.out.contains(kept.to_str().unwrap()), "{looked:?}");
+        assert!(kept.exists());
+        std::fs::write(layer(&lab, id), whole).unwrap();
+        std::fs::remove_file(&kept).unwrap();
+    }
+    // Nobody needs one of a layer that is whole.
+    std::fs::copy(layer(&lab, &chain[0]), entry.join("layers").join(format!("{}.qcow2", chain[0]))).unwrap();
+    lab.ok(&["gc", "--older-than", "0"]);
+    assert!(!entry.exists() && has_mark(&lab, "vm1", 7));
+}
+
+#[test]
+fn no_other_file_is_taken_out_of_the_trash_for_a_layer_that_is_missing() {
+    let lab = store_of(2);
+    if !has_attributes(&lab, "no_other_file_is_taken_out_of_the_trash_for_a_layer_that_is_missing") {
+        return;
+    }
+    mark(&lab, "vm1", 7);
+    let chain = lab.chain("vm1");
+    let aside = lab.path().join("aside");
+    std::fs::rename(layer(&lab, &chain[0]), &aside).unwrap();
+    let place = File::TrashEntry.path(&lab, "vm0").parent().unwrap().join("layers");
+    let file = place.join(format!("{}.qcow2", chain[0]));
+    let (path, below) = (file.to_str().unwrap(), layer(&lab, &chain[1]));
+    let empty = ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", below.to_str().unwrap(), path, "16M"];
+    tool("qemu-img", &empty);
+    for _ in 0..2 {
+        let looked = lab.run(&["doctor", "--repair"]);
+        assert!(looked.code == 1 && looked.out.contains(path) && looked.out.contains("may not be it"), "{looked:?}");
+        assert!(file.exists() && !layer(&lab, &chain[0]).exists());
+        // That of another layer.
+        std::fs::copy(layer(&lab, &head(&lab, "vm0")), &file).unwrap();
+        let note = rustix::fs::setxattr(&file, "user.cowhand.backing", b" jihgfedcba", rustix::fs::XattrFlags::empty());
+        note.unwrap();
+    }
+    // Its own.
+    std::fs::remove_file(&file).unwrap();
+    std::fs::rename(&aside, &file).unwrap();
+    lab.ok(&["doctor", "--repair"]);
+    assert!(has_mark(&lab, "vm1", 7));
+    lab.ok(&["doctor"]);
+}
+
+#[test]
+fn a_vm_that_has_lost_its_record_and_the_spare_copy_keeps_its_layers() {
+    let lab = store_of(2);
+    mark(&lab, "vm1", 7);
+    let records = [File::Record, File::Spare].map(|file| file.path(&lab, "vm1"));
+    let text = std::fs::read(&records[0]).unwrap();
+    for record in &records {
+        std::fs::remove_file(record).unwrap();
+    }
+    let layers = lab.layer_files();
+    for _ in 0..2 {
+        only_this_fails(&lab, "vm1");
+        lab.run(&["doctor", "--repair"]).fails(1, &[]);
+        lab.ok(&["clone", "vm0", "copy"]);
+        lab.ok(&["rm", "copy"]);
+        lab.ok(&["gc", "--older-than", "0"]);
+        starts(&lab, "vm0");
+        assert_ne!(lab.run(&["create", "vm1", "--size", "1M"]).code, 0);
+        let now = lab.layer_files();
+        assert!(layers.iter().all(|layer| now.contains(layer)), "{layers:?}: {now:?}");
+    }
+    std::fs::write(&records[0], text).unwrap();
+    starts(&lab, "vm1");
+    assert!(has_mark(&lab, "vm1", 7));
+    lab.ok(&["doctor", "--repair"]);
+    lab.ok(&["doctor"]);
+    // It is given up.
+    lab.ok(&["set", "vm1", "tag.t=1"]);
+    for record in &records {
+        std::fs::remove_file(record).unwrap();
+    }
+    lab.ok(&["rm", "--force", "vm1"]);
+    lab.ok(&["doctor"]);
+    // What never came to be goes as before: there are no layers that might be its.
+    lab.ok(&["gc"]);
+    let mut create = lab.command(&["create", "new", "--size", "1M"]);
+    assert!(!create.env("COWHAND_FAULT", "journal.json, written:die").output().unwrap().status.success());
+    assert!(lab.store().join("vms/new/lock").exists());
+    lab.ok(&["gc"]);
+    assert!(!lab.store().join("vms/new").exists());
+}
+
+/// Whatever it names: a layer of another VM or template, one that is hidden, or too little.
+#[test]
+fn a_record_that_somebody_else_has_changed_stops_its_own_vm_alone_until_it_is_mended() {
+    let lab = store_of(2);
+    lab.ok(&["create", "base", "--size", "16M", "--net", "none"]);
+    lab.ok(&["template", "create", "base", "--no-seal"]);
+    lab.ok(&["clone", "vm1@s", "above"]);
+    lab.ok(&["snapshot", "create", "vm1", "t"]);
+    // Nobody names it, and the clone stands on it.
+    let hidden = lab.chain("vm1")[2].clone();
+    lab.ok(&["snapshot", "rm", "vm1@s"]);
+    mark(&lab, "vm0", 5);
+    mark(&lab, "vm1", 7);
+    let (own, other) = (lab.chain("vm0"), lab.chain("vm1"));
+    let record = File::Record.path(&lab, "vm0");
+    let good = std::fs::read_to_string(&record).unwrap();
+    let image = lab.path().join("image.qcow2");
+    let fewer = {
+        let mut fewer: serde_json::Value = serde_json::from_str(&good).unwrap();
+        let fields = fewer.as_object_mut().unwrap();
+        fields.remove("snapshots").and(fields.remove("head")).unwrap();
+        fewer.to_string()
+    };
+    let mut wrong: Vec<String> = vec![fewer];
+    for taken in [&other[0], &other[1], &hidden, &head(&lab, "base")] {
+        wrong.extend(own.iter().map(|own| good.replace(own, taken)));
+    }
+    for wrong in wrong {
+        assert_ne!(wrong, good);
+        std::fs::write(&record, &wrong).unwrap();
+        let layers = lab.layer_files();
+        for args in [
+            &["start", "vm0"][..],
+            &["plan", "vm0"],
+            &["set", "vm0", "memory=512M"],
+            &["rename", "vm0", "other"],
+            &["disk", "resize", "vm0", "vda", "32M"],
+            &["disk", "commit", "vm0", "vda"],
+            &["snapshot", "create", "vm0", "u"],
+            &["snapshot", "rm", "vm0@s"],
+            &["snapshot", "revert", "vm0@s"],
+            &["flatten", "vm0"],
+            &["clone", "vm0", "copy"],
+            &["clone", "--full", "vm0", "copy"],
+            &["clone", "vm0@s", "copy"],
+            &["template", "create", "vm0", "--no-seal"],
+            &["image", "export", "vm0", image.to_str().unwrap()],
+            &["rm", "vm0"],
+        ] {
+            let done = lab.run(args);
+            // Of a snapshot that it does not name there is nothing to be said.
+            let is_unknown = done.code == 3 && args.contains(&"vm0@s");
+            assert!(is_unknown || done.code == 8, "{args:?}: {done:?}");
+            assert!(is_unknown || done.err.contains("the record of vm0 is not the last one"), "{args:?}: {done:?}");
+        }
+        for vm in ["vm1", "above"] {
+            starts(&lab, vm);
+            lab.ok(&["clone", vm, "copy", "--full"]);
+            lab.ok(&["rm", "copy"]);
+        }
+        only_this_fails(&lab, "vm0");
+        for _ in 0..2 {
+            lab.ok(&["gc", "--older-than", "0"]);
+        }
+        assert_eq!(lab.layer_files(), layers);
+        assert_eq!(std::fs::read_to_string(&record).unwrap(), wrong);
+        lab.ok(&["doctor", "--repair"]);
+        assert_eq!(std::fs::read_to_string(&record).unwrap(), good);
+        lab.ok(&["doctor"]);
+    }
+    // The user says that the record is right.
+    std::fs::write(&record, good.replace(&own[1], &hidden)).unwrap();
+    std::fs::remove_file(File::Spare.path(&lab, "vm0")).unwrap();
+    lab.ok(&["set", "vm0", "tag.a=b"]);
+    for (vm, is) in [("vm0", 5), ("vm1", 7)] {
+        starts(&lab, vm);
+        assert!(has_mark(&lab, vm, is), "{vm}");
+    }
+}
+
+#[test]
+fn undo_leaves_the_file_of_another_vms_layer_in_the_trash() {
+    for undone in ["rm", "set", "revert"] {
+        let lab = store_of(2);
+        if !has_attributes(&lab, "undo_leaves_the_file_of_another_vms_layer_in_the_trash") {
+            return;
+        }
+        mark(&lab, "vm1", 7);
+        match undone {
+            "rm" => drop(lab.ok(&["rm", "vm0"])),
+            "set" => drop(lab.ok(&["set", "vm0", "memory=512M"])),
+            _ => {}
+        }
+        let place = trashed(&lab, &format!("-{undone}-vm0"));
+        let lacking = head(&lab, "vm1");
+        std::fs::create_dir_all(place.join("layers")).unwrap();
+        let file = place.join("layers").join(format!("{lacking}.qcow2"));
+        std::fs::rename(layer(&lab, &lacking), &file).unwrap();
+        lab.ok(&["undo", "vm0"]);
+        assert!(file.exists(), "{undone}");
+        lab.ok(&["gc", "--older-than", "0"]);
+        lab.ok(&["doctor", "vm1", "--repair"]);
+        assert!(has_mark(&lab, "vm1", 7), "{undone}");
+        starts(&lab, "vm0");
+        lab.ok(&["doctor"]);
+    }
+}
+
+#[test]
+fn a_template_that_has_lost_its_record_and_the_spare_copy_keeps_its_layers() {
+    let lab = store_of(1);
+    lab.ok(&["create", "base", "--size", "16M", "--net", "none"]);
+    mark(&lab, "base", 3);
+    lab.ok(&["template", "create", "base", "--no-seal"]);
+    lab.ok(&["clone", "base", "web"]);
+    let record = File::Record.path(&lab, "base");
+    let text = std::fs::read(&record).unwrap();
+    for file in [&record, &File::Spare.path(&lab, "base")] {
+        std::fs::remove_file(file).unwrap();
+    }
+    let layers = lab.layer_files();
+    for _ in 0..2 {
+        only_this_fails(&lab, "base");
+        lab.ok(&["gc", "--older-than", "0"]);
+        starts(&lab, "web");
+        assert_eq!(lab.layer_files(), layers);
+    }
+    std::fs::write(&record, text).unwrap();
+    lab.ok(&["clone", "base", "db"]);
+    assert!(has_mark(&lab, "db", 3));
+}
+
+#[test]
+fn entries_of_the_trash_that_are_not_what_they_should_be_are_told() {
+    let lab = store_of(2);
+    let entry = File::TrashEntry.path(&lab, "vm0");
+    let own = files_in(&entry.parent().unwrap().join("layers"))[0].trim_end_matches(".qcow2").to_owned();
+    let taken = head(&lab, "vm1");
+    replace(&entry, &own, &taken);
+    let looked = lab.run(&["doctor"]);
+    assert!(looked.out.contains(&format!("names layer {taken}.qcow2, which belongs to vm1")), "{looked:?}");
+    replace(&entry, &taken, &own);
+    std::fs::remove_file(&entry).unwrap();
+    std::fs::create_dir(&entry).unwrap();
+    let done = lab.run(&["gc", "--older-than", "0"]);
+    assert!(done.err.contains("cowhand doctor") && !done.err.contains("--older-than 0"), "{done:?}");
+    // A directory among the files of memory is nobody's.
+    std::fs::create_dir_all(lab.store().join("ram/x")).unwrap();
+    lab.ok(&["gc"]);
+    let looked = lab.run(&["doctor"]);
+    assert!(looked.out.contains("ram/x is a directory"), "{looked:?}");
+}
+
+#[test]
+fn a_guest_is_stopped_while_the_store_has_no_file_of_its_own() {
+    let lab = store_of(1);
+    lab.ok(&["start", "vm0", "--paused"]);
+    let file = lab.store().join("store.json");
+    std::fs::rename(&file, lab.path().join("store.json")).unwrap();
+    std::fs::create_dir(&file).unwrap();
+    lab.ok(&["stop", "vm0", "--force"]);
+    lab.ok(&["doctor", "--repair"]);
+    assert_eq!(lab.state("vm0"), "stopped");
 }

@@ -22,6 +22,7 @@ mod exchanged;
 mod faults;
 mod faults_running;
 mod faults_warm;
+mod foreign_journals;
 mod guests;
 mod host;
 mod hostile;

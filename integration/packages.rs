@@ -151,4 +151,74 @@ mod full {
         let sums = |name: &str| std::fs::read_to_string(packed(&lab, name).join("SHA256SUMS")).unwrap();
         assert_eq!(sums("one"), sums("another"));
     }
+
+    /// What a user types who has installed a package: nothing else is there of Rust, or of these tests.
+    const WALK: &str = "
+        cowhand --version
+        cowhand doctor --quiet
+        man cowhand-clone | head -n 20
+        bash -c 'source /usr/share/bash-completion/bash_completion; source /usr/share/bash-completion/completions/cowhand
+            COMP_LINE=\"cowhand stop w\"; COMP_POINT=${#COMP_LINE}; COMP_TYPE=9; _cowhand cowhand w stop; echo offered: ${COMPREPLY[*]}'
+        cowhand snapshot create web before
+        cowhand start web --paused
+        cowhand clone web@before copy
+        cowhand stop web --force
+        cowhand snapshot revert web@before
+        cowhand ls --all
+        cowhand rm copy web
+        cowhand undo web
+        cowhand gc
+        cowhand doctor
+    ";
+
+    /// A Debian with QEMU, a manual and completions, and no Rust.
+    fn bare_debian(lab: &Lab, test: &str) -> Option<PathBuf> {
+        let namespaces = Command::new("unshare").args(["--mount", "--pid", "--net", "--fork", "true"]).output();
+        if !nix::unistd::geteuid().is_root() || !namespaces.is_ok_and(|output| output.status.success()) {
+            skip(test, "only root can change the root directory");
+            return None;
+        }
+        let root = lab.path().join("debian");
+        let packages = "--include=qemu-system-x86,qemu-utils,man-db,bash-completion";
+        let mut make = Command::new("mmdebstrap");
+        make.args(["--quiet", "--variant=minbase", packages, "--dpkgopt=path-include=/usr/share/man/*"]);
+        let done = Done::from(make.arg("bookworm").arg(&root).output().unwrap());
+        assert_eq!(done.code, 0, "{done:?}");
+        Some(root)
+    }
+
+    /// Runs a script in the root file system, alone.
+    fn in_root(root: &Path, words: &str) -> Done {
+        let here = "mount --make-rprivate / && cd $ROOT && mount -t proc proc proc && mount -t tmpfs tmpfs run && mount -t tmpfs tmpfs dev \
+            && for name in null zero random urandom; do cp -a /dev/$name dev; done && exec chroot . /bin/sh -e -c \"$WORDS\"";
+        let mut run = Command::new("unshare");
+        run.args(["--mount", "--pid", "--net", "--fork", "--kill-child=KILL", "sh", "-e", "-c", here]).env_clear();
+        run.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("COWHAND_ACCEL", "tcg").env("LC_ALL", "C.UTF-8");
+        Done::from(run.env("ROOT", root).env("WORDS", words).output().unwrap())
+    }
+
+    #[test]
+    fn the_packages_serve_a_bare_debian() {
+        let lab = Lab::new();
+        let Some(root) = bare_debian(&lab, "the_packages_serve_a_bare_debian") else { return };
+        let out = packed(&lab, "out");
+        std::fs::copy(one(&out, ".deb"), root.join("cowhand.deb")).unwrap();
+        let tarball = one(&out, ".tar.xz");
+        let create = "cowhand create web --size 16M --net none\n";
+        let remove = "cowhand rm web; dpkg --remove cowhand; test ! -e /usr/bin/cowhand\n";
+        for words in [format!("dpkg --install cowhand.deb\n{create}{WALK}{remove}"), format!("{create}{WALK}")] {
+            if !words.contains("dpkg") {
+                let usr = root.join("usr");
+                tool(
+                    "tar",
+                    &["-C", usr.to_str().unwrap(), "--strip-components", "1", "-xf", tarball.to_str().unwrap()],
+                );
+            }
+            let done = in_root(&root, &words);
+            assert_eq!(done.code, 0, "{done:?}");
+            for shown in ["cowhand 0.", "COWHAND-CLONE(1)", "offered: web", "copy", "0 failed"] {
+                assert!(done.out.contains(shown), "{shown}: {done:?}");
+            }
+        }
+    }
 }

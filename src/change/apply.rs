@@ -10,7 +10,7 @@ use super::reliance;
 use super::step::{Sealed, Step};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Kind, Result};
-use crate::layer::{census, chain, copy, create, merge, sealed, stamp};
+use crate::layer::{census, chain, copy, create, merge, sealed, stamp, trashed};
 use crate::model::{Layer, LayerStamp, Name, Quiesced, Record, Role, Warm};
 use crate::qemu::img::Inside;
 use crate::qemu::offline::{Offline, Open};
@@ -266,13 +266,7 @@ impl<'a> Executor<'a> {
                 drop(self.store_lock.take());
                 Ok(())
             }
-            Step::DropTrash { directory } => {
-                let path = store.layout.trash().join(directory);
-                match std::fs::remove_dir_all(&path) {
-                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).on("remove", &path),
-                    _ => Ok(()),
-                }
-            }
+            Step::DropTrash { directory } => trashed::drop(&store.layout.trash().join(directory)),
             Step::RemoveMerged { layers } => {
                 if self.recovering
                     && let Some(qmp) = self.qmp().await?

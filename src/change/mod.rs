@@ -11,7 +11,9 @@
 
 mod apply;
 mod external;
+mod foreign;
 mod internal;
+pub mod lost;
 mod memory;
 pub mod recover;
 pub mod reliance;
@@ -22,7 +24,7 @@ pub use step::{Sealed, Step, Switched};
 
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::layer::sealed;
+use crate::layer::{chain, sealed};
 use crate::model::{Layer, Merge, Name, Quiesced};
 use crate::store::journal::{self, Journal, Owner};
 use crate::store::{Store, VmLock, atomic, schema::RecordV1};
@@ -117,12 +119,12 @@ fn seal(store: &Store, steps: &[Step]) {
     steps.iter().filter_map(Step::sealed).for_each(|layer| sealed::note(store, layer));
 }
 
-/// What a layer has lost is lost for good once it is merged into another one.
+/// What a layer has lost is lost for good once it is merged into another one; and so is what it hides, where it stands on another layer than its own.
 fn refuse_lost(store: &Store, plan: &Plan) -> Result<()> {
     let merged = plan.steps.iter().flat_map(Step::merges).flat_map(Merge::layers);
     // One that the plan makes is not there yet.
     let is_made = |layer: &&Layer| plan.steps.iter().any(|step| step.makes() == Some(layer));
-    merged.filter(|layer| !is_made(layer)).try_for_each(|layer| sealed::refuse_lost(store, layer))
+    merged.filter(|layer| !is_made(layer)).try_for_each(|layer| chain::refuse_unsound(store, layer))
 }
 
 /// A QEMU that has other files open than the record names is not told to change anything.

@@ -4,11 +4,13 @@
 //! VM is removed. Recovering twice changes nothing the second time.
 
 use super::apply::Executor;
+use super::foreign;
+use super::lost::{self, Lost};
 use super::reliance;
 use super::step::Step;
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
-use crate::model::{Name, Quiesced};
+use crate::model::{Layer, Name, Quiesced};
 use crate::store::journal::{self, Journal};
 use crate::store::{Store, StoreLock, VmLock, schema};
 
@@ -49,6 +51,16 @@ pub async fn after_interrupt(context: &Context) -> Result<Vec<(String, Recovered
     Ok(results)
 }
 
+/// Reads the journal of `name`. One that takes layers for its own which are not is damaged, too.
+pub fn load(context: &Context, name: &Name) -> Result<Option<Journal<Step>>> {
+    let Some(journal) = Journal::<Step>::load(&context.store, name)? else { return Ok(None) };
+    // How far it got cannot be seen in a record that cannot be read.
+    if let Ok(saved) = Executor::recovering(context, name).saved(&journal, 0) {
+        foreign::refuse(&context.store, name, &journal, saved)?;
+    }
+    Ok(Some(journal))
+}
+
 /// Is its guest going on from memory just now, and perhaps not yet one of its own?
 pub fn is_waking(store: &Store, name: &Name) -> Result<bool> {
     Ok(Journal::<Step>::load(store, name)?.is_some_and(|journal| journal.steps.contains(&Step::Wake)))
@@ -74,12 +86,23 @@ async fn settle(context: &Context, lock: &VmLock, may_complete: bool) -> Result<
     remove_temporary(store, name);
     let Some(journal) = Journal::<Step>::load(store, name)? else {
         if !store.exists(name) {
-            store.unclaim(name)?;
+            match lost::look(store)? {
+                Lost::Nothing => store.unclaim(name)?,
+                Lost::Layers(layers) => {
+                    store.mark_lost(name)?;
+                    context.ui.warn(&lost::missing(name, &layers));
+                }
+                Lost::Unknown => {}
+            }
         }
         return Ok(Recovered::Nothing);
     };
+    if !store.exists(name) && !lost::makes_its_vm(&journal) {
+        store.mark_lost(name)?;
+    }
     refuse_unreadable(store, name, &journal.operation)?;
     let mut executor = Executor::recovering(context, name);
+    foreign::refuse(store, name, &journal, executor.saved(&journal, 0)?)?;
     let outcome = if !executor.pivot_happened(&journal).await? {
         roll_back(lock, &journal, journal.pivot, &mut executor).await?;
         if journal.steps.contains(&Step::Wake) {
@@ -187,7 +210,8 @@ async fn call_off_newcomers(
     executor: &mut Executor<'_>,
 ) -> Result<()> {
     let steps = remaining(journal, executor)?.to_vec();
-    if let Err(error) = reliance::refuse_newcomers(store, name, &steps, &journal.pins)
+    let plan: Vec<Layer> = journal.steps.iter().flat_map(Step::layers).collect();
+    if let Err(error) = reliance::refuse_newcomers(store, name, &steps, &plan)
         && executor.can_be_ended_now(&steps).await?
     {
         executor.report.unmerged = Some(error.full_message());

@@ -287,7 +287,7 @@ impl Step {
             Self::RestoreLayers { layers, below, .. } => {
                 layers.iter().chain(below.iter().map(|stamp| &stamp.layer)).cloned().collect()
             }
-            Self::Trash { layers, .. } => layers.clone(),
+            Self::Trash { layers, .. } | Self::RemoveMerged { layers } => layers.clone(),
             Self::InternalSave { layers, .. } | Self::InternalRevert { layers, .. } => layers.clone(),
             Self::Merge { merges } => merges.iter().flat_map(Merge::layers).cloned().collect(),
             Self::Switch { disks } => disks.iter().flat_map(|disk| [disk.head.clone(), disk.overlay.clone()]).collect(),

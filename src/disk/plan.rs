@@ -194,6 +194,7 @@ fn words(r#use: &Use) -> String {
         Use::Snapshot(vm, snapshot) => format!("{vm}@{snapshot}"),
         Use::Template(name) => format!("template {name}"),
         Use::Change(vm) => format!("a change of {vm} that is under way"),
+        Use::Spare(vm) => format!("the spare copy of the record of {vm}"),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The chains below a VM: every layer that is named has to be there, and has to stand on what it stood on.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use super::{Finding, Remedy};
 use crate::context::Context;
@@ -8,6 +9,7 @@ use crate::layer::census;
 pub use crate::layer::chain::read;
 use crate::layer::note::{self, Noted};
 use crate::layer::sealed::{self, Change};
+use crate::layer::trashed;
 use crate::model::{Layer, Name, Record, Snapshot};
 use crate::store::Store;
 
@@ -134,15 +136,23 @@ fn describe(store: &Store, record: &Record, name: &Name, fault: Fault, places: &
             None => finding.hint("bring the file back from a backup; nothing else can"),
         }
     };
+    let copy = |message: String, layer: &Layer| match trashed::copies(store, layer).first() {
+        Some(path) => format!("{message}; a copy of it is in the trash, and stays there: {}", path.display()),
+        None => message,
+    };
     let (message, layer) = match fault {
         Fault::Missing { layer, above } => {
             let path = store.layout.layer(&layer);
-            let message = format!("the file {} is missing ({places})", path.display());
-            if let Some(trash) = in_trash(store, &layer) {
-                return Finding::fail("chain", format!("{message}; it is in the trash"))
-                    .of(name)
-                    .hint(format!("cowhand doctor {name} --repair    takes it out again"))
-                    .remedy(Some(Remedy::RestoreLayer { vm: name.clone(), layer, trash }));
+            let mut message = format!("the file {} is missing ({places})", path.display());
+            match in_trash(store, &layer) {
+                Some(Ok(trash)) => {
+                    return Finding::fail("chain", format!("{message}; it is in the trash"))
+                        .of(name)
+                        .hint(format!("cowhand doctor {name} --repair    takes it out again"))
+                        .remedy(Some(Remedy::RestoreLayer { vm: name.clone(), layer, trash }));
+                }
+                Some(Err(why)) => message.push_str(&format!("; {why}")),
+                None => {}
             }
             let Some(above) = above else { return lost(Finding::fail("chain", message).of(name)) };
             (format!("{message}; layer {above} has it as its backing file"), above)
@@ -151,7 +161,7 @@ fn describe(store: &Store, record: &Record, name: &Name, fault: Fault, places: &
         Fault::Lost { layer, why } => {
             let path = store.layout.layer(&layer);
             let message = format!("layer {layer} is damaged: {why} ({places}): {}", path.display());
-            return lost(Finding::fail("chain", message).of(name));
+            return lost(Finding::fail("chain", copy(message, &layer)).of(name));
         }
         Fault::Foreign { layer, backing } => {
             let backing = backing.map_or_else(|| "nothing".to_owned(), |backing| backing.to_string());
@@ -159,7 +169,7 @@ fn describe(store: &Store, record: &Record, name: &Name, fault: Fault, places: &
         }
         Fault::Loop { layer } => (format!("layer {layer} stands on itself ({places})"), layer),
     };
-    let finding = Finding::fail("chain", message).of(name);
+    let finding = Finding::fail("chain", copy(message, &layer)).of(name);
     match note::read(store, &layer) {
         Noted::On(Some(backing)) if read(store, &backing).is_ok_and(|chain| !chain.contains(&layer.id)) => finding
             .hint(format!("it was made on {backing}: cowhand doctor {name} --repair    writes that into its header"))
@@ -173,9 +183,21 @@ fn describe(store: &Store, record: &Record, name: &Name, fault: Fault, places: &
     }
 }
 
-fn in_trash(store: &Store, layer: &Layer) -> Option<std::path::PathBuf> {
-    let trash = store.list_trash().ok()?;
-    trash.into_iter().map(|found| found.path).find(|path| path.join("layers").join(layer.file_name()).exists())
+/// The directory of the trash that has the file of this layer. `Err`: what has its name and may not be it.
+fn in_trash(store: &Store, layer: &Layer) -> Option<Result<PathBuf, String>> {
+    let mut other = None;
+    for found in store.list_trash().ok()? {
+        match trashed::of(&found, layer) {
+            Some(Ok(())) => return Some(Ok(found.path)),
+            Some(Err(why)) => {
+                let path = found.path.join("layers").join(layer.file_name());
+                other = Some(Err(format!("{} in the trash has its name, but may not be it: {why}", path.display())));
+            }
+            None => {}
+        }
+    }
+    let elsewhere = || trashed::copies(store, layer).into_iter().next();
+    other.or_else(|| elsewhere().map(|path| Err(format!("{} in the trash has its name", path.display()))))
 }
 
 /// Does anything that `record` names lack this layer's file?

@@ -180,7 +180,8 @@ async fn look(context: &Context, only: Option<&Name>) -> Result<Vec<Finding>> {
     if !store.layout.vms().exists() {
         return Ok(findings);
     }
-    let pool = Pool::scan(store)?;
+    let mut pool = Pool::scan(store)?;
+    pool.add_spares(store)?;
     if only.is_none() {
         findings.extend(store::examine_pool(context, &pool)?);
     }

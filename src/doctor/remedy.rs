@@ -4,19 +4,17 @@
 use std::path::{Path, PathBuf};
 
 use super::{chain, running, vm};
-use crate::change::Step;
 use crate::change::recover::{self, Recovered};
-use crate::change::reliance;
+use crate::change::{lost, reliance};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::guest::freeze;
 use crate::layer::note::{self, Noted};
 use crate::layer::pool::Pool;
-use crate::layer::{census, sealed, stamp};
+use crate::layer::{census, sealed, stamp, trashed};
 use crate::model::{Format, Layer, Name};
 use crate::qemu::img::Img;
 use crate::qemu::process;
-use crate::store::journal::Journal;
 use crate::store::trash::Entry;
 use crate::store::{Store, atomic, plain, schema};
 use crate::sys::image_lock;
@@ -31,6 +29,8 @@ pub enum Remedy {
     Sweep(Name),
     /// Put the spare copy of a record in the place of one that cannot be read.
     RestoreRecord(Name),
+    /// Take away a spare copy that names what is not whole, from beside a record that is.
+    SetSpareAside(Name),
     /// Take over a VM whose record was written in another store.
     TakeOver(Name),
     /// Write the spare copy of a record anew.
@@ -113,7 +113,7 @@ pub async fn apply(context: &Context, remedy: &Remedy) -> Result<Applied> {
             // It never came to be: whatever a journal says that cannot be read, no VM needs it.
             if let Some(_vm) = store.try_lock_vm(name, &context.operation)?
                 && !store.exists(name)
-                && let Err(error) = Journal::<Step>::load(store, name)
+                && let Err(error) = recover::load(context, name)
             {
                 refuse_unless_damaged(error)?;
                 set_aside(context, name, &store.layout.journal(name))?;
@@ -126,7 +126,20 @@ pub async fn apply(context: &Context, remedy: &Remedy) -> Result<Applied> {
         }
         Remedy::RestoreRecord(name) => {
             restore_record(context, name).await?;
-            done("its spare copy is in its place, and the damaged one in the trash")
+            done("its spare copy is in its place, and what was there is in the trash")
+        }
+        Remedy::SetSpareAside(name) => {
+            let _lock = store.lock_vm(context, name).await?;
+            let record = store.load(name)?;
+            let Some(spare) = store.overruling(name, &record) else { return Ok(Applied::NotNeeded) };
+            let pool = Pool::scan(store)?;
+            if vm::whole(context, &pool, name, &spare).await.is_ok() {
+                return Err(Error::refused("its spare copy fits the layers that are here"));
+            }
+            vm::whole(context, &pool, name, &record).await.map_err(Error::refused)?;
+            set_aside(context, name, &store.layout.spare_json(name))?;
+            store.renew_spare(name);
+            done("it is in the trash")
         }
         Remedy::TakeOver(name) => {
             take_over(context, name).await?;
@@ -149,7 +162,7 @@ pub async fn apply(context: &Context, remedy: &Remedy) -> Result<Applied> {
         Remedy::SetJournalAside(name) => {
             let _lock = store.lock_vm(context, name).await?;
             let record = store.load(name)?;
-            match Journal::<Step>::load(store, name) {
+            match recover::load(context, name) {
                 Ok(_) => return Ok(Applied::NotNeeded),
                 Err(error) => refuse_unless_damaged(error)?,
             }
@@ -169,8 +182,17 @@ pub async fn apply(context: &Context, remedy: &Remedy) -> Result<Applied> {
                 // A link that leads nowhere.
                 set_aside(context, vm, &file)?;
             }
-            let found = store.list_trash()?.into_iter().find(|found| found.path == *trash);
-            let below = found.and_then(|found| found.entry.ok()).map(|entry| entry.below).unwrap_or_default();
+            let Some(found) = store.list_trash()?.into_iter().find(|found| found.path == *trash) else {
+                return Ok(Applied::NotNeeded);
+            };
+            match trashed::of(&found, layer) {
+                None => return Ok(Applied::NotNeeded),
+                Some(Err(why)) => {
+                    return Err(Error::refused(format!("what is in the trash may not be {layer}: {why}")));
+                }
+                Some(Ok(())) => {}
+            }
+            let below = found.entry.map(|entry| entry.below).unwrap_or_default();
             reliance::restore_or_put_back(store, vm, trash, std::slice::from_ref(layer), &below)?;
             atomic::sync_directory(&store.layout.layers())?;
             done("it was taken out again")
@@ -181,6 +203,9 @@ pub async fn apply(context: &Context, remedy: &Remedy) -> Result<Applied> {
         }
         Remedy::TrashUnused { .. } => {
             let _lock = store.lock(context).await?;
+            if let Some(name) = lost::directories(store)?.first() {
+                return Err(Error::refused(format!("the record of {name} is missing, and they may belong to it")));
+            }
             if crate::layer::chain::first_broken(store)?.is_some() {
                 return Err(Error::refused("a chain is broken, and one of them may be what it lacks"));
             }
@@ -288,7 +313,7 @@ fn refuse_unless_damaged(error: Error) -> Result<()> {
 async fn adopt(context: &Context, name: &Name) -> Result<String> {
     let store = &context.store;
     let _lock = store.lock_vm(context, name).await?;
-    let journal = Journal::<Step>::load(store, name).err();
+    let journal = recover::load(context, name).err();
     let has_damaged_journal = journal.map(refuse_unless_damaged).transpose()?.is_some();
     let mut record = store.load(name)?;
     let pool = Pool::scan(store)?;
@@ -356,11 +381,15 @@ fn set_aside(context: &Context, name: &Name, path: &Path) -> Result<()> {
 async fn restore_record(context: &Context, name: &Name) -> Result<()> {
     let store = &context.store;
     let _lock = store.lock_vm(context, name).await?;
-    if store.load(name).is_ok() {
+    let pool = Pool::scan(store)?;
+    let is_right = |record: crate::model::Record| {
+        pool.misfit(name, &record).is_none() && open::refuse_overruled(context, name, &record).is_ok()
+    };
+    if store.load(name).is_ok_and(is_right) {
         return Ok(());
     }
     let spare = store.load_spare(name).ok_or_else(|| Error::refused("there is no spare copy"))??;
-    vm::whole(context, &Pool::scan(store)?, name, &spare).await.map_err(Error::refused)?;
+    vm::whole(context, &pool, name, &spare).await.map_err(Error::refused)?;
     let damaged = store.layout.vm_json(name);
     if plain::is_there(&damaged) {
         set_aside(context, name, &damaged)?;

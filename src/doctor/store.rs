@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::{Finding, Remedy};
+use crate::change::lost;
 use crate::context::Context;
 use crate::error::{IoContext, Result};
 use crate::layer::census;
 use crate::layer::pool::Pool;
-use crate::model::{Layer, LayerId, human};
+use crate::model::{Layer, LayerId, Name, Record, human};
+use crate::store::trash::Found;
 use crate::store::{Store, plain, schema};
 use crate::sys::files::special;
 use crate::sys::{flock, image_lock, space};
@@ -63,6 +65,10 @@ pub fn examine(context: &Context) -> Result<Vec<Finding>> {
             .hint("nothing is removed for its age or date until you say that the clock is right: cowhand gc --yes")
     }));
     let trash = store.list_trash()?;
+    let records = store.records()?;
+    for found in &trash {
+        findings.extend(anothers(&records, found));
+    }
     for found in &trash {
         let Some(why) = found.fault() else { continue };
         let finding =
@@ -82,6 +88,23 @@ pub fn examine(context: &Context) -> Result<Vec<Finding>> {
     Ok(findings)
 }
 
+/// An entry of the trash that names what a VM or template has: taking it back is refused.
+fn anothers(records: &[(Name, Record)], found: &Found) -> Option<Finding> {
+    let entry = found.entry.as_ref().ok()?;
+    let is_named = |layer: &Layer| {
+        let others = records.iter().filter(|(_, record)| entry.uuid().is_some_and(|uuid| uuid != record.uuid));
+        others.into_iter().find(|(_, record)| record.layers().any(|named| named == layer))
+    };
+    let (layer, owner) = entry.layers.iter().find_map(|layer| Some((layer, &is_named(layer)?.0)))?;
+    let about = format!(
+        "what is in {} cannot be taken back: its entry.json names layer {layer}, which belongs to {owner}",
+        found.path.display()
+    );
+    Some(Finding::warn("trash", about).hint(format!(
+        "take {layer} out of its list of layers by hand; gc removes the directory once it is older than 7 days"
+    )))
+}
+
 /// What lies in the place of a file or a directory of the store's own, and is none.
 fn misplaced(store: &Store) -> Vec<Finding> {
     let layout = &store.layout;
@@ -94,8 +117,10 @@ fn misplaced(store: &Store) -> Vec<Finding> {
         ("memory", layout.rams()),
         ("locks", layout.slots()),
     ];
-    let slots = std::fs::read_dir(layout.slots()).into_iter().flatten().flatten();
-    places.extend(slots.map(|slot| ("locks", slot.path())));
+    for (check, directory) in [("locks", layout.slots()), ("memory", layout.rams())] {
+        let files = std::fs::read_dir(directory).into_iter().flatten().flatten();
+        places.extend(files.map(|file| (check, file.path())));
+    }
     places.into_iter().filter_map(|(check, path)| of_misplaced(store, check, path)).collect()
 }
 
@@ -310,7 +335,8 @@ pub fn examine_pool(context: &Context, pool: &Pool) -> Result<Vec<Finding>> {
     let wanted = store.below_trash()?;
     // What a QEMU has open is in use, whatever the records say; of that the VM's own findings tell.
     let open = |layer: &Layer| image_lock::is_open(&store.layout.layer(layer)).unwrap_or(true);
-    let certain = pool.uncertainty(None).is_none() && store.torn_entry()?.is_none();
+    let certain =
+        pool.uncertainty(None).is_none() && store.torn_entry()?.is_none() && lost::directories(store)?.is_empty();
     let claimed = if certain { Vec::new() } else { claimed(store, pool)? };
     let unused: Vec<&Layer> = pool
         .layers

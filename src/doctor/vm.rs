@@ -3,18 +3,19 @@
 use jiff::Timestamp;
 
 use super::{Finding, Remedy, chain, running, store};
-use crate::change::Step;
+use crate::change::lost::{self, Lost};
+use crate::change::{Step, recover};
 use crate::context::Context;
 use crate::ephemeral::discard::{self, Dates};
-use crate::error::{IoContext, Kind, Result};
-use crate::layer::pool::Pool;
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::layer::pool::{Misfit, Pool};
 use crate::layer::stamp;
-use crate::model::{Layer, Memory, Name, PORTS, Record, Role, State};
+use crate::model::{Layer, LayerId, Memory, Name, PORTS, Record, Role, State};
 use crate::qemu::probe::Probe;
 use crate::store::journal::Journal;
 use crate::store::schema;
 use crate::sys::flock;
-use crate::vm::{create, status, warm};
+use crate::vm::{create, open, status, warm};
 
 /// Chains deeper than this make every read of old data slow.
 const DEEP: usize = 50;
@@ -52,28 +53,11 @@ async fn look(context: &Context, pool: &Pool, name: &Name) -> Result<Vec<Finding
     let lock = store.layout.lock(name);
     let busy = flock::is_held(&lock).on("look at the lock", &lock)?;
     if !store.exists(name) {
-        if !busy && let Err(error) = Journal::<Step>::load(store, name) {
-            let is_newer = schema::is_newer(&error);
-            let finding = Finding::warn("journal", error.full_message()).of(name);
-            return Ok(vec![match is_newer {
-                true => finding.hint("use that version; nothing is changed by this one"),
-                false => finding
-                    .hint(format!("no VM needs it: cowhand doctor {name} --repair    moves it into the trash"))
-                    .remedy(Some(Remedy::Sweep(name.clone()))),
-            }]);
-        }
-        return Ok(match busy {
-            true => vec![Finding::info("record", "a command is making it just now").of(name)],
-            false => vec![
-                Finding::warn("leftovers", "it never came to be: a command that was making it has died")
-                    .of(name)
-                    .hint("the next command that makes or removes something clears it up; or: cowhand doctor --repair")
-                    .remedy(Some(Remedy::Sweep(name.clone()))),
-            ],
-        });
+        return without_record(context, name, busy).map(|finding| vec![finding]);
     }
     let mut findings = Vec::new();
-    let journal = Journal::<Step>::load(store, name);
+    // While somebody is at work, it says what is not so yet.
+    let journal = if busy { Journal::<Step>::load(store, name) } else { recover::load(context, name) };
     let record = match store.load(name) {
         Ok(record) => record,
         // It was removed or renamed while it was looked at.
@@ -146,16 +130,10 @@ async fn look(context: &Context, pool: &Pool, name: &Name) -> Result<Vec<Finding
         );
     }
     let status = status::observe(context, name).await?;
-    if let Some(misfit) = pool.misfit(name, &record).filter(|_| !status.state.is_live()) {
-        let finding =
-            Finding::fail("record", format!("{misfit}: it is not the last record, and starting it is refused"))
-                .of(name);
-        findings.push(match later(context, pool, name, &record) {
-            Some(_) => finding
-                .hint(format!("cowhand doctor {name} --repair    takes the layers above its disks for their heads; snapshots of theirs have no name any more"))
-                .remedy(Some(Remedy::Adopt(name.clone()))),
-            None => finding.hint("put the right vm.json back; vm.json.spare beside it may be it"),
-        });
+    let misfit = pool.misfit(name, &record).filter(|_| !status.state.is_live());
+    let overruled = open::refuse_overruled(context, name, &record).err();
+    if misfit.is_some() || overruled.is_some() {
+        findings.push(wrong(context, pool, name, &record, misfit, overruled).await);
     }
     if status.state.is_live() {
         findings.extend(running::examine(context, name, &record, &status).await);
@@ -187,6 +165,85 @@ async fn look(context: &Context, pool: &Pool, name: &Name) -> Result<Vec<Finding
         );
     }
     Ok(findings)
+}
+
+/// What is said of a directory that has neither a record nor a spare copy.
+fn without_record(context: &Context, name: &Name, busy: bool) -> Result<Finding> {
+    let store = &context.store;
+    if busy {
+        return Ok(Finding::info("record", "a command is making it just now").of(name));
+    }
+    let missing = |layers: &[Layer]| {
+        Finding::fail("record", lost::missing(name, layers)).of(name).hint(format!(
+            "put its vm.json back from a backup; if there never was such a VM: cowhand rm --force {name}"
+        ))
+    };
+    match recover::load(context, name) {
+        Err(error) => {
+            let is_newer = schema::is_newer(&error);
+            let finding = Finding::warn("journal", error.full_message()).of(name);
+            return Ok(match is_newer {
+                true => finding.hint("use that version; nothing is changed by this one"),
+                false => finding
+                    .hint(format!("no VM needs it: cowhand doctor {name} --repair    moves it into the trash"))
+                    .remedy(Some(Remedy::Sweep(name.clone()))),
+            });
+        }
+        Ok(Some(journal)) if !lost::makes_its_vm(&journal) => return Ok(missing(&journal.pins)),
+        Ok(Some(_)) => {}
+        Ok(None) => match lost::look(store)? {
+            Lost::Layers(layers) => return Ok(missing(&layers)),
+            Lost::Nothing => {}
+            Lost::Unknown => {
+                return Ok(Finding::warn(
+                    "leftovers",
+                    "it has no record: a command that was making it has died, or the record is lost",
+                )
+                .of(name)
+                .hint("while it is uncertain who uses which layer, it stays; put right first what is said of others"));
+            }
+        },
+    }
+    Ok(Finding::warn("leftovers", "it never came to be: a command that was making it has died")
+        .of(name)
+        .hint("the next command that makes or removes something clears it up; or: cowhand doctor --repair")
+        .remedy(Some(Remedy::Sweep(name.clone()))))
+}
+
+/// What is said of a record that is not the last one, and what can be done about it.
+async fn wrong(
+    context: &Context,
+    pool: &Pool,
+    name: &Name,
+    record: &Record,
+    misfit: Option<Misfit>,
+    overruled: Option<Error>,
+) -> Finding {
+    let about = match (&misfit, &overruled) {
+        (Some(misfit), _) => format!("{misfit}: it is not the last record, and starting it is refused"),
+        (None, overruled) => overruled.as_ref().map(Error::full_message).unwrap_or_default(),
+    };
+    let finding = Finding::fail("record", about).of(name);
+    let spare = context.store.load_spare(name).and_then(Result::ok);
+    if let Some(spare) = &spare
+        && whole(context, pool, name, spare).await.is_ok()
+        && overruled.is_some()
+    {
+        return finding
+            .hint(format!("cowhand doctor {name} --repair    puts its spare copy in its place"))
+            .remedy(Some(Remedy::RestoreRecord(name.clone())));
+    }
+    if misfit.is_some() && later(context, pool, name, record).is_some() {
+        return finding
+            .hint(format!("cowhand doctor {name} --repair    takes the layers above its disks for their heads; snapshots of theirs have no name any more"))
+            .remedy(Some(Remedy::Adopt(name.clone())));
+    }
+    if overruled.is_some() && whole(context, pool, name, record).await.is_ok() {
+        return finding
+            .hint(format!("what its spare copy names is not whole, and it is: cowhand doctor {name} --repair    moves the spare copy into the trash"))
+            .remedy(Some(Remedy::SetSpareAside(name.clone())));
+    }
+    finding.hint("put the right vm.json back; vm.json.spare beside it may be it")
 }
 
 /// A spare copy that would be of no use.
@@ -222,7 +279,13 @@ async fn unreadable(context: &Context, pool: &Pool, name: &Name, why: String) ->
             Err(why) => finding.hint(format!("it does not fit what is here: {why}; put the right vm.json back")),
         };
     }
-    let by_hand = format!("mend the file by hand, or: cowhand rm --force {name} (its layers stay)");
+    let unnamed = pool.layers.keys().filter(|id| pool.uses(id).is_empty() && pool.children(id).next().is_none());
+    let unnamed: Vec<&str> = unnamed.map(LayerId::as_str).collect();
+    let whose = match unnamed.is_empty() {
+        true => String::new(),
+        false => format!("; layers that nobody names may be its: {}", unnamed.join(", ")),
+    };
+    let by_hand = format!("mend the file by hand, or: cowhand rm --force {name} (its layers stay until gc){whose}");
     let spare = match context.store.load_spare(name) {
         Some(Ok(spare)) => spare,
         Some(Err(error)) => {

@@ -45,11 +45,10 @@ async fn discard_if(context: &Context, name: &Name, may_go: impl Fn(&Record) -> 
         other => other?,
     };
     // What a change was in the middle of goes with it; but layers it has made have to be named.
-    if store.has_journal(name) {
+    if store.has_journal(name) || !store.exists(name) {
         recover::recover(context, &lock).await?;
     }
     if !store.exists(name) {
-        store.unclaim(name)?;
         return Ok(None);
     }
     let record = store.load(name)?;

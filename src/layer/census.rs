@@ -14,7 +14,7 @@ use super::pool::{LayerInfo, Pool, Use};
 use super::{foreign, inspect, qcow2};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::model::{Format, Layer, LayerId, Name};
-use crate::store::{Store, journal};
+use crate::store::{Store, journal, plain};
 
 /// How often a census is taken again because others changed what it had seen already. More than that is no coincidence.
 const ROUNDS: usize = 50;
@@ -33,6 +33,7 @@ impl Pool {
             let mut pool = Self::default();
             pool.read_headers(store)?;
             let unseen = pool.read_records(store, &before.names)?;
+            pool.settle_contested(store);
             let doubt = pool.doubt(store, &unseen);
             let still = doubt != Some(Doubt::Torn) && Directories::look(store)? == before;
             if !still && rounds.next().is_some() {
@@ -63,13 +64,23 @@ impl Pool {
         }
     }
 
+    /// Adds what spare copies name and the records do not.
+    pub fn add_spares(&mut self, store: &Store) -> Result<()> {
+        for (name, record) in store.records()? {
+            if let Some(spare) = store.overruling(&name, &record) {
+                self.add_spare(&name, &spare);
+            }
+        }
+        Ok(())
+    }
+
     fn read_headers(&mut self, store: &Store) -> Result<()> {
         for layer in files(store)? {
             match inspect(store, &layer) {
                 Ok(info) => {
                     // Which of the two it stands on nobody knows, so nothing happens to either.
-                    if let (true, Noted::On(Some(backing))) = (info.disputed, note::read(store, &layer)) {
-                        let noted = LayerInfo { backing: Some(backing), disputed: false, ..info.clone() };
+                    if let (true, Noted::On(backing)) = (info.disputed, note::read(store, &layer)) {
+                        let noted = LayerInfo { backing, disputed: false, ..info.clone() };
                         self.noted.insert(layer.id.clone(), noted);
                     }
                     self.layers.insert(layer.id.clone(), info);
@@ -118,6 +129,24 @@ impl Pool {
             }
         }
         Ok(unseen)
+    }
+
+    /// Of the VMs whose records name a layer that one of them writes to, all but one are mistaken where that one's spare copy names it, too, and those of all others do not.
+    fn settle_contested(&mut self, store: &Store) {
+        for (id, owners) in self.contested() {
+            let spare_names = |name: &Name| {
+                // What is not to stay keeps an older record for its spare copy.
+                let lasts = store.load(name).is_ok_and(|record| record.ephemeral.is_none());
+                let spare = store.load_spare(name).and_then(Result::ok).filter(|_| lasts)?;
+                Some(spare.layers().any(|layer| layer.id == id))
+            };
+            let by_spare: Vec<Option<bool>> = owners.iter().map(spare_names).collect();
+            let count = |wanted: bool| by_spare.iter().filter(|named| **named == Some(wanted)).count();
+            if count(true) == 1 && count(false) == owners.len() - 1 {
+                let wrong = owners.iter().zip(&by_spare).filter(|(_, named)| **named == Some(false));
+                self.mistaken.extend(wrong.map(|(name, _)| (name.clone(), id.clone())));
+            }
+        }
     }
 
     fn has_seen(&self, layer: &Layer) -> bool {
@@ -222,16 +251,26 @@ pub fn standing_on(store: &Store, bases: &[&Layer]) -> Result<Vec<Layer>> {
 
 /// Reads what one layer says of itself. What it should not say is damage of this layer; that its file cannot be read is an error of another kind.
 pub fn inspect(store: &Store, layer: &Layer) -> Result<LayerInfo> {
-    look(store, layer).map_err(|error| match error.kind() {
-        Kind::Refused => Error::damaged(format!("layer {layer} is damaged: {}", error.full_message())),
-        _ => error,
-    })
+    let opened = opened::open(store, layer).map_err(|error| of_the_layer(error, layer))?;
+    look(&opened, &store.layout.layer(layer), layer).map_err(|error| of_the_layer(error, layer))
 }
 
-fn look(store: &Store, layer: &Layer) -> Result<LayerInfo> {
-    let Opened { file, in_place } = opened::open(store, layer)?;
-    let path = store.layout.layer(layer);
-    let about = file.metadata().on("read", &path)?;
+/// The same, of a file that is not in its place.
+pub fn inspect_file(path: &Path, layer: &Layer) -> Result<LayerInfo> {
+    let opened = Opened { file: plain::open_existing(path)?, in_place: None };
+    look(&opened, path, layer).map_err(|error| of_the_layer(error, layer))
+}
+
+fn of_the_layer(error: Error, layer: &Layer) -> Error {
+    match error.kind() {
+        Kind::Refused => Error::damaged(format!("layer {layer} is damaged: {}", error.full_message())),
+        _ => error,
+    }
+}
+
+fn look(opened: &Opened, path: &Path, layer: &Layer) -> Result<LayerInfo> {
+    let Opened { file, in_place } = opened;
+    let about = file.metadata().on("read", path)?;
     let mut info = LayerInfo {
         layer: layer.clone(),
         backing: None,
@@ -241,7 +280,7 @@ fn look(store: &Store, layer: &Layer) -> Result<LayerInfo> {
         disputed: false,
         guest_memory: false,
     };
-    let (noted, whose) = if in_place.is_some() { (Noted::Nothing, None) } else { note::read_file(&file) };
+    let (noted, whose) = if in_place.is_some() { (Noted::Nothing, None) } else { note::read_file(file) };
     if let Some(other) = whose.filter(|id| *id != layer.id) {
         return Err(Error::damaged(format!(
             "layer {layer} is damaged: its file is that of layer {other}; were files exchanged?"
@@ -256,12 +295,12 @@ fn look(store: &Store, layer: &Layer) -> Result<LayerInfo> {
         let damaged = |why: &str| {
             Error::damaged(format!("layer {layer} is damaged: {why}")).hint(format!("its file is {}", path.display()))
         };
-        let bytes = start(&file, &path)?;
+        let bytes = start(file, path)?;
         let header = qcow2::parse(&bytes).map_err(|error| damaged(&error.full_message()))?;
         let header = header.ok_or_else(|| damaged("it has no qcow2 header"))?;
         // A table of a running VM may have been moved to the end of the file meanwhile.
-        let tables = match tables(&file, &path, &bytes)? {
-            Err(_) => tables(&file, &path, &start(&file, &path)?)?,
+        let tables = match tables(file, path, &bytes)? {
+            Err(_) => tables(file, path, &start(file, path)?)?,
             tables => tables,
         };
         let l1 = tables.map_err(|why| damaged(&why))?;
@@ -287,8 +326,8 @@ fn look(store: &Store, layer: &Layer) -> Result<LayerInfo> {
             info.backing = Some(backing);
         }
         // A merge takes the note away before the header is written, and notes anew what that says.
-        info.disputed = matches!(&noted, Noted::On(on) if *on != info.backing) && note::read_file(&file).0 == noted;
-    } else if layer.format != Format::Raw && !foreign::is_alone(&file, &path, layer.format)? {
+        info.disputed = matches!(&noted, Noted::On(on) if *on != info.backing) && note::read_file(file).0 == noted;
+    } else if layer.format != Format::Raw && !foreign::is_alone(file, path, layer.format)? {
         // A file that is used in its place can have been changed by its owner.
         return Err(Error::damaged(format!(
             "layer {layer} is damaged: it names other files, or is not {}",

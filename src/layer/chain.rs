@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::note::{self, Noted};
+use super::pool::LayerInfo;
 use super::{census, sealed};
 use crate::error::{Error, Result};
 use crate::model::{Chain, Config, Disk, Layer, Link, Name};
@@ -13,14 +14,18 @@ const MAX_DEPTH: usize = 1000;
 
 /// Follows the headers from `layer` down to the base. A missing layer or a loop is damage.
 pub fn read(store: &Store, layer: &Layer) -> Result<Chain> {
+    follow(store, layer).map(|(chain, _)| chain)
+}
+
+/// The same, and the first layer whose header says something else than its note.
+fn follow(store: &Store, layer: &Layer) -> Result<(Chain, Option<LayerInfo>)> {
     let mut links: Vec<Link> = Vec::new();
-    let mut next = Some(layer.clone());
-    while let Some(layer) = next {
+    let (mut next, mut disputed) = (Some(layer.clone()), None);
+    while let Some(layer) = next.take() {
         if links.iter().any(|link| link.layer.id == layer.id) || links.len() == MAX_DEPTH {
             return Err(Error::damaged(format!("the chain of layer {} never ends", links[0].layer)));
         }
         let info = census::inspect(store, &layer)?;
-        next = info.backing;
         links.push(Link {
             path: store.layout.layer(&layer),
             layer,
@@ -28,8 +33,11 @@ pub fn read(store: &Store, layer: &Layer) -> Result<Chain> {
             allocated_bytes: info.allocated_bytes,
             internal_snapshots: info.internal_snapshots,
         });
+        next.clone_from(&info.backing);
+        disputed = disputed.or_else(|| info.disputed.then_some(info));
     }
-    Chain::from_links(links).ok_or_else(|| Error::damaged(format!("layer {layer} has no chain")))
+    let chain = Chain::from_links(links).ok_or_else(|| Error::damaged(format!("layer {layer} has no chain")))?;
+    Ok((chain, disputed))
 }
 
 /// The files of the chain below `layer`, as far as it can be read. One may be a link to a file that is used in its place.
@@ -43,11 +51,36 @@ pub fn of_disk(store: &Store, disk: &Disk) -> Result<Chain> {
     whole(store, &disk.layer)
 }
 
-/// The same as [`read`], of layers of which none has lost anything since it was sealed.
+/// The same as [`read`], of layers of which none has lost anything since it was sealed, and each stands on what it was made on.
 pub fn whole(store: &Store, layer: &Layer) -> Result<Chain> {
-    let chain = read(store, layer)?;
+    let (chain, disputed) = follow(store, layer)?;
+    disputed.map_or(Ok(()), |info| Err(disputed_header(store, &info)))?;
     chain.links().iter().try_for_each(|link| sealed::refuse_lost(store, &link.layer))?;
     Ok(chain)
+}
+
+/// Refuses a layer that has lost something since it was sealed, or does not stand on what it was made on.
+pub fn refuse_unsound(store: &Store, layer: &Layer) -> Result<()> {
+    let info = census::inspect(store, layer)?;
+    if info.disputed {
+        return Err(disputed_header(store, &info));
+    }
+    sealed::refuse_lost(store, layer)
+}
+
+fn disputed_header(store: &Store, info: &LayerInfo) -> Error {
+    let words = |backing: Option<&Layer>| backing.map_or_else(|| "no other layer".to_owned(), Layer::to_string);
+    let now = words(info.backing.as_ref());
+    let made = match note::read(store, &info.layer) {
+        Noted::On(backing) => format!(", and it was made on {}", words(backing.as_ref())),
+        Noted::Nothing => String::new(),
+    };
+    Error::damaged(format!("layer {} is damaged: by its header it stands on {now}{made}", info.layer))
+        .hint("cowhand doctor --repair    writes what it was made on into its header")
+        .hint(format!(
+            "if it was rebased on purpose: setfattr --remove user.cowhand.backing {}",
+            store.layout.layer(&info.layer).display()
+        ))
 }
 
 /// How often a chain is looked at before it is called broken: a merge beside it changes records and headers one after the other.
@@ -66,21 +99,10 @@ fn is_whole(store: &Store, name: &Name, whole: &mut Vec<Layer>) -> bool {
         if whole.contains(layer) {
             return true;
         }
-        let Some(chain) = read(store, layer).ok().filter(|chain| misplaced(store, chain).is_none()) else {
-            return false;
-        };
+        let Some((chain, None)) = follow(store, layer).ok() else { return false };
         whole.extend(chain.links().iter().map(|link| link.layer.clone()));
         true
     })
-}
-
-/// The layer of the chain that stands on another than the one it was made on, as far as that was noted.
-pub fn misplaced<'a>(store: &Store, chain: &'a Chain) -> Option<&'a Layer> {
-    let links = chain.links();
-    let below = |at: usize| links.get(at + 1).map(|link| link.layer.clone());
-    let is_misplaced =
-        |(at, layer): &(usize, &Layer)| matches!(note::read(store, layer), Noted::On(noted) if noted != below(*at));
-    links.iter().map(|link| &link.layer).enumerate().find(is_misplaced).map(|(_, layer)| layer)
 }
 
 /// Reads the chains of all volumes, which shows that they are whole, and takes over the sizes that the images have now: a disk

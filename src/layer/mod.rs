@@ -1,6 +1,6 @@
 //! Image files: what their headers say, how they stand on each other, how they are made, copied and merged.
 //!
-//! [`qcow2`], [`inspect`], [`pool`] and [`collapse`] are pure; [`census`], [`chain`], [`foreign`] and [`opened`] and [`sealed`] read; [`create`], [`copy`],
+//! [`qcow2`], [`inspect`], [`pool`] and [`collapse`] are pure; [`census`], [`chain`], [`foreign`], [`opened`], [`sealed`] and [`trashed`] read; [`create`], [`copy`],
 //! [`flush`] and [`merge`] act.
 
 pub mod blocking;
@@ -22,3 +22,4 @@ pub mod pool;
 pub mod qcow2;
 pub mod sealed;
 pub mod stamp;
+pub mod trashed;

@@ -6,6 +6,7 @@
 //! system has no such attributes there are no notes, and nothing is missed. A file that is used in its place has none: its owner could write them.
 
 use std::fs::File;
+use std::path::Path;
 
 use rustix::fs::{XattrFlags, fgetxattr, lgetxattr, lremovexattr, lsetxattr};
 use rustix::io::Errno;
@@ -60,6 +61,12 @@ pub fn read(store: &Store, layer: &Layer) -> Noted {
 pub fn read_file(file: &File) -> (Noted, Option<LayerId>) {
     let mut bytes = [0_u8; LONGEST];
     fgetxattr(file, NAME, &mut bytes[..]).map_or((Noted::Nothing, None), |length| parse(&bytes[..length]))
+}
+
+/// Does a note say that the file at `path` is that of `layer`?
+pub fn is_of(path: &Path, layer: &Layer) -> bool {
+    let mut bytes = [0_u8; LONGEST];
+    lgetxattr(path, NAME, &mut bytes[..]).is_ok_and(|length| parse(&bytes[..length]).1.as_ref() == Some(&layer.id))
 }
 
 fn parse(bytes: &[u8]) -> (Noted, Option<LayerId>) {

@@ -56,14 +56,24 @@ pub enum Use {
     Template(Name),
     /// A change under way in this VM relies on it.
     Change(Name),
+    /// The spare copy of this VM's record names it, and the record does not.
+    Spare(Name),
 }
 
 impl Use {
     /// The VM or template behind the use.
     pub fn owner(&self) -> &Name {
         match self {
-            Self::Head(vm) | Self::Snapshot(vm, _) | Self::Template(vm) | Self::Change(vm) => vm,
+            Self::Head(vm) | Self::Snapshot(vm, _) | Self::Template(vm) => vm,
+            Self::Change(vm) | Self::Spare(vm) => vm,
         }
+    }
+}
+
+impl Use {
+    /// Does a record say so?
+    pub fn is_recorded(&self) -> bool {
+        !matches!(self, Self::Change(_) | Self::Spare(_))
     }
 }
 
@@ -100,11 +110,16 @@ impl fmt::Display for Misfit {
 pub struct Pool {
     /// By identity.
     pub layers: BTreeMap<LayerId, LayerInfo>,
+    /// VMs whose record names a layer that is another one's, as far as anything says so.
+    pub mistaken: Vec<(Name, LayerId)>,
+    /// The layers that VMs write to, by their records.
+    pub written: BTreeSet<LayerId>,
     /// Names that point at a layer.
     pub uses: BTreeMap<LayerId, Vec<Use>>,
     /// Layers whose header cannot be read, or that went while we looked.
     pub damaged: Vec<Layer>,
-    /// Of some of the damaged ones, and of those whose header says something else: what they were made on, as far as that was noted. They may still stand on it.
+    /// Of some of the damaged ones, and of those whose header says something else: what they were made on, if on anything,
+    /// as far as that was noted. They may still stand on it.
     pub noted: BTreeMap<LayerId, LayerInfo>,
     /// Files that are used in their place and cannot be used as they are now.
     pub unusable: Vec<Layer>,
@@ -136,7 +151,10 @@ impl Pool {
         record.config.writable().find_map(|disk| {
             let (id, target) = (&disk.layer.id, disk.target.clone());
             let ours = |child: &&LayerInfo| self.uses(&child.layer.id).contains(&Use::Change(name.clone()));
-            let other = self.uses(id).iter().find(|r#use| r#use.owner() != name && !matches!(r#use, Use::Change(_)));
+            let other = self
+                .uses(id)
+                .iter()
+                .find(|r#use| r#use.owner() != name && r#use.is_recorded() && !self.is_mistaken(r#use.owner(), id));
             // That the header of somebody else's layer is wrong is no fault of this one.
             let is_other = |child: &&LayerInfo| {
                 child.disputed && !self.owned(name, &child.layer.id) && self.was_made_elsewhere(child, id)
@@ -148,22 +166,45 @@ impl Pool {
         })
     }
 
+    /// Does something say that it is another VM's layer, and that the record of `name` is wrong?
+    fn is_mistaken(&self, name: &Name, id: &LayerId) -> bool {
+        self.mistaken.iter().any(|(other, layer)| other == name && layer == id)
+    }
+
+    /// The layers that some VM writes to, and that the records of more than one VM or template name, with who they are.
+    pub(super) fn contested(&self) -> Vec<(LayerId, Vec<Name>)> {
+        let owners = |uses: &[Use]| {
+            let of_records = uses.iter().filter(|r#use| r#use.is_recorded());
+            of_records.map(Use::owner).cloned().collect::<BTreeSet<Name>>().into_iter().collect::<Vec<_>>()
+        };
+        let several = self.uses.iter().filter(|(id, uses)| uses.len() > 1 && self.written.contains(*id));
+        several.map(|(id, uses)| (id.clone(), owners(uses))).filter(|(_, owners)| owners.len() > 1).collect()
+    }
+
     /// Does `name` name this layer, or nobody?
     fn owned(&self, name: &Name, id: &LayerId) -> bool {
         let uses = self.uses(id);
         uses.is_empty() || uses.iter().any(|r#use| r#use.owner() == name)
     }
 
-    /// Is what a disputed layer was made on, by its note, there, and not above this one?
+    /// Is what a disputed layer was made on, by its note, nothing; or there, and not above this one?
     fn was_made_elsewhere(&self, child: &LayerInfo, id: &LayerId) -> bool {
-        let noted = self.noted.get(&child.layer.id).and_then(|noted| noted.backing.as_ref());
-        let chain = noted.and_then(|backing| self.chain(&backing.id).ok());
-        chain.is_some_and(|chain| chain.iter().all(|info| info.layer.id != *id && info.layer != child.layer))
+        let Some(noted) = self.noted.get(&child.layer.id) else { return false };
+        noted.backing.as_ref().is_none_or(|backing| {
+            let chain = self.chain(&backing.id);
+            chain.is_ok_and(|chain| chain.iter().all(|info| info.layer.id != *id && info.layer != child.layer))
+        })
+    }
+
+    /// Is there a layer below what `name` names whose header says something else than its note?
+    pub fn is_disputed(&self, name: &Name) -> bool {
+        let of_a_chain = |id: &LayerId| self.chain(id).is_ok_and(|chain| chain.iter().any(|info| info.disputed));
+        self.named_by(name).iter().any(of_a_chain)
     }
 
     /// The layers that a record names, or that one stands on which somebody uses, and that are not there.
     pub fn lacking(&self) -> BTreeSet<&LayerId> {
-        let is_of_a_record = |r#use: &Use| !matches!(r#use, Use::Change(_));
+        let is_of_a_record = |r#use: &Use| r#use.is_recorded();
         let named = self.uses.iter().filter(|(_, uses)| uses.iter().any(is_of_a_record)).map(|(id, _)| id);
         let all = self.layers.values().chain(self.noted.values());
         let infos = all.filter(|info| !self.users(&info.layer.id).is_empty());
@@ -217,6 +258,9 @@ impl Pool {
 
     /// Notes everything a record names.
     pub fn add_record(&mut self, name: &Name, record: &Record) {
+        if !record.is_template() {
+            self.written.extend(record.config.writable().map(|disk| disk.layer.id.clone()));
+        }
         for disk in record.config.volumes() {
             let r#use = if record.is_template() { Use::Template(name.clone()) } else { Use::Head(name.clone()) };
             self.add_use(&disk.layer.id, r#use);
@@ -228,6 +272,13 @@ impl Pool {
             for disk in snapshot.config.volumes() {
                 self.add_use(&disk.layer.id, Use::Snapshot(name.clone(), snapshot.name.clone()));
             }
+        }
+    }
+
+    /// Notes what a spare copy names that is another record than its VM's: one of them is wrong, and nobody knows which.
+    pub fn add_spare(&mut self, name: &Name, spare: &Record) {
+        for layer in spare.layers() {
+            self.add_use(&layer.id, Use::Spare(name.clone()));
         }
     }
 
@@ -327,7 +378,7 @@ impl Pool {
 
     /// The layers in the record of `name`.
     fn named_by(&self, name: &Name) -> Vec<LayerId> {
-        let of_record = |r#use: &Use| r#use.owner() == name && !matches!(r#use, Use::Change(_));
+        let of_record = |r#use: &Use| r#use.owner() == name && r#use.is_recorded();
         self.uses.iter().filter(|(_, uses)| uses.iter().any(of_record)).map(|(id, _)| id.clone()).collect()
     }
 

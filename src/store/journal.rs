@@ -51,8 +51,8 @@ struct Head {
     #[serde(default)]
     vm: Option<Owner>,
     operation: String,
-    #[serde(default)]
     steps: Vec<Saved>,
+    pivot: usize,
     pins: Vec<Layer>,
 }
 
@@ -102,6 +102,9 @@ fn check(store: &Store, name: &Name, text: &[u8]) -> Result<Head> {
     };
     schema::check_version(text, SCHEMA).map_err(unreadable)?;
     let head: Head = schema::parse(text).map_err(unreadable)?;
+    if head.pivot >= head.steps.len() {
+        return Err(unreadable(Error::damaged("it has no step after which there would be no way back")));
+    }
     let foreign = |whose: String| {
         Err(Error::damaged(format!("the journal of {name} is that of {whose}: {}", path.display()))
             .hint(super::how_to_mend(name)))

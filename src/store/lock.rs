@@ -82,6 +82,14 @@ impl Store {
             return Err(self.unknown(name));
         }
         self.prepare_for(context)?;
+        self.lock_vm_unprepared(context, name).await
+    }
+
+    /// The same in a store that may not be fit for changes.
+    pub async fn lock_vm_unprepared(&self, context: &Context, name: &Name) -> Result<VmLock> {
+        if !self.layout.vm(name).exists() {
+            return Err(self.unknown(name));
+        }
         let file = acquire(context, &self.layout.lock(name), name.as_str()).await;
         let file = file.map_err(|error| mended_by(name, error))?;
         Ok(VmLock { name: name.clone(), _file: file })

@@ -18,6 +18,7 @@ pub mod schema;
 pub mod sums;
 pub mod trash;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -128,6 +129,12 @@ impl Store {
         // One that has lost its record is there, and broken: what it stands on must not be taken for unused.
         let layout = &self.layout;
         [layout.vm_json(name), layout.run_lock(name), layout.spare_json(name)].iter().any(|path| plain::is_there(path))
+    }
+
+    /// Lets the directory of `name` be that of a VM which has lost its record.
+    pub fn mark_lost(&self, name: &Name) -> Result<()> {
+        let path = self.layout.run_lock(name);
+        open_lock(&path).map(drop)
     }
 
     /// Reads the record of `name`.
@@ -243,14 +250,24 @@ impl Store {
         let _ = atomic::write_unflushed(&self.layout.spare_json(name), text);
     }
 
-    /// Writes the spare copy of a record where it is missing or another one.
+    /// Writes the spare copy of a record where it is missing or cannot be used.
     pub fn renew_spare(&self, name: &Name) {
-        let text = plain::read_if_possible(&self.layout.vm_json(name)).unwrap_or_default();
-        if self.load(name).is_ok()
+        let Some(text) = plain::read_if_possible(&self.layout.vm_json(name)) else { return };
+        if self.load(name).is_ok_and(|record| self.overruling(name, &record).is_none())
             && plain::read_if_possible(&self.layout.spare_json(name)).as_deref() != Some(&text[..])
         {
             self.write_spare(name, &text);
         }
+    }
+
+    /// The spare copy of `record`, where it names other layers: then the record is not the one that was written last, since the spare copy is taken away before that and written
+    /// after. (What is not to stay keeps an older one.)
+    pub fn overruling(&self, name: &Name, record: &Record) -> Option<Record> {
+        if record.ephemeral.is_some() {
+            return None;
+        }
+        let layers = |record: &Record| record.layers().cloned().collect::<BTreeSet<Layer>>();
+        self.load_spare(name)?.ok().filter(|spare| layers(spare) != layers(record))
     }
 
     /// Writes a record of `name` somewhere else, where it is kept for `undo`.
@@ -409,8 +426,6 @@ pub fn make_directory(path: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
 
     /// A copy lies on the next file system, or has the next inode, or both.

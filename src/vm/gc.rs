@@ -1,27 +1,28 @@
 //! Collecting garbage: snapshots that have expired, layers that stayed hidden and need not any more, what dead commands have left, and
 //! old trash.
 
-use std::collections::BTreeMap;
-use std::fs::DirEntry;
+mod images;
+mod orphans;
+mod trash;
+
 use std::io::ErrorKind;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::status;
-use crate::change::{Executor, recover};
+use crate::change::{lost, recover};
 use crate::context::Context;
 use crate::ephemeral::discard::{self, Dates};
-use crate::error::{Error, IoContext, Kind, Result};
-use crate::layer::pool::{LayerInfo, Pool, Use};
-use crate::layer::{census, chain};
-use crate::model::{Layer, LayerId, Name, Origin, Record, Snapshot, human};
+use crate::error::{Error, IoContext, Result};
+use crate::layer::pool::{LayerInfo, Pool};
+use crate::model::{Layer, LayerId, Name, Origin, Record, human};
 use crate::snapshot::delete;
-use crate::snapshot::internal;
-use crate::store::trash::{Entry, Found};
-use crate::store::{Store, VmLock, how_to_mend, journal, plain, schema};
-use crate::sys::{fault, image_lock};
+use crate::store::{how_to_mend, journal};
+use crate::sys::fault;
 use crate::template::seal::pending;
+use crate::vm::open;
+
+pub use orphans::{finish_removals, trash_orphans, unnamed_memory};
 
 /// What `gc` found and removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,17 +102,18 @@ pub async fn collect(context: &Context, request: Request) -> Result<Vec<Collecte
         // A clock that was set back is no reason to keep things for ever. A change that was cut short may have to put layers back where it took them from.
         let old = (if is_ahead { trust_clock } else { Duration::try_from(since).unwrap_or_default() >= age })
             && !journals.iter().any(|journal| journal.contains(&what))
-            && !unreadable.iter().any(|name| may_be_of(store, &found, name));
+            && !unreadable.iter().any(|name| trash::may_be_of(store, &found, name));
         if old && found.is_newer() {
             let why = found.fault().unwrap_or_default();
             context.ui.warn(&format!("{what} stays in the trash: {why}"));
         }
-        let needed = if old { needed(store, &found, &mut lacking)? } else { None };
+        let needed = if old { trash::needed(store, &found, &mut lacking)? } else { None };
         if let Some(why) = &needed {
             context.ui.warn(&format!("{what} stays in the trash: {why}"));
         }
         // Somebody may be filling it, or taking things out of it.
-        let lock = if old && needed.is_none() && !found.is_newer() { alone(context, &found, now)? } else { None };
+        let lock =
+            if old && needed.is_none() && !found.is_newer() { trash::alone(context, &found, now)? } else { None };
         let Some(_lock) = lock else {
             spared.extend(found.below());
             continue;
@@ -139,16 +141,22 @@ pub async fn collect(context: &Context, request: Request) -> Result<Vec<Collecte
     drop(store_lock);
     let torn = store.torn_entry()?.filter(|torn| collected.iter().all(|gone| gone.what != *torn));
     match &torn {
-        Some(torn) => context.ui.warn(&format!(
-            "layers that nobody names stay as they are: {torn} in the trash cannot be read, and may need them. To empty the trash: cowhand gc --older-than 0"
-        )),
+        Some(torn) => {
+            let hint = match age.is_zero() {
+                true => "what is wrong with it: cowhand doctor",
+                false => "to empty the trash: cowhand gc --older-than 0",
+            };
+            context.ui.warn(&format!(
+                "layers that nobody names stay as they are: {torn} in the trash cannot be read, and may need them; {hint}"
+            ));
+        }
         None => merge_hidden(context, &spared, dry_run).await?,
     }
     let store_lock = store.lock(context).await?;
     if !dry_run {
         recover::sweep(context, &store_lock).await?;
         finish_removals(store)?;
-        forget_ways_back(context).await?;
+        images::forget_ways_back(context).await?;
     }
     // What is found now goes at the next time: so there is one, should it have been a mistake.
     if torn.is_none() {
@@ -156,70 +164,9 @@ pub async fn collect(context: &Context, request: Request) -> Result<Vec<Collecte
     }
     drop(store_lock);
     if !dry_run {
-        collected.extend(give_up_memory(context).await?);
+        collected.extend(images::give_up_memory(context).await?);
     }
     Ok(collected)
-}
-
-/// Why what was found in the trash may not go: it has a layer that somebody lacks. Which those are is in `lacking`, once it was looked.
-fn needed(store: &Store, found: &Found, lacking: &mut Option<Lacking>) -> Result<Option<String>> {
-    let files: Vec<_> = std::fs::read_dir(found.path.join("layers")).into_iter().flatten().flatten().collect();
-    if files.is_empty() {
-        return Ok(None);
-    }
-    let lacking = match lacking {
-        Some(lacking) => lacking,
-        None => lacking.insert(Lacking::look(store)?),
-    };
-    let layers = files.iter().filter_map(|file| Layer::from_file_name(file.file_name().to_str()?));
-    Ok(layers.into_iter().find_map(|layer| lacking.why(&layer)))
-}
-
-/// Layers that are named or stood on, and not in the pool, with who names them.
-struct Lacking(BTreeMap<LayerId, Option<Name>>);
-
-impl Lacking {
-    fn look(store: &Store) -> Result<Self> {
-        let pool = Pool::scan(store)?;
-        let by_whom = |id: &LayerId| (id.clone(), pool.uses(id).first().map(|r#use| r#use.owner().clone()));
-        let mut lacking: BTreeMap<_, _> = pool.lacking().into_iter().map(by_whom).collect();
-        // What a record names that cannot be read, its spare copy mostly names, too.
-        for name in &pool.unreadable {
-            let Some(Ok(spare)) = store.load_spare(name) else { continue };
-            let layers = spare.layers().filter(|layer| !pool.layers.contains_key(&layer.id));
-            lacking.extend(layers.map(|layer| (layer.id.clone(), Some(name.clone()))));
-        }
-        Ok(Self(lacking))
-    }
-
-    fn why(&self, layer: &Layer) -> Option<String> {
-        Some(match self.0.get(&layer.id)? {
-            Some(name) => format!("{name} lacks layer {layer}, which is in it; {}", how_to_mend(name)),
-            None => format!("others stand on layer {layer}, which is in it: cowhand doctor"),
-        })
-    }
-}
-
-/// May what was found in the trash belong to `name`, whatever that was called then?
-fn may_be_of(store: &Store, found: &Found, name: &Name) -> bool {
-    let Ok(entry) = &found.entry else { return true };
-    entry.vm == *name || entry.uuid().is_none_or(|uuid| store.has_uuid(name, |its| its == uuid) != Some(false))
-}
-
-/// A directory of the trash that does not say what it is, and is older than this, is not just being made.
-const MADE: Duration = Duration::from_secs(60);
-
-/// Keeps everybody away from what was found in the trash; `None` when somebody is at work on it. Who puts something there has the lock of its VM, or, when the
-/// whole VM goes, the store's.
-fn alone(context: &Context, found: &Found, now: Timestamp) -> Result<Option<Option<VmLock>>> {
-    let store = &context.store;
-    let Ok(entry) = &found.entry else {
-        return Ok((now.duration_since(found.when).unsigned_abs() >= MADE).then_some(None));
-    };
-    if !plain::is_there(&store.layout.lock(&entry.vm)) {
-        return Ok(Some(None));
-    }
-    Ok(store.try_lock_vm(&entry.vm, &context.operation)?.map(Some))
 }
 
 /// Removes what `--expires` has set a date for; what cannot be removed stays, with a warning. What was taken for a VM to stand on stays as long as that; those in
@@ -283,9 +230,24 @@ async fn merge_hidden(context: &Context, spared: &[LayerId], dry_run: bool) -> R
             .warn(&format!("hidden layers are not merged: {torn} in the trash cannot be read, and may need them"));
         return Ok(());
     }
-    let pool = Pool::scan(&context.store)?;
+    if let Some(name) = lost::directories(&context.store)?.first() {
+        context.ui.warn(&format!(
+            "hidden layers are not merged: the record of {name} is missing, and one of them may belong to it; {}",
+            how_to_mend(name)
+        ));
+        return Ok(());
+    }
+    let mut pool = Pool::scan(&context.store)?;
+    pool.add_spares(&context.store)?;
     for vm in context.store.names()? {
         if has_no_hidden(context, &pool, &vm) {
+            continue;
+        }
+        // What is hidden for one of the two is a point of the other.
+        if let Ok(record) = context.store.load(&vm)
+            && let Err(error) = open::refuse_overruled(context, &vm, &record)
+        {
+            context.ui.warn(&format!("{vm}: hidden layers stay: {}; {}", error.full_message(), how_to_mend(&vm)));
             continue;
         }
         match delete::merge_hidden(context, &vm, spared, dry_run).await {
@@ -308,243 +270,4 @@ fn has_no_hidden(context: &Context, pool: &Pool, vm: &Name) -> bool {
     let is_named = |info: &&LayerInfo| !pool.uses(&info.layer.id).is_empty();
     let is_fine = |layer: &Layer| pool.chain(&layer.id).is_ok_and(|chain| chain.iter().all(is_named));
     !context.store.has_journal(vm) && record.layers().all(is_fine)
-}
-
-/// Moves what a removed VM had into its directory of the trash, where whoever removed it died in the middle: `undo` looks for it there. Returns how many
-/// layers that were.
-pub fn finish_removals(store: &Store) -> Result<usize> {
-    let mut moved = 0;
-    for found in store.list_trash()? {
-        let Some(entry) = found.entry.ok().filter(|entry| entry.what == "rm" && found.path.join("vm").exists()) else {
-            continue;
-        };
-        if entry.layers.iter().any(|layer| store.layout.layer(layer).exists()) {
-            let mut pool = Pool::scan(store)?;
-            if pool.damaged.iter().any(|layer| !pool.noted.contains_key(&layer.id)) {
-                // A damaged layer might stand on one of them.
-                continue;
-            }
-            for layer in &entry.layers {
-                if pool.uses(&layer.id).is_empty() && pool.children(&layer.id).next().is_none() {
-                    store.trash_layer(&found.path, layer)?;
-                    moved += 1;
-                    pool.layers.remove(&layer.id);
-                }
-            }
-            store.flush_trashed(&found.path)?;
-        }
-        let record = plain::read_if_possible(&found.path.join("vm/vm.json"));
-        if let Some(record) = record.and_then(|text| schema::parse_record(&text).ok()) {
-            for image in record.snapshots.iter().filter_map(Snapshot::ram_image) {
-                store.move_memory(&found.path, image, false)?;
-            }
-        }
-    }
-    Ok(moved)
-}
-
-/// Takes internal snapshots out of images that were kept for an `undo` which is not possible any more. Not while somebody has them open.
-async fn forget_ways_back(context: &Context) -> Result<()> {
-    let store = &context.store;
-    let pool = Pool::scan(store)?;
-    let nobody: Name = "nobody".parse()?;
-    for info in pool.layers.values().filter(|info| info.internal_snapshots > 0) {
-        let is_head = |user: &Name| pool.uses(&info.layer.id).contains(&Use::Head(user.clone()));
-        // What a template's files look like is noted; they never change.
-        if pool.uses(&info.layer.id).iter().any(|r#use| matches!(r#use, Use::Template(_))) {
-            continue;
-        }
-        let (mut locks, mut owner) = (Vec::new(), None);
-        for user in pool.users(&info.layer.id) {
-            let lock = store.try_lock_vm(&user, &context.operation)?;
-            // The QEMU that writes to it can do it; one that only reads it must not be surprised.
-            let fine =
-                lock.is_some() && !store.has_journal(&user) && (is_head(&user) || !status::is_running(context, &user)?);
-            owner = owner.or(is_head(&user).then_some(user));
-            locks.push(lock.filter(|_| fine));
-        }
-        if locks.iter().any(Option::is_none) {
-            continue;
-        }
-        // What cannot be read may need one of them.
-        let Some(wanted) = store.ways_back()? else { return Ok(()) };
-        let mut executor = match &owner {
-            Some(owner) => Executor::new(context, owner),
-            None => Executor::with_no_qemu(context, &nobody),
-        };
-        match forget_ways_back_in(context, &info.layer, &wanted, &mut executor).await {
-            // One image that is damaged is not the others' business.
-            Err(error) if matches!(error.kind(), Kind::Qemu | Kind::Damaged) => context.ui.warn(&format!(
-                "internal snapshots in layer {} that no undo needs any more stay: {}",
-                info.layer,
-                error.full_message()
-            )),
-            other => other?,
-        }
-    }
-    Ok(())
-}
-
-/// Gives up memory in the active part of images, which a revert has loaded and nothing needs. It takes as long as checking the image, so nobody but the users of the layer is
-/// kept waiting.
-async fn give_up_memory(context: &Context) -> Result<Vec<Collected>> {
-    let store = &context.store;
-    let pool = Pool::scan(store)?;
-    let mut collected = Vec::new();
-    let is_template =
-        |info: &LayerInfo| pool.uses(&info.layer.id).iter().any(|r#use| matches!(r#use, Use::Template(_)));
-    for info in pool.layers.values().filter(|info| info.guest_memory && !is_template(info)) {
-        let users = pool.users(&info.layer.id);
-        // Somebody may use it whose record cannot be read.
-        let (Some(first), None) = (users.first(), pool.uncertainty(None)) else { continue };
-        let mut locks = Vec::new();
-        for user in &users {
-            locks.extend(store.try_lock_vm(user, &context.operation)?.filter(|_| !store.has_journal(user)));
-        }
-        if locks.len() < users.len() {
-            continue;
-        }
-        let running = users.iter().map(|user| Ok(status::is_running(context, user)?.then_some(user)));
-        if let Some(running) = running.collect::<Result<Vec<_>>>()?.into_iter().flatten().next() {
-            context.ui.note(&format!(
-                "{running} is running: memory that a revert has loaded stays in layer {}; to free it: cowhand stop {running}, then cowhand gc",
-                info.layer
-            ));
-            continue;
-        }
-        match Executor::with_no_qemu(context, first).give_up_memory_of(&info.layer).await {
-            Ok(()) => {
-                let now = census::inspect(store, &info.layer).map_or(info.allocated_bytes, |now| now.allocated_bytes);
-                let bytes = info.allocated_bytes.saturating_sub(now);
-                collected.push(Collected { what: first.to_string(), why: "memory", bytes });
-            }
-            Err(error) => context.ui.warn(&format!(
-                "memory that a revert has loaded stays in layer {} of {first}: {}",
-                info.layer,
-                error.full_message()
-            )),
-        }
-    }
-    Ok(collected)
-}
-
-async fn forget_ways_back_in(
-    context: &Context,
-    layer: &Layer,
-    wanted: &[String],
-    executor: &mut Executor<'_>,
-) -> Result<()> {
-    for tag in internal::ways_back(context, layer).await? {
-        if !wanted.contains(&tag) {
-            executor.internal_delete(&tag, std::slice::from_ref(layer)).await?;
-        }
-    }
-    Ok(())
-}
-
-/// Layers that nobody names and nobody stands on, left by commands that died. Not while a record cannot be read: it might
-/// name them. Returns how many went into the trash.
-pub fn trash_orphans(context: &Context, dry_run: bool) -> Result<usize> {
-    let store = &context.store;
-    // What something in the trash stands on can be had back with it.
-    let (mut pool, mut kept) = Pool::scan_with_trash(store)?;
-    let name: Name = "orphans".parse()?;
-    if let Some(why) = pool.uncertainty(None) {
-        context.ui.warn(&format!("layers that seem unused are kept: {why}"));
-        return Ok(0);
-    }
-    if let Some(broken) = chain::first_broken(store)? {
-        context.ui.warn(&format!(
-            "layers that seem unused are kept: a chain of {broken} is broken, and one of them may be what it lacks"
-        ));
-        return Ok(0);
-    }
-    let (mut trash, mut moved) = (None, 0);
-    loop {
-        let unused = |id: &LayerId| pool.uses(id).is_empty() && pool.children(id).next().is_none();
-        let Some(id) = pool.layers.keys().find(|id| unused(id) && !kept.contains(*id)).cloned() else {
-            break;
-        };
-        if let Some(name) = pool.stands_on_head(&id) {
-            context.ui.warn(&format!("layer {id} is named by nobody, and may hold what the guest of {name} wrote: it stays; see cowhand doctor {name}"));
-            kept.push(id);
-            continue;
-        }
-        // Whatever the records say: somebody writes to it, or reads from it.
-        let path = pool.layers.get(&id).map(|info| store.layout.layer(&info.layer)).unwrap_or_default();
-        if image_lock::is_open(&path).unwrap_or(true) {
-            context.ui.warn(&format!("layer {id} is named by nobody and open in a QEMU: it stays"));
-            kept.push(id);
-            continue;
-        }
-        let Some(info) = pool.layers.remove(&id) else {
-            break;
-        };
-        let (layer, bytes) = (&info.layer, human(info.allocated_bytes));
-        if dry_run {
-            context.ui.note(&format!("layer {layer} ({bytes}) is used by nobody and would go into the trash"));
-            continue;
-        }
-        let directory = match &trash {
-            Some(directory) => directory,
-            None => trash.insert(
-                store.open_trash(&Store::trash_name("gc", &name), &Entry::new("gc", &name, &context.operation))?,
-            ),
-        };
-        store.trash_layer(directory, layer)?;
-        moved += 1;
-        context.ui.note(&format!("layer {layer} ({bytes}) was used by nobody and is in the trash"));
-    }
-    if let Some(directory) = &trash {
-        store.flush_trashed(directory)?;
-    }
-    remove_memory(context, dry_run)?;
-    Ok(moved)
-}
-
-/// Memory that no snapshot has, and no change under way is about to give to one.
-pub fn unnamed_memory(store: &Store) -> Result<Vec<DirEntry>> {
-    let Ok(entries) = std::fs::read_dir(store.layout.rams()) else { return Ok(Vec::new()) };
-    // Files first: what is there now is in a journal or in a record already, if it belongs to anybody.
-    let entries: Vec<_> = entries.flatten().collect();
-    let names = store.directories()?;
-    let mut named = Vec::new();
-    for name in &names {
-        // Whoever saves memory just now has a journal that says so.
-        let (journal, record) = (journal::text(store, name), store.load(name));
-        let record = match (journal, record) {
-            (Ok(journal), Ok(record)) => {
-                named.push(journal);
-                record
-            }
-            // It never came to be, or has gone.
-            (Ok(journal), Err(error)) if error.kind() == Kind::NotFound => {
-                named.push(journal);
-                continue;
-            }
-            // It may name any of them.
-            _ => return Ok(Vec::new()),
-        };
-        named.extend(record.snapshots.iter().filter_map(|snapshot| Some(snapshot.ram_image()?.id.to_string())));
-        named.extend(record.warm.map(|warm| warm.image.id.to_string()));
-    }
-    let unnamed = |entry: &DirEntry| {
-        let file = entry.file_name().to_string_lossy().into_owned();
-        let id = file.split('.').next().unwrap_or_default();
-        !named.iter().any(|text| text.contains(id))
-    };
-    Ok(entries.into_iter().filter(unnamed).collect())
-}
-
-fn remove_memory(context: &Context, dry_run: bool) -> Result<()> {
-    for entry in unnamed_memory(&context.store)? {
-        let bytes = entry.metadata().map_or(0, |about| about.len());
-        if !dry_run {
-            std::fs::remove_file(entry.path()).on("remove", &entry.path())?;
-        }
-        let verb = if dry_run { "belongs to no snapshot and would be" } else { "belonged to no snapshot and was" };
-        let file = entry.file_name().to_string_lossy().into_owned();
-        context.ui.note(&format!("memory {file} ({}) {verb} removed", human(bytes)));
-    }
-    Ok(())
 }

@@ -5,7 +5,7 @@ use crate::change::recover;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::model::{Name, Record};
-use crate::store::VmLock;
+use crate::store::{VmLock, how_to_mend};
 use crate::sys::owner;
 
 /// Locks `name`, recovers it and reads its record.
@@ -13,8 +13,24 @@ pub async fn open(context: &Context, name: &Name) -> Result<(VmLock, Record)> {
     let lock = context.store.lock_vm(context, name).await?;
     recover::recover(context, &lock).await?;
     let record = context.store.load(name)?;
+    refuse_overruled(context, name, &record)?;
     logs::keep_limited(context, name, &record).await;
     Ok((lock, record))
+}
+
+/// A record that names other layers than its spare copy is not the one that was written last. A change would make it that, and what it does not name nobody's.
+pub fn refuse_overruled(context: &Context, name: &Name, record: &Record) -> Result<()> {
+    let Some(spare) = context.store.overruling(name, record) else { return Ok(()) };
+    let differs =
+        |one: &Record, other: &Record| one.layers().find(|layer| !other.layers().any(|it| it == *layer)).cloned();
+    let what = match (differs(record, &spare), differs(&spare, record)) {
+        (Some(layer), _) => format!("it names layer {layer}, and its spare copy does not"),
+        (None, Some(layer)) => format!("its spare copy names layer {layer}, and it does not"),
+        (None, None) => return Ok(()),
+    };
+    Err(Error::damaged(format!("the record of {name} is not the last one that was written: {what}"))
+        .hint(how_to_mend(name))
+        .hint(format!("if the record is right: rm {}", context.store.layout.spare_json(name).display())))
 }
 
 /// The same, for what a template does not allow: `doing` is the verb for the message.

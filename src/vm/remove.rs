@@ -38,8 +38,9 @@ pub async fn remove(context: &Context, name: &Name, which: Which, options: Optio
     if !context.store.layout.vm(name).exists() {
         return Err(context.store.unknown(name));
     }
-    context.store.give_up_reserve();
-    let store_lock = context.store.lock_for(context, &[name]).await?;
+    let store = &context.store;
+    store.give_up_reserve();
+    let store_lock = store.lock_for(context, &[name]).await?;
     if !context.store.exists(name) {
         // It is just being made, or its maker has died.
         drop(context.store.lock_vm(context, name).await?);
@@ -60,12 +61,17 @@ pub async fn remove(context: &Context, name: &Name, which: Which, options: Optio
         other => other?,
     };
     check_kind(name, &record, which)?;
+    if store.overruling(name, &record).is_some() {
+        // Who stands on it is seen only by a record that is right.
+        refuse_running(context, name, options).await?;
+        settle_overruled(context, name, options).await?;
+    }
     let (mut gone, mut tried) = (Vec::new(), Vec::new());
     loop {
         let pool = Pool::scan(&context.store)?;
         let victims = pool.tower(name);
         if victims.len() > 1 && !options.cascade {
-            return Err(refuse(context, name, &record, &victims[..victims.len() - 1]).await);
+            return Err(refuse(context, &pool, name, &record, &victims[..victims.len() - 1]).await);
         }
         if victims == tried {
             return Err(Error::damaged(format!("{name} and what stands on it depend on each other")));
@@ -73,6 +79,7 @@ pub async fn remove(context: &Context, name: &Name, which: Which, options: Optio
         let mut all_gone = async || {
             for victim in &victims {
                 refuse_running(context, victim, options).await?;
+                settle_overruled(context, victim, options).await?;
             }
             for victim in &victims {
                 if !remove_one(context, &store_lock, victim).await? {
@@ -100,6 +107,21 @@ pub async fn remove(context: &Context, name: &Name, which: Which, options: Optio
     }
 }
 
+/// A record that was changed by somebody else does not name all that the VM has, which would be nobody's when that is gone.
+async fn settle_overruled(context: &Context, name: &Name, options: Options) -> Result<()> {
+    let record = context.store.load(name)?;
+    let Err(error) = open::refuse_overruled(context, name, &record) else { return Ok(()) };
+    if !options.force {
+        return Err(error.hint(format!("or remove it as it is: cowhand rm --force {name}")));
+    }
+    if spare(context, name).await?.is_none() {
+        context.ui.warn(&format!("{}: layers of its own may stay in the pool until gc", error.full_message()));
+        let path = context.store.layout.spare_json(name);
+        std::fs::remove_file(&path).on("remove", &path)?;
+    }
+    Ok(())
+}
+
 fn check_kind(name: &Name, record: &Record, which: Which) -> Result<()> {
     match (which, record.is_template()) {
         (Which::Vm, true) => {
@@ -114,7 +136,7 @@ fn check_kind(name: &Name, record: &Record, which: Which) -> Result<()> {
     }
 }
 
-async fn refuse(context: &Context, name: &Name, record: &Record, dependents: &[Name]) -> Error {
+async fn refuse(context: &Context, pool: &Pool, name: &Name, record: &Record, dependents: &[Name]) -> Error {
     let mut shown = Vec::new();
     for dependent in dependents {
         let running = status::observe(context, dependent).await.is_ok_and(|status| status.state.is_live());
@@ -143,6 +165,16 @@ async fn refuse(context: &Context, name: &Name, record: &Record, dependents: &[N
         dependents.iter().filter(|name| !is_shell(name) && !is_run(name)).map(Name::as_str).collect();
     let runs: Vec<&str> = dependents.iter().filter(|name| is_run(name)).map(Name::as_str).collect();
     let mut error = Error::refused(format!("{kind} {name} is the base of {count}: {}", shown.join(", ")));
+    // What they hold is not what their disks show now.
+    let disputed: Vec<&Name> = dependents.iter().filter(|name| pool.is_disputed(name)).collect();
+    if !disputed.is_empty() {
+        let hint = |error: Error, name: &&Name| {
+            error.hint(format!(
+                "a layer of {name} does not stand on what it was made on; put that right first: cowhand doctor {name} --repair"
+            ))
+        };
+        return disputed.iter().fold(error, hint).dependents(names);
+    }
     if !runs.is_empty() {
         error = error.hint(format!("wait until these have ended: {}", runs.join(" ")));
     }

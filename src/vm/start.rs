@@ -38,7 +38,7 @@ pub async fn start(context: &Context, name: &Name, paused: bool) -> Result<()> {
     }
 }
 
-/// A VM whose disks are not what its record says is not started, neither by us nor by hand; nor is one whose ports are taken.
+/// A VM whose disks belong to another one is not started, neither by us nor by hand; nor is one whose ports are taken.
 fn refuse_unstartable(context: &Context, name: &Name, record: &Record) -> Result<()> {
     let damaged = |why: String| {
         Error::damaged(format!("{name} must not be started: {why}"))
@@ -46,12 +46,6 @@ fn refuse_unstartable(context: &Context, name: &Name, record: &Record) -> Result
     };
     if let Some(misfit) = Pool::scan(&context.store)?.misfit(name, record) {
         return Err(damaged(format!("{misfit}, so its record is not the last one")));
-    }
-    for disk in record.config.volumes() {
-        let chain = chain::read(&context.store, &disk.layer).map_err(|error| damaged_disk(name, &error))?;
-        if let Some(layer) = chain::misplaced(&context.store, &chain) {
-            return Err(damaged(format!("layer {layer} of its {} stands where it does not belong", disk.target)));
-        }
     }
     ports::refuse_taken(context, record.config.nics.iter().flat_map(|nic| &nic.ports))
         .map_err(|error| error.hint(format!("another port: cowhand set {name} ports=HOST:GUEST,…")))
@@ -134,6 +128,7 @@ fn prefix(error: Error, name: &Name) -> Error {
 pub fn plan(context: &Context, name: &Name, paused: bool) -> Result<Vec<String>> {
     let record = context.store.load(name)?;
     open::refuse_template(name, &record, "start")?;
+    open::refuse_overruled(context, name, &record)?;
     if context.store.has_journal(name) && !status::is_running(context, name)? {
         return Err(Error::damaged(format!(
             "a change of {name} was cut short, and its disks may be half-way between two states"

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::{live, open, status};
 use crate::change::recover;
 use crate::context::Context;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::guest::session;
 use crate::model::{Name, State};
 use crate::qemu::process;
@@ -74,7 +74,15 @@ pub async fn stop(context: &Context, name: &Name, force: bool, limit: Duration) 
 /// Takes the lock. A guest can be stopped when an earlier change cannot be put right, and when its record cannot be read: that may be
 /// the way to mend it afterwards, and a host that shuts down does not wait.
 async fn lock(context: &Context, name: &Name, force: bool) -> Result<VmLock> {
-    let lock = context.store.lock_vm(context, name).await?;
+    let store = &context.store;
+    let lock = match store.lock_vm(context, name).await {
+        // The store cannot be changed until somebody mends it.
+        Err(error) if error.kind() == Kind::Damaged && store.check_identity().is_err() => {
+            context.ui.warn(&error.full_message());
+            return store.lock_vm_unprepared(context, name).await;
+        }
+        other => other?,
+    };
     if let Err(error) = recover::recover(context, &lock).await {
         context.ui.warn(&format!("{name}: an earlier change is not put right yet: {}", error.full_message()));
     }

@@ -10,7 +10,7 @@ use super::{edit, live, logs, open, start, status};
 use crate::change::{self, Executor, Plan, Step, reliance};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Kind, Result};
-use crate::layer::stamp;
+use crate::layer::{stamp, trashed};
 use crate::model::{Config, LayerStamp, Name, Record, Snapshot, SnapshotKind};
 use crate::qemu::cmdline::How;
 use crate::qemu::qmp::REPLY;
@@ -177,14 +177,16 @@ async fn undo_rm(context: &Context, last: &Undoable) -> Result<()> {
     let from = last.path.join("vm");
     if last.before.warm.is_some() {
         // Its memory was not kept: it can be made again.
+        let _ = std::fs::remove_file(from.join("vm.json.spare"));
         store.save_record(&from.join("vm.json"), &last.vm, &Record { warm: None, ..last.before.clone() })?;
     }
     fault::point("a VM, on its way out of the trash").on("move out of the trash", &from)?;
     std::fs::rename(&from, &directory).on("move out of the trash", &from)?;
     fault::point("a VM, out of the trash").on("flush", &directory)?;
     atomic::sync_rename(&from, &directory)?;
-    if let Err(error) = std::fs::remove_dir_all(&last.path) {
-        context.ui.warn(&format!("{} is back; its place in the trash stays until gc: {error}", last.vm));
+    if let Err(error) = trashed::drop(&last.path) {
+        let why = error.full_message();
+        context.ui.warn(&format!("{} is back; its place in the trash stays until gc: {why}", last.vm));
     }
     Ok(())
 }

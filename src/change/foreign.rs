@@ -1,0 +1,219 @@
+//! A journal is executed only on what is its VM's: undoing one removes the layers that it makes, and completing one writes to layers and removes others. One that
+//! names what another VM has, or makes what was there before, is damaged: it is neither undone nor completed.
+
+use std::path::{Component, Path};
+
+use uuid::Uuid;
+
+use super::step::Step;
+use crate::error::{Error, Result};
+use crate::layer::census;
+use crate::model::{Layer, LayerId, Merge, Name, Record};
+use crate::store::journal::Journal;
+use crate::store::{Store, how_to_mend, plain};
+
+/// Refuses such a journal of `name`. `saved`: the record is one that the change has written.
+pub(super) fn refuse(store: &Store, name: &Name, journal: &Journal<Step>, saved: bool) -> Result<()> {
+    let own = store.load(name).ok();
+    let why = match wrong_by_records(store, name, own.as_ref(), journal, saved)? {
+        None => wrong_by_trash(store, own.as_ref().map(|own| own.uuid), journal)?,
+        why => why,
+    };
+    let why = if why.is_none() { wrong_by_headers(store, journal, saved)? } else { why };
+    why.map_or(Ok(()), |why| {
+        let path = store.layout.journal(name);
+        let operation = &journal.operation;
+        Err(Error::damaged(format!(
+            "the journal of {name} is wrong: `{operation}` would change or remove {why}: {}",
+            path.display()
+        ))
+        .hint(how_to_mend(name)))
+    })
+}
+
+/// What steps write to, make or take away, in words, that another VM has; or that the VM itself had before the change, or has after it.
+fn wrong_by_records(
+    store: &Store,
+    name: &Name,
+    own: Option<&Record>,
+    journal: &Journal<Step>,
+    saved: bool,
+) -> Result<Option<String>> {
+    let mut others = Vec::new();
+    for other in store.names()?.into_iter().filter(|other| other != name) {
+        let records = [store.load(&other).ok(), store.load_spare(&other).and_then(Result::ok)];
+        others.extend(records.into_iter().flatten().map(|record| (other.clone(), record)));
+    }
+    // Where both name a layer, the other record may be the wrong one.
+    let of_another = |layer: &Layer| {
+        let other = others.iter().find(|(_, record)| names(record, layer)).map(|(other, _)| other);
+        other.filter(|_| !own.is_some_and(|own| names(own, layer)))
+    };
+    let before = own.filter(|_| !saved);
+    let after = journal.steps.iter().rev().find_map(|step| match step {
+        Step::Save { .. } => record(step),
+        _ => None,
+    });
+    for step in &journal.steps {
+        let (layers, images) = (touched(step), images(step));
+        let heads = record(step).into_iter().flat_map(|record| record.config.writable().cloned().collect::<Vec<_>>());
+        let heads: Vec<Layer> = heads.map(|disk| disk.layer).collect();
+        let found = layers.iter().copied().chain(&heads).find_map(|layer| Some((layer, of_another(layer)?)));
+        if let Some((layer, other)) = found {
+            return Ok(Some(format!("layer {layer}, which belongs to {other}")));
+        }
+        for (other, record) in &others {
+            if let Some(image) = images.iter().find(|image| has(record, image)) {
+                return Ok(Some(format!("memory {image}, which belongs to {other}")));
+            }
+        }
+        let (kept, when) = if is_made(step) { (before, "before") } else { (after.as_ref(), "after") };
+        let Some(kept) = kept.filter(|_| is_made(step) || removes(step)) else { continue };
+        if let Some(layer) = layers.iter().find(|layer| names(kept, layer)) {
+            return Ok(Some(format!("layer {layer}, which {name} has {when} it")));
+        }
+        if let Some(image) = images.iter().find(|image| has(kept, image)) {
+            return Ok(Some(format!("memory {image}, which {name} has {when} it")));
+        }
+    }
+    if journal.steps.iter().any(|step| !step.merges().is_empty() || removes(step))
+        && own.is_some_and(|own| store.overruling(name, own).is_some())
+    {
+        return Ok(Some("its own layers, while its record names others than the spare copy".to_owned()));
+    }
+    Ok(None)
+}
+
+/// The same of directories of the trash: what lies there belongs to the VM `own`.
+fn wrong_by_trash(store: &Store, own: Option<Uuid>, journal: &Journal<Step>) -> Result<Option<String>> {
+    for directory in journal.steps.iter().filter_map(directory) {
+        let mut parts = Path::new(directory).components();
+        if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
+            return Ok(Some(format!("{directory:?}, which is no directory of the trash")));
+        }
+        let path = store.layout.trash().join(directory);
+        if !plain::is_there(&path.join("entry.json")) {
+            continue;
+        }
+        let found = store.list_trash()?.into_iter().find(|found| found.path == path);
+        let entry = found.and_then(|found| found.entry.ok());
+        if entry.and_then(|entry| entry.uuid()).zip(own).is_some_and(|(uuid, own)| uuid != own) {
+            return Ok(Some(format!("{directory} in the trash, which is another VM's")));
+        }
+    }
+    Ok(None)
+}
+
+/// The same of layers that steps make, or give another backing file, as their headers tell.
+fn wrong_by_headers(store: &Store, journal: &Journal<Step>, saved: bool) -> Result<Option<String>> {
+    // Of one that cannot be read nothing can be said.
+    let backing = |layer: &Layer| census::inspect(store, layer).ok().map(|info| info.backing);
+    let merges = || journal.steps.iter().flat_map(Step::merges);
+    for overlay in merges().filter_map(|merge| merge.overlay.as_ref()) {
+        // It stands on what is merged, or on what that was merged into.
+        let is_merged = |backing: &Layer| merges().flat_map(Merge::layers).any(|layer| layer == backing);
+        if backing(overlay).is_some_and(|backing| !backing.as_ref().is_some_and(is_merged)) {
+            return Ok(Some(format!("layer {overlay}, which does not stand on what it merges")));
+        }
+    }
+    if saved {
+        return Ok(None);
+    }
+    let is_there = |layer: &&Layer| store.layout.layer(layer).symlink_metadata().is_ok();
+    let made: Vec<&Layer> = journal.steps.iter().filter_map(Step::makes).filter(is_there).collect();
+    if made.is_empty() {
+        return Ok(None);
+    }
+    if let Some(above) = census::standing_on(store, &made)?.iter().find(|above| !made.contains(above)) {
+        return Ok(Some(format!("what layer {above} stands on")));
+    }
+    Ok(journal.steps.iter().find_map(|step| match step {
+        Step::MakeLayer { layer, backing: on, .. } if made.contains(&layer) => {
+            (backing(layer)? != *on).then(|| format!("layer {layer}, which was not made by it"))
+        }
+        _ => None,
+    }))
+}
+
+/// The layers that a step makes, writes to or takes away.
+fn touched(step: &Step) -> Vec<&Layer> {
+    match step {
+        Step::Merge { merges } => {
+            merges.iter().flat_map(|merge: &Merge| merge.vanishing().into_iter().chain([merge.written()])).collect()
+        }
+        Step::RemoveMerged { layers } | Step::Trash { layers, .. } | Step::RestoreLayers { layers, .. } => {
+            layers.iter().collect()
+        }
+        Step::InternalSave { layers, .. } | Step::InternalRevert { layers, .. } => layers.iter().collect(),
+        Step::InternalDelete { layers, .. } | Step::SetMode { layers, .. } => layers.iter().collect(),
+        Step::AddNodes { layers } => layers.iter().collect(),
+        Step::Resize { layer, .. } => vec![layer],
+        Step::Switch { disks } => disks.iter().flat_map(|disk| [&disk.head, &disk.overlay]).collect(),
+        Step::Seal { disks } => disks.iter().map(|disk| &disk.layer).collect(),
+        Step::MakeLayer { .. }
+        | Step::CopyFile { .. }
+        | Step::WrapFile { .. }
+        | Step::CopyChain { .. }
+        | Step::CopyInternal { .. }
+        | Step::LinkFile { .. } => step.makes().into_iter().collect(),
+        Step::BeginMemory { .. }
+        | Step::Pause { .. }
+        | Step::SaveMemory { .. }
+        | Step::LoadMemory { .. }
+        | Step::RemoveMemory { .. }
+        | Step::Freeze { .. }
+        | Step::Thaw
+        | Step::Wake
+        | Step::StopQemu
+        | Step::Save { .. }
+        | Step::Resume
+        | Step::DropTrash { .. } => Vec::new(),
+    }
+}
+
+/// The record that a step writes, or starts QEMU with.
+fn record(step: &Step) -> Option<Record> {
+    match step {
+        Step::Save { record, .. } | Step::LoadMemory { record, .. } => Record::try_from((**record).clone()).ok(),
+        _ => None,
+    }
+}
+
+/// The directory of the trash that a step writes to or removes.
+fn directory(step: &Step) -> Option<&str> {
+    match step {
+        Step::Trash { directory, .. } | Step::RestoreLayers { directory, .. } | Step::DropTrash { directory } => {
+            Some(directory)
+        }
+        _ => None,
+    }
+}
+
+/// The files of memory that a step makes or removes.
+fn images(step: &Step) -> Vec<&LayerId> {
+    match step {
+        Step::BeginMemory { image, .. } | Step::SaveMemory { image, .. } => vec![&image.id],
+        Step::RemoveMemory { images } => images.iter().map(|image| &image.id).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// Does undoing the step take away what it is about?
+fn is_made(step: &Step) -> bool {
+    step.makes().is_some() || matches!(step, Step::BeginMemory { .. } | Step::RestoreLayers { .. })
+}
+
+/// Does the step remove something for good?
+fn removes(step: &Step) -> bool {
+    matches!(step, Step::RemoveMerged { .. } | Step::RemoveMemory { .. })
+}
+
+fn names(record: &Record, layer: &Layer) -> bool {
+    record.layers().any(|named| named == layer)
+}
+
+fn has(record: &Record, image: &LayerId) -> bool {
+    let of_snapshots = record.snapshots.iter().filter_map(|snapshot| snapshot.memory.as_ref()?.image.as_ref());
+    let of_warm = record.warm.iter().map(|warm| &warm.image.id);
+    of_snapshots.map(|image| &image.id).chain(of_warm).any(|id| id == image)
+}

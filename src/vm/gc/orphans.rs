@@ -1,0 +1,163 @@
+//! Layers and memory that nobody names.
+
+use std::fs::DirEntry;
+
+use crate::change::lost;
+use crate::context::Context;
+use crate::error::{IoContext, Kind, Result};
+use crate::layer::chain;
+use crate::layer::pool::Pool;
+use crate::model::{LayerId, Name, Snapshot, human};
+use crate::store::trash::Entry;
+use crate::store::{Store, how_to_mend, journal, plain, schema};
+use crate::sys::image_lock;
+
+/// Moves what a removed VM had into its directory of the trash, where whoever removed it died in the middle: `undo` looks for it there. Returns how many
+/// layers that were.
+pub fn finish_removals(store: &Store) -> Result<usize> {
+    let mut moved = 0;
+    for found in store.list_trash()? {
+        let Some(entry) = found.entry.ok().filter(|entry| entry.what == "rm" && found.path.join("vm").exists()) else {
+            continue;
+        };
+        if entry.layers.iter().any(|layer| store.layout.layer(layer).exists()) {
+            let mut pool = Pool::scan(store)?;
+            pool.add_spares(store)?;
+            if pool.damaged.iter().any(|layer| !pool.noted.contains_key(&layer.id)) {
+                // A damaged layer might stand on one of them.
+                continue;
+            }
+            for layer in &entry.layers {
+                if pool.uses(&layer.id).is_empty() && pool.children(&layer.id).next().is_none() {
+                    store.trash_layer(&found.path, layer)?;
+                    moved += 1;
+                    pool.layers.remove(&layer.id);
+                }
+            }
+            store.flush_trashed(&found.path)?;
+        }
+        let record = plain::read_if_possible(&found.path.join("vm/vm.json"));
+        if let Some(record) = record.and_then(|text| schema::parse_record(&text).ok()) {
+            for image in record.snapshots.iter().filter_map(Snapshot::ram_image) {
+                store.move_memory(&found.path, image, false)?;
+            }
+        }
+    }
+    Ok(moved)
+}
+
+/// Layers that nobody names and nobody stands on, left by commands that died. Not while a record cannot be read: it might
+/// name them. Returns how many went into the trash.
+pub fn trash_orphans(context: &Context, dry_run: bool) -> Result<usize> {
+    let store = &context.store;
+    // What something in the trash stands on can be had back with it.
+    let (mut pool, mut kept) = Pool::scan_with_trash(store)?;
+    pool.add_spares(store)?;
+    let name: Name = "orphans".parse()?;
+    if let Some(why) = pool.uncertainty(None) {
+        context.ui.warn(&format!("layers that seem unused are kept: {why}"));
+        return Ok(0);
+    }
+    if let Some(name) = lost::directories(store)?.first() {
+        context.ui.warn(&format!(
+            "layers that seem unused are kept: the record of {name} is missing, and one of them may belong to it; {}",
+            how_to_mend(name)
+        ));
+        return Ok(0);
+    }
+    if let Some(broken) = chain::first_broken(store)? {
+        context.ui.warn(&format!(
+            "layers that seem unused are kept: a chain of {broken} is broken, and one of them may be what it lacks"
+        ));
+        return Ok(0);
+    }
+    let (mut trash, mut moved) = (None, 0);
+    loop {
+        let unused = |id: &LayerId| pool.uses(id).is_empty() && pool.children(id).next().is_none();
+        let Some(id) = pool.layers.keys().find(|id| unused(id) && !kept.contains(*id)).cloned() else {
+            break;
+        };
+        if let Some(name) = pool.stands_on_head(&id) {
+            context.ui.warn(&format!("layer {id} is named by nobody, and may hold what the guest of {name} wrote: it stays; see cowhand doctor {name}"));
+            kept.push(id);
+            continue;
+        }
+        // Whatever the records say: somebody writes to it, or reads from it.
+        let path = pool.layers.get(&id).map(|info| store.layout.layer(&info.layer)).unwrap_or_default();
+        if image_lock::is_open(&path).unwrap_or(true) {
+            context.ui.warn(&format!("layer {id} is named by nobody and open in a QEMU: it stays"));
+            kept.push(id);
+            continue;
+        }
+        let Some(info) = pool.layers.remove(&id) else {
+            break;
+        };
+        let (layer, bytes) = (&info.layer, human(info.allocated_bytes));
+        if dry_run {
+            context.ui.note(&format!("layer {layer} ({bytes}) is used by nobody and would go into the trash"));
+            continue;
+        }
+        let directory = match &trash {
+            Some(directory) => directory,
+            None => trash.insert(
+                store.open_trash(&Store::trash_name("gc", &name), &Entry::new("gc", &name, &context.operation))?,
+            ),
+        };
+        store.trash_layer(directory, layer)?;
+        moved += 1;
+        context.ui.note(&format!("layer {layer} ({bytes}) was used by nobody and is in the trash"));
+    }
+    if let Some(directory) = &trash {
+        store.flush_trashed(directory)?;
+    }
+    remove_memory(context, dry_run)?;
+    Ok(moved)
+}
+
+/// Memory that no snapshot has, and no change under way is about to give to one.
+pub fn unnamed_memory(store: &Store) -> Result<Vec<DirEntry>> {
+    let Ok(entries) = std::fs::read_dir(store.layout.rams()) else { return Ok(Vec::new()) };
+    // Files first: what is there now is in a journal or in a record already, if it belongs to anybody.
+    let entries: Vec<_> =
+        entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file())).collect();
+    let names = store.directories()?;
+    let mut named = Vec::new();
+    for name in &names {
+        // Whoever saves memory just now has a journal that says so.
+        let (journal, record) = (journal::text(store, name), store.load(name));
+        let record = match (journal, record) {
+            (Ok(journal), Ok(record)) => {
+                named.push(journal);
+                record
+            }
+            // It never came to be, or has gone.
+            (Ok(journal), Err(error)) if error.kind() == Kind::NotFound => {
+                named.push(journal);
+                continue;
+            }
+            // It may name any of them.
+            _ => return Ok(Vec::new()),
+        };
+        named.extend(record.snapshots.iter().filter_map(|snapshot| Some(snapshot.ram_image()?.id.to_string())));
+        named.extend(record.warm.map(|warm| warm.image.id.to_string()));
+    }
+    let unnamed = |entry: &DirEntry| {
+        let file = entry.file_name().to_string_lossy().into_owned();
+        let id = file.split('.').next().unwrap_or_default();
+        !named.iter().any(|text| text.contains(id))
+    };
+    Ok(entries.into_iter().filter(unnamed).collect())
+}
+
+fn remove_memory(context: &Context, dry_run: bool) -> Result<()> {
+    for entry in unnamed_memory(&context.store)? {
+        let bytes = entry.metadata().map_or(0, |about| about.len());
+        if !dry_run {
+            std::fs::remove_file(entry.path()).on("remove", &entry.path())?;
+        }
+        let verb = if dry_run { "belongs to no snapshot and would be" } else { "belonged to no snapshot and was" };
+        let file = entry.file_name().to_string_lossy().into_owned();
+        context.ui.note(&format!("memory {file} ({}) {verb} removed", human(bytes)));
+    }
+    Ok(())
+}
