@@ -146,6 +146,8 @@ mod full {
         let how_tos = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/how-to");
         for entry in std::fs::read_dir(how_tos).unwrap() {
             let lab = Lab::new();
+            std::fs::write(lab.path().join("ada.pub"), "ssh-ed25519 AAAA ada@home\n").unwrap();
+            std::fs::write(lab.path().join("user-data"), "#cloud-config\nlocale: C.UTF-8\n").unwrap();
             let document = format!("docs/how-to/{}", entry.unwrap().file_name().to_str().unwrap());
             let text = std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(&document));
             if !text.unwrap().contains("$ cowhand create web ") {

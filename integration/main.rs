@@ -8,6 +8,7 @@ mod lab;
 
 mod autostart;
 mod clones;
+mod cloud_init;
 mod content;
 mod copied;
 mod crash;

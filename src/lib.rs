@@ -10,6 +10,7 @@
 //! | [`snapshot`] | take a snapshot, revert to one, remove one, draw the tree |
 //! | [`disk`], [`image`] | merge, resize and check the disks of a VM by hand; image files outside the store |
 //! | [`template`], [`mod@clone`] | seal a VM and freeze it for ever; make new VMs from frozen points |
+//! | [`cloudinit`] | what a guest is told at its first boot: the seed for cloud-init |
 //! | [`ephemeral`] | VMs that are not to stay: a run, the pool, reset |
 //! | [`appliance`] | the small Linux that works on a guest's file systems, from the outside and from the inside |
 //! | [`doctor`] | compares records, journals, headers and running QEMUs with each other; repairs |
@@ -30,6 +31,7 @@ pub mod appliance;
 pub mod change;
 pub mod cli;
 pub mod clone;
+pub mod cloudinit;
 pub mod context;
 pub mod disk;
 pub mod doctor;

@@ -50,6 +50,7 @@ fn config() -> Config {
         ],
         nvram: Some(disk("nvram", layer("vars000000", Format::Raw), false)),
         log_limit: Default::default(),
+        seed: None,
         tags: Default::default(),
     }
 }

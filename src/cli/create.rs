@@ -5,6 +5,7 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use super::App;
+use super::cloud_init::CloudInit;
 use crate::error::{Error, IoContext, Result};
 use crate::model::{Firmware, KernelBoot, LogLimit, Name, Nic, PortForward, parse_size};
 use crate::vm::create::{self, DiskRequest, Request};
@@ -71,6 +72,8 @@ pub struct Create {
     /// A key and value of your own; can be repeated
     #[arg(long, value_name = "K=V")]
     tag: Vec<String>,
+    #[command(flatten)]
+    cloud_init: CloudInit,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -132,6 +135,7 @@ impl Create {
             nics,
             log_limit: self.log_max.unwrap_or_default(),
             autostart: self.autostart,
+            seed: self.cloud_init.request().seed()?,
             tags: self.tag.iter().map(|tag| tag_pair(tag)).collect::<Result<_>>()?,
         })
     }

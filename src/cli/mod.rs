@@ -3,6 +3,7 @@
 
 mod autopkgtest;
 mod clone;
+mod cloud_init;
 mod complete;
 mod console;
 mod cp;

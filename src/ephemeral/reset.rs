@@ -149,6 +149,7 @@ fn usable<'a>(context: &Context, name: &Name, template: &'a Record, vm: &Record)
     let same = |a: &Config, b: &Config| {
         (&a.machine, &a.cpu, a.memory_bytes, a.cpus, a.firmware, a.nics.len(), a.disks.len(), &a.kernel)
             == (&b.machine, &b.cpu, b.memory_bytes, b.cpus, b.firmware, b.nics.len(), b.disks.len(), &b.kernel)
+            && a.seed.is_some() == b.seed.is_some()
     };
     match clone::warm(context, name, template) {
         Ok(warm) if same(&warm.config, &vm.config) => Some(warm),

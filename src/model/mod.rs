@@ -1,6 +1,7 @@
 //! Names, layers, VMs and snapshots as plain data. No I/O happens here; every other room may use it.
 
 mod chain;
+mod credential;
 mod file_id;
 mod layer;
 mod log_limit;
@@ -11,10 +12,12 @@ mod nic;
 mod port;
 pub mod printable;
 mod record;
+mod seed;
 mod size;
 mod warm;
 
 pub use chain::{Chain, Link};
+pub use credential::{hash_password, public_key};
 pub use file_id::FileId;
 pub use layer::{Format, Layer, LayerId};
 pub use log_limit::LogLimit;
@@ -27,5 +30,6 @@ pub use record::{
     Config, Disk, Firmware, KernelBoot, LayerStamp, Origin, Quiesced, Record, Role, Snapshot, SnapshotKind, State,
     VmState,
 };
+pub use seed::Seed;
 pub use size::{human, parse_age, parse_size, parse_time};
 pub use warm::{Ephemeral, Owner, Warm, WarmImage};

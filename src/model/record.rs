@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{Ephemeral, Layer, LogLimit, Memory, Name, Nic, RamImage, Warm};
+use super::{Ephemeral, Layer, LogLimit, Memory, Name, Nic, RamImage, Seed, Warm};
 use crate::error::{Error, Result};
 
 /// Everything we know of a VM or template. Its name is the name of its directory, its state is observed.
@@ -99,6 +99,8 @@ pub struct Config {
     pub nvram: Option<Disk>,
     /// How much of its output is kept.
     pub log_limit: LogLimit,
+    /// What cloud-init is told in the guest.
+    pub seed: Option<Seed>,
     /// The user's own key-value pairs.
     pub tags: BTreeMap<String, String>,
 }

@@ -106,6 +106,9 @@ pub fn details(name: &Name, details: &Details) -> Value {
         "generation": config.generation,
         "log_max_bytes": config.log_limit.bytes(),
         "tags": config.tags,
+        "cloud_init": config.seed.as_ref().map(|seed| json!({
+            "user_data_bytes": seed.user_data.len(), "hostname": seed.hostname,
+        })),
         "autostart": record.autostart,
         "head": record.head,
         "expires": record.ephemeral.as_ref().and_then(|ephemeral| ephemeral.expires).map(rfc3339),

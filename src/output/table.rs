@@ -119,6 +119,10 @@ pub fn details(name: &str, details: &Details) -> String {
         let ports: Vec<String> = nic.ports.iter().map(|port| format!("{port}")).collect();
         lines.push(("nic", format!("{} user  {}", nic.mac, ports.join(" "))));
     }
+    if let Some(seed) = &config.seed {
+        let hostname = seed.hostname.as_ref().map(|name| format!(", hostname {name}")).unwrap_or_default();
+        lines.push(("cloud-init", format!("{} of user-data{hostname}", human(seed.user_data.len() as u64))));
+    }
     if record.autostart {
         lines.push(("autostart", "on".to_owned()));
     }

@@ -58,17 +58,23 @@ impl Sockets {
         self.directory.join("console.sock")
     }
 
+    /// The seed for cloud-init: a disk that lies beside the sockets, since it is made anew for each start.
+    pub fn seed(&self) -> PathBuf {
+        self.directory.join("seed.img")
+    }
+
     /// A port of the helper in the guest.
     pub fn port(&self, index: usize) -> PathBuf {
         self.directory.join(format!("port{index}.sock"))
     }
 
-    /// All of them, and the pipes.
+    /// All of them, the pipes and the seed.
     pub fn all(&self) -> Vec<PathBuf> {
         let agent = self.agent();
         let mut all =
             vec![self.qmp(), self.status(), self.user_qmp(), agent.to_guest(), agent.from_guest(), self.console()];
         all.extend((0..PORTS).map(|index| self.port(index)));
+        all.push(self.seed());
         all
     }
 }
@@ -234,6 +240,9 @@ pub fn argv(machine: &Machine<'_>) -> Vec<String> {
             json!({"driver": driver, "id": format!("dev-net{index}"), "netdev": format!("net{index}"), "mac": nic.mac}),
         );
     }
+    if config.seed.is_some() {
+        seed(&mut args, machine.sockets);
+    }
     if let Some(boot) = &config.kernel {
         args.option("-kernel", boot.kernel.to_string_lossy());
         if let Some(initrd) = &boot.initrd {
@@ -295,6 +304,13 @@ fn nvram_wiring(config: &Config) -> String {
         }
         _ => String::new(),
     }
+}
+
+/// Behind all other devices, whose addresses stay what they are without it.
+fn seed(args: &mut Args, sockets: &Sockets) {
+    let file = json!({"driver": "file", "filename": sockets.seed(), "read-only": true});
+    args.json("-blockdev", json!({"driver": "raw", "node-name": "seed", "read-only": true, "file": file}));
+    args.json("-device", json!({"driver": "virtio-blk-pci", "id": "dev-seed", "drive": "seed", "serial": "cidata"}));
 }
 
 fn monitors(args: &mut Args, sockets: &Sockets) {

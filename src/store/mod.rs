@@ -182,8 +182,9 @@ impl Store {
     /// name has the same identity. Where there is no such VM, the directory was renamed.
     pub(super) fn twin(&self, name: &Name, uuid: Uuid, written_for: Option<Name>) -> Option<Name> {
         let other = written_for.filter(|other| other != name)?;
-        let twin = plain::read_if_possible(&self.layout.vm_json(&other)).and_then(|text| schema::whose(&text));
-        // One whose record cannot be read may be it.
+        let whose = |path: PathBuf| schema::whose(&plain::read_if_possible(&path)?);
+        let twin = whose(self.layout.vm_json(&other)).or_else(|| whose(self.layout.spare_json(&other)));
+        // One of which neither can be read may be it.
         twin.map_or_else(|| self.exists(&other), |twin| twin.uuid == uuid).then_some(other)
     }
 

@@ -11,7 +11,7 @@ use crate::change::{self, Executor, Plan, Step};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::layer::import::{self, Candidate};
-use crate::model::{Config, Disk, Firmware, Format, KernelBoot, Layer, LogLimit, Name, Nic, Record, Role};
+use crate::model::{Config, Disk, Firmware, Format, KernelBoot, Layer, LogLimit, Name, Nic, Record, Role, Seed};
 use crate::qemu::firmware;
 use crate::qemu::probe::Probe;
 use crate::store::Store;
@@ -100,6 +100,8 @@ pub struct Request {
     pub log_limit: LogLimit,
     /// Does it start with the host?
     pub autostart: bool,
+    /// What cloud-init is told.
+    pub seed: Option<Seed>,
     /// The user's own key-value pairs.
     pub tags: BTreeMap<String, String>,
 }
@@ -188,6 +190,7 @@ pub async fn create(context: &Context, name: &Name, request: &Request) -> Result
             disks,
             nvram,
             log_limit: request.log_limit,
+            seed: request.seed.clone(),
             tags: request.tags.clone(),
         },
         head: None,

@@ -6,10 +6,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{create, live, logs, open, status};
+use crate::cloudinit;
 use crate::context::Context;
 use crate::ephemeral;
 use crate::error::{Error, IoContext, Result};
-use crate::model::{Config, Ephemeral, KernelBoot, LogLimit, Name, Nic, Record, Snapshot, parse_age, parse_size};
+use crate::model::{Config, Ephemeral, KernelBoot, LogLimit, Name, Nic, Record, Seed, Snapshot, parse_age, parse_size};
 use crate::qemu::probe::Probe;
 use crate::store::Store;
 use crate::store::trash::Entry;
@@ -19,8 +20,7 @@ const TRIED_AGAIN: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(50);
 
 /// The keys of [`set`], for messages and help.
-pub const KEYS: &str =
-    "memory, cpus, cpu, machine, kernel, initrd, append, ports, autostart, expires, log.max, tag.KEY";
+pub const KEYS: &str = "memory, cpus, cpu, machine, kernel, initrd, append, ports, cloud-init, hostname, autostart, expires, log.max, tag.KEY";
 /// How the changes begin that a running VM allows.
 const WHILE_RUNNING: [&str; 4] = ["tag.", "autostart=", "expires=", "log.max="];
 
@@ -116,6 +116,25 @@ fn apply(record: &mut Record, key: &str, value: &str) -> Result<()> {
             boot(record, false)?.initrd = initrd;
         }
         "append" => boot(record, false)?.append = text(),
+        "cloud-init" => {
+            let before = config.seed.take().and_then(|seed| seed.hostname);
+            if let Some(documents) = text() {
+                let request = cloudinit::request::Request { documents: Some(documents.into()), ..Default::default() };
+                config.seed = request.seed()?.map(|seed| Seed { hostname: seed.hostname.or(before), ..seed });
+            }
+        }
+        "hostname" => {
+            let Some(seed) = &mut config.seed else {
+                return Err(Error::refused(
+                    "cloud-init is told nothing in its guest, so nothing would take up the name",
+                )
+                .hint("tell it something: cloud-init=FILE"));
+            };
+            seed.hostname = text();
+            if let Some(hostname) = &seed.hostname {
+                cloudinit::request::check_hostname(hostname)?;
+            }
+        }
         "autostart" => record.autostart = autostart(record, value)?,
         "log.max" => config.log_limit = LogLimit::parse(value)?,
         "ports" => {

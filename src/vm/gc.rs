@@ -102,7 +102,9 @@ pub async fn collect(context: &Context, request: Request) -> Result<Vec<Collecte
         // A clock that was set back is no reason to keep things for ever. A change that was cut short may have to put layers back where it took them from.
         let old = (if is_ahead { trust_clock } else { Duration::try_from(since).unwrap_or_default() >= age })
             && !journals.iter().any(|journal| journal.contains(&what))
-            && !unreadable.iter().any(|name| trash::may_be_of(store, &found, name));
+            && !unreadable.iter().any(|name| trash::may_be_of(store, &found, name))
+            // Its layers would be nobody's: they are put there first, and go at the next time.
+            && !trash::is_unfinished(store, &found);
         if old && found.is_newer() {
             let why = found.fault().unwrap_or_default();
             context.ui.warn(&format!("{what} stays in the trash: {why}"));

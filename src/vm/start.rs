@@ -1,5 +1,6 @@
 //! Starting a VM, and saying how it would be started.
 
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use uuid::Uuid;
 use super::open;
 use super::ports;
 use super::status;
+use crate::cloudinit;
 use crate::context::Context;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::layer::pool::Pool;
@@ -95,6 +97,7 @@ pub async fn launch(context: &Context, name: &Name, record: &Record, launch: Lau
     make_private_directory(context, &sockets)?;
     process::clear_sockets(&sockets);
     make_pipes(&sockets)?;
+    make_seed(name, record, &sockets)?;
     point_run_link(&store.layout.run_link(name), sockets.directory())?;
     let serial_log = store.layout.serial_log(name);
     files::append_private(&serial_log).on("open", &serial_log)?;
@@ -147,6 +150,7 @@ pub fn plan(context: &Context, name: &Name, paused: bool) -> Result<Vec<String>>
         unseal(&context.store, &record);
         make_private_directory(context, &sockets)?;
         make_pipes(&sockets)?;
+        make_seed(name, &record, &sockets)?;
         // A store that cannot be written has a VM that cannot be started, but its plan can be read.
         let _ = point_run_link(&context.store.layout.run_link(name), sockets.directory());
         let serial_log = context.store.layout.serial_log(name);
@@ -173,6 +177,17 @@ fn make_pipes(sockets: &Sockets) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What cloud-init is told, where it is told something. It may hold a password, so it is for its owner alone, like its directory.
+fn make_seed(name: &Name, record: &Record, sockets: &Sockets) -> Result<()> {
+    let Some(seed) = &record.config.seed else { return Ok(()) };
+    let image = cloudinit::image::of(&cloudinit::files(seed, name, record.uuid))?;
+    // By a rename, so that a QEMU which is just being started finds a whole one, whoever else makes one.
+    let failed = |error: std::io::Error| Error::failed("cannot make the seed for cloud-init").because(error);
+    let mut file = tempfile::NamedTempFile::new_in(sockets.directory()).map_err(failed)?;
+    file.write_all(&image).map_err(failed)?;
+    file.persist(sockets.seed()).map(drop).map_err(|error| failed(error.error))
 }
 
 /// The argument vector of `record`, as it would be started here and now.

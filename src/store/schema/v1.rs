@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::error::{Error, Result};
 use crate::model::{
     Config, Disk, Ephemeral, Fingerprint, Firmware, KernelBoot, Layer, LayerStamp, LogLimit, Memory, Name, Nic, Origin,
-    PortForward, RamImage, Record, Role, Snapshot, SnapshotKind, VmState, Warm, WarmImage,
+    PortForward, RamImage, Record, Role, Seed, Snapshot, SnapshotKind, VmState, Warm, WarmImage,
 };
 
 /// A VM or template, as written.
@@ -104,8 +104,24 @@ struct ConfigV1 {
     /// Bytes; 0 is no limit, and no value the default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     log_max_bytes: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    seed: Option<SeedV1>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     tags: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SeedV1 {
+    user_data: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    meta_data: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    network_config: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    vendor_data: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    hostname: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -189,6 +205,20 @@ enum VmStateV1 {
     Running,
     Paused,
     Stopped,
+}
+
+impl From<&Seed> for SeedV1 {
+    fn from(seed: &Seed) -> Self {
+        let Seed { user_data, meta_data, network_config, vendor_data, hostname } = seed.clone();
+        Self { user_data, meta_data, network_config, vendor_data, hostname }
+    }
+}
+
+impl From<SeedV1> for Seed {
+    fn from(seed: SeedV1) -> Self {
+        let SeedV1 { user_data, meta_data, network_config, vendor_data, hostname } = seed;
+        Self { user_data, meta_data, network_config, vendor_data, hostname }
+    }
 }
 
 impl RecordV1 {
@@ -371,6 +401,7 @@ impl From<&Config> for ConfigV1 {
             disks: config.disks.iter().map(DiskV1::from).collect(),
             nvram: config.nvram.as_ref().map(DiskV1::from),
             log_max_bytes: config.log_limit.to_saved(),
+            seed: config.seed.as_ref().map(SeedV1::from),
             tags: config.tags.clone(),
         }
     }
@@ -399,6 +430,7 @@ impl TryFrom<ConfigV1> for Config {
             disks: config.disks.into_iter().map(Disk::from).collect(),
             nvram: config.nvram.map(Disk::from),
             log_limit: LogLimit::from_saved(config.log_max_bytes),
+            seed: config.seed.map(Seed::from),
             tags: config.tags,
         })
     }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use super::customise::{Blob, Customisation, Wish};
 use crate::appliance::boot::Payload;
 use crate::error::{Error, IoContext, Result};
+use crate::model::hash_password;
 
 /// An option as the user gave it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -197,18 +198,18 @@ impl Wishes {
         let user = account(user)?;
         let (kind, word) = selector.split_once(':').map_or((selector, None), |(kind, word)| (kind, Some(word)));
         let hash = match (kind, word) {
-            ("password", Some(word)) => Some(hash(word)?),
+            ("password", Some(word)) => Some(hash_password(word)?),
             ("stdin" | "-", None) | ("file", Some("-")) => {
-                Some(hash(&first_line(input).on("read", Path::new("standard input"))?)?)
+                Some(hash_password(&first_line(input).on("read", Path::new("standard input"))?)?)
             }
             ("file", Some(path)) => {
                 let path = Path::new(path);
                 let file = File::open(path).on("read", path)?;
-                Some(hash(&first_line(&mut BufReader::new(file)).on("read", path)?)?)
+                Some(hash_password(&first_line(&mut BufReader::new(file)).on("read", path)?)?)
             }
             ("random", None) => {
                 let word = uuid::Uuid::new_v4().simple().to_string()[..20].to_owned();
-                let hash = hash(&word)?;
+                let hash = hash_password(&word)?;
                 self.passwords.push(MadeUp { user: user.clone(), password: word });
                 Some(hash)
             }
@@ -360,26 +361,7 @@ fn public_key(selector: Option<&str>, home: Option<&Path>) -> Result<String> {
             std::fs::read_to_string(&path).on("read", &path)?
         }
     };
-    let key = key.trim();
-    if key.contains("PRIVATE KEY") {
-        return Err(Error::usage("that is a private key, which belongs in no guest; name the .pub file beside it"));
-    }
-    if key.lines().count() != 1 || key.split_whitespace().count() < 2 {
-        return Err(Error::usage("that is no public key (one line: type, key, comment)"));
-    }
-    Ok(key.to_owned())
-}
-
-/// As `crypt(5)`'s sha512crypt, which every distribution's PAM knows.
-fn hash(word: &str) -> Result<String> {
-    use sha_crypt::PasswordHasher;
-    if word.is_empty() {
-        return Err(Error::usage("an empty password lets everybody in").hint("to let nobody in by password: locked"));
-    }
-    let hash = sha_crypt::ShaCrypt::SHA512
-        .hash_password(word.as_bytes())
-        .map_err(|error| Error::failed(format!("the password cannot be hashed: {error}")))?;
-    Ok(hash.to_string())
+    crate::model::public_key(&key)
 }
 
 #[cfg(test)]

@@ -61,6 +61,13 @@ impl Lacking {
     }
 }
 
+/// Are layers of a removed VM still in the pool, because whoever removed it died?
+pub(super) fn is_unfinished(store: &Store, found: &Found) -> bool {
+    let is_in_pool = |layer: &Layer| plain::is_there(&store.layout.layer(layer));
+    let is_removed = found.path.join("vm").exists();
+    is_removed && found.entry.as_ref().is_ok_and(|entry| entry.what == "rm" && entry.layers.iter().any(is_in_pool))
+}
+
 /// May what was found in the trash belong to `name`, whatever that was called then?
 pub(super) fn may_be_of(store: &Store, found: &Found, name: &Name) -> bool {
     let Ok(entry) = &found.entry else { return true };
