@@ -1,12 +1,14 @@
 //! cloud-init's seed: what is asked for is on the disk that QEMU is given, each VM is an instance of its own, and real cloud-init does it.
 
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
 
 use fatfs::{FileSystem, FsOptions};
 use serde_json::Value;
 
+use crate::images::server::{Reply, Server};
 use crate::lab::{Lab, eventually, guest, tool};
 
 /// The seed that QEMU would be given, with what is in it.
@@ -150,6 +152,50 @@ fn what_cloud_init_would_not_take_makes_no_vm() {
     assert!(lab.vm_directories().is_empty());
 }
 
+/// The files of credentials that QEMU would be given.
+fn credentials(lab: &Lab, vm: &str) -> Vec<PathBuf> {
+    let argv: Vec<String> = serde_json::from_value(lab.json(&["plan", vm])).unwrap();
+    assert!(!argv.iter().any(|arg| arg.contains("c2VjcmV0")), "{argv:?}");
+    argv.iter().filter_map(|arg| arg.strip_prefix("type=11,path=")).map(PathBuf::from).collect()
+}
+
+#[test]
+fn credentials_are_told_by_files_that_nobody_else_reads_and_go_where_the_configuration_goes() {
+    let lab = Lab::new();
+    let file = lab.path().join("secret");
+    std::fs::write(&file, b"secret\0\xff").unwrap();
+    let file = file.to_str().unwrap();
+    let long = lab.path().join("long");
+    std::fs::write(&long, vec![1; 20 << 10]).unwrap();
+    for (said, code, words) in [
+        ("name".to_owned(), 2, "is not NAME=FILE"),
+        ("name=".to_owned(), 2, "is not NAME=FILE"),
+        (format!("a/b={file}"), 2, "is not the name of a credential"),
+        ("name=/nowhere".to_owned(), 3, "/nowhere"),
+        (format!("name={}", long.display()), 2, "at most 16 KiB"),
+    ] {
+        lab.run(&["create", "web", "--size", "16M", "--credential", &said]).fails(code, &[words]);
+    }
+    assert!(lab.vm_directories().is_empty());
+    lab.ok(&["create", "web", "--size", "16M", "--credential", &format!("tls.key={file}")]);
+    let files = credentials(&lab, "web");
+    assert_eq!(std::fs::read_to_string(&files[0]).unwrap(), "io.systemd.credential.binary:tls.key=c2VjcmV0AP8=");
+    assert_eq!(std::fs::metadata(&files[0]).unwrap().permissions().mode() & 0o777, 0o600);
+    // QEMU reads it, and nothing stays when it has ended.
+    lab.ok(&["start", "web", "--paused"]);
+    lab.ok(&["stop", "--force", "web"]);
+    assert!(!files[0].exists());
+    lab.ok(&["snapshot", "create", "web", "s"]);
+    lab.ok(&["set", "web", &format!("credential.other={file}"), "credential.tls.key="]);
+    assert_eq!(lab.json(&["show", "web"])["credentials"], serde_json::json!(["other"]));
+    assert!(credentials(&lab, "web")[0].ends_with("credential.other") && !files[0].exists());
+    lab.ok(&["snapshot", "revert", "web@s"]);
+    lab.ok(&["clone", "web@s", "copy"]);
+    for vm in ["web", "copy"] {
+        assert_eq!(lab.json(&["show", vm])["credentials"], serde_json::json!(["tls.key"]));
+    }
+}
+
 /// The second tier, see docs/testing.md.
 mod full {
     use super::*;
@@ -158,7 +204,8 @@ mod full {
         std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
     }
 
-    /// Debian's own cloud-init makes the user, puts in the key and gives the name; and anew in each clone of a template.
+    /// Debian's own cloud-init, in an image that is downloaded first, makes the user, puts in the key and gives the name; and anew in each
+    /// clone of a template.
     #[test]
     fn real_cloud_init_does_what_is_asked_for_and_anew_in_each_clone() {
         let mut lab = Lab::new();
@@ -168,11 +215,19 @@ mod full {
         tool("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-f", key.to_str().unwrap()]);
         let public = format!("{}.pub", key.display());
         let port = free_port().to_string() + ":22";
+        let greeting = lab.path().join("greeting");
+        std::fs::write(&greeting, "hello\n").unwrap();
+        let (content, sum) = (std::fs::read(debian.disk()).unwrap(), tool("sha256sum", &[&debian.disk()]));
+        let server = Server::new(move |request, _| Reply::file(&content, "\"one\"", request));
         lab.ok(&[
             "create",
             "web",
-            "--disk",
-            &debian.disk(),
+            "--image",
+            &server.url("/debian-12.qcow2"),
+            "--sha256",
+            sum.split(' ').next().unwrap(),
+            "--disk-size",
+            "8G",
             "--kernel",
             &debian.kernel,
             "--initrd",
@@ -189,6 +244,8 @@ mod full {
             "first",
             "--run",
             "echo done > /root/ran",
+            "--credential",
+            &format!("greeting={}", greeting.display()),
             "-p",
             &port,
         ]);
@@ -196,7 +253,8 @@ mod full {
             lab.ok(&["start", vm]);
             // Its `status --wait` ends at the first error, and this guest has no locales.
             let script = "while ! [ -e /run/cloud-init/result.json ]; do sleep 1; done; hostname; cat /var/lib/cloud/data/instance-id; id -un ada; \
-                          cat ~ada/.ssh/authorized_keys | tail -n 1; cat /root/ran; cat /etc/ssh/ssh_host_ed25519_key.pub";
+                          cat ~ada/.ssh/authorized_keys | tail -n 1; cat /root/ran; cat /etc/ssh/ssh_host_ed25519_key.pub; \
+                          systemd-creds --system cat greeting";
             let exec = ["exec", "--agent-timeout", "290", "--timeout", "290", vm, "--", "sh", "-c", script];
             lab.ok(&exec).lines().map(str::to_owned).collect()
         };
@@ -214,7 +272,7 @@ mod full {
         let uuid = |vm: &str| lab.json(&["show", vm])["uuid"].as_str().unwrap().to_owned();
         assert_eq!(first[..3], ["first".to_owned(), format!("iid-{}", uuid("web")), "ada".to_owned()], "{first:?}");
         assert_eq!(first[3], std::fs::read_to_string(&public).unwrap().trim());
-        assert_eq!(first[4], "done");
+        assert_eq!((&*first[4], &*first[6]), ("done", "hello"));
         lets_in("web");
         lab.ok(&["stop", "--timeout", "280", "web"]);
         lab.ok(&["set", "web", "hostname="]);

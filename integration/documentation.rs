@@ -1,18 +1,38 @@
 //! The documents are true: every command shown in them is run here, in order, on the tiny guest.
 
-use crate::lab::{Guest, Lab, guest};
+use crate::images::server::{Reply, Server};
+use crate::lab::{Guest, Lab, guest, tool};
 
 /// The words of a command in a document, ready to be run. The documents' image is any bootable one; ours needs a kernel beside it.
 fn arguments(line: &str, tiny: &Guest) -> Vec<String> {
     let mut args = shell_words(line);
-    if let Some(at) = args.iter().position(|word| *word == "debian.qcow2") {
+    let at = args.iter().position(|word| *word == "debian.qcow2");
+    if let Some(at) = at {
         args[at] = tiny.disk();
+    }
+    if args[0] == "create" && (at.is_some() || args.iter().any(|word| *word == "--image")) {
         let boot = ["--kernel", &tiny.kernel, "--initrd", &tiny.initrd, "--append", &tiny.cmdline, "--memory", "192M"];
-        if args[0] == "create" {
-            args.extend(boot.map(str::to_owned));
-        }
+        args.extend(boot.map(str::to_owned));
     }
     args
+}
+
+/// The documents' server, which has the tiny guest at every address. What they call `debian:12` is there, too.
+fn image_server(lab: &Lab, tiny: &Guest) -> Server {
+    let disk = std::fs::read(tiny.disk()).unwrap();
+    let sum = tool("sha256sum", &[&tiny.disk()]).split(' ').next().unwrap().to_owned();
+    let server = Server::new(move |request, _| match request.path.as_str() {
+        "/SHA256SUMS" => Reply::new(200, format!("{sum}  server.qcow2\n{sum}  debian-12.qcow2\n")),
+        _ => Reply::file(&disk, "\"one\"", request),
+    });
+    let catalogue = format!(
+        "[[image]]\nname = \"debian\"\nversion = \"12\"\nurl = \"{}\"\nsums = \"{}\"\nformat = \"qcow2\"\n",
+        server.url("/debian-12.qcow2"),
+        server.url("/SHA256SUMS")
+    );
+    std::fs::create_dir_all(lab.store()).unwrap();
+    std::fs::write(lab.store().join("catalogue.toml"), catalogue).unwrap();
+    server
 }
 
 /// Output without what differs from one run to the next: numbers, units, identities, widths of columns.
@@ -52,9 +72,13 @@ fn run_commands(lab: &Lab, document: &str) -> usize {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(document);
     let text = std::fs::read_to_string(path).unwrap();
     let tiny = guest("tiny");
+    let server = image_server(lab, &tiny);
+    std::fs::write(lab.path().join("ada.pub"), "ssh-ed25519 AAAA ada@home\n").unwrap();
     let mut commands = 0;
     for line in text.lines().filter_map(|line| line.strip_prefix("$ cowhand ")) {
         let words = arguments(line.split(" #").next().unwrap(), &tiny);
+        let words: Vec<String> =
+            words.iter().map(|word| word.replace("https://images.example.org", &server.url(""))).collect();
         let args: Vec<&str> = words.iter().map(String::as_str).collect();
         let output = lab.command(&args).current_dir(lab.path()).output().unwrap();
         let done = crate::lab::Done::from(output);
@@ -146,7 +170,6 @@ mod full {
         let how_tos = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/how-to");
         for entry in std::fs::read_dir(how_tos).unwrap() {
             let lab = Lab::new();
-            std::fs::write(lab.path().join("ada.pub"), "ssh-ed25519 AAAA ada@home\n").unwrap();
             std::fs::write(lab.path().join("user-data"), "#cloud-config\nlocale: C.UTF-8\n").unwrap();
             let document = format!("docs/how-to/{}", entry.unwrap().file_name().to_str().unwrap());
             let text = std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(&document));

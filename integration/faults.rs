@@ -101,7 +101,12 @@ fn image(lab: &Lab) {
     assert!(done.status.success(), "{done:?}");
 }
 
-pub const CASES: [Case; 29] = [
+fn stored(lab: &Lab) {
+    image(lab);
+    lab.ok(&["image", "add", lab.path().join("disk.qcow2").to_str().unwrap(), "base"]);
+}
+
+pub const CASES: [Case; 32] = [
     Case { name: "create from an image", prepare: image, args: &["create", "web", "--disk", "LAB/disk.qcow2"] },
     Case { name: "create on an image", prepare: image, args: &["create", "web", "--disk", "LAB/disk.qcow2,use"] },
     Case { name: "create", prepare: |_| {}, args: &["create", "web", "--size", "16M", "--size", "16M"] },
@@ -131,6 +136,9 @@ pub const CASES: [Case; 29] = [
     Case { name: "undo of a revert", prepare: reverted, args: &["undo", "web"] },
     Case { name: "undo of a removal", prepare: removed, args: &["undo"] },
     Case { name: "gc", prepare: reverted, args: &["gc", "--older-than", "0"] },
+    Case { name: "image add", prepare: image, args: &["image", "add", "LAB/disk.qcow2", "base"] },
+    Case { name: "image rm", prepare: stored, args: &["image", "rm", "base"] },
+    Case { name: "create on an image of the store", prepare: stored, args: &["create", "web", "--image", "base"] },
 ];
 
 /// What goes wrong while they are under way, here and in `world.rs`.
@@ -263,20 +271,22 @@ fn walk(lab: &Lab, pristine: &mut Pristine, case: &Case, fault: &str, (first, st
             let bad: Vec<_> = found.iter().filter(bad).collect();
             assert!(bad.is_empty(), "{what}: {bad:?}");
         }
-        for vm in ["web", "copy", "other"] {
+        for vm in ["web", "copy", "other", "base"] {
             let done = lab.run(&["set", vm, "tag.t=1"]);
             assert!([0, 3, 5].contains(&done.code), "{what}: {done:?}");
         }
         lab.ok(&["create", "later", "--size", "16M"]);
         lab.ok(&["rm", "later"]);
-        if ["rm", "undo of a removal"].contains(&case.name) {
+        if ["rm", "image rm", "undo of a removal"].contains(&case.name) {
             // What either has left half-way goes where `undo` looks for it.
             lab.ok(&["gc"]);
             if lab.vm_directories().is_empty() {
-                lab.ok(&["undo", "web"]);
+                let is_image = case.name == "image rm";
+                lab.ok(&["undo", if is_image { "base" } else { "web" }]);
                 let back = state(lab);
-                assert!(back == if case.name == "rm" { before.clone() } else { after.clone() }, "{what}: {back:?}");
-                lab.ok(&["rm", "web"]);
+                let is_removal = case.name != "undo of a removal";
+                assert!(back == if is_removal { before.clone() } else { after.clone() }, "{what}: {back:?}");
+                lab.ok(if is_image { &["image", "rm", "base"] } else { &["rm", "web"] });
             }
         }
         let now = state(lab);

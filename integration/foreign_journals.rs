@@ -1,5 +1,9 @@
 //! Journals that were cut short, and name what is not their VM's: neither undone nor completed, and the VM they lie in is named.
 
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
 use crate::damage::{File, store_of};
 use crate::exchanged::{has_mark, head, mark, only_this_fails, replace, starts};
 use crate::lab::{Lab, files_in};
@@ -134,4 +138,93 @@ fn a_journal_whose_point_of_no_return_is_nowhere_is_damage_of_its_own_vm() {
     }
     lab.ok(&["doctor", "--repair"]);
     starts(&lab, "vm0");
+}
+
+/// Another program holds files so that who opens one of them without waiting is told to try again (`fcntl(2)`, `F_SETLEASE`).
+struct Leased(Child);
+
+impl Leased {
+    fn new(files: &[PathBuf]) -> Self {
+        let program = "import fcntl, signal, sys\n\
+            signal.signal(signal.SIGIO, signal.SIG_IGN)\n\
+            files = [open(path, 'r+') for path in sys.argv[1:]]\n\
+            for file in files: fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)\n\
+            print('held', flush=True)\n\
+            sys.stdin.read()";
+        let mut python = Command::new("python3");
+        python.args(["-c", program]).args(files).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = python.spawn().unwrap();
+        let mut said = [0; 5];
+        child.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+        Self(child)
+    }
+}
+
+impl Drop for Leased {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
+}
+
+/// What another VM has is not known while its record cannot be read, and can be soon.
+#[test]
+fn a_journal_is_left_alone_while_the_record_of_another_vm_cannot_be_read_for_a_moment() {
+    let lab = store_of(1);
+    lab.ok(&["create", "lone", "--size", "16M", "--net", "none"]);
+    mark(&lab, "lone", 7);
+    let journal = File::Journal.path(&lab, "vm0");
+    let text = cut_short(&lab, &["snapshot", "create", "vm0", "n"], "journal.json, in its place");
+    let mut text: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let steps = text["steps"].as_array_mut().unwrap();
+    let make = steps.iter_mut().find(|step| step["step"] == "make-layer").unwrap();
+    // By the headers, it was made by this journal.
+    let made = make["layer"]["id"].as_str().unwrap().to_owned();
+    make["backing"] = serde_json::Value::Null;
+    let text = text.to_string().replace(&made, head(&lab, "lone").trim_end_matches(".qcow2"));
+    std::fs::write(&journal, &text).unwrap();
+    let layers = lab.layer_files();
+    let leased = Leased::new(&[File::Record.path(&lab, "lone"), File::Spare.path(&lab, "lone")]);
+    lab.run(&["set", "vm0", "tag.t="]).fails(1, &["Resource temporarily unavailable"]);
+    assert_eq!(lab.layer_files(), layers);
+    drop(leased);
+    lab.run(&["set", "vm0", "tag.t="]).fails(8, &["journal.json", "which belongs to lone"]);
+    assert_eq!(lab.layer_files(), layers);
+    assert!(has_mark(&lab, "lone", 7));
+    lab.ok(&["doctor", "vm0", "--repair"]);
+    starts(&lab, "vm0");
+    starts(&lab, "lone");
+}
+
+#[test]
+fn a_directory_of_the_trash_stays_while_its_entry_cannot_be_read_for_a_moment() {
+    let lab = store_of(1);
+    let entry = File::TrashEntry.path(&lab, "vm0");
+    cut_short(&lab, &["undo", "vm0"], "Save, done");
+    let trash = files_in(&lab.store().join("trash"));
+    let leased = Leased::new(std::slice::from_ref(&entry));
+    lab.run(&["set", "vm0", "tag.t="]).fails(1, &["Resource temporarily unavailable"]);
+    assert_eq!(files_in(&lab.store().join("trash")), trash);
+    drop(leased);
+    lab.ok(&["set", "vm0", "tag.t="]);
+    assert!(!entry.exists());
+    starts(&lab, "vm0");
+}
+
+/// A record that names other layers than its spare copy is not the last one.
+#[test]
+fn a_wrong_record_is_not_made_the_last_one_while_the_spare_copy_cannot_be_read_for_a_moment() {
+    let lab = store_of(2);
+    let record = File::Record.path(&lab, "vm0");
+    let before = std::fs::read_to_string(&record).unwrap();
+    let (own, other) = (head(&lab, "vm0"), head(&lab, "vm1"));
+    replace(&record, own.trim_end_matches(".qcow2"), other.trim_end_matches(".qcow2"));
+    let leased = Leased::new(&[File::Spare.path(&lab, "vm0")]);
+    lab.run(&["set", "vm0", "cpus=3"]).fails(1, &["Resource temporarily unavailable"]);
+    drop(leased);
+    lab.run(&["set", "vm0", "cpus=3"]).fails(8, &["is not the last one that was written"]);
+    lab.ok(&["doctor", "vm0", "--repair"]);
+    assert_eq!(std::fs::read_to_string(&record).unwrap(), before);
+    starts(&lab, "vm0");
+    starts(&lab, "vm1");
 }

@@ -27,6 +27,7 @@ mod foreign_journals;
 mod guests;
 mod host;
 mod hostile;
+mod images;
 mod internal;
 mod kvm;
 mod lifecycle;

@@ -38,7 +38,7 @@ impl Class {
 
 /// The verb that a command line begins with.
 pub fn verb(args: &[&str]) -> String {
-    let nouns = ["snapshot", "disk", "template", "pool"];
+    let nouns = ["snapshot", "disk", "template", "pool", "image"];
     args[..if nouns.contains(&args[0]) { 2 } else { 1 }].join(" ")
 }
 

@@ -150,6 +150,22 @@ impl Error {
         text
     }
 
+    /// May what failed work a moment later? There was no descriptor or memory left, or another program held the file.
+    pub fn is_passing(&self) -> bool {
+        use nix::errno::Errno;
+        let passing =
+            [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::EAGAIN, Errno::EINTR].map(|errno| errno as i32);
+        let mut cause = StdError::source(self);
+        while let Some(error) = cause {
+            let code = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+            if code.is_some_and(|code| passing.contains(&code)) {
+                return true;
+            }
+            cause = error.source();
+        }
+        false
+    }
+
     /// What to type next, a line each.
     pub fn hints(&self) -> &[String] {
         &self.hints

@@ -14,6 +14,7 @@
 //! | [`ephemeral`] | VMs that are not to stay: a run, the pool, reset |
 //! | [`appliance`] | the small Linux that works on a guest's file systems, from the outside and from the inside |
 //! | [`doctor`] | compares records, journals, headers and running QEMUs with each other; repairs |
+//! | [`fetch`] | files from the web: downloaded, resumed, verified, decompressed |
 //! | [`guest`] | the inside of a running guest, seen from the host: exec, files, identity |
 //! | [`helper`] | what runs in a guest for us, and the protocol it is spoken to with |
 //! | [`change`] | the steps a change is made of, and recovery when it was cut short |
@@ -37,6 +38,7 @@ pub mod disk;
 pub mod doctor;
 pub mod ephemeral;
 pub mod error;
+pub mod fetch;
 pub mod guest;
 pub mod helper;
 pub mod image;

@@ -51,6 +51,7 @@ fn config() -> Config {
         nvram: Some(disk("nvram", layer("vars000000", Format::Raw), false)),
         log_limit: Default::default(),
         seed: None,
+        credentials: Default::default(),
         tags: Default::default(),
     }
 }

@@ -19,7 +19,7 @@ use crate::qemu::ram::Saving;
 use crate::store::journal::{self, Journal};
 use crate::store::schema::RecordV1;
 use crate::store::trash::{Entry, Stamp};
-use crate::store::{StoreLock, VmLock};
+use crate::store::{StoreLock, VmLock, plain};
 use crate::sys::fault;
 use crate::sys::sparse::Method;
 use crate::template::seal::{self, vm::Sealing};
@@ -303,6 +303,10 @@ impl<'a> Executor<'a> {
                 Ok(())
             }
             Step::SetMode { layers, before, .. } => layers.iter().zip(before).try_for_each(|(layer, mode)| {
+                // An image that was not copied yet.
+                if !plain::is_there(&self.context.store.layout.layer(layer)) {
+                    return Ok(());
+                }
                 self.set_mode(layer, *mode)?;
                 // A template that was not made has an active layer.
                 if mode & 0o222 != 0 {

@@ -14,7 +14,10 @@ use crate::store::{Store, how_to_mend, plain};
 
 /// Refuses such a journal of `name`. `saved`: the record is one that the change has written.
 pub(super) fn refuse(store: &Store, name: &Name, journal: &Journal<Step>, saved: bool) -> Result<()> {
-    let own = store.load(name).ok();
+    let own = match store.load(name) {
+        Err(error) if error.is_passing() => return Err(error),
+        other => other.ok(),
+    };
     let why = match wrong_by_records(store, name, own.as_ref(), journal, saved)? {
         None => wrong_by_trash(store, own.as_ref().map(|own| own.uuid), journal)?,
         why => why,
@@ -41,8 +44,15 @@ fn wrong_by_records(
 ) -> Result<Option<String>> {
     let mut others = Vec::new();
     for other in store.names()?.into_iter().filter(|other| other != name) {
-        let records = [store.load(&other).ok(), store.load_spare(&other).and_then(Result::ok)];
-        others.extend(records.into_iter().flatten().map(|record| (other.clone(), record)));
+        for read in [Some(store.load(&other)), store.load_spare(&other)].into_iter().flatten() {
+            match read {
+                Ok(record) => others.push((other.clone(), record)),
+                // What it names is not known now, and can be soon.
+                Err(error) if error.is_passing() => return Err(error),
+                // Of what is damaged or gone, the headers tell.
+                Err(_) => {}
+            }
+        }
     }
     // Where both name a layer, the other record may be the wrong one.
     let of_another = |layer: &Layer| {
@@ -76,12 +86,11 @@ fn wrong_by_records(
             return Ok(Some(format!("memory {image}, which {name} has {when} it")));
         }
     }
-    if journal.steps.iter().any(|step| !step.merges().is_empty() || removes(step))
-        && own.is_some_and(|own| store.overruling(name, own).is_some())
-    {
-        return Ok(Some("its own layers, while its record names others than the spare copy".to_owned()));
+    if !journal.steps.iter().any(|step| !step.merges().is_empty() || removes(step)) {
+        return Ok(None);
     }
-    Ok(None)
+    let overruling = own.map(|own| store.overruling(name, own)).transpose()?.flatten();
+    Ok(overruling.map(|_| "its own layers, while its record names others than the spare copy".to_owned()))
 }
 
 /// The same of directories of the trash: what lies there belongs to the VM `own`.
@@ -96,9 +105,20 @@ fn wrong_by_trash(store: &Store, own: Option<Uuid>, journal: &Journal<Step>) -> 
             continue;
         }
         let found = store.list_trash()?.into_iter().find(|found| found.path == path);
-        let entry = found.and_then(|found| found.entry.ok());
-        if entry.and_then(|entry| entry.uuid()).zip(own).is_some_and(|(uuid, own)| uuid != own) {
-            return Ok(Some(format!("{directory} in the trash, which is another VM's")));
+        match found.map(|found| found.entry) {
+            Some(Ok(entry)) if entry.uuid().zip(own).is_some_and(|(uuid, own)| uuid != own) => {
+                return Ok(Some(format!("{directory} in the trash, which is another VM's")));
+            }
+            Some(Err(error)) if error.is_passing() => return Err(error),
+            Some(Err(_))
+                if journal
+                    .steps
+                    .iter()
+                    .any(|step| matches!(step, Step::DropTrash { directory: it } if it == directory)) =>
+            {
+                return Ok(Some(format!("{directory} in the trash, whose entry cannot be read")));
+            }
+            _ => {}
         }
     }
     Ok(None)

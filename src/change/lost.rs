@@ -96,6 +96,8 @@ pub fn makes_its_vm(journal: &Journal<Step>) -> bool {
                 let Ok(record) = Record::try_from((**record).clone()) else { return false };
                 is_made = record.snapshots.is_empty() && record.config.writable().all(|disk| makes(&disk.layer));
             }
+            // An image of the store is made read-only before it has a record.
+            Step::SetMode { layers, .. } if layers.iter().all(makes) => {}
             step if step.makes().is_some() => {}
             _ => return false,
         }

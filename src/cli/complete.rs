@@ -14,6 +14,7 @@ use clap_complete::env::{CompleteEnv, Shells};
 
 use super::{Cli, global};
 use crate::error::{Error, Result};
+use crate::image::catalogue::Catalogue;
 use crate::model::{Name, PointRef};
 use crate::store::Store;
 
@@ -60,6 +61,8 @@ fn with_names(command: Command) -> Command {
             arg
         } else if kind == TypeId::of::<Name>() {
             arg.add(ArgValueCompleter::new(|current: &OsStr| candidates(current, false)))
+        } else if id == "image" {
+            arg.add(ArgValueCompleter::new(images))
         } else if kind == TypeId::of::<PointRef>() {
             arg.add(ArgValueCompleter::new(|current: &OsStr| candidates(current, true)))
         } else {
@@ -67,6 +70,16 @@ fn with_names(command: Command) -> Command {
         }
     };
     command.mut_args(names).mut_subcommands(with_names)
+}
+
+/// The images of the store, and those of the catalogue, that begin with `current`.
+fn images(current: &OsStr) -> Vec<CompletionCandidate> {
+    let (Some(current), Ok(store)) = (current.to_str(), store()) else { return Vec::new() };
+    let records = store.records().unwrap_or_default().into_iter();
+    let stored = records.filter(|(_, record)| record.image().is_some()).map(|(name, _)| name.to_string());
+    let known = Catalogue::load(&store).map(|all| all.entries().to_vec()).unwrap_or_default();
+    let known = known.iter().map(|entry| format!("{}:{}", entry.name, entry.version));
+    stored.chain(known).filter(|name| name.starts_with(current)).map(CompletionCandidate::new).collect()
 }
 
 /// What begins with `current`; behind an `@`, the snapshots of that VM.

@@ -3,12 +3,17 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use serde_json::json;
+use uuid::Uuid;
 
 use super::App;
 use super::cloud_init::CloudInit;
+use super::image::Checksum;
 use crate::error::{Error, IoContext, Result};
-use crate::model::{Firmware, KernelBoot, LogLimit, Name, Nic, PortForward, parse_size};
-use crate::vm::create::{self, DiskRequest, Request};
+use crate::image::add;
+use crate::image::source::Wanted;
+use crate::model::{Credentials, Firmware, KernelBoot, LogLimit, Name, Nic, PortForward, parse_size};
+use crate::vm::create::{self, DiskRequest, OnImage, Request};
+use crate::vm::edit;
 
 /// Make a VM from disk images, or a blank one
 ///
@@ -18,6 +23,16 @@ use crate::vm::create::{self, DiskRequest, Request};
 pub struct Create {
     /// What to call it: 1 to 64 letters, digits, dots, dashes, underscores
     name: Name,
+    /// An image that the first disk stands on: its name in the store, an address, or NAME:VERSION of the catalogue
+    ///
+    /// What is not in the store yet is downloaded and added first, as `image add` does. All VMs of an image share it.
+    #[arg(long, value_name = "IMAGE")]
+    image: Option<String>,
+    /// Size of the disk on the image [default: the size of the image]; cloud-init enlarges the file system at the first boot
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "image")]
+    disk_size: Option<u64>,
+    #[command(flatten)]
+    checksum: Checksum,
     /// A disk image; can be repeated: FILE[,copy|use][,format=F][,ro]
     ///
     /// The format is taken from `format=`, else from the header if the name agrees with it: a file called .raw or .img, or without
@@ -72,6 +87,9 @@ pub struct Create {
     /// A key and value of your own; can be repeated
     #[arg(long, value_name = "K=V")]
     tag: Vec<String>,
+    /// Give systemd in the guest the content of FILE as the credential NAME (`systemd-creds --system list`); can be repeated
+    #[arg(long, value_name = "NAME=FILE")]
+    credential: Vec<String>,
     #[command(flatten)]
     cloud_init: CloudInit,
 }
@@ -91,7 +109,23 @@ enum Net {
 impl Create {
     pub async fn run(self, app: &App) -> Result<()> {
         let name = self.name.clone();
-        let request = self.request()?;
+        let (wanted, disk_size, checksum) = (self.image.clone(), self.disk_size, self.checksum.clone());
+        let mut request = self.request()?;
+        if wanted.is_none() && checksum.is_any() {
+            return Err(Error::usage("a checksum is that of an image to be added").hint("say which: --image URL"));
+        }
+        if app.context.store.exists(&name) {
+            // Before anything is downloaded.
+            return Err(Error::exists(format!("the name {name} is taken"))
+                .hint("choose another name, or see what is there: cowhand ls -a"));
+        }
+        if let Some(wanted) = wanted {
+            // Under any name: nothing is downloaded for a VM that cannot be made.
+            request.image = Some(OnImage { name: name.clone(), uuid: None, size: disk_size });
+            create::check(&request)?;
+            let (name, uuid) = image(app, &wanted, checksum).await?;
+            request.image = Some(OnImage { name, uuid, size: disk_size });
+        }
         let record = create::create(&app.context, &name, &request).await?;
         let text = format!("created {name}; start it: cowhand start {name}");
         app.printer.done(&text, &json!({"name": name, "uuid": record.uuid}));
@@ -121,6 +155,7 @@ impl Create {
         };
         Ok(Request {
             disks: self.disk,
+            image: None,
             with_backing: within(self.with_backing),
             blank: self.size,
             memory_bytes: self.memory,
@@ -135,10 +170,39 @@ impl Create {
             nics,
             log_limit: self.log_max.unwrap_or_default(),
             autostart: self.autostart,
+            credentials: credentials(&self.credential)?,
             seed: self.cloud_init.request().seed()?,
             tags: self.tag.iter().map(|tag| tag_pair(tag)).collect::<Result<_>>()?,
         })
     }
+}
+
+/// What was said with `--credential`.
+fn credentials(said: &[String]) -> Result<Credentials> {
+    let mut credentials = Credentials::default();
+    for text in said {
+        let Some((name, file)) = text.split_once('=').filter(|(_, file)| !file.is_empty()) else {
+            return Err(Error::usage(format!("{text:?} is not NAME=FILE")));
+        };
+        credentials.insert(name, &edit::credential(file.as_ref())?)?;
+    }
+    Ok(credentials)
+}
+
+/// The name of the image that is wanted, which is added if it has to be.
+async fn image(app: &App, wanted: &str, checksum: Checksum) -> Result<(Name, Option<Uuid>)> {
+    let source = match wanted.parse()? {
+        Wanted::Name(name) if checksum.is_any() => {
+            return Err(Error::usage(format!(
+                "image {name} is in the store: a checksum is checked when an image is added"
+            )));
+        }
+        Wanted::Name(name) => return Ok((name, None)),
+        Wanted::Source(source) => source,
+    };
+    let request = checksum.request(source, None, None)?;
+    let added = add::ensure(&app.context, &request).await?;
+    Ok((added.name, Some(added.record.uuid)))
 }
 
 /// What was said with `--with-backing`, which may be repeated and may name a directory.

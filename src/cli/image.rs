@@ -1,19 +1,29 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueHint};
 use serde_json::json as value;
 
-use super::App;
 use super::create::within;
+use super::{App, each};
 use crate::error::{Error, Result};
-use crate::image::{self, Target, Written};
-use crate::model::{Format, PointRef, human};
-use crate::output::{json, table};
+use crate::fetch::digest::Digest;
+use crate::image::add::{self, Added};
+use crate::image::catalogue::Catalogue;
+use crate::image::file::{self, Target, Written};
+use crate::image::source::Source;
+use crate::image::{list, prune};
+use crate::model::{Format, Name, PointRef, human};
+use crate::output::{self, json, table};
+use crate::vm::remove::{self, Options, Which};
 
-/// Look at image files, check and convert them, and make one of a point of a VM
+/// Images that VMs share; image files: look at them, check and convert them, make one of a point of a VM
 #[derive(Debug, Subcommand)]
 pub enum Image {
+    Add(Add),
+    Ls(Ls),
+    Rm(Rm),
+    Prune(Prune),
     Info(Info),
     Check(Check),
     Convert(Convert),
@@ -23,11 +33,166 @@ pub enum Image {
 impl Image {
     pub async fn run(self, app: &App) -> Result<()> {
         match self {
+            Self::Add(verb) => verb.run(app).await,
+            Self::Ls(verb) => verb.run(app),
+            Self::Rm(verb) => verb.run(app).await,
+            Self::Prune(verb) => verb.run(app).await,
             Self::Info(verb) => verb.run(app).await,
             Self::Check(verb) => verb.run(app).await,
             Self::Convert(verb) => verb.run(app).await,
             Self::Export(verb) => verb.run(app).await,
         }
+    }
+}
+
+/// What a file has to be.
+#[derive(Debug, Clone, Default, Args)]
+pub(super) struct Checksum {
+    /// Refuse an image that does not have this SHA-256 checksum
+    #[arg(long, value_name = "HEX", conflicts_with = "sums")]
+    sha256: Option<String>,
+    /// Refuse an image that does not have this SHA-512 checksum
+    #[arg(long, value_name = "HEX", conflicts_with_all = ["sums", "sha256"])]
+    sha512: Option<String>,
+    /// Refuse an image that does not have the checksum in this file, such as SHA256SUMS
+    #[arg(long, value_name = "URL|FILE")]
+    sums: Option<String>,
+}
+
+impl Checksum {
+    /// Was any said?
+    pub(super) fn is_any(&self) -> bool {
+        self.sha256.is_some() || self.sha512.is_some() || self.sums.is_some()
+    }
+
+    /// The request for an image with that checksum.
+    pub(super) fn request(self, source: Source, name: Option<Name>, format: Option<Format>) -> Result<add::Request> {
+        let digest = match (&self.sha256, &self.sha512) {
+            (Some(hex), _) => Some(Digest::sha256(hex)?),
+            (None, Some(hex)) => Some(Digest::sha512(hex)?),
+            (None, None) => None,
+        };
+        Ok(add::Request { source, name, format, digest, sums: self.sums })
+    }
+}
+
+/// Add an image to the store, for VMs to share: `create NAME --image IMAGE`
+///
+/// The image is downloaded (an interrupted download goes on where it was), verified if a checksum is said or the catalogue has one,
+/// decompressed if its name ends in .xz, .zst, .gz or .bz2, inspected, and copied into the store, where it never changes.
+#[derive(Debug, Args)]
+pub struct Add {
+    /// A file, an https or http address, or NAME:VERSION of the catalogue (`image ls --catalogue`)
+    #[arg(value_name = "FILE|URL|NAME:VERSION", value_hint = ValueHint::FilePath)]
+    source: String,
+    /// What to call it [default: as the file, or NAME-VERSION]
+    #[arg(value_name = "NAME")]
+    new_name: Option<Name>,
+    /// Its format [default: by its header, if its name agrees]
+    #[arg(short = 'f', long, value_name = "FORMAT")]
+    image_format: Option<Format>,
+    #[command(flatten)]
+    checksum: Checksum,
+}
+
+impl Add {
+    async fn run(self, app: &App) -> Result<()> {
+        // Not by clap, which would print an address with a password in it.
+        let source = self.source.parse()?;
+        let request = self.checksum.request(source, self.new_name, self.image_format)?;
+        let Added { name, record } = add::add(&app.context, &request).await?;
+        let bytes = record.config.disks.first().map_or(0, |disk| disk.virtual_bytes);
+        let text = format!("added image {name} ({}); make a VM of it: cowhand create NEW --image {name}", human(bytes));
+        let image = record.image();
+        let json = value!({
+            "name": name, "virtual_bytes": bytes, "sha256": image.and_then(|image| image.sha256.as_ref()),
+            "verified": image.is_some_and(|image| image.verified),
+        });
+        app.printer.done(&text, &json);
+        Ok(())
+    }
+}
+
+/// List the images and the VMs that use them
+#[derive(Debug, Args)]
+pub struct Ls {
+    /// List the cloud images that are known, instead
+    #[arg(long)]
+    catalogue: bool,
+}
+
+impl Ls {
+    fn run(self, app: &App) -> Result<()> {
+        let is_quiet = app.printer.quiet && app.printer.format == output::Format::Table;
+        if self.catalogue {
+            let catalogue = Catalogue::load(&app.context.store)?;
+            let entries = catalogue.entries();
+            if is_quiet {
+                entries.iter().for_each(|entry| app.printer.text(&format!("{}:{}", entry.name, entry.version)));
+                return Ok(());
+            }
+            app.printer.result(&table::catalogue(entries), &entries.iter().map(json::catalogue).collect());
+            return Ok(());
+        }
+        let rows = list::list(&app.context)?;
+        if is_quiet {
+            rows.iter().for_each(|row| app.printer.text(row.name.as_str()));
+            return Ok(());
+        }
+        app.printer.result(&table::images(&rows), &rows.iter().map(json::stored_image).collect());
+        Ok(())
+    }
+}
+
+/// Remove images; refused while VMs stand on them. They stay in the trash until `gc`
+#[derive(Debug, Args)]
+pub struct Rm {
+    /// The images
+    #[arg(required = true)]
+    names: Vec<Name>,
+    /// Remove the VMs that stand on them, too
+    #[arg(long)]
+    cascade: bool,
+    /// With --cascade: also remove running VMs, without shutting them down
+    #[arg(short, long)]
+    force: bool,
+}
+
+impl Rm {
+    async fn run(self, app: &App) -> Result<()> {
+        let options = Options { force: self.force, cascade: self.cascade };
+        each(app, &self.names, async |name| {
+            let gone = remove::remove(&app.context, name, Which::Image, options).await?;
+            let names: Vec<&str> = gone.iter().map(Name::as_str).collect();
+            app.printer.done(&format!("removed {}", names.join(", ")), &value!({"removed": names}));
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// Remove the images that no VM uses, and what is left of downloads
+#[derive(Debug, Args)]
+pub struct Prune {
+    /// Only say what would be removed
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl Prune {
+    async fn run(self, app: &App) -> Result<()> {
+        let pruned = prune::prune(&app.context, self.dry_run).await?;
+        let verb = if self.dry_run { "would remove" } else { "removed" };
+        let mut lines: Vec<String> =
+            pruned.iter().map(|one| format!("{verb} {} ({})", one.what, human(one.bytes))).collect();
+        if lines.is_empty() {
+            lines.push("nothing to remove".to_owned());
+        } else if !self.dry_run && pruned.iter().any(|one| one.image.is_some()) {
+            lines.push("images are in the trash; to free their space: cowhand gc --older-than 0".to_owned());
+        }
+        let json = pruned.iter().map(|one| value!({"image": one.image, "what": one.what, "bytes": one.bytes}));
+        app.printer.result(&lines.join("\n"), &json.collect());
+        Ok(())
     }
 }
 
@@ -43,7 +208,7 @@ pub struct Info {
 
 impl Info {
     async fn run(self, app: &App) -> Result<()> {
-        let about = image::info(&app.context, &self.file, self.image_format).await?;
+        let about = file::info(&app.context, &self.file, self.image_format).await?;
         app.printer.result(&table::image(&self.file, &about), &json::image(&self.file, &about));
         Ok(())
     }
@@ -64,7 +229,7 @@ pub struct Check {
 
 impl Check {
     async fn run(self, app: &App) -> Result<()> {
-        let (format, checked) = image::check(&app.context, &self.file, self.image_format, self.repair).await?;
+        let (format, checked) = file::check(&app.context, &self.file, self.image_format, self.repair).await?;
         let shown = self.file.display();
         let Some(checked) = checked else {
             app.printer.result(&format!("{shown}: {format}: there is nothing to check"), &value!({"format": format}));
@@ -115,7 +280,7 @@ impl Convert {
     async fn run(self, app: &App) -> Result<()> {
         let target = Target { path: self.target, format: self.output_format, force: self.force };
         let within = within(self.with_backing);
-        let written = image::convert(&app.context, &self.source, self.image_format, within.as_deref(), &target).await?;
+        let written = file::convert(&app.context, &self.source, self.image_format, within.as_deref(), &target).await?;
         tell(app, &written);
         Ok(())
     }
@@ -142,7 +307,7 @@ pub struct Export {
 impl Export {
     async fn run(self, app: &App) -> Result<()> {
         let target = Target { path: self.file, format: self.output_format, force: self.force };
-        let written = image::export(&app.context, &self.point, self.disk.as_deref(), &target).await?;
+        let written = file::export(&app.context, &self.point, self.disk.as_deref(), &target).await?;
         tell(app, &written);
         Ok(())
     }

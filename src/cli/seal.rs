@@ -8,7 +8,7 @@ use super::App;
 use crate::appliance::boot::{LIMIT, Payload};
 use crate::appliance::kernel::Wanted;
 use crate::error::{Error, IoContext, Kind, Result};
-use crate::image::Target;
+use crate::image::file::Target;
 use crate::model::{Format as ImageFormat, parse_time};
 use crate::output::Format;
 use crate::template::seal::customise::{self, Customisation};

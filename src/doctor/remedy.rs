@@ -131,7 +131,7 @@ pub async fn apply(context: &Context, remedy: &Remedy) -> Result<Applied> {
         Remedy::SetSpareAside(name) => {
             let _lock = store.lock_vm(context, name).await?;
             let record = store.load(name)?;
-            let Some(spare) = store.overruling(name, &record) else { return Ok(Applied::NotNeeded) };
+            let Some(spare) = store.overruling(name, &record)? else { return Ok(Applied::NotNeeded) };
             let pool = Pool::scan(store)?;
             if vm::whole(context, &pool, name, &spare).await.is_ok() {
                 return Err(Error::refused("its spare copy fits the layers that are here"));

@@ -65,7 +65,9 @@ pub async fn reset(context: &Context, name: &Name, stopped: bool) -> Result<Rese
     let mut base = base.clone();
     chain::refresh(&context.store, &mut base)?;
     refuse_independent(context, name, &record.config, &at, &base)?;
-    renew(name, &mut after.config, &base, &mut steps)?;
+    // What stands on an image was given a size of its own when it was made.
+    let keeps_size = source.image().is_some();
+    renew(name, &mut after.config, &base, keeps_size, &mut steps)?;
     let mut qmp = live::connect_if_running(context, name).await?;
     if let Some(qmp) = &mut qmp {
         live::refuse_job(name, qmp).await?;
@@ -150,6 +152,7 @@ fn usable<'a>(context: &Context, name: &Name, template: &'a Record, vm: &Record)
         (&a.machine, &a.cpu, a.memory_bytes, a.cpus, a.firmware, a.nics.len(), a.disks.len(), &a.kernel)
             == (&b.machine, &b.cpu, b.memory_bytes, b.cpus, b.firmware, b.nics.len(), b.disks.len(), &b.kernel)
             && a.seed.is_some() == b.seed.is_some()
+            && a.credentials == b.credentials
     };
     match clone::warm(context, name, template) {
         Ok(warm) if same(&warm.config, &vm.config) => Some(warm),
@@ -165,12 +168,13 @@ fn usable<'a>(context: &Context, name: &Name, template: &'a Record, vm: &Record)
 }
 
 /// New overlays on the layers of `base`, disk by disk. Disks that the source does not have stay as they are.
-fn renew(name: &Name, config: &mut Config, base: &Config, steps: &mut Vec<Step>) -> Result<()> {
+fn renew(name: &Name, config: &mut Config, base: &Config, keeps_size: bool, steps: &mut Vec<Step>) -> Result<()> {
     let below = |target: &str| base.volumes().find(|disk| disk.target == target && !disk.read_only);
     let mut renewed = 0;
     for disk in config.disks.iter_mut().chain(&mut config.nvram).filter(|disk| !disk.read_only) {
         let Some(Disk { layer: backing, virtual_bytes, .. }) = below(&disk.target).cloned() else { continue };
         let layer = Layer::new(Format::Qcow2);
+        let virtual_bytes = if keeps_size { virtual_bytes.max(disk.virtual_bytes) } else { virtual_bytes };
         disk.layer = layer.clone();
         disk.virtual_bytes = virtual_bytes;
         steps.push(Step::MakeLayer { layer, backing: Some(backing), virtual_bytes });

@@ -12,7 +12,8 @@ use crate::ui::{Counter, Task};
 const TICK: Duration = Duration::from_millis(100);
 
 /// Stops the thread when its future is dropped.
-struct StopOnDrop(Stop);
+#[derive(Debug, Default)]
+pub(crate) struct StopOnDrop(pub(crate) Stop);
 
 impl Drop for StopOnDrop {
     fn drop(&mut self) {

@@ -67,7 +67,7 @@ impl Pool {
     /// Adds what spare copies name and the records do not.
     pub fn add_spares(&mut self, store: &Store) -> Result<()> {
         for (name, record) in store.records()? {
-            if let Some(spare) = store.overruling(&name, &record) {
+            if let Some(spare) = store.overruling(&name, &record)? {
                 self.add_spare(&name, &spare);
             }
         }

@@ -14,6 +14,7 @@ pub mod printable;
 mod record;
 mod seed;
 mod size;
+mod systemd_credential;
 mod warm;
 
 pub use chain::{Chain, Link};
@@ -27,9 +28,10 @@ pub use name::{Name, PointRef};
 pub use nic::{GUEST_ADDRESS, Nic, PortForward, Protocol};
 pub use port::{PORTS, port_name};
 pub use record::{
-    Config, Disk, Firmware, KernelBoot, LayerStamp, Origin, Quiesced, Record, Role, Snapshot, SnapshotKind, State,
-    VmState,
+    Config, Disk, Firmware, ImageOrigin, KernelBoot, LayerStamp, Origin, Quiesced, Record, Role, Snapshot,
+    SnapshotKind, State, VmState,
 };
 pub use seed::Seed;
 pub use size::{human, parse_age, parse_size, parse_time};
+pub use systemd_credential::{Credentials, LONGEST as LONGEST_CREDENTIALS};
 pub use warm::{Ephemeral, Owner, Warm, WarmImage};

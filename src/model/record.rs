@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{Ephemeral, Layer, LogLimit, Memory, Name, Nic, RamImage, Seed, Warm};
+use super::{Credentials, Ephemeral, Layer, LogLimit, Memory, Name, Nic, RamImage, Seed, Warm};
 use crate::error::{Error, Result};
 
 /// Everything we know of a VM or template. Its name is the name of its directory, its state is observed.
@@ -47,7 +47,26 @@ pub enum Role {
         sealed: bool,
         /// What its files looked like then.
         stamps: Vec<LayerStamp>,
+        /// Of an image, which was no VM before: where it is from.
+        image: Option<ImageOrigin>,
     },
+}
+
+/// Where an image is from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ImageOrigin {
+    /// A path, or an address without its query.
+    pub source: String,
+    /// The SHA-256 checksum of the whole address, with its query.
+    pub address: Option<String>,
+    /// The entry of the catalogue that it was asked for by: `debian:12`.
+    pub catalogue: Option<String>,
+    /// The SHA-256 checksum of the file as it came, in hexadecimal digits, where it was computed.
+    pub sha256: Option<String>,
+    /// The SHA-512 checksum, likewise.
+    pub sha512: Option<String>,
+    /// It had the checksum that the user said, or that was published, and read over https or from a file.
+    pub verified: bool,
 }
 
 /// What a template's file looked like when it was frozen, to notice an edit behind our back.
@@ -101,6 +120,8 @@ pub struct Config {
     pub log_limit: LogLimit,
     /// What cloud-init is told in the guest.
     pub seed: Option<Seed>,
+    /// What systemd in the guest is given.
+    pub credentials: Credentials,
     /// The user's own key-value pairs.
     pub tags: BTreeMap<String, String>,
 }
@@ -308,6 +329,23 @@ impl Record {
     /// Is it a template?
     pub fn is_template(&self) -> bool {
         matches!(self.role, Role::Template { .. })
+    }
+
+    /// Where it is from, if it is an image.
+    pub fn image(&self) -> Option<&ImageOrigin> {
+        match &self.role {
+            Role::Template { image, .. } => image.as_ref(),
+            Role::Vm => None,
+        }
+    }
+
+    /// What it is, in words.
+    pub fn kind(&self) -> &'static str {
+        match &self.role {
+            Role::Vm => "VM",
+            Role::Template { image: Some(_), .. } => "image",
+            Role::Template { image: None, .. } => "template",
+        }
     }
 
     /// The snapshot called `name`; `current` is the one the head stands on.

@@ -9,7 +9,8 @@ use super::time::{milliseconds, rfc3339};
 use crate::clone::Cloned;
 use crate::disk::check::Found;
 use crate::doctor::Finding;
-use crate::image::Seen;
+use crate::image::catalogue::Entry;
+use crate::image::file::Seen;
 use crate::model::{Merge, Name, Protocol};
 use crate::qemu::img::Checked;
 use crate::snapshot;
@@ -27,6 +28,7 @@ pub fn vm(row: &Row) -> Value {
                 "memory_bytes": config.memory_bytes,
                 "cpus": config.cpus,
                 "template": about.record.is_template(),
+                "image": about.record.image().is_some(),
                 "from": about.from,
                 "snapshots": about.record.snapshots.len(),
                 "disk_bytes": about.own_bytes,
@@ -44,7 +46,7 @@ pub fn vm(row: &Row) -> Value {
             entry
         }
         Err(reason) => json!({
-            "name": row.name, "state": "broken", "memory_bytes": null, "cpus": null, "template": null, "from": null,
+            "name": row.name, "state": "broken", "memory_bytes": null, "cpus": null, "template": null, "image": null, "from": null,
             "snapshots": null, "disk_bytes": null, "virtual_bytes": null, "autostart": null, "expires": null, "reason": reason,
         }),
     }
@@ -89,6 +91,9 @@ pub fn details(name: &Name, details: &Details) -> Value {
         "state": details.status.state.as_str(),
         "reason": details.status.detail,
         "template": record.is_template(),
+        "image": record.image().map(|image| json!({
+            "source": image.source, "catalogue": image.catalogue, "sha256": image.sha256, "verified": image.verified,
+        })),
         "uuid": record.uuid,
         "created": rfc3339(record.created),
         "machine": config.machine,
@@ -109,6 +114,7 @@ pub fn details(name: &Name, details: &Details) -> Value {
         "cloud_init": config.seed.as_ref().map(|seed| json!({
             "user_data_bytes": seed.user_data.len(), "hostname": seed.hostname,
         })),
+        "credentials": config.credentials.names().collect::<Vec<_>>(),
         "autostart": record.autostart,
         "head": record.head,
         "expires": record.ephemeral.as_ref().and_then(|ephemeral| ephemeral.expires).map(rfc3339),
@@ -213,6 +219,32 @@ pub fn template(row: &template::list::Row) -> Value {
         "dependents": row.dependents,
         "bytes": row.bytes,
         "created": rfc3339(row.frozen),
+    })
+}
+
+/// An entry of `image ls`.
+pub fn stored_image(row: &template::list::Row) -> Value {
+    let disk = row.record.config.disks.first();
+    let image = row.record.image();
+    json!({
+        "name": row.name,
+        "format": disk.map(|disk| disk.layer.format),
+        "virtual_bytes": disk.map(|disk| disk.virtual_bytes),
+        "bytes": row.bytes,
+        "source": image.map(|image| &image.source),
+        "catalogue": image.and_then(|image| image.catalogue.as_ref()),
+        "sha256": image.and_then(|image| image.sha256.as_ref()),
+        "verified": image.is_some_and(|image| image.verified),
+        "dependents": row.dependents,
+        "created": rfc3339(row.frozen),
+    })
+}
+
+/// An entry of `image ls --catalogue`.
+pub fn catalogue(entry: &Entry) -> Value {
+    json!({
+        "name": entry.name, "version": entry.version, "aliases": entry.aliases, "url": entry.shown_url(), "sums": entry.shown_sums(),
+        "format": entry.format, "user": entry.user,
     })
 }
 

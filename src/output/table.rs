@@ -7,7 +7,8 @@ use comfy_table::{CellAlignment, Table, presets};
 use crate::disk::check::Found;
 use crate::doctor::{Finding, Level};
 use crate::ephemeral::pool::Shelf;
-use crate::image::Seen;
+use crate::image::catalogue::Entry;
+use crate::image::file::Seen;
 use crate::layer::inspect::Role;
 use crate::model::{LogLimit, Name, human, printable};
 use crate::output::{time, tree};
@@ -59,7 +60,7 @@ pub fn vms(rows: &[&Row]) -> String {
 fn vm(row: &Row, about: &About) -> Vec<String> {
     let config = &about.record.config;
     let state = match (about.record.is_template(), &about.status.detail) {
-        (true, _) => "template".to_owned(),
+        (true, _) => about.record.kind().to_owned(),
         (false, Some(detail)) => format!("{} ({detail})", about.status.state.as_str()),
         (false, None) => about.status.state.as_str().to_owned(),
     };
@@ -79,7 +80,7 @@ fn vm(row: &Row, about: &About) -> Vec<String> {
 pub fn details(name: &str, details: &Details) -> String {
     let record = &details.record;
     let config = &record.config;
-    let state = if record.is_template() { "template" } else { details.status.state.as_str() };
+    let state = if record.is_template() { record.kind() } else { details.status.state.as_str() };
     let mut lines = vec![
         ("name", name.to_owned()),
         ("state", details.status.detail.as_ref().map_or(state.to_owned(), |detail| format!("{state} ({detail})"))),
@@ -95,6 +96,12 @@ pub fn details(name: &str, details: &Details) -> String {
     lines.extend(details.status.pid.map(|pid| ("pid", pid.to_string())));
     lines.extend(details.cut_short.clone().map(|operation| ("cut short", operation)));
     lines.extend(details.from.clone().map(|from| ("from", from)));
+    if let Some(image) = record.image() {
+        let asked = image.catalogue.as_ref().map(|entry| format!(" ({entry})")).unwrap_or_default();
+        lines.push(("source", format!("{}{asked}", image.source)));
+        let verified = if image.verified { "verified" } else { "not verified" };
+        lines.push(("sha256", format!("{} {verified}", image.sha256.as_deref().unwrap_or("-"))));
+    }
     lines.extend(record.head.as_ref().map(|head| ("head", format!("on snapshot {head}"))));
     if let Some(boot) = &config.kernel {
         lines.push(("kernel", boot.kernel.display().to_string()));
@@ -122,6 +129,9 @@ pub fn details(name: &str, details: &Details) -> String {
     if let Some(seed) = &config.seed {
         let hostname = seed.hostname.as_ref().map(|name| format!(", hostname {name}")).unwrap_or_default();
         lines.push(("cloud-init", format!("{} of user-data{hostname}", human(seed.user_data.len() as u64))));
+    }
+    if !config.credentials.is_empty() {
+        lines.push(("credentials", config.credentials.names().collect::<Vec<_>>().join(", ")));
     }
     if record.autostart {
         lines.push(("autostart", "on".to_owned()));
@@ -268,6 +278,42 @@ pub fn templates(rows: &[template::list::Row]) -> String {
                 if row.record.warm.is_some() { "yes" } else { "no" }.to_owned(),
                 human(row.bytes),
                 if dependents.is_empty() { "-".to_owned() } else { dependents.join(", ") },
+            ]
+        }),
+    )
+}
+
+/// `cowhand image ls`.
+pub fn images(rows: &[template::list::Row]) -> String {
+    table(
+        &["NAME", "FORMAT", ">DISK (OWN/VIRTUAL)", "ADDED (UTC)", "VERIFIED", "USED BY", "SOURCE"],
+        rows.iter().map(|row| {
+            let disk = row.record.config.disks.first();
+            let dependents: Vec<String> = row.dependents.iter().map(Name::to_string).collect();
+            let image = row.record.image();
+            vec![
+                row.name.to_string(),
+                disk.map_or("-".to_owned(), |disk| disk.layer.format.to_string()),
+                format!("{} / {}", human(row.bytes), human(disk.map_or(0, |disk| disk.virtual_bytes))),
+                time::minute(row.frozen),
+                if image.is_some_and(|image| image.verified) { "yes" } else { "no" }.to_owned(),
+                if dependents.is_empty() { "-".to_owned() } else { dependents.join(", ") },
+                image.map_or("-".to_owned(), |image| image.source.clone()),
+            ]
+        }),
+    )
+}
+
+/// `cowhand image ls --catalogue`.
+pub fn catalogue(entries: &[Entry]) -> String {
+    table(
+        &["IMAGE", "ALSO", "USER", "ADDRESS"],
+        entries.iter().map(|entry| {
+            vec![
+                format!("{}:{}", entry.name, entry.version),
+                if entry.aliases.is_empty() { "-".to_owned() } else { entry.aliases.join(", ") },
+                entry.user.clone().unwrap_or_else(|| "-".to_owned()),
+                entry.shown_url(),
             ]
         }),
     )

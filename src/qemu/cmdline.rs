@@ -13,6 +13,9 @@ use super::accel::Chosen;
 use super::nodes;
 use crate::model::{Chain, Config, Firmware, GUEST_ADDRESS, Name, PORTS, PortForward, Protocol, port_name};
 
+/// How the files of credentials begin.
+const CREDENTIAL: &str = "credential.";
+
 /// Where one VM's sockets lie.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sockets {
@@ -61,6 +64,18 @@ impl Sockets {
     /// The seed for cloud-init: a disk that lies beside the sockets, since it is made anew for each start.
     pub fn seed(&self) -> PathBuf {
         self.directory.join("seed.img")
+    }
+
+    /// What systemd in the guest is given under this name, in a file, since other users see the arguments of a program.
+    pub fn credential(&self, name: &str) -> PathBuf {
+        self.directory.join(format!("{CREDENTIAL}{name}"))
+    }
+
+    /// What is there of these, also of an earlier start.
+    pub fn credentials(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(&self.directory).into_iter().flatten().flatten();
+        let is_one = |entry: &std::fs::DirEntry| entry.file_name().to_string_lossy().starts_with(CREDENTIAL);
+        entries.filter(is_one).map(|entry| entry.path()).collect()
     }
 
     /// A port of the helper in the guest.
@@ -179,6 +194,10 @@ pub fn argv(machine: &Machine<'_>) -> Vec<String> {
     args.option("-msg", "timestamp=on");
     // A clone of a sealed template takes its name from there, see `template/seal/firstboot.rs`.
     args.option("-smbios", format!("type=3,asset={}", machine.name));
+    // systemd(1), "io.systemd.credential.binary"; type 11 is OEM strings (DMTF DSP0134).
+    for name in config.credentials.names() {
+        args.option("-smbios", format!("type=11,path={}", escape(&machine.sockets.credential(name))));
+    }
 
     let pflash = if config.nvram.is_some() { nvram_wiring(config) } else { String::new() };
     args.option("-machine", format!("{},memory-backend=ram0{pflash}", config.machine));

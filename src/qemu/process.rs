@@ -194,7 +194,7 @@ async fn take_run_lock(path: &Path) -> Result<File> {
 
 /// Removes the sockets of a QEMU that ended.
 pub fn clear_sockets(sockets: &Sockets) {
-    for path in sockets.all() {
+    for path in sockets.all().into_iter().chain(sockets.credentials()) {
         let _ = std::fs::remove_file(path);
     }
 }

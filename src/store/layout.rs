@@ -54,6 +54,16 @@ impl Layout {
         self.root.join(format!("appliance-{key:016x}.cpio"))
     }
 
+    /// Cloud images of the user's, beside those that are built in.
+    pub fn catalogue(&self) -> PathBuf {
+        self.root.join("catalogue.toml")
+    }
+
+    /// Files that are downloaded or decompressed to become images, a directory for each.
+    pub fn downloads(&self) -> PathBuf {
+        self.root.join("downloads")
+    }
+
     /// The pool of layers.
     pub fn layers(&self) -> PathBuf {
         self.root.join("layers")

@@ -75,7 +75,18 @@ impl Store {
 
     /// A directory with other things in it is not made a store by a slip of the fingers.
     fn refuse_foreign_directory(&self) -> Result<()> {
-        let ours = ["layers", "vms", "trash", "store.lock", "reserve", "clock.json", "qemu-probe.json", "lost+found"];
+        let ours = [
+            "layers",
+            "vms",
+            "trash",
+            "store.lock",
+            "reserve",
+            "clock.json",
+            "qemu-probe.json",
+            "catalogue.toml",
+            "downloads",
+            "lost+found",
+        ];
         let Ok(mut entries) = std::fs::read_dir(self.layout.root()) else { return Ok(()) };
         let foreign = entries.find_map(|entry| {
             let name = entry.ok()?.file_name().to_string_lossy().into_owned();
@@ -254,7 +265,7 @@ impl Store {
     /// Writes the spare copy of a record where it is missing or cannot be used.
     pub fn renew_spare(&self, name: &Name) {
         let Some(text) = plain::read_if_possible(&self.layout.vm_json(name)) else { return };
-        if self.load(name).is_ok_and(|record| self.overruling(name, &record).is_none())
+        if self.load(name).is_ok_and(|record| matches!(self.overruling(name, &record), Ok(None)))
             && plain::read_if_possible(&self.layout.spare_json(name)).as_deref() != Some(&text[..])
         {
             self.write_spare(name, &text);
@@ -262,13 +273,17 @@ impl Store {
     }
 
     /// The spare copy of `record`, where it names other layers: then the record is not the one that was written last, since the spare copy is taken away before that and written
-    /// after. (What is not to stay keeps an older one.)
-    pub fn overruling(&self, name: &Name, record: &Record) -> Option<Record> {
+    /// after. (What is not to stay keeps an older one.) An error: it cannot be read just now. One that is damaged says nothing.
+    pub fn overruling(&self, name: &Name, record: &Record) -> Result<Option<Record>> {
         if record.ephemeral.is_some() {
-            return None;
+            return Ok(None);
         }
         let layers = |record: &Record| record.layers().cloned().collect::<BTreeSet<Layer>>();
-        self.load_spare(name)?.ok().filter(|spare| layers(spare) != layers(record))
+        match self.load_spare(name) {
+            Some(Ok(spare)) => Ok(Some(spare).filter(|spare| layers(spare) != layers(record))),
+            Some(Err(error)) if error.is_passing() => Err(error),
+            Some(Err(_)) | None => Ok(None),
+        }
     }
 
     /// Writes a record of `name` somewhere else, where it is kept for `undo`.

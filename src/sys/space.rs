@@ -1,6 +1,6 @@
 //! How much room there is, and how much memory a process has in use.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -10,6 +10,12 @@ use rustix::fs::{FallocateFlags, OFlags, fallocate};
 /// Bytes that are free for us on the file system of `path` (`statvfs(3)`).
 pub fn free(path: &Path) -> io::Result<u64> {
     let about = rustix::fs::statvfs(path)?;
+    Ok(about.f_bavail.saturating_mul(about.f_frsize))
+}
+
+/// The same of an open file (`fstatvfs(3)`).
+pub fn free_of(file: &File) -> io::Result<u64> {
+    let about = rustix::fs::fstatvfs(file)?;
     Ok(about.f_bavail.saturating_mul(about.f_frsize))
 }
 

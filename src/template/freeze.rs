@@ -83,7 +83,12 @@ pub async fn freeze(context: &Context, name: &Name, new_name: Option<&Name>, how
     // A template stays until it is removed.
     record.ephemeral = None;
     record.autostart = false;
-    record.role = Role::Template { frozen: Timestamp::now(), sealed: !matches!(how, How::AsItIs), stamps: Vec::new() };
+    record.role = Role::Template {
+        frozen: Timestamp::now(),
+        sealed: !matches!(how, How::AsItIs),
+        stamps: Vec::new(),
+        image: None,
+    };
     steps.extend([Step::SetMode { layers, before, mode: MODE }, Step::save(&record)]);
     let mut executor = Executor::with_no_qemu(context, name).sealing(sealing);
     let report = change::run(context, &lock, Plan::new(steps), &mut executor).await?;
@@ -151,10 +156,16 @@ pub fn check_untouched(store: &Store, name: &Name, record: &Record) -> Result<()
     };
     match stamp::changed(store, stamps) {
         None => Ok(()),
-        Some(layer) => Err(Error::damaged(format!(
-            "template {name} was changed behind our back: {} is not what it was when the template was made",
-            store.layout.layer(layer).display()
-        ))
-        .hint("make the template anew; clones of it that exist may be damaged")),
+        Some(layer) => {
+            let kind = record.kind();
+            Err(Error::damaged(format!(
+                "{kind} {name} was changed behind our back: {} is not what it was when the {kind} was made",
+                store.layout.layer(layer).display()
+            ))
+            .hint(match record.image() {
+                None => "make the template anew; clones of it that exist may be damaged",
+                Some(_) => "add the image anew, under another name; VMs that stand on this one may be damaged",
+            }))
+        }
     }
 }

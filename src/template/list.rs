@@ -24,8 +24,13 @@ pub struct Row {
     pub bytes: u64,
 }
 
-/// All templates.
+/// All templates that were VMs before.
 pub fn list(context: &Context) -> Result<Vec<Row>> {
+    Ok(all(context)?.into_iter().filter(|row| row.record.image().is_none()).collect())
+}
+
+/// All templates and images.
+pub fn all(context: &Context) -> Result<Vec<Row>> {
     let pool = Pool::scan(&context.store)?;
     let names = context.store.names()?;
     let records = names.into_iter().filter_map(|name| context.store.load(&name).ok().map(|record| (name, record)));
@@ -36,8 +41,11 @@ pub fn list(context: &Context) -> Result<Vec<Row>> {
 pub fn show(context: &Context, name: &Name) -> Result<Row> {
     let record = context.store.load(name)?;
     let pool = Pool::scan(&context.store)?;
-    row(context, &pool, name.clone(), record)
-        .ok_or_else(|| Error::refused(format!("{name} is a VM, not a template")).hint(format!("cowhand show {name}")))
+    let kind = record.kind();
+    row(context, &pool, name.clone(), record).filter(|row| row.record.image().is_none()).ok_or_else(|| {
+        let article = if kind == "image" { "an" } else { "a" };
+        Error::refused(format!("{name} is {article} {kind}, not a template")).hint(format!("cowhand show {name}"))
+    })
 }
 
 fn row(context: &Context, pool: &Pool, name: Name, record: Record) -> Option<Row> {

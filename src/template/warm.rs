@@ -104,6 +104,11 @@ fn check(context: &Context, name: &Name, record: &Record) -> Result<()> {
         return Err(Error::refused(format!("{name} is a VM, and only a template can be warm"))
             .hint(format!("make it one: cowhand template create {name} --warm")));
     }
+    if record.image().is_some() {
+        return Err(Error::refused(format!("{name} is an image, and only a template can be warm")).hint(format!(
+            "make a template of a VM that stands on it: cowhand create NEW --image {name}, cowhand template create NEW --warm"
+        )));
+    }
     freeze::check_untouched(&context.store, name, record)?;
     if record.warm.is_some() {
         return Err(Error::refused(format!("template {name} is warm already"))

@@ -10,12 +10,18 @@ use uuid::Uuid;
 use crate::change::{self, Executor, Plan, Step};
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::layer::chain;
 use crate::layer::import::{self, Candidate};
-use crate::model::{Config, Disk, Firmware, Format, KernelBoot, Layer, LogLimit, Name, Nic, Record, Role, Seed};
+use crate::model::{
+    Config, Credentials, Disk, Firmware, Format, KernelBoot, Layer, LogLimit, Name, Nic, Origin, Record, Role, Seed,
+    human,
+};
 use crate::qemu::firmware;
 use crate::qemu::probe::Probe;
-use crate::store::Store;
+use crate::store::{Store, VmLock};
+use crate::template::freeze;
 
+use super::open;
 use super::start::runtime_directory;
 
 /// The least memory a guest can be given: below it no firmware starts.
@@ -73,11 +79,24 @@ impl FromStr for DiskRequest {
     }
 }
 
+/// A disk that stands on an image of the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OnImage {
+    /// The image.
+    pub name: Name,
+    /// Its identity, where it was looked at before: another one of the same name is not taken for it.
+    pub uuid: Option<Uuid>,
+    /// The size the guest sees, in bytes; without one, that of the image.
+    pub size: Option<u64>,
+}
+
 /// A VM as asked for.
 #[derive(Debug, Clone, Default)]
 pub struct Request {
     /// Disks from files, in the guest's order.
     pub disks: Vec<DiskRequest>,
+    /// An image of the store that the first disk stands on.
+    pub image: Option<OnImage>,
     /// Bring in the backing files of the disks as well: those beside them, and those below these directories.
     pub with_backing: Option<Vec<PathBuf>>,
     /// Blank disks behind them, in bytes.
@@ -102,6 +121,8 @@ pub struct Request {
     pub autostart: bool,
     /// What cloud-init is told.
     pub seed: Option<Seed>,
+    /// What systemd in the guest is given.
+    pub credentials: Credentials,
     /// The user's own key-value pairs.
     pub tags: BTreeMap<String, String>,
 }
@@ -124,7 +145,8 @@ pub async fn create(context: &Context, name: &Name, request: &Request) -> Result
     let probe = Probe::get(context)?;
     let machine = probe.machine(&request.machine)?;
 
-    let store_lock = context.store.lock(context).await?;
+    let image: Vec<&Name> = request.image.iter().map(|image| &image.name).collect();
+    let store_lock = context.store.lock_for(context, &image).await?;
     probe.keep(context);
     change::recover::sweep(context, &store_lock).await?;
     for (disk, candidate) in request.disks.iter().zip(&candidates) {
@@ -132,6 +154,11 @@ pub async fn create(context: &Context, name: &Name, request: &Request) -> Result
             refuse_used_twice(&context.store, &candidate.path)?;
         }
     }
+    // Its lock keeps the image while the VM is made.
+    let image = match &request.image {
+        Some(image) => Some(open_image(context, image).await?),
+        None => None,
+    };
     let lock = context.store.claim(context, &store_lock, name)?;
     // Nobody else may come to use the same file before our link to it is there; a copy, which takes long, needs no such care.
     let uses_files = request.disks.iter().any(|disk| disk.mode == Mode::Use);
@@ -139,6 +166,12 @@ pub async fn create(context: &Context, name: &Name, request: &Request) -> Result
 
     let mut steps = Vec::new();
     let mut disks = Vec::new();
+    if let Some(image) = &image {
+        let layer = Layer::new(Format::Qcow2);
+        let (backing, virtual_bytes) = (Some(image.layer.clone()), image.virtual_bytes);
+        steps.push(Step::MakeLayer { layer: layer.clone(), backing, virtual_bytes });
+        disks.push((layer, virtual_bytes, false));
+    }
     for (request, candidate) in request.disks.iter().zip(candidates) {
         let virtual_bytes = candidate.virtual_bytes;
         let layer = match request.mode {
@@ -177,7 +210,7 @@ pub async fn create(context: &Context, name: &Name, request: &Request) -> Result
         role: Role::Vm,
         uuid,
         created: Timestamp::now(),
-        origin: None,
+        origin: image.as_ref().map(|image| image.origin.clone()),
         config: Config {
             machine,
             cpu: request.cpu.clone(),
@@ -191,6 +224,7 @@ pub async fn create(context: &Context, name: &Name, request: &Request) -> Result
             nvram,
             log_limit: request.log_limit,
             seed: request.seed.clone(),
+            credentials: request.credentials.clone(),
             tags: request.tags.clone(),
         },
         head: None,
@@ -202,6 +236,41 @@ pub async fn create(context: &Context, name: &Name, request: &Request) -> Result
     steps.push(Step::save(&record));
     change::run(context, &lock, Plan::new(steps), &mut Executor::with_no_qemu(context, name)).await?;
     Ok(record)
+}
+
+/// An image that a disk is about to stand on.
+struct Image {
+    origin: Origin,
+    layer: Layer,
+    virtual_bytes: u64,
+    _lock: VmLock,
+}
+
+async fn open_image(context: &Context, image: &OnImage) -> Result<Image> {
+    let OnImage { name, uuid, size } = image;
+    let (lock, record) = open::open(context, name).await?;
+    if uuid.is_some_and(|uuid| uuid != record.uuid) {
+        return Err(
+            Error::refused(format!("image {name} was replaced by another one meanwhile")).hint("run the command again")
+        );
+    }
+    let (Some(_), [disk]) = (record.image(), &record.config.disks[..]) else {
+        return Err(Error::refused(format!("{name} is a {}, not an image", record.kind()))
+            .hint(format!("make a VM of it with a clone: cowhand clone {name} NEW")));
+    };
+    freeze::check_untouched(&context.store, name, &record)?;
+    let least = chain::whole(&context.store, &disk.layer)?.active().virtual_bytes;
+    let virtual_bytes = size.unwrap_or(least);
+    if virtual_bytes < least {
+        return Err(Error::refused(format!(
+            "a disk of {} is smaller than image {name}, which has {}",
+            human(virtual_bytes),
+            human(least)
+        ))
+        .hint("leave out --disk-size, or say a larger one"));
+    }
+    let origin = Origin { uuid: record.uuid, name: name.clone(), snapshot: None, template: true };
+    Ok(Image { origin, layer: disk.layer.clone(), virtual_bytes, _lock: lock })
 }
 
 /// Adds the steps that copy a file and its backing files, the lowest first. Returns the layer of the file.
@@ -217,9 +286,14 @@ fn target(index: usize) -> String {
     format!("vd{}", char::from(b'a' + u8::try_from(index).unwrap_or(25).min(25)))
 }
 
-fn check(request: &Request) -> Result<()> {
+/// Refuses what no VM can be, without looking at any image.
+pub fn check(request: &Request) -> Result<()> {
     check_machine(request.memory_bytes, request.cpus, request.cpu.as_deref())?;
-    if request.disks.len() + request.blank.len() > DISKS_MAX {
+    let size = request.image.iter().filter_map(|image| image.size);
+    if let Some(bytes) = size.into_iter().find(|bytes| *bytes == 0 || !bytes.is_multiple_of(512)) {
+        return Err(Error::usage(format!("a disk of {bytes} bytes is not a whole number of 512-byte sectors")));
+    }
+    if request.image.iter().count() + request.disks.len() + request.blank.len() > DISKS_MAX {
         return Err(Error::usage(format!("a VM has at most {DISKS_MAX} disks")));
     }
     if request.blank.contains(&0) {
@@ -228,9 +302,11 @@ fn check(request: &Request) -> Result<()> {
     if let Some(bytes) = request.blank.iter().find(|bytes| !bytes.is_multiple_of(512)) {
         return Err(Error::usage(format!("a disk of {bytes} bytes is not a whole number of 512-byte sectors")));
     }
-    if request.disks.is_empty() && request.blank.is_empty() && request.kernel.is_none() {
-        return Err(Error::usage("a VM needs something to boot from")
-            .hint("--disk FILE for an existing image, --size 20G for a blank disk, or --kernel FILE"));
+    let has_disk = request.image.is_some() || !request.disks.is_empty() || !request.blank.is_empty();
+    if !has_disk && request.kernel.is_none() {
+        return Err(Error::usage("a VM needs something to boot from").hint(
+            "--image debian:12 for a cloud image, --disk FILE for an image file, --size 20G for a blank disk, or --kernel FILE",
+        ));
     }
     if let Some(boot) = &request.kernel {
         check_kernel(boot)?;

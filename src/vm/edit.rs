@@ -1,6 +1,9 @@
 //! Small changes: rename, set, pause, resume.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -10,7 +13,10 @@ use crate::cloudinit;
 use crate::context::Context;
 use crate::ephemeral;
 use crate::error::{Error, IoContext, Result};
-use crate::model::{Config, Ephemeral, KernelBoot, LogLimit, Name, Nic, Record, Seed, Snapshot, parse_age, parse_size};
+use crate::model::{
+    Config, Ephemeral, KernelBoot, LONGEST_CREDENTIALS, LogLimit, Name, Nic, Record, Seed, Snapshot, parse_age,
+    parse_size,
+};
 use crate::qemu::probe::Probe;
 use crate::store::Store;
 use crate::store::trash::Entry;
@@ -20,7 +26,7 @@ const TRIED_AGAIN: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(50);
 
 /// The keys of [`set`], for messages and help.
-pub const KEYS: &str = "memory, cpus, cpu, machine, kernel, initrd, append, ports, cloud-init, hostname, autostart, expires, log.max, tag.KEY";
+pub const KEYS: &str = "memory, cpus, cpu, machine, kernel, initrd, append, ports, cloud-init, hostname, credential.NAME, autostart, expires, log.max, tag.KEY";
 /// How the changes begin that a running VM allows.
 const WHILE_RUNNING: [&str; 4] = ["tag.", "autostart=", "expires=", "log.max="];
 
@@ -98,6 +104,15 @@ pub(super) fn machine(config: &Config) -> Config {
     Config { tags: BTreeMap::new(), log_limit: LogLimit::default(), ..config.clone() }
 }
 
+/// The content of a credential's file.
+pub fn credential(path: &Path) -> Result<Vec<u8>> {
+    let mut content = Vec::new();
+    // One that is too long is refused as that.
+    let limit = u64::try_from(LONGEST_CREDENTIALS).unwrap_or(u64::MAX) + 1;
+    File::open(path).and_then(|file| file.take(limit).read_to_end(&mut content)).on("read", path)?;
+    Ok(content)
+}
+
 fn apply(record: &mut Record, key: &str, value: &str) -> Result<()> {
     let config = &mut record.config;
     let text = || (!value.is_empty()).then(|| value.to_owned());
@@ -133,6 +148,13 @@ fn apply(record: &mut Record, key: &str, value: &str) -> Result<()> {
             seed.hostname = text();
             if let Some(hostname) = &seed.hostname {
                 cloudinit::request::check_hostname(hostname)?;
+            }
+        }
+        _ if key.starts_with("credential.") => {
+            let name = &key["credential.".len()..];
+            match text() {
+                Some(file) => config.credentials.insert(name, &credential(file.as_ref())?)?,
+                None => config.credentials.remove(name),
             }
         }
         "autostart" => record.autostart = autostart(record, value)?,

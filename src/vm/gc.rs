@@ -14,6 +14,7 @@ use crate::change::{lost, recover};
 use crate::context::Context;
 use crate::ephemeral::discard::{self, Dates};
 use crate::error::{Error, IoContext, Result};
+use crate::image::downloads;
 use crate::layer::pool::{LayerInfo, Pool};
 use crate::model::{Layer, LayerId, Name, Origin, Record, human};
 use crate::snapshot::delete;
@@ -139,6 +140,12 @@ pub async fn collect(context: &Context, request: Request) -> Result<Vec<Collecte
     for left in pending::sweep(store, age, dry_run)? {
         let what = left.directory.strip_prefix(store.layout.root()).unwrap_or(&left.directory).display().to_string();
         collected.push(Collected { what, why: "sealing", bytes: left.bytes });
+    }
+    for left in downloads::left(store)?.into_iter().filter(|left| left.age >= age) {
+        collected.push(Collected { what: left.what(), why: "unfinished", bytes: left.bytes });
+        if !dry_run {
+            left.remove()?;
+        }
     }
     drop(store_lock);
     let torn = store.torn_entry()?.filter(|torn| collected.iter().all(|gone| gone.what != *torn));

@@ -20,7 +20,7 @@ pub async fn open(context: &Context, name: &Name) -> Result<(VmLock, Record)> {
 
 /// A record that names other layers than its spare copy is not the one that was written last. A change would make it that, and what it does not name nobody's.
 pub fn refuse_overruled(context: &Context, name: &Name, record: &Record) -> Result<()> {
-    let Some(spare) = context.store.overruling(name, record) else { return Ok(()) };
+    let Some(spare) = context.store.overruling(name, record)? else { return Ok(()) };
     let differs =
         |one: &Record, other: &Record| one.layers().find(|layer| !other.layers().any(|it| it == *layer)).cloned();
     let what = match (differs(record, &spare), differs(&spare, record)) {
@@ -61,8 +61,12 @@ pub fn refuse_nobodys(name: &Name, record: &Record) -> Result<()> {
 /// Refuses `doing` something to a template.
 pub fn refuse_template(name: &Name, record: &Record, doing: &str) -> Result<()> {
     if record.is_template() {
-        return Err(Error::refused(format!("cannot {doing} {name}: it is a template, which never changes"))
-            .hint(format!("make a VM of it: cowhand clone {name} NEW")));
+        return Err(match record.image() {
+            None => Error::refused(format!("cannot {doing} {name}: it is a template, which never changes"))
+                .hint(format!("make a VM of it: cowhand clone {name} NEW")),
+            Some(_) => Error::refused(format!("cannot {doing} {name}: it is an image, which never changes"))
+                .hint(format!("make a VM of it: cowhand create NEW --image {name}")),
+        });
     }
     Ok(())
 }

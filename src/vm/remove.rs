@@ -22,6 +22,36 @@ pub enum Which {
     Vm,
     /// A template; a VM is refused.
     Template,
+    /// An image; a VM is refused, and so is a template.
+    Image,
+}
+
+impl Which {
+    /// What `record` is.
+    fn of(record: &Record) -> Self {
+        match (record.is_template(), record.image()) {
+            (false, _) => Self::Vm,
+            (true, None) => Self::Template,
+            (true, Some(_)) => Self::Image,
+        }
+    }
+
+    fn what(self) -> &'static str {
+        match self {
+            Self::Vm => "a VM",
+            Self::Template => "a template",
+            Self::Image => "an image",
+        }
+    }
+
+    /// The verb that removes one.
+    fn verb(self) -> &'static str {
+        match self {
+            Self::Vm => "rm",
+            Self::Template => "template rm",
+            Self::Image => "image rm",
+        }
+    }
 }
 
 /// How far to go.
@@ -61,7 +91,7 @@ pub async fn remove(context: &Context, name: &Name, which: Which, options: Optio
         other => other?,
     };
     check_kind(name, &record, which)?;
-    if store.overruling(name, &record).is_some() {
+    if store.overruling(name, &record)?.is_some() {
         // Who stands on it is seen only by a record that is right.
         refuse_running(context, name, options).await?;
         settle_overruled(context, name, options).await?;
@@ -123,17 +153,12 @@ async fn settle_overruled(context: &Context, name: &Name, options: Options) -> R
 }
 
 fn check_kind(name: &Name, record: &Record, which: Which) -> Result<()> {
-    match (which, record.is_template()) {
-        (Which::Vm, true) => {
-            Err(Error::refused(format!("{name} is a template"))
-                .hint(format!("if you mean it: cowhand template rm {name}")))
-        }
-        (Which::Template, false) => {
-            Err(Error::refused(format!("{name} is a VM, not a template"))
-                .hint(format!("to remove it: cowhand rm {name}")))
-        }
-        _ => Ok(()),
+    let is = Which::of(record);
+    if is == which {
+        return Ok(());
     }
+    Err(Error::refused(format!("{name} is {}, not {}", is.what(), which.what()))
+        .hint(format!("if you mean it: cowhand {} {name}", is.verb())))
 }
 
 async fn refuse(context: &Context, pool: &Pool, name: &Name, record: &Record, dependents: &[Name]) -> Error {
@@ -142,7 +167,7 @@ async fn refuse(context: &Context, pool: &Pool, name: &Name, record: &Record, de
         let running = status::observe(context, dependent).await.is_ok_and(|status| status.state.is_live());
         shown.push(if running { format!("{dependent} (running)") } else { dependent.to_string() });
     }
-    let (kind, verb) = if record.is_template() { ("template", "template rm") } else { ("VM", "rm") };
+    let (kind, verb) = (record.kind(), Which::of(record).verb());
     let count = match dependents.len() {
         1 => "another VM".to_owned(),
         many => format!("{many} others"),

@@ -98,6 +98,7 @@ pub async fn launch(context: &Context, name: &Name, record: &Record, launch: Lau
     process::clear_sockets(&sockets);
     make_pipes(&sockets)?;
     make_seed(name, record, &sockets)?;
+    make_credentials(record, &sockets)?;
     point_run_link(&store.layout.run_link(name), sockets.directory())?;
     let serial_log = store.layout.serial_log(name);
     files::append_private(&serial_log).on("open", &serial_log)?;
@@ -151,6 +152,7 @@ pub fn plan(context: &Context, name: &Name, paused: bool) -> Result<Vec<String>>
         make_private_directory(context, &sockets)?;
         make_pipes(&sockets)?;
         make_seed(name, &record, &sockets)?;
+        make_credentials(&record, &sockets)?;
         // A store that cannot be written has a VM that cannot be started, but its plan can be read.
         let _ = point_run_link(&context.store.layout.run_link(name), sockets.directory());
         let serial_log = context.store.layout.serial_log(name);
@@ -183,11 +185,24 @@ fn make_pipes(sockets: &Sockets) -> Result<()> {
 fn make_seed(name: &Name, record: &Record, sockets: &Sockets) -> Result<()> {
     let Some(seed) = &record.config.seed else { return Ok(()) };
     let image = cloudinit::image::of(&cloudinit::files(seed, name, record.uuid))?;
-    // By a rename, so that a QEMU which is just being started finds a whole one, whoever else makes one.
-    let failed = |error: std::io::Error| Error::failed("cannot make the seed for cloud-init").because(error);
+    write_private(sockets, &sockets.seed(), &image, "the seed for cloud-init")
+}
+
+/// What systemd in the guest is given, a file for each credential.
+fn make_credentials(record: &Record, sockets: &Sockets) -> Result<()> {
+    for (name, content) in record.config.credentials.encoded() {
+        let text = format!("io.systemd.credential.binary:{name}={content}");
+        write_private(sockets, &sockets.credential(name), text.as_bytes(), &format!("the credential {name}"))?;
+    }
+    Ok(())
+}
+
+/// Writes a file beside the sockets. By a rename, so that a QEMU which is just being started finds a whole one, whoever else makes one.
+fn write_private(sockets: &Sockets, path: &Path, bytes: &[u8], what: &str) -> Result<()> {
+    let failed = |error: std::io::Error| Error::failed(format!("cannot make {what}")).because(error);
     let mut file = tempfile::NamedTempFile::new_in(sockets.directory()).map_err(failed)?;
-    file.write_all(&image).map_err(failed)?;
-    file.persist(sockets.seed()).map(drop).map_err(|error| failed(error.error))
+    file.write_all(bytes).map_err(failed)?;
+    file.persist(path).map(drop).map_err(|error| failed(error.error))
 }
 
 /// The argument vector of `record`, as it would be started here and now.

@@ -101,6 +101,7 @@ pub fn decide(ask: &Ask<'_>, content: Content) -> Result<Format> {
             Err(match other {
                 Other::Compressed(_, command) => error.hint(format!("decompress it first: {command} {shown}")),
                 Other::Archive(_, command) => error.hint(format!("unpack it first: {command} {shown}")),
+                Other::Html => error.hint("name the image itself, not the page that links to it"),
                 Other::Xml => error.hint("name the disk file, not the description of the machine"),
                 Other::Format(_) => error,
             }
@@ -117,7 +118,7 @@ mod tests {
         decide(&Ask { path: Path::new(name), said, spelling: Spelling::Disk }, content)
     }
 
-    const CONTENTS: [Content; 9] = [
+    const CONTENTS: [Content; 10] = [
         Content::Raw,
         Content::Image(Format::Qcow2),
         Content::Image(Format::Vmdk),
@@ -125,6 +126,7 @@ mod tests {
         Content::Image(Format::Vdi),
         Content::Image(Format::Vpc),
         Content::Other(Other::Xml),
+        Content::Other(Other::Html),
         Content::Other(Other::Format("qed")),
         Content::Other(Other::Compressed("gzip", "gunzip")),
     ];

@@ -124,6 +124,8 @@ pub enum Other {
     Compressed(&'static str, &'static str),
     /// An archive, with the command that unpacks it.
     Archive(&'static str, &'static str),
+    /// A web page, which a server sends in the place of an image.
+    Html,
     /// XML, such as the definition of a libvirt domain.
     Xml,
 }
@@ -133,6 +135,7 @@ impl fmt::Display for Content {
         match self {
             Self::Raw => f.write_str("raw"),
             Self::Image(format) => format.fmt(f),
+            Self::Other(Other::Html) => f.write_str("a web page (HTML)"),
             Self::Other(Other::Xml) => f.write_str("XML text"),
             Self::Other(Other::Format(name)) => f.write_str(name),
             Self::Other(Other::Compressed(name, _) | Other::Archive(name, _)) => write!(f, "{name} data"),

@@ -30,5 +30,11 @@ pub(super) fn recognise(start: &[u8]) -> Option<Other> {
         return Some(Other::Archive("tar", "tar -xf"));
     }
     let text = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start).trim_ascii_start();
-    [&b"<?xml"[..], b"<domain", b"<!--"].iter().any(|tag| text.starts_with(tag)).then_some(Other::Xml)
+    let begins_with = |tags: &[&[u8]]| {
+        tags.iter().any(|tag| text.get(..tag.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(tag)))
+    };
+    if begins_with(&[b"<!doctype html", b"<html"]) {
+        return Some(Other::Html);
+    }
+    begins_with(&[b"<?xml", b"<domain", b"<!--"]).then_some(Other::Xml)
 }

@@ -9,8 +9,9 @@ use uuid::Uuid;
 
 use crate::error::{Error, Result};
 use crate::model::{
-    Config, Disk, Ephemeral, Fingerprint, Firmware, KernelBoot, Layer, LayerStamp, LogLimit, Memory, Name, Nic, Origin,
-    PortForward, RamImage, Record, Role, Seed, Snapshot, SnapshotKind, VmState, Warm, WarmImage,
+    Config, Credentials, Disk, Ephemeral, Fingerprint, Firmware, ImageOrigin, KernelBoot, Layer, LayerStamp, LogLimit,
+    Memory, Name, Nic, Origin, PortForward, RamImage, Record, Role, Seed, Snapshot, SnapshotKind, VmState, Warm,
+    WarmImage,
 };
 
 /// A VM or template, as written.
@@ -64,6 +65,23 @@ struct TemplateV1 {
     frozen: Timestamp,
     sealed: bool,
     stamps: Vec<StampV1>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    image: Option<ImageV1>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ImageV1 {
+    source: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    address: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    catalogue: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sha256: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sha512: Option<String>,
+    verified: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -106,6 +124,9 @@ struct ConfigV1 {
     log_max_bytes: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     seed: Option<SeedV1>,
+    /// In base64.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    credentials: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     tags: BTreeMap<String, String>,
 }
@@ -221,6 +242,20 @@ impl From<SeedV1> for Seed {
     }
 }
 
+impl From<&ImageOrigin> for ImageV1 {
+    fn from(image: &ImageOrigin) -> Self {
+        let ImageOrigin { source, address, catalogue, sha256, sha512, verified } = image.clone();
+        Self { source, address, catalogue, sha256, sha512, verified }
+    }
+}
+
+impl From<ImageV1> for ImageOrigin {
+    fn from(image: ImageV1) -> Self {
+        let ImageV1 { source, address, catalogue, sha256, sha512, verified } = image;
+        Self { source, address, catalogue, sha256, sha512, verified }
+    }
+}
+
 impl RecordV1 {
     /// The identity of its VM or template.
     pub fn uuid(&self) -> Uuid {
@@ -247,10 +282,11 @@ impl From<&Record> for RecordV1 {
     fn from(record: &Record) -> Self {
         let template = match &record.role {
             Role::Vm => None,
-            Role::Template { frozen, sealed, stamps } => Some(TemplateV1 {
+            Role::Template { frozen, sealed, stamps, image } => Some(TemplateV1 {
                 frozen: *frozen,
                 sealed: *sealed,
                 stamps: stamps.iter().map(StampV1::from).collect(),
+                image: image.as_ref().map(ImageV1::from),
             }),
         };
         Self {
@@ -295,6 +331,7 @@ impl TryFrom<RecordV1> for Record {
                 frozen: template.frozen,
                 sealed: template.sealed,
                 stamps: template.stamps.into_iter().map(LayerStamp::from).collect(),
+                image: template.image.map(ImageOrigin::from),
             },
         };
         let record = Self {
@@ -402,6 +439,7 @@ impl From<&Config> for ConfigV1 {
             nvram: config.nvram.as_ref().map(DiskV1::from),
             log_max_bytes: config.log_limit.to_saved(),
             seed: config.seed.as_ref().map(SeedV1::from),
+            credentials: config.credentials.encoded().clone(),
             tags: config.tags.clone(),
         }
     }
@@ -431,6 +469,7 @@ impl TryFrom<ConfigV1> for Config {
             nvram: config.nvram.map(Disk::from),
             log_limit: LogLimit::from_saved(config.log_max_bytes),
             seed: config.seed.map(Seed::from),
+            credentials: Credentials::from_encoded(config.credentials)?,
             tags: config.tags,
         })
     }

@@ -11,7 +11,7 @@ use super::vm::Sealing;
 use crate::appliance::boot::Drive;
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
-use crate::image::{self, Target, Written};
+use crate::image::file::{self as image_file, Target, Written};
 use crate::layer::foreign;
 use crate::layer::foreign::rule::{Ask, Spelling};
 use crate::layer::{create, import};
@@ -156,7 +156,7 @@ pub async fn seal(
             .hint("copy them first (cowhand image convert), then seal the copies"));
     }
     if let Some(out) = out {
-        let (path, _) = image::check_target(context, out)?;
+        let (path, _) = image_file::check_target(context, out)?;
         if path.metadata().is_ok_and(|about| disks.iter().any(|disk| disk.is(&about))) {
             return Err(Error::usage(format!("{} is what is sealed, and --out is where to", path.display()))
                 .hint("to seal it in place, leave --out out"));
@@ -181,7 +181,7 @@ pub async fn seal(
         return Ok((report, None));
     };
     let below = disks[0].file.held()?;
-    let written = image::convert_overlay(context, &work.overlay(0), (&below, disks[0].format), out).await?;
+    let written = image_file::convert_overlay(context, &work.overlay(0), (&below, disks[0].format), out).await?;
     Ok((report, Some(written)))
 }
 
