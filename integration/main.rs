@@ -28,6 +28,7 @@ mod guests;
 mod host;
 mod hostile;
 mod images;
+mod import;
 mod internal;
 mod kvm;
 mod lifecycle;

@@ -15,6 +15,7 @@
 //! | [`appliance`] | the small Linux that works on a guest's file systems, from the outside and from the inside |
 //! | [`doctor`] | compares records, journals, headers and running QEMUs with each other; repairs |
 //! | [`fetch`] | files from the web: downloaded, resumed, verified, decompressed |
+//! | [`libvirt`] | domains of libvirt that become VMs |
 //! | [`guest`] | the inside of a running guest, seen from the host: exec, files, identity |
 //! | [`helper`] | what runs in a guest for us, and the protocol it is spoken to with |
 //! | [`change`] | the steps a change is made of, and recovery when it was cut short |
@@ -43,6 +44,7 @@ pub mod guest;
 pub mod helper;
 pub mod image;
 pub mod layer;
+pub mod libvirt;
 pub mod model;
 pub mod output;
 pub mod qemu;

@@ -7,6 +7,7 @@ mod argv;
 mod doctor;
 mod fake;
 mod fetch;
+mod libvirt;
 mod looks;
 mod merge;
 mod qmp;

@@ -155,6 +155,8 @@ impl Create {
         };
         Ok(Request {
             disks: self.disk,
+            nvram: None,
+            uuid: None,
             image: None,
             with_backing: within(self.with_backing),
             blank: self.size,

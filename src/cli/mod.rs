@@ -17,6 +17,7 @@ mod generate;
 mod gitlab;
 mod global;
 mod image;
+mod import;
 mod local;
 mod logs;
 mod ls;
@@ -107,6 +108,7 @@ enum Command {
     Flatten(flatten::Flatten),
     #[command(subcommand)]
     Image(image::Image),
+    Import(import::Import),
     Run(Box<run::Run>),
     Reset(reset::Reset),
     #[command(subcommand)]
@@ -162,6 +164,7 @@ impl Command {
             Self::Disk(verb) => verb.run(app).await.map(done),
             Self::Flatten(verb) => verb.run(app).await.map(done),
             Self::Image(verb) => verb.run(app).await.map(done),
+            Self::Import(verb) => verb.run(app).await.map(done),
             Self::Undo(verb) => verb.run(app).await.map(done),
             Self::Run(verb) => Ok(verb.run(app).await),
             Self::Reset(verb) => verb.run(app).await.map(done),

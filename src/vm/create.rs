@@ -109,6 +109,10 @@ pub struct Request {
     pub cpu: Option<String>,
     /// BIOS or UEFI.
     pub firmware: Firmware,
+    /// What UEFI variables are copied from; without a file, from empty ones.
+    pub nvram: Option<PathBuf>,
+    /// The identity; without one, a new one.
+    pub uuid: Option<Uuid>,
     /// A machine type or alias.
     pub machine: String,
     /// A kernel to boot directly.
@@ -139,7 +143,7 @@ pub async fn create(context: &Context, name: &Name, request: &Request) -> Result
             None => import::examine(context, &ask).await?,
         });
     }
-    let uuid = Uuid::new_v4();
+    let uuid = request.uuid.unwrap_or_else(Uuid::new_v4);
     runtime_directory(context, uuid)?;
     let uefi = (request.firmware == Firmware::Uefi).then(firmware::find).transpose()?;
     let probe = Probe::get(context)?;
@@ -149,7 +153,16 @@ pub async fn create(context: &Context, name: &Name, request: &Request) -> Result
     let store_lock = context.store.lock_for(context, &image).await?;
     probe.keep(context);
     change::recover::sweep(context, &store_lock).await?;
-    for (disk, candidate) in request.disks.iter().zip(&candidates) {
+    if let Some((other, _)) = context.store.records()?.iter().find(|(_, record)| request.uuid == Some(record.uuid)) {
+        return Err(Error::exists(format!("{other} has the UUID {uuid}")).hint("run the command again"));
+    }
+    for (at, (disk, candidate)) in request.disks.iter().zip(&candidates).enumerate() {
+        let is_same =
+            |(other, before): (&DiskRequest, &Candidate)| other.mode == Mode::Use && before.id == candidate.id;
+        if disk.mode == Mode::Use && request.disks.iter().zip(&candidates).take(at).any(is_same) {
+            return Err(Error::refused(format!("{} is named twice", candidate.path.display()))
+                .hint("a file is one disk: name it once, or let it be copied"));
+        }
         if disk.mode == Mode::Use {
             refuse_used_twice(&context.store, &candidate.path)?;
         }
@@ -202,8 +215,9 @@ pub async fn create(context: &Context, name: &Name, request: &Request) -> Result
     let nvram = uefi.map(|uefi| {
         // qcow2 from the beginning, so that internal snapshots have it, too.
         let layer = Layer::new(Format::Qcow2);
-        let virtual_bytes = uefi.variables.metadata().map_or(0, |about| about.len());
-        steps.push(Step::WrapFile { from: uefi.variables, layer: layer.clone() });
+        let from = request.nvram.clone().unwrap_or(uefi.variables);
+        let virtual_bytes = from.metadata().map_or(0, |about| about.len());
+        steps.push(Step::WrapFile { from, layer: layer.clone() });
         Disk { target: "nvram".to_owned(), layer, virtual_bytes, read_only: false }
     });
     let record = Record {

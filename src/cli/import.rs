@@ -1,0 +1,149 @@
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde_json::json;
+
+use super::App;
+use super::create::within;
+use crate::error::{Error, IoContext, Result};
+use crate::libvirt::import::{self, Request};
+use crate::libvirt::{Fate, Note};
+use crate::model::Name;
+use crate::output::table;
+use crate::sys::command;
+use crate::vm::create::Mode;
+
+/// Make a VM of a libvirt domain: its machine, its disks, its addresses
+///
+/// The XML is that of `virsh dumpxml --inactive DOMAIN`. Its disks are inspected and copied into
+/// the store, with their backing files. What a VM has otherwise, or not at all, is listed with the
+/// reason.
+#[derive(Debug, Args)]
+pub struct Import {
+    /// The XML of the domain; - reads it from standard input
+    #[arg(value_name = "XML", required_unless_present = "libvirt")]
+    xml: Option<PathBuf>,
+    /// Ask libvirt for the XML of this domain (`virsh dumpxml`)
+    #[arg(long, value_name = "DOMAIN", conflicts_with = "xml")]
+    libvirt: Option<String>,
+    /// What to call it [default: as the domain]
+    #[arg(long = "name", value_name = "NAME")]
+    new_name: Option<Name>,
+    /// Make a template of it, as it is
+    #[arg(long)]
+    template: bool,
+    /// What becomes of the disk files: copied into the store, or used where they are
+    #[arg(long, value_name = "MODE", default_value = "copy")]
+    disk_mode: DiskMode,
+    /// The file of a disk, by what the domain calls the disk; can be repeated
+    #[arg(long, value_name = "TARGET=FILE")]
+    disk: Vec<String>,
+    /// Files that the XML names, and backing files, may also lie below DIRECTORY; can be repeated
+    ///
+    /// Without this, the XML can name files of its own directory alone, and an image those beside it: an XML or image of somebody else's could name any file.
+    #[arg(long, value_name = "DIRECTORY", require_equals = true)]
+    with_backing: Vec<OsString>,
+    /// Give the VM a new UUID
+    #[arg(long)]
+    new_uuid: bool,
+    /// Refuse a domain of which something is changed or left out
+    #[arg(long)]
+    strict: bool,
+    /// Only list what would become of each part
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum DiskMode {
+    Copy,
+    Use,
+}
+
+impl Import {
+    pub async fn run(self, app: &App) -> Result<()> {
+        let (xml, shown, beside) = match (&self.xml, &self.libvirt) {
+            (Some(path), _) => {
+                let xml = import::read(path, &mut std::io::stdin().lock())?;
+                (xml, path.display().to_string(), Some(directory_of(path)?))
+            }
+            (None, Some(domain)) => (ask_libvirt(app, domain)?, format!("domain {domain}"), None),
+            (None, None) => return Err(Error::usage("name the XML of a domain")),
+        };
+        let files: BTreeMap<String, PathBuf> = self.disk.iter().map(|text| file_of(text)).collect::<Result<_>>()?;
+        if files.len() < self.disk.len() {
+            return Err(Error::usage("--disk names the same disk twice"));
+        }
+        let mode = match self.disk_mode {
+            DiskMode::Copy => Mode::Copy,
+            DiskMode::Use => Mode::Use,
+        };
+        let request = Request {
+            xml,
+            shown,
+            beside,
+            files,
+            name: self.new_name,
+            mode,
+            within: within(self.with_backing).unwrap_or_default(),
+            new_uuid: self.new_uuid,
+        };
+        let plan = import::plan(&app.context, &request).await?;
+        let lost = plan.notes.iter().filter(|note| note.fate != Fate::Kept);
+        if self.strict && lost.clone().count() > 0 {
+            let error = Error::refused(format!("{} does not come over as it is", request.shown));
+            let lines = lost.map(|note| format!("{} {}: {}", note.fate.as_str(), note.what, note.how));
+            return Err(lines.fold(error, Error::hint).hint("to import it all the same, leave out --strict"));
+        }
+        let list = table::domain(&plan.notes);
+        let notes: Vec<_> = plan.notes.iter().map(note).collect();
+        if self.dry_run {
+            app.printer.result(&list, &json!({"name": plan.name, "dry_run": true, "parts": notes}));
+            return Ok(());
+        }
+        let record = import::import(&app.context, &plan, self.template).await?;
+        let name = &plan.name;
+        let next = match self.template {
+            true => format!("{list}\nimported {name} as a template; make a VM of it: cowhand clone {name} NEW"),
+            false => format!("{list}\nimported {name}; start it: cowhand start {name}"),
+        };
+        app.printer.done(&next, &json!({"name": name, "uuid": record.uuid, "template": self.template, "parts": notes}));
+        Ok(())
+    }
+}
+
+/// Where the files of an XML lie; of one that is no file (standard input, a link), the working directory.
+fn directory_of(xml: &Path) -> Result<PathBuf> {
+    let absolute = std::path::absolute(xml).on("find", xml)?;
+    // A pipe lies in no directory of the user's.
+    match absolute.symlink_metadata().is_ok_and(|about| about.is_file()) {
+        true => Ok(absolute.parent().unwrap_or(Path::new("/")).to_owned()),
+        false => std::env::current_dir().on("find", Path::new(".")),
+    }
+}
+
+/// `TARGET=FILE`.
+fn file_of(text: &str) -> Result<(String, PathBuf)> {
+    match text.split_once('=') {
+        Some((target, file)) if !target.is_empty() && !file.is_empty() => {
+            Ok((target.to_owned(), std::path::absolute(file).on("find", Path::new(file))?))
+        }
+        _ => Err(Error::usage(format!("{text:?} is not TARGET=FILE"))),
+    }
+}
+
+fn note(note: &Note) -> serde_json::Value {
+    json!({"what": note.what, "fate": note.fate.as_str(), "how": note.how})
+}
+
+/// The XML that libvirt has.
+fn ask_libvirt(app: &App, domain: &str) -> Result<String> {
+    let path = command::find(Path::new("virsh"), &app.context.settings.search_path).ok_or_else(|| {
+        Error::failed("virsh is not installed")
+            .hint("where libvirt is: virsh dumpxml --inactive DOMAIN > domain.xml; here: cowhand import domain.xml")
+    })?;
+    let xml = command::output(&path, ["dumpxml", "--inactive", "--domain", domain])?;
+    String::from_utf8(xml).map_err(std::io::Error::other).on("read the answer of", &path)
+}

@@ -1,0 +1,509 @@
+//! Reading the XML of a domain. Pure: no file that it names is looked at.
+//!
+//! Entities are not expanded, since a document with a DTD is refused, and the number of nodes has a
+//! bound. Every element is either understood or told of.
+
+use std::path::PathBuf;
+
+use roxmltree::{Document, Node, ParsingOptions};
+use uuid::Uuid;
+
+use super::devices::{self, Devices};
+use super::{Fate, Note};
+use crate::error::{Error, Result};
+use crate::model::{Firmware, KernelBoot, human, printable};
+
+/// The longest document, in bytes, and the most nodes that it may have.
+pub const LONGEST: usize = 256 << 10;
+const NODES: u32 = 20_000;
+/// The most declarations of namespaces: each element that has one gets all of those around it.
+const NAMESPACES: usize = 16;
+
+/// What a domain says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Domain {
+    /// Its name, which need not be one of ours.
+    pub name: String,
+    /// Its identity.
+    pub uuid: Option<Uuid>,
+    /// The user's words.
+    pub description: Option<String>,
+    /// Memory in bytes.
+    pub memory_bytes: u64,
+    /// Virtual CPUs.
+    pub cpus: u32,
+    /// A CPU model; `None` is the best that the host has.
+    pub cpu: Option<String>,
+    /// The machine type, with its version.
+    pub machine: String,
+    /// What runs first.
+    pub firmware: Firmware,
+    /// The variable store of its UEFI firmware.
+    pub nvram: Option<PathBuf>,
+    /// A kernel of the host that is booted directly.
+    pub kernel: Option<KernelBoot>,
+    /// Its disks and network cards.
+    pub devices: Devices,
+    /// What becomes of all of it.
+    pub notes: Vec<Note>,
+}
+
+/// Adds to the list of what becomes of what.
+pub(super) struct Notes(pub(super) Vec<Note>);
+
+impl Notes {
+    pub(super) fn add(&mut self, fate: Fate, what: impl Into<String>, how: impl Into<String>) {
+        let (what, how) = (printable::line(&what.into()).into_owned(), printable::line(&how.into()).into_owned());
+        self.0.push(Note { what, fate, how });
+    }
+
+    pub(super) fn kept(&mut self, what: impl Into<String>, how: impl Into<String>) {
+        self.add(Fate::Kept, what, how);
+    }
+
+    pub(super) fn changed(&mut self, what: impl Into<String>, how: impl Into<String>) {
+        self.add(Fate::Changed, what, how);
+    }
+
+    pub(super) fn left(&mut self, what: impl Into<String>, how: impl Into<String>) {
+        self.add(Fate::Left, what, how);
+    }
+}
+
+/// Reads a domain. `shown` is what the document is called in messages.
+pub fn parse(text: &str, shown: &str) -> Result<Domain> {
+    let bad = |why: String| Error::refused(format!("{shown} is not the XML of a libvirt domain: {why}"));
+    if text.len() > LONGEST {
+        return Err(bad(format!("it has more than {} KiB", LONGEST >> 10)));
+    }
+    if text.matches("xmlns").count() > NAMESPACES {
+        return Err(bad("it declares too many namespaces".into()));
+    }
+    let options = ParsingOptions { allow_dtd: false, nodes_limit: NODES, ..ParsingOptions::default() };
+    let document = Document::parse_with_options(text, options)
+        .map_err(|error| bad(printable::line(&error.to_string()).into_owned()))?;
+    let root = document.root_element();
+    match root.tag_name().name() {
+        "domain" if root.tag_name().namespace().is_none() => {}
+        "domainsnapshot" => {
+            return Err(bad("it is that of a snapshot".into())
+                .hint("name the domain itself: virsh dumpxml --inactive NAME > domain.xml"));
+        }
+        other => return Err(bad(format!("its root is <{other:.40}>"))),
+    }
+    match root.attribute("type") {
+        Some("kvm" | "qemu") => {}
+        Some(other) => return Err(bad(format!("it is of another hypervisor ({other:.40})"))),
+        None => return Err(bad("it does not say of which hypervisor it is".into())),
+    }
+    read(root, &bad)
+}
+
+fn read(root: Node<'_, '_>, bad: &dyn Fn(String) -> Error) -> Result<Domain> {
+    let mut notes = Notes(Vec::new());
+    let name = child_text(root, "name").ok_or_else(|| bad("it has no name".into()))?;
+    let uuid = match child_text(root, "uuid") {
+        Some(text) => Some(text.parse().map_err(|_| bad(format!("{text:.40} is not a UUID")))?),
+        None => None,
+    };
+    let memory = child(root, "memory").ok_or_else(|| bad("it has no memory".into()))?;
+    let memory_bytes = bytes(memory).ok_or_else(|| bad("its memory is not a size".into()))?;
+    // A balloon makes it smaller while the guest runs, which is not known here.
+    let memory_bytes =
+        memory_bytes.checked_next_multiple_of(1 << 20).ok_or_else(|| bad("its memory is not a size".into()))?;
+    match child(root, "currentMemory").and_then(bytes).filter(|now| *now < memory_bytes) {
+        Some(now) => {
+            notes.changed("memory", format!("{} of {}: the guest has all of it", human(now), human(memory_bytes)))
+        }
+        None => notes.kept("memory", human(memory_bytes)),
+    }
+    let cpus = cpus(root, bad, &mut notes)?;
+    let cpu = cpu(root, cpus, &mut notes);
+    let os = child(root, "os").ok_or_else(|| bad("it has no <os>".into()))?;
+    let machine = machine(os, bad)?;
+    let (firmware, nvram) = firmware(os, &mut notes);
+    let kernel = kernel(os, &mut notes);
+    let description = child_text(root, "description").or_else(|| child_text(root, "title"));
+    rest(root, &mut notes);
+    let boot: Vec<&str> = elements(os, "boot").filter_map(|boot| boot.attribute("dev")).collect();
+    let mut all = elements(root, "devices");
+    let (Some(devices), None) = (all.next(), all.next()) else {
+        return Err(bad("it has no <devices>, or more than one".into()));
+    };
+    let devices = devices::read(devices, &boot, &mut notes);
+    Ok(Domain {
+        name,
+        uuid,
+        description,
+        memory_bytes,
+        cpus,
+        cpu,
+        machine,
+        firmware,
+        nvram,
+        kernel,
+        devices,
+        notes: notes.0,
+    })
+}
+
+/// The first child of that name.
+pub(super) fn child<'a, 'i>(node: Node<'a, 'i>, name: &str) -> Option<Node<'a, 'i>> {
+    node.children().find(|child| is(child, name))
+}
+
+/// An element of libvirt's own with this name.
+fn is(node: &Node<'_, '_>, name: &str) -> bool {
+    node.is_element() && node.tag_name().name() == name && node.tag_name().namespace().is_none()
+}
+
+/// Tells of everything in an element but what is known.
+pub(super) fn others(node: Node<'_, '_>, elements: &[&str], attributes: &[&str], what: &str, notes: &mut Notes) {
+    for child in node.children().filter(Node::is_element) {
+        let name = child.tag_name().name();
+        if !elements.contains(&name) {
+            notes.left(format!("{what}, {name}"), "has no counterpart");
+        }
+    }
+    for attribute in node.attributes().filter(|attribute| !attributes.contains(&attribute.name())) {
+        notes.left(format!("{what}, {}", attribute.name()), format!("{}: QEMU's default is used", attribute.value()));
+    }
+}
+
+pub(super) fn elements<'a, 'i: 'a>(node: Node<'a, 'i>, name: &'static str) -> impl Iterator<Item = Node<'a, 'i>> {
+    node.children().filter(move |child| is(child, name))
+}
+
+/// The text of the first child of that name, if there is any.
+pub(super) fn child_text(node: Node<'_, '_>, name: &str) -> Option<String> {
+    let text = child(node, name)?.text()?.trim();
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+/// A size with a unit, in bytes. Without one it is KiB.
+fn bytes(node: Node<'_, '_>) -> Option<u64> {
+    let number: u64 = node.text()?.trim().parse().ok()?;
+    let unit: u64 = match node.attribute("unit").unwrap_or("KiB").to_ascii_lowercase().as_str() {
+        "b" | "byte" | "bytes" => 1,
+        "kb" => 1000,
+        "k" | "kib" => 1 << 10,
+        "mb" => 1_000_000,
+        "m" | "mib" => 1 << 20,
+        "gb" => 1_000_000_000,
+        "g" | "gib" => 1 << 30,
+        "tb" => 1_000_000_000_000,
+        "t" | "tib" => 1 << 40,
+        _ => return None,
+    };
+    number.checked_mul(unit)
+}
+
+fn cpus(root: Node<'_, '_>, bad: &dyn Fn(String) -> Error, notes: &mut Notes) -> Result<u32> {
+    let Some(vcpu) = child(root, "vcpu") else { return Ok(1) };
+    let number = |text: &str| text.trim().parse().ok().filter(|number| (1..=255).contains(number));
+    let most = vcpu.text().and_then(number).ok_or_else(|| bad("its number of CPUs is not one from 1 to 255".into()))?;
+    match vcpu.attribute("current").and_then(number).filter(|current| *current < most) {
+        Some(current) => {
+            notes.changed("CPUs", format!("{current}; that there can be {most} is left out: CPUs are not plugged in"));
+            Ok(current)
+        }
+        None => {
+            notes.kept("CPUs", most.to_string());
+            Ok(most)
+        }
+    }
+}
+
+fn cpu(root: Node<'_, '_>, count: u32, notes: &mut Notes) -> Option<String> {
+    if count > 1 {
+        notes.changed("CPU topology", "becomes QEMU's default for the machine type");
+    }
+    let Some(cpu) = child(root, "cpu") else {
+        notes.changed("CPU model", "the default of the hypervisor becomes the best that the host has");
+        return None;
+    };
+    others(cpu, &["topology", "model", "feature"], &["mode", "check", "match", "migratable"], "CPU", notes);
+    let features: Vec<(&str, &str)> = elements(cpu, "feature")
+        .filter_map(|feature| Some((feature.attribute("policy").unwrap_or("require"), feature.attribute("name")?)))
+        .collect();
+    match (cpu.attribute("mode"), child_text(cpu, "model")) {
+        (Some("custom") | None, Some(model)) => {
+            let mut text = model;
+            for (policy, name) in features {
+                match policy {
+                    "require" | "force" => text.push_str(&format!(",+{name}")),
+                    "disable" | "forbid" => text.push_str(&format!(",-{name}")),
+                    _ => notes.left(format!("CPU feature {name}"), format!("{policy}: it is as the model has it")),
+                }
+            }
+            notes.kept("CPU model", text.clone());
+            // QEMU would list the models it has.
+            return Some(text).filter(|text| text != "help");
+        }
+        (Some("host-passthrough" | "maximum"), _) => notes.kept("CPU model", "that of the host"),
+        (mode, _) => {
+            let mode = mode.unwrap_or("none");
+            notes.changed("CPU model", format!("{mode} becomes the best that the host has"));
+        }
+    }
+    for (policy, name) in features {
+        notes.left(format!("CPU feature {name}"), format!("{policy}: it is as the host has it"));
+    }
+    None
+}
+
+fn machine(os: Node<'_, '_>, bad: &dyn Fn(String) -> Error) -> Result<String> {
+    let kind = child(os, "type").ok_or_else(|| bad("it does not say what kind of guest it is".into()))?;
+    match kind.text().map(str::trim) {
+        Some("hvm") => {}
+        other => return Err(bad(format!("it is not fully virtualised ({:.40})", other.unwrap_or("nothing")))),
+    }
+    match kind.attribute("arch") {
+        Some("x86_64") | None => {}
+        Some(other) => return Err(bad(format!("its processor is {other:.40}, and not x86_64"))),
+    }
+    let machine = kind.attribute("machine").unwrap_or("pc");
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    let is_known = machine.contains("q35") || machine == "pc" || machine.starts_with("pc-");
+    if !machine.chars().all(is_plain) || machine.len() > 64 || !is_known {
+        return Err(bad(format!("its machine type is none of q35 and pc ({machine:.64})")));
+    }
+    Ok(machine.to_owned())
+}
+
+fn firmware(os: Node<'_, '_>, notes: &mut Notes) -> (Firmware, Option<PathBuf>) {
+    let loader = child(os, "loader");
+    let is_uefi = os.attribute("firmware") == Some("efi")
+        || loader.is_some_and(|loader| loader.attribute("type") == Some("pflash"));
+    if !is_uefi {
+        if let Some(path) = loader.and_then(|loader| loader.text()) {
+            notes.left("firmware", format!("{path}: the guest starts with the BIOS that QEMU brings"));
+        } else {
+            notes.kept("firmware", "BIOS");
+        }
+        return (Firmware::Bios, None);
+    }
+    let has_secure_boot = loader.is_some_and(|loader| loader.attribute("secure") == Some("yes"))
+        || child(os, "firmware").is_some_and(|firmware| {
+            elements(firmware, "feature")
+                .any(|one| one.attribute("name") == Some("secure-boot") && one.attribute("enabled") == Some("yes"))
+        });
+    if has_secure_boot {
+        notes.left(
+            "Secure Boot",
+            "is not supported yet: the guest starts with UEFI firmware that does not check signatures",
+        );
+    }
+    notes.kept("firmware", "UEFI");
+    let nvram = child(os, "nvram").and_then(|nvram| {
+        let source = child(nvram, "source").and_then(|source| source.attribute("file"));
+        source.or_else(|| nvram.text().map(str::trim)).filter(|path| !path.is_empty())
+    });
+    (Firmware::Uefi, nvram.map(PathBuf::from))
+}
+
+fn kernel(os: Node<'_, '_>, notes: &mut Notes) -> Option<KernelBoot> {
+    for name in ["init", "dtb", "acpi", "bios", "bootmenu", "smbios", "shim"] {
+        if child(os, name).is_some() {
+            notes.left(format!("os {name}"), "has no counterpart");
+        }
+    }
+    let kernel = child_text(os, "kernel")?;
+    notes.kept("kernel", kernel.clone());
+    Some(KernelBoot {
+        kernel: kernel.into(),
+        initrd: child_text(os, "initrd").map(PathBuf::from),
+        append: child_text(os, "cmdline"),
+    })
+}
+
+/// All other elements of the domain.
+fn rest(root: Node<'_, '_>, notes: &mut Notes) {
+    for element in root.children().filter(Node::is_element) {
+        let name = element.tag_name().name();
+        match name {
+            "title" if child(root, "description").is_some() => notes.left("title", "the description comes over"),
+            "name" | "uuid" | "title" | "description" | "memory" | "currentMemory" | "vcpu" | "cpu" | "os"
+            | "devices" => {}
+            "features" => features(element, notes),
+            "clock" => {
+                match element.attribute("offset") {
+                    Some("utc") | None => notes.kept("clock", "UTC"),
+                    Some(other) => notes.changed("clock", format!("{other} becomes UTC")),
+                }
+                for timer in elements(element, "timer") {
+                    let name = timer.attribute("name").unwrap_or("?");
+                    notes.left(format!("timer {name}"), "is as QEMU has it");
+                }
+            }
+            "on_poweroff" | "on_reboot" | "on_crash" => {
+                let usual = if name == "on_reboot" { "restart" } else { "destroy" };
+                if element.text().is_some_and(|text| text.trim() != usual) {
+                    notes.changed(name, format!("{} becomes {usual}", element.text().unwrap_or_default().trim()));
+                }
+            }
+            "genid" => notes.changed("generation id", "is new: the VM is another one than the domain"),
+            "pm" => notes.left("power management", "suspend to memory and disk is as QEMU has it"),
+            "metadata" => notes.left("metadata", "is for other programs"),
+            "seclabel" => notes.left("security label", "belongs to libvirt's own confinement"),
+            "resource" | "cputune" | "memtune" | "blkiotune" | "numatune" | "iothreads" | "memoryBacking"
+            | "maxMemory" | "vcpus" | "iothreadids" | "throttlegroups" => {
+                notes.left(name, "limits and placement are not supported yet")
+            }
+            "sysinfo" => notes.left("sysinfo", "SMBIOS strings are not supported"),
+            "commandline" | "override" | "capabilities" => {
+                notes.left(format!("QEMU {name}"), "arguments for QEMU itself do not come over");
+            }
+            other => notes.left(other, "has no counterpart"),
+        }
+    }
+}
+
+fn features(features: Node<'_, '_>, notes: &mut Notes) {
+    for feature in features.children().filter(Node::is_element) {
+        match feature.tag_name().name() {
+            // QEMU has these by itself.
+            "acpi" | "apic" | "pae" => {}
+            "vmport" => notes.left("feature vmport", "is as QEMU has it"),
+            "smm" => notes.left("feature smm", "belongs to Secure Boot"),
+            "hyperv" => {
+                notes.left("feature hyperv", "enlightenments for Windows are not supported yet; it runs without")
+            }
+            other => notes.left(format!("feature {other}"), "has no counterpart"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::error::Kind;
+    use crate::model::Format;
+
+    const WEB: &str = "<domain type='kvm'>
+        <name>web</name><uuid>11111111-2222-3333-4444-555555555555</uuid><description>ours</description>
+        <memory unit='GiB'>2</memory><currentMemory unit='GiB'>2</currentMemory><vcpu placement='static'>3</vcpu>
+        <os><type arch='x86_64' machine='pc-q35-7.2'>hvm</type><boot dev='hd'/></os>
+        <features><acpi/><apic/><hyperv mode='custom'/></features>
+        <cpu mode='host-passthrough'><topology sockets='1' cores='3' threads='1'/></cpu>
+        <clock offset='localtime'/><on_poweroff>destroy</on_poweroff><on_reboot>destroy</on_reboot>
+        <devices><emulator>/usr/bin/kvm</emulator>
+          <disk type='file' device='disk'><driver name='qemu' type='qcow2' cache='none'/><source file='/i/b.qcow2'/>
+            <target dev='vdb' bus='virtio'/><boot order='2'/></disk>
+          <disk type='file' device='disk'><source file='/i/a.img'/><target dev='sda' bus='sata'/><boot order='1'/></disk>
+          <disk type='network' device='disk'><source protocol='rbd' name='pool/x'/><target dev='vdc' bus='virtio'/></disk>
+          <disk type='file' device='cdrom'><target dev='sdb' bus='sata'/><readonly/></disk>
+          <interface type='bridge'><mac address='52:54:00:AA:bb:cc'/><source bridge='br0'/><model type='e1000'/></interface>
+          <controller type='usb'/><controller type='pci'/><channel type='unix'><target type='virtio'
+            name='org.qemu.guest_agent.0'/></channel><serial type='pty'/><console type='pty'/><tpm model='tpm-crb'/>
+          <memballoon model='virtio'/><rng model='virtio'/></devices>
+        </domain>";
+
+    fn notes(domain: &Domain, fate: Fate) -> Vec<&str> {
+        domain.notes.iter().filter(|note| note.fate == fate).map(|note| note.what.as_str()).collect()
+    }
+
+    #[test]
+    fn a_domain_is_read_with_its_machine_disks_and_addresses() {
+        let domain = parse(WEB, "web.xml").expect("it is a domain");
+        assert_eq!((domain.name.as_str(), domain.memory_bytes, domain.cpus), ("web", 2 << 30, 3));
+        assert_eq!(domain.uuid.map(|uuid| uuid.to_string()).as_deref(), Some("11111111-2222-3333-4444-555555555555"));
+        assert_eq!((domain.machine.as_str(), domain.cpu.as_deref()), ("pc-q35-7.2", None));
+        // The one that is booted from comes first.
+        let disks: Vec<(&str, &str)> =
+            domain.devices.disks.iter().map(|disk| (&*disk.target, disk.format.map_or("", Format::as_str))).collect();
+        assert_eq!(disks, [("sda", "raw"), ("vdb", "qcow2"), ("vdc", "raw")]);
+        assert!(domain.devices.disks[2].file.as_ref().is_err_and(|why| why.contains("type network")));
+        assert_eq!(domain.devices.macs, ["52:54:00:aa:bb:cc"]);
+        let kept = notes(&domain, Fate::Kept);
+        for what in ["memory", "CPUs", "CPU model", "firmware", "guest agent", "rng", "serial console", "controllers"] {
+            assert!(kept.contains(&what), "{what}: {kept:?}");
+        }
+        let changed = notes(&domain, Fate::Changed);
+        for what in ["CPU topology", "clock", "on_reboot", "network card 52:54:00:aa:bb:cc", "PCI addresses"] {
+            assert!(changed.contains(&what), "{what}: {changed:?}");
+        }
+        let left = notes(&domain, Fate::Left);
+        for what in ["CD-ROM sdb", "feature hyperv", "tpm", "memballoon", "disk vdb, cache"] {
+            assert!(left.contains(&what), "{what}: {left:?}");
+        }
+    }
+
+    #[test]
+    fn uefi_kernels_and_models_are_read() {
+        let with = |from: &str, to: &str| {
+            assert!(WEB.contains(from), "{from}");
+            parse(&WEB.replace(from, to), "x").expect(to)
+        };
+        let loader = "<loader readonly='yes' secure='yes' type='pflash'>/c.fd</loader><nvram template='/t.fd'>/n.fd</nvram><boot";
+        let uefi = with("<boot dev", &format!("{loader} dev"));
+        assert_eq!((uefi.firmware, uefi.nvram.as_deref()), (Firmware::Uefi, Some("/n.fd".as_ref())));
+        assert!(notes(&uefi, Fate::Left).contains(&"Secure Boot"));
+        let auto = with("<os>", "<os firmware='efi'>");
+        assert_eq!((auto.firmware, auto.nvram), (Firmware::Uefi, None));
+        let kernel = "<kernel>/k</kernel><initrd>/i</initrd><cmdline>a b</cmdline><boot";
+        let booted = with("<boot dev", &format!("{kernel} dev")).kernel.expect("a kernel");
+        assert_eq!((booted.kernel.to_str(), booted.append.as_deref()), (Some("/k"), Some("a b")));
+        let model = "<cpu mode='custom'><model>Skylake</model><feature policy='require' name='vmx'/><feature policy='disable' \
+             name='hle'/><topology";
+        let custom = with("<cpu mode='host-passthrough'><topology", model);
+        assert_eq!(custom.cpu.as_deref(), Some("Skylake,+vmx,-hle"));
+        for (unit, bytes) in [("KiB", 2 << 20), ("MB", 2 << 20), ("MiB", 2 << 20), ("bytes", 1 << 20)] {
+            assert_eq!(
+                with(
+                    "<memory unit='GiB'>2",
+                    &format!("<memory unit='{unit}'>{}", if unit == "KiB" { 2048 } else { 2 })
+                )
+                .memory_bytes,
+                bytes
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_no_domain_is_refused_with_the_reason() {
+        let laughs = "<!DOCTYPE lolz [<!ENTITY a \"aaaaaaaaaa\"><!ENTITY b \"&a;&a;&a;&a;\">]><domain type='kvm'><name>&b;</name></domain>";
+        let deep = "<domain type='kvm'>".to_owned() + &"<a>".repeat(80_000);
+        for (text, word) in [
+            ("", "is not the XML"),
+            ("<domain", "is not the XML"),
+            ("<network/>", "its root is <network>"),
+            ("<domainsnapshot/>", "that of a snapshot"),
+            ("<domain type='xen'/>", "another hypervisor (xen)"),
+            ("<domain/>", "of which hypervisor"),
+            (laughs, "DTD"),
+            (&deep, "is not the XML"),
+            (&" ".repeat(LONGEST + 1), "more than 256 KiB"),
+        ] {
+            let error = parse(text, "x.xml").expect_err(&text[..text.len().min(80)]);
+            assert!(error.kind() == Kind::Refused && error.message().contains(word), "{error:?}");
+        }
+        for (from, to, word) in [
+            ("<name>web</name>", "", "no name"),
+            ("arch='x86_64'", "arch='aarch64'", "aarch64"),
+            (">hvm<", ">exe<", "fully virtualised"),
+            ("'pc-q35-7.2'", "'q35,accel=tcg'", "none of q35 and pc"),
+            ("'pc-q35-7.2'", "'microvm'", "none of q35 and pc"),
+            ("<memory unit='GiB'>2", "<memory unit='GiB'>x", "not a size"),
+            ("<memory unit='GiB'>2", "<memory unit='TiB'>99999999999", "not a size"),
+            (">3</vcpu>", ">300</vcpu>", "number of CPUs"),
+            ("11111111-", "1", "not a UUID"),
+        ] {
+            assert!(WEB.contains(from), "{from}");
+            let error = parse(&WEB.replace(from, to), "x.xml").expect_err(to);
+            assert!(error.message().contains(word), "{error:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_cut_out_of_a_domain_nothing_panics(from in 0..WEB.len(), length in 0..200usize) {
+            let to = (from + length).min(WEB.len());
+            if WEB.is_char_boundary(from) && WEB.is_char_boundary(to) {
+                let _ = parse(&[&WEB[..from], &WEB[to..]].concat(), "x.xml");
+            }
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! `import`: a domain becomes a VM, and that a template where it is asked for.
+//!
+//! Whoever wrote the XML may be a stranger, and can name any file of the host in it. So a file that it names is used only
+//! where the user names it, too: beside the XML, below a directory or as a disk on the command line, or in what libvirt itself
+//! has answered.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
+use uuid::Uuid;
+
+use super::devices::Disk;
+use super::domain::{self, Domain, Notes};
+use super::{Fate, Note};
+use crate::context::Context;
+use crate::error::{Error, IoContext, Result};
+use crate::layer::foreign;
+use crate::layer::import as layer_import;
+use crate::layer::inspect::{self, Content};
+use crate::model::{Firmware, KernelBoot, LogLimit, Name, Nic, Record, printable};
+use crate::qemu::firmware;
+use crate::qemu::probe::Probe;
+use crate::template::freeze::{self, How};
+use crate::vm::create::{self, DiskRequest, Mode};
+
+/// A machine has room for so many disks and network cards together.
+const DEVICES: usize = 24;
+
+/// What is to be done with a domain.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The XML.
+    pub xml: String,
+    /// What it is called in messages.
+    pub shown: String,
+    /// The directory of the XML; `None`: libvirt has answered it, and its files are taken as they are.
+    pub beside: Option<PathBuf>,
+    /// Files of disks that the user names, by what the domain calls the disk.
+    pub files: BTreeMap<String, PathBuf>,
+    /// Where else files may lie.
+    pub within: Vec<PathBuf>,
+    /// What the VM is to be called; without a name, as the domain.
+    pub name: Option<Name>,
+    /// What becomes of the disk files.
+    pub mode: Mode,
+    /// Give the VM another UUID than the domain has.
+    pub new_uuid: bool,
+}
+
+/// A VM as it would be made.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Its name.
+    pub name: Name,
+    /// What becomes of each part of the domain.
+    pub notes: Vec<Note>,
+    request: create::Request,
+    /// The UEFI variables of the domain.
+    variables: Option<Vec<u8>>,
+}
+
+/// Reads the domain, and inspects the files that it names. Nothing is made.
+pub async fn plan(context: &Context, request: &Request) -> Result<Plan> {
+    let domain = domain::parse(&request.xml, &request.shown)?;
+    let name = match &request.name {
+        Some(name) => name.clone(),
+        None => domain.name.parse().map_err(|error: Error| error.hint("say what it is to be called: --name NAME"))?,
+    };
+    if context.store.exists(&name) {
+        return Err(Error::exists(format!("the name {name} is taken")).hint("choose another one: --name NAME"));
+    }
+    let mut notes = Notes(domain.notes.clone());
+    let uuid = uuid(context, &domain, request.new_uuid, &mut notes)?;
+    let machine = machine(context, &domain, &mut notes)?;
+    let files = Files::of(context, request);
+    let disks = disks(&domain, request, &files, &mut notes)?;
+    if disks.is_empty() && domain.kernel.is_none() {
+        return Err(Error::refused(format!("{} has no disk, so there is nothing to boot from", request.shown)));
+    }
+    if disks.len() + domain.devices.macs.len() > DEVICES {
+        return Err(Error::refused(format!("{} has more than {DEVICES} disks and network cards", request.shown)));
+    }
+    for disk in &disks {
+        let ask = layer_import::disk(&disk.path, disk.format);
+        match disk.mode {
+            Mode::Copy => drop(layer_import::examine_with_backing(context, &ask, &request.within).await?),
+            Mode::Use => drop(layer_import::examine(context, &ask).await?),
+        }
+    }
+    let kernel = match domain.kernel.clone() {
+        Some(boot) => Some(KernelBoot {
+            kernel: files.allow(&boot.kernel, "the kernel", "")?,
+            initrd: boot.initrd.map(|initrd| files.allow(&initrd, "the initrd", "")).transpose()?,
+            append: boot.append,
+        }),
+        None => None,
+    };
+    let variables = variables(&domain, &files, &mut notes)?;
+    let mut tags = BTreeMap::new();
+    if let Some(text) = &domain.description {
+        tags.insert("description".to_owned(), text.clone());
+        notes.kept("description", "tag.description");
+    }
+    let nics = domain.devices.macs.iter().map(|mac| Nic { mac: mac.clone(), ports: Vec::new() }).collect();
+    let request = create::Request {
+        disks,
+        with_backing: Some(request.within.clone()),
+        memory_bytes: domain.memory_bytes,
+        cpus: domain.cpus,
+        cpu: domain.cpu,
+        firmware: domain.firmware,
+        machine,
+        kernel,
+        nics,
+        log_limit: LogLimit::default(),
+        uuid,
+        tags,
+        ..create::Request::default()
+    };
+    create::check(&request).map_err(|error| Error::refused(error.full_message()))?;
+    Ok(Plan { name, notes: notes.0, request, variables })
+}
+
+/// Makes the VM, and a template of it if that is asked for.
+pub async fn import(context: &Context, plan: &Plan, template: bool) -> Result<Record> {
+    let mut request = plan.request.clone();
+    // As they were when they were looked at.
+    let variables = plan.variables.as_deref().map(kept).transpose()?;
+    request.nvram = variables.as_ref().map(|file| file.path().to_owned());
+    let record = create::create(context, &plan.name, &request).await?;
+    if template {
+        let name = &plan.name;
+        freeze::freeze(context, name, None, How::AsItIs).await.map_err(|error| {
+            error.hint(format!("{name} is a VM; to make a template of it: cowhand template create {name} --no-seal"))
+        })?;
+    }
+    Ok(record)
+}
+
+fn kept(bytes: &[u8]) -> Result<NamedTempFile> {
+    let failed = |error: std::io::Error| Error::failed("cannot keep the UEFI variables").because(error);
+    let mut file = NamedTempFile::new().map_err(failed)?;
+    file.write_all(bytes).map_err(failed)?;
+    Ok(file)
+}
+
+/// The files that may be used.
+struct Files<'a> {
+    store: PathBuf,
+    beside: Option<&'a Path>,
+    within: &'a [PathBuf],
+}
+
+impl<'a> Files<'a> {
+    fn of(context: &Context, request: &'a Request) -> Self {
+        let root = context.store.layout.root();
+        let store = root.canonicalize().unwrap_or_else(|_| root.to_owned());
+        Self { store, beside: request.beside.as_deref(), within: &request.within }
+    }
+
+    /// Refuses a file that the XML alone names. Else, its path without links, which leads to the same file later.
+    fn allow(&self, file: &Path, what: &str, hint: &str) -> Result<PathBuf> {
+        if !file.is_absolute() {
+            return Err(Error::refused(format!("the path of {what} is not absolute: {}", file.display())));
+        }
+        let real = match file.canonicalize() {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let error = Error::not_found(format!("{what} is not there: {}", file.display()));
+                return Err(if hint.is_empty() { error } else { error.hint(format!("say where it is: {hint}")) });
+            }
+            other => other.on("find", file)?,
+        };
+        if real.starts_with(&self.store) {
+            return Err(Error::refused(format!("{what} belongs to the store: {}", file.display())));
+        }
+        let Some(beside) = self.beside else { return Ok(real) };
+        let is_beside = beside.canonicalize().is_ok_and(|directory| real.parent() == Some(&directory));
+        let below = |directory: &PathBuf| directory.canonicalize().is_ok_and(|directory| real.starts_with(directory));
+        if is_beside || self.within.iter().any(below) {
+            return Ok(real);
+        }
+        let directory = printable::shell(real.parent().unwrap_or(Path::new("/")));
+        let error = Error::refused(format!(
+            "{what} is {}, which only the XML names; an XML of somebody else's could name any file",
+            file.display()
+        ))
+        .hint(format!("if its files may be used: --with-backing={directory}"));
+        Err(if hint.is_empty() { error } else { error.hint(format!("or name the file: {hint}")) })
+    }
+}
+
+/// The disks, and what becomes of each.
+fn disks(domain: &Domain, request: &Request, files: &Files<'_>, notes: &mut Notes) -> Result<Vec<DiskRequest>> {
+    let mut wanted = Vec::new();
+    if let Some(unknown) =
+        request.files.keys().find(|target| !domain.devices.disks.iter().any(|disk| disk.target == **target))
+    {
+        let known: Vec<&str> = domain.devices.disks.iter().map(|disk| disk.target.as_str()).collect();
+        return Err(Error::usage(format!("{} has no disk {unknown}", request.shown))
+            .hint(format!("it has: {}", if known.is_empty() { "none".to_owned() } else { known.join(", ") })));
+    }
+    for (at, disk) in domain.devices.disks.iter().enumerate() {
+        let Disk { target, file, format, read_only, is_shared, .. } = disk;
+        let hint = format!("--disk {target}=FILE");
+        let (path, format) = match (request.files.get(target), file) {
+            // Its format is asked of the file.
+            (Some(path), Err(_)) => (path.clone(), None),
+            (Some(path), Ok(_)) => (path.clone(), *format),
+            (None, Ok(path)) => (files.allow(path, &format!("disk {target}"), &hint)?, *format),
+            (None, Err(why)) if at == 0 => {
+                return Err(Error::refused(format!(
+                    "disk {target}, from which it boots, does not come over: it {why}"
+                ))
+                .hint(format!("make a file of it, then: {hint}")));
+            }
+            (None, Err(why)) => {
+                notes.left(format!("disk {target}"), format!("{why}; with a file of it: {hint}"));
+                continue;
+            }
+        };
+        if *is_shared && request.mode == Mode::Use {
+            return Err(Error::refused(format!(
+                "disk {target} is shareable or transient: the VM would write to it for good, and alone"
+            ))
+            .hint("copy it: --disk-mode copy"));
+        }
+        let becomes = format!("vd{}", char::from(b'a' + u8::try_from(wanted.len()).unwrap_or(25).min(25)));
+        disk.note(&path, &becomes, notes);
+        wanted.push(DiskRequest { path, mode: request.mode, format, read_only: *read_only });
+    }
+    Ok(wanted)
+}
+
+/// The identity of the domain, unless a VM has it, or a removed one that can be had back.
+fn uuid(context: &Context, domain: &Domain, new: bool, notes: &mut Notes) -> Result<Option<Uuid>> {
+    let Some(uuid) = domain.uuid.filter(|_| !new) else {
+        notes.add(if new { Fate::Kept } else { Fate::Changed }, "UUID", "is a new one");
+        return Ok(None);
+    };
+    let of_vm = context.store.records()?.into_iter().find(|(_, record)| record.uuid == uuid).map(|(name, _)| name);
+    let of_trash = || -> Result<Option<Name>> {
+        let entries = context.store.list_trash()?.into_iter().filter_map(|found| found.entry.ok());
+        Ok(entries.into_iter().find(|entry| entry.uuid() == Some(uuid)).map(|entry| entry.vm))
+    };
+    let other = if of_vm.is_some() { of_vm } else { of_trash()? };
+    Ok(match other {
+        Some(other) => {
+            notes.changed("UUID", format!("is a new one: {other} has {uuid}"));
+            None
+        }
+        None => {
+            notes.kept("UUID", uuid.to_string());
+            Some(uuid)
+        }
+    })
+}
+
+/// The machine type, or the newest of its kind where this QEMU does not have it.
+fn machine(context: &Context, domain: &Domain, notes: &mut Notes) -> Result<String> {
+    let probe = Probe::get(context)?;
+    if let Ok(machine) = probe.machine(&domain.machine) {
+        notes.kept("machine", machine.clone());
+        return Ok(machine);
+    }
+    let kind = if domain.machine.contains("q35") { "q35" } else { "pc" };
+    let machine = probe.machine(kind)?;
+    notes.changed("machine", format!("{} is none of this QEMU's, and becomes {machine}", domain.machine));
+    Ok(machine)
+}
+
+/// The UEFI variables of the domain, where they fit the firmware of this host. Without them the guest starts what is at
+/// `\\EFI\\BOOT\\BOOTX64.EFI`, if that is there.
+fn variables(domain: &Domain, files: &Files<'_>, notes: &mut Notes) -> Result<Option<Vec<u8>>> {
+    if domain.firmware != Firmware::Uefi {
+        return Ok(None);
+    }
+    let uefi = firmware::find()?;
+    let mut anew = |why: String| {
+        notes.changed("UEFI variables", format!("are new ones, without the guest's boot entries: {why}"));
+        Ok(None)
+    };
+    let Some(path) = &domain.nvram else { return anew("the XML names no file".to_owned()) };
+    let path = &match files.allow(path, "the file of the UEFI variables", "") {
+        Ok(path) => path,
+        Err(error) => return anew(error.full_message()),
+    };
+    let wanted = uefi.variables.metadata().on("read", &uefi.variables)?.len();
+    let file = match foreign::open(path) {
+        Ok(opened) => opened.file,
+        Err(error) => return anew(error.full_message()),
+    };
+    let (length, content) = (file.metadata().on("read", path)?.len(), inspect::content(&file).on("read", path)?);
+    if content != Content::Raw || length != wanted {
+        return anew(format!(
+            "{} has {length} bytes ({content}), and this firmware wants {wanted} (raw)",
+            path.display()
+        ));
+    }
+    let mut bytes = Vec::new();
+    file.take(wanted).read_to_end(&mut bytes).on("read", path)?;
+    notes.kept("UEFI variables", path.display().to_string());
+    Ok(Some(bytes))
+}
+
+/// Reads the XML of a domain from a file, or from standard input (`-`).
+pub fn read(path: &Path, input: &mut dyn Read) -> Result<String> {
+    let limit = domain::LONGEST as u64 + 1;
+    let mut bytes = Vec::new();
+    if path == Path::new("-") {
+        input.take(limit).read_to_end(&mut bytes).on("read", path)?;
+    } else {
+        // A pipe will do: the user has named it.
+        File::open(path).and_then(|file| file.take(limit).read_to_end(&mut bytes)).on("read", path)?;
+    }
+    String::from_utf8(bytes).map_err(|_| Error::refused(format!("{} is no text", path.display())))
+}
