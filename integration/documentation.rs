@@ -74,6 +74,7 @@ fn run_commands(lab: &Lab, document: &str) -> usize {
     let tiny = guest("tiny");
     let server = image_server(lab, &tiny);
     std::fs::write(lab.path().join("ada.pub"), "ssh-ed25519 AAAA ada@home\n").unwrap();
+    std::fs::write(lab.path().join("installer.iso"), vec![0; 1 << 20]).unwrap();
     let mut commands = 0;
     for line in text.lines().filter_map(|line| line.strip_prefix("$ cowhand ")) {
         let words = arguments(line.split(" #").next().unwrap(), &tiny);

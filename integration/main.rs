@@ -7,6 +7,7 @@
 mod lab;
 
 mod autostart;
+mod buses;
 mod clones;
 mod cloud_init;
 mod content;
@@ -31,6 +32,7 @@ mod images;
 mod import;
 mod internal;
 mod kvm;
+mod libvirt_snapshots;
 mod lifecycle;
 mod locks;
 mod memory;

@@ -266,7 +266,7 @@ async fn one(context: &Context, claim: &VmLock, source: &Source, request: &Reque
     let mut config = source.config.clone();
     config.generation = Uuid::new_v4();
     for nic in &mut config.nics {
-        *nic = Nic::new();
+        *nic = Nic { model: nic.model, place: nic.place, ..Nic::new() };
     }
     if !request.ports.is_empty() {
         if config.nics.is_empty() {

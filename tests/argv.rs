@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use cowhand::model::{Chain, Config, Disk, Firmware, Format, KernelBoot, Layer, Link, Nic};
+use cowhand::model::{Bus, Cdrom, Chain, Config, Disk, Firmware, Format, KernelBoot, Layer, Link, Nic, NicModel};
 use cowhand::qemu::accel::Chosen;
 use cowhand::qemu::cmdline::{How, Machine, Sockets, argv, leased, shell_line};
 
@@ -22,12 +22,7 @@ fn chain(layers: &[Layer]) -> Chain {
 }
 
 fn config() -> Config {
-    let disk = |target: &str, layer: Layer, read_only| Disk {
-        target: target.into(),
-        layer,
-        virtual_bytes: 1 << 30,
-        read_only,
-    };
+    let disk = |target: &str, layer: Layer, read_only| Disk { read_only, ..Disk::new(target, layer, 1 << 30) };
     Config {
         machine: "pc-q35-7.2".into(),
         cpu: None,
@@ -41,6 +36,8 @@ fn config() -> Config {
         }),
         nics: vec![Nic {
             mac: "52:54:00:00:00:01".into(),
+            model: NicModel::Virtio,
+            place: None,
             ports: vec!["8080:80".parse().unwrap(), "0.0.0.0:53:53/udp".parse().unwrap()],
         }],
         generation: "324e6eaf-d1d1-4bf6-bf41-b9bb6c91fb87".parse().unwrap(),
@@ -49,6 +46,7 @@ fn config() -> Config {
             disk("vdb", layer("seed000000", Format::Raw), true),
         ],
         nvram: Some(disk("nvram", layer("vars000000", Format::Raw), false)),
+        cdroms: Vec::new(),
         log_limit: Default::default(),
         seed: None,
         credentials: Default::default(),
@@ -57,7 +55,10 @@ fn config() -> Config {
 }
 
 fn vector(how: How<'_>) -> Vec<String> {
-    let config = config();
+    vector_of(&config(), how)
+}
+
+fn vector_of(config: &Config, how: How<'_>) -> Vec<String> {
     let chains = [
         chain(&[layer("head000000", Format::Qcow2), layer("base000000", Format::Raw)]),
         chain(&[layer("seed000000", Format::Raw)]),
@@ -67,7 +68,7 @@ fn vector(how: How<'_>) -> Vec<String> {
         qemu: Path::new("/usr/bin/qemu-system-x86_64"),
         name: &"web".parse().unwrap(),
         uuid: "c5a0dd0e-8d5a-4f3c-8d5c-2b6d3a3f0001".parse().unwrap(),
-        config: &config,
+        config,
         chains: &chains,
         accel: &Chosen { accel: "kvm", cpu: "host", warning: None },
         uefi_code: Some(Path::new("/usr/share/OVMF/OVMF_CODE_4M.fd")),
@@ -80,6 +81,60 @@ fn vector(how: How<'_>) -> Vec<String> {
 #[test]
 fn the_whole_argument_vector_of_a_uefi_guest_with_two_disks() {
     insta::assert_snapshot!(vector(How::Paused).join("\n"));
+}
+
+/// The devices alone, of a machine that has one or more on each bus.
+#[test]
+fn the_drives_and_cards_of_every_bus_have_the_controllers_that_they_need() {
+    let names = ["base000000", "head000000", "seed000000"];
+    let disks = |buses: &[Bus]| -> Vec<Disk> {
+        let disk = |(index, bus): (usize, &Bus)| Disk {
+            bus: *bus,
+            serial: (index == 1).then(|| "WD-1".to_owned()),
+            ..Disk::new(&format!("d{index}"), layer(names[index % names.len()], Format::Raw), 512)
+        };
+        buses.iter().enumerate().map(disk).collect()
+    };
+    let cdrom = |target: &str, bus, iso: Option<&str>| Cdrom { target: target.into(), bus, iso: iso.map(Into::into) };
+    let card = |model, place: Option<&str>| Nic {
+        mac: "52:54:00:00:00:01".into(),
+        model,
+        place: place.map(|place| place.parse().unwrap()),
+        ports: Vec::new(),
+    };
+    let shown = |machine: &str, buses: &[Bus], cdroms: Vec<Cdrom>, nics: Vec<Nic>| {
+        let config = Config { machine: machine.into(), disks: disks(buses), nvram: None, cdroms, nics, ..config() };
+        let args = vector_of(&config, How::Running);
+        let is_own =
+            |pair: &&[String]| matches!(&*pair[0], "-device" | "-netdev" | "-blockdev") && !pair[1].contains("serial1");
+        let lines = args.windows(2).filter(is_own).map(|pair| pair[1].as_str());
+        let left_out = ["vmgenid", "isa-serial", "virtserialport", "virtio-rng", "uefi", "000000"];
+        lines
+            .filter(|line| line.contains("drive") || !left_out.iter().any(|word| line.contains(word)))
+            .filter(|line| !line.contains("node-name\":\"l-") && !line.contains("node-name\":\"f-"))
+            .collect::<Vec<_>>()
+            .join("\n")
+    };
+    use Bus::{Ide, Nvme, Sata, Scsi, Usb, Virtio};
+    let q35 = shown(
+        "pc-q35-7.2",
+        &[Virtio, Scsi, Scsi, Nvme, Usb, Sata, Sata, Sata, Sata, Sata, Nvme],
+        vec![
+            cdrom("c0", Sata, Some("/a, b.iso")),
+            cdrom("c1", Sata, None),
+            cdrom("c2", Usb, None),
+            cdrom("c3", Scsi, None),
+        ],
+        vec![card(NicModel::E1000, None), card(NicModel::Virtio, Some("02:00")), card(NicModel::E1000e, Some("00:03"))],
+    );
+    insta::assert_snapshot!("devices of a q35", q35);
+    let pc = shown(
+        "pc-i440fx-7.2",
+        &[Ide, Ide, Ide, Sata],
+        vec![cdrom("c0", Ide, None), cdrom("c1", Sata, None)],
+        vec![card(NicModel::Rtl8139, Some("00:03"))],
+    );
+    insta::assert_snapshot!("devices of a pc", pc);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The form of `vm.json`. The fixture is what version 0.1 wrote; it must be readable for ever, and is written back the same.
 
+use cowhand::model::{Bus, Cdrom, NicModel, PciSlot};
 use cowhand::store::schema::{parse_record, parse_written, render_record};
 
 const V1: &str = include_str!("fixtures/vm-v1.json");
@@ -36,6 +37,31 @@ fn a_record_without_autostart_is_read_as_one_that_has_it_off() {
     let text = render_record(&record, None, None).unwrap();
     assert!(String::from_utf8(text.clone()).unwrap().contains("\"autostart\": true"));
     assert_eq!(parse_record(&text).unwrap(), record);
+}
+
+/// So did buses, models of network cards and CD-ROM drives.
+#[test]
+fn disks_and_cards_of_which_nothing_is_said_are_virtio() {
+    let mut record = parse_record(V1.as_bytes()).unwrap();
+    assert_eq!((record.config.disks[0].bus, record.config.nics[0].model), (Bus::Virtio, NicModel::Virtio));
+    assert!(record.config.cdroms.is_empty());
+    record.config.disks[0].bus = Bus::Sata;
+    record.config.disks[0].serial = Some("WD-1".into());
+    record.config.nics[0].model = NicModel::E1000;
+    record.config.nics[0].place = Some(PciSlot { bus: 1, slot: 0 });
+    record.config.cdroms.push(Cdrom { target: "sdb".into(), bus: Bus::Sata, iso: Some("/srv/a.iso".into()) });
+    let text = render_record(&record, None, None).unwrap();
+    assert_eq!(parse_record(&text).unwrap(), record);
+    let text = String::from_utf8(text).unwrap();
+    for (from, to, words) in [
+        ("\"bus\": \"sata\"", "\"bus\": \"mca\"", "\"mca\" is not a disk bus that this version knows"),
+        ("\"e1000\"", "\"ne2k\"", "\"ne2k\" is not a network card that this version knows"),
+        ("\"01:00\"", "\"1\"", "is not a PCI bus and slot"),
+    ] {
+        assert!(text.contains(from), "{from}: {text}");
+        let error = parse_record(text.replacen(from, to, 1).as_bytes()).unwrap_err().full_message();
+        assert!(error.contains(words), "{error}");
+    }
 }
 
 #[test]

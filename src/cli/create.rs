@@ -11,9 +11,11 @@ use super::image::Checksum;
 use crate::error::{Error, IoContext, Result};
 use crate::image::add;
 use crate::image::source::Wanted;
-use crate::model::{Credentials, Firmware, KernelBoot, LogLimit, Name, Nic, PortForward, parse_size};
-use crate::vm::create::{self, DiskRequest, OnImage, Request};
-use crate::vm::edit;
+use crate::model::{Bus, Credentials, Firmware, KernelBoot, LogLimit, Name, Nic, PortForward, parse_size};
+use crate::vm::cdrom::{self, CdromRequest};
+use crate::vm::create::{self, OnImage, Request};
+use crate::vm::disk_request::DiskRequest;
+use crate::vm::{edit, requirements};
 
 /// Make a VM from disk images, or a blank one
 ///
@@ -33,7 +35,7 @@ pub struct Create {
     disk_size: Option<u64>,
     #[command(flatten)]
     checksum: Checksum,
-    /// A disk image; can be repeated: FILE[,copy|use][,format=F][,ro]
+    /// A disk image; can be repeated: FILE[,copy|use][,format=F][,ro][,bus=B][,serial=S]
     ///
     /// The format is taken from `format=`, else from the header if the name agrees with it: a file called .raw or .img, or without
     /// an extension, that looks like another format is refused. An image that names other files is refused.
@@ -45,9 +47,21 @@ pub struct Create {
     /// inspected and listed before it is copied into the store.
     #[arg(long, value_name = "DIRECTORY", num_args = 0..=1, require_equals = true, default_missing_value = "")]
     with_backing: Vec<OsString>,
+    /// Bus of the disks of which `bus=` says nothing else: virtio, scsi, nvme, sata, ide, usb
+    ///
+    /// A guest without virtio drivers needs another one, which is slower. `ide` is for `--machine pc`. The memory of a
+    /// guest with a disk on `nvme` cannot be saved.
+    #[arg(long, value_name = "BUS", default_value_t)]
+    bus: Bus,
     /// A blank disk of this size, behind the others; can be repeated
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     size: Vec<u64>,
+    /// A CD-ROM drive with this ISO image, which is not copied; can be repeated: FILE[,bus=BUS]
+    ///
+    /// The guest boots from it if it cannot boot from its disks. Buses: sata, ide, scsi, usb [default: sata, or ide for
+    /// `--machine pc`].
+    #[arg(long, value_name = "FILE")]
+    iso: Vec<CdromRequest>,
     /// Memory: 512M, 2G
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size)]
     memory: u64,
@@ -72,9 +86,11 @@ pub struct Create {
     /// The kernel's command line
     #[arg(long, value_name = "TEXT", requires = "kernel")]
     append: Option<String>,
-    /// Networking: user (NAT without privileges) or none
-    #[arg(long, value_name = "MODE", default_value = "user")]
-    net: Net,
+    /// A network card, or none; can be repeated: user[,mac=ADDRESS][,model=MODEL]
+    ///
+    /// `user` is NAT without privileges. Models: virtio, e1000, e1000e, rtl8139.
+    #[arg(long, value_name = "NETWORK", default_value = "user")]
+    net: Vec<String>,
     /// Forward a port of the host into the guest; can be repeated: HOST:GUEST, ADDRESS:HOST:GUEST, with /udp for UDP
     #[arg(short, long = "port", value_name = "HOST:GUEST")]
     port: Vec<PortForward>,
@@ -100,12 +116,6 @@ enum FirmwareArg {
     Uefi,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Net {
-    User,
-    None,
-}
-
 impl Create {
     pub async fn run(self, app: &App) -> Result<()> {
         let name = self.name.clone();
@@ -122,7 +132,7 @@ impl Create {
         if let Some(wanted) = wanted {
             // Under any name: nothing is downloaded for a VM that cannot be made.
             request.image = Some(OnImage { name: name.clone(), uuid: None, size: disk_size });
-            create::check(&request)?;
+            requirements::check(&request)?;
             let (name, uuid) = image(app, &wanted, checksum).await?;
             request.image = Some(OnImage { name, uuid, size: disk_size });
         }
@@ -133,17 +143,7 @@ impl Create {
     }
 
     fn request(self) -> Result<Request> {
-        if self.net == Net::None && !self.port.is_empty() {
-            return Err(Error::usage("--port needs a network, and there is --net none"));
-        }
-        let nics = match self.net {
-            Net::User => {
-                let mut nic = Nic::new();
-                nic.forward(&self.port)?;
-                vec![nic]
-            }
-            Net::None => Vec::new(),
-        };
+        let nics = cards(&self.net, &self.port)?;
         let absolute = |path: PathBuf| std::path::absolute(&path).on("find", &path);
         let kernel = match self.kernel {
             Some(kernel) => Some(KernelBoot {
@@ -156,10 +156,14 @@ impl Create {
         Ok(Request {
             disks: self.disk,
             nvram: None,
+            points: Vec::new(),
+            current: None,
             uuid: None,
             image: None,
             with_backing: within(self.with_backing),
             blank: self.size,
+            bus: self.bus,
+            cdroms: self.iso.into_iter().map(found).collect::<Result<_>>()?,
             memory_bytes: self.memory,
             cpus: self.cpus,
             cpu: self.cpu,
@@ -177,6 +181,27 @@ impl Create {
             tags: self.tag.iter().map(|tag| tag_pair(tag)).collect::<Result<_>>()?,
         })
     }
+}
+
+/// The drive, with the path of its image without links.
+fn found(request: CdromRequest) -> Result<CdromRequest> {
+    Ok(CdromRequest { iso: request.iso.as_deref().map(cdrom::iso).transpose()?, ..request })
+}
+
+/// The network cards. Ports lead in through the first one.
+fn cards(said: &[String], ports: &[PortForward]) -> Result<Vec<Nic>> {
+    if said.iter().any(|network| network == "none") {
+        return match said.len() {
+            1 if ports.is_empty() => Ok(Vec::new()),
+            1 => Err(Error::usage("--port needs a network, and there is --net none")),
+            _ => Err(Error::usage("--net none and another --net contradict each other")),
+        };
+    }
+    let mut cards: Vec<Nic> = said.iter().map(|network| network.parse()).collect::<Result<_>>()?;
+    if let Some(first) = cards.first_mut() {
+        first.forward(ports)?;
+    }
+    Ok(cards)
 }
 
 /// What was said with `--credential`.

@@ -9,11 +9,11 @@ use super::App;
 use super::create::within;
 use crate::error::{Error, IoContext, Result};
 use crate::libvirt::import::{self, Request};
-use crate::libvirt::{Fate, Note};
+use crate::libvirt::{Fate, Note, snapshots};
 use crate::model::Name;
 use crate::output::table;
 use crate::sys::command;
-use crate::vm::create::Mode;
+use crate::vm::disk_request::Mode;
 
 /// Make a VM of a libvirt domain: its machine, its disks, its addresses
 ///
@@ -45,6 +45,12 @@ pub struct Import {
     /// Without this, the XML can name files of its own directory alone, and an image those beside it: an XML or image of somebody else's could name any file.
     #[arg(long, value_name = "DIRECTORY", require_equals = true)]
     with_backing: Vec<OsString>,
+    /// Import the snapshots, too: their XML lies in DIR (`virsh snapshot-dumpxml`), a file each that ends in .xml; or libvirt is asked
+    ///
+    /// The XML in DIR can name the files of the domain, and files in DIR. `libvirt` goes with --libvirt; a directory of that
+    /// name is ./libvirt. The memory of snapshots does not come over.
+    #[arg(long, value_name = "DIR|libvirt", conflicts_with = "template")]
+    snapshots: Option<PathBuf>,
     /// Give the VM a new UUID
     #[arg(long)]
     new_uuid: bool,
@@ -80,7 +86,24 @@ impl Import {
             DiskMode::Copy => Mode::Copy,
             DiskMode::Use => Mode::Use,
         };
+        let (snapshots, current) = match (&self.snapshots, &self.libvirt) {
+            (None, _) => (Vec::new(), None),
+            (Some(word), Some(domain)) if word == Path::new("libvirt") => ask_for_snapshots(app, domain)?,
+            (Some(word), None) if word == Path::new("libvirt") => {
+                return Err(
+                    Error::usage("--snapshots libvirt asks for those of a domain").hint("say which: --libvirt DOMAIN")
+                );
+            }
+            (Some(directory), _) => (snapshots::read(directory)?, None),
+        };
+        let snapshots_beside = match &self.snapshots {
+            Some(word) if word != Path::new("libvirt") => Some(std::path::absolute(word).on("find", word)?),
+            _ => None,
+        };
         let request = Request {
+            snapshots,
+            snapshots_beside,
+            current,
             xml,
             shown,
             beside,
@@ -140,10 +163,31 @@ fn note(note: &Note) -> serde_json::Value {
 
 /// The XML that libvirt has.
 fn ask_libvirt(app: &App, domain: &str) -> Result<String> {
+    virsh(app, &["dumpxml", "--inactive", "--domain", domain])
+}
+
+/// The XML of the snapshots that libvirt has, and the name of the current one.
+fn ask_for_snapshots(app: &App, domain: &str) -> Result<(Vec<String>, Option<String>)> {
+    let names = virsh(app, &["snapshot-list", "--name", "--domain", domain])?;
+    let names: Vec<&str> = names.lines().map(str::trim).filter(|name| !name.is_empty()).collect();
+    if names.len() > snapshots::MOST {
+        return Err(Error::refused(format!("domain {domain} has more than {} snapshots", snapshots::MOST)));
+    }
+    if names.is_empty() {
+        return Ok((Vec::new(), None));
+    }
+    let xml = |name: &&str| virsh(app, &["snapshot-dumpxml", "--domain", domain, "--snapshotname", name]);
+    let all = names.iter().map(xml).collect::<Result<_>>()?;
+    // It fails where there is none.
+    let current = virsh(app, &["snapshot-current", "--name", "--domain", domain]).ok();
+    Ok((all, current.map(|name| name.trim().to_owned()).filter(|name| !name.is_empty())))
+}
+
+fn virsh(app: &App, args: &[&str]) -> Result<String> {
     let path = command::find(Path::new("virsh"), &app.context.settings.search_path).ok_or_else(|| {
         Error::failed("virsh is not installed")
             .hint("where libvirt is: virsh dumpxml --inactive DOMAIN > domain.xml; here: cowhand import domain.xml")
     })?;
-    let xml = command::output(&path, ["dumpxml", "--inactive", "--domain", domain])?;
-    String::from_utf8(xml).map_err(std::io::Error::other).on("read the answer of", &path)
+    let answer = command::output(&path, args)?;
+    String::from_utf8(answer).map_err(std::io::Error::other).on("read the answer of", &path)
 }

@@ -2,6 +2,7 @@
 //! reads the environment and decides exit codes.
 
 mod autopkgtest;
+mod cdrom;
 mod clone;
 mod cloud_init;
 mod complete;
@@ -104,6 +105,8 @@ enum Command {
     Snapshot(snapshot::Snapshot),
     #[command(subcommand)]
     Disk(disk::Disk),
+    #[command(subcommand)]
+    Cdrom(cdrom::Cdrom),
     Undo(undo::Undo),
     Flatten(flatten::Flatten),
     #[command(subcommand)]
@@ -162,6 +165,7 @@ impl Command {
             Self::Seal(verb) => verb.run(app).await.map(done),
             Self::Snapshot(verb) => verb.run(app).await.map(done),
             Self::Disk(verb) => verb.run(app).await.map(done),
+            Self::Cdrom(verb) => verb.run(app).await.map(done),
             Self::Flatten(verb) => verb.run(app).await.map(done),
             Self::Image(verb) => verb.run(app).await.map(done),
             Self::Import(verb) => verb.run(app).await.map(done),

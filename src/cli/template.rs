@@ -8,7 +8,7 @@ use super::{App, each};
 use crate::appliance::boot::Payload;
 use crate::appliance::kernel::Kernel;
 use crate::error::{Error, Result};
-use crate::model::{Name, human};
+use crate::model::{Name, bus, human};
 use crate::output::{Format, json, table, time};
 use crate::template::freeze::How;
 use crate::template::warm::{self, Warming};
@@ -117,6 +117,10 @@ impl Create {
             (_, true) => How::SealedItself,
             _ => How::Seal(&sealing, dry_run),
         };
+        if self.warm {
+            let record = app.context.store.load(&self.vm)?;
+            bus::refuse_memory(self.vm.as_str(), &record.config)?;
+        }
         let frozen = freeze::freeze(&app.context, &self.vm, name, how)
             .await
             .map_err(|error| seal::not_lost(error, &passwords))?;

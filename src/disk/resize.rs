@@ -4,7 +4,7 @@ use crate::change::{self, Executor, Plan, Step};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::layer::{census, chain};
-use crate::model::{Disk, Format, Name, Record, human};
+use crate::model::{Bus, Disk, Format, Name, Record, human};
 use crate::qemu::img::Img;
 use crate::vm::{list, live, open};
 
@@ -38,6 +38,10 @@ pub async fn resize(context: &Context, vm: &Name, target: &str, bytes: u64, shri
         live::refuse_job(vm, qmp).await?;
     }
     let running = qmp.is_some();
+    if running && disk.bus == Bus::Nvme {
+        return Err(Error::refused(format!("{target} of {vm} is on NVMe, which QEMU cannot resize while {vm} runs"))
+            .hint(format!("stop it first: cowhand stop {vm}")));
+    }
     if bytes < disk.virtual_bytes {
         refuse_shrinking(context, vm, &record, target, bytes, shrink, running).await?;
     }

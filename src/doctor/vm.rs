@@ -15,7 +15,7 @@ use crate::qemu::probe::Probe;
 use crate::store::journal::Journal;
 use crate::store::schema;
 use crate::sys::flock;
-use crate::vm::{create, open, status, warm};
+use crate::vm::{cdrom, open, requirements, status, warm};
 
 /// Chains deeper than this make every read of old data slow.
 const DEEP: usize = 50;
@@ -343,9 +343,10 @@ fn needs(context: &Context, name: &Name, record: &Record) -> Option<Finding> {
     if record.is_template() {
         return None;
     }
-    let kernel = record.config.kernel.as_ref().map_or(Ok(()), create::check_kernel);
+    let kernel = record.config.kernel.as_ref().map_or(Ok(()), requirements::check_kernel);
     let machine = Probe::get(context).and_then(|probe| probe.machine(&record.config.machine).map(drop));
-    let error = machine.and(kernel).err()?;
+    let media = cdrom::check_isos(&record.config);
+    let error = machine.and(kernel).and(media).err()?;
     let hint = error.hints().first().cloned().unwrap_or_default();
     Some(Finding::fail("start", format!("it cannot start: {}", error.full_message())).of(name).hint(hint))
 }

@@ -12,7 +12,7 @@ use crate::model::{Config, Disk, Format, Layer, Name, Origin, Record, Warm};
 use crate::qemu::cmdline::How;
 use crate::snapshot::plan;
 use crate::store::Store;
-use crate::vm::{live, open, start};
+use crate::vm::{cdrom, live, open, start};
 
 /// What a reset came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,6 +68,11 @@ pub async fn reset(context: &Context, name: &Name, stopped: bool) -> Result<Rese
     // What stands on an image was given a size of its own when it was made.
     let keeps_size = source.image().is_some();
     renew(name, &mut after.config, &base, keeps_size, &mut steps)?;
+    if !stopped {
+        // Before its QEMU is ended.
+        cdrom::check_isos(&after.config)
+            .map_err(|error| error.hint(format!("or eject it: cowhand cdrom eject {name}")))?;
+    }
     let mut qmp = live::connect_if_running(context, name).await?;
     if let Some(qmp) = &mut qmp {
         live::refuse_job(name, qmp).await?;
@@ -149,8 +154,9 @@ fn source(context: &Context, name: &Name, origin: &Origin) -> Result<(Name, Reco
 fn usable<'a>(context: &Context, name: &Name, template: &'a Record, vm: &Record) -> Option<&'a Warm> {
     template.warm.as_ref()?;
     let same = |a: &Config, b: &Config| {
-        (&a.machine, &a.cpu, a.memory_bytes, a.cpus, a.firmware, a.nics.len(), a.disks.len(), &a.kernel)
-            == (&b.machine, &b.cpu, b.memory_bytes, b.cpus, b.firmware, b.nics.len(), b.disks.len(), &b.kernel)
+        (&a.machine, &a.cpu, a.memory_bytes, a.cpus, a.firmware, &a.kernel)
+            == (&b.machine, &b.cpu, b.memory_bytes, b.cpus, b.firmware, &b.kernel)
+            && a.has_devices_of(b)
             && a.seed.is_some() == b.seed.is_some()
             && a.credentials == b.credentials
     };

@@ -350,12 +350,7 @@ async fn keep(context: &Context, resolved: Resolved, machine: String, candidate:
     let lock = context.store.claim(context, &store_lock, &name)?;
     drop(store_lock);
     let layer = Layer::new(candidate.format);
-    let disk = Disk {
-        target: "vda".to_owned(),
-        layer: layer.clone(),
-        virtual_bytes: candidate.virtual_bytes,
-        read_only: false,
-    };
+    let disk = Disk::new("vda", layer.clone(), candidate.virtual_bytes);
     let now = Timestamp::now();
     let record = Record {
         role: Role::Template { frozen: now, sealed: false, stamps: Vec::new(), image: Some(resolved.origin) },
@@ -393,6 +388,7 @@ fn config(machine: String, disk: Disk) -> Config {
         generation: Uuid::new_v4(),
         disks: vec![disk],
         nvram: None,
+        cdroms: Vec::new(),
         log_limit: LogLimit::default(),
         seed: None,
         credentials: Credentials::default(),

@@ -14,6 +14,13 @@ use crate::model::{FileId, Format, printable};
 use crate::qemu::img::{Img, Source};
 use crate::sys::image_lock;
 
+impl Candidate {
+    /// The file and its backing files, the lowest last.
+    pub fn chain(&self) -> impl Iterator<Item = &Self> {
+        std::iter::successors(Some(self), |file| file.backing.as_deref())
+    }
+}
+
 /// A file that can become a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
@@ -38,6 +45,17 @@ pub async fn examine(context: &Context, ask: &Ask<'_>) -> Result<Candidate> {
 
 /// Examines the file of `ask` with its backing files, which lie beside it or below one of `within`. They are listed.
 pub async fn examine_with_backing(context: &Context, ask: &Ask<'_>, within: &[PathBuf]) -> Result<Candidate> {
+    let tree = tree(ask, within)?;
+    tell(context, &tree);
+    from_tree(context, tree, ask).await
+}
+
+/// The same, for files that were listed before.
+pub async fn examine_again(context: &Context, ask: &Ask<'_>, within: &[PathBuf]) -> Result<Candidate> {
+    from_tree(context, tree(ask, within)?, ask).await
+}
+
+fn tree(ask: &Ask<'_>, within: &[PathBuf]) -> Result<Tree> {
     let tree = chain::resolve(look(ask)?, within)?;
     if !tree.is_plain() {
         let shown = ask.path.display();
@@ -49,8 +67,7 @@ pub async fn examine_with_backing(context: &Context, ask: &Ask<'_>, within: &[Pa
     for below in tree.images().iter().skip(1) {
         refuse_in_use(&below.image)?;
     }
-    tell(context, &tree);
-    from_tree(context, tree, ask).await
+    Ok(tree)
 }
 
 /// Says which files are used.

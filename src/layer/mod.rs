@@ -14,6 +14,7 @@ pub mod flush;
 pub mod foreign;
 pub mod guest_memory;
 pub mod import;
+pub mod inner;
 pub mod inspect;
 pub mod merge;
 pub mod note;

@@ -5,17 +5,19 @@ use std::path::PathBuf;
 
 use roxmltree::Node;
 
-use super::Fate;
 use super::domain::{Notes, child, child_text, elements, others};
-use crate::model::{Format, Nic};
+use super::interfaces::{self, Buses};
+use crate::model::{Bus, Format, Nic, bus};
 
 /// The devices of a domain that come over.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Devices {
     /// Its disks, the one that is booted from first.
     pub disks: Vec<Disk>,
-    /// The addresses of its network cards.
-    pub macs: Vec<String>,
+    /// Its CD-ROM drives.
+    pub cdroms: Vec<CdromDrive>,
+    /// Its network cards.
+    pub nics: Vec<Nic>,
 }
 
 /// A disk of the domain.
@@ -23,8 +25,10 @@ pub struct Devices {
 pub struct Disk {
     /// What the domain calls it: `sda`.
     pub target: String,
-    /// Its bus: `virtio`, `sata`.
-    pub bus: String,
+    /// Its bus.
+    pub bus: Bus,
+    /// Its serial number.
+    pub serial: Option<String>,
     /// The file; or why it does not come over by itself.
     pub file: Result<PathBuf, String>,
     /// Its format, as libvirt has it.
@@ -37,28 +41,45 @@ pub struct Disk {
     order: u32,
 }
 
+/// A CD-ROM drive of the domain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CdromDrive {
+    /// What the domain calls it: `sda`.
+    pub target: String,
+    /// Its bus.
+    pub bus: Bus,
+    /// The file in it, if there is one; or why it does not come over by itself.
+    pub file: Result<Option<PathBuf>, String>,
+}
+
 /// Behind all that have a place in the order of boot.
 const LAST: u32 = u32::MAX;
 
-/// Reads the devices. `boot` is the order of kinds of devices, in the old form.
-pub(super) fn read(devices: Node<'_, '_>, boot: &[&str], notes: &mut Notes) -> Devices {
+/// Reads the devices of a machine of the type `machine`. `boot` is the order of kinds of devices, in the old form.
+pub(super) fn read(devices: Node<'_, '_>, machine: &str, boot: &[&str], notes: &mut Notes) -> Devices {
     let mut found = Devices::default();
     // The first in the order of boot that is no disk.
     let (mut first_other, mut has_serial, mut controllers) = (LAST, false, 0);
     let mut left: BTreeMap<(String, String), usize> = BTreeMap::new();
+    let buses = Buses::of(devices, bus::is_q35(machine));
     let has = |name: &'static str| elements(devices, name).next().is_some();
     for device in devices.children().filter(Node::is_element) {
         match device.tag_name().name() {
             "disk" => match device.attribute("device").unwrap_or("disk") {
-                "disk" => found.disks.push(disk(device, notes)),
+                "disk" => found.disks.push(disk(device, devices, notes)),
+                "cdrom" => {
+                    first_other = first_other.min(order(device));
+                    found.cdroms.push(cdrom(device, devices, Bus::of_cdroms(machine), notes));
+                }
                 kind => {
                     first_other = first_other.min(order(device));
-                    removable(device, kind, notes);
+                    let target = child(device, "target").and_then(|target| target.attribute("dev")).unwrap_or("?");
+                    notes.left(format!("{kind} {target}"), "is not supported");
                 }
             },
             "interface" => {
                 first_other = first_other.min(order(device));
-                found.macs.extend(interface(device, &found.macs, notes));
+                found.nics.extend(interfaces::read(device, &buses, &found.nics, notes));
             }
             "controller" | "hub" => controllers += 1,
             "emulator" => {}
@@ -85,16 +106,15 @@ pub(super) fn read(devices: Node<'_, '_>, boot: &[&str], notes: &mut Notes) -> D
     if controllers > 0 {
         notes.kept("controllers", "QEMU has those that its devices need");
     }
-    if !found.disks.is_empty() || !found.macs.is_empty() {
-        let how = "are others: names of network interfaces in the guest, such as enp1s0, can change";
-        notes.changed("PCI addresses", how);
+    if !found.disks.is_empty() {
+        notes.changed("PCI addresses", "of disks are others: their names in /dev/disk/by-path can change");
     }
     // The old form names kinds alone, so disks stay in their order.
     found.disks.sort_by_key(|disk| disk.order);
     let first_disk = found.disks.first().map_or(LAST, |disk| disk.order);
     let removable_first = boot.first().is_some_and(|first| *first != "hd");
     if first_other < first_disk || removable_first {
-        notes.changed("boot order", "the VM boots from its first disk");
+        notes.changed("boot order", "the VM boots from its first disk, or else from what follows it");
     }
     found
 }
@@ -103,19 +123,27 @@ fn order(device: Node<'_, '_>) -> u32 {
     child(device, "boot").and_then(|boot| boot.attribute("order")?.parse().ok()).unwrap_or(LAST)
 }
 
-/// CD-ROMs, floppies and devices of the host.
-fn removable(disk: Node<'_, '_>, kind: &str, notes: &mut Notes) {
-    let target = child(disk, "target").and_then(|target| target.attribute("dev")).unwrap_or("?");
-    let medium = child(disk, "source").and_then(|source| source.attribute("file").or(source.attribute("dev")));
-    let what = if kind == "cdrom" { format!("CD-ROM {target}") } else { format!("{kind} {target}") };
-    notes.left(what, format!("{}: is not supported yet", medium.unwrap_or("empty")));
+fn cdrom(device: Node<'_, '_>, devices: Node<'_, '_>, usual: Bus, notes: &mut Notes) -> CdromDrive {
+    let target = child(device, "target").and_then(|target| target.attribute("dev")).unwrap_or("?").to_owned();
+    let what = format!("CD-ROM {target}");
+    let bus = bus_of(device, devices, &what, usual, notes);
+    let source = child(device, "source");
+    let of_source = |name: &str| source.and_then(|source| source.attribute(name));
+    let file = match (device.attribute("type").unwrap_or("file"), of_source("file")) {
+        ("file", file) => Ok(file.map(PathBuf::from)),
+        ("block", _) => Err("is a drive of the host, which is not supported".to_owned()),
+        (kind, _) => Err(format!("is of the type {kind}, and not in a file of this host")),
+    };
+    let known = ["source", "target", "driver", "readonly", "boot", "address", "alias", "backingStore"];
+    others(device, &known, &["type", "device"], &what, notes);
+    CdromDrive { target, bus, file }
 }
 
-fn disk(disk: Node<'_, '_>, notes: &mut Notes) -> Disk {
+fn disk(disk: Node<'_, '_>, devices: Node<'_, '_>, notes: &mut Notes) -> Disk {
     let of_target = |name: &str| child(disk, "target").and_then(|target| target.attribute(name));
     let target = of_target("dev").unwrap_or("?").to_owned();
-    let bus = of_target("bus").unwrap_or("ide").to_owned();
     let what = format!("disk {target}");
+    let bus = bus_of(disk, devices, &what, Bus::Virtio, notes);
     let source = child(disk, "source");
     let driver = child(disk, "driver");
     let of_source = |name: &str| source.and_then(|source| source.attribute(name));
@@ -135,9 +163,16 @@ fn disk(disk: Node<'_, '_>, notes: &mut Notes) -> Disk {
         }
         (kind, ..) => Err(format!("is of the type {kind}, and not in a file of this host")),
     };
-    if let Some(serial) = child_text(disk, "serial") {
-        notes.changed(format!("{what}, serial"), format!("{serial} becomes the name of the disk (vda)"));
-    }
+    let serial = child_text(disk, "serial").filter(|serial| {
+        let is_possible = bus::check_serial(serial).is_ok();
+        if !is_possible {
+            notes.changed(
+                format!("{what}, serial"),
+                format!("{serial} is too long or odd: it becomes that of the disk's name"),
+            );
+        }
+        is_possible
+    });
     let known = ["source", "target", "driver", "serial", "readonly", "boot", "address", "alias", "backingStore"];
     let known = [&known[..], &["encryption"]].concat();
     others(disk, &known, &["type", "device"], &what, notes);
@@ -149,51 +184,7 @@ fn disk(disk: Node<'_, '_>, notes: &mut Notes) -> Disk {
     child(disk, "target").into_iter().for_each(|target| others(target, &[], &["dev", "bus"], &what, notes));
     let is_shared = child(disk, "transient").is_some() || child(disk, "shareable").is_some();
     let read_only = child(disk, "readonly").is_some();
-    Disk { target, bus, file, format, read_only, is_shared, order: order(disk) }
-}
-
-fn interface(interface: Node<'_, '_>, before: &[String], notes: &mut Notes) -> Option<String> {
-    let mac = child(interface, "mac").and_then(|mac| mac.attribute("address")).map(str::to_ascii_lowercase);
-    let what = format!("network card {}", mac.as_deref().unwrap_or("without an address"));
-    let kind = interface.attribute("type").unwrap_or("?");
-    if matches!(kind, "hostdev" | "vdpa" | "vhostuser") {
-        notes.left(what, format!("{kind}: devices of the host are not supported"));
-        return None;
-    }
-    let source = child(interface, "source");
-    let names = ["network", "bridge", "dev"];
-    let named = source.and_then(|source| names.into_iter().find_map(|name| source.attribute(name)));
-    if kind == "user" {
-        notes.kept(what.clone(), "user network");
-    } else {
-        let to = named.map(|name| format!(" {name}")).unwrap_or_default();
-        notes.changed(
-            what.clone(),
-            format!("{kind}{to} becomes a user network; ports lead in (set NAME ports=HOST:GUEST)"),
-        );
-    }
-    let model = child(interface, "model").and_then(|model| model.attribute("type")).unwrap_or("the default model");
-    if !matches!(model, "virtio" | "virtio-non-transitional") {
-        notes.changed(format!("{what}, model"), format!("{model} becomes virtio, for which the guest needs a driver"));
-    }
-    let known = ["mac", "source", "model", "boot", "address", "alias", "target"];
-    others(interface, &known, &["type"], &what, notes);
-    match mac.filter(|mac| is_mac(mac) && !before.contains(mac)) {
-        Some(mac) => Some(mac),
-        None => {
-            notes.changed(format!("{what}, address"), "is a new one");
-            Some(Nic::new().mac)
-        }
-    }
-}
-
-/// Six bytes that are the address of one card, in the form that QEMU takes.
-fn is_mac(text: &str) -> bool {
-    let bytes: Option<Vec<u8>> = text
-        .split(':')
-        .map(|part| u8::from_str_radix(part, 16).ok().filter(|_| part.len() == 2 && !part.starts_with('+')))
-        .collect();
-    bytes.is_some_and(|bytes| bytes.len() == 6 && bytes[0] & 1 == 0 && bytes.iter().any(|byte| *byte != 0))
+    Disk { target, bus, serial, file, format, read_only, is_shared, order: order(disk) }
 }
 
 fn channel(channel: Node<'_, '_>, notes: &mut Notes) {
@@ -224,19 +215,38 @@ fn why(device: &str, node: Node<'_, '_>) -> String {
     }
 }
 
+/// The bus of a drive; of one that it cannot be on here, the `usual` one.
+fn bus_of(disk: Node<'_, '_>, devices: Node<'_, '_>, what: &str, usual: Bus, notes: &mut Notes) -> Bus {
+    let of_target = |name: &str| child(disk, "target").and_then(|target| target.attribute(name));
+    // Where none is said, libvirt takes the one that the name stands for.
+    let word = of_target("bus").unwrap_or_else(|| match of_target("dev").unwrap_or_default() {
+        name if name.starts_with("vd") => "virtio",
+        name if name.starts_with("sd") => "scsi",
+        name if name.starts_with("xvd") => "xen",
+        _ => "ide",
+    });
+    let has_it = |bus: &Bus| usual == Bus::Virtio || !matches!(bus, Bus::Virtio | Bus::Nvme);
+    let bus = word.parse().ok().filter(has_it).unwrap_or_else(|| {
+        notes.changed(format!("{what}, bus"), format!("{word} becomes {usual}, for which the guest needs a driver"));
+        usual
+    });
+    if bus == Bus::Scsi {
+        let index = child(disk, "address").and_then(|address| address.attribute("controller")).unwrap_or("0");
+        let mut controllers = elements(devices, "controller")
+            .filter(|one| one.attribute("type") == Some("scsi") && one.attribute("index").unwrap_or("0") == index);
+        let model = controllers.find_map(|one| one.attribute("model")).unwrap_or("lsilogic");
+        if !model.starts_with("virtio") {
+            let how = format!("{model} becomes virtio-scsi, for which the guest needs a driver");
+            notes.changed(format!("{what}, controller"), how);
+        }
+    }
+    bus
+}
+
 impl Disk {
     /// What becomes of it as the disk `becomes` of the VM, from the file `file`.
     pub(super) fn note(&self, file: &std::path::Path, becomes: &str, notes: &mut Notes) {
-        let what = format!("disk {}", self.target);
-        let file = file.display();
         let renamed = if self.target == becomes { String::new() } else { format!(", as {becomes}") };
-        match self.bus.as_str() {
-            "virtio" => notes.add(Fate::Kept, what, format!("{file}{renamed}")),
-            bus => notes.add(
-                Fate::Changed,
-                what,
-                format!("{file}{renamed}: {bus} becomes virtio, for which the guest needs a driver"),
-            ),
-        }
+        notes.kept(format!("disk {}", self.target), format!("{} on {}{renamed}", file.display(), self.bus));
     }
 }

@@ -72,16 +72,8 @@ impl Notes {
 
 /// Reads a domain. `shown` is what the document is called in messages.
 pub fn parse(text: &str, shown: &str) -> Result<Domain> {
-    let bad = |why: String| Error::refused(format!("{shown} is not the XML of a libvirt domain: {why}"));
-    if text.len() > LONGEST {
-        return Err(bad(format!("it has more than {} KiB", LONGEST >> 10)));
-    }
-    if text.matches("xmlns").count() > NAMESPACES {
-        return Err(bad("it declares too many namespaces".into()));
-    }
-    let options = ParsingOptions { allow_dtd: false, nodes_limit: NODES, ..ParsingOptions::default() };
-    let document = Document::parse_with_options(text, options)
-        .map_err(|error| bad(printable::line(&error.to_string()).into_owned()))?;
+    let bad = bad(shown, "domain");
+    let document = document(text, LONGEST, &bad)?;
     let root = document.root_element();
     match root.tag_name().name() {
         "domain" if root.tag_name().namespace().is_none() => {}
@@ -91,12 +83,34 @@ pub fn parse(text: &str, shown: &str) -> Result<Domain> {
         }
         other => return Err(bad(format!("its root is <{other:.40}>"))),
     }
+    parse_element(root, &bad)
+}
+
+/// For a document that is not what it should be.
+pub(super) fn bad(shown: &str, kind: &str) -> impl Fn(String) -> Error {
+    move |why| Error::refused(format!("{shown} is not the XML of a libvirt {kind}: {why}"))
+}
+
+/// Reads a document, within bounds.
+pub(super) fn document<'a>(text: &'a str, longest: usize, bad: &dyn Fn(String) -> Error) -> Result<Document<'a>> {
+    if text.len() > longest {
+        return Err(bad(format!("it has more than {} KiB", longest >> 10)));
+    }
+    if text.matches("xmlns").count() > NAMESPACES {
+        return Err(bad("it declares too many namespaces".into()));
+    }
+    let options = ParsingOptions { allow_dtd: false, nodes_limit: NODES, ..ParsingOptions::default() };
+    Document::parse_with_options(text, options).map_err(|error| bad(printable::line(&error.to_string()).into_owned()))
+}
+
+/// Reads a domain that is the element `root`.
+pub(super) fn parse_element(root: Node<'_, '_>, bad: &dyn Fn(String) -> Error) -> Result<Domain> {
     match root.attribute("type") {
         Some("kvm" | "qemu") => {}
         Some(other) => return Err(bad(format!("it is of another hypervisor ({other:.40})"))),
         None => return Err(bad("it does not say of which hypervisor it is".into())),
     }
-    read(root, &bad)
+    read(root, bad)
 }
 
 fn read(root: Node<'_, '_>, bad: &dyn Fn(String) -> Error) -> Result<Domain> {
@@ -130,7 +144,7 @@ fn read(root: Node<'_, '_>, bad: &dyn Fn(String) -> Error) -> Result<Domain> {
     let (Some(devices), None) = (all.next(), all.next()) else {
         return Err(bad("it has no <devices>, or more than one".into()));
     };
-    let devices = devices::read(devices, &boot, &mut notes);
+    let devices = devices::read(devices, &machine, &boot, &mut notes);
     Ok(Domain {
         name,
         uuid,
@@ -380,7 +394,7 @@ mod tests {
 
     use super::*;
     use crate::error::Kind;
-    use crate::model::Format;
+    use crate::model::{Bus, Format, NicModel, PciSlot};
 
     const WEB: &str = "<domain type='kvm'>
         <name>web</name><uuid>11111111-2222-3333-4444-555555555555</uuid><description>ours</description>
@@ -395,8 +409,8 @@ mod tests {
           <disk type='file' device='disk'><source file='/i/a.img'/><target dev='sda' bus='sata'/><boot order='1'/></disk>
           <disk type='network' device='disk'><source protocol='rbd' name='pool/x'/><target dev='vdc' bus='virtio'/></disk>
           <disk type='file' device='cdrom'><target dev='sdb' bus='sata'/><readonly/></disk>
-          <interface type='bridge'><mac address='52:54:00:AA:bb:cc'/><source bridge='br0'/><model type='e1000'/></interface>
-          <controller type='usb'/><controller type='pci'/><channel type='unix'><target type='virtio'
+          <interface type='bridge'><mac address='52:54:00:AA:bb:cc'/><source bridge='br0'/><model type='e1000'/><address type='pci' bus='0x01' slot='0x00'/></interface>
+          <controller type='usb'/><controller type='pci' index='1' model='pcie-root-port'><address type='pci' bus='0x00' slot='0x02'/></controller><channel type='unix'><target type='virtio'
             name='org.qemu.guest_agent.0'/></channel><serial type='pty'/><console type='pty'/><tpm model='tpm-crb'/>
           <memballoon model='virtio'/><rng model='virtio'/></devices>
         </domain>";
@@ -416,7 +430,11 @@ mod tests {
             domain.devices.disks.iter().map(|disk| (&*disk.target, disk.format.map_or("", Format::as_str))).collect();
         assert_eq!(disks, [("sda", "raw"), ("vdb", "qcow2"), ("vdc", "raw")]);
         assert!(domain.devices.disks[2].file.as_ref().is_err_and(|why| why.contains("type network")));
-        assert_eq!(domain.devices.macs, ["52:54:00:aa:bb:cc"]);
+        let cards: Vec<_> = domain.devices.nics.iter().map(|nic| (&*nic.mac, nic.model, nic.place)).collect();
+        let place = Some(PciSlot { bus: 1, slot: 0 });
+        assert_eq!(cards, [("52:54:00:aa:bb:cc", NicModel::E1000, place)]);
+        let drives: Vec<_> = domain.devices.cdroms.iter().map(|drive| (&*drive.target, drive.bus)).collect();
+        assert_eq!(drives, [("sdb", Bus::Sata)]);
         let kept = notes(&domain, Fate::Kept);
         for what in ["memory", "CPUs", "CPU model", "firmware", "guest agent", "rng", "serial console", "controllers"] {
             assert!(kept.contains(&what), "{what}: {kept:?}");
@@ -426,8 +444,48 @@ mod tests {
             assert!(changed.contains(&what), "{what}: {changed:?}");
         }
         let left = notes(&domain, Fate::Left);
-        for what in ["CD-ROM sdb", "feature hyperv", "tpm", "memballoon", "disk vdb, cache"] {
+        for what in ["feature hyperv", "tpm", "memballoon", "disk vdb, cache"] {
             assert!(left.contains(&what), "{what}: {left:?}");
+        }
+    }
+
+    #[test]
+    fn a_card_keeps_its_place_where_the_machine_can_have_it_there() {
+        let place = |from: &str, to: &str| {
+            assert!(WEB.contains(from), "{from}");
+            let domain = parse(&WEB.replace(from, to), "x").expect(to);
+            let is_told = domain.notes.iter().any(|note| note.what.ends_with(", PCI") && note.fate == Fate::Changed);
+            let place = domain.devices.nics[0].place;
+            assert_eq!(is_told, place.is_none(), "{to}: {:?}", domain.notes);
+            place
+        };
+        let slot = |bus, slot| Some(PciSlot { bus, slot });
+        // The firmware numbers a bridge behind the first root port before the second root port.
+        let bridge = |index: u8, model: &str, at: &str| {
+            format!("<controller type='pci' index='{index}' model='{model}'><address type='pci' {at}/></controller>")
+        };
+        let first = "<controller type='usb'/>";
+        let before = bridge(9, "pcie-root-port", "bus='0x00' slot='0x01' function='0x7'");
+        assert_eq!(place(first, &before), slot(2, 0));
+        let behind = before + &bridge(10, "pcie-to-pci-bridge", "bus='0x09' slot='0x00'");
+        assert_eq!(place(first, &behind), slot(3, 0));
+        let many: String = (20..40).map(|at| bridge(at, "pcie-root-port", "bus='0x00' slot='0x01'")).collect();
+        assert_eq!(place(first, &many), None);
+        assert_eq!(place("bus='0x01' slot='0x00'", "bus='0x00' slot='0x03'"), slot(0, 3));
+        assert_eq!(place("bus='0x01' slot='0x00'", "bus='1' slot='0'"), slot(1, 0));
+        for (from, to) in [
+            ("bus='0x01' slot='0x00'", "bus='0x01' slot='0x02'"),
+            ("bus='0x01' slot='0x00'", "bus='0x02' slot='0x00'"),
+            ("bus='0x01' slot='0x00'", "bus='0x00' slot='0x1f'"),
+            ("bus='0x01' slot='0x00'", "bus='0x01' slot='0x00' function='0x1'"),
+            ("bus='0x01' slot='0x00'", "bus='0xfff' slot='0x00'"),
+            ("model='pcie-root-port'", "model='pcie-to-pci-bridge'"),
+            ("model='pcie-root-port'", "model='pcie-expander-bus'"),
+            // It sits below itself.
+            ("bus='0x00' slot='0x02'", "bus='0x01' slot='0x02'"),
+            ("<address type='pci' bus='0x01' slot='0x00'/>", ""),
+        ] {
+            assert_eq!(place(from, to), None, "{to}");
         }
     }
 

@@ -12,22 +12,21 @@ use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 use uuid::Uuid;
 
-use super::devices::Disk;
 use super::domain::{self, Domain, Notes};
-use super::{Fate, Note};
+use super::drives::{self, Files};
+use super::{Fate, Note, snapshots};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::layer::foreign;
 use crate::layer::import as layer_import;
 use crate::layer::inspect::{self, Content};
-use crate::model::{Firmware, KernelBoot, LogLimit, Name, Nic, Record, printable};
+use crate::model::{Firmware, KernelBoot, LogLimit, Name, Record};
 use crate::qemu::firmware;
 use crate::qemu::probe::Probe;
 use crate::template::freeze::{self, How};
-use crate::vm::create::{self, DiskRequest, Mode};
-
-/// A machine has room for so many disks and network cards together.
-const DEVICES: usize = 24;
+use crate::vm::create;
+use crate::vm::disk_request::Mode;
+use crate::vm::requirements;
 
 /// What is to be done with a domain.
 #[derive(Debug, Clone)]
@@ -48,6 +47,12 @@ pub struct Request {
     pub mode: Mode,
     /// Give the VM another UUID than the domain has.
     pub new_uuid: bool,
+    /// The XML of its snapshots.
+    pub snapshots: Vec<String>,
+    /// Their directory; `None`: libvirt has answered them.
+    pub snapshots_beside: Option<PathBuf>,
+    /// The name of the one that its disks follow, where libvirt has said it.
+    pub current: Option<String>,
 }
 
 /// A VM as it would be made.
@@ -64,6 +69,9 @@ pub struct Plan {
 
 /// Reads the domain, and inspects the files that it names. Nothing is made.
 pub async fn plan(context: &Context, request: &Request) -> Result<Plan> {
+    if request.mode == Mode::Use && !request.snapshots.is_empty() {
+        return Err(Error::usage("snapshots come over with copies of their files").hint("leave out --disk-mode use"));
+    }
     let domain = domain::parse(&request.xml, &request.shown)?;
     let name = match &request.name {
         Some(name) => name.clone(),
@@ -74,21 +82,41 @@ pub async fn plan(context: &Context, request: &Request) -> Result<Plan> {
     }
     let mut notes = Notes(domain.notes.clone());
     let uuid = uuid(context, &domain, request.new_uuid, &mut notes)?;
-    let machine = machine(context, &domain, &mut notes)?;
     let files = Files::of(context, request);
-    let disks = disks(&domain, request, &files, &mut notes)?;
-    if disks.is_empty() && domain.kernel.is_none() {
-        return Err(Error::refused(format!("{} has no disk, so there is nothing to boot from", request.shown)));
-    }
-    if disks.len() + domain.devices.macs.len() > DEVICES {
-        return Err(Error::refused(format!("{} has more than {DEVICES} disks and network cards", request.shown)));
-    }
-    for disk in &disks {
+    let (mut machine, variables) = machine_of(context, &domain, request, &files, &mut notes).await?;
+    machine.uuid = uuid;
+    for disk in &machine.disks {
         let ask = layer_import::disk(&disk.path, disk.format);
         match disk.mode {
             Mode::Copy => drop(layer_import::examine_with_backing(context, &ask, &request.within).await?),
             Mode::Use => drop(layer_import::examine(context, &ask).await?),
         }
+    }
+    if let Some(text) = &domain.description {
+        machine.tags.insert("description".to_owned(), text.clone());
+        notes.kept("description", "tag.description");
+    }
+    if !request.snapshots.is_empty() {
+        let found = snapshots::plan(context, request, &machine, &mut notes).await?;
+        (machine.points, machine.current) = (found.points, found.current);
+    }
+    Ok(Plan { name, notes: notes.0, request: machine, variables })
+}
+
+/// The machine of a domain with its disks, and its UEFI variables.
+pub(super) async fn machine_of(
+    context: &Context,
+    domain: &Domain,
+    request: &Request,
+    files: &Files<'_>,
+    notes: &mut Notes,
+) -> Result<(create::Request, Option<Vec<u8>>)> {
+    let machine = machine(context, domain, notes)?;
+    let disks = drives::disks(domain, request, files, notes)?;
+    let cdroms = drives::cdroms(domain, request, files, &disks, notes)?;
+    let has_iso = cdroms.iter().any(|drive| drive.iso.is_some());
+    if disks.is_empty() && domain.kernel.is_none() && !has_iso {
+        return Err(Error::refused(format!("{} has no disk, so there is nothing to boot from", request.shown)));
     }
     let kernel = match domain.kernel.clone() {
         Some(boot) => Some(KernelBoot {
@@ -98,30 +126,23 @@ pub async fn plan(context: &Context, request: &Request) -> Result<Plan> {
         }),
         None => None,
     };
-    let variables = variables(&domain, &files, &mut notes)?;
-    let mut tags = BTreeMap::new();
-    if let Some(text) = &domain.description {
-        tags.insert("description".to_owned(), text.clone());
-        notes.kept("description", "tag.description");
-    }
-    let nics = domain.devices.macs.iter().map(|mac| Nic { mac: mac.clone(), ports: Vec::new() }).collect();
-    let request = create::Request {
+    let variables = variables(domain, files, notes)?;
+    let machine = create::Request {
         disks,
+        cdroms,
         with_backing: Some(request.within.clone()),
         memory_bytes: domain.memory_bytes,
         cpus: domain.cpus,
-        cpu: domain.cpu,
+        cpu: domain.cpu.clone(),
         firmware: domain.firmware,
         machine,
         kernel,
-        nics,
+        nics: domain.devices.nics.clone(),
         log_limit: LogLimit::default(),
-        uuid,
-        tags,
         ..create::Request::default()
     };
-    create::check(&request).map_err(|error| Error::refused(error.full_message()))?;
-    Ok(Plan { name, notes: notes.0, request, variables })
+    requirements::check(&machine).map_err(|error| Error::refused(error.full_message()))?;
+    Ok((machine, variables))
 }
 
 /// Makes the VM, and a template of it if that is asked for.
@@ -130,6 +151,10 @@ pub async fn import(context: &Context, plan: &Plan, template: bool) -> Result<Re
     // As they were when they were looked at.
     let variables = plan.variables.as_deref().map(kept).transpose()?;
     request.nvram = variables.as_ref().map(|file| file.path().to_owned());
+    for point in &mut request.points {
+        // libvirt's snapshots do not have them.
+        point.machine.nvram = request.nvram.clone();
+    }
     let record = create::create(context, &plan.name, &request).await?;
     if template {
         let name = &plan.name;
@@ -145,93 +170,6 @@ fn kept(bytes: &[u8]) -> Result<NamedTempFile> {
     let mut file = NamedTempFile::new().map_err(failed)?;
     file.write_all(bytes).map_err(failed)?;
     Ok(file)
-}
-
-/// The files that may be used.
-struct Files<'a> {
-    store: PathBuf,
-    beside: Option<&'a Path>,
-    within: &'a [PathBuf],
-}
-
-impl<'a> Files<'a> {
-    fn of(context: &Context, request: &'a Request) -> Self {
-        let root = context.store.layout.root();
-        let store = root.canonicalize().unwrap_or_else(|_| root.to_owned());
-        Self { store, beside: request.beside.as_deref(), within: &request.within }
-    }
-
-    /// Refuses a file that the XML alone names. Else, its path without links, which leads to the same file later.
-    fn allow(&self, file: &Path, what: &str, hint: &str) -> Result<PathBuf> {
-        if !file.is_absolute() {
-            return Err(Error::refused(format!("the path of {what} is not absolute: {}", file.display())));
-        }
-        let real = match file.canonicalize() {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let error = Error::not_found(format!("{what} is not there: {}", file.display()));
-                return Err(if hint.is_empty() { error } else { error.hint(format!("say where it is: {hint}")) });
-            }
-            other => other.on("find", file)?,
-        };
-        if real.starts_with(&self.store) {
-            return Err(Error::refused(format!("{what} belongs to the store: {}", file.display())));
-        }
-        let Some(beside) = self.beside else { return Ok(real) };
-        let is_beside = beside.canonicalize().is_ok_and(|directory| real.parent() == Some(&directory));
-        let below = |directory: &PathBuf| directory.canonicalize().is_ok_and(|directory| real.starts_with(directory));
-        if is_beside || self.within.iter().any(below) {
-            return Ok(real);
-        }
-        let directory = printable::shell(real.parent().unwrap_or(Path::new("/")));
-        let error = Error::refused(format!(
-            "{what} is {}, which only the XML names; an XML of somebody else's could name any file",
-            file.display()
-        ))
-        .hint(format!("if its files may be used: --with-backing={directory}"));
-        Err(if hint.is_empty() { error } else { error.hint(format!("or name the file: {hint}")) })
-    }
-}
-
-/// The disks, and what becomes of each.
-fn disks(domain: &Domain, request: &Request, files: &Files<'_>, notes: &mut Notes) -> Result<Vec<DiskRequest>> {
-    let mut wanted = Vec::new();
-    if let Some(unknown) =
-        request.files.keys().find(|target| !domain.devices.disks.iter().any(|disk| disk.target == **target))
-    {
-        let known: Vec<&str> = domain.devices.disks.iter().map(|disk| disk.target.as_str()).collect();
-        return Err(Error::usage(format!("{} has no disk {unknown}", request.shown))
-            .hint(format!("it has: {}", if known.is_empty() { "none".to_owned() } else { known.join(", ") })));
-    }
-    for (at, disk) in domain.devices.disks.iter().enumerate() {
-        let Disk { target, file, format, read_only, is_shared, .. } = disk;
-        let hint = format!("--disk {target}=FILE");
-        let (path, format) = match (request.files.get(target), file) {
-            // Its format is asked of the file.
-            (Some(path), Err(_)) => (path.clone(), None),
-            (Some(path), Ok(_)) => (path.clone(), *format),
-            (None, Ok(path)) => (files.allow(path, &format!("disk {target}"), &hint)?, *format),
-            (None, Err(why)) if at == 0 => {
-                return Err(Error::refused(format!(
-                    "disk {target}, from which it boots, does not come over: it {why}"
-                ))
-                .hint(format!("make a file of it, then: {hint}")));
-            }
-            (None, Err(why)) => {
-                notes.left(format!("disk {target}"), format!("{why}; with a file of it: {hint}"));
-                continue;
-            }
-        };
-        if *is_shared && request.mode == Mode::Use {
-            return Err(Error::refused(format!(
-                "disk {target} is shareable or transient: the VM would write to it for good, and alone"
-            ))
-            .hint("copy it: --disk-mode copy"));
-        }
-        let becomes = format!("vd{}", char::from(b'a' + u8::try_from(wanted.len()).unwrap_or(25).min(25)));
-        disk.note(&path, &becomes, notes);
-        wanted.push(DiskRequest { path, mode: request.mode, format, read_only: *read_only });
-    }
-    Ok(wanted)
 }
 
 /// The identity of the domain, unless a VM has it, or a removed one that can be had back.

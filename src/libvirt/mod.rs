@@ -6,7 +6,10 @@
 
 pub mod devices;
 pub mod domain;
+mod drives;
 pub mod import;
+mod interfaces;
+pub mod snapshots;
 
 /// What becomes of a part of a domain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

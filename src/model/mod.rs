@@ -1,5 +1,6 @@
 //! Names, layers, VMs and snapshots as plain data. No I/O happens here; every other room may use it.
 
+pub mod bus;
 mod chain;
 mod credential;
 mod file_id;
@@ -9,6 +10,7 @@ mod memory;
 mod merge;
 mod name;
 mod nic;
+pub mod pci;
 mod port;
 pub mod printable;
 mod record;
@@ -17,6 +19,7 @@ mod size;
 mod systemd_credential;
 mod warm;
 
+pub use bus::Bus;
 pub use chain::{Chain, Link};
 pub use credential::{hash_password, public_key};
 pub use file_id::FileId;
@@ -25,10 +28,11 @@ pub use log_limit::LogLimit;
 pub use memory::{Fingerprint, Memory, RamImage};
 pub use merge::{Merge, MergeKind};
 pub use name::{Name, PointRef};
-pub use nic::{GUEST_ADDRESS, Nic, PortForward, Protocol};
+pub use nic::{GUEST_ADDRESS, Nic, NicModel, PortForward, Protocol};
+pub use pci::PciSlot;
 pub use port::{PORTS, port_name};
 pub use record::{
-    Config, Disk, Firmware, ImageOrigin, KernelBoot, LayerStamp, Origin, Quiesced, Record, Role, Snapshot,
+    Cdrom, Config, Disk, Firmware, ImageOrigin, KernelBoot, LayerStamp, Origin, Quiesced, Record, Role, Snapshot,
     SnapshotKind, State, VmState,
 };
 pub use seed::Seed;

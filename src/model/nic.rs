@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 
 use uuid::Uuid;
 
+use super::PciSlot;
 use crate::error::{Error, Result};
 
 /// The address that QEMU's DHCP server gives to the first card that asks, and that forwarded ports lead to.
@@ -14,6 +15,10 @@ pub const GUEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 pub struct Nic {
     /// Its address, `52:54:00:…`.
     pub mac: String,
+    /// What the guest needs a driver for.
+    pub model: NicModel,
+    /// Where it sits; without a place, QEMU finds one.
+    pub place: Option<PciSlot>,
     /// Ports of the host that lead into the guest.
     pub ports: Vec<PortForward>,
 }
@@ -22,7 +27,15 @@ impl Nic {
     /// A card with a new address (QEMU's own prefix, so it is locally administered) and no ports.
     pub fn new() -> Self {
         let random = Uuid::new_v4().into_bytes();
-        Self { mac: format!("52:54:00:{:02x}:{:02x}:{:02x}", random[0], random[1], random[2]), ports: Vec::new() }
+        let mac = format!("52:54:00:{:02x}:{:02x}:{:02x}", random[0], random[1], random[2]);
+        Self { mac, model: NicModel::Virtio, place: None, ports: Vec::new() }
+    }
+
+    /// Is it the address of one card: six bytes, not those of a group, in the form that QEMU takes?
+    pub fn is_address(text: &str) -> bool {
+        let byte = |part: &str| u8::from_str_radix(part, 16).ok().filter(|_| part.len() == 2 && !part.starts_with('+'));
+        let bytes: Option<Vec<u8>> = text.split(':').map(byte).collect();
+        bytes.is_some_and(|bytes| bytes.len() == 6 && bytes[0] & 1 == 0 && bytes.iter().any(|byte| *byte != 0))
     }
 
     /// Lets these ports of the host lead into the guest, and no others. Two that listen on the same are refused.
@@ -34,6 +47,72 @@ impl Nic {
         }
         self.ports = ports.to_vec();
         Ok(())
+    }
+}
+
+impl std::str::FromStr for Nic {
+    type Err = Error;
+
+    /// `user[,mac=ADDRESS][,model=MODEL]`.
+    fn from_str(text: &str) -> Result<Self> {
+        let hint = "write user[,mac=ADDRESS][,model=MODEL], or none";
+        let mut words = text.split(',');
+        if words.next() != Some("user") {
+            return Err(Error::usage(format!("{text:?} is not a network")).hint(hint));
+        }
+        let mut nic = Self::new();
+        for word in words {
+            match word.split_once('=') {
+                Some(("mac", mac)) if Self::is_address(mac) => nic.mac = mac.to_ascii_lowercase(),
+                Some(("mac", mac)) => {
+                    return Err(Error::usage(format!("{mac:?} is not the address of a network card"))
+                        .hint("six bytes, the first one even: 52:54:00:12:34:56"));
+                }
+                Some(("model", model)) => nic.model = model.parse()?,
+                _ => return Err(Error::usage(format!("{word:?} is no option of a network")).hint(hint)),
+            }
+        }
+        Ok(nic)
+    }
+}
+
+/// The model of a network card.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum NicModel {
+    /// `virtio-net`: the fastest, for guests that have its driver.
+    #[default]
+    Virtio,
+    /// Intel 82540EM, for older guests.
+    E1000,
+    /// Intel 82574L, for which Windows has a driver.
+    E1000e,
+    /// Realtek RTL8139, what libvirt takes where nothing is said.
+    Rtl8139,
+}
+
+impl NicModel {
+    /// Every model there is.
+    pub const ALL: [Self; 4] = [Self::Virtio, Self::E1000, Self::E1000e, Self::Rtl8139];
+
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Virtio => "virtio",
+            Self::E1000 => "e1000",
+            Self::E1000e => "e1000e",
+            Self::Rtl8139 => "rtl8139",
+        }
+    }
+}
+
+impl std::str::FromStr for NicModel {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|model| model.as_str() == text).ok_or_else(|| {
+            Error::usage(format!("{text:?} is not a model of network card that is supported"))
+                .hint(format!("models: {}", Self::ALL.map(Self::as_str).join(", ")))
+        })
     }
 }
 
@@ -118,6 +197,27 @@ mod tests {
         assert!(forward(&["2222:22", "0.0.0.0:2222:22"]).is_err());
         let error = forward(&["2222:22", "2222:80"]).expect_err("twice the same");
         assert!(error.message().contains("127.0.0.1:2222:80"), "{}", error.message());
+    }
+
+    #[test]
+    fn a_network_reads_as_typed_and_never_guesses() {
+        let nic: Nic = "user,mac=52:54:00:AB:cd:ef,model=e1000".parse().expect("a card");
+        assert_eq!((nic.mac.as_str(), nic.model), ("52:54:00:ab:cd:ef", NicModel::E1000));
+        assert!("user".parse::<Nic>().is_ok());
+        for bad in [
+            "",
+            "bridge=br0",
+            "user,",
+            "user,mac=",
+            "user,mac=01:00:5e:00:00:01",
+            "user,mac=00:00:00:00:00:00",
+            "user,mac=52:54:00:ab:cd",
+            "user,mac=+2:54:00:ab:cd:ef",
+            "user,model=ne2k",
+            "user,mtu=9000",
+        ] {
+            assert!(bad.parse::<Nic>().is_err(), "{bad:?} was accepted");
+        }
     }
 
     #[test]

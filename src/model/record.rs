@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{Credentials, Ephemeral, Layer, LogLimit, Memory, Name, Nic, RamImage, Seed, Warm};
+use super::{Bus, Credentials, Ephemeral, Layer, LogLimit, Memory, Name, Nic, RamImage, Seed, Warm};
 use crate::error::{Error, Result};
 
 /// Everything we know of a VM or template. Its name is the name of its directory, its state is observed.
@@ -116,6 +116,8 @@ pub struct Config {
     pub disks: Vec<Disk>,
     /// The variable store of UEFI firmware.
     pub nvram: Option<Disk>,
+    /// The CD-ROM drives.
+    pub cdroms: Vec<Cdrom>,
     /// How much of its output is kept.
     pub log_limit: LogLimit,
     /// What cloud-init is told in the guest.
@@ -132,6 +134,37 @@ impl Config {
         self.disks.iter().chain(&self.nvram)
     }
 
+    /// Are the devices the same, with the same ISO images in the CD-ROM drives?
+    pub fn has_devices_of(&self, other: &Self) -> bool {
+        let disk = |(one, other): (&Disk, &Disk)| {
+            (&one.target, one.bus, &one.serial) == (&other.target, other.bus, &other.serial)
+        };
+        let card = |(one, other): (&Nic, &Nic)| (one.model, one.place) == (other.model, other.place);
+        (self.disks.len(), self.nics.len()) == (other.disks.len(), other.nics.len())
+            && self.disks.iter().zip(&other.disks).all(disk)
+            && self.nics.iter().zip(&other.nics).all(card)
+            && self.cdroms == other.cdroms
+    }
+
+    /// Refuses drives and network cards that its machine cannot have.
+    pub fn check_devices(&self) -> Result<()> {
+        let misplaced = |nic: &&Nic| nic.place.is_some_and(|place| !place.is_possible(self.is_q35()));
+        if let Some(place) = self.nics.iter().find(misplaced).and_then(|nic| nic.place) {
+            return Err(Error::refused(format!("a machine of type {} has no slot {place}", self.machine)));
+        }
+        if self.disks.len() + self.cdroms.len() + self.nics.len() > super::bus::DEVICES {
+            return Err(super::bus::too_many());
+        }
+        let disks = self.disks.iter().map(|disk| (disk.bus, disk.read_only));
+        let cdroms: Vec<Bus> = self.cdroms.iter().map(|cdrom| cdrom.bus).collect();
+        super::bus::check(&self.machine, &disks.collect::<Vec<_>>(), &cdroms)
+    }
+
+    /// Is its chipset Q35, and not i440FX?
+    pub fn is_q35(&self) -> bool {
+        super::bus::is_q35(&self.machine)
+    }
+
     /// The volumes a guest writes to: the ones a snapshot is made of.
     pub fn writable(&self) -> impl Iterator<Item = &Disk> {
         self.volumes().filter(|disk| !disk.read_only)
@@ -146,7 +179,7 @@ impl Config {
 /// A disk, and the layer on top of its chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
-    /// The guest's name for it: `vda`, `vdb`, … or `nvram`.
+    /// Its name: `vda`, `sdb`, … or `nvram`. A guest may call it otherwise.
     pub target: String,
     /// The active layer.
     pub layer: Layer,
@@ -154,6 +187,34 @@ pub struct Disk {
     pub virtual_bytes: u64,
     /// The guest cannot write to it; such a disk is in no snapshot.
     pub read_only: bool,
+    /// What it is connected to in the guest. The variables of UEFI are flash memory, and have none.
+    pub bus: Bus,
+    /// The serial number that the guest sees; without one, the name of the disk.
+    pub serial: Option<String>,
+}
+
+impl Disk {
+    /// A disk on the bus `virtio` that the guest can write to.
+    pub fn new(target: &str, layer: Layer, virtual_bytes: u64) -> Self {
+        let target = target.to_owned();
+        Self { target, layer, virtual_bytes, read_only: false, bus: Bus::Virtio, serial: None }
+    }
+
+    /// The word for what connects it: its bus, or `pflash`.
+    pub fn bus_word(&self) -> &'static str {
+        if self.target == "nvram" { "pflash" } else { self.bus.as_str() }
+    }
+}
+
+/// A CD-ROM drive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cdrom {
+    /// Its name: `sdb`, `hda`. A guest calls it otherwise.
+    pub target: String,
+    /// What it is connected to: `sata`, `ide`, `scsi` or `usb`.
+    pub bus: Bus,
+    /// The ISO image in it, a file of the host; `None` is no medium.
+    pub iso: Option<PathBuf>,
 }
 
 /// What runs first in the guest.

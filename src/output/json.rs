@@ -4,14 +4,13 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::table::bus;
 use super::time::{milliseconds, rfc3339};
 use crate::clone::Cloned;
 use crate::disk::check::Found;
 use crate::doctor::Finding;
 use crate::image::catalogue::Entry;
 use crate::image::file::Seen;
-use crate::model::{Merge, Name, Protocol};
+use crate::model::{Cdrom, Merge, Name, Protocol};
 use crate::qemu::img::Checked;
 use crate::snapshot;
 use crate::template;
@@ -63,6 +62,8 @@ pub fn details(name: &Name, details: &Details) -> Value {
             let links = chain.as_ref().map(|chain| chain.links()).unwrap_or_default();
             let mut entry = json!({
                 "target": disk.target,
+                "bus": disk.bus_word(),
+                "serial": disk.serial,
                 "format": disk.layer.format,
                 "virtual_bytes": disk.virtual_bytes,
                 "allocated_bytes": links.first().map(|link| link.allocated_bytes),
@@ -83,7 +84,7 @@ pub fn details(name: &Name, details: &Details) -> Value {
                 let protocol = if port.protocol == Protocol::Udp { "udp" } else { "tcp" };
                 json!({"protocol": protocol, "address": port.address, "host": port.host, "guest": port.guest})
             };
-            json!({"mac": nic.mac, "mode": "user", "ports": nic.ports.iter().map(port).collect::<Vec<_>>()})
+            json!({"mac": nic.mac, "mode": "user", "model": nic.model.as_str(), "pci": nic.place.map(|place| place.to_string()), "ports": nic.ports.iter().map(port).collect::<Vec<_>>()})
         })
         .collect();
     json!({
@@ -107,6 +108,7 @@ pub fn details(name: &Name, details: &Details) -> Value {
         })),
         "from": details.from,
         "disks": disks,
+        "cdroms": config.cdroms.iter().map(cdrom).collect::<Vec<_>>(),
         "nics": nics,
         "generation": config.generation,
         "log_max_bytes": config.log_limit.bytes(),
@@ -123,11 +125,17 @@ pub fn details(name: &Name, details: &Details) -> Value {
     })
 }
 
+/// `cdrom ls`, `insert`, `eject`.
+pub fn cdrom(drive: &Cdrom) -> Value {
+    json!({"target": drive.target, "bus": drive.bus.as_str(), "file": drive.iso})
+}
+
 /// `disk ls`.
 pub fn disk(row: &DiskRow) -> Value {
     json!({
         "target": row.target,
-        "bus": bus(&row.target),
+        "bus": row.bus,
+        "serial": row.serial,
         "format": row.format,
         "file": row.file,
         "virtual_bytes": row.virtual_bytes,

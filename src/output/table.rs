@@ -11,7 +11,7 @@ use crate::image::catalogue::Entry;
 use crate::image::file::Seen;
 use crate::layer::inspect::Role;
 use crate::libvirt::{Fate, Note};
-use crate::model::{LogLimit, Name, human, printable};
+use crate::model::{Cdrom, LogLimit, Name, human, printable};
 use crate::output::{time, tree};
 use crate::snapshot;
 use crate::template;
@@ -112,8 +112,9 @@ pub fn details(name: &str, details: &Details) -> String {
     for (disk, chain) in config.volumes().zip(&details.chains) {
         let what = match chain {
             Ok(chain) => format!(
-                "{} {}, {} on disk, {} layer(s){}",
+                "{} on {}, {}, {} on disk, {} layer(s){}",
                 human(disk.virtual_bytes),
+                disk.bus_word(),
                 disk.layer.format,
                 human(chain.active().allocated_bytes),
                 chain.links().len(),
@@ -123,9 +124,14 @@ pub fn details(name: &str, details: &Details) -> String {
         };
         lines.push(("disk", format!("{}  {what}", disk.target)));
     }
+    for drive in &config.cdroms {
+        let iso = drive.iso.as_ref().map_or("empty".to_owned(), |iso| iso.display().to_string());
+        lines.push(("cdrom", format!("{}  on {}, {iso}", drive.target, drive.bus)));
+    }
     for nic in &config.nics {
         let ports: Vec<String> = nic.ports.iter().map(|port| format!("{port}")).collect();
-        lines.push(("nic", format!("{} user  {}", nic.mac, ports.join(" "))));
+        let place = nic.place.map(|place| format!(" in PCI slot {place}")).unwrap_or_default();
+        lines.push(("nic", format!("{} user, {}{place}  {}", nic.mac, nic.model.as_str(), ports.join(" "))));
     }
     if let Some(seed) = &config.seed {
         let hostname = seed.hostname.as_ref().map(|name| format!(", hostname {name}")).unwrap_or_default();
@@ -151,7 +157,7 @@ pub fn disks(rows: &[DiskRow]) -> String {
         rows.iter().map(|row| {
             vec![
                 row.target.clone(),
-                bus(&row.target).to_owned(),
+                row.bus.to_owned(),
                 row.format.to_string(),
                 human(row.virtual_bytes),
                 human(row.allocated_bytes),
@@ -161,9 +167,13 @@ pub fn disks(rows: &[DiskRow]) -> String {
     )
 }
 
-/// The bus of a disk: NVRAM is flash, everything else virtio.
-pub fn bus(target: &str) -> &'static str {
-    if target == "nvram" { "pflash" } else { "virtio" }
+/// `cowhand cdrom ls`.
+pub fn cdroms(drives: &[Cdrom]) -> String {
+    let file = |drive: &Cdrom| drive.iso.as_ref().map_or("-".to_owned(), |iso| iso.display().to_string());
+    table(
+        &["TARGET", "BUS", "FILE"],
+        drives.iter().map(|drive| vec![drive.target.clone(), drive.bus.to_string(), file(drive)]),
+    )
 }
 
 /// `cowhand disk chain`.

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::accel::Chosen;
-use super::nodes;
+use super::{devices, nodes};
 use crate::model::{Chain, Config, Firmware, GUEST_ADDRESS, Name, PORTS, PortForward, Protocol, port_name};
 
 /// How the files of credentials begin.
@@ -210,6 +210,12 @@ pub fn argv(machine: &Machine<'_>) -> Vec<String> {
     args.option("-display", "none");
     args.json("-device", json!({"driver": "vmgenid", "guid": config.generation}));
 
+    for port in devices::root_ports(config) {
+        args.json("-device", port);
+    }
+    for index in cards(config, true) {
+        network(&mut args, machine, index);
+    }
     monitors(&mut args, machine.sockets);
     serial(&mut args, machine);
     guest_agent(&mut args, machine.sockets);
@@ -232,32 +238,16 @@ pub fn argv(machine: &Machine<'_>) -> Vec<String> {
             args.json("-blockdev", node);
         }
     }
-    for (index, disk) in config.disks.iter().enumerate() {
-        args.json(
-            "-device",
-            json!({
-                "driver": "virtio-blk-pci",
-                "id": nodes::device_id(&disk.target),
-                "drive": disk.layer.node(),
-                "serial": disk.target,
-                "bootindex": index + 1,
-            }),
-        );
-    }
-    for (index, nic) in config.nics.iter().enumerate() {
-        let forwards: Vec<Value> = nic.ports.iter().map(|port| json!({"str": hostfwd(port)})).collect();
-        let mut network = json!({"type": "user", "id": format!("net{index}"), "hostfwd": forwards});
-        // The table of leases comes with the memory: its first entry is the template's card, and the clone's gets the second. Entries are
-        // counted from `dhcpstart` (libslirp, `bootp.c`).
-        if machine.how.leased().contains(&index) {
-            network["dhcpstart"] = before_guest().into();
+    for cdrom in &config.cdroms {
+        if let Some(iso) = &cdrom.iso {
+            args.json("-blockdev", nodes::iso(&cdrom.target, iso));
         }
-        args.json("-netdev", network);
-        let driver = "virtio-net-pci";
-        args.json(
-            "-device",
-            json!({"driver": driver, "id": format!("dev-net{index}"), "netdev": format!("net{index}"), "mac": nic.mac}),
-        );
+    }
+    for device in devices::drives(config) {
+        args.json("-device", device);
+    }
+    for index in cards(config, false) {
+        network(&mut args, machine, index);
     }
     if config.seed.is_some() {
         seed(&mut args, machine.sockets);
@@ -278,6 +268,25 @@ pub fn argv(machine: &Machine<'_>) -> Vec<String> {
         args.option("-incoming", "defer");
     }
     args.0
+}
+
+/// The network cards, by their number, that have a slot of their own, or that have none.
+fn cards(config: &Config, placed: bool) -> impl Iterator<Item = usize> {
+    let cards = config.nics.iter().enumerate();
+    cards.filter(move |(_, nic)| nic.place.is_some() == placed).map(|(index, _)| index)
+}
+
+fn network(args: &mut Args, machine: &Machine<'_>, index: usize) {
+    let Some(nic) = machine.config.nics.get(index) else { return };
+    let forwards: Vec<Value> = nic.ports.iter().map(|port| json!({"str": hostfwd(port)})).collect();
+    let mut network = json!({"type": "user", "id": format!("net{index}"), "hostfwd": forwards});
+    // The table of leases comes with the memory: its first entry is the template's card, and the clone's gets the second. Entries are
+    // counted from `dhcpstart` (libslirp, `bootp.c`).
+    if machine.how.leased().contains(&index) {
+        network["dhcpstart"] = before_guest().into();
+    }
+    args.json("-netdev", network);
+    args.json("-device", devices::card(machine.config, index, nic));
 }
 
 /// The network cards, by their place among `cards`, for which the table of leases of the QEMU behind `argv` begins one address earlier.

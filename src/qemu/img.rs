@@ -207,12 +207,26 @@ impl Img {
 
     /// Makes an image what it was at an internal snapshot.
     pub async fn apply(&self, path: &Path, tag: &str) -> Result<()> {
-        self.inner("-a", path, tag).await
+        let id = self.number(path, tag).await?;
+        self.inner("-a", path, id.as_deref().unwrap_or(tag)).await
     }
 
     /// Removes an internal snapshot.
     pub async fn delete(&self, path: &Path, tag: &str) -> Result<()> {
+        // This looks for names alone.
         self.inner("-d", path, tag).await
+    }
+
+    /// The number of an internal snapshot whose tag could be taken for one: `qemu-img` looks at numbers first.
+    async fn number(&self, path: &Path, tag: &str) -> Result<Option<String>> {
+        if !tag.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Ok(None);
+        }
+        let inside = self.info(path, Source::File(path, Format::Qcow2)).await?.snapshots;
+        let found = inside.into_iter().find(|inner| inner.name == tag);
+        found
+            .map(|inner| Some(inner.id))
+            .ok_or_else(|| Error::damaged(format!("{} has no snapshot {tag}", path.display())))
     }
 
     /// `qemu-img check`.
@@ -246,7 +260,7 @@ impl Img {
     /// Copies what an internal snapshot holds into a new qcow2 image of the size it had then: `qemu-img convert -l` gives it the size the
     /// image has now.
     pub async fn convert_inner(&self, from: (&Path, Format), inner: &Inside<'_>, to: &Path) -> Result<()> {
-        let tag = format!("snapshot.name={}", inner.tag);
+        let tag = format!("snapshot.name={}", inner.tag.replace(',', ",,"));
         let args = ["convert", "-U", "-f", from.1.as_str(), "-O", "qcow2", "-l", &tag];
         let now = self.info(from.0, Source::File(from.0, from.1)).await?.virtual_bytes;
         let cage = self.writing_at_most(now.max(inner.virtual_bytes)).reading(from.0).writing(to);

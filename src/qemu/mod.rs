@@ -3,6 +3,7 @@
 pub mod accel;
 pub mod agent;
 pub mod cmdline;
+pub mod devices;
 pub mod firmware;
 pub mod img;
 pub mod lines;

@@ -3,13 +3,29 @@
 //! Every layer has two nodes wherever it is open, `f-<id>` for the file and `l-<id>` for the format on top of it, so that a block
 //! job is written the same way for a running VM and for the offline engine. Formats and backing files are spelled out.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use crate::model::{Chain, Format, Layer, Link};
 
 /// The qdev id of the guest's device `target`.
 pub fn device_id(target: &str) -> String {
     format!("dev-{target}")
+}
+
+/// The ISO image in a CD-ROM drive.
+pub fn iso(target: &str, iso: &Path) -> Value {
+    let file = json!({"driver": "file", "filename": iso.to_string_lossy(), "read-only": true});
+    json!({"driver": "raw", "node-name": iso_node(target, iso), "read-only": true, "file": file})
+}
+
+/// The node name of an ISO image in a drive: it tells which image it is, by a part of the SHA-256 checksum of its path.
+pub fn iso_node(target: &str, iso: &Path) -> String {
+    let sum = Sha256::digest(iso.as_os_str().as_encoded_bytes());
+    let digits: String = sum.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    format!("cd-{target}-{digits}")
 }
 
 /// The nodes of a chain in the order they have to be added: base first, active layer last.
@@ -44,7 +60,7 @@ pub fn reopened(layer: &Layer, backing: Option<&Layer>) -> Value {
 }
 
 /// The nodes of an overlay that is to be put on top of a running VM's head by `blockdev-snapshot`: QEMU connects it there.
-pub fn overlay_nodes(layer: &Layer, path: &std::path::Path) -> [Value; 2] {
+pub fn overlay_nodes(layer: &Layer, path: &Path) -> [Value; 2] {
     let mut format = format_node(layer, true);
     format["backing"] = Value::Null;
     [file_node(layer, &path.to_string_lossy()), format]

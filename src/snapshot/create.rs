@@ -10,11 +10,11 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::guest::freeze;
 use crate::layer::chain;
-use crate::model::{Disk, Memory, Name, PointRef, Quiesced, RamImage, Record, Snapshot, State};
+use crate::model::{Disk, Memory, Name, PointRef, Quiesced, RamImage, Record, Snapshot, State, bus};
 use crate::qemu::qmp::Qmp;
 use crate::store::VmLock;
 use crate::sys::image_lock;
-use crate::vm::{live, open, status};
+use crate::vm::{cdrom, live, open, status};
 
 /// A snapshot as asked for.
 #[derive(Debug, Clone, Default)]
@@ -102,6 +102,12 @@ pub async fn take_locked(context: &Context, lock: &VmLock, record: &Record, requ
             "memory and disks of one instant need no freeze, and a frozen guest would wake up frozen",
         )
         .hint("leave out --quiesce or --memory"));
+    }
+    if (request.memory || request.internal) && qmp.is_some() {
+        bus::refuse_memory(vm.as_str(), &record.config)?;
+    }
+    if let Some(qmp) = qmp.as_mut().filter(|_| request.memory || request.internal) {
+        cdrom::refuse_difference(qmp, vm, &record.config).await?;
     }
     if request.memory && qmp.is_none() {
         context.ui.warn(&format!("{vm} does not run: it has no memory to save, so the snapshot holds the disks alone"));

@@ -14,7 +14,7 @@ use crate::qemu::process;
 use crate::qemu::qmp::Qmp;
 use crate::settings::Accel;
 use crate::sys::space;
-use crate::vm::start;
+use crate::vm::{cdrom, start};
 
 /// What an overlay, the journal and the record take, at most.
 const SMALL: u64 = 1 << 20;
@@ -78,6 +78,7 @@ fn print(qemu: &str, chosen: &Chosen, host: &Host, config: &Config, mut devices:
 pub fn check(context: &Context, vm: &Name, after: &Record, snapshot: &Snapshot, memory: &Memory) -> Result<()> {
     let point = PointRef { vm: vm.clone(), snapshot: Some(snapshot.name.clone()) };
     let cold = format!("take back the disks alone, and let the guest boot: cowhand snapshot revert {point} --cold");
+    cdrom::check_isos(&after.config).map_err(|error| error.hint(cold.clone()))?;
     if let Some(difference) = memory.writer.difference(&planned(context, vm, after)?) {
         return Err(Error::refused(format!("the memory of {point} cannot be taken up: {difference}")).hint(cold));
     }

@@ -13,7 +13,7 @@ use crate::model::{Name, PointRef, Record, Snapshot, State, VmState};
 use crate::qemu::cmdline::How;
 use crate::qemu::qmp::{Qmp, REPLY};
 use crate::store::Store;
-use crate::vm::{live, open, start, status};
+use crate::vm::{cdrom, live, open, start, status};
 
 /// What the VM does afterwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +85,12 @@ pub async fn revert(context: &Context, vm: &Name, snapshot: &Name, request: Requ
     if let Some(memory) = memory {
         let planned = Record { config: snapshot.config.clone(), ..after.clone() };
         memory::check(context, vm, &planned, &snapshot, memory)?;
+    }
+    if then != Then::Stopped {
+        // Before a QEMU is ended for it.
+        cdrom::check_isos(&after.config).map_err(|error| {
+            error.hint(format!("or let it be stopped: cowhand snapshot revert {vm}@{} --stopped", snapshot.name))
+        })?;
     }
     let mut executor = Executor::with(context, vm, qmp);
     if let Err(error) = change::run(context, &lock, Plan::new(steps), &mut executor).await {

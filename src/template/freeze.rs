@@ -59,6 +59,12 @@ pub async fn freeze(context: &Context, name: &Name, new_name: Option<&Name>, how
     for disk in record.config.volumes() {
         chain::of_disk(store, disk)?;
     }
+    if let Some(cdrom) = record.config.cdroms.iter().find(|cdrom| cdrom.iso.is_some()) {
+        context.ui.warn(&format!(
+            "an ISO image is in CD-ROM drive {} of {name}: no clone can start without that file",
+            cdrom.target
+        ));
+    }
     let layers: Vec<Layer> = record.config.volumes().map(|disk| disk.layer.clone()).collect();
     if let How::Seal(sealing, true) = how {
         return Ok(Frozen { sealed: Some(vm::dry_run(context, &record, sealing).await?) });

@@ -26,7 +26,9 @@ use crate::guest::network;
 use crate::guest::port::Client;
 use crate::helper::frame;
 use crate::layer::pool::Pool;
-use crate::model::{Config, Fingerprint, GUEST_ADDRESS, LayerId, Name, Nic, PointRef, Record, Warm, WarmImage, human};
+use crate::model::{
+    Config, Fingerprint, GUEST_ADDRESS, LayerId, Name, Nic, PointRef, Record, Warm, WarmImage, bus, human,
+};
 use crate::qemu::cmdline::How;
 use crate::qemu::probe::Probe;
 use crate::qemu::qmp::{Qmp, QmpError};
@@ -114,6 +116,7 @@ fn check(context: &Context, name: &Name, record: &Record) -> Result<()> {
         return Err(Error::refused(format!("template {name} is warm already"))
             .hint(format!("to warm it anew: cowhand template cool {name} && cowhand template warm {name}")));
     }
+    bus::refuse_memory(name.as_str(), &record.config)?;
     let memory = record.config.memory_bytes;
     let root = context.store.layout.root();
     let free = space::free(root).on("look at the file system of", root)?;

@@ -1,8 +1,7 @@
 //! Making a VM from disk files, or from nothing.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -11,73 +10,22 @@ use crate::change::{self, Executor, Plan, Step};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::layer::chain;
-use crate::layer::import::{self, Candidate};
+use crate::layer::import::Candidate;
 use crate::model::{
-    Config, Credentials, Disk, Firmware, Format, KernelBoot, Layer, LogLimit, Name, Nic, Origin, Record, Role, Seed,
-    human,
+    Bus, Cdrom, Credentials, Disk, Firmware, Format, KernelBoot, Layer, LogLimit, Name, Nic, Origin, Record, Role,
+    Seed, human,
 };
 use crate::qemu::firmware;
 use crate::qemu::probe::Probe;
-use crate::store::{Store, VmLock};
+use crate::store::VmLock;
 use crate::template::freeze;
 
+use super::cdrom::{self, CdromRequest};
+use super::disk_request::{DiskRequest, Mode};
 use super::open;
+use super::points::{self, Copies, Point};
+use super::requirements::{check, refuse_used_twice};
 use super::start::runtime_directory;
-
-/// The least memory a guest can be given: below it no firmware starts.
-const MEMORY_MIN: u64 = 1 << 20;
-/// A q35 machine has 32 slots on its root bus, some of which we use ourselves.
-const DISKS_MAX: usize = 20;
-
-/// What becomes of a disk file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Mode {
-    /// Its content is copied into the store.
-    #[default]
-    Copy,
-    /// It stays where it is and is written in place.
-    Use,
-}
-
-/// A disk file as asked for: `FILE[,copy|use][,format=F][,ro]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DiskRequest {
-    /// The file.
-    pub path: PathBuf,
-    /// Copy it or use it.
-    pub mode: Mode,
-    /// What the user says it is.
-    pub format: Option<Format>,
-    /// The guest shall not write to it.
-    pub read_only: bool,
-}
-
-impl FromStr for DiskRequest {
-    type Err = Error;
-
-    /// Options are taken from the end as long as they are known ones, so that a path may contain commas.
-    fn from_str(text: &str) -> Result<Self> {
-        let mut request = Self { path: PathBuf::new(), mode: Mode::Copy, format: None, read_only: false };
-        let mut rest = text;
-        while let Some((before, option)) = rest.rsplit_once(',') {
-            match option.split_once('=') {
-                None if option == "copy" => request.mode = Mode::Copy,
-                None if option == "use" => request.mode = Mode::Use,
-                None if option == "ro" => request.read_only = true,
-                Some(("format", format)) => request.format = Some(format.parse()?),
-                _ => break,
-            }
-            rest = before;
-        }
-        if rest.is_empty() {
-            return Err(
-                Error::usage(format!("{text:?} names no disk file")).hint("write FILE[,copy|use][,format=F][,ro]")
-            );
-        }
-        request.path = rest.into();
-        Ok(request)
-    }
-}
 
 /// A disk that stands on an image of the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,6 +49,10 @@ pub struct Request {
     pub with_backing: Option<Vec<PathBuf>>,
     /// Blank disks behind them, in bytes.
     pub blank: Vec<u64>,
+    /// CD-ROM drives.
+    pub cdroms: Vec<CdromRequest>,
+    /// The bus of all disks of which nothing else is said.
+    pub bus: Bus,
     /// Memory in bytes.
     pub memory_bytes: u64,
     /// Virtual CPUs.
@@ -129,23 +81,26 @@ pub struct Request {
     pub credentials: Credentials,
     /// The user's own key-value pairs.
     pub tags: BTreeMap<String, String>,
+    /// Snapshots, the parents before their children.
+    pub points: Vec<Point>,
+    /// The snapshot that the disks follow.
+    pub current: Option<Name>,
 }
 
 /// Makes the VM `name`. Everything is examined before anything is written.
 pub async fn create(context: &Context, name: &Name, request: &Request) -> Result<Record> {
     check(request)?;
-    let mut candidates: Vec<Candidate> = Vec::new();
-    for disk in &request.disks {
-        let ask = import::disk(&disk.path, disk.format);
-        candidates.push(match &request.with_backing {
-            Some(_) if disk.mode == Mode::Use => import::examine(context, &ask).await?,
-            Some(within) => import::examine_with_backing(context, &ask, within).await?,
-            None => import::examine(context, &ask).await?,
-        });
+    let candidates = points::examine(context, request).await?;
+    let mut sealed = Vec::new();
+    for point in &request.points {
+        check(&point.machine)?;
+        sealed.push(points::examine_point(context, &point.machine).await?);
     }
     let uuid = request.uuid.unwrap_or_else(Uuid::new_v4);
     runtime_directory(context, uuid)?;
-    let uefi = (request.firmware == Firmware::Uefi).then(firmware::find).transpose()?;
+    if request.firmware == Firmware::Uefi {
+        firmware::find()?;
+    }
     let probe = Probe::get(context)?;
     let machine = probe.machine(&request.machine)?;
 
@@ -153,7 +108,8 @@ pub async fn create(context: &Context, name: &Name, request: &Request) -> Result
     let store_lock = context.store.lock_for(context, &image).await?;
     probe.keep(context);
     change::recover::sweep(context, &store_lock).await?;
-    if let Some((other, _)) = context.store.records()?.iter().find(|(_, record)| request.uuid == Some(record.uuid)) {
+    let records = context.store.records()?;
+    if let Some((other, _)) = records.iter().find(|(_, record)| request.uuid == Some(record.uuid)) {
         return Err(Error::exists(format!("{other} has the UUID {uuid}")).hint("run the command again"));
     }
     for (at, (disk, candidate)) in request.disks.iter().zip(&candidates).enumerate() {
@@ -165,6 +121,20 @@ pub async fn create(context: &Context, name: &Name, request: &Request) -> Result
         }
         if disk.mode == Mode::Use {
             refuse_used_twice(&context.store, &candidate.path)?;
+            let is_iso = |cdrom: &Cdrom| cdrom.iso.as_ref() == Some(&candidate.path);
+            if let Some((other, _)) = records.iter().find(|(_, record)| record.config.cdroms.iter().any(is_iso)) {
+                return Err(Error::refused(format!(
+                    "{} is in a CD-ROM drive of {other}, so no guest can write to it",
+                    candidate.path.display()
+                )));
+            }
+        }
+    }
+    for iso in request.cdroms.iter().filter_map(|cdrom| cdrom.iso.as_ref()) {
+        cdrom::refuse_used(&context.store, iso)?;
+        let is_disk = |(disk, candidate): (&DiskRequest, &Candidate)| disk.mode == Mode::Use && candidate.path == *iso;
+        if request.disks.iter().zip(&candidates).any(is_disk) {
+            return Err(Error::refused(format!("{} is a disk of the VM and in its CD-ROM drive", iso.display())));
         }
     }
     // Its lock keeps the image while the VM is made.
@@ -172,82 +142,49 @@ pub async fn create(context: &Context, name: &Name, request: &Request) -> Result
         Some(image) => Some(open_image(context, image).await?),
         None => None,
     };
-    let lock = context.store.claim(context, &store_lock, name)?;
-    // Nobody else may come to use the same file before our link to it is there; a copy, which takes long, needs no such care.
-    let uses_files = request.disks.iter().any(|disk| disk.mode == Mode::Use);
-    let _store_lock = uses_files.then_some(store_lock);
-
-    let mut steps = Vec::new();
-    let mut disks = Vec::new();
+    let (mut steps, mut disks, mut copies) = (Vec::new(), Vec::new(), Copies::default());
     if let Some(image) = &image {
         let layer = Layer::new(Format::Qcow2);
         let (backing, virtual_bytes) = (Some(image.layer.clone()), image.virtual_bytes);
         steps.push(Step::MakeLayer { layer: layer.clone(), backing, virtual_bytes });
-        disks.push((layer, virtual_bytes, false));
+        disks.push(Disk { bus: request.bus, ..Disk::new("", layer, virtual_bytes) });
     }
-    for (request, candidate) in request.disks.iter().zip(candidates) {
+    for (ask, candidate) in request.disks.iter().zip(candidates) {
         let virtual_bytes = candidate.virtual_bytes;
-        let layer = match request.mode {
-            Mode::Copy => copy(&mut steps, candidate),
+        let layer = match ask.mode {
+            Mode::Copy => copies.head(&mut steps, candidate, ask.read_only)?,
             Mode::Use => {
                 let layer = Layer::new(candidate.format);
                 steps.push(Step::LinkFile { file: candidate.path, layer: layer.clone() });
                 layer
             }
         };
-        disks.push((layer, virtual_bytes, request.read_only));
+        disks.push(points::disk(request, ask, layer, virtual_bytes));
     }
     for bytes in &request.blank {
         let layer = Layer::new(Format::Qcow2);
         steps.push(Step::MakeLayer { layer: layer.clone(), backing: None, virtual_bytes: *bytes });
-        disks.push((layer, *bytes, false));
+        disks.push(Disk { bus: request.bus, ..Disk::new("", layer, *bytes) });
     }
-    let disks = disks
-        .into_iter()
-        .enumerate()
-        .map(|(index, (layer, virtual_bytes, read_only))| Disk {
-            target: target(index),
-            layer,
-            virtual_bytes,
-            read_only,
-        })
-        .collect();
-    let nvram = uefi.map(|uefi| {
-        // qcow2 from the beginning, so that internal snapshots have it, too.
-        let layer = Layer::new(Format::Qcow2);
-        let from = request.nvram.clone().unwrap_or(uefi.variables);
-        let virtual_bytes = from.metadata().map_or(0, |about| about.len());
-        steps.push(Step::WrapFile { from, layer: layer.clone() });
-        Disk { target: "nvram".to_owned(), layer, virtual_bytes, read_only: false }
-    });
+    let config = points::config(request, machine, disks, &mut steps)?;
+    let snapshots = points::snapshots(&request.points, sealed, &probe, &mut copies, &mut steps)?;
     let record = Record {
         role: Role::Vm,
         uuid,
         created: Timestamp::now(),
         origin: image.as_ref().map(|image| image.origin.clone()),
-        config: Config {
-            machine,
-            cpu: request.cpu.clone(),
-            memory_bytes: request.memory_bytes,
-            cpus: request.cpus,
-            firmware: request.firmware,
-            kernel: request.kernel.clone(),
-            nics: request.nics.clone(),
-            generation: Uuid::new_v4(),
-            disks,
-            nvram,
-            log_limit: request.log_limit,
-            seed: request.seed.clone(),
-            credentials: request.credentials.clone(),
-            tags: request.tags.clone(),
-        },
-        head: None,
-        snapshots: Vec::new(),
+        config,
+        head: request.current.clone(),
+        snapshots,
         warm: None,
         ephemeral: None,
         autostart: request.autostart,
     };
     steps.push(Step::save(&record));
+    let lock = context.store.claim(context, &store_lock, name)?;
+    // Nobody else may come to use the same file before our link to it is there; a copy, which takes long, needs no such care.
+    let uses_files = request.disks.iter().any(|disk| disk.mode == Mode::Use);
+    let _store_lock = uses_files.then_some(store_lock);
     change::run(context, &lock, Plan::new(steps), &mut Executor::with_no_qemu(context, name)).await?;
     Ok(record)
 }
@@ -287,120 +224,15 @@ async fn open_image(context: &Context, image: &OnImage) -> Result<Image> {
     Ok(Image { origin, layer: disk.layer.clone(), virtual_bytes, _lock: lock })
 }
 
-/// Adds the steps that copy a file and its backing files, the lowest first. Returns the layer of the file.
-fn copy(steps: &mut Vec<Step>, candidate: Candidate) -> Layer {
-    let backing = candidate.backing.map(|below| copy(steps, *below));
-    let layer = Layer::new(candidate.format);
-    steps.push(Step::CopyFile { from: candidate.path, id: Some(candidate.id), layer: layer.clone(), backing });
-    layer
-}
-
-/// `vda`, `vdb`, …
-fn target(index: usize) -> String {
-    format!("vd{}", char::from(b'a' + u8::try_from(index).unwrap_or(25).min(25)))
-}
-
-/// Refuses what no VM can be, without looking at any image.
-pub fn check(request: &Request) -> Result<()> {
-    check_machine(request.memory_bytes, request.cpus, request.cpu.as_deref())?;
-    let size = request.image.iter().filter_map(|image| image.size);
-    if let Some(bytes) = size.into_iter().find(|bytes| *bytes == 0 || !bytes.is_multiple_of(512)) {
-        return Err(Error::usage(format!("a disk of {bytes} bytes is not a whole number of 512-byte sectors")));
-    }
-    if request.image.iter().count() + request.disks.len() + request.blank.len() > DISKS_MAX {
-        return Err(Error::usage(format!("a VM has at most {DISKS_MAX} disks")));
-    }
-    if request.blank.contains(&0) {
-        return Err(Error::usage("a disk of 0 bytes is no disk").hint("say, for example, --size 20G"));
-    }
-    if let Some(bytes) = request.blank.iter().find(|bytes| !bytes.is_multiple_of(512)) {
-        return Err(Error::usage(format!("a disk of {bytes} bytes is not a whole number of 512-byte sectors")));
-    }
-    let has_disk = request.image.is_some() || !request.disks.is_empty() || !request.blank.is_empty();
-    if !has_disk && request.kernel.is_none() {
-        return Err(Error::usage("a VM needs something to boot from").hint(
-            "--image debian:12 for a cloud image, --disk FILE for an image file, --size 20G for a blank disk, or --kernel FILE",
-        ));
-    }
-    if let Some(boot) = &request.kernel {
-        check_kernel(boot)?;
-    }
-    Ok(())
-}
-
-/// The kernel and initrd have to be there, or QEMU would say so much later.
-pub fn check_kernel(boot: &KernelBoot) -> Result<()> {
-    for (what, path) in [("kernel", Some(&boot.kernel)), ("initrd", boot.initrd.as_ref())] {
-        let Some(path) = path else { continue };
-        if path.to_str().is_none() {
-            return Err(Error::refused(format!("the path of the {what} is not UTF-8: {}", path.display())));
+/// The disks with a name each: their own, or the next that their bus has.
+pub(super) fn named(disks: Vec<Disk>) -> Vec<Disk> {
+    let mut taken: BTreeSet<String> = disks.iter().map(|disk| disk.target.clone()).collect();
+    let named = |mut disk: Disk| {
+        if disk.target.is_empty() {
+            disk.target = disk.bus.free_target(&taken);
+            taken.insert(disk.target.clone());
         }
-        if !path.is_file() {
-            return Err(Error::not_found(format!("there is no {what} {}", path.display()))
-                .hint("it is not copied into the store; name another: cowhand set NAME kernel=FILE initrd=FILE"));
-        }
-    }
-    Ok(())
-}
-
-/// Numbers no machine can have, and names that would be taken for options.
-pub(super) fn check_machine(memory_bytes: u64, cpus: u32, cpu: Option<&str>) -> Result<()> {
-    if memory_bytes < MEMORY_MIN {
-        return Err(
-            Error::usage(format!("{memory_bytes} bytes of memory are too few")).hint("say, for example, --memory 1G")
-        );
-    }
-    if !memory_bytes.is_multiple_of(1 << 20) {
-        return Err(Error::usage(format!("{memory_bytes} bytes of memory are not a whole number of MiB")));
-    }
-    if cpus == 0 || cpus > 255 {
-        return Err(Error::usage(format!("a machine has 1 to 255 CPUs, not {cpus}")));
-    }
-    if let Some(cpu) = cpu.filter(|cpu| !cpu.chars().all(|c| c.is_ascii_alphanumeric() || "-_.+,=".contains(c))) {
-        return Err(Error::usage(format!("{cpu:?} is not a CPU model")).hint("see: qemu-system-x86_64 -cpu help"));
-    }
-    Ok(())
-}
-
-fn refuse_used_twice(store: &Store, file: &Path) -> Result<()> {
-    if store.layout.root().canonicalize().is_ok_and(|root| file.starts_with(root)) {
-        return Err(Error::refused(format!("{} belongs to the store", file.display()))
-            .hint("clone the VM it belongs to: cowhand clone NAME NEW"));
-    }
-    let Ok(entries) = std::fs::read_dir(store.layout.layers()) else {
-        return Ok(());
+        disk
     };
-    for entry in entries.flatten() {
-        if std::fs::read_link(entry.path()).is_ok_and(|target| target == file) {
-            return Err(Error::refused(format!("{} is used by another VM of this store", file.display()))
-                .hint("give each VM a file of its own: --disk FILE,copy"));
-        }
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_disk_path_may_contain_commas_and_options_come_last() {
-        let disk: DiskRequest = "/a,b/c.img,use,format=raw,ro".parse().expect("a disk");
-        assert_eq!(disk.path, Path::new("/a,b/c.img"));
-        assert_eq!((disk.mode, disk.format, disk.read_only), (Mode::Use, Some(Format::Raw), true));
-        let plain: DiskRequest = "json:{},x".parse().expect("a disk");
-        assert_eq!((plain.path.as_path(), plain.mode), (Path::new("json:{},x"), Mode::Copy));
-        assert!(",use".parse::<DiskRequest>().is_err());
-        assert!("a.img,format=floppy".parse::<DiskRequest>().is_err());
-    }
-
-    #[test]
-    fn machines_that_cannot_be_are_refused() {
-        assert!(check_machine(1 << 30, 2, Some("Skylake-Client,+vmx")).is_ok());
-        for (memory, cpus, cpu) in
-            [(0, 1, None), (1 << 30, 0, None), ((1 << 30) + 1, 1, None), (1 << 30, 1, Some("a b"))]
-        {
-            assert!(check_machine(memory, cpus, cpu).is_err());
-        }
-    }
+    disks.into_iter().map(named).collect()
 }

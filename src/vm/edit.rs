@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{create, live, logs, open, status};
+use super::{live, logs, open, requirements, status};
 use crate::cloudinit;
 use crate::context::Context;
 use crate::ephemeral;
 use crate::error::{Error, IoContext, Result};
 use crate::model::{
-    Config, Ephemeral, KernelBoot, LONGEST_CREDENTIALS, LogLimit, Name, Nic, Record, Seed, Snapshot, parse_age,
-    parse_size,
+    Bus, Config, Ephemeral, KernelBoot, LONGEST_CREDENTIALS, LogLimit, Name, Nic, Record, Seed, Snapshot, bus,
+    parse_age, parse_size,
 };
 use crate::qemu::probe::Probe;
 use crate::store::Store;
@@ -26,7 +26,7 @@ const TRIED_AGAIN: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(50);
 
 /// The keys of [`set`], for messages and help.
-pub const KEYS: &str = "memory, cpus, cpu, machine, kernel, initrd, append, ports, cloud-init, hostname, credential.NAME, autostart, expires, log.max, tag.KEY";
+pub const KEYS: &str = "memory, cpus, cpu, machine, kernel, initrd, append, ports, disk.TARGET.bus, disk.TARGET.serial, cloud-init, hostname, credential.NAME, autostart, expires, log.max, tag.KEY";
 /// How the changes begin that a running VM allows.
 const WHILE_RUNNING: [&str; 4] = ["tag.", "autostart=", "expires=", "log.max="];
 
@@ -52,7 +52,11 @@ pub async fn set(context: &Context, name: &Name, changes: &[String]) -> Result<(
             .split_once('=')
             .ok_or_else(|| Error::usage(format!("{change:?} is not KEY=VALUE")).hint(format!("keys: {KEYS}")))?;
         match key {
-            "machine" => record.config.machine = Probe::get(context)?.machine(value)?,
+            "machine" => {
+                record.config.machine = Probe::get(context)?.machine(value)?;
+                requirements::check_machine_type(&record.config.machine)?;
+                forget_places(context, name, &mut record.config);
+            }
             _ => apply(&mut record, key, value)?,
         }
     }
@@ -60,29 +64,48 @@ pub async fn set(context: &Context, name: &Name, changes: &[String]) -> Result<(
         refuse_running(context, name, "change")?;
     }
     let config = &record.config;
-    create::check_machine(config.memory_bytes, config.cpus, config.cpu.as_deref())?;
+    requirements::check_machine(config.memory_bytes, config.cpus, config.cpu.as_deref())?;
     if let Some(boot) = &config.kernel {
-        create::check_kernel(boot)?;
+        requirements::check_kernel(boot)?;
     }
+    config.check_devices()?;
     if record == before {
         return Ok(());
     }
     if record.config.machine != before.config.machine {
         warn_of_memory(context, name, &record);
     }
-    let store = &context.store;
-    if record.config == before.config && record.autostart == before.autostart {
-        return store.save(name, &record);
-    }
-    // For `undo`.
-    let trash =
-        store.open_trash(&Store::trash_name("set", name), &Entry::new("set", name, &context.operation).of(&before))?;
-    store.save_record(&trash.join("vm.json"), name, &before)?;
-    store.save(name, &record)?;
+    save(context, name, &before, &record)?;
     if record.config.log_limit != before.config.log_limit {
         logs::limit_anew(context, name, record.config.log_limit).await?;
     }
     Ok(())
+}
+
+/// Saves a changed record, after the one before it has been kept for `undo`.
+pub(super) fn save(context: &Context, name: &Name, before: &Record, record: &Record) -> Result<()> {
+    let store = &context.store;
+    if record.config == before.config && record.autostart == before.autostart {
+        return store.save(name, record);
+    }
+    // For `undo`.
+    let trash =
+        store.open_trash(&Store::trash_name("set", name), &Entry::new("set", name, &context.operation).of(before))?;
+    store.save_record(&trash.join("vm.json"), name, before)?;
+    store.save(name, record)
+}
+
+/// A machine with another chipset has other slots.
+fn forget_places(context: &Context, name: &Name, config: &mut Config) {
+    let is_q35 = config.is_q35();
+    for nic in &mut config.nics {
+        if let Some(place) = nic.place.take_if(|place| !place.is_possible(is_q35)) {
+            context.ui.warn(&format!(
+                "the network card {} of {name} leaves PCI slot {place}: the name of its interface in the guest can change",
+                nic.mac
+            ));
+        }
+    }
 }
 
 /// Memory can be gone on from only in the machine in which it was saved.
@@ -157,6 +180,7 @@ fn apply(record: &mut Record, key: &str, value: &str) -> Result<()> {
                 None => config.credentials.remove(name),
             }
         }
+        _ if key.starts_with("disk.") => disk(config, key, value)?,
         "autostart" => record.autostart = autostart(record, value)?,
         "log.max" => config.log_limit = LogLimit::parse(value)?,
         "ports" => {
@@ -194,6 +218,31 @@ fn apply(record: &mut Record, key: &str, value: &str) -> Result<()> {
                 );
             }
         },
+    }
+    Ok(())
+}
+
+/// `disk.TARGET.bus=BUS`, `disk.TARGET.serial=SERIAL`. The disk keeps its name, by which its snapshots know it.
+fn disk(config: &mut Config, key: &str, value: &str) -> Result<()> {
+    let unknown = || Error::usage(format!("there is nothing called {key:?} to set")).hint(format!("keys: {KEYS}"));
+    let (target, what) = key["disk.".len()..].split_once('.').ok_or_else(unknown)?;
+    let bus = || if value.is_empty() { Ok(Bus::default()) } else { value.parse() };
+    if let Some(cdrom) = config.cdroms.iter_mut().find(|cdrom| cdrom.target == target && what == "bus") {
+        cdrom.bus = bus()?;
+        return Ok(());
+    }
+    let names: Vec<String> = config.disks.iter().map(|disk| disk.target.clone()).collect();
+    let disk = config.disks.iter_mut().find(|disk| disk.target == target).ok_or_else(|| {
+        Error::not_found(format!("it has no disk {target}")).hint(format!("its disks: {}", names.join(", ")))
+    })?;
+    match what {
+        "bus" => disk.bus = bus()?,
+        "serial" if value.is_empty() => disk.serial = None,
+        "serial" => {
+            bus::check_serial(value)?;
+            disk.serial = Some(value.to_owned());
+        }
+        _ => return Err(unknown()),
     }
     Ok(())
 }

@@ -154,6 +154,10 @@ async fn accel(socket: &std::path::Path) -> Option<&'static str> {
 pub struct DiskRow {
     /// `vda`, …
     pub target: String,
+    /// The word for its bus.
+    pub bus: &'static str,
+    /// The serial number that the guest sees, where it is not the target.
+    pub serial: Option<String>,
     /// The active layer's format.
     pub format: Format,
     /// The active layer's file.
@@ -177,6 +181,8 @@ pub fn disks(context: &Context, name: &Name) -> Result<Vec<DiskRow>> {
             let allocated_bytes = std::fs::metadata(&file).map_or(0, |about| about.blocks() * 512);
             DiskRow {
                 target: disk.target.clone(),
+                bus: disk.bus_word(),
+                serial: disk.serial.clone(),
                 format: disk.layer.format,
                 file,
                 virtual_bytes: disk.virtual_bytes,

@@ -218,8 +218,9 @@ pub fn argv(
     let config = &record.config;
     probe.machine(&config.machine)?;
     if let Some(boot) = &config.kernel {
-        super::create::check_kernel(boot)?;
+        super::requirements::check_kernel(boot)?;
     }
+    super::cdrom::check_isos(config).map_err(|error| error.hint(format!("or eject it: cowhand cdrom eject {name}")))?;
     let chains: Vec<Chain> = config
         .volumes()
         .map(|disk| chain::of_disk(&context.store, disk))

@@ -196,9 +196,15 @@ async fn undo_set(context: &Context, last: &Undoable) -> Result<()> {
     still_there(last)?;
     same_vm(last, &record)?;
     // Disks have a life of their own: snapshots may have been taken since then.
-    let now = record.config.clone();
+    let mut now = record.config.clone();
+    for disk in &mut now.disks {
+        if let Some(before) = last.before.config.disks.iter().find(|before| before.target == disk.target) {
+            (disk.bus, disk.serial) = (before.bus, before.serial.clone());
+        }
+    }
     let config =
         Config { disks: now.disks, nvram: now.nvram, generation: now.generation, ..last.before.config.clone() };
+    config.check_devices()?;
     if edit::machine(&config) != edit::machine(&record.config) {
         edit::refuse_running(context, &last.vm, "change")?;
     }

@@ -1,6 +1,7 @@
 //! How records are written down. Each version has a file of its own, apart from the live types of [`crate::model`], and never
 //! changes once released; older ones are migrated in memory, newer ones are refused.
 
+mod devices;
 mod v1;
 
 use serde::Deserialize;

@@ -7,11 +7,12 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::devices::{CdromV1, DiskV1, NicV1};
 use crate::error::{Error, Result};
 use crate::model::{
-    Config, Credentials, Disk, Ephemeral, Fingerprint, Firmware, ImageOrigin, KernelBoot, Layer, LayerStamp, LogLimit,
-    Memory, Name, Nic, Origin, PortForward, RamImage, Record, Role, Seed, Snapshot, SnapshotKind, VmState, Warm,
-    WarmImage,
+    Cdrom, Config, Credentials, Disk, Ephemeral, Fingerprint, Firmware, ImageOrigin, KernelBoot, Layer, LayerStamp,
+    LogLimit, Memory, Name, Nic, Origin, RamImage, Record, Role, Seed, Snapshot, SnapshotKind, VmState, Warm,
+    WarmImage, bus,
 };
 
 /// A VM or template, as written.
@@ -119,6 +120,8 @@ struct ConfigV1 {
     disks: Vec<DiskV1>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     nvram: Option<DiskV1>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    cdroms: Vec<CdromV1>,
     /// Bytes; 0 is no limit, and no value the default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     log_max_bytes: Option<u64>,
@@ -160,24 +163,6 @@ struct KernelV1 {
     initrd: Option<PathBuf>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     append: Option<String>,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct NicV1 {
-    mac: String,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    ports: Vec<String>,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct DiskV1 {
-    target: String,
-    layer: Layer,
-    virtual_bytes: u64,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    read_only: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -426,17 +411,11 @@ impl From<&Config> for ConfigV1 {
                 initrd,
                 append,
             }),
-            nics: config
-                .nics
-                .iter()
-                .map(|nic| NicV1 {
-                    mac: nic.mac.clone(),
-                    ports: nic.ports.iter().map(PortForward::to_string).collect(),
-                })
-                .collect(),
+            nics: config.nics.iter().map(NicV1::from).collect(),
             generation: config.generation,
             disks: config.disks.iter().map(DiskV1::from).collect(),
             nvram: config.nvram.as_ref().map(DiskV1::from),
+            cdroms: config.cdroms.iter().map(CdromV1::from).collect(),
             log_max_bytes: config.log_limit.to_saved(),
             seed: config.seed.as_ref().map(SeedV1::from),
             credentials: config.credentials.encoded().clone(),
@@ -449,10 +428,11 @@ impl TryFrom<ConfigV1> for Config {
     type Error = Error;
 
     fn try_from(config: ConfigV1) -> Result<Self> {
-        let nic = |nic: NicV1| {
-            let ports = nic.ports.iter().map(|port| port.parse()).collect::<Result<_>>()?;
-            Ok::<_, Error>(Nic { mac: nic.mac, ports })
-        };
+        let nics: Vec<Nic> = config.nics.into_iter().map(Nic::try_from).collect::<Result<_>>()?;
+        let is_q35 = bus::is_q35(&config.machine);
+        if let Some(place) = nics.iter().filter_map(|nic| nic.place).find(|place| !place.is_possible(is_q35)) {
+            return Err(Error::damaged(format!("a network card is in PCI slot {place}, which its machine has not")));
+        }
         Ok(Self {
             machine: config.machine,
             cpu: config.cpu,
@@ -463,28 +443,16 @@ impl TryFrom<ConfigV1> for Config {
                 FirmwareV1::Uefi => Firmware::Uefi,
             },
             kernel: config.kernel.map(|KernelV1 { kernel, initrd, append }| KernelBoot { kernel, initrd, append }),
-            nics: config.nics.into_iter().map(nic).collect::<Result<_>>()?,
+            nics,
             generation: config.generation,
-            disks: config.disks.into_iter().map(Disk::from).collect(),
-            nvram: config.nvram.map(Disk::from),
+            disks: config.disks.into_iter().map(Disk::try_from).collect::<Result<_>>()?,
+            nvram: config.nvram.map(Disk::try_from).transpose()?,
+            cdroms: config.cdroms.into_iter().map(Cdrom::try_from).collect::<Result<_>>()?,
             log_limit: LogLimit::from_saved(config.log_max_bytes),
             seed: config.seed.map(Seed::from),
             credentials: Credentials::from_encoded(config.credentials)?,
             tags: config.tags,
         })
-    }
-}
-
-impl From<&Disk> for DiskV1 {
-    fn from(disk: &Disk) -> Self {
-        let Disk { target, layer, virtual_bytes, read_only } = disk.clone();
-        Self { target, layer, virtual_bytes, read_only }
-    }
-}
-
-impl From<DiskV1> for Disk {
-    fn from(DiskV1 { target, layer, virtual_bytes, read_only }: DiskV1) -> Self {
-        Self { target, layer, virtual_bytes, read_only }
     }
 }
 

@@ -1,0 +1,308 @@
+//! CD-ROM drives, and the ISO images in them. An image stays where it is, and is never written to.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use serde_json::{Value, json};
+
+use super::{edit, live, open, requirements};
+use crate::context::Context;
+use crate::error::{Error, IoContext, Result};
+use crate::layer::foreign;
+use crate::layer::inspect::{self, Content};
+use crate::model::{Bus, Cdrom, Config, Disk, Name, Record};
+use crate::qemu::nodes;
+use crate::qemu::qmp::{Qmp, QmpError};
+use crate::store::Store;
+
+/// A CD-ROM drive as asked for: `FILE[,bus=B]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CdromRequest {
+    /// What is in it.
+    pub iso: Option<PathBuf>,
+    /// Its bus, where it is not the usual one of the machine.
+    pub bus: Option<Bus>,
+    /// Its name; without one, the next that its bus has.
+    pub target: Option<String>,
+}
+
+impl CdromRequest {
+    /// Its bus in a machine of this type.
+    pub fn bus(&self, machine: &str) -> Bus {
+        self.bus.unwrap_or(Bus::of_cdroms(machine))
+    }
+}
+
+impl FromStr for CdromRequest {
+    type Err = Error;
+
+    /// A path may contain commas, but not end in `,bus=WORD`.
+    fn from_str(text: &str) -> Result<Self> {
+        let (path, bus) = match text.rsplit_once(",bus=") {
+            Some((path, bus)) => (path, Some(bus.parse()?)),
+            None => (text, None),
+        };
+        if path.is_empty() {
+            return Err(Error::usage(format!("{text:?} names no ISO image")).hint("write FILE[,bus=BUS]"));
+        }
+        Ok(Self { iso: Some(path.into()), bus, target: None })
+    }
+}
+
+/// The drives with a name each, beside `disks`.
+pub fn named(requests: &[CdromRequest], machine: &str, disks: &[Disk]) -> Vec<Cdrom> {
+    let mut taken: BTreeSet<String> = disks.iter().map(|disk| disk.target.clone()).collect();
+    taken.extend(requests.iter().filter_map(|request| request.target.clone()));
+    let named = |request: &CdromRequest| {
+        let bus = request.bus(machine);
+        let target = request.target.clone().unwrap_or_else(|| bus.free_target(&taken));
+        taken.insert(target.clone());
+        Cdrom { target, bus, iso: request.iso.clone() }
+    };
+    requests.iter().map(named).collect()
+}
+
+/// The path of an ISO image, without links, once it has been looked at.
+pub fn iso(path: &Path) -> Result<PathBuf> {
+    // As it is spelt: a link of another user's is seen only there.
+    check_iso(path)?;
+    path.canonicalize().on("find", path)
+}
+
+/// Refuses what is no regular file, and what is an image in another format.
+pub fn check_iso(path: &Path) -> Result<()> {
+    if path.to_str().is_none() {
+        return Err(Error::refused(format!("the path of the ISO image is not UTF-8: {}", path.display())));
+    }
+    let file = foreign::open(path)?.file;
+    if file.metadata().on("read", path)?.len() == 0 {
+        return Err(Error::refused(format!("{} is empty, and no ISO image", path.display())));
+    }
+    match inspect::content(&file).on("read", path)? {
+        Content::Raw => Ok(()),
+        other => Err(Error::refused(format!("{} is not an ISO image, but {other}", path.display()))),
+    }
+}
+
+/// The ISO images of all drives have to be there, or QEMU would say so much later. The error names
+/// the drive; what to do about it, its user knows.
+pub fn check_isos(config: &Config) -> Result<()> {
+    for cdrom in &config.cdroms {
+        let Some(iso) = &cdrom.iso else { continue };
+        check_iso(iso).map_err(|error| {
+            let message = format!("the ISO image of CD-ROM drive {} cannot be used", cdrom.target);
+            Error::new(error.kind(), message)
+                .because(error.full_message())
+                .hint(format!("put it in its place again: {}", iso.display()))
+        })?;
+    }
+    Ok(())
+}
+
+/// QEMU locks the file, in the way of the VM whose disk it is.
+pub(super) fn refuse_used(store: &Store, iso: &Path) -> Result<()> {
+    requirements::refuse_used_twice(store, iso).map_err(|error| Error::refused(error.message()))
+}
+
+/// A change of the ISO image in a drive.
+#[derive(Debug, Clone)]
+pub struct Change {
+    /// The drive; without one, the only one.
+    pub target: Option<String>,
+    /// The ISO image; without one, the drive is empty afterwards.
+    pub iso: Option<PathBuf>,
+    /// Also where the guest has locked the drive.
+    pub force: bool,
+}
+
+/// Changes the ISO image in a drive, also while the VM runs. A stopped VM without a drive gets one. Returns the drive.
+///
+/// QEMU is told first. Whatever comes of that, the record then says what is in the drive.
+pub async fn change(context: &Context, name: &Name, change: &Change) -> Result<Cdrom> {
+    let iso = change.iso.as_deref().map(iso).transpose()?;
+    if let Some(iso) = &iso {
+        refuse_used(&context.store, iso)?;
+    }
+    let (_lock, record) = open::open_vm(context, name, "change").await?;
+    let mut after = record.clone();
+    let mut qmp = live::connect_if_running(context, name).await?;
+    let index = match drive(name, &record, change)? {
+        Some(index) => index,
+        None if qmp.is_some() => {
+            return Err(Error::refused(format!("{name} has no CD-ROM drive, and cannot get one while it runs"))
+                .hint(format!("stop it first: cowhand stop {name}")));
+        }
+        None => {
+            let request = CdromRequest { iso: None, bus: None, target: None };
+            after.config.cdroms = named(&[request], &record.config.machine, &record.config.disks);
+            0
+        }
+    };
+    after.config.cdroms[index].iso = iso;
+    after.config.check_devices()?;
+    let wanted = after.config.cdroms[index].clone();
+    if let Some(qmp) = &mut qmp {
+        let exchanged = exchange(qmp, &wanted, change.force).await;
+        if let Err(error) = exchanged {
+            let before = record.config.cdroms[index].clone();
+            after.config.cdroms[index].iso = left(qmp, &before, &wanted).await?;
+            save(context, name, &record, &after)?;
+            return Err(refused(name, &wanted, error));
+        }
+        if let Err(error) = save(context, name, &record, &after) {
+            // Else the next snapshot with memory would be of another machine than its record.
+            exchange(qmp, &record.config.cdroms[index], true).await?;
+            return Err(error);
+        }
+    } else {
+        save(context, name, &record, &after)?;
+    }
+    Ok(wanted)
+}
+
+fn save(context: &Context, name: &Name, before: &Record, after: &Record) -> Result<()> {
+    if before == after { Ok(()) } else { edit::save(context, name, before, after) }
+}
+
+/// Removes a drive from a VM that does not run.
+pub async fn remove(context: &Context, name: &Name, target: &str) -> Result<()> {
+    let (_lock, record) = open::open_vm(context, name, "change").await?;
+    edit::refuse_running(context, name, "change")?;
+    let wanted = Change { target: Some(target.to_owned()), iso: None, force: false };
+    let mut after = record.clone();
+    if let Some(index) = drive(name, &record, &wanted)? {
+        after.config.cdroms.remove(index);
+    }
+    save(context, name, &record, &after)
+}
+
+/// The place of the drive that is meant; `None` where the VM has none at all, and is to get one.
+fn drive(name: &Name, record: &Record, change: &Change) -> Result<Option<usize>> {
+    let cdroms = &record.config.cdroms;
+    let known = cdroms.iter().map(|cdrom| cdrom.target.as_str()).collect::<Vec<_>>().join(", ");
+    match (&change.target, cdroms.len()) {
+        (None, 0) if change.iso.is_some() => Ok(None),
+        (_, 0) => Err(Error::not_found(format!("{name} has no CD-ROM drive"))
+            .hint(format!("add one with an ISO image in it: cowhand cdrom insert {name} FILE"))),
+        (None, 1) => Ok(Some(0)),
+        (None, _) => {
+            Err(Error::usage(format!("{name} has several CD-ROM drives: {known}")).hint("say which: --target TARGET"))
+        }
+        (Some(target), _) => match cdroms.iter().position(|cdrom| cdrom.target == *target) {
+            Some(index) => Ok(Some(index)),
+            None => {
+                Err(Error::not_found(format!("{name} has no CD-ROM drive {target}")).hint(format!("it has: {known}")))
+            }
+        },
+    }
+}
+
+/// Exchanges the image in a drive of a running VM: `blockdev-add`, `blockdev-open-tray`, `blockdev-remove-medium`,
+/// `blockdev-insert-medium`, `blockdev-close-tray`. QEMU's `blockdev-change-medium` does the same with a node
+/// of a name of its own, by which nobody could tell later what is in the drive.
+async fn exchange(qmp: &mut Qmp, cdrom: &Cdrom, force: bool) -> Result<(), QmpError> {
+    let id = nodes::device_id(&cdrom.target);
+    let now = qmp.root_node(&cdrom.target).await?;
+    let node = cdrom.iso.as_ref().map(|iso| (nodes::iso_node(&cdrom.target, iso), iso));
+    if now == node.as_ref().map_or("", |(node, _)| node) {
+        return Ok(());
+    }
+    if let Some((node, iso)) = &node {
+        // One that a command which was killed has left.
+        let _ = qmp.remove_node(node).await;
+        qmp.add_node(nodes::iso(&cdrom.target, iso)).await?;
+    }
+    let exchanged = async {
+        qmp.call::<Value>("blockdev-open-tray", json!({"id": id, "force": force})).await?;
+        if !now.is_empty() {
+            qmp.call::<Value>("blockdev-remove-medium", json!({"id": id})).await?;
+        }
+        if let Some((node, _)) = &node {
+            qmp.call::<Value>("blockdev-insert-medium", json!({"id": id, "node-name": node})).await?;
+            qmp.call::<Value>("blockdev-close-tray", json!({"id": id})).await?;
+        }
+        Ok(())
+    };
+    let exchanged = exchanged.await;
+    // Whichever of the two is in no drive.
+    for node in [Some(now), node.map(|(node, _)| node)].into_iter().flatten().filter(|node| !node.is_empty()) {
+        let _ = qmp.remove_node(&node).await;
+    }
+    exchanged
+}
+
+/// What is in the drive after an exchange that failed.
+async fn left(qmp: &mut Qmp, before: &Cdrom, wanted: &Cdrom) -> Result<Option<PathBuf>> {
+    let node = qmp.root_node(&wanted.target).await?;
+    let has = |cdrom: &&Cdrom| cdrom.iso.as_ref().is_some_and(|iso| nodes::iso_node(&cdrom.target, iso) == node);
+    Ok([before, wanted].into_iter().find(has).and_then(|cdrom| cdrom.iso.clone()))
+}
+
+/// Refuses a running VM in whose drives there is something else than its record says: memory that is saved of it
+/// would be taken up in another machine.
+pub async fn refuse_difference(qmp: &mut Qmp, name: &Name, config: &Config) -> Result<()> {
+    for cdrom in &config.cdroms {
+        let node = qmp.root_node(&cdrom.target).await?;
+        let noted = cdrom.iso.as_ref().map(|iso| nodes::iso_node(&cdrom.target, iso)).unwrap_or_default();
+        if node != noted {
+            return Err(Error::refused(format!(
+                "CD-ROM drive {} of {name} has not in it what the record of {name} says: a command was killed while it changed that",
+                cdrom.target
+            ))
+            .hint(format!("insert an image again, or eject it: cowhand cdrom eject {name} --target {}", cdrom.target)));
+        }
+    }
+    Ok(())
+}
+
+fn refused(name: &Name, cdrom: &Cdrom, error: QmpError) -> Error {
+    let is_locked = |message: &str| message.contains("is locked") || message.contains("is not open");
+    if matches!(&error, QmpError::Refused { message, .. } if is_locked(message)) {
+        return Error::refused(format!("the guest of {name} has locked its CD-ROM drive {}", cdrom.target))
+            .hint("unmount the CD in the guest and run the command again, or say --force");
+    }
+    Error::from(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+
+    #[test]
+    fn a_path_may_contain_commas_and_the_bus_comes_last() {
+        let plain: CdromRequest = "/a,b/c.iso".parse().expect("a drive");
+        assert_eq!((plain.iso.as_deref(), plain.bus), (Some(Path::new("/a,b/c.iso")), None));
+        assert_eq!((plain.bus("pc-q35-7.2"), plain.bus("pc-i440fx-7.2")), (Bus::Sata, Bus::Ide));
+        let usb: CdromRequest = "c.iso,bus=usb".parse().expect("a drive");
+        assert_eq!((usb.iso.as_deref(), usb.bus), (Some(Path::new("c.iso")), Some(Bus::Usb)));
+        for bad in ["", ",bus=usb", "c.iso,bus=", "c.iso,bus=mca"] {
+            assert!(bad.parse::<CdromRequest>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn drives_are_named_beside_the_disks() {
+        let layer = crate::model::Layer::new(crate::model::Format::Qcow2);
+        let disks = [Disk { bus: Bus::Sata, ..Disk::new("sda", layer, 512) }];
+        let ask = |bus, target: Option<&str>| CdromRequest { iso: None, bus, target: target.map(str::to_owned) };
+        let asked = [ask(None, None), ask(Some(Bus::Usb), Some("sdb")), ask(Some(Bus::Ide), None)];
+        let named = named(&asked, "pc-q35-7.2", &disks);
+        let names: Vec<_> = named.iter().map(|cdrom| (cdrom.target.as_str(), cdrom.bus)).collect();
+        assert_eq!(names, [("sdc", Bus::Sata), ("sdb", Bus::Usb), ("hda", Bus::Ide)]);
+    }
+
+    #[test]
+    fn a_locked_drive_is_told_from_other_refusals() {
+        let name: Name = "web".parse().expect("a name");
+        let cdrom = Cdrom { target: "sda".into(), bus: Bus::Sata, iso: None };
+        let told = |message: &str| {
+            let (command, class, message) = ("x".into(), "GenericError".into(), message.into());
+            refused(&name, &cdrom, QmpError::Refused { command, class, message })
+        };
+        let locked = told("Tray of device 'dev-sda' is not open");
+        assert!(locked.kind() == Kind::Refused && locked.message().contains("has locked"), "{locked:?}");
+        assert_eq!(told("No space left on device").kind(), Kind::Qemu);
+    }
+}
