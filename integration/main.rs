@@ -21,6 +21,7 @@ mod doctor;
 mod documentation;
 mod engine;
 mod exchanged;
+mod export;
 mod faults;
 mod faults_running;
 mod faults_warm;

@@ -157,7 +157,7 @@ fn file_of(text: &str) -> Result<(String, PathBuf)> {
     }
 }
 
-fn note(note: &Note) -> serde_json::Value {
+pub(super) fn note(note: &Note) -> serde_json::Value {
     json!({"what": note.what, "fate": note.fate.as_str(), "how": note.how})
 }
 

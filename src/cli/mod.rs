@@ -12,6 +12,7 @@ mod create;
 mod disk;
 mod doctor;
 mod exec;
+mod export;
 mod flatten;
 mod gc;
 mod generate;
@@ -112,6 +113,7 @@ enum Command {
     #[command(subcommand)]
     Image(image::Image),
     Import(import::Import),
+    Export(export::Export),
     Run(Box<run::Run>),
     Reset(reset::Reset),
     #[command(subcommand)]
@@ -169,6 +171,7 @@ impl Command {
             Self::Flatten(verb) => verb.run(app).await.map(done),
             Self::Image(verb) => verb.run(app).await.map(done),
             Self::Import(verb) => verb.run(app).await.map(done),
+            Self::Export(verb) => verb.run(app).await.map(done),
             Self::Undo(verb) => verb.run(app).await.map(done),
             Self::Run(verb) => Ok(verb.run(app).await),
             Self::Reset(verb) => verb.run(app).await.map(done),

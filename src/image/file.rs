@@ -222,6 +222,20 @@ pub async fn export(context: &Context, point: &PointRef, target: Option<&str>, t
                 .hint(format!("say which: --disk {}", names.join(" or --disk "))));
         }
     };
+    export_disk(context, Of { disk, tag }, to).await
+}
+
+/// A disk of a VM, or what an internal snapshot of it holds.
+#[derive(Debug, Clone, Copy)]
+pub struct Of<'a> {
+    /// The disk.
+    pub disk: &'a Disk,
+    /// The tag of the snapshot.
+    pub tag: Option<&'a str>,
+}
+
+/// Flattens a disk of a VM, whose lock the caller holds, into a file.
+pub async fn export_disk(context: &Context, Of { disk, tag }: Of<'_>, to: &Target) -> Result<Written> {
     let layer: &Layer = &disk.layer;
     let chain = chain::whole(&context.store, layer)?;
     let (mut others, mut in_place) = (Vec::new(), Vec::new());
@@ -240,7 +254,10 @@ pub async fn export(context: &Context, point: &PointRef, target: Option<&str>, t
         virtual_bytes: chain.active().virtual_bytes.max(disk.virtual_bytes),
         others,
         held: in_place.iter().collect(),
-        within: tag.map(|tag| (Inside { tag, virtual_bytes: disk.virtual_bytes }, layer.format)),
+        // A snapshot is not inside what the guest only reads.
+        within: tag
+            .filter(|_| !disk.read_only)
+            .map(|tag| (Inside { tag, virtual_bytes: disk.virtual_bytes }, layer.format)),
     };
     write(context, from, to).await
 }

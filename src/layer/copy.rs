@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::inspect::{self, Reference, Role};
 use super::{blocking, chain as chains, create, foreign, opened};
@@ -81,9 +81,25 @@ fn refuse_changed(copy: &Path, layer: &Layer, backing: Option<&Layer>, shown: &s
 async fn begin(context: &Context, (from, opened): (&Path, File), layer: &Layer) -> Result<Method> {
     let partial = context.store.layout.partial_layer(layer);
     let _ = std::fs::remove_file(&partial);
+    copy(context, (from, opened), partial).await
+}
+
+/// Copies the file of a layer to `to`, which must not exist, as it is: it names the layer below as before.
+pub async fn out(context: &Context, layer: &Layer, to: &Path) -> Result<()> {
+    let path = context.store.layout.layer(layer);
+    let opened = opened::open(&context.store, layer)?;
+    copy(context, (&path, opened.file), to.to_owned()).await?;
+    match opened.in_place {
+        // Its owner may have written to it, or exchanged it, since it was looked at.
+        Some(_) => refuse_changed(to, layer, None, &path.display().to_string()),
+        None => Ok(()),
+    }
+}
+
+async fn copy(context: &Context, (from, opened): (&Path, File), to: PathBuf) -> Result<Method> {
     let total = opened.metadata().map(|about| about.blocks() * 512).on("read", from)?;
     let task = context.ui.task(&format!("copying {}", from.file_name().unwrap_or_default().to_string_lossy()), total);
-    let copied = blocking::run(&*task, total, move |counter, stop| sparse::copy(&opened, &partial, counter, stop));
+    let copied = blocking::run(&*task, total, move |counter, stop| sparse::copy(&opened, &to, counter, stop));
     copied.await.on("copy", from)
 }
 

@@ -7,9 +7,11 @@
 pub mod devices;
 pub mod domain;
 mod drives;
+pub mod export;
 pub mod import;
 mod interfaces;
 pub mod snapshots;
+mod write;
 
 /// What becomes of a part of a domain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
