@@ -101,12 +101,17 @@ fn image(lab: &Lab) {
     assert!(done.status.success(), "{done:?}");
 }
 
+fn domain(lab: &Lab) {
+    image(lab);
+    crate::libvirt_snapshots::on_top_of(lab, &lab.path().join("disk.qcow2"));
+}
+
 fn stored(lab: &Lab) {
     image(lab);
     lab.ok(&["image", "add", lab.path().join("disk.qcow2").to_str().unwrap(), "base"]);
 }
 
-pub const CASES: [Case; 32] = [
+pub const CASES: [Case; 33] = [
     Case { name: "create from an image", prepare: image, args: &["create", "web", "--disk", "LAB/disk.qcow2"] },
     Case { name: "create on an image", prepare: image, args: &["create", "web", "--disk", "LAB/disk.qcow2,use"] },
     Case { name: "create", prepare: |_| {}, args: &["create", "web", "--size", "16M", "--size", "16M"] },
@@ -139,6 +144,11 @@ pub const CASES: [Case; 32] = [
     Case { name: "image add", prepare: image, args: &["image", "add", "LAB/disk.qcow2", "base"] },
     Case { name: "image rm", prepare: stored, args: &["image", "rm", "base"] },
     Case { name: "create on an image of the store", prepare: stored, args: &["create", "web", "--image", "base"] },
+    Case {
+        name: "import with snapshots",
+        prepare: domain,
+        args: &["import", "LAB/web.xml", "--snapshots", "LAB/snapshots"],
+    },
 ];
 
 /// What goes wrong while they are under way, here and in `world.rs`.

@@ -94,7 +94,9 @@ pub fn makes_its_vm(journal: &Journal<Step>) -> bool {
         match step {
             Step::Save { record, .. } => {
                 let Ok(record) = Record::try_from((**record).clone()) else { return false };
-                is_made = record.snapshots.is_empty() && record.config.writable().all(|disk| makes(&disk.layer));
+                let snapshots = record.snapshots.iter().flat_map(|snapshot| snapshot.config.writable());
+                // One that comes from elsewhere has its snapshots from the beginning.
+                is_made = record.config.writable().chain(snapshots).all(|disk| makes(&disk.layer));
             }
             // An image of the store is made read-only before it has a record.
             Step::SetMode { layers, .. } if layers.iter().all(makes) => {}

@@ -169,7 +169,7 @@ fn ask_libvirt(app: &App, domain: &str) -> Result<String> {
 /// The XML of the snapshots that libvirt has, and the name of the current one.
 fn ask_for_snapshots(app: &App, domain: &str) -> Result<(Vec<String>, Option<String>)> {
     let names = virsh(app, &["snapshot-list", "--name", "--domain", domain])?;
-    let names: Vec<&str> = names.lines().map(str::trim).filter(|name| !name.is_empty()).collect();
+    let names: Vec<&str> = names.lines().filter(|name| !name.trim().is_empty()).collect();
     if names.len() > snapshots::MOST {
         return Err(Error::refused(format!("domain {domain} has more than {} snapshots", snapshots::MOST)));
     }
@@ -180,7 +180,7 @@ fn ask_for_snapshots(app: &App, domain: &str) -> Result<(Vec<String>, Option<Str
     let all = names.iter().map(xml).collect::<Result<_>>()?;
     // It fails where there is none.
     let current = virsh(app, &["snapshot-current", "--name", "--domain", domain]).ok();
-    Ok((all, current.map(|name| name.trim().to_owned()).filter(|name| !name.is_empty())))
+    Ok((all, current.map(|name| name.trim_end_matches(['\r', '\n']).to_owned()).filter(|name| !name.is_empty())))
 }
 
 fn virsh(app: &App, args: &[&str]) -> Result<String> {

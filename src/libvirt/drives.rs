@@ -17,7 +17,7 @@ pub(super) struct Files<'a> {
     store: PathBuf,
     beside: Option<&'a Path>,
     within: &'a [PathBuf],
-    /// Files that may be used wherever they lie.
+    /// Files that may be disks wherever they lie.
     known: &'a [PathBuf],
 }
 
@@ -31,6 +31,14 @@ impl<'a> Files<'a> {
     /// The files that the XML of a snapshot may name: those of the domain, too.
     pub(super) fn of_snapshot(context: &Context, request: &'a Request, known: &'a [PathBuf]) -> Self {
         Self { beside: request.snapshots_beside.as_deref(), known, ..Self::of(context, request) }
+    }
+
+    /// The same as [`Self::allow`], for a disk: those of the domain may be disks of its snapshots.
+    fn allow_disk(&self, file: &Path, what: &str, hint: &str) -> Result<PathBuf> {
+        match file.canonicalize() {
+            Ok(real) if file.is_absolute() && self.known.contains(&real) => Ok(real),
+            _ => self.allow(file, what, hint),
+        }
     }
 
     /// Refuses a file that the XML alone names. Else, its path without links, which leads to the same file later.
@@ -51,7 +59,7 @@ impl<'a> Files<'a> {
         let Some(beside) = self.beside else { return Ok(real) };
         let is_beside = beside.canonicalize().is_ok_and(|directory| real.parent() == Some(&directory));
         let below = |directory: &PathBuf| directory.canonicalize().is_ok_and(|directory| real.starts_with(directory));
-        if is_beside || self.known.contains(&real) || self.within.iter().any(below) {
+        if is_beside || self.within.iter().any(below) {
             return Ok(real);
         }
         let directory = printable::shell(real.parent().unwrap_or(Path::new("/")));
@@ -90,7 +98,7 @@ pub(super) fn disks(
             // Its format is asked of the file.
             (Some(path), Err(_)) => (path.clone(), None),
             (Some(path), Ok(_)) => (path.clone(), *format),
-            (None, Ok(path)) => (files.allow(path, &format!("disk {target}"), &hint)?, *format),
+            (None, Ok(path)) => (files.allow_disk(path, &format!("disk {target}"), &hint)?, *format),
             (None, Err(why)) if at == 0 => {
                 return Err(Error::refused(format!(
                     "disk {target}, from which it boots, does not come over: it {why}"

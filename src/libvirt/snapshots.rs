@@ -96,7 +96,9 @@ pub fn parse(text: &str, shown: &str) -> Result<Snapshot> {
     if root.tag_name().name() != "domainsnapshot" {
         return Err(bad(format!("its root is <{:.40}>", root.tag_name().name())));
     }
-    let name = child_text(root, "name").ok_or_else(|| bad("it has no name".into()))?;
+    // With its blanks: they are those of the tag in the image.
+    let name = child(root, "name").and_then(|name| name.text()).filter(|name| !name.trim().is_empty());
+    let name = name.ok_or_else(|| bad("it has no name".into()))?.to_owned();
     if name.len() > LONGEST_NAME {
         return Err(bad(format!("its name has more than {LONGEST_NAME} bytes")));
     }
@@ -111,7 +113,7 @@ pub fn parse(text: &str, shown: &str) -> Result<Snapshot> {
     let description = description.chars().take(LONGEST_DESCRIPTION).collect();
     Ok(Snapshot {
         name,
-        parent: child(root, "parent").and_then(|parent| child_text(parent, "name")),
+        parent: child(root, "parent").and_then(|parent| Some(child(parent, "name")?.text()?.to_owned())),
         description,
         created,
         state: match state.as_str() {
@@ -145,6 +147,8 @@ struct Today<'a> {
     chains: Vec<Vec<FileId>>,
     /// Where they lie.
     paths: Vec<PathBuf>,
+    /// The format of each file, of theirs and of the snapshots that were planned.
+    formats: Vec<(FileId, Format)>,
     /// What becomes of the domain.
     notes: Vec<Note>,
 }
@@ -154,6 +158,8 @@ struct Planned {
     point: Point,
     /// The files of its disks.
     files: Vec<FileId>,
+    /// The format of each of them, and of those that back them.
+    formats: Vec<(FileId, Format)>,
     /// What is different in its machine.
     notes: Vec<Note>,
 }
@@ -168,17 +174,20 @@ pub(super) async fn plan(
 ) -> Result<Found> {
     let snapshots = ordered(request, notes)?;
     let candidates = examine_point(context, machine).await?;
-    let today = Today {
+    let mut today = Today {
         machine,
         chains: candidates.iter().map(|file| file.chain().map(|file| file.id).collect()).collect(),
         paths: candidates.iter().flat_map(|file| file.chain().map(|file| file.path.clone())).collect(),
+        formats: candidates.iter().flat_map(Candidate::chain).map(|file| (file.id, file.format)).collect(),
         notes: notes.0.clone(),
     };
     let mut planned: Vec<Result<Planned>> = Vec::new();
     let mut names: Vec<Name> = Vec::new();
     for snapshot in &snapshots {
         let name = name_for(&snapshot.name, &names);
-        planned.push(point(context, request, name.clone(), snapshot, &today).await);
+        let found = point(context, request, name.clone(), snapshot, &today).await;
+        today.formats.extend(found.iter().flat_map(|found| found.formats.iter().copied()));
+        planned.push(found);
         names.push(name);
     }
     leave_out_merged(&mut planned);
@@ -187,7 +196,7 @@ pub(super) async fn plan(
     let mut last = None;
     for (snapshot, planned) in snapshots.iter().zip(planned) {
         let what = format!("snapshot {}", snapshot.name);
-        let Planned { mut point, files, notes: differences } = match planned {
+        let Planned { mut point, files, notes: differences, .. } = match planned {
             Ok(planned) => planned,
             Err(error) => {
                 notes.left(what, error.full_message());
@@ -205,7 +214,7 @@ pub(super) async fn plan(
         if snapshot.has_memory {
             notes.left(format!("{what}, memory"), "a revert boots the guest from the disks of then");
         }
-        if point.machine.firmware == Firmware::Uefi {
+        if point.machine.firmware == Firmware::Uefi && machine.firmware == Firmware::Uefi {
             notes.changed(format!("{what}, UEFI variables"), "are those of today");
         }
         differences.into_iter().for_each(|note| notes.add(note.fate, format!("{what}, {}", note.what), note.how));
@@ -315,6 +324,15 @@ async fn point(
     let (mut machine, _) = machine_of(context, domain, &then, &files, &mut notes).await?;
     arrange(&mut machine.disks, &today.machine.disks)?;
     let candidates = examine_point(context, &machine).await?;
+    let ids: Vec<FileId> = candidates.iter().map(|file| file.id).collect();
+    if (1..ids.len()).any(|at| ids[..at].contains(&ids[at])) {
+        return Err(Error::refused("two of its disks are the same file"));
+    }
+    let formats: Vec<_> = candidates.iter().flat_map(Candidate::chain).map(|file| (file.id, file.format)).collect();
+    let is_other = |one: &(FileId, Format)| today.formats.iter().any(|other| other.0 == one.0 && other.1 != one.1);
+    if formats.iter().any(is_other) {
+        return Err(Error::refused("one of its files has another format in the domain or in another snapshot"));
+    }
     let mut insides = 0;
     let mut sizes = Vec::new();
     for (at, (disk, file)) in machine.disks.iter().zip(&candidates).enumerate() {
@@ -347,7 +365,8 @@ async fn point(
     }
     let is_new = |note: &Note| note.fate != Fate::Kept && !today.notes.contains(note);
     Ok(Planned {
-        files: candidates.iter().map(|file| file.id).collect(),
+        files: ids,
+        formats,
         notes: notes.0.into_iter().filter(is_new).collect(),
         point: Point {
             name,
