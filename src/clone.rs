@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use uuid::Uuid;
 
+use crate::change::open;
 use crate::change::{self, Executor, Plan, Step, recover};
 use crate::context::Context;
 use crate::ephemeral::discard;
 use crate::error::{Error, Result};
+use crate::instance::{sockets, status};
 use crate::layer::chain;
 use crate::model::{
     Config, Disk, Ephemeral, Format, Layer, Name, Nic, Origin, PointRef, PortForward, Record, Role, Warm,
@@ -20,7 +22,7 @@ use crate::snapshot;
 use crate::store::VmLock;
 use crate::sys::sparse::Method;
 use crate::template;
-use crate::vm::{open, start, status, warm};
+use crate::vm::{start, warm};
 
 /// How a clone gets its disks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -85,7 +87,7 @@ struct Source {
 pub async fn clone(context: &Context, request: &Request) -> Result<Vec<Cloned>> {
     let store = &context.store;
     let source_name = &request.source.vm;
-    let store_lock = store.lock_for(context, &[source_name]).await?;
+    let store_lock = context.lock_store_for(&[source_name]).await?;
     recover::sweep(context, &store_lock).await?;
     refuse_taken(context, &request.names)?;
     let (source_lock, record) = open::open(context, source_name).await?;
@@ -97,7 +99,7 @@ pub async fn clone(context: &Context, request: &Request) -> Result<Vec<Cloned>> 
     }
     let mut claims = Vec::with_capacity(request.names.len());
     for name in &request.names {
-        claims.push(store.claim(context, &store_lock, name)?);
+        claims.push(store.claim(&context.operation, &store_lock, name)?);
     }
     // A copy takes long, and the source's lock is enough to keep it as it is. An overlay is made in no time, under both.
     let store_lock = (request.kind != Kind::Full).then_some(store_lock);
@@ -262,7 +264,7 @@ fn free_name(record: &Record, stem: &str) -> Option<Name> {
 
 async fn one(context: &Context, claim: &VmLock, source: &Source, request: &Request) -> Result<String> {
     let uuid = Uuid::new_v4();
-    start::runtime_directory(context, uuid)?;
+    sockets::directory(context, uuid)?;
     let mut config = source.config.clone();
     config.generation = Uuid::new_v4();
     for nic in &mut config.nics {

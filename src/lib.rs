@@ -1,12 +1,14 @@
 //! cowhand: templates, clones and snapshots for QEMU virtual machines, without libvirt.
 //!
-//! The map of the house. Arrows point one way: `cli → output + domain → qemu, store → sys`, and everybody may use [`model`].
+//! The map of the house. Arrows point one way: `cli → output + domain → change → instance → layer →
+//! qemu → store → sys → model`. The floors, and the arrows that still run up, stand in
+//! `tests/architecture.rs`, which holds them.
 //!
 //! | room | what it owns |
 //! |---|---|
 //! | [`cli`] | one file per verb: parse, call, render; the only place that reads the environment |
 //! | [`output`] | tables, trees, JSON, progress bars, how an error looks |
-//! | [`vm`] | create, start, stop, remove, rename, set; what state a VM is in |
+//! | [`vm`] | create, start, stop, remove, rename, set |
 //! | [`snapshot`] | take a snapshot, revert to one, remove one, draw the tree |
 //! | [`disk`], [`image`] | merge, resize and check the disks of a VM by hand; image files outside the store |
 //! | [`template`], [`mod@clone`] | seal a VM and freeze it for ever; make new VMs from frozen points |
@@ -18,9 +20,11 @@
 //! | [`libvirt`] | domains of libvirt that become VMs |
 //! | [`guest`] | the inside of a running guest, seen from the host: exec, files, identity |
 //! | [`helper`] | what runs in a guest for us, and the protocol it is spoken to with |
-//! | [`change`] | the steps a change is made of, and recovery when it was cut short |
-//! | [`layer`] | image files: what a stranger's file is and names, qcow2 headers, chains, the collapse planner, copying, merging |
+//! | [`instance`] | the one QEMU of a VM: its sockets, whether it runs, a connection to it, its start and end |
+//! | [`change`] | the steps a change is made of, and recovery when it was cut short; opening a VM for a change |
+//! | [`layer`] | image files: what a stranger's file is and names, qcow2 headers, chains, the collapse planner, copying, merging; what nobody needs |
 //! | [`qemu`] | argument vector, process, QMP, guest-agent protocol, the offline block engine |
+//! | [`context`] | what every operation is handed: settings, store, whom to tell; waiting for a lock |
 //! | [`store`] | where everything lies, atomic writes, locks, journal, references, trash |
 //! | [`model`] | names, layers, VMs and snapshots as plain data |
 //! | [`sys`] | system calls and programs; the only place where `unsafe` may stand |
@@ -43,6 +47,7 @@ pub mod fetch;
 pub mod guest;
 pub mod helper;
 pub mod image;
+pub mod instance;
 pub mod layer;
 pub mod libvirt;
 pub mod model;

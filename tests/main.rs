@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod agent;
+mod architecture;
 mod argv;
 mod doctor;
 mod fake;

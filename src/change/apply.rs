@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::memory;
 use super::reliance;
 use super::step::{Sealed, Step};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Kind, Result};
-use crate::layer::{census, chain, copy, create, merge, sealed, stamp, trashed};
+use crate::instance::{connect, status, terminate};
+use crate::layer::{chain, copy, create, info, merge, sealed, stamp, trashed};
 use crate::model::{Layer, LayerStamp, Name, Quiesced, Record, Role, Warm};
 use crate::qemu::img::Inside;
 use crate::qemu::offline::{Offline, Open};
@@ -22,8 +22,9 @@ use crate::store::trash::{Entry, Stamp};
 use crate::store::{StoreLock, VmLock, plain};
 use crate::sys::fault;
 use crate::sys::sparse::Method;
-use crate::template::seal::{self, vm::Sealing};
-use crate::vm::{live, status, stop, warm};
+use crate::template::seal::overlay;
+use crate::template::seal::run::Sealing;
+use crate::vm::warm;
 
 /// What became known while a change was carried out.
 #[derive(Debug, Default)]
@@ -122,7 +123,7 @@ impl<'a> Executor<'a> {
     /// The connection to the VM's QEMU; `None` when it does not run.
     pub async fn qmp(&mut self) -> Result<Option<&mut Qmp>> {
         if !self.asked {
-            self.qmp = live::connect_if_running(self.context, &self.name).await?;
+            self.qmp = connect::if_running(self.context, &self.name).await?;
             self.asked = true;
         }
         Ok(self.qmp.as_mut())
@@ -201,7 +202,7 @@ impl<'a> Executor<'a> {
             Step::CopyInternal { source, tag, virtual_bytes, layer } => {
                 copy::inner(context, source, &Inside { tag, virtual_bytes: *virtual_bytes }, layer).await
             }
-            Step::RemoveMemory { images } => images.iter().try_for_each(|image| memory::remove(store, image)),
+            Step::RemoveMemory { images } => images.iter().try_for_each(|image| store.remove_ram(image)),
             Step::Switch { disks } => self.switch(disks).await,
             Step::Thaw => {
                 if self.frozen_at.is_some() || self.recovering {
@@ -219,7 +220,7 @@ impl<'a> Executor<'a> {
             Step::StopQemu => {
                 self.qmp().await?;
                 if let Some(qmp) = self.qmp.take() {
-                    stop::quit(context, &self.name, qmp).await?;
+                    terminate::quit(context, &self.name, qmp).await?;
                 }
                 Ok(())
             }
@@ -292,7 +293,9 @@ impl<'a> Executor<'a> {
             Step::BeginMemory { image, .. } => self.call_off_memory(image).await,
             Step::Pause { resume: true } if self.paused_at.is_some() || self.recovering => self.resume().await,
             Step::LoadMemory { record, .. } => self.end_if_on(record).await,
-            Step::Wake if status::is_running(self.context, &self.name)? => stop::kill(self.context, &self.name).await,
+            Step::Wake if status::is_running(self.context, &self.name)? => {
+                terminate::kill(self.context, &self.name).await
+            }
             Step::InternalSave { tag, layers, .. } => self.internal_unsave(tag, layers).await,
             Step::InternalRevert { back, layers, old_pid, memory, .. } => {
                 self.internal_back(back, layers, *old_pid, memory.is_some()).await
@@ -329,9 +332,7 @@ impl<'a> Executor<'a> {
     pub async fn pivot_happened(&mut self, journal: &Journal<Step>) -> Result<bool> {
         match &journal.steps[journal.pivot] {
             Step::Switch { disks } => self.switched(disks).await,
-            Step::Resize { layer, after, .. } => {
-                Ok(census::inspect(&self.context.store, layer)?.virtual_bytes == *after)
-            }
+            Step::Resize { layer, after, .. } => Ok(info::inspect(&self.context.store, layer)?.virtual_bytes == *after),
             _ => self.saved(journal, journal.pivot),
         }
     }
@@ -359,7 +360,7 @@ impl<'a> Executor<'a> {
         let sealing = self.sealing.ok_or_else(|| Error::failed("what is to be sealed is not known any more"))?;
         let drives = disks
             .iter()
-            .map(|disk| seal::vm::drive(self.context, &disk.target, &disk.layer))
+            .map(|disk| overlay::drive(self.context, &disk.target, &disk.layer))
             .collect::<Result<Vec<_>>>()?;
         self.report.sealed = Some(sealing.carry_out(self.context, &drives, false).await?);
         Ok(())
@@ -367,7 +368,7 @@ impl<'a> Executor<'a> {
 
     async fn resize(&mut self, layer: &Layer, bytes: u64) -> Result<()> {
         let context = self.context;
-        if census::inspect(&context.store, layer)?.virtual_bytes == bytes {
+        if info::inspect(&context.store, layer)?.virtual_bytes == bytes {
             return Ok(());
         }
         sealed::forget(&context.store, layer);

@@ -8,10 +8,10 @@ use super::apply::Executor;
 use super::step::Switched;
 use crate::error::{Error, Result};
 use crate::guest::freeze::{self, NotFrozen};
+use crate::instance::status;
 use crate::model::{Layer, Quiesced};
 use crate::qemu::nodes;
 use crate::qemu::qmp::QmpError;
-use crate::vm::status;
 
 impl Executor<'_> {
     pub(super) async fn add_nodes(&mut self, layers: &[Layer]) -> Result<()> {

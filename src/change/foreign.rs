@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::step::Step;
 use crate::error::{Error, Result};
-use crate::layer::census;
+use crate::layer::{census, info};
 use crate::model::{Layer, LayerId, Merge, Name, Record};
 use crate::store::journal::Journal;
 use crate::store::{Store, how_to_mend, plain};
@@ -127,7 +127,7 @@ fn wrong_by_trash(store: &Store, own: Option<Uuid>, journal: &Journal<Step>) -> 
 /// The same of layers that steps make, or give another backing file, as their headers tell.
 fn wrong_by_headers(store: &Store, journal: &Journal<Step>, saved: bool) -> Result<Option<String>> {
     // Of one that cannot be read nothing can be said.
-    let backing = |layer: &Layer| census::inspect(store, layer).ok().map(|info| info.backing);
+    let backing = |layer: &Layer| info::inspect(store, layer).ok().map(|info| info.backing);
     let merges = || journal.steps.iter().flat_map(Step::merges);
     for overlay in merges().filter_map(|merge| merge.overlay.as_ref()) {
         // It stands on what is merged, or on what that was merged into.

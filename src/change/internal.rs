@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::apply::Executor;
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::instance::{launch, terminate};
 use crate::layer::{chain, guest_memory, sealed, stamp};
 use crate::model::{Layer, LayerStamp, Record};
 use crate::qemu::cmdline::How;
@@ -16,7 +17,6 @@ use crate::qemu::qmp::{Qmp, QmpError, REPLY};
 use crate::store::Store;
 use crate::store::schema::RecordV1;
 use crate::ui::Task;
-use crate::vm::{start, stop};
 
 impl Executor<'_> {
     pub(super) async fn internal_save(&mut self, tag: &str, layers: &[Layer], live: bool) -> Result<()> {
@@ -58,10 +58,10 @@ impl Executor<'_> {
         let point = record.snapshots.iter().find(|snapshot| snapshot.tag() == Some(tag));
         let leased = point.and_then(|snapshot| snapshot.memory.as_ref()).map(|memory| memory.leased.clone());
         let how = How::Loading { leased: &leased.unwrap_or_default() };
-        let mut qmp = start::start_locked(self.context, &self.name, &record, how).await?;
+        let mut qmp = launch::launch(self.context, &self.name, &record, how).await?;
         let task = self.context.ui.task(&format!("{}: loading memory and disks", self.name), 0);
         if let Err(error) = job(&mut qmp, "snapshot-load", tag, layers, &*task).await {
-            stop::quit(self.context, &self.name, qmp).await?;
+            terminate::quit(self.context, &self.name, qmp).await?;
             return Err(error);
         }
         self.adopt(qmp);
@@ -90,7 +90,7 @@ impl Executor<'_> {
                 .hint(format!("save what it wrote; when it has ended, the next command on {name} puts the disks back as they were before the revert")));
             }
             if let Some(qmp) = self.qmp.take() {
-                stop::quit(self.context, &self.name, qmp).await?;
+                terminate::quit(self.context, &self.name, qmp).await?;
             }
         }
         if !self.without(layers, back).await?.is_empty() {

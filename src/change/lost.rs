@@ -23,8 +23,8 @@ pub enum Lost {
 pub fn directories(store: &Store) -> Result<Vec<Name>> {
     let mut lost = store.directories()?;
     lost.retain(|name| {
-        let is_busy = flock::is_held(&store.layout.lock(name)).unwrap_or(true);
-        !is_busy && !store.exists(name) && !store.has_journal(name)
+        let is_busy = || flock::is_held(&store.layout.lock(name)).unwrap_or(true);
+        !store.exists(name) && !is_busy() && !store.exists(name) && !store.has_journal(name)
     });
     Ok(if lost.is_empty() || look(store)? == Lost::Nothing { Vec::new() } else { lost })
 }
@@ -63,8 +63,9 @@ fn look_once(store: &Store) -> Result<Lost> {
         let about = store.layout.layer(layer).symlink_metadata();
         pool.uses(&layer.id).is_empty() && about.is_ok_and(|about| about.is_file() && about.permissions().readonly())
     };
+    let used = pool.used();
     let is_lost = |layer: &&Layer| {
-        let is_free = pool.users(&layer.id).is_empty() || is_of_a_template(layer);
+        let is_free = !used.contains(&layer.id) || is_of_a_template(layer);
         let is_kept = below_trash.contains(&layer.id) || claimed.contains(layer);
         is_free && !is_kept && plain::is_there(&store.layout.layer(layer))
     };

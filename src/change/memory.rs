@@ -4,13 +4,13 @@ use std::time::{Duration, Instant};
 
 use super::apply::Executor;
 use crate::error::{Error, IoContext, Result};
+use crate::instance::{launch, sockets, terminate};
 use crate::model::{Layer, RamImage, Record};
 use crate::qemu::cmdline::How;
 use crate::qemu::qmp::{Qmp, REPLY};
 use crate::qemu::ram::{self, Files, Saving, Way};
 use crate::store::schema::RecordV1;
-use crate::store::{Store, atomic, make_directory};
-use crate::vm::{start, status, stop};
+use crate::store::{atomic, make_directory};
 
 /// How often it is looked whether QEMU has got as far as the first page; there is no event for that.
 const LOOK: Duration = Duration::from_millis(2);
@@ -41,7 +41,7 @@ impl Executor<'_> {
             end(qmp).await?;
         }
         ram::wait_for_relay(&self.ram_files(image)).await?;
-        remove(&self.context.store, image)
+        self.context.store.remove_ram(image)
     }
 
     pub(super) async fn pause(&mut self, resume: bool) -> Result<()> {
@@ -80,7 +80,7 @@ impl Executor<'_> {
                     end(qmp).await?;
                 }
                 ram::wait_for_relay(&files).await?;
-                remove(&self.context.store, image)?;
+                self.context.store.remove_ram(image)?;
                 if resume {
                     self.resume().await?;
                 }
@@ -142,7 +142,7 @@ impl Executor<'_> {
 
     async fn take_disks_back(&mut self, heads: &[Layer]) -> Result<()> {
         let nodes: Vec<String> = heads.iter().map(Layer::node).collect();
-        let sockets = status::sockets(self.context, &self.name);
+        let sockets = sockets::of(self.context, &self.name);
         let socket = sockets.map(|sockets| sockets.directory().join("nbd.sock"));
         let socket = socket.ok_or_else(|| Error::damaged("where its sockets are is not known"))?;
         let taken = ram::take_disks_back(self.live().await?, &nodes, &socket).await;
@@ -158,7 +158,7 @@ impl Executor<'_> {
             memory.filter(|memory| memory.image.as_ref() == Some(image)).flat_map(|memory| memory.leased.clone());
         let leased: Vec<usize> = leased.collect();
         let how = How::Incoming { leased: &leased };
-        let mut qmp = start::start_locked(context, &self.name, &record, how).await?;
+        let mut qmp = launch::launch(context, &self.name, &record, how).await?;
         let task = context.ui.task(&format!("{}: loading memory", self.name), 0);
         let loaded = ram::load(&mut qmp, &context.store.layout.ram(image), image.compressed, &*task).await;
         match loaded {
@@ -168,8 +168,8 @@ impl Executor<'_> {
             }
             Err(error) => {
                 // It has ended by itself, saying why, or it is of no use.
-                stop::quit(context, &self.name, qmp).await?;
-                let words = start::last_words(context, &self.name);
+                terminate::quit(context, &self.name, qmp).await?;
+                let words = launch::last_words(context, &self.name);
                 Err(Error::qemu(format!("the memory of {} cannot be loaded", self.name))
                     .because(words.unwrap_or_else(|| error.full_message())))
             }
@@ -184,7 +184,7 @@ impl Executor<'_> {
         if qmp.active_layer(&disk.target).await?.is_some_and(|id| id == disk.layer.id)
             && let Some(qmp) = self.qmp.take()
         {
-            stop::quit(self.context, &self.name, qmp).await?;
+            terminate::quit(self.context, &self.name, qmp).await?;
         }
         Ok(())
     }
@@ -197,16 +197,4 @@ async fn end(qmp: &mut Qmp) -> Result<()> {
         qmp.wait_for_migration(|_| {}).await?;
     }
     Ok(ram::take_pipe_back(qmp).await?)
-}
-
-/// Removes memory, whole or not.
-pub(super) fn remove(store: &Store, image: &RamImage) -> Result<()> {
-    let layout = &store.layout;
-    for path in [layout.partial_ram(image), layout.whole_ram(image), layout.ram(image)] {
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).on("remove", &path),
-            _ => {}
-        }
-    }
-    Ok(())
 }

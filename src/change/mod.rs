@@ -15,6 +15,7 @@ mod foreign;
 mod internal;
 pub mod lost;
 mod memory;
+pub mod open;
 pub mod recover;
 pub mod reliance;
 mod step;
@@ -24,11 +25,11 @@ pub use step::{Sealed, Step, Switched};
 
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::instance::connect;
 use crate::layer::{chain, sealed};
 use crate::model::{Layer, Merge, Name, Quiesced};
 use crate::store::journal::{self, Journal, Owner};
 use crate::store::{Store, VmLock, atomic, schema::RecordV1};
-use crate::vm::live;
 
 /// What is going to happen, in order.
 #[derive(Debug, Clone, PartialEq)]
@@ -130,7 +131,7 @@ fn refuse_lost(store: &Store, plan: &Plan) -> Result<()> {
 /// A QEMU that has other files open than the record names is not told to change anything.
 async fn refuse_stranger(context: &Context, name: &Name, executor: &mut Executor<'_>) -> Result<()> {
     match executor.qmp_now().await? {
-        Some(qmp) => live::refuse_stranger(context, name, qmp, &context.store.load(name)?).await,
+        Some(qmp) => connect::refuse_stranger(context, name, qmp, &context.store.load(name)?).await,
         None => Ok(()),
     }
 }

@@ -4,7 +4,7 @@ use clap::Args;
 use tokio::sync::mpsc::{Receiver, channel};
 
 use super::{App, cp, local};
-use crate::ephemeral::run::Warmth;
+use crate::ephemeral::request::Warmth;
 use crate::ephemeral::testbed::{self, Command, Testbed};
 use crate::error::{Error, Kind, Result};
 use crate::guest::exec;

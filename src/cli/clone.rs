@@ -7,9 +7,9 @@ use super::App;
 use crate::clone::{self, Kind, Request};
 use crate::ephemeral;
 use crate::error::{Error, Result};
+use crate::instance::ports;
 use crate::model::{Ephemeral, Name, PointRef, PortForward, parse_age};
 use crate::output::{json, time};
-use crate::vm::ports;
 
 /// Make new VMs of a template, a snapshot or a stopped VM
 ///

@@ -6,10 +6,11 @@ use clap::Args;
 use tokio::sync::watch;
 
 use super::App;
+use crate::change::open;
 use crate::error::{Error, IoContext, Result};
+use crate::instance::{sockets, status};
 use crate::model::Name;
 use crate::sys::terminal::Raw;
-use crate::vm::{open, status};
 
 /// Ctrl-], as telnet and virsh have it.
 const ESCAPE: u8 = 0x1d;
@@ -38,7 +39,7 @@ impl Console {
                 .hint(format!("start it: cowhand start {}", self.name))
                 .hint(format!("what it printed before: cowhand logs {}", self.name)));
         }
-        let path = status::sockets(&app.context, &self.name)
+        let path = sockets::of(&app.context, &self.name)
             .ok_or_else(|| Error::damaged("where its console is is not known"))?
             .console();
         let socket = UnixStream::connect(&path).on("connect to", &path)?;

@@ -8,13 +8,16 @@ use uuid::Uuid;
 use super::App;
 use super::cloud_init::CloudInit;
 use super::image::Checksum;
+use super::words::{tag_pair, within};
 use crate::error::{Error, IoContext, Result};
 use crate::image::add;
 use crate::image::source::Wanted;
 use crate::model::{Bus, Credentials, Firmware, KernelBoot, LogLimit, Name, Nic, PortForward, parse_size};
-use crate::vm::cdrom::{self, CdromRequest};
-use crate::vm::create::{self, OnImage, Request};
+use crate::vm::cdrom;
+use crate::vm::cdrom_request::CdromRequest;
+use crate::vm::create;
 use crate::vm::disk_request::DiskRequest;
+use crate::vm::request::{OnImage, Request};
 use crate::vm::{edit, requirements};
 
 /// Make a VM from disk images, or a blank one
@@ -230,17 +233,4 @@ async fn image(app: &App, wanted: &str, checksum: Checksum) -> Result<(Name, Opt
     let request = checksum.request(source, None, None)?;
     let added = add::ensure(&app.context, &request).await?;
     Ok((added.name, Some(added.record.uuid)))
-}
-
-/// What was said with `--with-backing`, which may be repeated and may name a directory.
-pub(super) fn within(said: Vec<OsString>) -> Option<Vec<PathBuf>> {
-    (!said.is_empty()).then(|| said.into_iter().filter(|directory| !directory.is_empty()).map(PathBuf::from).collect())
-}
-
-/// `K=V`.
-pub(super) fn tag_pair(text: &str) -> Result<(String, String)> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err(Error::usage(format!("{text:?} is not K=V"))),
-    }
 }

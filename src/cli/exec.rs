@@ -8,7 +8,8 @@ use serde_json::{Map, Value};
 
 use super::{App, local};
 use crate::error::{Error, Kind, Result};
-use crate::guest::exec::{self, Failure, Finished, Request, Stream, Streams};
+use crate::guest::exec::{self, Request, Stream, Streams};
+use crate::guest::outcome::{Failure, Finished};
 use crate::helper::frame;
 use crate::model::{Name, parse_size, parse_time};
 use crate::output::{Format, Printer};

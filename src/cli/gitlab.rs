@@ -6,10 +6,12 @@ use serde_json::json;
 
 use super::{App, local};
 use crate::ephemeral::gitlab::Job;
-use crate::ephemeral::run::{self, Keep, Request, Warmth};
+use crate::ephemeral::request::{Keep, Request, Warmth};
+use crate::ephemeral::run;
 use crate::ephemeral::{discard, from_now};
 use crate::error::{Error, IoContext, Kind, Result};
-use crate::guest::exec::{self, Failure, Stream, Streams};
+use crate::guest::exec::{self, Stream, Streams};
+use crate::guest::outcome::Failure;
 use crate::helper::frame;
 use crate::model::{Ephemeral, Name, PointRef, parse_age};
 

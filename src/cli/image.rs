@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueHint};
 use serde_json::json as value;
 
-use super::create::within;
+use super::words::within;
 use super::{App, each};
 use crate::error::{Error, Result};
 use crate::fetch::digest::Digest;

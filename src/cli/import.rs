@@ -6,9 +6,10 @@ use clap::Args;
 use serde_json::json;
 
 use super::App;
-use super::create::within;
+use super::words::within;
 use crate::error::{Error, IoContext, Result};
-use crate::libvirt::import::{self, Request};
+use crate::libvirt::import;
+use crate::libvirt::request::Request;
 use crate::libvirt::{Fate, Note, snapshots};
 use crate::model::Name;
 use crate::output::table;

@@ -5,11 +5,11 @@ use tokio::sync::mpsc;
 
 use super::App;
 use crate::error::{Error, IoContext, Result};
+use crate::instance::{logs, status};
 use crate::model::printable::LogEscape;
 use crate::model::{Name, human};
 use crate::sys::follow::Follow;
 use crate::sys::rotated::Rotated;
-use crate::vm::{logs, status};
 
 /// Show what a guest has printed on its serial console
 ///

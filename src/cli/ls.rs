@@ -2,7 +2,7 @@ use clap::Args;
 use serde_json::Value;
 
 use super::App;
-use super::create::tag_pair;
+use super::words::tag_pair;
 use crate::error::Result;
 use crate::model::State;
 use crate::output::{Format, json, table};

@@ -36,6 +36,7 @@ mod start;
 mod stop;
 mod template;
 mod undo;
+mod words;
 
 use std::any::TypeId;
 use std::process::ExitCode;

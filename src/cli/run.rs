@@ -5,7 +5,8 @@ use clap::Args;
 
 use super::exec::{self, How, Near, OURS};
 use super::{App, cp, local};
-use crate::ephemeral::run::{self, Keep, Request, Warmth};
+use crate::ephemeral::request::{Keep, Request, Warmth};
+use crate::ephemeral::run;
 use crate::error::{Error, Result};
 use crate::guest;
 use crate::model::{Name, PointRef, PortForward, parse_age, parse_time};

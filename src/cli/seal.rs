@@ -13,8 +13,8 @@ use crate::model::{Format as ImageFormat, parse_time};
 use crate::output::Format;
 use crate::template::seal::customise::{self, Customisation};
 use crate::template::seal::operations::{self, OPERATIONS};
+use crate::template::seal::run::Sealing;
 use crate::template::seal::selection;
-use crate::template::seal::vm::Sealing;
 use crate::template::seal::wishes::{Given, MadeUp, Wishes};
 use crate::template::seal::{How, Performed, Plan, Report, file};
 

@@ -4,15 +4,16 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json as value};
 
 use super::{App, each};
+use crate::change::open;
 use crate::error::{Error, Result};
 use crate::model::{Name, PointRef, human, parse_age};
 use crate::output::{Format, json, table, time, tree};
-use crate::snapshot::delete::{Removed, What, Which};
+use crate::snapshot::outcome::{Outcome, Removed, What};
 use crate::snapshot::plan::Quiesce;
+use crate::snapshot::plan::Which;
 use crate::snapshot::revert::Then;
 use crate::snapshot::{create, delete, list, rename, revert};
 use crate::store::journal;
-use crate::vm::open;
 
 /// Take snapshots, go back to them, remove them
 #[derive(Debug, Subcommand)]
@@ -345,7 +346,7 @@ fn removed_text(verb: &str, vm: &Name, removed: &Removed) -> String {
 }
 
 fn removed_json(removed: &Removed) -> Value {
-    let outcome = |outcome: &delete::Outcome| {
+    let outcome = |outcome: &Outcome| {
         let (what, reason) = match &outcome.what {
             What::Committed => ("committed", None),
             What::Streamed => ("streamed", None),

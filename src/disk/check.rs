@@ -1,11 +1,13 @@
 //! Checking the images below a VM: every layer of every chain (`qemu-img check`), which shows at the same time that the chain is whole.
 
+use crate::change::open;
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::instance::status;
 use crate::layer::{chain, sealed};
 use crate::model::{Layer, Name};
 use crate::qemu::img::{Checked, Img, Repair, Source};
-use crate::vm::{list, open, status};
+use crate::vm::list;
 
 /// What was found in one layer.
 #[derive(Debug, Clone)]

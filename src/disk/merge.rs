@@ -1,18 +1,20 @@
 //! `disk commit`, `disk stream` and `flatten`: merging layers because a user says so, running or stopped.
 
 use super::plan::{self, Subject};
+use crate::change::open;
 use crate::change::{self, Executor, Plan, Report};
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::instance::connect;
 use crate::layer::collapse::Permissions;
-use crate::layer::pool::LayerInfo;
+use crate::layer::info::LayerInfo;
 use crate::model::{LayerId, Merge, Name, Record, human};
 use crate::qemu::qmp::REPLY;
 use crate::snapshot::bystanders::{self, Bystanders};
 use crate::snapshot::delete;
 use crate::snapshot::plan::{Moves, collapse as steps, without};
 use crate::store::{Store, VmLock};
-use crate::vm::{list, live, open};
+use crate::vm::list;
 
 /// What was, or would be, done.
 #[derive(Debug, Clone, Default)]
@@ -115,10 +117,10 @@ async fn carry_out(
     what: &str,
 ) -> Result<Report> {
     let vm = lock.name();
-    let mut qmp = live::connect_if_running(context, vm).await?;
+    let mut qmp = connect::if_running(context, vm).await?;
     let running = match &mut qmp {
         Some(qmp) => {
-            live::refuse_job(vm, qmp).await?;
+            connect::refuse_job(vm, qmp).await?;
             qmp.status(REPLY).await?.running
         }
         None => false,

@@ -2,7 +2,8 @@
 
 use crate::error::{Error, Result};
 use crate::layer::collapse::Permissions;
-use crate::layer::pool::{LayerInfo, Pool, Use};
+use crate::layer::info::LayerInfo;
+use crate::layer::pool::{Pool, Use};
 use crate::model::{Format, Layer, Merge, MergeKind, Name, Record};
 
 /// The chain of one disk, from the active layer down, and whose it is.

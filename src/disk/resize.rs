@@ -1,12 +1,14 @@
 //! Changing the size of a disk: of a running VM by QMP `block_resize`, else in the offline engine.
 
+use crate::change::open;
 use crate::change::{self, Executor, Plan, Step};
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::layer::{census, chain};
+use crate::instance::connect;
+use crate::layer::{chain, info};
 use crate::model::{Bus, Disk, Format, Name, Record, human};
 use crate::qemu::img::Img;
-use crate::vm::{list, live, open};
+use crate::vm::list;
 
 /// What was done, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,9 +35,9 @@ pub async fn resize(context: &Context, vm: &Name, target: &str, bytes: u64, shri
             .hint(format!("take a snapshot first, on which it goes on as qcow2: cowhand snapshot create {vm}")));
     }
     let resized = Resized { before: disk.virtual_bytes, after: bytes };
-    let mut qmp = live::connect_if_running(context, vm).await?;
+    let mut qmp = connect::if_running(context, vm).await?;
     if let Some(qmp) = &mut qmp {
-        live::refuse_job(vm, qmp).await?;
+        connect::refuse_job(vm, qmp).await?;
     }
     let running = qmp.is_some();
     if running && disk.bus == Bus::Nvme {
@@ -72,7 +74,7 @@ async fn refuse_memory(
     running: bool,
     executor: &mut Executor<'_>,
 ) -> Result<()> {
-    let shows = || Ok::<_, Error>(census::inspect(&context.store, &disk.layer)?.would_show_memory(bytes));
+    let shows = || Ok::<_, Error>(info::inspect(&context.store, &disk.layer)?.would_show_memory(bytes));
     if !shows()? {
         return Ok(());
     }
@@ -118,7 +120,7 @@ async fn refuse_shrinking(
         return Err(Error::refused(format!("{what}: that cannot be done while it runs"))
             .hint(format!("stop it first: cowhand stop {vm}")));
     }
-    if census::inspect(&context.store, &disk.layer)?.internal_snapshots > 0 {
+    if info::inspect(&context.store, &disk.layer)?.internal_snapshots > 0 {
         return Err(Error::refused(format!("{what}: its layer carries internal snapshots of the larger size")));
     }
     Ok(())

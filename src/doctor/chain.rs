@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use super::{Finding, Remedy};
 use crate::context::Context;
-use crate::layer::census;
 pub use crate::layer::chain::read;
+use crate::layer::info;
 use crate::layer::note::{self, Noted};
 use crate::layer::sealed::{self, Change};
 use crate::layer::trashed;
@@ -59,7 +59,7 @@ fn fault_below(store: &Store, changes: &mut Changes, layer: &Layer) -> Option<Fa
         if !store.layout.layer(&layer).exists() {
             return Some(Fault::Missing { layer, above });
         }
-        match census::inspect(store, &layer) {
+        match info::inspect(store, &layer) {
             Ok(info) => {
                 if let Noted::On(noted) = note::read(store, &layer)
                     && noted != info.backing

@@ -9,12 +9,12 @@ use jiff::Timestamp;
 use super::Finding;
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
+use crate::instance::status;
 use crate::layer::{blocking, chain, content, opened};
 use crate::model::{Layer, Name, Record, printable};
 use crate::qemu::img::{Checked, Img, Repair, Source};
 use crate::store::sums::Sum;
 use crate::sys::flock;
-use crate::vm::status;
 
 /// Looks into the files of all VMs and templates, or of one. What is wrong with records and chains is said elsewhere.
 pub async fn examine(context: &Context, only: Option<&Name>) -> Result<Vec<Finding>> {

@@ -19,6 +19,7 @@ use remedy::Applied;
 
 use crate::context::Context;
 use crate::error::Result;
+use crate::layer::garbage::Needs;
 use crate::layer::pool::Pool;
 use crate::model::{Layer, Name};
 use crate::store::{plain, schema};
@@ -180,15 +181,22 @@ async fn look(context: &Context, only: Option<&Name>) -> Result<Vec<Finding>> {
     if !store.layout.vms().exists() {
         return Ok(findings);
     }
-    let mut pool = Pool::scan(store)?;
-    pool.add_spares(store)?;
+    let needs = match only {
+        None => Needs::look_at_spares(store)?,
+        // Of the trash, nothing is to be said.
+        Some(_) => {
+            let mut pool = Pool::scan(store)?;
+            pool.add_spares(store)?;
+            Needs::of(pool)
+        }
+    };
     if only.is_none() {
-        findings.extend(store::examine_pool(context, &pool)?);
+        findings.extend(store::examine_pool(context, &needs)?);
     }
     let mut names = store.directories()?;
     names.sort();
     for name in names.iter().filter(|name| only.is_none_or(|only| only == *name)) {
-        findings.extend(vm::examine(context, &pool, name).await?);
+        findings.extend(vm::examine(context, &needs.pool, name).await?);
     }
     Ok(findings)
 }

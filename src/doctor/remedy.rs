@@ -4,21 +4,24 @@
 use std::path::{Path, PathBuf};
 
 use super::{chain, running, vm};
+use crate::change::open;
 use crate::change::recover::{self, Recovered};
 use crate::change::{lost, reliance};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::guest::freeze;
+use crate::instance::{connect, logs, sockets, status};
+use crate::layer::garbage::Needs;
 use crate::layer::note::{self, Noted};
 use crate::layer::pool::Pool;
-use crate::layer::{census, sealed, stamp, trashed};
+use crate::layer::{info, sealed, stamp, trashed};
 use crate::model::{Format, Layer, Name};
 use crate::qemu::img::Img;
 use crate::qemu::process;
 use crate::store::trash::Entry;
 use crate::store::{Store, atomic, plain, schema};
 use crate::sys::image_lock;
-use crate::vm::{gc, live, logs, open, status};
+use crate::vm::gc;
 
 /// A repair, as plain data.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,7 +103,7 @@ pub async fn apply(context: &Context, remedy: &Remedy) -> Result<Applied> {
     let done = |words: &str| Ok(Applied::Done(words.to_owned()));
     match remedy {
         Remedy::Recover(name) => {
-            let lock = store.lock_vm(context, name).await?;
+            let lock = context.lock_vm(name).await?;
             done(match recover::recover(context, &lock).await? {
                 Recovered::Nothing => return Ok(Applied::NotNeeded),
                 Recovered::Undone => "it was undone",
@@ -109,7 +112,7 @@ pub async fn apply(context: &Context, remedy: &Remedy) -> Result<Applied> {
             })
         }
         Remedy::Sweep(name) => {
-            let lock = store.lock(context).await?;
+            let lock = context.lock_store().await?;
             // It never came to be: whatever a journal says that cannot be read, no VM needs it.
             if let Some(_vm) = store.try_lock_vm(name, &context.operation)?
                 && !store.exists(name)
@@ -129,7 +132,7 @@ pub async fn apply(context: &Context, remedy: &Remedy) -> Result<Applied> {
             done("its spare copy is in its place, and what was there is in the trash")
         }
         Remedy::SetSpareAside(name) => {
-            let _lock = store.lock_vm(context, name).await?;
+            let _lock = context.lock_vm(name).await?;
             let record = store.load(name)?;
             let Some(spare) = store.overruling(name, &record)? else { return Ok(Applied::NotNeeded) };
             let pool = Pool::scan(store)?;
@@ -146,7 +149,7 @@ pub async fn apply(context: &Context, remedy: &Remedy) -> Result<Applied> {
             done("its record is one of this store now")
         }
         Remedy::RenewSpare(name) => {
-            let _lock = store.lock_vm(context, name).await?;
+            let _lock = context.lock_vm(name).await?;
             let path = store.layout.spare_json(name);
             match store.load_spare(name) {
                 Some(Ok(_)) => return Ok(Applied::NotNeeded),
@@ -160,7 +163,7 @@ pub async fn apply(context: &Context, remedy: &Remedy) -> Result<Applied> {
             }
         }
         Remedy::SetJournalAside(name) => {
-            let _lock = store.lock_vm(context, name).await?;
+            let _lock = context.lock_vm(name).await?;
             let record = store.load(name)?;
             match recover::load(context, name) {
                 Ok(_) => return Ok(Applied::NotNeeded),
@@ -171,7 +174,7 @@ pub async fn apply(context: &Context, remedy: &Remedy) -> Result<Applied> {
             done("it is in the trash")
         }
         Remedy::RestoreLayer { vm, layer, trash } => {
-            let _lock = store.lock(context).await?;
+            let _lock = context.lock_store().await?;
             let (_vm, record) = open::open(context, vm).await?;
             // Somebody may have gone somewhere else meanwhile, and put it there.
             if store.layout.layer(layer).exists() || !chain::lacks(store, &record, layer) {
@@ -202,24 +205,25 @@ pub async fn apply(context: &Context, remedy: &Remedy) -> Result<Applied> {
             done("that is undone, and the header that was there is in the trash")
         }
         Remedy::TrashUnused { .. } => {
-            let _lock = store.lock(context).await?;
+            let _lock = context.lock_store().await?;
             if let Some(name) = lost::directories(store)?.first() {
                 return Err(Error::refused(format!("the record of {name} is missing, and they may belong to it")));
             }
-            if crate::layer::chain::first_broken(store)?.is_some() {
+            let needs = Needs::look_at_spares(store)?;
+            if needs.pool.first_broken().is_some() {
                 return Err(Error::refused("a chain is broken, and one of them may be what it lacks"));
             }
             if let Some(torn) = store.torn_entry()? {
                 return Err(Error::refused(format!("{torn} in the trash cannot be read, and may need one of them")));
             }
             // What belongs to a removal that was cut short goes where `undo` looks for it.
-            match gc::finish_removals(store)? + gc::trash_orphans(context, false)? {
+            match gc::finish_removals(store)? + gc::trash_orphans(context, &Needs::look_at_spares(store)?, false)? {
                 0 => Ok(Applied::NotNeeded),
                 _ => done("they are in the trash"),
             }
         }
         Remedy::TrashFile(path) => {
-            let _lock = store.lock(context).await?;
+            let _lock = context.lock_store().await?;
             let name: Name = "leftovers".parse()?;
             // By now somebody may have written down that it is his.
             let pool = Pool::scan(store)?;
@@ -249,25 +253,25 @@ pub async fn apply(context: &Context, remedy: &Remedy) -> Result<Applied> {
             done("they are its owner's alone")
         }
         Remedy::ClearSockets(name) => {
-            let _lock = store.lock_vm(context, name).await?;
+            let _lock = context.lock_vm(name).await?;
             if !status::is_running(context, name)? {
-                status::sockets(context, name).iter().for_each(process::clear);
+                sockets::of(context, name).iter().for_each(process::clear);
             }
             done("they were removed")
         }
         Remedy::Dismiss { vm, job } => {
-            let _lock = store.lock_vm(context, vm).await?;
-            live::connect(context, vm).await?.dismiss_job(job).await?;
+            let _lock = context.lock_vm(vm).await?;
+            connect::required(context, vm).await?.dismiss_job(job).await?;
             done("it was forgotten")
         }
         Remedy::Thaw(name) => {
-            let _lock = store.lock_vm(context, name).await?;
+            let _lock = context.lock_vm(name).await?;
             freeze::thaw(context, name).await?;
             done("they were thawed")
         }
         Remedy::Adopt(name) => adopt(context, name).await.map(Applied::Done),
         Remedy::LimitLogs(name) => {
-            let _lock = store.lock_vm(context, name).await?;
+            let _lock = context.lock_vm(name).await?;
             let record = store.load(name)?;
             if !status::is_running(context, name)? || logs::are_limited(context, name, &record) {
                 return Ok(Applied::NotNeeded);
@@ -277,7 +281,7 @@ pub async fn apply(context: &Context, remedy: &Remedy) -> Result<Applied> {
         }
         Remedy::WriteStoreFile => {
             // It may be of another kind, too.
-            let _lock = store.lock_unprepared(context).await.ok();
+            let _lock = context.lock_store_unprepared().await.ok();
             let file = store.layout.store_json();
             if store.check_identity().is_ok() {
                 return Ok(Applied::NotNeeded);
@@ -294,7 +298,7 @@ pub async fn apply(context: &Context, remedy: &Remedy) -> Result<Applied> {
 /// Writes a record of another store as one of this, if it fits what is here.
 async fn take_over(context: &Context, name: &Name) -> Result<()> {
     let store = &context.store;
-    let _lock = store.lock_vm(context, name).await?;
+    let _lock = context.lock_vm(name).await?;
     let Some(record) = store.load_of_another_store(name) else { return Ok(()) };
     vm::whole(context, &Pool::scan(store)?, name, &record).await.map_err(Error::refused)?;
     store.save(name, &record)
@@ -312,12 +316,12 @@ fn refuse_unless_damaged(error: Error) -> Result<()> {
 /// the record called the head stays below it.
 async fn adopt(context: &Context, name: &Name) -> Result<String> {
     let store = &context.store;
-    let _lock = store.lock_vm(context, name).await?;
+    let _lock = context.lock_vm(name).await?;
     let journal = recover::load(context, name).err();
     let has_damaged_journal = journal.map(refuse_unless_damaged).transpose()?.is_some();
     let mut record = store.load(name)?;
     let pool = Pool::scan(store)?;
-    let heads = match live::connect_if_running(context, name).await? {
+    let heads = match connect::if_running(context, name).await? {
         Some(mut qmp) => running::heads(context, &mut qmp, &record).await?,
         None => vm::later(context, &pool, name, &record),
     };
@@ -343,8 +347,8 @@ async fn adopt(context: &Context, name: &Name) -> Result<String> {
 async fn set_misplaced_aside(context: &Context, path: &Path) -> Result<Applied> {
     let store = &context.store;
     // It may be the lock of the store; then the directory is locked, as long as it is no file.
-    let _alone = store.lock_directory(context, store.layout.root(), "the store").await?;
-    let _lock = if *path == store.layout.store_lock() { None } else { Some(store.lock(context).await?) };
+    let _alone = context.lock_directory(store.layout.root(), "the store").await?;
+    let _lock = if *path == store.layout.store_lock() { None } else { Some(context.lock_store().await?) };
     if super::store::what_is_misplaced(store, path).is_none() {
         return Ok(Applied::NotNeeded);
     }
@@ -380,7 +384,7 @@ fn set_aside(context: &Context, name: &Name, path: &Path) -> Result<()> {
 
 async fn restore_record(context: &Context, name: &Name) -> Result<()> {
     let store = &context.store;
-    let _lock = store.lock_vm(context, name).await?;
+    let _lock = context.lock_vm(name).await?;
     let pool = Pool::scan(store)?;
     let is_right = |record: crate::model::Record| {
         pool.misfit(name, &record).is_none() && open::refuse_overruled(context, name, &record).is_ok()
@@ -400,7 +404,7 @@ async fn restore_record(context: &Context, name: &Name) -> Result<()> {
 /// Nobody may have it open: QEMU writes headers, too. The old header is kept in the trash.
 async fn set_backing(context: &Context, layer: &Layer, backing: Option<&Layer>) -> Result<()> {
     let store = &context.store;
-    let _lock = store.lock(context).await?;
+    let _lock = context.lock_store().await?;
     for name in store.names()? {
         if status::is_running(context, &name)? && store.load(&name).is_ok_and(|record| stands_on(&record, store, layer))
         {
@@ -420,7 +424,7 @@ async fn set_backing(context: &Context, layer: &Layer, backing: Option<&Layer>) 
     let trash =
         store.open_trash(&Store::trash_name("doctor", &name), &Entry::new("doctor", &name, &context.operation))?;
     let kept = trash.join(format!("{}.header", layer.file_name()));
-    atomic::write(&kept, &census::read_start(store, layer)?)?;
+    atomic::write(&kept, &info::read_start(store, layer)?)?;
     // The other header was no part of what was noted, and what else has changed is not known: it is noted when the next layer is put on it.
     sealed::forget(store, layer);
     Img::find(context)?.set_backing(&path, backing).await?;

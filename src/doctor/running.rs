@@ -11,11 +11,11 @@ use super::{Finding, Remedy};
 use crate::context::Context;
 use crate::error::Error;
 use crate::guest::session;
+use crate::instance::status::Status;
+use crate::instance::{connect, logs, sockets};
 use crate::layer::chain;
 use crate::model::{Layer, LayerId, Name, Record};
 use crate::qemu::qmp::Qmp;
-use crate::vm::status::{self, Status};
-use crate::vm::{live, logs};
 
 /// How long QEMU may take to greet an observer.
 const GREETING: Duration = Duration::from_secs(5);
@@ -46,7 +46,7 @@ pub async fn examine(context: &Context, name: &Name, record: &Record, status: &S
 }
 
 async fn connect(context: &Context, name: &Name) -> Result<Qmp, Error> {
-    let sockets = status::sockets(context, name).ok_or_else(|| Error::damaged("where its sockets are is not known"))?;
+    let sockets = sockets::of(context, name).ok_or_else(|| Error::damaged("where its sockets are is not known"))?;
     Ok(Qmp::connect(&sockets.status(), GREETING).await?)
 }
 
@@ -68,7 +68,7 @@ async fn look(context: &Context, name: &Name, record: &Record, status: &Status) 
         });
     }
     let is_quiet = jobs.iter().all(|job| job.status == "concluded");
-    if is_quiet && let Err(why) = live::differs(context, &mut qmp, record).await? {
+    if is_quiet && let Err(why) = connect::differs(context, &mut qmp, record).await? {
         let adopt = heads(context, &mut qmp, record).await?.map(|_| Remedy::Adopt(name.clone()));
         let finding = Finding::fail("process", why);
         findings.push(match adopt {
@@ -102,7 +102,7 @@ async fn look(context: &Context, name: &Name, record: &Record, status: &Status) 
     }
     for (id, file) in qmp.open_layers().await? {
         match known.iter().find(|(known, _)| *known == id) {
-            Some((_, path)) if !live::is_same(&file, path) => findings.push(
+            Some((_, path)) if !connect::is_same(&file, path) => findings.push(
                 Finding::warn(
                     "process",
                     format!("its QEMU has layer {id} open as {file}, and it lies at {}", path.display()),
@@ -148,7 +148,7 @@ pub async fn heads(context: &Context, qmp: &mut Qmp, record: &Record) -> Result<
     Ok((!heads.is_empty()).then_some(heads))
 }
 
-/// The same as [`live::differs`], for somebody who wants to rely on it.
+/// The same as [`connect::differs`], for somebody who wants to rely on it.
 pub async fn agrees(context: &Context, name: &Name, record: &Record) -> Result<(), String> {
     let words = |error: Error| error.full_message();
     let mut qmp = connect(context, name).await.map_err(words)?;
@@ -156,7 +156,7 @@ pub async fn agrees(context: &Context, name: &Name, record: &Record) -> Result<(
     if let Some(job) = jobs.iter().find(|job| job.status != "concluded") {
         return Err(format!("QEMU's job {} is at work", job.id));
     }
-    live::differs(context, &mut qmp, record).await.map_err(words)?
+    connect::differs(context, &mut qmp, record).await.map_err(words)?
 }
 
 async fn agent(context: &Context, name: &Name, qmp: &mut Qmp, status: &Status) -> Result<Vec<Finding>, Error> {

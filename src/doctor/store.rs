@@ -9,9 +9,10 @@ use super::{Finding, Remedy};
 use crate::change::lost;
 use crate::context::Context;
 use crate::error::{IoContext, Result};
-use crate::layer::census;
+use crate::layer::garbage::{Certainty, Needs};
+use crate::layer::info;
 use crate::layer::pool::Pool;
-use crate::model::{Layer, LayerId, Name, Record, human};
+use crate::model::{Layer, Name, Record, human};
 use crate::store::trash::Found;
 use crate::store::{Store, plain, schema};
 use crate::sys::files::special;
@@ -317,10 +318,10 @@ fn sealing(store: &Store) -> Result<Vec<Finding>> {
 }
 
 /// Looks at the layers and at memory: damaged ones, and those nobody uses.
-pub fn examine_pool(context: &Context, pool: &Pool) -> Result<Vec<Finding>> {
-    let store = &context.store;
+pub fn examine_pool(context: &Context, needs: &Needs) -> Result<Vec<Finding>> {
+    let (store, pool) = (&context.store, &needs.pool);
     let mut findings = Vec::new();
-    let why = |layer| census::inspect(store, layer).err().map(|error| error.full_message()).unwrap_or_default();
+    let why = |layer| info::inspect(store, layer).err().map(|error| error.full_message()).unwrap_or_default();
     for layer in &pool.unusable {
         findings.push(Finding::warn("layers", why(layer)).hint("the VMs that use it are named below"));
     }
@@ -331,22 +332,14 @@ pub fn examine_pool(context: &Context, pool: &Pool) -> Result<Vec<Finding>> {
                 .hint("while that is so, layers that seem unused are kept; the VMs that use it are named below"),
         );
     }
-    let unused = |id: &LayerId| pool.uses(id).is_empty() && pool.children(id).next().is_none();
-    let wanted = store.below_trash()?;
     // What a QEMU has open is in use, whatever the records say; of that the VM's own findings tell.
     let open = |layer: &Layer| image_lock::is_open(&store.layout.layer(layer)).unwrap_or(true);
-    let certain =
-        pool.uncertainty(None).is_none() && store.torn_entry()?.is_none() && lost::directories(store)?.is_empty();
+    let certain = needs.certainty() == Certainty::Sure && lost::directories(store)?.is_empty();
     let claimed = if certain { Vec::new() } else { claimed(store, pool)? };
-    let unused: Vec<&Layer> = pool
-        .layers
-        .values()
-        .map(|info| &info.layer)
-        .filter(|layer| {
-            let is_wanted = wanted.contains(&layer.id) || claimed.contains(layer);
-            unused(&layer.id) && !is_wanted && !open(layer) && pool.stands_on_head(&layer.id).is_none()
-        })
-        .collect();
+    let unused = needs.orphans(|info| {
+        claimed.contains(&info.layer) || open(&info.layer) || pool.stands_on_head(&info.layer.id).is_some()
+    });
+    let unused: Vec<&Layer> = unused.iter().map(|info| &info.layer).collect();
     if !unused.is_empty() {
         findings.push(match certain {
             true => nobody_uses(unused.into_iter().cloned().collect()),

@@ -4,10 +4,12 @@ use jiff::Timestamp;
 
 use super::{Finding, Remedy, chain, running, store};
 use crate::change::lost::{self, Lost};
+use crate::change::open;
 use crate::change::{Step, recover};
 use crate::context::Context;
 use crate::ephemeral::discard::{self, Dates};
 use crate::error::{Error, IoContext, Kind, Result};
+use crate::instance::{boot_files, status};
 use crate::layer::pool::{Misfit, Pool};
 use crate::layer::stamp;
 use crate::model::{Layer, LayerId, Memory, Name, PORTS, Record, Role, State};
@@ -15,7 +17,7 @@ use crate::qemu::probe::Probe;
 use crate::store::journal::Journal;
 use crate::store::schema;
 use crate::sys::flock;
-use crate::vm::{cdrom, open, requirements, status, warm};
+use crate::vm::warm;
 
 /// Chains deeper than this make every read of old data slow.
 const DEEP: usize = 50;
@@ -343,9 +345,9 @@ fn needs(context: &Context, name: &Name, record: &Record) -> Option<Finding> {
     if record.is_template() {
         return None;
     }
-    let kernel = record.config.kernel.as_ref().map_or(Ok(()), requirements::check_kernel);
+    let kernel = record.config.kernel.as_ref().map_or(Ok(()), boot_files::check_kernel);
     let machine = Probe::get(context).and_then(|probe| probe.machine(&record.config.machine).map(drop));
-    let media = cdrom::check_isos(&record.config);
+    let media = boot_files::check_isos(&record.config);
     let error = machine.and(kernel).and(media).err()?;
     let hint = error.hints().first().cloned().unwrap_or_default();
     Some(Finding::fail("start", format!("it cannot start: {}", error.full_message())).of(name).hint(hint))

@@ -16,12 +16,12 @@ use uuid::Uuid;
 use crate::change::recover;
 use crate::context::Context;
 use crate::error::{IoContext, Kind, Result};
-use crate::layer::pool::Pool;
-use crate::model::{Ephemeral, Layer, LayerId, Name, Record, Snapshot};
+use crate::instance::{sockets, status, terminate};
+use crate::layer::garbage::{Going, Needs};
+use crate::model::{Ephemeral, Name, Record, Snapshot};
 use crate::qemu::process;
 use crate::store::{Store, plain, schema};
 use crate::sys::{fault, owner};
-use crate::vm::{status, stop};
 
 /// How long a QEMU that was killed at its start may take to end, and how often it is looked.
 const ENDING: Duration = Duration::from_secs(5);
@@ -39,7 +39,7 @@ async fn discard_if(context: &Context, name: &Name, may_go: impl Fn(&Record) -> 
     if !store.layout.vm(name).exists() {
         return Ok(None);
     }
-    let lock = match store.lock_vm(context, name).await {
+    let lock = match context.lock_vm(name).await {
         // Somebody else was quicker.
         Err(error) if error.kind() == Kind::NotFound => return Ok(None),
         other => other?,
@@ -56,7 +56,7 @@ async fn discard_if(context: &Context, name: &Name, may_go: impl Fn(&Record) -> 
         return Ok(None);
     }
     end(context, name).await?;
-    if let Some(sockets) = status::sockets(context, name) {
+    if let Some(sockets) = sockets::of(context, name) {
         process::clear(&sockets);
     }
     let gone = store.layout.gone(&Uuid::new_v4().simple().to_string());
@@ -73,7 +73,7 @@ async fn end(context: &Context, name: &Name) -> Result<()> {
     // It may be half-way through its start, or its end, and then its process is not found: whoever started it has killed it when interrupted.
     let deadline = Instant::now() + ENDING;
     while status::is_running(context, name)? {
-        match stop::kill(context, name).await {
+        match terminate::kill(context, name).await {
             Ok(()) => return Ok(()),
             Err(error) if Instant::now() >= deadline => return Err(error),
             Err(_) => tokio::time::sleep(LOOK).await,
@@ -88,7 +88,8 @@ fn clear(store: &Store, gone: &Path) -> Result<u64> {
     let path = gone.join("vm.json");
     let record = plain::read_if_possible(&path).and_then(|text| schema::parse_record(&text).ok());
     if let Some(record) = record {
-        for layer in freed(store, &record)? {
+        // Where names are unknown, `gc` finds the others later.
+        for layer in Needs::look(store)?.freed_by(&record, Going::ThrownAway).layers {
             let path = store.layout.layer(&layer);
             bytes += bytes_of(&path);
             match std::fs::remove_file(&path) {
@@ -119,30 +120,6 @@ pub fn own_bytes(store: &Store, name: &Name) -> u64 {
         .map_or(0, |record| record.config.writable().map(|disk| bytes_of(&store.layout.layer(&disk.layer))).sum())
 }
 
-/// Its own layers that nobody else names or stands on: those it writes to and those of its snapshots, from the top down. Where somebody's record cannot be read, or a
-/// chain is broken, only those it writes to: nobody else ever names such a layer, and who was made on it would stand on it by its header. `gc` finds the others
-/// later.
-fn freed(store: &Store, record: &Record) -> Result<Vec<Layer>> {
-    // What was removed in the usual way can be had back, and may stand on them.
-    let (mut pool, below_trash) = Pool::scan_with_trash(store)?;
-    let heads_alone = pool.lost.is_some() || !pool.unreadable.is_empty() || store.torn_entry()?.is_some();
-    if !pool.damaged.is_empty() || pool.unsettled {
-        return Ok(Vec::new());
-    }
-    let heads = || record.config.writable().map(|disk| &disk.layer);
-    let is_free =
-        |layer: &&Layer| !below_trash.contains(&layer.id) && (!heads_alone || heads().any(|head| head == *layer));
-    let own: Vec<LayerId> = record.layers().filter(is_free).map(|layer| layer.id.clone()).collect();
-    let mut freed = Vec::new();
-    loop {
-        let free = own
-            .iter()
-            .find(|id| pool.layers.contains_key(id) && pool.uses(id).is_empty() && pool.children(id).next().is_none());
-        let Some(info) = free.and_then(|id| pool.layers.remove(id)) else { return Ok(freed) };
-        freed.push(info.layer);
-    }
-}
-
 /// Removes VMs whose owner has died or whose date has passed, shells that do not wait any more, and what is left of those that are gone. Returns their names,
 /// and how many bytes on disk are free now. By a clock that cannot be believed, no date has passed.
 pub async fn reap(context: &Context) -> Result<Vec<(Name, u64)>> {
@@ -155,7 +132,11 @@ pub async fn reap(context: &Context) -> Result<Vec<(Name, u64)>> {
         }
     }
     let (mut reaped, mut kept) = (Vec::new(), Vec::new());
-    for name in store.names()? {
+    for (name, record) in store.load_all()? {
+        // What is to stay, and can be read, is none of them.
+        if record.is_ok_and(|record| record.ephemeral.is_none()) {
+            continue;
+        }
         if let Err(error) = restore_shell(context, &name) {
             context.ui.warn(&error.full_message());
         }

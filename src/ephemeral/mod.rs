@@ -6,6 +6,7 @@ pub mod discard;
 pub mod gitlab;
 pub mod pool;
 pub mod queue;
+pub mod request;
 pub mod reset;
 pub mod run;
 pub mod testbed;

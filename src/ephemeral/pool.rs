@@ -6,14 +6,16 @@
 use std::time::Duration;
 
 use super::{discard, queue};
+use crate::change::open;
 use crate::clone::{self, Kind};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
+use crate::instance::{connect, status};
 use crate::model::{Ephemeral, Name, PointRef, Record, human};
 use crate::qemu::qmp::{Qmp, REPLY};
 use crate::store::VmLock;
 use crate::sys::{fault, space};
-use crate::vm::{live, open, status, warm};
+use crate::vm::warm;
 
 /// What there is for one template.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,7 +86,7 @@ fn refuse_too_many(memory_bytes: u64, wanted: u32) -> Result<()> {
 pub async fn top_up(context: &Context, template: &Name) -> Result<u32> {
     // One at a time, so that two do not start the same ones.
     let uuid = context.store.load(template)?.uuid;
-    let _lock = context.store.lock_pool(context, template, uuid).await?;
+    let _lock = context.lock_pool(template, uuid).await?;
     let mut started = 0;
     loop {
         // It may have been drained or cooled meanwhile.
@@ -159,7 +161,7 @@ pub async fn claim(
         return Ok(None);
     }
     // The store first, then VMs.
-    let _store_lock = store.lock(context).await?;
+    let _store_lock = context.lock_store().await?;
     if store.layout.vm(name).exists() {
         return Err(Error::exists(format!("the name {name} is taken"))
             .hint("choose another name, or see what is there: cowhand ls -a"));
@@ -172,7 +174,7 @@ pub async fn claim(
         if !waits || !status::is_running(context, &shell)? {
             continue;
         }
-        let qmp = match live::connect_if_running(context, &shell).await {
+        let qmp = match connect::if_running(context, &shell).await {
             Ok(Some(mut qmp)) => match qmp.status(REPLY).await {
                 Ok(state) if state.status == STANDING => qmp,
                 // Somebody has let it go on: what it has done meanwhile nobody wants to go on from.
@@ -236,7 +238,7 @@ pub async fn drain(context: &Context, template: Option<&Name>) -> Result<usize> 
         };
         // Who is starting one just now does not see that none is wanted any more before it waits.
         let _lock = match record.warm {
-            Some(_) => Some(store.lock_pool(context, &name, record.uuid).await?),
+            Some(_) => Some(context.lock_pool(&name, record.uuid).await?),
             None => None,
         };
         for shell in shells(context, &record)? {

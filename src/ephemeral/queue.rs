@@ -42,7 +42,7 @@ pub async fn enter(context: &Context, memory_bytes: u64, most: Option<u32>) -> R
         ))
         .hint("give the template less memory, or the host more"));
     }
-    context.store.prepare_for(context)?;
+    context.prepare_store()?;
     let directory = context.store.layout.slots();
     make_directory(&directory)?;
     let queue = directory.join("queue.lock");

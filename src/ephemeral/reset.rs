@@ -3,16 +3,17 @@
 
 use uuid::Uuid;
 
+use crate::change::open;
 use crate::change::{self, Executor, Plan, Step};
 use crate::clone::{self, Kind};
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::instance::{boot_files, connect, launch};
 use crate::layer::chain;
 use crate::model::{Config, Disk, Format, Layer, Name, Origin, Record, Warm};
 use crate::qemu::cmdline::How;
 use crate::snapshot::plan;
 use crate::store::Store;
-use crate::vm::{cdrom, live, open, start};
 
 /// What a reset came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,7 +29,7 @@ pub async fn reset(context: &Context, name: &Name, stopped: bool) -> Result<Rese
     // What it goes back to must not be cooled or removed meanwhile.
     let from = stands_on_snapshot_of(context, name);
     let names: Vec<&Name> = [name].into_iter().chain(&from).collect();
-    let store_lock = context.store.lock_for(context, &names).await?;
+    let store_lock = context.lock_store_for(&names).await?;
     let (lock, record) = open::open_vm(context, name, "reset").await?;
     let origin = record.origin.clone().ok_or_else(|| {
         Error::refused(format!("{name} was not made from a template or a snapshot"))
@@ -70,12 +71,12 @@ pub async fn reset(context: &Context, name: &Name, stopped: bool) -> Result<Rese
     renew(name, &mut after.config, &base, keeps_size, &mut steps)?;
     if !stopped {
         // Before its QEMU is ended.
-        cdrom::check_isos(&after.config)
+        boot_files::check_isos(&after.config)
             .map_err(|error| error.hint(format!("or eject it: cowhand cdrom eject {name}")))?;
     }
-    let mut qmp = live::connect_if_running(context, name).await?;
+    let mut qmp = connect::if_running(context, name).await?;
     if let Some(qmp) = &mut qmp {
-        live::refuse_job(name, qmp).await?;
+        connect::refuse_job(name, qmp).await?;
         steps.push(Step::StopQemu);
     }
     steps.push(Step::save(&after));
@@ -98,7 +99,7 @@ pub async fn reset(context: &Context, name: &Name, stopped: bool) -> Result<Rese
                 let mut executor = Executor::with_no_qemu(context, name).waking(warm);
                 change::run(context, &lock, Plan::new(vec![Step::Wake]), &mut executor).await.map(drop)
             }
-            None => start::start_locked(context, name, &after, How::Running).await.map(drop),
+            None => launch::launch(context, name, &after, How::Running).await.map(drop),
         }
     };
     if let Err(error) = started.await {

@@ -5,88 +5,36 @@
 //! ```
 
 use std::fs::File;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
+use super::request::{Keep, Request, Warmth};
 use super::{discard, pool, queue};
+use crate::change::open;
 use crate::clone::{self, Kind};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Kind as ErrorKind, Result};
 use crate::guest::copy;
-use crate::guest::exec::{self, Failure, Finished, Streams};
+use crate::guest::exec::{self, Streams};
 use crate::guest::install::{self, Reached};
+use crate::guest::outcome::{Failure, Finished};
 use crate::guest::port::Client;
 use crate::helper::tree::Target;
-use crate::model::{Ephemeral, Name, PointRef, PortForward, Record, human};
+use crate::instance::launch::Launch;
+use crate::instance::{launch, ports};
+use crate::model::{Ephemeral, Name, Record, human};
 use crate::qemu::cmdline::How;
 use crate::settings::Accel;
 use crate::snapshot::delete;
 use crate::sys::{command, relay, space};
-use crate::vm::start::Launch;
-use crate::vm::{open, ports, start, warm};
+use crate::vm::warm;
 
 /// What has to be left on the store's file system for a guest to write to.
 const SPARE: u64 = 256 << 20;
 
 /// How many seconds a process that fills the pool again waits for others that do: nobody waits for it.
 const REFILL: &str = "3600";
-
-/// Where the guest comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Warmth {
-    /// From memory where that can be, else it boots.
-    #[default]
-    Either,
-    /// From memory, or not at all.
-    Warm,
-    /// It boots.
-    Cold,
-}
-
-/// What becomes of the VM afterwards.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Keep {
-    /// It goes.
-    #[default]
-    Never,
-    /// It stays if the command failed.
-    OnFailure,
-    /// It stays.
-    Always,
-}
-
-/// A run as asked for.
-#[derive(Debug, Clone)]
-pub struct Request {
-    /// A template, a snapshot or a stopped VM.
-    pub source: PointRef,
-    /// What to call the VM; made up without it.
-    pub name: Option<Name>,
-    /// Where the guest comes from.
-    pub warmth: Warmth,
-    /// What becomes of it.
-    pub keep: Keep,
-    /// It goes so long after it was made, whatever became of us.
-    pub ttl: Duration,
-    /// If it is kept: for so long; for ever without it.
-    pub keep_for: Option<Duration>,
-    /// What to copy into the guest before: from the host, to the guest.
-    pub copy_in: Vec<(PathBuf, String)>,
-    /// What to copy out of it afterwards, also when the command has failed: from the guest, to the host.
-    pub copy_out: Vec<(String, PathBuf)>,
-    /// How it is copied out.
-    pub copy_rules: copy::Rules,
-    /// How long the copies before the command may take together, and those after it.
-    pub copy_limit: Duration,
-    /// Ports of the host that lead into it.
-    pub ports: Vec<PortForward>,
-    /// How many runs may go on at once.
-    pub most: Option<u32>,
-    /// The command.
-    pub command: exec::Request,
-}
 
 /// A VM that was made for somebody, and runs.
 pub struct Made {
@@ -322,7 +270,7 @@ async fn boot(
     clone::clone(context, &cloning(request, name, Kind::Thin, ephemeral)).await?;
     let (lock, record) = open::open(context, name).await?;
     let launch = Launch { how: How::Running, held: Vec::new(), with_us: bound(request) };
-    drop(start::launch(context, name, &record, launch).await?);
+    drop(launch::launch(context, name, &record, launch).await?);
     drop(lock);
     let running = began.elapsed();
     match install::reach(context, name, limit).await? {

@@ -6,18 +6,20 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::run::{self, Keep, Request, Warmth};
+use super::request::{Keep, Request, Warmth};
+use super::run;
 use super::{discard, reset};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::guest::copy;
 use crate::guest::exec::{self, Stream, Streams};
 use crate::guest::install::{self, Reached};
+use crate::guest::outcome::Failure;
 use crate::guest::port::Client;
 use crate::helper::frame;
 use crate::helper::tree::{Budget, Target};
+use crate::instance::status;
 use crate::model::{Ephemeral, Name, PointRef};
-use crate::vm::status;
 
 /// What a line of the protocol asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -301,7 +303,7 @@ impl<'a> Testbed<'a> {
         match exec::exec(self.context, &name, &request, streams).await {
             Ok(finished) if finished.code == 0 => Ok(String::from_utf8_lossy(&text).trim().to_owned()),
             Ok(finished) => Err(Error::failed(format!("`{script}` exits with {} in the guest", finished.code))),
-            Err(exec::Failure::Ours(error)) => Err(error),
+            Err(Failure::Ours(error)) => Err(error),
             Err(_) => Err(Error::failed(format!("`{script}` cannot be run in the guest"))),
         }
     }

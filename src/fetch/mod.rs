@@ -13,6 +13,7 @@ pub mod body;
 pub mod digest;
 pub mod http;
 pub mod partial;
+mod room;
 pub mod unpack;
 mod work;
 
@@ -34,8 +35,9 @@ use body::{Body, Piece};
 use digest::{Digest, Hasher, Sums};
 use http::Client;
 use partial::Partial;
+use room::Room;
 use unpack::Packing;
-use work::{Arriving, Copied, Room};
+use work::{Arriving, Copied};
 
 /// The longest text that is read from a server, in bytes.
 pub const TEXT: u64 = 1 << 20;

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use ruzstd::decoding::StreamingDecoder;
 use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
 
-use super::work::Room;
+use super::room::Room;
 use crate::sys::sparse::Stop;
 
 /// The longest image that is written, in bytes.

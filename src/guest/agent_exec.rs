@@ -6,7 +6,7 @@ use std::time::Duration;
 use qapi::qga::{GuestExecCaptureOutput, guest_exec, guest_exec_status};
 use tokio::time::Instant;
 
-use super::exec::Failure;
+use super::outcome::Failure;
 use super::{is_frozen, session, stays_frozen};
 use crate::context::Context;
 use crate::error::Error;

@@ -8,16 +8,16 @@ use tokio::time::{Instant, sleep_until};
 
 use super::agent_exec;
 use super::install::{self, Reached};
+use super::outcome::{Failure, Finished};
 use super::port::{self, Client};
 use super::session;
 use crate::context::Context;
 use crate::error::{Error, Kind as ErrorKind};
 use crate::helper::frame::{self, Kind, LARGEST, Reply, WINDOW, Why};
+use crate::instance::{launch, sockets, status};
 use crate::model::{Name, State};
-use crate::qemu::agent::AgentError;
 use crate::qemu::qmp::Qmp;
 use crate::sys::rotated::Rotated;
-use crate::vm::status;
 
 /// How often it is looked whether the guest is still there.
 const TICK: Duration = Duration::from_secs(2);
@@ -76,51 +76,12 @@ pub struct Streams<'a> {
     pub output: &'a mut dyn FnMut(Stream, &[u8]) -> std::io::Result<()>,
 }
 
-/// How a command ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Finished {
-    /// The exit code, or 128 plus the signal that ended it.
-    pub code: u8,
-    /// The guest agent kept only the beginning of the output.
-    pub truncated: bool,
-}
-
 /// Nobody reads its output any more: as if SIGPIPE had ended it. Or it cannot be written, which is a failure of ours.
 fn unread(error: std::io::Error) -> Result<Finished, Failure> {
     if error.kind() == std::io::ErrorKind::BrokenPipe {
         return Ok(Finished { code: 128 + 13, truncated: false });
     }
     Err(Error::failed("what the command writes cannot be written here").because(error).into())
-}
-
-/// Why it did not end by itself.
-#[derive(Debug)]
-pub enum Failure {
-    /// It took longer than it may, and was ended.
-    TimedOut,
-    /// The same, where only the agent could be spoken to, which ends nothing.
-    GoesOn {
-        /// Its process id in the guest.
-        pid: i64,
-    },
-    /// The guest has no such program.
-    NotFound(String),
-    /// The guest has it and cannot run it.
-    NotExecutable(String),
-    /// We could not get so far.
-    Ours(Error),
-}
-
-impl From<Error> for Failure {
-    fn from(error: Error) -> Self {
-        Self::Ours(error)
-    }
-}
-
-impl From<AgentError> for Failure {
-    fn from(error: AgentError) -> Self {
-        Self::Ours(error.into())
-    }
 }
 
 /// Runs a command in `name` and waits for its end.
@@ -340,7 +301,7 @@ async fn look(
         let error = Error::qemu(format!("the kernel of the guest of {name} has panicked"));
         return Err(error.because(format!("\"{words}\"")));
     }
-    if let Some(sockets) = status::sockets(context, name)
+    if let Some(sockets) = sockets::of(context, name)
         && let Some(open) = Qmp::open_ports(&sockets.status()).await
         && open.get(client.index()) == Some(&false)
     {
@@ -380,7 +341,7 @@ fn panic(context: &Context, name: &Name, printed: u64) -> Option<String> {
 }
 
 fn last_words(context: &Context, name: &Name, error: Error) -> Error {
-    match crate::vm::start::last_words(context, name) {
+    match launch::last_words(context, name) {
         Some(words) => error.because(words),
         None => error,
     }

@@ -12,11 +12,11 @@ use super::session;
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::helper::{DIRECTORY, VERB};
+use crate::instance::sockets;
 use crate::model::{Name, PORTS, port_name};
 use crate::qemu::agent::{AgentError, REPLY};
 use crate::qemu::qmp::Qmp;
 use crate::sys::elf;
-use crate::vm::status;
 
 /// How long the program may take on its way.
 const SENDING: Duration = Duration::from_secs(120);
@@ -63,7 +63,7 @@ pub async fn reach(context: &Context, name: &Name, limit: Duration) -> Result<Re
     let deadline = Instant::now() + limit;
     session::refuse_not_running(context, name)?;
     let turn = port::take_turn(context, name, deadline).await?;
-    let sockets = status::sockets(context, name)
+    let sockets = sockets::of(context, name)
         .ok_or_else(|| Error::damaged(format!("{name} runs, but where its sockets are is not known")))?;
     match Qmp::open_ports(&sockets.status()).await {
         Some(open) if open.len() < PORTS => {
@@ -96,7 +96,7 @@ async fn both<T>(
 async fn send(context: &Context, name: &Name, turn: port::Turn, deadline: Instant) -> Result<Reached> {
     let mut session = session::open(context, name, deadline.saturating_duration_since(Instant::now())).await?;
     // Whoever had the agent before may have sent it.
-    let sockets = status::sockets(context, name);
+    let sockets = sockets::of(context, name);
     if let Some(sockets) = sockets
         && Qmp::open_ports(&sockets.status()).await.is_some_and(|open| open.get(turn.index()).is_some_and(|open| *open))
     {

@@ -11,6 +11,7 @@ pub mod freeze;
 pub mod identity;
 pub mod install;
 pub mod network;
+pub mod outcome;
 pub mod port;
 pub mod session;
 

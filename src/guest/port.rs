@@ -12,10 +12,10 @@ use tokio::time::{Instant, timeout_at};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::helper::frame::{self, Decoder, Kind, LARGEST, Next, Reply, Request, START, VERSION, WELCOME};
+use crate::instance::sockets;
 use crate::model::{Name, PORTS};
 use crate::store::open_lock;
 use crate::sys::flock;
-use crate::vm::status;
 
 /// How long an answer to the first words may take before they are said again.
 const AGAIN: Duration = Duration::from_secs(2);
@@ -68,7 +68,7 @@ pub struct Wire {
 impl Wire {
     /// Connects.
     pub async fn connect(context: &Context, name: &Name, turn: Turn) -> Result<Self> {
-        let sockets = status::sockets(context, name)
+        let sockets = sockets::of(context, name)
             .ok_or_else(|| Error::damaged(format!("{name} runs, but where its sockets are is not known")))?;
         let path = sockets.port(turn.index);
         let stream = UnixStream::connect(&path).await.on("connect to", &path)?;

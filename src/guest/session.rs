@@ -7,14 +7,15 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
+use crate::change::open;
 use crate::change::recover;
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
+use crate::instance::{sockets, status};
 use crate::model::{Name, State};
 use crate::qemu::agent::{Agent, AgentError};
 use crate::store::open_lock;
 use crate::sys::{flock, owner};
-use crate::vm::{open, status};
 
 /// How soon a socket that is not there yet is looked for again.
 const RETRY: Duration = Duration::from_millis(20);
@@ -30,7 +31,7 @@ pub struct Session {
 pub async fn open(context: &Context, name: &Name, limit: Duration) -> Result<Session> {
     let store = &context.store;
     refuse_not_running(context, name)?;
-    let sockets = status::sockets(context, name)
+    let sockets = sockets::of(context, name)
         .ok_or_else(|| Error::damaged(format!("{name} runs, but where its sockets are is not known")))?;
     let deadline = Instant::now() + limit;
     let lock = take_turn(store.layout.agent_lock(name), deadline.saturating_duration_since(Instant::now())).await?;
@@ -83,7 +84,7 @@ pub async fn settle(context: &Context, name: &Name) -> Result<()> {
     }
     match store.try_lock_vm(name, &context.operation)? {
         Some(lock) => recover::recover(context, &lock).await.map(drop),
-        None if is_made || recover::is_waking(store, name)? => store.lock_vm(context, name).await.map(drop),
+        None if is_made || recover::is_waking(store, name)? => context.lock_vm(name).await.map(drop),
         None => Ok(()),
     }
 }

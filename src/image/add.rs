@@ -215,7 +215,7 @@ fn existing(context: &Context, resolved: &Resolved) -> Result<Option<Added>> {
 /// Reads the source, inspects it, and makes the image. With `reuse`, one that another command has
 /// made meanwhile will do.
 async fn obtain(context: &Context, mut resolved: Resolved, reuse: bool) -> Result<Added> {
-    context.store.prepare_for(context)?;
+    context.prepare_store()?;
     // The machine of clones; a host without QEMU is told so before anything is read.
     let machine = Probe::get(context)?.machine("q35")?;
     find_checksum(context, &mut resolved).await?;
@@ -345,9 +345,9 @@ fn ask(path: &Path, said: Option<Format>) -> Ask<'_> {
 /// Copies the file into the pool, where it is inspected again, and makes its record.
 async fn keep(context: &Context, resolved: Resolved, machine: String, candidate: Candidate) -> Result<Added> {
     let name = resolved.name;
-    let store_lock = context.store.lock(context).await?;
+    let store_lock = context.lock_store().await?;
     change::recover::sweep(context, &store_lock).await?;
-    let lock = context.store.claim(context, &store_lock, &name)?;
+    let lock = context.store.claim(&context.operation, &store_lock, &name)?;
     drop(store_lock);
     let layer = Layer::new(candidate.format);
     let disk = Disk::new("vda", layer.clone(), candidate.virtual_bytes);

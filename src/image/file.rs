@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::change::open;
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
+use crate::instance::status;
 use crate::layer::foreign::rule::{Ask, Spelling};
 use crate::layer::foreign::{self, chain as chains};
 use crate::layer::inspect::{self, Content, Reference, Role};
@@ -21,7 +23,7 @@ use crate::qemu::img::{Checked, Img, Info, Inside, Repair, Source};
 use crate::sys::cage::Held;
 use crate::sys::{files, image_lock};
 use crate::ui::Task;
-use crate::vm::{list, open, status};
+use crate::vm::list;
 
 /// What is known of an image without opening any file it names, with its internal snapshots.
 pub async fn info(context: &Context, path: &Path, format: Option<Format>) -> Result<Seen> {

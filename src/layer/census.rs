@@ -1,20 +1,19 @@
 //! The census: reads the headers of all layers and the records of all VMs into a [`Pool`].
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::time::SystemTime;
 
 use rustix::io::Errno;
 
+use super::info;
+use super::info::LayerInfo;
 use super::note::{self, Noted};
-use super::opened::{self, Opened};
-use super::pool::{LayerInfo, Pool, Use};
-use super::{foreign, inspect, qcow2};
+use super::opened;
+use super::pool::{Pool, Use};
 use crate::error::{Error, IoContext, Kind, Result};
-use crate::model::{Format, Layer, LayerId, Name};
-use crate::store::{Store, journal, plain};
+use crate::model::{Layer, LayerId, Name};
+use crate::store::{Store, journal};
+use crate::sys::parallel;
 
 /// How often a census is taken again because others changed what it had seen already. More than that is no coincidence.
 const ROUNDS: usize = 50;
@@ -66,20 +65,24 @@ impl Pool {
 
     /// Adds what spare copies name and the records do not.
     pub fn add_spares(&mut self, store: &Store) -> Result<()> {
-        for (name, record) in store.records()? {
-            if let Some(spare) = store.overruling(&name, &record)? {
-                self.add_spare(&name, &spare);
+        let records = store.records()?;
+        let spares = parallel::map(&records, |(name, record)| store.overruling(name, record));
+        for ((name, _), spare) in records.iter().zip(spares) {
+            if let Some(spare) = spare? {
+                self.add_spare(name, &spare);
             }
         }
         Ok(())
     }
 
     fn read_headers(&mut self, store: &Store) -> Result<()> {
-        for layer in files(store)? {
-            match inspect(store, &layer) {
+        for (layer, info, noted) in inspect_all(store)? {
+            match info {
                 Ok(info) => {
                     // Which of the two it stands on nobody knows, so nothing happens to either.
-                    if let (true, Noted::On(backing)) = (info.disputed, note::read(store, &layer)) {
+                    if info.disputed
+                        && let Noted::On(backing) = noted
+                    {
                         let noted = LayerInfo { backing, disputed: false, ..info.clone() };
                         self.noted.insert(layer.id.clone(), noted);
                     }
@@ -95,7 +98,7 @@ impl Pool {
                 }
                 // One layer that is damaged or cannot be read concerns those who stand on it, and nobody else.
                 Err(_) => {
-                    if let Noted::On(Some(backing)) = note::read(store, &layer) {
+                    if let Noted::On(Some(backing)) = noted {
                         let info = LayerInfo { backing: Some(backing), ..LayerInfo::unusable(layer.clone()) };
                         self.noted.insert(layer.id.clone(), info);
                     }
@@ -112,10 +115,10 @@ impl Pool {
 
     /// Returns what records name, and nobody has seen.
     fn read_records(&mut self, store: &Store, names: &[Name]) -> Result<Vec<(Name, Layer)>> {
+        // The journal first: what a change has pinned is in the record when the journal goes.
+        let read = |name: &Name| (journal::pins(store, name), store.load_if_there(name));
         let mut unseen = Vec::new();
-        for name in names {
-            let pins = journal::pins(store, name);
-            let record = if store.exists(name) { store.load(name).map(Some) } else { Ok(None) };
+        for (name, (pins, record)) in names.iter().zip(parallel::map(names, read)) {
             if record.is_err() || pins.is_err() {
                 self.unreadable.push(name.clone());
             }
@@ -156,14 +159,16 @@ impl Pool {
     /// A layer that is named or stood on was not seen. Either it came, or went, while we looked; or it is lost.
     fn doubt(&self, store: &Store, unseen: &[(Name, Layer)]) -> Option<Doubt> {
         let is_there = |layer: &Layer| store.layout.layer(layer).symlink_metadata().is_ok();
+        let mut used = None;
         let by_header = self.layers.values().filter_map(|info| {
             let backing = info.backing.as_ref().filter(|backing| !self.has_seen(backing))?;
-            let still_on_it = || inspect(store, &info.layer).is_ok_and(|now| now.backing.as_ref() == Some(backing));
+            let still_on_it =
+                || info::inspect(store, &info.layer).is_ok_and(|now| now.backing.as_ref() == Some(backing));
             if is_there(backing) || !still_on_it() {
                 return Some(Doubt::Torn);
             }
             // What nobody needs can lack what it likes.
-            (!self.users(&info.layer.id).is_empty()).then(|| Doubt::Lost(backing.id.clone()))
+            used.get_or_insert_with(|| self.used()).contains(&info.layer.id).then(|| Doubt::Lost(backing.id.clone()))
         });
         let by_record = unseen.iter().map(|(name, layer)| {
             let still_named = || store.load(name).is_ok_and(|record| record.layers().any(|named| named == layer));
@@ -229,11 +234,24 @@ fn files(store: &Store) -> Result<Vec<Layer>> {
     Ok(layers)
 }
 
+/// Every layer that has a file in the pool, with what it says of itself. Where that is damaged, or not what was noted
+/// beside it, also what was noted, as it was just then.
+fn inspect_all(store: &Store) -> Result<Vec<(Layer, Result<LayerInfo>, Noted)>> {
+    let layers = files(store)?;
+    let looks = parallel::map(&layers, |layer| {
+        let info = info::inspect(store, layer);
+        let is_told = info.as_ref().is_ok_and(|info| !info.disputed);
+        let noted = if is_told { Noted::Nothing } else { note::read(store, layer) };
+        (info, noted)
+    });
+    Ok(layers.into_iter().zip(looks).map(|(layer, (info, noted))| (layer, info, noted)).collect())
+}
+
 /// The layers whose header says that they stand on one of `bases`, or whose header is damaged and whose note says so.
 pub fn standing_on(store: &Store, bases: &[&Layer]) -> Result<Vec<Layer>> {
     let mut standing = Vec::new();
-    for layer in files(store)? {
-        match inspect(store, &layer) {
+    for (layer, info, noted) in inspect_all(store)? {
+        match info {
             Ok(info) if info.backing.as_ref().is_some_and(|backing| bases.contains(&backing)) => standing.push(layer),
             Ok(info) if !info.disputed => {}
             // It has gone.
@@ -241,7 +259,6 @@ pub fn standing_on(store: &Store, bases: &[&Layer]) -> Result<Vec<Layer>> {
             Err(error) if !is_about_the_layer(&error) => return Err(error),
             // By its note.
             Ok(_) | Err(_) => {
-                let noted = note::read(store, &layer);
                 standing.extend(bases.iter().any(|base| noted == Noted::On(Some((*base).clone()))).then_some(layer));
             }
         }
@@ -249,127 +266,11 @@ pub fn standing_on(store: &Store, bases: &[&Layer]) -> Result<Vec<Layer>> {
     Ok(standing)
 }
 
-/// Reads what one layer says of itself. What it should not say is damage of this layer; that its file cannot be read is an error of another kind.
-pub fn inspect(store: &Store, layer: &Layer) -> Result<LayerInfo> {
-    let opened = opened::open(store, layer).map_err(|error| of_the_layer(error, layer))?;
-    look(&opened, &store.layout.layer(layer), layer).map_err(|error| of_the_layer(error, layer))
-}
-
-/// The same, of a file that is not in its place.
-pub fn inspect_file(path: &Path, layer: &Layer) -> Result<LayerInfo> {
-    let opened = Opened { file: plain::open_existing(path)?, in_place: None };
-    look(&opened, path, layer).map_err(|error| of_the_layer(error, layer))
-}
-
-fn of_the_layer(error: Error, layer: &Layer) -> Error {
-    match error.kind() {
-        Kind::Refused => Error::damaged(format!("layer {layer} is damaged: {}", error.full_message())),
-        _ => error,
-    }
-}
-
-fn look(opened: &Opened, path: &Path, layer: &Layer) -> Result<LayerInfo> {
-    let Opened { file, in_place } = opened;
-    let about = file.metadata().on("read", path)?;
-    let mut info = LayerInfo {
-        layer: layer.clone(),
-        backing: None,
-        virtual_bytes: if layer.format == Format::Raw { about.len() } else { 0 },
-        allocated_bytes: about.blocks() * 512,
-        internal_snapshots: 0,
-        disputed: false,
-        guest_memory: false,
-    };
-    let (noted, whose) = if in_place.is_some() { (Noted::Nothing, None) } else { note::read_file(file) };
-    if let Some(other) = whose.filter(|id| *id != layer.id) {
-        return Err(Error::damaged(format!(
-            "layer {layer} is damaged: its file is that of layer {other}; were files exchanged?"
-        ))
-        .hint(format!("its file is {}", path.display()))
-        .hint(format!(
-            "if it is that of {layer} after all: setfattr --remove user.cowhand.backing {}",
-            path.display()
-        )));
-    }
-    if layer.format == Format::Qcow2 {
-        let damaged = |why: &str| {
-            Error::damaged(format!("layer {layer} is damaged: {why}")).hint(format!("its file is {}", path.display()))
-        };
-        let bytes = start(file, path)?;
-        let header = qcow2::parse(&bytes).map_err(|error| damaged(&error.full_message()))?;
-        let header = header.ok_or_else(|| damaged("it has no qcow2 header"))?;
-        // A table of a running VM may have been moved to the end of the file meanwhile.
-        let tables = match tables(file, path, &bytes)? {
-            Err(_) => tables(file, path, &start(file, path)?)?,
-            tables => tables,
-        };
-        let l1 = tables.map_err(|why| damaged(&why))?;
-        if header.data_file {
-            return Err(damaged("it keeps its data in another file"));
-        }
-        info.virtual_bytes = header.virtual_bytes;
-        info.internal_snapshots = header.snapshots;
-        info.guest_memory = l1[qcow2::memory_entries(&bytes, &l1)].iter().any(|byte| *byte != 0);
-        if let Some(name) = header.backing_file {
-            let backing = Layer::from_file_name(&name)
-                .ok_or_else(|| damaged(&format!("its backing file {name:?} is not a layer of the store")))?;
-            // It had none when it was taken; its owner has written it, and may not choose among our layers.
-            if in_place.is_some() {
-                return Err(damaged(&format!("it is a file in its place, and names the backing file {name:?}")));
-            }
-            if header.backing_format.as_deref().is_some_and(|format| format != backing.format.as_str()) {
-                return Err(damaged(&format!(
-                    "it takes its backing file {name:?} for {}",
-                    header.backing_format.as_deref().unwrap_or_default()
-                )));
-            }
-            info.backing = Some(backing);
-        }
-        // A merge takes the note away before the header is written, and notes anew what that says.
-        info.disputed = matches!(&noted, Noted::On(on) if *on != info.backing) && note::read_file(file).0 == noted;
-    } else if layer.format != Format::Raw && !foreign::is_alone(file, path, layer.format)? {
-        // A file that is used in its place can have been changed by its owner.
-        return Err(Error::damaged(format!(
-            "layer {layer} is damaged: it names other files, or is not {}",
-            layer.format
-        )));
-    }
-    Ok(info)
-}
-
-/// The L1 table of the qcow2 image that begins with `start`; or what is wrong with its header, or with where its tables are. The tables of the second level
-/// are not read, since there may be gigabytes of them; `disk check` and `doctor --deep` do that.
-fn tables(file: &File, path: &Path, start: &[u8]) -> Result<Result<Vec<u8>, String>> {
-    let length = || Ok::<_, Error>(file.metadata().on("read", path)?.len());
-    if let Some(why) = qcow2::problem(start, length()?) {
-        return Ok(Err(why));
-    }
-    let (at, bytes) = qcow2::l1_table(start);
-    let mut l1 = vec![0; bytes];
-    inspect::Source::read_at(file, at, &mut l1).on("read", path)?;
-    // The length after the table: QEMU makes room for an L2 table first, and then enters it.
-    Ok(match qcow2::lost_l2_table(start, &l1, length()?) {
-        Some(why) => Err(why),
-        None => Ok(l1),
-    })
-}
-
-/// The first bytes of a layer, enough for its header.
-pub fn read_start(store: &Store, layer: &Layer) -> Result<Vec<u8>> {
-    start(&opened::open(store, layer)?.file, &store.layout.layer(layer))
-}
-
-fn start(file: &File, path: &Path) -> Result<Vec<u8>> {
-    let mut bytes = vec![0; qcow2::HEADER_BYTES];
-    let length = inspect::Source::read_at(file, 0, &mut bytes).on("read", path)?;
-    bytes.truncate(length);
-    Ok(bytes)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::layer::create;
+    use crate::model::Format;
 
     struct Bench {
         _directory: tempfile::TempDir,

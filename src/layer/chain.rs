@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
+use super::info::LayerInfo;
 use super::note::{self, Noted};
-use super::pool::LayerInfo;
-use super::{census, sealed};
+use super::{info, sealed};
 use crate::error::{Error, Result};
-use crate::model::{Chain, Config, Disk, Layer, Link, Name};
+use crate::model::{Chain, Config, Disk, Layer, Link};
 use crate::store::Store;
 
 /// The longest chain that is followed; beyond it something is wrong.
@@ -25,7 +25,7 @@ fn follow(store: &Store, layer: &Layer) -> Result<(Chain, Option<LayerInfo>)> {
         if links.iter().any(|link| link.layer.id == layer.id) || links.len() == MAX_DEPTH {
             return Err(Error::damaged(format!("the chain of layer {} never ends", links[0].layer)));
         }
-        let info = census::inspect(store, &layer)?;
+        let info = info::inspect(store, &layer)?;
         links.push(Link {
             path: store.layout.layer(&layer),
             layer,
@@ -61,7 +61,7 @@ pub fn whole(store: &Store, layer: &Layer) -> Result<Chain> {
 
 /// Refuses a layer that has lost something since it was sealed, or does not stand on what it was made on.
 pub fn refuse_unsound(store: &Store, layer: &Layer) -> Result<()> {
-    let info = census::inspect(store, layer)?;
+    let info = info::inspect(store, layer)?;
     if info.disputed {
         return Err(disputed_header(store, &info));
     }
@@ -81,28 +81,6 @@ fn disputed_header(store: &Store, info: &LayerInfo) -> Error {
             "if it was rebased on purpose: setfattr --remove user.cowhand.backing {}",
             store.layout.layer(&info.layer).display()
         ))
-}
-
-/// How often a chain is looked at before it is called broken: a merge beside it changes records and headers one after the other.
-const LOOKS: usize = 3;
-
-/// The first VM or template that names a layer whose chain is not whole, or is not what it was made to be.
-pub fn first_broken(store: &Store) -> Result<Option<Name>> {
-    let mut whole: Vec<Layer> = Vec::new();
-    Ok(store.names()?.into_iter().find(|name| !(0..LOOKS).any(|_| is_whole(store, name, &mut whole))))
-}
-
-/// Can the record of `name` be read by nobody, or are all its chains whole? Layers in `whole` are, and those that are found to be are added.
-fn is_whole(store: &Store, name: &Name, whole: &mut Vec<Layer>) -> bool {
-    let Ok(record) = store.load(name) else { return true };
-    record.layers().all(|layer| {
-        if whole.contains(layer) {
-            return true;
-        }
-        let Some((chain, None)) = follow(store, layer).ok() else { return false };
-        whole.extend(chain.links().iter().map(|link| link.layer.clone()));
-        true
-    })
 }
 
 /// Reads the chains of all volumes, which shows that they are whole, and takes over the sizes that the images have now: a disk

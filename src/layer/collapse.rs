@@ -10,7 +10,8 @@
 
 use crate::model::{Format, Layer, LayerId, Name};
 
-use super::pool::{LayerInfo, Pool, Use};
+use super::info::LayerInfo;
+use super::pool::{Pool, Use};
 
 /// One thing to do.
 #[derive(Debug, Clone, PartialEq, Eq)]

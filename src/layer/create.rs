@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
-use super::{note, qcow2};
+use super::{info, qcow2};
 use crate::error::{IoContext, Result};
 use crate::model::{Format, Layer};
 use crate::store::{Store, atomic};
@@ -69,7 +69,7 @@ pub fn finish(store: &Store, layer: &Layer) -> Result<()> {
     std::fs::rename(&partial, store.layout.layer(layer)).on("rename", &partial)?;
     fault::point("a layer, in its place").on("flush", &partial)?;
     atomic::sync_directory(&store.layout.layers())?;
-    note::write(store, layer);
+    info::note_backing(store, layer);
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use rustix::fs::{Advice, fadvise};
 use serde_json::Value;
 
-use super::{census, opened, qcow2};
+use super::{info, opened, qcow2};
 use crate::error::{Error, IoContext, Result};
 use crate::model::Merge;
 use crate::qemu::nodes;
@@ -62,7 +62,7 @@ impl Written {
         let mut written = Self { layers: Vec::new(), headers: Vec::new() };
         for merge in merges {
             let layer = merge.written();
-            let backing = census::inspect(store, layer)?.backing;
+            let backing = info::inspect(store, layer)?.backing;
             written.layers.push(Target {
                 job: merge.job(),
                 path: store.layout.layer(layer),

@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
 use rustix::fs::OFlags;
 
-use super::{census, chain, inspect, qcow2};
+use super::{chain, info, inspect, qcow2};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::model::Layer;
@@ -21,7 +21,7 @@ use crate::sys::image_lock;
 /// leaves at most clusters that nothing uses, which `disk check --repair` frees.
 pub async fn give_up(context: &Context, layer: &Layer) -> Result<()> {
     let store = &context.store;
-    let is_there = || Ok::<_, Error>(census::inspect(store, layer)?.guest_memory);
+    let is_there = || Ok::<_, Error>(info::inspect(store, layer)?.guest_memory);
     if !is_there()? {
         return Ok(());
     }

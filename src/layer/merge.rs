@@ -11,7 +11,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::flush::{self, Written};
-use super::{census, chain, note, sealed};
+use super::{chain, info, note, sealed};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::model::{Chain, Layer, Merge, MergeKind, human};
@@ -42,7 +42,7 @@ pub async fn run(
     let was_sealed: Vec<&Layer> = written.filter(|layer| sealed::forget(store, layer)).collect();
     let outcome = carry_out(context, live, merges, paused_at).await;
     if matches!(outcome, Ok(()) | Err(Failure::Untouched(_))) {
-        relinked().for_each(|layer| note::write(store, layer));
+        relinked().for_each(|layer| info::note_backing(store, layer));
     }
     // QEMU may still hold something of a merge that was called off. What the guest writes to from now on is sealed no more.
     if outcome.is_ok() {
@@ -168,7 +168,7 @@ fn has_not_switched(job: &Job) -> bool {
 /// harmless, because nothing was written since.
 fn done(context: &Context, merge: &Merge) -> Result<bool> {
     let stands_on =
-        |layer, base: Option<&_>| census::inspect(&context.store, layer).map(|info| info.backing.as_ref() == base);
+        |layer, base: Option<&_>| info::inspect(&context.store, layer).map(|info| info.backing.as_ref() == base);
     match (merge.kind, &merge.overlay) {
         (MergeKind::Stream, _) => stands_on(&merge.top, merge.below.as_ref()),
         (MergeKind::Commit, Some(overlay)) => stands_on(overlay, Some(&merge.base)),

@@ -11,7 +11,6 @@ use std::path::Path;
 use rustix::fs::{XattrFlags, fgetxattr, lgetxattr, lremovexattr, lsetxattr};
 use rustix::io::Errno;
 
-use super::census;
 use crate::model::{Layer, LayerId};
 use crate::store::Store;
 
@@ -29,9 +28,8 @@ pub enum Noted {
 }
 
 /// Notes what the header says now.
-pub fn write(store: &Store, layer: &Layer) {
-    let Ok(info) = census::inspect(store, layer) else { return forget(store, layer) };
-    let name = info.backing.map(|backing| backing.file_name()).unwrap_or_default();
+pub fn write(store: &Store, layer: &Layer, backing: Option<&Layer>) {
+    let name = backing.map(Layer::file_name).unwrap_or_default();
     let text = format!("{name} {}", layer.id);
     if lsetxattr(store.layout.layer(layer), NAME, text.as_bytes(), XattrFlags::empty()).is_err() {
         forget(store, layer);

@@ -3,47 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use super::info::LayerInfo;
 use crate::error::{Error, Result};
 use crate::model::{Layer, LayerId, Name, Record};
-
-/// What is known of one layer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LayerInfo {
-    /// Identity and format.
-    pub layer: Layer,
-    /// The layer it stands on.
-    pub backing: Option<Layer>,
-    /// The size the guest sees, in bytes; 0 where only QEMU could tell (vmdk and the like).
-    pub virtual_bytes: u64,
-    /// Bytes on disk.
-    pub allocated_bytes: u64,
-    /// How many internal snapshots it carries.
-    pub internal_snapshots: u32,
-    /// By its note, it was made on another one than its header says.
-    pub disputed: bool,
-    /// Its active part, too, holds the memory of a guest: see [`super::guest_memory`].
-    pub guest_memory: bool,
-}
-
-impl LayerInfo {
-    /// Would the guest see memory of an earlier one behind what it has now, were the disk grown to `bytes`? QEMU keeps it there, and does not take it away.
-    pub fn would_show_memory(&self, bytes: u64) -> bool {
-        self.guest_memory && bytes > self.virtual_bytes
-    }
-
-    /// What is known of a file that is used in its place and cannot be read: it has no backing file.
-    pub fn unusable(layer: Layer) -> Self {
-        Self {
-            layer,
-            backing: None,
-            virtual_bytes: 0,
-            allocated_bytes: 0,
-            internal_snapshots: 0,
-            disputed: false,
-            guest_memory: false,
-        }
-    }
-}
 
 /// Who names a layer.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -134,13 +96,23 @@ pub struct Pool {
 impl Pool {
     /// Why nobody can be sure who uses what: somebody's record or a layer's header cannot be read.
     pub fn uncertainty(&self, except: Option<&Name>) -> Option<String> {
+        self.unseen_names(except).or_else(|| self.unseen_headers())
+    }
+
+    /// Why some names of layers are unknown: those in a record or a journal, `except`'s left aside, or
+    /// those that only a layer which is missing could tell.
+    pub(super) fn unseen_names(&self, except: Option<&Name>) -> Option<String> {
         let unreadable = self.unreadable.iter().find(|name| Some(*name) != except);
         let record = unreadable
             .map(|name| format!("the record or the journal of {name} cannot be read, so what it uses is unknown"));
-        let header = || self.damaged.first().map(|layer| format!("the header of layer {layer} cannot be read"));
         let lost = || self.lost.as_ref().map(|id| format!("layer {id} is missing, and what it stands on is unknown"));
-        let unsettled = || self.unsettled.then(|| "other commands change the store all the time".to_owned());
-        record.or_else(header).or_else(lost).or_else(unsettled)
+        record.or_else(lost)
+    }
+
+    /// Why it is unknown what some layer stands on, or whether all were seen.
+    pub(super) fn unseen_headers(&self) -> Option<String> {
+        let header = self.damaged.first().map(|layer| format!("the header of layer {layer} cannot be read"));
+        header.or_else(|| self.unsettled.then(|| "other commands change the store all the time".to_owned()))
     }
 
     /// Why `record` cannot be the truth about what `name` writes to, if it cannot: a head is written, so nothing stands on it and nobody else has it.
@@ -200,18 +172,6 @@ impl Pool {
     pub fn is_disputed(&self, name: &Name) -> bool {
         let of_a_chain = |id: &LayerId| self.chain(id).is_ok_and(|chain| chain.iter().any(|info| info.disputed));
         self.named_by(name).iter().any(of_a_chain)
-    }
-
-    /// The layers that a record names, or that one stands on which somebody uses, and that are not there.
-    pub fn lacking(&self) -> BTreeSet<&LayerId> {
-        let is_of_a_record = |r#use: &Use| r#use.is_recorded();
-        let named = self.uses.iter().filter(|(_, uses)| uses.iter().any(is_of_a_record)).map(|(id, _)| id);
-        let all = self.layers.values().chain(self.noted.values());
-        let infos = all.filter(|info| !self.users(&info.layer.id).is_empty());
-        let stood_on = infos.filter_map(|info| info.backing.as_ref()).map(|backing| &backing.id);
-        let is_there =
-            |id: &&LayerId| self.layers.contains_key(*id) || self.damaged.iter().any(|layer| layer.id == **id);
-        named.chain(stood_on).filter(|id| !is_there(id)).collect()
     }
 
     /// The VM that writes to what an unnamed layer stands on, with nothing named in between. That must not be, and means that the VM's record is not the
@@ -324,133 +284,9 @@ impl Pool {
         Ok(chain)
     }
 
-    /// The other VMs and templates that stand on these layers, and would lose data if they went.
-    pub fn dependents(&self, owner: &Name, layers: &[LayerId]) -> Vec<Name> {
-        self.owners(Some(owner), self.above(layers).into_iter())
-    }
-
-    /// Everybody who names this layer or stands on it.
-    pub fn users(&self, layer: &LayerId) -> Vec<Name> {
-        self.owners(None, self.above(std::slice::from_ref(layer)).into_iter().chain([layer]))
-    }
-
-    /// The layers that stand on these.
-    fn above<'a>(&'a self, layers: &'a [LayerId]) -> Vec<&'a LayerId> {
-        let mut above: Vec<&LayerId> = Vec::new();
-        let mut next: Vec<&LayerId> = layers.iter().collect();
-        while let Some(id) = next.pop() {
-            for child in self.children(id).map(|info| &info.layer.id) {
-                if !above.contains(&child) {
-                    above.push(child);
-                    next.push(child);
-                }
-            }
-        }
-        above
-    }
-
-    /// The other VMs and templates that name this layer or stand on it.
-    pub fn sharers(&self, owner: &Name, layer: &LayerId) -> Vec<Name> {
-        let mut names = self.users(layer);
-        names.retain(|name| name != owner);
-        names
-    }
-
-    /// Everybody who would lose data if `root` went, and `root`: whoever is stood on comes after those who stand on it. A clone that is
-    /// still being made is not among them.
-    pub fn tower(&self, root: &Name) -> Vec<Name> {
-        let mut tower = Vec::new();
-        self.climb(root, &mut BTreeSet::new(), &mut tower);
-        tower
-    }
-
-    fn climb(&self, name: &Name, seen: &mut BTreeSet<Name>, tower: &mut Vec<Name>) {
-        if !seen.insert(name.clone()) {
-            return;
-        }
-        for dependent in self.dependents(name, &self.named_by(name)) {
-            if !self.named_by(&dependent).is_empty() {
-                self.climb(&dependent, seen, tower);
-            }
-        }
-        tower.push(name.clone());
-    }
-
     /// The layers in the record of `name`.
-    fn named_by(&self, name: &Name) -> Vec<LayerId> {
+    pub(super) fn named_by(&self, name: &Name) -> Vec<LayerId> {
         let of_record = |r#use: &Use| r#use.owner() == name && r#use.is_recorded();
         self.uses.iter().filter(|(_, uses)| uses.iter().any(of_record)).map(|(id, _)| id.clone()).collect()
-    }
-
-    fn owners<'a>(&self, except: Option<&Name>, layers: impl Iterator<Item = &'a LayerId>) -> Vec<Name> {
-        let uses = layers.flat_map(|id| self.uses(id));
-        let mut names: Vec<Name> =
-            uses.map(|r#use| r#use.owner().clone()).filter(|name| Some(name) != except).collect();
-        names.sort();
-        names.dedup();
-        names
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::Format;
-
-    fn name(text: &str) -> Name {
-        text.parse().expect("a name")
-    }
-
-    /// A pool of layers, each with the one it stands on and who names it.
-    fn pool(layers: &[(&str, Option<&str>, Use)]) -> Pool {
-        let layer = |text: &str| Layer { id: format!("{text:0>10}").parse().expect("an id"), format: Format::Qcow2 };
-        let mut pool = Pool::default();
-        for (id, backing, r#use) in layers {
-            let info = LayerInfo {
-                layer: layer(id),
-                backing: backing.map(layer),
-                virtual_bytes: 0,
-                allocated_bytes: 0,
-                internal_snapshots: 0,
-                disputed: false,
-                guest_memory: false,
-            };
-            pool.add_use(&info.layer.id, r#use.clone());
-            pool.layers.insert(info.layer.id.clone(), info);
-        }
-        pool
-    }
-
-    fn head(vm: &str) -> Use {
-        Use::Head(name(vm))
-    }
-
-    #[test]
-    fn who_stands_on_another_disk_of_a_dependent_is_in_the_tower() {
-        // b's first disk stands on a; c stands on b's second disk, d on neither.
-        let snapshot = |vm| Use::Snapshot(name(vm), name("s"));
-        let layers = [
-            ("1", None, Use::Template(name("a"))),
-            ("2", Some("1"), head("b")),
-            ("3", None, snapshot("b")),
-            ("4", Some("3"), head("b")),
-            ("5", Some("3"), head("c")),
-            ("6", None, head("d")),
-        ];
-        assert_eq!(pool(&layers).tower(&name("a")), [name("c"), name("b"), name("a")]);
-        assert_eq!(pool(&layers).tower(&name("d")), [name("d")]);
-    }
-
-    #[test]
-    fn a_clone_that_is_being_made_is_not_in_the_tower_yet() {
-        let layers = [("1", None, Use::Template(name("a"))), ("2", Some("1"), Use::Change(name("b")))];
-        assert_eq!(pool(&layers).tower(&name("a")), [name("a")]);
-    }
-
-    #[test]
-    fn who_stand_on_each_other_are_all_in_the_tower() {
-        let layers =
-            [("1", None, head("a")), ("2", Some("1"), head("b")), ("3", None, head("b")), ("4", Some("3"), head("a"))];
-        assert_eq!(pool(&layers).tower(&name("a")), [name("b"), name("a")]);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{census, note};
+use super::{info, note};
 use crate::error::{IoContext, Result};
 use crate::model::Layer;
 use crate::store::Store;
@@ -57,7 +57,7 @@ pub fn of(found: &Found, layer: &Layer) -> Option<std::result::Result<(), String
     if about.is_symlink() {
         return Some(if is_listed { Ok(()) } else { Err("it is a link".to_owned()) });
     }
-    Some(match census::inspect_file(&path, layer) {
+    Some(match info::inspect_file(&path, layer) {
         Err(error) => Err(error.full_message()),
         Ok(info) if info.disputed => Err("its header was changed by somebody else".to_owned()),
         Ok(_) if is_listed || note::is_of(&path, layer) => Ok(()),

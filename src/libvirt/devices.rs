@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use roxmltree::Node;
 
-use super::domain::{Notes, child, child_text, elements, others};
 use super::interfaces::{self, Buses};
+use super::xml::{Notes, child, child_text, elements, others};
 use crate::model::{Bus, Format, Nic, bus};
 
 /// The devices of a domain that come over.

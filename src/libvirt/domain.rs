@@ -5,19 +5,18 @@
 
 use std::path::PathBuf;
 
-use roxmltree::{Document, Node, ParsingOptions};
+use roxmltree::Node;
 use uuid::Uuid;
 
+use super::Note;
 use super::devices::{self, Devices};
-use super::{Fate, Note};
+use super::xml::{Notes, bad, child, child_text, document, elements};
+use super::{cpu, os};
 use crate::error::{Error, Result};
-use crate::model::{Firmware, KernelBoot, human, printable};
+use crate::model::{Firmware, KernelBoot, human};
 
-/// The longest document, in bytes, and the most nodes that it may have.
+/// The longest document, in bytes.
 pub const LONGEST: usize = 256 << 10;
-const NODES: u32 = 20_000;
-/// The most declarations of namespaces: each element that has one gets all of those around it.
-const NAMESPACES: usize = 16;
 
 /// What a domain says.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,28 +47,6 @@ pub struct Domain {
     pub notes: Vec<Note>,
 }
 
-/// Adds to the list of what becomes of what.
-pub(super) struct Notes(pub(super) Vec<Note>);
-
-impl Notes {
-    pub(super) fn add(&mut self, fate: Fate, what: impl Into<String>, how: impl Into<String>) {
-        let (what, how) = (printable::line(&what.into()).into_owned(), printable::line(&how.into()).into_owned());
-        self.0.push(Note { what, fate, how });
-    }
-
-    pub(super) fn kept(&mut self, what: impl Into<String>, how: impl Into<String>) {
-        self.add(Fate::Kept, what, how);
-    }
-
-    pub(super) fn changed(&mut self, what: impl Into<String>, how: impl Into<String>) {
-        self.add(Fate::Changed, what, how);
-    }
-
-    pub(super) fn left(&mut self, what: impl Into<String>, how: impl Into<String>) {
-        self.add(Fate::Left, what, how);
-    }
-}
-
 /// Reads a domain. `shown` is what the document is called in messages.
 pub fn parse(text: &str, shown: &str) -> Result<Domain> {
     let bad = bad(shown, "domain");
@@ -84,23 +61,6 @@ pub fn parse(text: &str, shown: &str) -> Result<Domain> {
         other => return Err(bad(format!("its root is <{other:.40}>"))),
     }
     parse_element(root, &bad)
-}
-
-/// For a document that is not what it should be.
-pub(super) fn bad(shown: &str, kind: &str) -> impl Fn(String) -> Error {
-    move |why| Error::refused(format!("{shown} is not the XML of a libvirt {kind}: {why}"))
-}
-
-/// Reads a document, within bounds.
-pub(super) fn document<'a>(text: &'a str, longest: usize, bad: &dyn Fn(String) -> Error) -> Result<Document<'a>> {
-    if text.len() > longest {
-        return Err(bad(format!("it has more than {} KiB", longest >> 10)));
-    }
-    if text.matches("xmlns").count() > NAMESPACES {
-        return Err(bad("it declares too many namespaces".into()));
-    }
-    let options = ParsingOptions { allow_dtd: false, nodes_limit: NODES, ..ParsingOptions::default() };
-    Document::parse_with_options(text, options).map_err(|error| bad(printable::line(&error.to_string()).into_owned()))
 }
 
 /// Reads a domain that is the element `root`.
@@ -131,12 +91,12 @@ fn read(root: Node<'_, '_>, bad: &dyn Fn(String) -> Error) -> Result<Domain> {
         }
         None => notes.kept("memory", human(memory_bytes)),
     }
-    let cpus = cpus(root, bad, &mut notes)?;
-    let cpu = cpu(root, cpus, &mut notes);
+    let cpus = cpu::cpus(root, bad, &mut notes)?;
+    let cpu = cpu::cpu(root, cpus, &mut notes);
     let os = child(root, "os").ok_or_else(|| bad("it has no <os>".into()))?;
-    let machine = machine(os, bad)?;
-    let (firmware, nvram) = firmware(os, &mut notes);
-    let kernel = kernel(os, &mut notes);
+    let machine = os::machine(os, bad)?;
+    let (firmware, nvram) = os::firmware(os, &mut notes);
+    let kernel = os::kernel(os, &mut notes);
     let description = child_text(root, "description").or_else(|| child_text(root, "title"));
     rest(root, &mut notes);
     let boot: Vec<&str> = elements(os, "boot").filter_map(|boot| boot.attribute("dev")).collect();
@@ -161,39 +121,6 @@ fn read(root: Node<'_, '_>, bad: &dyn Fn(String) -> Error) -> Result<Domain> {
     })
 }
 
-/// The first child of that name.
-pub(super) fn child<'a, 'i>(node: Node<'a, 'i>, name: &str) -> Option<Node<'a, 'i>> {
-    node.children().find(|child| is(child, name))
-}
-
-/// An element of libvirt's own with this name.
-fn is(node: &Node<'_, '_>, name: &str) -> bool {
-    node.is_element() && node.tag_name().name() == name && node.tag_name().namespace().is_none()
-}
-
-/// Tells of everything in an element but what is known.
-pub(super) fn others(node: Node<'_, '_>, elements: &[&str], attributes: &[&str], what: &str, notes: &mut Notes) {
-    for child in node.children().filter(Node::is_element) {
-        let name = child.tag_name().name();
-        if !elements.contains(&name) {
-            notes.left(format!("{what}, {name}"), "has no counterpart");
-        }
-    }
-    for attribute in node.attributes().filter(|attribute| !attributes.contains(&attribute.name())) {
-        notes.left(format!("{what}, {}", attribute.name()), format!("{}: QEMU's default is used", attribute.value()));
-    }
-}
-
-pub(super) fn elements<'a, 'i: 'a>(node: Node<'a, 'i>, name: &'static str) -> impl Iterator<Item = Node<'a, 'i>> {
-    node.children().filter(move |child| is(child, name))
-}
-
-/// The text of the first child of that name, if there is any.
-pub(super) fn child_text(node: Node<'_, '_>, name: &str) -> Option<String> {
-    let text = child(node, name)?.text()?.trim();
-    (!text.is_empty()).then(|| text.to_owned())
-}
-
 /// A size with a unit, in bytes. Without one it is KiB.
 fn bytes(node: Node<'_, '_>) -> Option<u64> {
     let number: u64 = node.text()?.trim().parse().ok()?;
@@ -210,125 +137,6 @@ fn bytes(node: Node<'_, '_>) -> Option<u64> {
         _ => return None,
     };
     number.checked_mul(unit)
-}
-
-fn cpus(root: Node<'_, '_>, bad: &dyn Fn(String) -> Error, notes: &mut Notes) -> Result<u32> {
-    let Some(vcpu) = child(root, "vcpu") else { return Ok(1) };
-    let number = |text: &str| text.trim().parse().ok().filter(|number| (1..=255).contains(number));
-    let most = vcpu.text().and_then(number).ok_or_else(|| bad("its number of CPUs is not one from 1 to 255".into()))?;
-    match vcpu.attribute("current").and_then(number).filter(|current| *current < most) {
-        Some(current) => {
-            notes.changed("CPUs", format!("{current}; that there can be {most} is left out: CPUs are not plugged in"));
-            Ok(current)
-        }
-        None => {
-            notes.kept("CPUs", most.to_string());
-            Ok(most)
-        }
-    }
-}
-
-fn cpu(root: Node<'_, '_>, count: u32, notes: &mut Notes) -> Option<String> {
-    if count > 1 {
-        notes.changed("CPU topology", "becomes QEMU's default for the machine type");
-    }
-    let Some(cpu) = child(root, "cpu") else {
-        notes.changed("CPU model", "the default of the hypervisor becomes the best that the host has");
-        return None;
-    };
-    others(cpu, &["topology", "model", "feature"], &["mode", "check", "match", "migratable"], "CPU", notes);
-    let features: Vec<(&str, &str)> = elements(cpu, "feature")
-        .filter_map(|feature| Some((feature.attribute("policy").unwrap_or("require"), feature.attribute("name")?)))
-        .collect();
-    match (cpu.attribute("mode"), child_text(cpu, "model")) {
-        (Some("custom") | None, Some(model)) => {
-            let mut text = model;
-            for (policy, name) in features {
-                match policy {
-                    "require" | "force" => text.push_str(&format!(",+{name}")),
-                    "disable" | "forbid" => text.push_str(&format!(",-{name}")),
-                    _ => notes.left(format!("CPU feature {name}"), format!("{policy}: it is as the model has it")),
-                }
-            }
-            notes.kept("CPU model", text.clone());
-            // QEMU would list the models it has.
-            return Some(text).filter(|text| text != "help");
-        }
-        (Some("host-passthrough" | "maximum"), _) => notes.kept("CPU model", "that of the host"),
-        (mode, _) => {
-            let mode = mode.unwrap_or("none");
-            notes.changed("CPU model", format!("{mode} becomes the best that the host has"));
-        }
-    }
-    for (policy, name) in features {
-        notes.left(format!("CPU feature {name}"), format!("{policy}: it is as the host has it"));
-    }
-    None
-}
-
-fn machine(os: Node<'_, '_>, bad: &dyn Fn(String) -> Error) -> Result<String> {
-    let kind = child(os, "type").ok_or_else(|| bad("it does not say what kind of guest it is".into()))?;
-    match kind.text().map(str::trim) {
-        Some("hvm") => {}
-        other => return Err(bad(format!("it is not fully virtualised ({:.40})", other.unwrap_or("nothing")))),
-    }
-    match kind.attribute("arch") {
-        Some("x86_64") | None => {}
-        Some(other) => return Err(bad(format!("its processor is {other:.40}, and not x86_64"))),
-    }
-    let machine = kind.attribute("machine").unwrap_or("pc");
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
-    let is_known = machine.contains("q35") || machine == "pc" || machine.starts_with("pc-");
-    if !machine.chars().all(is_plain) || machine.len() > 64 || !is_known {
-        return Err(bad(format!("its machine type is none of q35 and pc ({machine:.64})")));
-    }
-    Ok(machine.to_owned())
-}
-
-fn firmware(os: Node<'_, '_>, notes: &mut Notes) -> (Firmware, Option<PathBuf>) {
-    let loader = child(os, "loader");
-    let is_uefi = os.attribute("firmware") == Some("efi")
-        || loader.is_some_and(|loader| loader.attribute("type") == Some("pflash"));
-    if !is_uefi {
-        if let Some(path) = loader.and_then(|loader| loader.text()) {
-            notes.left("firmware", format!("{path}: the guest starts with the BIOS that QEMU brings"));
-        } else {
-            notes.kept("firmware", "BIOS");
-        }
-        return (Firmware::Bios, None);
-    }
-    let has_secure_boot = loader.is_some_and(|loader| loader.attribute("secure") == Some("yes"))
-        || child(os, "firmware").is_some_and(|firmware| {
-            elements(firmware, "feature")
-                .any(|one| one.attribute("name") == Some("secure-boot") && one.attribute("enabled") == Some("yes"))
-        });
-    if has_secure_boot {
-        notes.left(
-            "Secure Boot",
-            "is not supported yet: the guest starts with UEFI firmware that does not check signatures",
-        );
-    }
-    notes.kept("firmware", "UEFI");
-    let nvram = child(os, "nvram").and_then(|nvram| {
-        let source = child(nvram, "source").and_then(|source| source.attribute("file"));
-        source.or_else(|| nvram.text().map(str::trim)).filter(|path| !path.is_empty())
-    });
-    (Firmware::Uefi, nvram.map(PathBuf::from))
-}
-
-fn kernel(os: Node<'_, '_>, notes: &mut Notes) -> Option<KernelBoot> {
-    for name in ["init", "dtb", "acpi", "bios", "bootmenu", "smbios", "shim"] {
-        if child(os, name).is_some() {
-            notes.left(format!("os {name}"), "has no counterpart");
-        }
-    }
-    let kernel = child_text(os, "kernel")?;
-    notes.kept("kernel", kernel.clone());
-    Some(KernelBoot {
-        kernel: kernel.into(),
-        initrd: child_text(os, "initrd").map(PathBuf::from),
-        append: child_text(os, "cmdline"),
-    })
 }
 
 /// All other elements of the domain.
@@ -392,6 +200,7 @@ fn features(features: Node<'_, '_>, notes: &mut Notes) {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::Fate;
     use super::*;
     use crate::error::Kind;
     use crate::model::{Bus, Format, NicModel, PciSlot};

@@ -4,12 +4,14 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::devices::{CdromDrive, Disk};
-use super::domain::{Domain, Notes};
-use super::import::Request;
+use super::domain::Domain;
+use super::request::Request;
+use super::xml::Notes;
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::model::{Bus, bus, printable};
-use crate::vm::cdrom::{self, CdromRequest};
+use crate::vm::cdrom;
+use crate::vm::cdrom_request::CdromRequest;
 use crate::vm::disk_request::{DiskRequest, Mode};
 
 /// The files that may be used.

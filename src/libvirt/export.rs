@@ -13,12 +13,14 @@ use std::io::Write as _;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use super::domain::Notes;
+use super::xml::Notes;
 use super::{Note, write};
+use crate::change::open;
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::image::file::{self, Of, Target};
-use crate::layer::{census, chain, copy, inner};
+use crate::instance::status;
+use crate::layer::{chain, copy, info, inner};
 use crate::model::{Config, Disk, Firmware, Format, Layer, Name, Nic, PointRef, Record, Snapshot, printable};
 use crate::qemu::accel::{self, Host};
 use crate::qemu::firmware;
@@ -26,7 +28,6 @@ use crate::qemu::img::Img;
 use crate::snapshot::internal;
 use crate::store::atomic;
 use crate::sys::{files, image_lock};
-use crate::vm::{open, status};
 
 /// The directory for the XML of snapshots.
 const SNAPSHOTS: &str = "snapshots";
@@ -322,7 +323,7 @@ impl Export<'_> {
             if link.layer.format == Format::Vhdx {
                 return Err(Error::refused(format!("layer {} is VHDX, which libvirt has not", link.layer)).hint(flat));
             }
-            if link.layer.format == Format::Qcow2 && census::inspect(store, &link.layer)?.guest_memory {
+            if link.layer.format == Format::Qcow2 && info::inspect(store, &link.layer)?.guest_memory {
                 return Err(Error::refused(format!(
                     "layer {} still holds memory that a revert has loaded",
                     link.layer

@@ -4,56 +4,27 @@
 //! where the user names it, too: beside the XML, below a directory or as a disk on the command line, or in what libvirt itself
 //! has answered.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use tempfile::NamedTempFile;
 use uuid::Uuid;
 
-use super::domain::{self, Domain, Notes};
-use super::drives::{self, Files};
+use super::domain::{self, Domain};
+use super::drives::Files;
+use super::machine::machine_of;
+use super::request::Request;
+use super::xml::Notes;
 use super::{Fate, Note, snapshots};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
-use crate::layer::foreign;
 use crate::layer::import as layer_import;
-use crate::layer::inspect::{self, Content};
-use crate::model::{Firmware, KernelBoot, LogLimit, Name, Record};
-use crate::qemu::firmware;
-use crate::qemu::probe::Probe;
+use crate::model::{Name, Record};
 use crate::template::freeze::{self, How};
 use crate::vm::create;
 use crate::vm::disk_request::Mode;
-use crate::vm::requirements;
-
-/// What is to be done with a domain.
-#[derive(Debug, Clone)]
-pub struct Request {
-    /// The XML.
-    pub xml: String,
-    /// What it is called in messages.
-    pub shown: String,
-    /// The directory of the XML; `None`: libvirt has answered it, and its files are taken as they are.
-    pub beside: Option<PathBuf>,
-    /// Files of disks that the user names, by what the domain calls the disk.
-    pub files: BTreeMap<String, PathBuf>,
-    /// Where else files may lie.
-    pub within: Vec<PathBuf>,
-    /// What the VM is to be called; without a name, as the domain.
-    pub name: Option<Name>,
-    /// What becomes of the disk files.
-    pub mode: Mode,
-    /// Give the VM another UUID than the domain has.
-    pub new_uuid: bool,
-    /// The XML of its snapshots.
-    pub snapshots: Vec<String>,
-    /// Their directory; `None`: libvirt has answered them.
-    pub snapshots_beside: Option<PathBuf>,
-    /// The name of the one that its disks follow, where libvirt has said it.
-    pub current: Option<String>,
-}
+use crate::vm::request as vm_request;
 
 /// A VM as it would be made.
 #[derive(Debug, Clone)]
@@ -62,7 +33,7 @@ pub struct Plan {
     pub name: Name,
     /// What becomes of each part of the domain.
     pub notes: Vec<Note>,
-    request: create::Request,
+    request: vm_request::Request,
     /// The UEFI variables of the domain.
     variables: Option<Vec<u8>>,
 }
@@ -101,48 +72,6 @@ pub async fn plan(context: &Context, request: &Request) -> Result<Plan> {
         (machine.points, machine.current) = (found.points, found.current);
     }
     Ok(Plan { name, notes: notes.0, request: machine, variables })
-}
-
-/// The machine of a domain with its disks, and its UEFI variables.
-pub(super) async fn machine_of(
-    context: &Context,
-    domain: &Domain,
-    request: &Request,
-    files: &Files<'_>,
-    notes: &mut Notes,
-) -> Result<(create::Request, Option<Vec<u8>>)> {
-    let machine = machine(context, domain, notes)?;
-    let disks = drives::disks(domain, request, files, notes)?;
-    let cdroms = drives::cdroms(domain, request, files, &disks, notes)?;
-    let has_iso = cdroms.iter().any(|drive| drive.iso.is_some());
-    if disks.is_empty() && domain.kernel.is_none() && !has_iso {
-        return Err(Error::refused(format!("{} has no disk, so there is nothing to boot from", request.shown)));
-    }
-    let kernel = match domain.kernel.clone() {
-        Some(boot) => Some(KernelBoot {
-            kernel: files.allow(&boot.kernel, "the kernel", "")?,
-            initrd: boot.initrd.map(|initrd| files.allow(&initrd, "the initrd", "")).transpose()?,
-            append: boot.append,
-        }),
-        None => None,
-    };
-    let variables = variables(domain, files, notes)?;
-    let machine = create::Request {
-        disks,
-        cdroms,
-        with_backing: Some(request.within.clone()),
-        memory_bytes: domain.memory_bytes,
-        cpus: domain.cpus,
-        cpu: domain.cpu.clone(),
-        firmware: domain.firmware,
-        machine,
-        kernel,
-        nics: domain.devices.nics.clone(),
-        log_limit: LogLimit::default(),
-        ..create::Request::default()
-    };
-    requirements::check(&machine).map_err(|error| Error::refused(error.full_message()))?;
-    Ok((machine, variables))
 }
 
 /// Makes the VM, and a template of it if that is asked for.
@@ -194,53 +123,6 @@ fn uuid(context: &Context, domain: &Domain, new: bool, notes: &mut Notes) -> Res
             Some(uuid)
         }
     })
-}
-
-/// The machine type, or the newest of its kind where this QEMU does not have it.
-fn machine(context: &Context, domain: &Domain, notes: &mut Notes) -> Result<String> {
-    let probe = Probe::get(context)?;
-    if let Ok(machine) = probe.machine(&domain.machine) {
-        notes.kept("machine", machine.clone());
-        return Ok(machine);
-    }
-    let kind = if domain.machine.contains("q35") { "q35" } else { "pc" };
-    let machine = probe.machine(kind)?;
-    notes.changed("machine", format!("{} is none of this QEMU's, and becomes {machine}", domain.machine));
-    Ok(machine)
-}
-
-/// The UEFI variables of the domain, where they fit the firmware of this host. Without them the guest starts what is at
-/// `\\EFI\\BOOT\\BOOTX64.EFI`, if that is there.
-fn variables(domain: &Domain, files: &Files<'_>, notes: &mut Notes) -> Result<Option<Vec<u8>>> {
-    if domain.firmware != Firmware::Uefi {
-        return Ok(None);
-    }
-    let uefi = firmware::find()?;
-    let mut anew = |why: String| {
-        notes.changed("UEFI variables", format!("are new ones, without the guest's boot entries: {why}"));
-        Ok(None)
-    };
-    let Some(path) = &domain.nvram else { return anew("the XML names no file".to_owned()) };
-    let path = &match files.allow(path, "the file of the UEFI variables", "") {
-        Ok(path) => path,
-        Err(error) => return anew(error.full_message()),
-    };
-    let wanted = uefi.variables.metadata().on("read", &uefi.variables)?.len();
-    let file = match foreign::open(path) {
-        Ok(opened) => opened.file,
-        Err(error) => return anew(error.full_message()),
-    };
-    let (length, content) = (file.metadata().on("read", path)?.len(), inspect::content(&file).on("read", path)?);
-    if content != Content::Raw || length != wanted {
-        return anew(format!(
-            "{} has {length} bytes ({content}), and this firmware wants {wanted} (raw)",
-            path.display()
-        ));
-    }
-    let mut bytes = Vec::new();
-    file.take(wanted).read_to_end(&mut bytes).on("read", path)?;
-    notes.kept("UEFI variables", path.display().to_string());
-    Ok(Some(bytes))
 }
 
 /// Reads the XML of a domain from a file, or from standard input (`-`).

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use roxmltree::Node;
 
-use super::domain::{Notes, child, elements, others};
+use super::xml::{Notes, child, elements, others};
 use crate::model::{Nic, NicModel, PciSlot};
 
 /// The PCI buses of a domain.

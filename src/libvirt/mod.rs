@@ -4,14 +4,19 @@
 //! what it found. What has no counterpart is told with the reason. Source: libvirt's "Domain XML
 //! format" (<https://libvirt.org/formatdomain.html>).
 
+mod cpu;
 pub mod devices;
 pub mod domain;
 mod drives;
 pub mod export;
 pub mod import;
 mod interfaces;
+mod machine;
+mod os;
+pub mod request;
 pub mod snapshots;
 mod write;
+mod xml;
 
 /// What becomes of a part of a domain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,18 +15,21 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use roxmltree::Node;
 
-use super::domain::{self, Domain, Notes, child, child_text, elements};
+use super::domain::{self, Domain};
 use super::drives::Files;
-use super::import::{Request, machine_of};
+use super::machine::machine_of;
+use super::request::Request;
+use super::xml::{self, Notes, child, child_text, elements};
 use super::{Fate, Note};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::layer::import::Candidate;
 use crate::layer::{foreign, inner};
 use crate::model::{FileId, Firmware, Format, Name, VmState};
-use crate::vm::create;
 use crate::vm::disk_request::DiskRequest;
-use crate::vm::points::{Point, examine_point};
+use crate::vm::points::examine_point;
+use crate::vm::request as vm_request;
+use crate::vm::request::Point;
 
 /// The longest document, in bytes: it has two domains in it. And all of them together.
 pub const LONGEST: usize = 2 * domain::LONGEST;
@@ -90,8 +93,8 @@ pub fn read(directory: &Path) -> Result<Vec<String>> {
 
 /// Reads a snapshot. `shown` is what the document is called in messages.
 pub fn parse(text: &str, shown: &str) -> Result<Snapshot> {
-    let bad = domain::bad(shown, "snapshot");
-    let document = domain::document(text, LONGEST, &bad)?;
+    let bad = xml::bad(shown, "snapshot");
+    let document = xml::document(text, LONGEST, &bad)?;
     let root = document.root_element();
     if root.tag_name().name() != "domainsnapshot" {
         return Err(bad(format!("its root is <{:.40}>", root.tag_name().name())));
@@ -142,7 +145,7 @@ pub(super) struct Found {
 
 /// The disks of the domain today.
 struct Today<'a> {
-    machine: &'a create::Request,
+    machine: &'a vm_request::Request,
     /// The files of each, the one that is written to first.
     chains: Vec<Vec<FileId>>,
     /// Where they lie.
@@ -169,7 +172,7 @@ struct Planned {
 pub(super) async fn plan(
     context: &Context,
     request: &Request,
-    machine: &create::Request,
+    machine: &vm_request::Request,
     notes: &mut Notes,
 ) -> Result<Found> {
     let snapshots = ordered(request, notes)?;

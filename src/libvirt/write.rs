@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::domain::Notes;
+use super::xml::Notes;
 use crate::model::{Bus, Config, Firmware, Format, Name, Nic, NicModel, PciSlot, Snapshot, VmState};
 
 /// A disk or CD-ROM drive as libvirt has it.

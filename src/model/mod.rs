@@ -2,6 +2,7 @@
 
 pub mod bus;
 mod chain;
+mod config;
 mod credential;
 mod file_id;
 mod layer;
@@ -16,11 +17,13 @@ pub mod printable;
 mod record;
 mod seed;
 mod size;
+mod snapshot;
 mod systemd_credential;
 mod warm;
 
 pub use bus::Bus;
 pub use chain::{Chain, Link};
+pub use config::{Cdrom, Config, Disk, Firmware, KernelBoot};
 pub use credential::{hash_password, public_key};
 pub use file_id::FileId;
 pub use layer::{Format, Layer, LayerId};
@@ -31,11 +34,9 @@ pub use name::{Name, PointRef};
 pub use nic::{GUEST_ADDRESS, Nic, NicModel, PortForward, Protocol};
 pub use pci::PciSlot;
 pub use port::{PORTS, port_name};
-pub use record::{
-    Cdrom, Config, Disk, Firmware, ImageOrigin, KernelBoot, LayerStamp, Origin, Quiesced, Record, Role, Snapshot,
-    SnapshotKind, State, VmState,
-};
+pub use record::{ImageOrigin, LayerStamp, Origin, Record, Role, State};
 pub use seed::Seed;
 pub use size::{human, parse_age, parse_size, parse_time};
+pub use snapshot::{Quiesced, Snapshot, SnapshotKind, VmState};
 pub use systemd_credential::{Credentials, LONGEST as LONGEST_CREDENTIALS};
 pub use warm::{Ephemeral, Owner, Warm, WarmImage};

@@ -2,7 +2,7 @@
 
 use termtree::Tree;
 
-use crate::model::{Name, Snapshot, human};
+use crate::model::{Name, human};
 use crate::output::time;
 use crate::snapshot::list;
 
@@ -14,16 +14,6 @@ pub fn snapshots(tree: &list::Tree) -> String {
     root.to_string()
 }
 
-/// What a snapshot holds: `disk`, `disk+memory`, `internal`, `internal+memory`.
-pub fn kind(snapshot: &Snapshot) -> &'static str {
-    match (snapshot.tag().is_some(), snapshot.memory.is_some()) {
-        (false, false) => "disk",
-        (false, true) => "disk+memory",
-        (true, false) => "internal",
-        (true, true) => "internal+memory",
-    }
-}
-
 fn below(tree: &list::Tree, parent: Option<&Name>, width: usize) -> Vec<Tree<String>> {
     let mut leaves = Vec::new();
     for (row, clones) in tree.rows.iter().zip(&tree.clones).filter(|(row, _)| row.snapshot.parent.as_ref() == parent) {
@@ -31,7 +21,7 @@ fn below(tree: &list::Tree, parent: Option<&Name>, width: usize) -> Vec<Tree<Str
         let mut line = format!(
             "{name:<width$}  {}  {:<11}  {:>8}",
             time::minute(row.snapshot.created),
-            kind(&row.snapshot),
+            super::table::kind(&row.snapshot),
             super::table::size(row),
             name = name.as_str()
         );

@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 
 use crate::context::Context;
 use crate::error::Result;
+use crate::instance::status;
 use crate::layer::pool::Pool;
 use crate::model::{LayerId, Name, Record};
 use crate::store::VmLock;
-use crate::vm::status;
 
 /// The pool as it is when the record of `vm` says `after`.
 pub fn pool_after(context: &Context, vm: &Name, after: &Record) -> Result<Pool> {

@@ -5,16 +5,18 @@ use std::time::{Duration, Instant};
 use super::internal;
 use super::memory;
 use super::plan::{self, Quiesce, Taking};
+use crate::change::open;
 use crate::change::{self, Executor, Plan};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::guest::freeze;
+use crate::instance::{connect, fingerprint, status};
 use crate::layer::chain;
 use crate::model::{Disk, Memory, Name, PointRef, Quiesced, RamImage, Record, Snapshot, State, bus};
 use crate::qemu::qmp::Qmp;
 use crate::store::VmLock;
 use crate::sys::image_lock;
-use crate::vm::{cdrom, live, open, status};
+use crate::vm::cdrom;
 
 /// A snapshot as asked for.
 #[derive(Debug, Clone, Default)]
@@ -82,7 +84,7 @@ pub async fn take_locked(context: &Context, lock: &VmLock, record: &Record, requ
     }
     let mut record = record.clone();
     chain::refresh(&context.store, &mut record.config)?;
-    let mut qmp = live::connect_if_running(context, vm).await?;
+    let mut qmp = connect::if_running(context, vm).await?;
     if qmp.is_none() {
         refuse_written(context, vm, &record)?;
     }
@@ -114,7 +116,7 @@ pub async fn take_locked(context: &Context, lock: &VmLock, record: &Record, requ
     }
     let mut quiesced = Quiesced::Still;
     if let Some(qmp) = &mut qmp {
-        live::refuse_job(vm, qmp).await?;
+        connect::refuse_job(vm, qmp).await?;
         let status = qmp.status(crate::qemu::qmp::REPLY).await?;
         let running = status.running;
         if request.memory && !request.internal && status.status == "postmigrate" {
@@ -139,8 +141,8 @@ pub async fn take_locked(context: &Context, lock: &VmLock, record: &Record, requ
             }
         }
         if request.memory && !request.internal {
-            let leased = memory::leased(qmp, &record.config);
-            let writer = memory::fingerprint(qmp, &record.config).await?;
+            let leased = fingerprint::leased(qmp, &record.config);
+            let writer = fingerprint::fingerprint(qmp, &record.config).await?;
             taking.memory = Some(Memory { image: Some(RamImage::new(request.compress)), bytes: 0, writer, leased });
         } else if running {
             (quiesced, taking.freeze) = freeze(qmp.agent_is_listening().await?, vm, request.quiesce)?;

@@ -3,67 +3,20 @@
 
 use super::bystanders::{self, Bystanders};
 use super::internal;
-use super::plan::{self, Moves};
+use super::outcome::{Outcome, Removed, What};
+use super::plan::{self, Moves, Which};
 use super::undoable::{self, Kept};
+use crate::change::open;
 use crate::change::{self, Executor, Plan};
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::instance::{connect, status};
 use crate::layer::collapse::{self, Action, Permissions, Why};
 use crate::layer::pool::Pool;
-use crate::layer::{census, sealed};
+use crate::layer::{info, sealed};
 use crate::model::{Layer, LayerId, Name, Record, Snapshot, printable};
 use crate::qemu::qmp::REPLY;
 use crate::store::{Store, VmLock};
-use crate::vm::{live, open, status};
-
-/// What was done to the disks.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Removed {
-    /// The snapshot.
-    pub name: Name,
-    /// Per disk and layer.
-    pub outcomes: Vec<Outcome>,
-    /// The changes that cannot be undone any more, because they need a layer that was merged or removed.
-    pub lost_undo: Vec<String>,
-}
-
-/// What became of one layer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Outcome {
-    /// `vda`, …
-    pub target: String,
-    /// What was done.
-    pub what: What,
-    /// About how many bytes moved.
-    pub bytes: u64,
-}
-
-/// What became of a layer that nobody names any more.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum What {
-    /// The layer above was committed into it.
-    Committed,
-    /// It was streamed into the layer above.
-    Streamed,
-    /// It went into the trash.
-    Trashed,
-    /// It was inside the layer, which stays.
-    Internal,
-    /// It stays, for this reason.
-    Kept(String),
-}
-
-/// What is removed along with a snapshot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Which {
-    /// Nothing: what stands on it stands on its parent then.
-    #[default]
-    Alone,
-    /// Everything that stands on it.
-    WithChildren,
-    /// Everything that stands on it, and not itself.
-    ChildrenOnly,
-}
 
 /// How snapshots are removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -209,7 +162,7 @@ async fn remove_one(
             undoable::words(change)
         ));
     }
-    let mut qmp = live::connect_if_running(context, vm).await?;
+    let mut qmp = connect::if_running(context, vm).await?;
     let running = match &mut qmp {
         Some(qmp) => qmp.status(REPLY).await?.running,
         None => false,
@@ -244,7 +197,7 @@ pub async fn merge_hidden(context: &Context, vm: &Name, spared: &[LayerId], dry_
             all.extend(hidden.outcomes(None));
             continue;
         }
-        let mut qmp = live::connect_if_running(context, vm).await?;
+        let mut qmp = connect::if_running(context, vm).await?;
         let running = match &mut qmp {
             Some(qmp) => qmp.status(REPLY).await?.running,
             None => false,
@@ -282,7 +235,7 @@ async fn refuse_carrier(context: &Context, vm: &Name, record: &Record, name: &Na
             .dependents(staying));
         }
         let others =
-            (census::inspect(&context.store, &disk.layer)?.internal_snapshots as usize).saturating_sub(ours.len());
+            (info::inspect(&context.store, &disk.layer)?.internal_snapshots as usize).saturating_sub(ours.len());
         if others == 0 {
             continue;
         }

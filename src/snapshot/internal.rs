@@ -8,19 +8,18 @@
 //! Before the head's layers are taken back, their state is kept as another internal snapshot, for `undo`. Once the layers have been sealed
 //! by an external snapshot they are not written any more: going back then copies what the internal snapshot holds into new layers.
 
-use super::delete::{Outcome, Removed, What};
-use super::memory;
+use super::outcome::{Outcome, Removed, What};
 use super::plan;
 use crate::change::{self, Executor, Plan, Step};
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::layer::census;
+use crate::instance::{fingerprint, status};
+use crate::layer::info;
 use crate::layer::pool::Pool;
 use crate::model::{Disk, Format, Layer, LayerId, Memory, Name, Record, Snapshot, SnapshotKind, human};
 use crate::qemu::img::{Img, Source};
 use crate::qemu::qmp::Qmp;
 use crate::store::VmLock;
-use crate::vm::status;
 
 /// How the tags begin under which a head is kept for `undo`.
 pub const WAY_BACK: &str = "cw-undo-";
@@ -52,8 +51,8 @@ pub async fn take(qmp: Option<&mut Qmp>, record: &Record, taking: &plan::Taking,
     let live = qmp.is_some();
     let memory = match qmp {
         Some(qmp) => {
-            let writer = memory::fingerprint(qmp, &record.config).await?;
-            Some(Memory { image: None, bytes: 0, writer, leased: memory::leased(qmp, &record.config) })
+            let writer = fingerprint::fingerprint(qmp, &record.config).await?;
+            Some(Memory { image: None, bytes: 0, writer, leased: fingerprint::leased(qmp, &record.config) })
         }
         None => None,
     };
@@ -148,7 +147,7 @@ pub(super) async fn remove(
     let snapshot = record.snapshot(vm, name)?;
     let disks: Vec<&Disk> = snapshot.config.writable().collect();
     let _others = refuse_sealed_elsewhere(context, vm, record, snapshot)?;
-    let size = |disk: &&Disk| census::inspect(&context.store, &disk.layer).map(|info| info.allocated_bytes);
+    let size = |disk: &&Disk| info::inspect(&context.store, &disk.layer).map(|info| info.allocated_bytes);
     let before: Vec<u64> = disks.iter().map(size).collect::<Result<_>>()?;
     let steps = vec![
         Step::save(&plan::without(record, name)),

@@ -2,8 +2,8 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use super::delete::Which;
 use super::plan;
+use super::plan::Which;
 use crate::context::Context;
 use crate::error::Result;
 use crate::layer::pool::Pool;

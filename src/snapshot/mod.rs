@@ -6,6 +6,7 @@ pub mod delete;
 pub mod internal;
 pub mod list;
 pub mod memory;
+pub mod outcome;
 pub mod plan;
 pub mod rename;
 pub mod revert;

@@ -5,7 +5,6 @@ use std::time::Duration;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::delete::Which;
 use crate::change::{Step, Switched};
 use crate::layer::collapse::Action;
 use crate::layer::pool::Pool;
@@ -13,6 +12,18 @@ use crate::model::{
     Format, Layer, Memory, Merge, MergeKind, Name, RamImage, Record, Snapshot, SnapshotKind, State, VmState,
 };
 use crate::store::schema::RecordV1;
+
+/// What is removed along with a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Which {
+    /// Nothing: what stands on it stands on its parent then.
+    #[default]
+    Alone,
+    /// Everything that stands on it.
+    WithChildren,
+    /// Everything that stands on it, and not itself.
+    ChildrenOnly,
+}
 
 /// Freeze the guest's file systems first?
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

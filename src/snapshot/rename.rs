@@ -1,9 +1,9 @@
 //! Giving a snapshot another name.
 
+use crate::change::open;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::model::{Name, PointRef};
-use crate::vm::open;
 
 /// Renames `vm@old` to `vm@new`.
 pub async fn rename(context: &Context, vm: &Name, old: &Name, new: &Name) -> Result<()> {

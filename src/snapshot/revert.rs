@@ -5,15 +5,16 @@
 use super::internal;
 use super::memory;
 use super::plan::{self, Reverting};
+use crate::change::open;
 use crate::change::{self, Executor, Plan};
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::instance::{boot_files, connect, launch, status};
 use crate::layer::chain;
 use crate::model::{Name, PointRef, Record, Snapshot, State, VmState};
 use crate::qemu::cmdline::How;
 use crate::qemu::qmp::{Qmp, REPLY};
 use crate::store::Store;
-use crate::vm::{cdrom, live, open, start, status};
 
 /// What the VM does afterwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,11 +55,11 @@ pub async fn revert(context: &Context, vm: &Name, snapshot: &Name, request: Requ
             Error::damaged(format!("snapshot {vm}@{} is damaged", snapshot.name)).because(error.full_message())
         })?;
     }
-    let mut qmp = live::connect_if_running(context, vm).await?;
+    let mut qmp = connect::if_running(context, vm).await?;
     let before = match &mut qmp {
         None => State::Stopped,
         Some(qmp) => {
-            live::refuse_job(vm, qmp).await?;
+            connect::refuse_job(vm, qmp).await?;
             if qmp.status(REPLY).await?.running { State::Running } else { State::Paused }
         }
     };
@@ -88,7 +89,7 @@ pub async fn revert(context: &Context, vm: &Name, snapshot: &Name, request: Requ
     }
     if then != Then::Stopped {
         // Before a QEMU is ended for it.
-        cdrom::check_isos(&after.config).map_err(|error| {
+        boot_files::check_isos(&after.config).map_err(|error| {
             error.hint(format!("or let it be stopped: cowhand snapshot revert {vm}@{} --stopped", snapshot.name))
         })?;
     }
@@ -99,7 +100,7 @@ pub async fn revert(context: &Context, vm: &Name, snapshot: &Name, request: Requ
     }
     if then != Then::Stopped && memory.is_none() {
         let how = if then == Then::Paused { How::Paused } else { How::Running };
-        start::start_locked(context, vm, &after, how).await.map_err(|error| {
+        launch::launch(context, vm, &after, how).await.map_err(|error| {
             let point = PointRef { vm: vm.clone(), snapshot: Some(snapshot.name.clone()) };
             let hinted = Error::new(error.kind(), format!("{vm} is back at {point}, but did not start"));
             hinted.hint(format!("try again: cowhand start {vm}")).because(error.full_message())
@@ -132,7 +133,7 @@ async fn start_again(context: &Context, vm: &Name, record: &Record, before: Stat
         return error;
     }
     let how = if before == State::Paused { How::Paused } else { How::Running };
-    match start::start_locked(context, vm, record, how).await {
+    match launch::launch(context, vm, record, how).await {
         Ok(_) => error.hint(format!("{vm} is where it was; its guest had been ended for the revert and boots anew")),
         Err(_) => error.hint(format!("its guest has been ended for the revert; start it again: cowhand start {vm}")),
     }

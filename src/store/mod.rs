@@ -11,14 +11,15 @@ pub mod clock;
 pub mod identity;
 pub mod journal;
 mod layout;
-mod lock;
+pub mod lock;
 pub mod plain;
+mod ram;
 mod reserve;
 pub mod schema;
+mod spare;
 pub mod sums;
 pub mod trash;
 
-use std::collections::BTreeSet;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -31,10 +32,9 @@ pub use lock::{PoolLock, StoreLock, VmLock, open_lock};
 use schema::Written;
 use uuid::Uuid;
 
-use crate::context::Context;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::model::{Format, Layer, LayerId, Name, Record};
-use crate::sys::fault;
+use crate::sys::{fault, parallel};
 
 /// How often a record that is not where its VM is is looked for.
 const LOOKS: u32 = 10;
@@ -148,6 +148,15 @@ impl Store {
         open_lock(&path).map(drop)
     }
 
+    /// Reads the record of `name`, if there is such a VM or template.
+    pub fn load_if_there(&self, name: &Name) -> Result<Option<Record>> {
+        match self.load(name) {
+            Ok(record) => Ok(Some(record)),
+            Err(_) if !self.exists(name) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Reads the record of `name`.
     pub fn load(&self, name: &Name) -> Result<Record> {
         let path = self.layout.vm_json(name);
@@ -214,7 +223,15 @@ impl Store {
 
     /// All records that can be read.
     pub fn records(&self) -> Result<Vec<(Name, Record)>> {
-        Ok(self.names()?.into_iter().filter_map(|name| Some((name.clone(), self.load(&name).ok()?))).collect())
+        let all = self.load_all()?.into_iter();
+        Ok(all.filter_map(|(name, record)| Some((name, record.ok()?))).collect())
+    }
+
+    /// The record of each VM and template, or why it cannot be read.
+    pub fn load_all(&self) -> Result<Vec<(Name, Result<Record>)>> {
+        let names = self.names()?;
+        let records = parallel::map(&names, |name| self.load(name));
+        Ok(names.into_iter().zip(records).collect())
     }
 
     /// Replaces the record of `name`, atomically and durably.
@@ -257,50 +274,9 @@ impl Store {
         atomic::write_unflushed(&path, &text)
     }
 
-    /// Only a spare: it is neither flushed nor missed.
-    fn write_spare(&self, name: &Name, text: &[u8]) {
-        let _ = atomic::write_unflushed(&self.layout.spare_json(name), text);
-    }
-
-    /// Writes the spare copy of a record where it is missing or cannot be used.
-    pub fn renew_spare(&self, name: &Name) {
-        let Some(text) = plain::read_if_possible(&self.layout.vm_json(name)) else { return };
-        if self.load(name).is_ok_and(|record| matches!(self.overruling(name, &record), Ok(None)))
-            && plain::read_if_possible(&self.layout.spare_json(name)).as_deref() != Some(&text[..])
-        {
-            self.write_spare(name, &text);
-        }
-    }
-
-    /// The spare copy of `record`, where it names other layers: then the record is not the one that was written last, since the spare copy is taken away before that and written
-    /// after. (What is not to stay keeps an older one.) An error: it cannot be read just now. One that is damaged says nothing.
-    pub fn overruling(&self, name: &Name, record: &Record) -> Result<Option<Record>> {
-        if record.ephemeral.is_some() {
-            return Ok(None);
-        }
-        let layers = |record: &Record| record.layers().cloned().collect::<BTreeSet<Layer>>();
-        match self.load_spare(name) {
-            Some(Ok(spare)) => Ok(Some(spare).filter(|spare| layers(spare) != layers(record))),
-            Some(Err(error)) if error.is_passing() => Err(error),
-            Some(Err(_)) | None => Ok(None),
-        }
-    }
-
     /// Writes a record of `name` somewhere else, where it is kept for `undo`.
     pub fn save_record(&self, path: &Path, name: &Name, record: &Record) -> Result<()> {
         atomic::write(path, &schema::render_record(record, Some(name), self.id())?)
-    }
-
-    /// Reads the spare copy of the record of `name`; `None` when there is no such file.
-    pub fn load_spare(&self, name: &Name) -> Option<Result<Record>> {
-        let path = self.layout.spare_json(name);
-        Some(plain::read(&path).transpose()?.and_then(|text| {
-            let written = schema::parse_written(&text)?;
-            match self.foreign(name, &written) {
-                Some(whose) => Err(Error::damaged(format!("it is that of {whose}"))),
-                None => Ok(written.record),
-            }
-        }))
     }
 
     /// What to say where no store is (yet).
@@ -330,7 +306,7 @@ impl Store {
     }
 
     /// Makes the empty directory of a VM that is about to exist, and locks it.
-    pub fn claim(&self, context: &Context, store_lock: &StoreLock, name: &Name) -> Result<VmLock> {
+    pub fn claim(&self, operation: &str, store_lock: &StoreLock, name: &Name) -> Result<VmLock> {
         let _ = store_lock;
         let taken = || {
             Error::exists(format!("the name {name} is taken"))
@@ -346,7 +322,7 @@ impl Store {
             );
         }
         // Whoever is making a VM of this name just now holds its lock until it is there.
-        let Some(lock) = self.try_lock_vm(name, &context.operation)? else {
+        let Some(lock) = self.try_lock_vm(name, operation)? else {
             return Err(Error::exists(format!("the name {name} is taken: another command is making it"))
                 .hint("choose another name, or run the command again later"));
         };
@@ -412,7 +388,7 @@ impl Store {
     }
 
     /// The directory of the sockets of `name`, as it was noted at its last start. In a copy of a store it is that of the
-    /// original: see [`crate::vm::status::sockets`].
+    /// original: see [`crate::vm::sockets::of`].
     pub fn run_directory(&self, name: &Name) -> Option<PathBuf> {
         std::fs::read_link(self.layout.run_link(name)).ok()
     }
@@ -442,6 +418,8 @@ pub fn make_directory(path: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     /// A copy lies on the next file system, or has the next inode, or both.

@@ -13,13 +13,17 @@ use crate::sys::files;
 
 /// No file of the store is as long as this, in bytes. A record with 10,000 snapshots has some 10 MiB.
 const MOST: u64 = 256 << 20;
+/// Room is made beforehand for files up to this length, in bytes.
+const USUAL: usize = 1 << 20;
 
 /// Reads all of the file at `path`; `None` when there is none. What is no file, or too long to be one of ours, is damage.
 pub fn read(path: &Path) -> Result<Option<Vec<u8>>> {
     let Some(file) = open(path)? else { return Ok(None) };
-    let mut bytes = Vec::new();
     // One that is too long is not read up to that.
-    if file.metadata().on("read", path)?.len() <= MOST {
+    let length = file.metadata().on("read", path)?.len();
+    // With room for the byte that is not there, the second read says that this is the end.
+    let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(0).min(USUAL) + 1);
+    if length <= MOST {
         file.take(MOST + 1).read_to_end(&mut bytes).on("read", path)?;
         if u64::try_from(bytes.len()).is_ok_and(|length| length <= MOST) {
             return Ok(Some(bytes));

@@ -15,6 +15,7 @@ pub mod image_lock;
 pub mod inside;
 pub mod limiter;
 pub mod owner;
+pub mod parallel;
 pub mod pidfd;
 pub mod pipe;
 pub mod ready;

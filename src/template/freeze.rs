@@ -5,16 +5,18 @@ use std::os::unix::fs::MetadataExt;
 
 use jiff::Timestamp;
 
+use crate::change::open;
 use crate::change::{self, Executor, Plan, Step};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
-use crate::layer::{census, chain, stamp};
+use crate::instance::status;
+use crate::layer::{chain, info, stamp};
 use crate::model::{Layer, Name, Record, Role};
 use crate::snapshot::internal;
 use crate::store::Store;
 use crate::template::seal::Report;
-use crate::template::seal::vm::{self, Sealing};
-use crate::vm::{open, status};
+use crate::template::seal::run::Sealing;
+use crate::template::seal::vm;
 
 /// The mode of a template's files.
 pub const MODE: u32 = 0o444;
@@ -124,7 +126,7 @@ fn refuse_taken(store: &Store, name: &Name) -> Result<()> {
 
 async fn rename(context: &Context, name: &Name, new_name: &Name) -> Result<()> {
     let store = &context.store;
-    let _store_lock = store.lock(context).await?;
+    let _store_lock = context.lock_store().await?;
     let (_lock, record) = open::open(context, name).await?;
     refuse_taken(store, new_name)?;
     store.rename(name, new_name, &record)
@@ -133,7 +135,7 @@ async fn rename(context: &Context, name: &Name, new_name: &Name) -> Result<()> {
 /// Heads that reverts have left inside the images, for an `undo` that a template does not know.
 async fn forget_ways_back(context: &Context, name: &Name, layers: &[Layer]) -> Result<()> {
     for layer in layers {
-        let info = census::inspect(&context.store, layer)?;
+        let info = info::inspect(&context.store, layer)?;
         // It would take room in the template, and in each full clone. What stays does no harm.
         if info.guest_memory
             && let Err(error) = Executor::with_no_qemu(context, name).give_up_memory_of(layer).await

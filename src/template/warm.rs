@@ -15,29 +15,31 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
+use crate::change::open;
 use crate::clone::{self, Kind};
 use crate::context::Context;
 use crate::ephemeral::{self, discard};
 use crate::error::{Error, IoContext, Result};
-use crate::guest::exec::{self, Failure, Request, Stream, Streams};
+use crate::guest::exec::{self, Request, Stream, Streams};
 use crate::guest::identity;
 use crate::guest::install::{self, Reached};
 use crate::guest::network;
+use crate::guest::outcome::Failure;
 use crate::guest::port::Client;
 use crate::helper::frame;
-use crate::layer::pool::Pool;
+use crate::instance::launch::Launch;
+use crate::instance::{connect, fingerprint, launch, status, terminate};
+use crate::layer::garbage::Needs;
 use crate::model::{
     Config, Fingerprint, GUEST_ADDRESS, LayerId, Name, Nic, PointRef, Record, Warm, WarmImage, bus, human,
 };
 use crate::qemu::cmdline::How;
 use crate::qemu::probe::Probe;
 use crate::qemu::qmp::{Qmp, QmpError};
-use crate::snapshot::memory;
 use crate::store::{Store, atomic, make_directory, plain};
 use crate::sys::{cpu_time, flock, space};
 use crate::template::freeze;
-use crate::vm::start::Launch;
-use crate::vm::{live, open, start, status, stop, warm};
+use crate::vm::warm;
 
 const FD: &str = "cw-state";
 /// A guest that uses less than this part of a CPU is idle.
@@ -148,7 +150,7 @@ async fn save(context: &Context, clone: &Name, warming: &Warming) -> Result<Save
     let file = File::options().write(true).create_new(true).mode(0o600).open(&memory).on("create", &memory)?;
     file.set_len(record.config.memory_bytes).on("write", &memory)?;
     let launch = Launch { how: How::Warming(&memory), held: Vec::new(), with_us: true };
-    drop(start::launch(context, clone, &record, launch).await?);
+    drop(launch::launch(context, clone, &record, launch).await?);
     drop(lock);
     let task = context.ui.task(&format!("{clone}: booting"), 0);
     let mut client = match install::reach(context, clone, warming.limit).await? {
@@ -167,10 +169,10 @@ async fn save(context: &Context, clone: &Name, warming: &Warming) -> Result<Save
     drop(client);
     drop(task);
     let (_lock, record) = open::open(context, clone).await?;
-    let mut qmp = live::connect(context, clone).await?;
-    let writer = memory::fingerprint(&mut qmp, &record.config).await?;
+    let mut qmp = connect::required(context, clone).await?;
+    let writer = fingerprint::fingerprint(&mut qmp, &record.config).await?;
     save_devices(&mut qmp, &store.layout.warming_state(clone)).await?;
-    stop::quit(context, clone, qmp).await?;
+    terminate::quit(context, clone, qmp).await?;
     file.sync_all().on("flush", &memory)?;
     Ok(Saved { config: record.config, writer, kernel: release.trim().to_owned(), leased })
 }
@@ -290,7 +292,7 @@ async fn save_devices(qmp: &mut Qmp, path: &Path) -> Result<()> {
 async fn keep(context: &Context, name: &Name, before: &Record, clone: &Name, saved: Saved) -> Result<u64> {
     let Saved { config, writer, kernel, leased } = saved;
     let store = &context.store;
-    let _store_lock = store.lock(context).await?;
+    let _store_lock = context.lock_store().await?;
     let (_lock, mut record) = open::open(context, name).await?;
     if record.warm.is_some() || record.uuid != before.uuid {
         return Err(Error::refused(format!("{name} was changed meanwhile")));
@@ -328,7 +330,7 @@ async fn keep(context: &Context, name: &Name, before: &Record, clone: &Name, sav
 pub async fn cool(context: &Context, name: &Name) -> Result<u64> {
     let store = &context.store;
     discard::reap(context).await?;
-    let _store_lock = store.lock(context).await?;
+    let _store_lock = context.lock_store().await?;
     let (_lock, mut record) = open::open(context, name).await?;
     let Some(warm) = record.warm.take() else {
         return Err(Error::refused(format!("{name} is not warm")).hint("which templates are: cowhand template ls"));
@@ -337,13 +339,9 @@ pub async fn cool(context: &Context, name: &Name) -> Result<u64> {
     store.save(name, &record)?;
     // From here on nobody names them: what stays is for `gc` to find.
     remove_files(store, &warm)?;
-    let (mut pool, below_trash) = Pool::scan_with_trash(store)?;
-    let certain = pool.uncertainty(None).is_none() && store.torn_entry()?.is_none();
-    for layer in warm.config.writable().map(|disk| &disk.layer).filter(|layer| !below_trash.contains(&layer.id)) {
-        if certain && pool.uses(&layer.id).is_empty() && pool.children(&layer.id).next().is_none() {
-            remove(&store.layout.layer(layer))?;
-            pool.layers.remove(&layer.id);
-        }
+    let layers = warm.config.writable().map(|disk| &disk.layer);
+    for layer in Needs::look(store)?.unneeded_of(layers).layers {
+        remove(&store.layout.layer(&layer))?;
     }
     Ok(warm.bytes())
 }

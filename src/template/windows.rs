@@ -3,12 +3,13 @@
 
 use std::time::Duration;
 
+use crate::change::open;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::guest::agent_exec::{self, Finished, Request};
-use crate::guest::exec::Failure;
+use crate::guest::outcome::Failure;
+use crate::instance::status;
 use crate::model::Name;
-use crate::vm::{open, status};
 
 /// Where it is, on every Windows since Vista.
 const SYSPREP: &str = r"C:\Windows\System32\Sysprep\sysprep.exe";

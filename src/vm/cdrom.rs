@@ -1,103 +1,25 @@
 //! CD-ROM drives, and the ISO images in them. An image stays where it is, and is never written to.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use serde_json::{Value, json};
 
-use super::{edit, live, open, requirements};
+use super::cdrom_request::{self, CdromRequest};
+use super::{edit, requirements};
+use crate::change::open;
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
-use crate::layer::foreign;
-use crate::layer::inspect::{self, Content};
-use crate::model::{Bus, Cdrom, Config, Disk, Name, Record};
+use crate::instance::{boot_files, connect};
+use crate::model::{Cdrom, Config, Name, Record};
 use crate::qemu::nodes;
 use crate::qemu::qmp::{Qmp, QmpError};
 use crate::store::Store;
 
-/// A CD-ROM drive as asked for: `FILE[,bus=B]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CdromRequest {
-    /// What is in it.
-    pub iso: Option<PathBuf>,
-    /// Its bus, where it is not the usual one of the machine.
-    pub bus: Option<Bus>,
-    /// Its name; without one, the next that its bus has.
-    pub target: Option<String>,
-}
-
-impl CdromRequest {
-    /// Its bus in a machine of this type.
-    pub fn bus(&self, machine: &str) -> Bus {
-        self.bus.unwrap_or(Bus::of_cdroms(machine))
-    }
-}
-
-impl FromStr for CdromRequest {
-    type Err = Error;
-
-    /// A path may contain commas, but not end in `,bus=WORD`.
-    fn from_str(text: &str) -> Result<Self> {
-        let (path, bus) = match text.rsplit_once(",bus=") {
-            Some((path, bus)) => (path, Some(bus.parse()?)),
-            None => (text, None),
-        };
-        if path.is_empty() {
-            return Err(Error::usage(format!("{text:?} names no ISO image")).hint("write FILE[,bus=BUS]"));
-        }
-        Ok(Self { iso: Some(path.into()), bus, target: None })
-    }
-}
-
-/// The drives with a name each, beside `disks`.
-pub fn named(requests: &[CdromRequest], machine: &str, disks: &[Disk]) -> Vec<Cdrom> {
-    let mut taken: BTreeSet<String> = disks.iter().map(|disk| disk.target.clone()).collect();
-    taken.extend(requests.iter().filter_map(|request| request.target.clone()));
-    let named = |request: &CdromRequest| {
-        let bus = request.bus(machine);
-        let target = request.target.clone().unwrap_or_else(|| bus.free_target(&taken));
-        taken.insert(target.clone());
-        Cdrom { target, bus, iso: request.iso.clone() }
-    };
-    requests.iter().map(named).collect()
-}
-
 /// The path of an ISO image, without links, once it has been looked at.
 pub fn iso(path: &Path) -> Result<PathBuf> {
     // As it is spelt: a link of another user's is seen only there.
-    check_iso(path)?;
+    boot_files::check_iso(path)?;
     path.canonicalize().on("find", path)
-}
-
-/// Refuses what is no regular file, and what is an image in another format.
-pub fn check_iso(path: &Path) -> Result<()> {
-    if path.to_str().is_none() {
-        return Err(Error::refused(format!("the path of the ISO image is not UTF-8: {}", path.display())));
-    }
-    let file = foreign::open(path)?.file;
-    if file.metadata().on("read", path)?.len() == 0 {
-        return Err(Error::refused(format!("{} is empty, and no ISO image", path.display())));
-    }
-    match inspect::content(&file).on("read", path)? {
-        Content::Raw => Ok(()),
-        other => Err(Error::refused(format!("{} is not an ISO image, but {other}", path.display()))),
-    }
-}
-
-/// The ISO images of all drives have to be there, or QEMU would say so much later. The error names
-/// the drive; what to do about it, its user knows.
-pub fn check_isos(config: &Config) -> Result<()> {
-    for cdrom in &config.cdroms {
-        let Some(iso) = &cdrom.iso else { continue };
-        check_iso(iso).map_err(|error| {
-            let message = format!("the ISO image of CD-ROM drive {} cannot be used", cdrom.target);
-            Error::new(error.kind(), message)
-                .because(error.full_message())
-                .hint(format!("put it in its place again: {}", iso.display()))
-        })?;
-    }
-    Ok(())
 }
 
 /// QEMU locks the file, in the way of the VM whose disk it is.
@@ -126,7 +48,7 @@ pub async fn change(context: &Context, name: &Name, change: &Change) -> Result<C
     }
     let (_lock, record) = open::open_vm(context, name, "change").await?;
     let mut after = record.clone();
-    let mut qmp = live::connect_if_running(context, name).await?;
+    let mut qmp = connect::if_running(context, name).await?;
     let index = match drive(name, &record, change)? {
         Some(index) => index,
         None if qmp.is_some() => {
@@ -135,7 +57,7 @@ pub async fn change(context: &Context, name: &Name, change: &Change) -> Result<C
         }
         None => {
             let request = CdromRequest { iso: None, bus: None, target: None };
-            after.config.cdroms = named(&[request], &record.config.machine, &record.config.disks);
+            after.config.cdroms = cdrom_request::named(&[request], &record.config.machine, &record.config.disks);
             0
         }
     };
@@ -269,29 +191,7 @@ fn refused(name: &Name, cdrom: &Cdrom, error: QmpError) -> Error {
 mod tests {
     use super::*;
     use crate::error::Kind;
-
-    #[test]
-    fn a_path_may_contain_commas_and_the_bus_comes_last() {
-        let plain: CdromRequest = "/a,b/c.iso".parse().expect("a drive");
-        assert_eq!((plain.iso.as_deref(), plain.bus), (Some(Path::new("/a,b/c.iso")), None));
-        assert_eq!((plain.bus("pc-q35-7.2"), plain.bus("pc-i440fx-7.2")), (Bus::Sata, Bus::Ide));
-        let usb: CdromRequest = "c.iso,bus=usb".parse().expect("a drive");
-        assert_eq!((usb.iso.as_deref(), usb.bus), (Some(Path::new("c.iso")), Some(Bus::Usb)));
-        for bad in ["", ",bus=usb", "c.iso,bus=", "c.iso,bus=mca"] {
-            assert!(bad.parse::<CdromRequest>().is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn drives_are_named_beside_the_disks() {
-        let layer = crate::model::Layer::new(crate::model::Format::Qcow2);
-        let disks = [Disk { bus: Bus::Sata, ..Disk::new("sda", layer, 512) }];
-        let ask = |bus, target: Option<&str>| CdromRequest { iso: None, bus, target: target.map(str::to_owned) };
-        let asked = [ask(None, None), ask(Some(Bus::Usb), Some("sdb")), ask(Some(Bus::Ide), None)];
-        let named = named(&asked, "pc-q35-7.2", &disks);
-        let names: Vec<_> = named.iter().map(|cdrom| (cdrom.target.as_str(), cdrom.bus)).collect();
-        assert_eq!(names, [("sdc", Bus::Sata), ("sdb", Bus::Usb), ("hda", Bus::Ide)]);
-    }
+    use crate::model::Bus;
 
     #[test]
     fn a_locked_drive_is_told_from_other_refusals() {

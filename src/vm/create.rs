@@ -1,91 +1,26 @@
 //! Making a VM from disk files, or from nothing.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
-
 use jiff::Timestamp;
 use uuid::Uuid;
 
+use crate::change::open;
 use crate::change::{self, Executor, Plan, Step};
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::instance::sockets;
 use crate::layer::chain;
 use crate::layer::import::Candidate;
-use crate::model::{
-    Bus, Cdrom, Credentials, Disk, Firmware, Format, KernelBoot, Layer, LogLimit, Name, Nic, Origin, Record, Role,
-    Seed, human,
-};
+use crate::model::{Cdrom, Disk, Firmware, Format, Layer, Name, Origin, Record, Role, human};
 use crate::qemu::firmware;
 use crate::qemu::probe::Probe;
 use crate::store::VmLock;
 use crate::template::freeze;
 
-use super::cdrom::{self, CdromRequest};
+use super::cdrom;
 use super::disk_request::{DiskRequest, Mode};
-use super::open;
-use super::points::{self, Copies, Point};
+use super::points::{self, Copies};
+use super::request::{OnImage, Request};
 use super::requirements::{check, refuse_used_twice};
-use super::start::runtime_directory;
-
-/// A disk that stands on an image of the store.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OnImage {
-    /// The image.
-    pub name: Name,
-    /// Its identity, where it was looked at before: another one of the same name is not taken for it.
-    pub uuid: Option<Uuid>,
-    /// The size the guest sees, in bytes; without one, that of the image.
-    pub size: Option<u64>,
-}
-
-/// A VM as asked for.
-#[derive(Debug, Clone, Default)]
-pub struct Request {
-    /// Disks from files, in the guest's order.
-    pub disks: Vec<DiskRequest>,
-    /// An image of the store that the first disk stands on.
-    pub image: Option<OnImage>,
-    /// Bring in the backing files of the disks as well: those beside them, and those below these directories.
-    pub with_backing: Option<Vec<PathBuf>>,
-    /// Blank disks behind them, in bytes.
-    pub blank: Vec<u64>,
-    /// CD-ROM drives.
-    pub cdroms: Vec<CdromRequest>,
-    /// The bus of all disks of which nothing else is said.
-    pub bus: Bus,
-    /// Memory in bytes.
-    pub memory_bytes: u64,
-    /// Virtual CPUs.
-    pub cpus: u32,
-    /// A CPU model.
-    pub cpu: Option<String>,
-    /// BIOS or UEFI.
-    pub firmware: Firmware,
-    /// What UEFI variables are copied from; without a file, from empty ones.
-    pub nvram: Option<PathBuf>,
-    /// The identity; without one, a new one.
-    pub uuid: Option<Uuid>,
-    /// A machine type or alias.
-    pub machine: String,
-    /// A kernel to boot directly.
-    pub kernel: Option<KernelBoot>,
-    /// Network cards.
-    pub nics: Vec<Nic>,
-    /// The limit of each log.
-    pub log_limit: LogLimit,
-    /// Does it start with the host?
-    pub autostart: bool,
-    /// What cloud-init is told.
-    pub seed: Option<Seed>,
-    /// What systemd in the guest is given.
-    pub credentials: Credentials,
-    /// The user's own key-value pairs.
-    pub tags: BTreeMap<String, String>,
-    /// Snapshots, the parents before their children.
-    pub points: Vec<Point>,
-    /// The snapshot that the disks follow.
-    pub current: Option<Name>,
-}
 
 /// Makes the VM `name`. Everything is examined before anything is written.
 pub async fn create(context: &Context, name: &Name, request: &Request) -> Result<Record> {
@@ -97,7 +32,7 @@ pub async fn create(context: &Context, name: &Name, request: &Request) -> Result
         sealed.push(points::examine_point(context, &point.machine).await?);
     }
     let uuid = request.uuid.unwrap_or_else(Uuid::new_v4);
-    runtime_directory(context, uuid)?;
+    sockets::directory(context, uuid)?;
     if request.firmware == Firmware::Uefi {
         firmware::find()?;
     }
@@ -105,7 +40,7 @@ pub async fn create(context: &Context, name: &Name, request: &Request) -> Result
     let machine = probe.machine(&request.machine)?;
 
     let image: Vec<&Name> = request.image.iter().map(|image| &image.name).collect();
-    let store_lock = context.store.lock_for(context, &image).await?;
+    let store_lock = context.lock_store_for(&image).await?;
     probe.keep(context);
     change::recover::sweep(context, &store_lock).await?;
     let records = context.store.records()?;
@@ -181,7 +116,7 @@ pub async fn create(context: &Context, name: &Name, request: &Request) -> Result
         autostart: request.autostart,
     };
     steps.push(Step::save(&record));
-    let lock = context.store.claim(context, &store_lock, name)?;
+    let lock = context.store.claim(&context.operation, &store_lock, name)?;
     // Nobody else may come to use the same file before our link to it is there; a copy, which takes long, needs no such care.
     let uses_files = request.disks.iter().any(|disk| disk.mode == Mode::Use);
     let _store_lock = uses_files.then_some(store_lock);
@@ -222,17 +157,4 @@ async fn open_image(context: &Context, image: &OnImage) -> Result<Image> {
     }
     let origin = Origin { uuid: record.uuid, name: name.clone(), snapshot: None, template: true };
     Ok(Image { origin, layer: disk.layer.clone(), virtual_bytes, _lock: lock })
-}
-
-/// The disks with a name each: their own, or the next that their bus has.
-pub(super) fn named(disks: Vec<Disk>) -> Vec<Disk> {
-    let mut taken: BTreeSet<String> = disks.iter().map(|disk| disk.target.clone()).collect();
-    let named = |mut disk: Disk| {
-        if disk.target.is_empty() {
-            disk.target = disk.bus.free_target(&taken);
-            taken.insert(disk.target.clone());
-        }
-        disk
-    };
-    disks.into_iter().map(named).collect()
 }

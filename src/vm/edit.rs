@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{live, logs, open, requirements, status};
+use super::requirements;
+use crate::change::open;
 use crate::cloudinit;
 use crate::context::Context;
 use crate::ephemeral;
 use crate::error::{Error, IoContext, Result};
+use crate::instance::{boot_files, connect, logs, status};
 use crate::model::{
     Bus, Config, Ephemeral, KernelBoot, LONGEST_CREDENTIALS, LogLimit, Name, Nic, Record, Seed, Snapshot, bus,
     parse_age, parse_size,
@@ -33,7 +35,7 @@ const WHILE_RUNNING: [&str; 4] = ["tag.", "autostart=", "expires=", "log.max="];
 /// Renames a stopped VM, or a template. Clones remember their source by its UUID, so they follow.
 pub async fn rename(context: &Context, old: &Name, new: &Name) -> Result<()> {
     let store = &context.store;
-    let _store_lock = store.lock_for(context, &[old]).await?;
+    let _store_lock = context.lock_store_for(&[old]).await?;
     let (_lock, record) = open::open(context, old).await?;
     refuse_running(context, old, "rename")?;
     if store.layout.vm(new).exists() {
@@ -66,7 +68,7 @@ pub async fn set(context: &Context, name: &Name, changes: &[String]) -> Result<(
     let config = &record.config;
     requirements::check_machine(config.memory_bytes, config.cpus, config.cpu.as_deref())?;
     if let Some(boot) = &config.kernel {
-        requirements::check_kernel(boot)?;
+        boot_files::check_kernel(boot)?;
     }
     config.check_devices()?;
     if record == before {
@@ -281,7 +283,7 @@ pub(super) fn refuse_running(context: &Context, name: &Name, doing: &str) -> Res
 /// Lets the CPUs of a running VM stand still.
 pub async fn pause(context: &Context, name: &Name) -> Result<()> {
     let (_lock, _) = open::open_vm(context, name, "pause").await?;
-    live::connect(context, name).await?.run(&qapi::qmp::stop {}).await?;
+    connect::required(context, name).await?.run(&qapi::qmp::stop {}).await?;
     Ok(())
 }
 
@@ -289,7 +291,7 @@ pub async fn pause(context: &Context, name: &Name) -> Result<()> {
 pub async fn resume(context: &Context, name: &Name) -> Result<()> {
     let (_lock, _) = open::open_vm(context, name, "resume").await?;
     let had_io_error = status::observe(context, name).await?.has_io_error();
-    live::connect(context, name).await?.cont().await?;
+    connect::required(context, name).await?.cont().await?;
     // What could not be written is tried again at once.
     let deadline = Instant::now() + TRIED_AGAIN;
     while had_io_error && Instant::now() < deadline {

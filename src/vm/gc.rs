@@ -10,18 +10,20 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
+use crate::change::open;
 use crate::change::{lost, recover};
 use crate::context::Context;
 use crate::ephemeral::discard::{self, Dates};
 use crate::error::{Error, IoContext, Result};
 use crate::image::downloads;
-use crate::layer::pool::{LayerInfo, Pool};
+use crate::layer::garbage::Needs;
+use crate::layer::info::LayerInfo;
+use crate::layer::pool::Pool;
 use crate::model::{Layer, LayerId, Name, Origin, Record, human};
 use crate::snapshot::delete;
 use crate::store::{how_to_mend, journal};
 use crate::sys::fault;
 use crate::template::seal::pending;
-use crate::vm::open;
 
 pub use orphans::{finish_removals, trash_orphans, unnamed_memory};
 
@@ -80,7 +82,7 @@ pub async fn collect(context: &Context, request: Request) -> Result<Vec<Collecte
     collected.extend(expire(context, now, &collected, dry_run).await?);
     let (mut spared, mut ahead, mut lacking) = (Vec::new(), 0, None);
     // An undo that is under way has it.
-    let store_lock = store.lock(context).await?;
+    let store_lock = context.lock_store().await?;
     // What came into it meanwhile is not old.
     let now = Timestamp::now();
     let (mut journals, mut unreadable) = (Vec::new(), Vec::new());
@@ -161,18 +163,25 @@ pub async fn collect(context: &Context, request: Request) -> Result<Vec<Collecte
         }
         None => merge_hidden(context, &spared, dry_run).await?,
     }
-    let store_lock = store.lock(context).await?;
+    let store_lock = context.lock_store().await?;
     if !dry_run {
         recover::sweep(context, &store_lock).await?;
         finish_removals(store)?;
-        images::forget_ways_back(context).await?;
     }
+    // One look, at what is left now.
+    let needs = match torn {
+        None => Needs::look_at_spares(store)?,
+        Some(_) => Needs::of(Pool::scan(store)?),
+    };
     // What is found now goes at the next time: so there is one, should it have been a mistake.
     if torn.is_none() {
-        trash_orphans(context, dry_run)?;
+        trash_orphans(context, &needs, dry_run)?;
+    }
+    if !dry_run {
+        images::forget_ways_back(context, &needs.pool).await?;
     }
     drop(store_lock);
-    if !dry_run {
+    if !dry_run && needs.pool.layers.values().any(|info| info.guest_memory) {
         collected.extend(images::give_up_memory(context).await?);
     }
     Ok(collected)
@@ -182,16 +191,14 @@ pub async fn collect(context: &Context, request: Request) -> Result<Vec<Collecte
 /// `over` do not count.
 async fn expire(context: &Context, now: Timestamp, over: &[Collected], dry_run: bool) -> Result<Vec<Collected>> {
     let mut collected = Vec::new();
-    for vm in context.store.names()? {
-        let Ok(record) = context.store.load(&vm) else { continue };
+    for (vm, record) in context.store.records()? {
         // From the leaves down, so that as little as possible is merged twice.
         let expired = record.snapshots.iter().rev().filter(|snapshot| snapshot.expires.is_some_and(|at| at <= now));
         for snapshot in expired {
             let what = format!("{vm}@{}", snapshot.name);
             // Nobody is being made meanwhile.
             let taken_on_the_way = snapshot.expires.is_some_and(|at| at <= snapshot.created);
-            let _store_lock =
-                if taken_on_the_way { Some(context.store.lock_for(context, &[&vm]).await?) } else { None };
+            let _store_lock = if taken_on_the_way { Some(context.lock_store_for(&[&vm]).await?) } else { None };
             if taken_on_the_way && is_stood_on(context, &record, &snapshot.name, over)? {
                 continue;
             }
@@ -248,8 +255,8 @@ async fn merge_hidden(context: &Context, spared: &[LayerId], dry_run: bool) -> R
     }
     let mut pool = Pool::scan(&context.store)?;
     pool.add_spares(&context.store)?;
-    for vm in context.store.names()? {
-        if has_no_hidden(context, &pool, &vm) {
+    for (vm, record) in context.store.load_all()? {
+        if record.is_ok_and(|record| has_no_hidden(context, &pool, &vm, &record)) {
             continue;
         }
         // What is hidden for one of the two is a point of the other.
@@ -274,8 +281,7 @@ async fn merge_hidden(context: &Context, spared: &[LayerId], dry_run: bool) -> R
 }
 
 /// Is each layer below `vm` named by somebody, and no change of it cut short? Then nothing is to be done for it, and the pool need not be scanned again.
-fn has_no_hidden(context: &Context, pool: &Pool, vm: &Name) -> bool {
-    let Ok(record) = context.store.load(vm) else { return false };
+fn has_no_hidden(context: &Context, pool: &Pool, vm: &Name, record: &Record) -> bool {
     let is_named = |info: &&LayerInfo| !pool.uses(&info.layer.id).is_empty();
     let is_fine = |layer: &Layer| pool.chain(&layer.id).is_ok_and(|chain| chain.iter().all(is_named));
     !context.store.has_journal(vm) && record.layers().all(is_fine)

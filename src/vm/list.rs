@@ -8,9 +8,10 @@ use serde::Deserialize;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::status::{self, Status};
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::instance::sockets;
+use crate::instance::status::{self, Status};
 use crate::layer::chain;
 use crate::layer::pool::{Pool, Use};
 use crate::model::{Chain, Config, Disk, Format, Layer, LayerId, Name, Record};
@@ -133,7 +134,7 @@ pub async fn show(context: &Context, name: &Name) -> Result<Details> {
     let status = status::observe(context, name).await?;
     let names = store.names()?;
     let name_of = |uuid| names.iter().find(|name| store.load(name).is_ok_and(|record| record.uuid == uuid)).cloned();
-    let accel = match status::sockets(context, name).filter(|_| status.state.is_live()) {
+    let accel = match sockets::of(context, name).filter(|_| status.state.is_live()) {
         Some(sockets) => accel(&sockets.status()).await,
         None => None,
     };

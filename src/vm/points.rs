@@ -1,41 +1,19 @@
 //! Snapshots that a VM has from the beginning, since the guest had them elsewhere.
 
-use jiff::Timestamp;
+use std::collections::BTreeSet;
+
 use uuid::Uuid;
 
-use super::cdrom;
-use super::create::{Request, named};
+use super::cdrom_request;
 use super::disk_request::{DiskRequest, Mode};
+use super::request::{Point, Request};
 use crate::change::Step;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::layer::import::{self, Candidate};
-use crate::model::{Config, Disk, FileId, Firmware, Format, Layer, Name, Snapshot, SnapshotKind, VmState};
+use crate::model::{Config, Disk, FileId, Firmware, Format, Layer, Snapshot, SnapshotKind};
 use crate::qemu::firmware;
 use crate::qemu::probe::Probe;
-
-/// A snapshot as asked for.
-#[derive(Debug, Clone)]
-pub struct Point {
-    /// Its name.
-    pub name: Name,
-    /// The snapshot before it, which comes earlier in the list.
-    pub parent: Option<Name>,
-    /// When it was taken.
-    pub created: Timestamp,
-    /// The user's words.
-    pub description: String,
-    /// What the VM was doing.
-    pub vm_state: VmState,
-    /// It had been shut down.
-    pub quiesced: bool,
-    /// Its name inside the images, if it is an internal one. Otherwise its disk files are those that were sealed by it.
-    pub tag: Option<String>,
-    /// The machine and the disk files of then.
-    pub machine: Request,
-    /// The size of each disk, in bytes, where it is not that of its file.
-    pub sizes: Vec<Option<u64>>,
-}
 
 /// The layers that are made of files of the user's.
 #[derive(Debug, Default)]
@@ -127,7 +105,7 @@ pub(super) fn disk(request: &Request, ask: &DiskRequest, layer: Layer, virtual_b
 /// The configuration of a request, with the disks that were made for it, and UEFI variables if it has UEFI.
 pub(super) fn config(request: &Request, machine: String, disks: Vec<Disk>, steps: &mut Vec<Step>) -> Result<Config> {
     let disks = named(disks);
-    let cdroms = cdrom::named(&request.cdroms, &machine, &disks);
+    let cdroms = cdrom_request::named(&request.cdroms, &machine, &disks);
     let uefi = (request.firmware == Firmware::Uefi).then(firmware::find).transpose()?;
     let nvram = uefi.map(|uefi| {
         // qcow2 from the beginning, so that internal snapshots have it, too.
@@ -205,4 +183,17 @@ pub(super) fn snapshots(
         });
     }
     Ok(snapshots)
+}
+
+/// The disks with a name each: their own, or the next that their bus has.
+pub(super) fn named(disks: Vec<Disk>) -> Vec<Disk> {
+    let mut taken: BTreeSet<String> = disks.iter().map(|disk| disk.target.clone()).collect();
+    let named = |mut disk: Disk| {
+        if disk.target.is_empty() {
+            disk.target = disk.bus.free_target(&taken);
+            taken.insert(disk.target.clone());
+        }
+        disk
+    };
+    disks.into_iter().map(named).collect()
 }

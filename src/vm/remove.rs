@@ -2,16 +2,18 @@
 
 use uuid::Uuid;
 
-use super::{live, open, status, stop};
+use crate::change::open;
 use crate::change::recover;
 use crate::context::Context;
 use crate::error::{Error, IoContext, Kind, Result};
+use crate::instance::{connect, sockets, status, terminate};
+use crate::layer::garbage::{Going, Needs, Unneeded};
 use crate::layer::pool::Pool;
 use crate::layer::{chain, stamp};
 use crate::model::{Layer, LayerId, Name, Record, Snapshot};
 use crate::qemu::process;
 use crate::store::trash::{Entry, Stamp};
-use crate::store::{Store, StoreLock, atomic};
+use crate::store::{Store, StoreLock, VmLock, atomic};
 use crate::sys::fault;
 use crate::template::warm;
 
@@ -70,10 +72,10 @@ pub async fn remove(context: &Context, name: &Name, which: Which, options: Optio
     }
     let store = &context.store;
     store.give_up_reserve();
-    let store_lock = store.lock_for(context, &[name]).await?;
+    let store_lock = context.lock_store_for(&[name]).await?;
     if !context.store.exists(name) {
         // It is just being made, or its maker has died.
-        drop(context.store.lock_vm(context, name).await?);
+        drop(context.lock_vm(name).await?);
     }
     // What stands on it and never came to be is nothing to keep.
     recover::sweep(context, &store_lock).await?;
@@ -96,9 +98,20 @@ pub async fn remove(context: &Context, name: &Name, which: Which, options: Optio
         refuse_running(context, name, options).await?;
         settle_overruled(context, name, options).await?;
     }
+    // Where nothing stands on it, one look at the pool is enough, once nobody else is at work on it: a clone that is just
+    // being made has its lock.
+    let lock = store.try_lock_vm(name, &context.operation)?;
+    let mut pool = Pool::scan(store)?;
+    if let Some(lock) = lock.filter(|_| !store.has_journal(name))
+        && pool.tower(name).len() == 1
+    {
+        refuse_running(context, name, options).await?;
+        let (lock, record) = open::locked(context, lock).await?;
+        take_away(context, &store_lock, &lock, &record, pool).await?;
+        return Ok(vec![name.clone()]);
+    }
     let (mut gone, mut tried) = (Vec::new(), Vec::new());
     loop {
-        let pool = Pool::scan(&context.store)?;
         let victims = pool.tower(name);
         if victims.len() > 1 && !options.cascade {
             return Err(refuse(context, &pool, name, &record, &victims[..victims.len() - 1]).await);
@@ -134,6 +147,7 @@ pub async fn remove(context: &Context, name: &Name, which: Which, options: Optio
         }
         // A clone that was being made is there now.
         tried = victims;
+        pool = Pool::scan(store)?;
     }
 }
 
@@ -229,7 +243,7 @@ async fn refuse_running(context: &Context, name: &Name, options: Options) -> Res
 /// Puts the spare copy of a record that cannot be read in its place, where it fits: then what it names goes with it, and can be had back.
 async fn spare(context: &Context, name: &Name) -> Result<Option<Record>> {
     let store = &context.store;
-    let _lock = store.lock_vm(context, name).await?;
+    let _lock = context.lock_vm(name).await?;
     let Some(Ok(spare)) = store.load_spare(name) else { return Ok(None) };
     let pool = Pool::scan(store)?;
     if pool.misfit(name, &spare).is_some() || spare.layers().any(|layer| !pool.layers.contains_key(&layer.id)) {
@@ -248,7 +262,7 @@ async fn spare(context: &Context, name: &Name) -> Result<Option<Record>> {
 /// those that nobody else uses.
 async fn remove_broken(context: &Context, name: &Name) -> Result<Vec<Name>> {
     let store = &context.store;
-    let _lock = store.lock_vm(context, name).await?;
+    let _lock = context.lock_vm(name).await?;
     if status::is_running(context, name)? {
         return Err(
             Error::refused(format!("{name} is running")).hint(format!("stop it first: cowhand stop --force {name}"))
@@ -263,40 +277,42 @@ async fn remove_broken(context: &Context, name: &Name) -> Result<Vec<Name>> {
 }
 
 /// Whether it is gone; not, when somebody stands on it.
-async fn remove_one(context: &Context, _: &StoreLock, name: &Name) -> Result<bool> {
-    let store = &context.store;
+async fn remove_one(context: &Context, store_lock: &StoreLock, name: &Name) -> Result<bool> {
     // Who is making a full clone of it has its lock.
-    let (_lock, record) = open::open(context, name).await?;
-    let mut pool = Pool::scan(store)?;
+    let (lock, record) = open::open(context, name).await?;
+    let pool = Pool::scan(&context.store)?;
     if pool.tower(name).len() > 1 {
         return Ok(false);
     }
+    take_away(context, store_lock, &lock, &record, pool).await?;
+    Ok(true)
+}
+
+/// Moves a VM or template that nothing stands on into the trash.
+async fn take_away(context: &Context, _: &StoreLock, lock: &VmLock, record: &Record, pool: Pool) -> Result<()> {
+    let (store, name) = (&context.store, lock.name());
     let ids: Vec<LayerId> = record.layers().map(|layer| layer.id.clone()).collect();
     if let Some(unfinished) = pool.dependents(name, &ids).first() {
         return Err(Error::refused(format!("what a command has left of {unfinished} stands on {name}"))
             .hint("put it right first: cowhand doctor --repair"));
     }
-    if let Some(qmp) = live::connect_if_running(context, name).await? {
-        stop::quit(context, name, qmp).await?;
+    if let Some(qmp) = connect::if_running(context, name).await? {
+        terminate::quit(context, name, qmp).await?;
     }
-    if let Some(sockets) = status::sockets(context, name) {
+    if let Some(sockets) = sockets::of(context, name) {
         process::clear(&sockets);
     }
     let _alone = match &record.warm {
-        Some(warm) => warm::refuse_used(context, name, &record, warm)?,
+        Some(warm) => warm::refuse_used(context, name, record, warm)?,
         None => None,
     };
-    pool.forget(name);
-    let layers = match pool.uncertainty(Some(name)) {
-        None => freed(&record, pool),
-        Some(why) => {
-            context.ui.warn(&format!("the layers of {name} stay in the pool: {why}"));
-            Vec::new()
-        }
-    };
-    let mut entry = Entry::new("rm", name, &context.operation).of(&record);
+    let Unneeded { layers, uncertain } = Needs::of(pool).without(name).freed_by(record, Going::IntoTrash);
+    if let Some(why) = uncertain {
+        context.ui.warn(&format!("the layers of {name} stay in the pool: {why}"));
+    }
+    let mut entry = Entry::new("rm", name, &context.operation).of(record);
     entry.layers.clone_from(&layers);
-    entry.below = stands_on(store, &record, &layers);
+    entry.below = stands_on(store, record, &layers);
     let trash = store.open_trash(&Store::trash_name("rm", name), &entry)?;
     let directory = store.layout.vm(name);
     fault::point("a VM, on its way to the trash").on("move to the trash", &directory)?;
@@ -315,8 +331,7 @@ async fn remove_one(context: &Context, _: &StoreLock, name: &Name) -> Result<boo
     for image in record.snapshots.iter().filter_map(Snapshot::ram_image) {
         store.move_memory(&trash, image, false)?;
     }
-    store.flush_trashed(&trash)?;
-    Ok(true)
+    store.flush_trashed(&trash)
 }
 
 /// What the VM cannot do without if it is to be had back, and is not among the layers in its trash: also layers of its own that stay in the pool. One that is damaged has to
@@ -332,23 +347,4 @@ fn stands_on(store: &Store, record: &Record, trashed: &[Layer]) -> Vec<Stamp> {
         stamps.extend(stamp::of(store, &link.layer).map(Stamp::from));
     }
     stamps
-}
-
-/// The layers nobody names and nobody stands on once the VM is gone, which `pool` does not know any more: its own, and hidden ones below.
-fn freed(record: &Record, mut pool: Pool) -> Vec<Layer> {
-    let mut freed = Vec::new();
-    let mut next: Vec<LayerId> = record.layers().map(|layer| layer.id.clone()).collect();
-    while let Some(id) = next.pop() {
-        let Some(info) = pool.layers.get(&id) else {
-            continue;
-        };
-        if !pool.uses(&id).is_empty() || pool.children(&id).next().is_some() {
-            continue;
-        }
-        freed.push(info.layer.clone());
-        // What is named comes round again when the layer above it has gone; what is not, is reached only from there.
-        next.extend(info.backing.as_ref().map(|backing| backing.id.clone()));
-        pool.layers.remove(&id);
-    }
-    freed
 }

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::cdrom;
-use super::create::Request;
+use super::request::Request;
 use crate::error::{Error, Result};
-use crate::model::{Bus, KernelBoot, bus};
+use crate::instance::boot_files;
+use crate::model::{Bus, bus};
 use crate::store::Store;
 
 /// The least memory a guest can be given: below it no firmware starts.
@@ -51,25 +51,10 @@ pub fn check(request: &Request) -> Result<()> {
         ));
     }
     if let Some(boot) = &request.kernel {
-        check_kernel(boot)?;
+        boot_files::check_kernel(boot)?;
     }
     for iso in request.cdroms.iter().filter_map(|cdrom| cdrom.iso.as_ref()) {
-        cdrom::check_iso(iso)?;
-    }
-    Ok(())
-}
-
-/// The kernel and initrd have to be there, or QEMU would say so much later.
-pub fn check_kernel(boot: &KernelBoot) -> Result<()> {
-    for (what, path) in [("kernel", Some(&boot.kernel)), ("initrd", boot.initrd.as_ref())] {
-        let Some(path) = path else { continue };
-        if path.to_str().is_none() {
-            return Err(Error::refused(format!("the path of the {what} is not UTF-8: {}", path.display())));
-        }
-        if !path.is_file() {
-            return Err(Error::not_found(format!("there is no {what} {}", path.display()))
-                .hint("it is not copied into the store; name another: cowhand set NAME kernel=FILE initrd=FILE"));
-        }
+        boot_files::check_iso(iso)?;
     }
     Ok(())
 }

@@ -1,8 +1,8 @@
 //! Which VMs a command without names is about: `start --autostart`, `stop --all`.
 
-use super::status;
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::instance::status;
 use crate::model::Name;
 use crate::sys::owner;
 

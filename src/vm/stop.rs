@@ -5,22 +5,20 @@ use std::time::Duration;
 use qapi::qga::{GuestShutdownMode, guest_shutdown};
 use tokio::time::Instant;
 
-use super::{live, open, status};
+use crate::change::open;
 use crate::change::recover;
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::guest::session;
+use crate::instance::{connect, sockets, status, terminate};
 use crate::model::{Name, State};
 use crate::qemu::process;
 use crate::qemu::qmp::Qmp;
 use crate::store::VmLock;
 use crate::sys::pidfd::PidFd;
-use crate::sys::{fault, holder};
 
 /// How long QEMU may take to answer when the plug is to be pulled: after that it is killed.
 const PLUG: Duration = Duration::from_secs(10);
-/// How long QEMU may take to end once it was told to; it only flushes.
-const QUIT: Duration = Duration::from_secs(30);
 /// How long the guest agent may take to say that it is there before the power button is tried.
 const AGENT: Duration = Duration::from_secs(10);
 /// The power button is pressed again this often: a guest that is still booting does not see the first time.
@@ -47,16 +45,16 @@ pub async fn stop(context: &Context, name: &Name, force: bool, limit: Duration) 
     let _lock = lock(context, name, force).await?;
     let observed = status::observe(context, name).await?;
     if !observed.state.is_live() {
-        if let Some(sockets) = status::sockets(context, name) {
+        if let Some(sockets) = sockets::of(context, name) {
             process::clear(&sockets);
         }
         return Ok(Stopped::Already);
     }
     if force {
-        match live::connect_within(context, name, PLUG).await {
-            Ok(Some(qmp)) => quit(context, name, qmp).await?,
+        match connect::within(context, name, PLUG).await {
+            Ok(Some(qmp)) => terminate::quit(context, name, qmp).await?,
             Ok(None) => {}
-            Err(_) => kill(context, name).await?,
+            Err(_) => terminate::kill(context, name).await?,
         }
         return Ok(Stopped::Forced);
     }
@@ -65,9 +63,9 @@ pub async fn stop(context: &Context, name: &Name, force: bool, limit: Duration) 
             .hint(format!("let it go on first: cowhand resume {name}"))
             .hint(format!("or pull the plug: cowhand stop --force {name}")));
     }
-    let qmp = live::connect_within(context, name, limit.max(Duration::from_secs(1))).await?;
-    let mut qmp = qmp.ok_or_else(|| live::not_running(name))?;
-    let process = process_of(&qmp, name)?;
+    let qmp = connect::within(context, name, limit.max(Duration::from_secs(1))).await?;
+    let mut qmp = qmp.ok_or_else(|| connect::not_running(name))?;
+    let process = terminate::process_of(&qmp, name)?;
     ask(context, name, &mut qmp, &process, limit).await
 }
 
@@ -75,11 +73,11 @@ pub async fn stop(context: &Context, name: &Name, force: bool, limit: Duration) 
 /// the way to mend it afterwards, and a host that shuts down does not wait.
 async fn lock(context: &Context, name: &Name, force: bool) -> Result<VmLock> {
     let store = &context.store;
-    let lock = match store.lock_vm(context, name).await {
+    let lock = match context.lock_vm(name).await {
         // The store cannot be changed until somebody mends it.
         Err(error) if error.kind() == Kind::Damaged && store.check_identity().is_err() => {
             context.ui.warn(&error.full_message());
-            return store.lock_vm_unprepared(context, name).await;
+            return context.lock_vm_unprepared(name).await;
         }
         other => other?,
     };
@@ -133,67 +131,8 @@ async fn ask_agent(context: &Context, name: &Name) -> Result<()> {
 
 async fn ended(context: &Context, name: &Name, process: &PidFd, limit: Duration) -> Result<bool> {
     let ended = process::wait_for_end(process, limit).await?;
-    if ended && let Some(sockets) = status::sockets(context, name) {
+    if ended && let Some(sockets) = sockets::of(context, name) {
         process::clear(&sockets);
     }
     Ok(ended)
-}
-
-/// Ends QEMU by QMP `quit`, which writes out what it has cached; kills it when it does not end.
-pub async fn quit(context: &Context, name: &Name, mut qmp: Qmp) -> Result<()> {
-    let process = process_of(&qmp, name)?;
-    let told = qmp.run(&qapi::qmp::quit {}).await;
-    if told.is_err() || !process::wait_for_end(&process, QUIT).await? {
-        kill_process(name, &process).await?;
-    }
-    if let Some(sockets) = status::sockets(context, name) {
-        process::clear(&sockets);
-    }
-    Ok(())
-}
-
-/// Kills a QEMU that does not answer; who it is, the kernel says (`SO_PEERPIDFD` of its socket).
-pub async fn kill(context: &Context, name: &Name) -> Result<()> {
-    let unknown = || Error::qemu(format!("the QEMU of {name} does not answer and its process is not known"));
-    let sockets = status::sockets(context, name);
-    let peer = async {
-        let stream = tokio::net::UnixStream::connect(sockets.as_ref()?.status()).await.ok()?;
-        PidFd::of_peer(&stream).ok()
-    };
-    // One that hangs takes no more connections once a few have come; what it holds is seen from outside.
-    let process = match peer.await {
-        Some(process) => process,
-        None => holder(context, name).ok_or_else(unknown)?,
-    };
-    kill_process(name, &process).await?;
-    if let Some(sockets) = sockets {
-        process::clear(&sockets);
-    }
-    Ok(())
-}
-
-/// Kills a QEMU and waits for its end. One that waits in the kernel, for a disk that does not answer, lives on until that has
-/// answered; as long as it lives, its disks are in use.
-async fn kill_process(name: &Name, process: &PidFd) -> Result<()> {
-    process.kill().map_err(|source| Error::qemu(format!("cannot kill the QEMU of {name}")).because(source))?;
-    let limit = fault::patience(QUIT);
-    if process::wait_for_end(process, limit).await? {
-        return Ok(());
-    }
-    Err(Error::qemu(format!("the QEMU of {name} was killed, and has not ended after {} s", limit.as_secs()))
-        .hint("a process that waits for a disk or a file server ends when that answers: see the host's kernel log (dmesg)")
-        .hint(format!("has it ended? cowhand show {name}")))
-}
-
-/// The QEMU that holds the run lock of `name`. Looked for twice: its number could be another's by the time it is opened.
-fn holder(context: &Context, name: &Name) -> Option<PidFd> {
-    let run_lock = context.store.layout.run_lock(name);
-    let pid = holder::of(&run_lock)?;
-    let process = PidFd::open(pid).ok()?;
-    (holder::of(&run_lock) == Some(pid)).then_some(process)
-}
-
-fn process_of(qmp: &Qmp, name: &Name) -> Result<PidFd> {
-    let unknown = || Error::qemu(format!("cannot watch the QEMU of {name}"));
-    qmp.process().ok_or_else(unknown)
 }

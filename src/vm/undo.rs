@@ -6,10 +6,12 @@
 
 use std::path::PathBuf;
 
-use super::{edit, live, logs, open, start, status};
+use super::edit;
+use crate::change::open;
 use crate::change::{self, Executor, Plan, Step, reliance};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Kind, Result};
+use crate::instance::{connect, launch, logs, status};
 use crate::layer::{stamp, trashed};
 use crate::model::{Config, LayerStamp, Name, Record, Snapshot, SnapshotKind};
 use crate::qemu::cmdline::How;
@@ -159,7 +161,7 @@ pub async fn undo(context: &Context, vm: Option<&Name>, nth: usize) -> Result<Un
 /// A removed VM: layers and memory first, then its directory, with which it is there again.
 async fn undo_rm(context: &Context, last: &Undoable) -> Result<()> {
     let store = &context.store;
-    let _store_lock = store.lock(context).await?;
+    let _store_lock = context.lock_store().await?;
     still_there(last)?;
     let directory = store.layout.vm(&last.vm);
     if directory.exists() {
@@ -245,16 +247,16 @@ fn drop_trash(last: &Undoable) -> Step {
 async fn undo_revert(context: &Context, last: &Undoable) -> Result<()> {
     let vm = &last.vm;
     // Nobody may collect meanwhile what is to be brought back, or what it stands on.
-    let store_lock = context.store.lock_for(context, &[vm]).await?;
+    let store_lock = context.lock_store_for(&[vm]).await?;
     let (lock, record) = open::open_vm(context, vm, "undo a change of").await?;
     let store_lock = last.entry.way_back.is_none().then_some(store_lock);
     still_there(last)?;
     same_vm(last, &record)?;
-    let mut qmp = live::connect_if_running(context, vm).await?;
+    let mut qmp = connect::if_running(context, vm).await?;
     let how = match &mut qmp {
         None => None,
         Some(qmp) => {
-            live::refuse_job(vm, qmp).await?;
+            connect::refuse_job(vm, qmp).await?;
             Some(if qmp.status(REPLY).await?.running { How::Running } else { How::Paused })
         }
     };
@@ -306,7 +308,7 @@ async fn undo_revert(context: &Context, last: &Undoable) -> Result<()> {
         }
     })?;
     if let Some(how) = how {
-        start::start_locked(context, vm, &after, how).await?;
+        launch::launch(context, vm, &after, how).await?;
     }
     Ok(())
 }

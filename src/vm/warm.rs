@@ -15,19 +15,18 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::start::{self, Launch};
-use super::stop;
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::guest::identity;
 use crate::guest::port::{self, Client, Wire};
 use crate::helper::frame;
+use crate::instance::launch::Launch;
+use crate::instance::{fingerprint, launch, terminate};
 use crate::layer::stamp;
 use crate::model::{Name, Record, Warm};
 use crate::qemu::cmdline::How;
 use crate::qemu::probe::Probe;
 use crate::qemu::qmp::{Qmp, QmpError};
-use crate::snapshot::memory;
 use crate::store::plain;
 use crate::sys::{fault, flock};
 
@@ -62,7 +61,7 @@ pub fn misfit(context: &Context, name: &Name, record: &Record, warm: &Warm) -> R
         return Ok(Some(format!("{} is missing or was changed", state.display())));
     }
     let planned = Record { config: warm.config.clone(), ..record.clone() };
-    Ok(warm.writer.difference(&memory::planned(context, name, &planned)?))
+    Ok(warm.writer.difference(&fingerprint::planned(context, name, &planned)?))
 }
 
 /// Starts a QEMU for `record` and has it read what `warm` has saved: it stands still where the template's guest stood. With `with_us` it is killed
@@ -77,7 +76,7 @@ pub async fn wake(context: &Context, name: &Name, record: &Record, warm: &Warm, 
     let how = How::Warm { file: &file, readonly, leased: &warm.leased };
     let path = context.store.layout.warm_state(&warm.image);
     let state = plain::open_existing(&path)?;
-    let mut qmp = start::launch(context, name, record, Launch { how, held: vec![held.into()], with_us }).await?;
+    let mut qmp = launch::launch(context, name, record, Launch { how, held: vec![held.into()], with_us }).await?;
     let loaded = load(&mut qmp, &state).await;
     alive(context, name, qmp, loaded).await
 }
@@ -97,8 +96,8 @@ async fn alive(context: &Context, name: &Name, qmp: Qmp, done: std::result::Resu
         Ok(()) => Ok(qmp),
         Err(error) => {
             drop(qmp);
-            let _ = stop::kill(context, name).await;
-            let words = start::last_words(context, name).unwrap_or_default();
+            let _ = terminate::kill(context, name).await;
+            let words = launch::last_words(context, name).unwrap_or_default();
             Err(Error::qemu(format!("the saved guest cannot go on as {name}")).because(format!("{error} {words}")))
         }
     }

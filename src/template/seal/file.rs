@@ -3,11 +3,10 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
-
 use super::Report;
+use super::overlay::{Scratch, base_nodes, overlay_nodes};
 use super::pending::{self, Given, Work};
-use super::vm::Sealing;
+use super::run::Sealing;
 use crate::appliance::boot::Drive;
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
@@ -18,44 +17,6 @@ use crate::layer::{create, import};
 use crate::model::{FileId, Format};
 use crate::sys::files::Pinned;
 use crate::sys::flock;
-
-/// A directory for overlays that are thrown away.
-pub struct Scratch(tempfile::TempDir);
-
-impl Scratch {
-    /// An empty one.
-    pub fn new() -> Result<Self> {
-        tempfile::tempdir()
-            .map(Self)
-            .map_err(|source| Error::failed("cannot make a temporary directory").because(source))
-    }
-
-    /// The overlay of the disk with this number.
-    pub fn path(&self, number: usize) -> PathBuf {
-        self.0.path().join(format!("{number}.qcow2"))
-    }
-}
-
-/// The block nodes of an overlay on the node `below`.
-pub fn overlay_nodes(name: &str, path: &Path, below: &str) -> [Value; 2] {
-    let file = format!("{name}-file");
-    [
-        json!({"driver": "file", "node-name": file, "filename": path, "discard": "unmap"}),
-        json!({"driver": "qcow2", "node-name": name, "file": file, "backing": below, "discard": "unmap"}),
-    ]
-}
-
-/// The block nodes of an image that stands on nothing: itself, read-only until a commit writes to it.
-pub fn base_nodes(name: &str, path: &Path, format: Format) -> [Value; 2] {
-    let file = format!("{name}-file");
-    let mut node =
-        json!({"driver": format.as_str(), "node-name": name, "file": file, "read-only": true, "discard": "unmap"});
-    if format == Format::Qcow2 {
-        // Whatever its header says.
-        node["backing"] = Value::Null;
-    }
-    [json!({"driver": "file", "node-name": file, "filename": path, "auto-read-only": true, "discard": "unmap"}), node]
-}
 
 /// One image.
 struct Disk {

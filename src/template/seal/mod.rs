@@ -6,6 +6,7 @@
 //! | [`customise`], [`wishes`] | what can be put in; what the user's options ask for, in their order |
 //! | [`firstboot`] | what a clone does by itself when it boots for the first time |
 //! | [`vm`], [`file`](mod@file) | the two things that can be sealed: a stopped VM, bare images |
+//! | [`overlay`], [`run`] | the overlays that the appliance works on; what it is told, and what it answers |
 //! | [`pending`] | what makes sealing bare images all or nothing |
 //!
 //! All of it is carried out inside the [appliance](crate::appliance), on an overlay: the disks change when everything has worked, or not at all.
@@ -14,7 +15,9 @@ pub mod customise;
 pub mod file;
 pub mod firstboot;
 pub mod operations;
+pub mod overlay;
 pub mod pending;
+pub mod run;
 pub mod selection;
 pub mod vm;
 pub mod wishes;

@@ -1,59 +1,18 @@
 //! Sealing the disks of a stopped VM: the appliance works on overlays, which are merged into the disks when it has done everything. Until
 //! then nothing has changed, and overlays that were left are removed by the next command.
 
-use super::customise::{Customisation, Wish};
-use super::{Plan, Report};
-use crate::appliance::boot::{self, Boot, Drive};
-use crate::appliance::kernel::Wanted;
-use crate::appliance::protocol::Job;
+use super::Report;
+use super::overlay::{Scratch, overlay_nodes};
+use super::run::Sealing;
+use crate::appliance::boot::Drive;
 use crate::change::{Sealed, Step};
 use crate::context::Context;
 use crate::error::Result;
-use crate::layer::{census, chain, create};
+use crate::layer::{chain, create, info};
 use crate::model::{Disk, Format, Layer, Merge, MergeKind, Name, Record};
 use crate::qemu::nodes;
 use crate::snapshot::plan::{self, Moves};
 use crate::store::Store;
-
-/// What is to be done, with the files it needs.
-#[derive(Debug)]
-pub struct Sealing {
-    /// What.
-    pub plan: Plan,
-    /// The files.
-    pub payload: Option<std::path::PathBuf>,
-    /// The guest's programs may use the network.
-    pub network: bool,
-    /// The appliance's kernel.
-    pub kernel: Wanted,
-    /// How long the appliance may take.
-    pub limit: std::time::Duration,
-}
-
-impl Sealing {
-    /// Boots the appliance on these disks.
-    pub async fn carry_out(&self, context: &Context, drives: &[Drive], dry_run: bool) -> Result<Report> {
-        let kernel = &self.kernel;
-        let programs = self.plan.runs_programs() && !dry_run;
-        let boot = Boot { kernel, drives, payload: self.payload.as_deref(), programs, limit: self.limit };
-        let does = |name: &str| self.plan.operations.iter().any(|other| other == name);
-        if (does("ssh-hostkeys") || does("hostname")) && !does("first-boot") {
-            context.ui.warn("without the operation first-boot nothing gives a clone host keys and a name");
-        }
-        let job = Job {
-            plan: self.plan.clone(),
-            dry_run,
-            network: self.network && boot.programs,
-            disks: drives.iter().map(|drive| drive.target.clone()).collect(),
-        };
-        let fetches = |wish: &Wish| matches!(wish.what, Customisation::Install { .. } | Customisation::Update);
-        let offline = !self.network && self.plan.wishes.iter().any(fetches);
-        boot::run(context, &boot, &job).await.map_err(|error| match offline {
-            true => error.hint("to let package managers reach their sources: --network"),
-            false => error,
-        })
-    }
-}
 
 /// The disks that are worked on.
 fn disks(record: &Record) -> impl Iterator<Item = &Disk> {
@@ -71,7 +30,7 @@ pub fn steps(context: &Context, vm: &Name, record: &Record) -> Result<(Record, V
     on_overlays.config.generation = uuid::Uuid::new_v4();
     for disk in on_overlays.config.disks.iter_mut().filter(|disk| !disk.read_only) {
         let below = disk.layer.clone();
-        let virtual_bytes = census::inspect(&context.store, &below)?.virtual_bytes;
+        let virtual_bytes = info::inspect(&context.store, &below)?.virtual_bytes;
         disk.layer = Layer::new(Format::Qcow2);
         steps.push(Step::MakeLayer { layer: disk.layer.clone(), backing: Some(below.clone()), virtual_bytes });
         sealed.push(Sealed { target: disk.target.clone(), layer: disk.layer.clone() });
@@ -86,23 +45,17 @@ pub fn steps(context: &Context, vm: &Name, record: &Record) -> Result<(Record, V
     Ok((after, steps))
 }
 
-/// The block nodes of a layer of the store and everything below it.
-pub fn drive(context: &Context, target: &str, layer: &Layer) -> Result<Drive> {
-    let chain = chain::read(&context.store, layer)?;
-    Ok(Drive { target: target.to_owned(), nodes: nodes::chain_nodes(&chain, true), top: layer.node() })
-}
-
 /// What sealing `record` would do. The appliance writes to overlays nobody will see.
 pub async fn dry_run(context: &Context, record: &Record, sealing: &Sealing) -> Result<Report> {
-    let scratch = super::file::Scratch::new()?;
+    let scratch = Scratch::new()?;
     let mut drives = Vec::new();
     for (number, disk) in disks(record).enumerate() {
         let chain = chain::read(&context.store, &disk.layer)?;
         let overlay = scratch.path(number);
-        create::empty_at(&overlay, None, census::inspect(&context.store, &disk.layer)?.virtual_bytes)?;
+        create::empty_at(&overlay, None, info::inspect(&context.store, &disk.layer)?.virtual_bytes)?;
         let top = format!("top{number}");
         let mut nodes = nodes::chain_nodes(&chain, false);
-        nodes.extend(super::file::overlay_nodes(&top, &overlay, &disk.layer.node()));
+        nodes.extend(overlay_nodes(&top, &overlay, &disk.layer.node()));
         drives.push(Drive { target: disk.target.clone(), nodes, top });
     }
     sealing.carry_out(context, &drives, true).await

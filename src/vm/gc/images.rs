@@ -4,18 +4,23 @@ use super::Collected;
 use crate::change::Executor;
 use crate::context::Context;
 use crate::error::{Kind, Result};
-use crate::layer::census;
-use crate::layer::pool::{LayerInfo, Pool, Use};
+use crate::instance::status;
+use crate::layer::info;
+use crate::layer::info::LayerInfo;
+use crate::layer::pool::{Pool, Use};
 use crate::model::{Layer, Name};
 use crate::snapshot::internal;
-use crate::vm::status;
+use crate::store::plain;
 
 /// Takes internal snapshots out of images that were kept for an `undo` which is not possible any more. Not while somebody has them open.
-pub(super) async fn forget_ways_back(context: &Context) -> Result<()> {
+pub(super) async fn forget_ways_back(context: &Context, pool: &Pool) -> Result<()> {
     let store = &context.store;
-    let pool = Pool::scan(store)?;
     let nobody: Name = "nobody".parse()?;
     for info in pool.layers.values().filter(|info| info.internal_snapshots > 0) {
+        // It may be in the trash by now.
+        if !plain::is_there(&store.layout.layer(&info.layer)) {
+            continue;
+        }
         let is_head = |user: &Name| pool.uses(&info.layer.id).contains(&Use::Head(user.clone()));
         // What a template's files look like is noted; they never change.
         if pool.uses(&info.layer.id).iter().any(|r#use| matches!(r#use, Use::Template(_))) {
@@ -81,7 +86,7 @@ pub(super) async fn give_up_memory(context: &Context) -> Result<Vec<Collected>> 
         }
         match Executor::with_no_qemu(context, first).give_up_memory_of(&info.layer).await {
             Ok(()) => {
-                let now = census::inspect(store, &info.layer).map_or(info.allocated_bytes, |now| now.allocated_bytes);
+                let now = info::inspect(store, &info.layer).map_or(info.allocated_bytes, |now| now.allocated_bytes);
                 let bytes = info.allocated_bytes.saturating_sub(now);
                 collected.push(Collected { what: first.to_string(), why: "memory", bytes });
             }

@@ -5,9 +5,10 @@ use std::fs::DirEntry;
 use crate::change::lost;
 use crate::context::Context;
 use crate::error::{IoContext, Kind, Result};
-use crate::layer::chain;
+use crate::layer::garbage::{Certainty, Needs};
+use crate::layer::info::LayerInfo;
 use crate::layer::pool::Pool;
-use crate::model::{LayerId, Name, Snapshot, human};
+use crate::model::{Name, Snapshot, human};
 use crate::store::trash::Entry;
 use crate::store::{Store, how_to_mend, journal, plain, schema};
 use crate::sys::image_lock;
@@ -21,18 +22,13 @@ pub fn finish_removals(store: &Store) -> Result<usize> {
             continue;
         };
         if entry.layers.iter().any(|layer| store.layout.layer(layer).exists()) {
-            let mut pool = Pool::scan(store)?;
-            pool.add_spares(store)?;
-            if pool.damaged.iter().any(|layer| !pool.noted.contains_key(&layer.id)) {
-                // A damaged layer might stand on one of them.
-                continue;
-            }
-            for layer in &entry.layers {
-                if pool.uses(&layer.id).is_empty() && pool.children(&layer.id).next().is_none() {
-                    store.trash_layer(&found.path, layer)?;
-                    moved += 1;
-                    pool.layers.remove(&layer.id);
-                }
+            let mut needs = Needs::of(Pool::scan(store)?);
+            needs.pool.add_spares(store)?;
+            // That nobody names them was certain when the VM was removed.
+            let Some(layers) = needs.decided(&entry.layers) else { continue };
+            for layer in layers {
+                store.trash_layer(&found.path, &layer)?;
+                moved += 1;
             }
             store.flush_trashed(&found.path)?;
         }
@@ -48,13 +44,10 @@ pub fn finish_removals(store: &Store) -> Result<usize> {
 
 /// Layers that nobody names and nobody stands on, left by commands that died. Not while a record cannot be read: it might
 /// name them. Returns how many went into the trash.
-pub fn trash_orphans(context: &Context, dry_run: bool) -> Result<usize> {
+pub fn trash_orphans(context: &Context, needs: &Needs, dry_run: bool) -> Result<usize> {
     let store = &context.store;
-    // What something in the trash stands on can be had back with it.
-    let (mut pool, mut kept) = Pool::scan_with_trash(store)?;
-    pool.add_spares(store)?;
     let name: Name = "orphans".parse()?;
-    if let Some(why) = pool.uncertainty(None) {
+    if let Certainty::NamesUnknown(why) | Certainty::HeadersUnknown(why) = needs.certainty() {
         context.ui.warn(&format!("layers that seem unused are kept: {why}"));
         return Ok(0);
     }
@@ -65,33 +58,27 @@ pub fn trash_orphans(context: &Context, dry_run: bool) -> Result<usize> {
         ));
         return Ok(0);
     }
-    if let Some(broken) = chain::first_broken(store)? {
+    if let Some(broken) = needs.pool.first_broken() {
         context.ui.warn(&format!(
             "layers that seem unused are kept: a chain of {broken} is broken, and one of them may be what it lacks"
         ));
         return Ok(0);
     }
-    let (mut trash, mut moved) = (None, 0);
-    loop {
-        let unused = |id: &LayerId| pool.uses(id).is_empty() && pool.children(id).next().is_none();
-        let Some(id) = pool.layers.keys().find(|id| unused(id) && !kept.contains(*id)).cloned() else {
-            break;
-        };
-        if let Some(name) = pool.stands_on_head(&id) {
-            context.ui.warn(&format!("layer {id} is named by nobody, and may hold what the guest of {name} wrote: it stays; see cowhand doctor {name}"));
-            kept.push(id);
-            continue;
+    let stays = |info: &LayerInfo| {
+        let layer = &info.layer;
+        if let Some(name) = needs.pool.stands_on_head(&layer.id) {
+            context.ui.warn(&format!("layer {layer} is named by nobody, and may hold what the guest of {name} wrote: it stays; see cowhand doctor {name}"));
+            return true;
         }
         // Whatever the records say: somebody writes to it, or reads from it.
-        let path = pool.layers.get(&id).map(|info| store.layout.layer(&info.layer)).unwrap_or_default();
-        if image_lock::is_open(&path).unwrap_or(true) {
-            context.ui.warn(&format!("layer {id} is named by nobody and open in a QEMU: it stays"));
-            kept.push(id);
-            continue;
+        let is_open = image_lock::is_open(&store.layout.layer(layer)).unwrap_or(true);
+        if is_open {
+            context.ui.warn(&format!("layer {layer} is named by nobody and open in a QEMU: it stays"));
         }
-        let Some(info) = pool.layers.remove(&id) else {
-            break;
-        };
+        is_open
+    };
+    let (mut trash, mut moved) = (None, 0);
+    for info in needs.orphans(stays) {
         let (layer, bytes) = (&info.layer, human(info.allocated_bytes));
         if dry_run {
             context.ui.note(&format!("layer {layer} ({bytes}) is used by nobody and would go into the trash"));
@@ -120,6 +107,9 @@ pub fn unnamed_memory(store: &Store) -> Result<Vec<DirEntry>> {
     // Files first: what is there now is in a journal or in a record already, if it belongs to anybody.
     let entries: Vec<_> =
         entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file())).collect();
+    if entries.is_empty() {
+        return Ok(Vec::new());
+    }
     let names = store.directories()?;
     let mut named = Vec::new();
     for name in &names {

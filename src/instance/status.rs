@@ -9,11 +9,10 @@
 
 use std::os::unix::net::UnixStream;
 
-use super::start;
+use super::sockets;
 use crate::context::Context;
 use crate::error::{IoContext, Result};
 use crate::model::{Name, State};
-use crate::qemu::cmdline::Sockets;
 use crate::qemu::qmp::Qmp;
 use crate::sys::flock;
 
@@ -42,38 +41,23 @@ pub fn is_running(context: &Context, name: &Name) -> Result<bool> {
     if flock::is_held(&lock).on("look at the lock", &lock)? {
         return Ok(true);
     }
-    if !are_there(context, name) {
+    if !sockets::are_there(context, name) {
         return Ok(false);
     }
     // The socket of a QEMU that is gone refuses at once.
-    Ok(sockets(context, name).is_some_and(|sockets| UnixStream::connect(sockets.status()).is_ok()))
-}
-
-/// The sockets of a VM: where they were put at its last start, else where they would go. A note of that start may have been
-/// copied with the store, and leads to the sockets of the original then. It counts while the lock of its QEMU is held, and
-/// where it has the name that this store and this VM give, whatever directory that lies in.
-pub fn sockets(context: &Context, name: &Name) -> Option<Sockets> {
-    let is_held = || flock::is_held(&context.store.layout.run_lock(name)).unwrap_or(false);
-    let noted = context.store.run_directory(name).filter(|noted| is_held() || start::is_of(context, name, noted));
-    let planned = || start::runtime_directory(context, context.store.load(name).ok()?.uuid).ok();
-    noted.or_else(planned).map(Sockets::new)
-}
-
-/// Is there anything where its sockets were put at its last start? Whose they are is not looked at: that takes longer.
-fn are_there(context: &Context, name: &Name) -> bool {
-    context.store.run_directory(name).is_none_or(|directory| directory.exists())
+    Ok(sockets::of(context, name).is_some_and(|sockets| UnixStream::connect(sockets.status()).is_ok()))
 }
 
 /// Observes the VM.
 pub async fn observe(context: &Context, name: &Name) -> Result<Status> {
     if !is_running(context, name)? {
-        let left_behind =
-            are_there(context, name) && sockets(context, name).is_some_and(|sockets| sockets.qmp().exists());
+        let left_behind = sockets::are_there(context, name)
+            && sockets::of(context, name).is_some_and(|sockets| sockets.qmp().exists());
         let state = if left_behind { State::Crashed } else { State::Stopped };
         return Ok(Status { state, pid: None, detail: None });
     }
     let mut status = Status { state: State::Running, pid: None, detail: None };
-    let answer = match sockets(context, name) {
+    let answer = match sockets::of(context, name) {
         Some(sockets) => Qmp::glance(&sockets.status()).await,
         None => None,
     };

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::status;
+use super::{sockets, status};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::model::{Name, Record};
@@ -20,16 +20,16 @@ const ENDING: Duration = Duration::from_secs(10);
 const BETWEEN: Duration = Duration::from_millis(10);
 
 /// Connects, if the VM runs.
-pub async fn connect_if_running(context: &Context, name: &Name) -> Result<Option<Qmp>> {
-    connect_within(context, name, GREETING).await
+pub async fn if_running(context: &Context, name: &Name) -> Result<Option<Qmp>> {
+    within(context, name, GREETING).await
 }
 
 /// The same, and waits no longer than `limit` for QEMU to greet.
-pub async fn connect_within(context: &Context, name: &Name, limit: Duration) -> Result<Option<Qmp>> {
+pub async fn within(context: &Context, name: &Name, limit: Duration) -> Result<Option<Qmp>> {
     if !status::is_running(context, name)? {
         return Ok(None);
     }
-    let sockets = status::sockets(context, name)
+    let sockets = sockets::of(context, name)
         .ok_or_else(|| Error::damaged(format!("{name} runs, but where its sockets are is not known")))?;
     let limit = limit.min(GREETING);
     let deadline = Instant::now() + limit.min(ENDING);
@@ -50,8 +50,8 @@ pub async fn connect_within(context: &Context, name: &Name, limit: Duration) -> 
 }
 
 /// Connects to a VM that has to be running.
-pub async fn connect(context: &Context, name: &Name) -> Result<Qmp> {
-    connect_if_running(context, name).await?.ok_or_else(|| not_running(name))
+pub async fn required(context: &Context, name: &Name) -> Result<Qmp> {
+    if_running(context, name).await?.ok_or_else(|| not_running(name))
 }
 
 /// It has to run for what was asked.

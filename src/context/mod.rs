@@ -1,5 +1,7 @@
 //! What every operation needs: the settings, the store and somebody to tell.
 
+mod locks;
+
 use crate::error::{Error, Result};
 use crate::settings::Settings;
 use crate::store::Store;

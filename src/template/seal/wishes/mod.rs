@@ -1,48 +1,22 @@
 //! What the user's customise options ask for: their values are read and checked here, with what they take from the host's files.
 
+mod files;
+mod given;
+mod values;
+
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use files::{blob, tree};
+pub use given::Given;
+use values::{SELECTORS, absolute, account, first_line, host_name, numbered, packages, pair, program, public_key};
 
 use super::customise::{Blob, Customisation, Wish};
 use crate::appliance::boot::Payload;
 use crate::error::{Error, IoContext, Result};
 use crate::model::hash_password;
-
-/// An option as the user gave it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Given {
-    /// Its name, without dashes.
-    pub name: String,
-    /// Its value.
-    pub value: String,
-    /// The file and line it was read from, if it was.
-    pub place: Option<String>,
-}
-
-impl Given {
-    /// As the user would know it again; without what is secret, or may be: texts and commands of the user's. It is shown, and goes into the appliance.
-    fn label(&self) -> String {
-        let first = |value: &str| value.split_once(':').map_or_else(String::new, |(first, _)| first.to_owned());
-        let value = match self.name.as_str() {
-            "root-password" | "motd" => String::new(),
-            "append-line" | "edit" | "password" | "write" => first(&self.value),
-            "run-command" | "firstboot-command" => program(&self.value).to_owned(),
-            // Of a key, only whose it is to be.
-            "ssh-inject" => self.value.split(':').next().unwrap_or_default().to_owned(),
-            _ => self.value.lines().next().unwrap_or_default().to_owned(),
-        };
-        let value = value.replace(char::is_control, " ");
-        let short: String = value.chars().take(60).collect();
-        let more = if short.len() < value.len() { "…" } else { "" };
-        let label = format!("--{} {short}{more}", self.name);
-        match &self.place {
-            Some(place) => format!("{} ({place})", label.trim_end()),
-            None => label.trim_end().to_owned(),
-        }
-    }
-}
 
 /// A password that was made up, to be shown once.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -224,144 +198,8 @@ impl Wishes {
     }
 }
 
-/// What can stand for a password.
-const SELECTORS: &str =
-    "a selector is one of file:FILE, stdin, password:WORD, random, locked, disabled; other users see WORD in `ps`";
-/// The longest password, in bytes.
-const LONGEST_PASSWORD: u64 = 4096;
-
-/// The next line, without its end.
-fn first_line(input: &mut dyn BufRead) -> std::io::Result<String> {
-    let mut line = String::new();
-    input.take(LONGEST_PASSWORD + 1).read_line(&mut line)?;
-    if line.len() as u64 > LONGEST_PASSWORD {
-        return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "its first line is too long for a password"));
-    }
-    let end = line.trim_end_matches(['\n', '\r']).len();
-    line.truncate(end);
-    Ok(line)
-}
-
-/// A file or a tree of the host's, below `directory`.
-fn tree(local: &Path, directory: &str, payload: &mut Payload) -> Result<Vec<Customisation>> {
-    let mut all = Vec::new();
-    let about = local.symlink_metadata().on("read", local)?;
-    let name = std::path::absolute(local).on("find", local)?;
-    let name =
-        name.file_name().ok_or_else(|| Error::usage(format!("{} has no name", local.display())))?.to_string_lossy();
-    let path = format!("{}/{name}", directory.trim_end_matches('/'));
-    let mode = about.permissions().mode() & 0o7777;
-    if about.is_symlink() {
-        let target = std::fs::read_link(local).on("read", local)?.to_string_lossy().into_owned();
-        all.push(Customisation::Symlink { path, target });
-    } else if about.is_dir() {
-        all.push(Customisation::Mkdir { path: path.clone() });
-        all.push(Customisation::Chmod { path: path.clone(), mode });
-        let mut inside: Vec<PathBuf> =
-            std::fs::read_dir(local).on("list", local)?.flatten().map(|entry| entry.path()).collect();
-        inside.sort();
-        for entry in inside {
-            all.extend(tree(&entry, &path, payload)?);
-        }
-    } else if about.is_file() {
-        let content = blob(local, payload)?;
-        all.push(Customisation::Upload { path, name: String::new(), mode, content });
-    } else {
-        return Err(Error::refused(format!("{} is neither file, directory nor link", local.display())));
-    }
-    Ok(all)
-}
-
-fn pair<'a>(value: &'a str, form: &str) -> Result<(&'a str, &'a str)> {
-    value
-        .split_once(':')
-        .filter(|(first, _)| !first.is_empty())
-        .ok_or_else(|| Error::usage(format!("the value is not of the form {form}")))
-}
-
-fn absolute(path: &str) -> Result<String> {
-    if path.starts_with('/') && !path.contains('\0') {
-        return Ok(path.to_owned());
-    }
-    Err(Error::usage(format!("{path:?} is not an absolute path of the guest")))
-}
-
-fn account(name: &str) -> Result<String> {
-    let fine = |c: char| c.is_ascii_alphanumeric() || "._-$".contains(c);
-    if name.is_empty() || name.starts_with('-') || !name.chars().all(fine) {
-        return Err(Error::usage(format!("{name:?} is no user's name")));
-    }
-    Ok(name.to_owned())
-}
-
-fn host_name(name: &str) -> Result<String> {
-    let fine = |label: &str| {
-        !label.is_empty()
-            && label.len() <= 63
-            && !label.starts_with('-')
-            && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
-    };
-    if name.len() > 253 || !name.split('.').all(fine) {
-        return Err(Error::usage(format!("{name:?} is no host name")));
-    }
-    Ok(name.to_owned())
-}
-
-fn packages(list: &str) -> Result<Vec<String>> {
-    let packages: Vec<String> =
-        list.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect();
-    match packages.iter().find(|name| name.starts_with('-')) {
-        Some(bad) => Err(Error::usage(format!("{bad:?} is no package"))),
-        None if packages.is_empty() => Err(Error::usage("no package is named")),
-        None => Ok(packages),
-    }
-}
-
-fn numbered(number: usize, what: &str) -> String {
-    let name: String = Path::new(what)
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' })
-        .collect();
-    format!("{number:04}-{name}")
-}
-
-/// The program of a shell command, without what it is given; nothing where a variable stands before it.
-fn program(command: &str) -> &str {
-    command.split_whitespace().next().filter(|word| !word.contains('=')).unwrap_or_default()
-}
-
 fn shell(command: &str) -> Blob {
     Blob::Text(format!("#!/bin/sh\n{command}\n"))
-}
-
-fn blob(path: &Path, payload: &mut Payload) -> Result<Blob> {
-    let (at, length) = payload.add(path)?;
-    Ok(Blob::Payload(at, length))
-}
-
-/// The user's own key, one in a file, or the key itself.
-fn public_key(selector: Option<&str>, home: Option<&Path>) -> Result<String> {
-    let key = match selector.map(|selector| selector.split_once(':').unwrap_or((selector, ""))) {
-        Some(("string", key)) => key.to_owned(),
-        Some(("file", path)) => std::fs::read_to_string(path).on("read", Path::new(path))?,
-        Some((other, _)) => {
-            return Err(Error::usage(format!("{other:?} is neither file:KEY.pub nor string:KEY")));
-        }
-        None => {
-            let candidates = ["id_ed25519.pub", "id_ecdsa.pub", "id_rsa.pub"];
-            let found = home
-                .and_then(|home| candidates.iter().map(|name| home.join(".ssh").join(name)).find(|path| path.exists()));
-            let path = found.ok_or_else(|| {
-                Error::not_found("you have no SSH key of your own (~/.ssh/id_*.pub)")
-                    .hint("name one: --ssh-inject USER:file:KEY.pub; or make one: ssh-keygen")
-            })?;
-            std::fs::read_to_string(&path).on("read", &path)?
-        }
-    };
-    crate::model::public_key(&key)
 }
 
 #[cfg(test)]

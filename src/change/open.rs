@@ -1,16 +1,21 @@
 //! The beginning of every change: take the lock, put right what an earlier change left unfinished, read the record.
 
-use super::logs;
 use crate::change::recover;
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::instance::logs;
 use crate::model::{Name, Record};
 use crate::store::{VmLock, how_to_mend};
 use crate::sys::owner;
 
 /// Locks `name`, recovers it and reads its record.
 pub async fn open(context: &Context, name: &Name) -> Result<(VmLock, Record)> {
-    let lock = context.store.lock_vm(context, name).await?;
+    locked(context, context.lock_vm(name).await?).await
+}
+
+/// The same of a VM whose lock is held already.
+pub async fn locked(context: &Context, lock: VmLock) -> Result<(VmLock, Record)> {
+    let name = lock.name();
     recover::recover(context, &lock).await?;
     let record = context.store.load(name)?;
     refuse_overruled(context, name, &record)?;

@@ -1,0 +1,213 @@
+//! The one rule of what nobody needs: which layers may go, and when nobody can be sure of that.
+//!
+//! A layer is needed when a record, the spare copy of one, a journal or something in the trash names
+//! it, or when a layer stands on it that stays. `rm`, the end of a throw-away VM, `template cool`, `gc`
+//! and `doctor` ask here. What a merge leaves is decided by [`super::collapse`], which plans the merge,
+//! and what a change takes out of use goes into the trash as its plan says.
+//!
+//! While a header or a name cannot be seen, nothing goes, with one exception: where all headers can be
+//! read, a throw-away VM takes along what it alone wrote to. Such a layer was made for that VM, no other
+//! record ever names it, and a layer that is made on it has a header that says so.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::info::LayerInfo;
+use super::pool::Pool;
+use crate::error::Result;
+use crate::model::{Layer, LayerId, Name, Record};
+use crate::store::Store;
+
+/// The store at one moment, as far as it tells which layers are needed.
+#[derive(Debug, Clone)]
+pub struct Needs {
+    /// The layers, and who names them.
+    pub pool: Pool,
+    /// What something in the trash stands on, which can be taken back.
+    below_trash: BTreeSet<LayerId>,
+    /// An entry of the trash that cannot be read.
+    torn: Option<String>,
+    /// The VM that goes.
+    going: Option<Name>,
+}
+
+/// How sure it is who needs what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Certainty {
+    /// Everything was seen.
+    Sure,
+    /// A record, a journal, an entry of the trash cannot be read, or a layer is missing, for this reason:
+    /// what it names is unknown.
+    NamesUnknown(String),
+    /// A header cannot be read, or no moment of the store could be seen, for this reason: any layer may
+    /// be stood on.
+    HeadersUnknown(String),
+}
+
+/// The layers that may go, those on top first; and why others have to stay, if they do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unneeded {
+    /// Those.
+    pub layers: Vec<Layer>,
+    /// Why it is not certain that the others are needed.
+    pub uncertain: Option<String>,
+}
+
+/// What kind of VM goes, and what it takes along.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Going {
+    /// It goes into the trash, with the layers that its record names, and those below them that nobody
+    /// names. Where anything is uncertain, with none.
+    IntoTrash,
+    /// It was never to stay, and goes for good, with the layers that its record names. Where only names
+    /// are uncertain, with those that it wrote to.
+    ThrownAway,
+}
+
+impl Needs {
+    /// Looks at the whole store, the trash included: for layers that are removed for good, or that
+    /// go into the trash on their own.
+    pub fn look(store: &Store) -> Result<Self> {
+        let (pool, below_trash) = Pool::scan_with_trash(store)?;
+        let torn = store.torn_entry()?;
+        Ok(Self { pool, below_trash: below_trash.into_iter().collect(), torn, going: None })
+    }
+
+    /// The same, and what spare copies of records name counts, too, for layers that no record names.
+    pub fn look_at_spares(store: &Store) -> Result<Self> {
+        let mut needs = Self::look(store)?;
+        needs.pool.add_spares(store)?;
+        Ok(needs)
+    }
+
+    /// What the trash does not need: for layers that go into it together with their VM. What stands
+    /// on them in there is taken back after that VM.
+    pub fn of(pool: Pool) -> Self {
+        Self { pool, below_trash: BTreeSet::new(), torn: None, going: None }
+    }
+
+    /// The same once the VM `name` has gone: what its record says does not count.
+    pub fn without(mut self, name: &Name) -> Self {
+        self.pool.forget(name);
+        Self { going: Some(name.clone()), ..self }
+    }
+
+    /// How sure it is who needs what.
+    pub fn certainty(&self) -> Certainty {
+        let pool = &self.pool;
+        if let Some(why) = pool.unseen_headers() {
+            return Certainty::HeadersUnknown(why);
+        }
+        let torn = || self.torn.as_ref().map(|entry| format!("{entry} in the trash cannot be read, and may need them"));
+        match pool.unseen_names(self.going.as_ref()).or_else(torn) {
+            Some(why) => Certainty::NamesUnknown(why),
+            None => Certainty::Sure,
+        }
+    }
+
+    /// The layers that nobody needs once a VM has gone whose record was `record`.
+    pub fn freed_by(&self, record: &Record, how: Going) -> Unneeded {
+        let ids = |layer: &Layer| layer.id.clone();
+        let (mut going, uncertain): (BTreeSet<LayerId>, _) = match self.certainty() {
+            Certainty::Sure => (record.layers().map(ids).collect(), None),
+            Certainty::NamesUnknown(why) if how == Going::ThrownAway && !record.is_template() => {
+                (record.config.writable().map(|disk| ids(&disk.layer)).collect(), Some(why))
+            }
+            Certainty::NamesUnknown(why) | Certainty::HeadersUnknown(why) => (BTreeSet::new(), Some(why)),
+        };
+        if how == Going::IntoTrash && uncertain.is_none() {
+            self.add_hidden_below(&mut going);
+        }
+        Unneeded { layers: self.free(&going), uncertain }
+    }
+
+    /// Of these layers, those that nobody needs. None where anything is uncertain.
+    pub fn unneeded_of<'a>(&self, layers: impl Iterator<Item = &'a Layer>) -> Unneeded {
+        match self.certainty() {
+            Certainty::Sure => {
+                let going = layers.map(|layer| layer.id.clone()).collect();
+                Unneeded { layers: self.free(&going), uncertain: None }
+            }
+            Certainty::NamesUnknown(why) | Certainty::HeadersUnknown(why) => {
+                Unneeded { layers: Vec::new(), uncertain: Some(why) }
+            }
+        }
+    }
+
+    /// Of layers that were nobody's when it was decided that they go, those that nothing stands on now.
+    /// `None` while a damaged layer might stand on any of them.
+    pub fn decided(&self, layers: &[Layer]) -> Option<Vec<Layer>> {
+        let pool = &self.pool;
+        if pool.damaged.iter().any(|layer| !pool.noted.contains_key(&layer.id)) {
+            return None;
+        }
+        // A damaged one is not among the layers, and what it stands on is free when it has gone.
+        let damaged = layers.iter().filter(|layer| {
+            let is_damaged = pool.noted.contains_key(&layer.id) && !pool.layers.contains_key(&layer.id);
+            is_damaged && pool.uses(&layer.id).is_empty() && pool.children(&layer.id).next().is_none()
+        });
+        let mut free: Vec<Layer> = damaged.cloned().collect();
+        free.extend(self.free(&layers.iter().map(|layer| layer.id.clone()).collect()));
+        Some(free)
+    }
+
+    /// All layers that nobody needs, but those that `stays` tells of, with what they stand on.
+    pub fn orphans(&self, stays: impl FnMut(&LayerInfo) -> bool) -> Vec<LayerInfo> {
+        let all = self.pool.layers.keys().cloned().collect();
+        free(&self.pool, &all, &self.below_trash, stays).into_iter().cloned().collect()
+    }
+
+    /// The layers below those in `going` that nobody names.
+    fn add_hidden_below(&self, going: &mut BTreeSet<LayerId>) {
+        let mut next: Vec<LayerId> = going.iter().cloned().collect();
+        while let Some(id) = next.pop() {
+            let below = self.pool.layers.get(&id).and_then(|info| info.backing.as_ref());
+            let Some(below) = below.filter(|below| self.pool.uses(&below.id).is_empty()) else { continue };
+            if going.insert(below.id.clone()) {
+                next.push(below.id.clone());
+            }
+        }
+    }
+
+    fn free(&self, going: &BTreeSet<LayerId>) -> Vec<Layer> {
+        let free = free(&self.pool, going, &self.below_trash, |_| false);
+        free.into_iter().map(|info| info.layer.clone()).collect()
+    }
+}
+
+/// The rule: of the layers in `going`, those that nobody names, that are not in `kept`, and that
+/// nothing stands on but layers that go before them. `stays` has the last word on each. As long as
+/// the pool is large; the order never leaves a layer without what it stands on.
+fn free<'a>(
+    pool: &'a Pool,
+    going: &BTreeSet<LayerId>,
+    kept: &BTreeSet<LayerId>,
+    mut stays: impl FnMut(&LayerInfo) -> bool,
+) -> Vec<&'a LayerInfo> {
+    // How many stand on each. By its note, a damaged layer stands on what it was made on for ever.
+    let mut children: BTreeMap<&LayerId, usize> = BTreeMap::new();
+    for backing in pool.layers.values().chain(pool.noted.values()).filter_map(|info| info.backing.as_ref()) {
+        *children.entry(&backing.id).or_default() += 1;
+    }
+    let is_free = |id: &LayerId| going.contains(id) && !kept.contains(id) && pool.uses(id).is_empty();
+    let mut next: Vec<&LayerInfo> = going.iter().rev().filter_map(|id| pool.layers.get(id)).collect();
+    next.retain(|info| is_free(&info.layer.id) && !children.contains_key(&info.layer.id));
+    let mut free = Vec::new();
+    while let Some(info) = next.pop() {
+        if stays(info) {
+            continue;
+        }
+        free.push(info);
+        let Some(backing) = &info.backing else { continue };
+        let left = children.get_mut(&backing.id).map(|count| {
+            *count -= 1;
+            *count
+        });
+        if left == Some(0) && is_free(&backing.id) {
+            next.extend(pool.layers.get(&backing.id));
+        }
+    }
+    free
+}
+
+#[cfg(test)]
+mod tests;
