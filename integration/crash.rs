@@ -43,7 +43,7 @@ fn a_guest_that_stands_still_because_a_command_was_killed_is_said_to() {
     lab.ok(&["create", "web", "--size", "16M", "--memory", "64M", "--net", "none"]);
     lab.ok(&["start", "web"]);
     lab.ok(&["snapshot", "create", "web", "s"]);
-    let killed = lab.command(&["snapshot", "rm", "web@s"]).env("COWHAND_FAULT", "Resume, about to happen:die").output();
+    let killed = lab.command(&["snapshot", "rm", "web@s"]).env("COWHAND_FAULT", "resume, about to happen:die").output();
     assert_eq!(killed.unwrap().status.code(), None);
     assert_eq!(lab.state("web"), "paused");
     let list = lab.run(&["ls"]);

@@ -256,7 +256,7 @@ fn a_record_that_was_copied_is_the_copys_damage_and_one_that_was_moved_is_none()
 fn a_change_is_not_undone_because_its_record_cannot_be_read_just_now() {
     let lab = store_of(1);
     let revert = ["snapshot", "revert", "vm0@s"];
-    let died = lab.command(&revert).env("COWHAND_FAULT", "Save, done:die").output().unwrap();
+    let died = lab.command(&revert).env("COWHAND_FAULT", "save, done:die").output().unwrap();
     assert!(!died.status.success());
     let record = File::Record.path(&lab, "vm0");
     let aside = lab.path().join("vm.json");
@@ -503,7 +503,7 @@ fn a_change_that_was_undone_leaves_no_note_of_a_layer_that_is_written_to() {
     for (vm, change) in [("web", "disk resize web vda 80M"), ("other", "snapshot create other inside --internal")] {
         lab.ok(&["create", vm, "--size", "64M", "--memory", "64M", "--net", "none"]);
         let mut killed = lab.command(&["template", "create", vm, "--no-seal"]);
-        assert!(!killed.env("COWHAND_FAULT", "SetMode, done:die").output().unwrap().status.success());
+        assert!(!killed.env("COWHAND_FAULT", "set-mode, done:die").output().unwrap().status.success());
         lab.ok(&change.split(' ').collect::<Vec<_>>());
         lab.ok(&["start", "--paused", vm]);
         lab.ok(&["stop", "--force", vm]);

@@ -117,7 +117,7 @@ fn a_flatten_that_is_interrupted_does_not_say_that_it_was_completed() {
         let pid = nix::unistd::Pid::from_raw(pid);
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
     };
-    let (status, said) = lab.stopped_at(&["flatten", "web"], "Merge, about to happen", interrupt);
+    let (status, said) = lab.stopped_at(&["flatten", "web"], "merge, about to happen", interrupt);
     let said = said.join("\n");
     assert_eq!(status.code(), Some(130), "{said}");
     assert!(said.contains("cut short before its layers were merged (it was interrupted)"), "{said}");

@@ -43,7 +43,7 @@ fn a_journal_that_makes_layers_which_are_there_removes_none_of_them() {
     }
     // One that is past its point of no return.
     let (own, other) = (lab.chain("vm0")[1].clone(), lab.chain("vm1"));
-    let text = cut_short(&lab, &["snapshot", "rm", "vm0@s"], "Save, done");
+    let text = cut_short(&lab, &["snapshot", "rm", "vm0@s"], "save, done");
     for other in &other {
         std::fs::write(&journal, text.replace(&own, other)).unwrap();
         let layers = lab.layer_files();
@@ -84,7 +84,7 @@ fn a_journal_that_takes_layers_or_trash_of_another_vm_moves_and_removes_nothing(
     std::fs::write(&journal, text).unwrap();
     lab.ok(&["set", "vm0", "tag.t="]);
     // Past its point of no return.
-    let text = cut_short(&lab, &["undo", "vm0"], "Save, done");
+    let text = cut_short(&lab, &["undo", "vm0"], "save, done");
     for with in [&other[..], "../vms/vm1", "", ".", "/tmp/x"] {
         std::fs::write(&journal, text.replace(&own, with)).unwrap();
         lab.run(&["set", "vm0", "tag.t="]).fails(8, &["journal.json"]);
@@ -101,7 +101,7 @@ fn a_journal_that_takes_layers_or_trash_of_another_vm_moves_and_removes_nothing(
 fn a_journal_does_not_make_a_new_vm_of_one_that_has_lost_its_record() {
     let lab = store_of(2);
     mark(&lab, "vm0", 5);
-    cut_short(&lab, &["snapshot", "create", "vm0", "n"], "MakeLayer, done");
+    cut_short(&lab, &["snapshot", "create", "vm0", "n"], "make-layer, done");
     let records = [File::Record, File::Spare].map(|file| file.path(&lab, "vm0"));
     let text = std::fs::read(&records[0]).unwrap();
     for record in &records {
@@ -124,7 +124,7 @@ fn a_journal_does_not_make_a_new_vm_of_one_that_has_lost_its_record() {
 #[test]
 fn a_journal_whose_point_of_no_return_is_nowhere_is_damage_of_its_own_vm() {
     let lab = store_of(2);
-    let text = cut_short(&lab, &["snapshot", "create", "vm0", "n"], "MakeLayer, done");
+    let text = cut_short(&lab, &["snapshot", "create", "vm0", "n"], "make-layer, done");
     let mut journal: serde_json::Value = serde_json::from_str(&text).unwrap();
     let steps = journal["steps"].clone();
     for (pivot, steps) in [(2, steps.clone()), (99, steps), (0, serde_json::json!([]))] {
@@ -200,7 +200,7 @@ fn a_journal_is_left_alone_while_the_record_of_another_vm_cannot_be_read_for_a_m
 fn a_directory_of_the_trash_stays_while_its_entry_cannot_be_read_for_a_moment() {
     let lab = store_of(1);
     let entry = File::TrashEntry.path(&lab, "vm0");
-    cut_short(&lab, &["undo", "vm0"], "Save, done");
+    cut_short(&lab, &["undo", "vm0"], "save, done");
     let trash = files_in(&lab.store().join("trash"));
     let leased = Leased::new(std::slice::from_ref(&entry));
     lab.run(&["set", "vm0", "tag.t="]).fails(1, &["Resource temporarily unavailable"]);

@@ -282,7 +282,7 @@ fn an_image_whose_copy_was_cut_short_can_be_added_again() {
     let args = ["image", "add", file.to_str().unwrap()];
     lab.ok(&["create", "other", "--size", "16M"]);
     let before = things(&lab);
-    for at in ["journal.json, in its place", "CopyFile, done", "SetMode, done"] {
+    for at in ["journal.json, in its place", "copy-file, done", "set-mode, done"] {
         let died = lab.command(&args).env("COWHAND_FAULT", format!("{at}:die")).output().unwrap();
         assert!(!died.status.success(), "{at}");
         assert_eq!(names(&lab, &["image", "ls"]), Vec::<String>::new());

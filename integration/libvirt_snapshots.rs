@@ -330,13 +330,13 @@ fn an_import_with_snapshots_that_is_killed_leaves_nothing() {
     ];
     let (xml, directory) = write(&lab, &head, &snapshots);
     let import = ["import", &xml, "--snapshots", &directory];
-    for point in ["journal.json, in its place", "CopyFile, done", "Save, about to happen", "Save, done"] {
+    for point in ["journal.json, in its place", "copy-file, done", "save, about to happen", "save, done"] {
         let died = lab.command(&import).env("COWHAND_FAULT", format!("{point}:die")).output().unwrap();
         assert!(!died.status.success(), "{point}: {died:?}");
         lab.ok(&["create", "other", "--size", "1M"]);
         lab.ok(&["rm", "other"]);
         lab.ok(&["gc", "--older-than", "0"]);
-        if point == "Save, done" {
+        if point == "save, done" {
             assert_eq!(lab.json(&["ls"]).as_array().unwrap().len(), 1);
             lab.ok(&["rm", "web"]);
             lab.ok(&["gc", "--older-than", "0"]);

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::change::open;
-use crate::change::{self, Executor, Plan, Step, recover};
+use crate::change::{self, Plan, Planned, Run, recover};
 use crate::context::Context;
 use crate::ephemeral::discard;
 use crate::error::{Error, Result};
@@ -19,10 +19,13 @@ use crate::model::{
     Config, Disk, Ephemeral, Format, Layer, Name, Nic, Origin, PointRef, PortForward, Record, Role, Warm,
 };
 use crate::snapshot;
+use crate::steps::layers::{CopyChain, CopyInternal, CreateOverlay};
+use crate::steps::record::WriteRecord;
 use crate::store::VmLock;
 use crate::sys::sparse::Method;
 use crate::template;
-use crate::vm::{start, warm};
+use crate::vm::start;
+use crate::warm::resume;
 
 /// How a clone gets its disks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -138,9 +141,9 @@ pub async fn start_warm(
             let origin = context.store.load(source)?;
             let warm = self::warm(context, source, &origin)?;
             let (_lock, mut record) = open::open(context, &name).await?;
-            let qmp = warm::wake(context, &name, &record, warm, false).await?;
-            warm::go_on(context, &name, qmp).await?;
-            drop(warm::settle(context, &name, &record, warm).await?);
+            let qmp = resume::wake(context, &name, &record, warm, false).await?;
+            resume::go_on(context, &name, qmp).await?;
+            drop(resume::settle(context, &name, &record, warm).await?);
             record.ephemeral = finally.cloned();
             context.store.save(&name, &record)
         };
@@ -246,7 +249,7 @@ pub fn warm<'a>(context: &Context, name: &Name, record: &'a Record) -> Result<&'
             .hint(format!("warm it: cowhand template warm {name}"))
             .hint("or leave out --warm")
     })?;
-    match warm::misfit(context, name, record, warm)? {
+    match resume::misfit(context, name, record, warm)? {
         None => Ok(warm),
         Some(difference) => {
             Err(Error::refused(format!("the warm guest of {name} cannot be gone on from: {difference}"))
@@ -298,9 +301,8 @@ async fn one(context: &Context, claim: &VmLock, source: &Source, request: &Reque
         ephemeral: request.ephemeral.clone(),
         autostart: false,
     };
-    steps.push(Step::save(&record));
-    let report =
-        change::run(context, claim, Plan::new(steps), &mut Executor::with_no_qemu(context, claim.name())).await?;
+    let plan = Plan::before(steps).pivot(WriteRecord::of(&record));
+    let report = change::run(claim, plan, &mut Run::with_no_qemu(context, claim.name())).await?;
     Ok(match request.kind {
         _ if source.tag.is_some() => "copied out of the internal snapshot".to_owned(),
         Kind::Thin => "copy-on-write overlay".to_owned(),
@@ -312,23 +314,23 @@ async fn one(context: &Context, claim: &VmLock, source: &Source, request: &Reque
     })
 }
 
-fn overlay(disk: &mut Disk) -> Step {
+fn overlay(disk: &mut Disk) -> Planned {
     let layer = Layer::new(Format::Qcow2);
     let backing = std::mem::replace(&mut disk.layer, layer.clone());
-    Step::MakeLayer { layer, backing: Some(backing), virtual_bytes: disk.virtual_bytes }
+    CreateOverlay { layer, backing: Some(backing), virtual_bytes: disk.virtual_bytes }.into()
 }
 
-fn copy_internal(disk: &mut Disk, tag: &str) -> Step {
+fn copy_internal(disk: &mut Disk, tag: &str) -> Planned {
     let layer = Layer::new(Format::Qcow2);
     let source = std::mem::replace(&mut disk.layer, layer.clone());
-    Step::CopyInternal { source, tag: tag.to_owned(), virtual_bytes: disk.virtual_bytes, layer }
+    CopyInternal { source, tag: tag.to_owned(), virtual_bytes: disk.virtual_bytes, layer }.into()
 }
 
 /// A chain of several layers becomes one qcow2; a single layer keeps its format.
-fn copy(context: &Context, disk: &mut Disk) -> Step {
+fn copy(context: &Context, disk: &mut Disk) -> Planned {
     let depth = chain::read(&context.store, &disk.layer).map_or(1, |chain| chain.links().len());
     let format = if depth == 1 { disk.layer.format } else { Format::Qcow2 };
     let layer = Layer::new(format);
     let source = std::mem::replace(&mut disk.layer, layer.clone());
-    Step::CopyChain { source, layer }
+    CopyChain { source, layer }.into()
 }

@@ -11,6 +11,7 @@
 //! | [`vm`] | create, start, stop, remove, rename, set |
 //! | [`snapshot`] | take a snapshot, revert to one, remove one, draw the tree |
 //! | [`disk`], [`image`] | merge, resize and check the disks of a VM by hand; image files outside the store |
+//! | [`warm`] | guests that were booted once, and whose memory clones go on from |
 //! | [`template`], [`mod@clone`] | seal a VM and freeze it for ever; make new VMs from frozen points |
 //! | [`cloudinit`] | what a guest is told at its first boot: the seed for cloud-init |
 //! | [`ephemeral`] | VMs that are not to stay: a run, the pool, reset |
@@ -21,7 +22,9 @@
 //! | [`guest`] | the inside of a running guest, seen from the host: exec, files, identity |
 //! | [`helper`] | what runs in a guest for us, and the protocol it is spoken to with |
 //! | [`instance`] | the one QEMU of a VM: its sockets, whether it runs, a connection to it, its start and end |
-//! | [`change`] | the steps a change is made of, and recovery when it was cut short; opening a VM for a change |
+//! | [`registry`] | all kinds of steps |
+//! | [`steps`] | the steps that several changes have in common |
+//! | [`change`] | what a step is; carrying out, undoing and recovering a list of them; opening a VM for a change |
 //! | [`layer`] | image files: what a stranger's file is and names, qcow2 headers, chains, the collapse planner, copying, merging; what nobody needs |
 //! | [`qemu`] | argument vector, process, QMP, guest-agent protocol, the offline block engine |
 //! | [`context`] | what every operation is handed: settings, store, whom to tell; waiting for a lock |
@@ -53,10 +56,13 @@ pub mod libvirt;
 pub mod model;
 pub mod output;
 pub mod qemu;
+pub mod registry;
 pub mod settings;
 pub mod snapshot;
+pub mod steps;
 pub mod store;
 pub mod sys;
 pub mod template;
 pub mod ui;
 pub mod vm;
+pub mod warm;

@@ -8,6 +8,7 @@ mod argv;
 mod doctor;
 mod fake;
 mod fetch;
+mod journals;
 mod libvirt;
 mod looks;
 mod merge;

@@ -5,7 +5,8 @@ use std::path::{Component, Path};
 
 use uuid::Uuid;
 
-use super::step::Step;
+use super::planned::Planned;
+use super::step::Touches;
 use crate::error::{Error, Result};
 use crate::layer::{census, info};
 use crate::model::{Layer, LayerId, Merge, Name, Record};
@@ -13,7 +14,7 @@ use crate::store::journal::Journal;
 use crate::store::{Store, how_to_mend, plain};
 
 /// Refuses such a journal of `name`. `saved`: the record is one that the change has written.
-pub(super) fn refuse(store: &Store, name: &Name, journal: &Journal<Step>, saved: bool) -> Result<()> {
+pub(super) fn refuse(store: &Store, name: &Name, journal: &Journal<Planned>, saved: bool) -> Result<()> {
     let own = match store.load(name) {
         Err(error) if error.is_passing() => return Err(error),
         other => other.ok(),
@@ -39,7 +40,7 @@ fn wrong_by_records(
     store: &Store,
     name: &Name,
     own: Option<&Record>,
-    journal: &Journal<Step>,
+    journal: &Journal<Planned>,
     saved: bool,
 ) -> Result<Option<String>> {
     let mut others = Vec::new();
@@ -60,33 +61,32 @@ fn wrong_by_records(
         other.filter(|_| !own.is_some_and(|own| names(own, layer)))
     };
     let before = own.filter(|_| !saved);
-    let after = journal.steps.iter().rev().find_map(|step| match step {
-        Step::Save { .. } => record(step),
-        _ => None,
-    });
-    for step in &journal.steps {
-        let (layers, images) = (touched(step), images(step));
-        let heads = record(step).into_iter().flat_map(|record| record.config.writable().cloned().collect::<Vec<_>>());
+    let touches: Vec<Touches> = journal.steps.iter().map(Planned::touches).collect();
+    let after = touches.iter().rev().filter(|touches| touches.writes_record).find_map(record);
+    for touches in &touches {
+        let heads =
+            record(touches).into_iter().flat_map(|record| record.config.writable().cloned().collect::<Vec<_>>());
         let heads: Vec<Layer> = heads.map(|disk| disk.layer).collect();
-        let found = layers.iter().copied().chain(&heads).find_map(|layer| Some((layer, of_another(layer)?)));
+        let found = touches.changes.iter().chain(&heads).find_map(|layer| Some((layer, of_another(layer)?)));
         if let Some((layer, other)) = found {
             return Ok(Some(format!("layer {layer}, which belongs to {other}")));
         }
         for (other, record) in &others {
-            if let Some(image) = images.iter().find(|image| has(record, image)) {
+            if let Some(image) = touches.images.iter().find(|image| has(record, image)) {
                 return Ok(Some(format!("memory {image}, which belongs to {other}")));
             }
         }
-        let (kept, when) = if is_made(step) { (before, "before") } else { (after.as_ref(), "after") };
-        let Some(kept) = kept.filter(|_| is_made(step) || removes(step)) else { continue };
-        if let Some(layer) = layers.iter().find(|layer| names(kept, layer)) {
+        let is_made = touches.is_undone_by_removal;
+        let (kept, when) = if is_made { (before, "before") } else { (after.as_ref(), "after") };
+        let Some(kept) = kept.filter(|_| is_made || touches.removes) else { continue };
+        if let Some(layer) = touches.changes.iter().find(|layer| names(kept, layer)) {
             return Ok(Some(format!("layer {layer}, which {name} has {when} it")));
         }
-        if let Some(image) = images.iter().find(|image| has(kept, image)) {
+        if let Some(image) = touches.images.iter().find(|image| has(kept, image)) {
             return Ok(Some(format!("memory {image}, which {name} has {when} it")));
         }
     }
-    if !journal.steps.iter().any(|step| !step.merges().is_empty() || removes(step)) {
+    if !touches.iter().any(|touches| !touches.merges.is_empty() || touches.removes) {
         return Ok(None);
     }
     let overruling = own.map(|own| store.overruling(name, own)).transpose()?.flatten();
@@ -94,8 +94,9 @@ fn wrong_by_records(
 }
 
 /// The same of directories of the trash: what lies there belongs to the VM `own`.
-fn wrong_by_trash(store: &Store, own: Option<Uuid>, journal: &Journal<Step>) -> Result<Option<String>> {
-    for directory in journal.steps.iter().filter_map(directory) {
+fn wrong_by_trash(store: &Store, own: Option<Uuid>, journal: &Journal<Planned>) -> Result<Option<String>> {
+    let touches: Vec<Touches> = journal.steps.iter().map(Planned::touches).collect();
+    for directory in touches.iter().filter_map(|touches| touches.trash.as_ref()) {
         let mut parts = Path::new(directory).components();
         if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
             return Ok(Some(format!("{directory:?}, which is no directory of the trash")));
@@ -111,10 +112,7 @@ fn wrong_by_trash(store: &Store, own: Option<Uuid>, journal: &Journal<Step>) -> 
             }
             Some(Err(error)) if error.is_passing() => return Err(error),
             Some(Err(_))
-                if journal
-                    .steps
-                    .iter()
-                    .any(|step| matches!(step, Step::DropTrash { directory: it } if it == directory)) =>
+                if touches.iter().any(|touches| touches.drops_trash && touches.trash.as_ref() == Some(directory)) =>
             {
                 return Ok(Some(format!("{directory} in the trash, whose entry cannot be read")));
             }
@@ -125,10 +123,11 @@ fn wrong_by_trash(store: &Store, own: Option<Uuid>, journal: &Journal<Step>) -> 
 }
 
 /// The same of layers that steps make, or give another backing file, as their headers tell.
-fn wrong_by_headers(store: &Store, journal: &Journal<Step>, saved: bool) -> Result<Option<String>> {
+fn wrong_by_headers(store: &Store, journal: &Journal<Planned>, saved: bool) -> Result<Option<String>> {
     // Of one that cannot be read nothing can be said.
     let backing = |layer: &Layer| info::inspect(store, layer).ok().map(|info| info.backing);
-    let merges = || journal.steps.iter().flat_map(Step::merges);
+    let touches: Vec<Touches> = journal.steps.iter().map(Planned::touches).collect();
+    let merges = || touches.iter().flat_map(|touches| &touches.merges);
     for overlay in merges().filter_map(|merge| merge.overlay.as_ref()) {
         // It stands on what is merged, or on what that was merged into.
         let is_merged = |backing: &Layer| merges().flat_map(Merge::layers).any(|layer| layer == backing);
@@ -140,92 +139,23 @@ fn wrong_by_headers(store: &Store, journal: &Journal<Step>, saved: bool) -> Resu
         return Ok(None);
     }
     let is_there = |layer: &&Layer| store.layout.layer(layer).symlink_metadata().is_ok();
-    let made: Vec<&Layer> = journal.steps.iter().filter_map(Step::makes).filter(is_there).collect();
+    let made: Vec<&Layer> = touches.iter().filter_map(|touches| touches.makes.as_ref()).filter(is_there).collect();
     if made.is_empty() {
         return Ok(None);
     }
     if let Some(above) = census::standing_on(store, &made)?.iter().find(|above| !made.contains(above)) {
         return Ok(Some(format!("what layer {above} stands on")));
     }
-    Ok(journal.steps.iter().find_map(|step| match step {
-        Step::MakeLayer { layer, backing: on, .. } if made.contains(&layer) => {
-            (backing(layer)? != *on).then(|| format!("layer {layer}, which was not made by it"))
-        }
-        _ => None,
+    Ok(touches.iter().find_map(|touches| {
+        let (layer, on) = (touches.makes.as_ref()?, touches.made_on.as_ref()?);
+        let is_other = made.contains(&layer) && backing(layer)? != *on;
+        is_other.then(|| format!("layer {layer}, which was not made by it"))
     }))
 }
 
-/// The layers that a step makes, writes to or takes away.
-fn touched(step: &Step) -> Vec<&Layer> {
-    match step {
-        Step::Merge { merges } => {
-            merges.iter().flat_map(|merge: &Merge| merge.vanishing().into_iter().chain([merge.written()])).collect()
-        }
-        Step::RemoveMerged { layers } | Step::Trash { layers, .. } | Step::RestoreLayers { layers, .. } => {
-            layers.iter().collect()
-        }
-        Step::InternalSave { layers, .. } | Step::InternalRevert { layers, .. } => layers.iter().collect(),
-        Step::InternalDelete { layers, .. } | Step::SetMode { layers, .. } => layers.iter().collect(),
-        Step::AddNodes { layers } => layers.iter().collect(),
-        Step::Resize { layer, .. } => vec![layer],
-        Step::Switch { disks } => disks.iter().flat_map(|disk| [&disk.head, &disk.overlay]).collect(),
-        Step::Seal { disks } => disks.iter().map(|disk| &disk.layer).collect(),
-        Step::MakeLayer { .. }
-        | Step::CopyFile { .. }
-        | Step::WrapFile { .. }
-        | Step::CopyChain { .. }
-        | Step::CopyInternal { .. }
-        | Step::LinkFile { .. } => step.makes().into_iter().collect(),
-        Step::BeginMemory { .. }
-        | Step::Pause { .. }
-        | Step::SaveMemory { .. }
-        | Step::LoadMemory { .. }
-        | Step::RemoveMemory { .. }
-        | Step::Freeze { .. }
-        | Step::Thaw
-        | Step::Wake
-        | Step::StopQemu
-        | Step::Save { .. }
-        | Step::Resume
-        | Step::DropTrash { .. } => Vec::new(),
-    }
-}
-
 /// The record that a step writes, or starts QEMU with.
-fn record(step: &Step) -> Option<Record> {
-    match step {
-        Step::Save { record, .. } | Step::LoadMemory { record, .. } => Record::try_from((**record).clone()).ok(),
-        _ => None,
-    }
-}
-
-/// The directory of the trash that a step writes to or removes.
-fn directory(step: &Step) -> Option<&str> {
-    match step {
-        Step::Trash { directory, .. } | Step::RestoreLayers { directory, .. } | Step::DropTrash { directory } => {
-            Some(directory)
-        }
-        _ => None,
-    }
-}
-
-/// The files of memory that a step makes or removes.
-fn images(step: &Step) -> Vec<&LayerId> {
-    match step {
-        Step::BeginMemory { image, .. } | Step::SaveMemory { image, .. } => vec![&image.id],
-        Step::RemoveMemory { images } => images.iter().map(|image| &image.id).collect(),
-        _ => Vec::new(),
-    }
-}
-
-/// Does undoing the step take away what it is about?
-fn is_made(step: &Step) -> bool {
-    step.makes().is_some() || matches!(step, Step::BeginMemory { .. } | Step::RestoreLayers { .. })
-}
-
-/// Does the step remove something for good?
-fn removes(step: &Step) -> bool {
-    matches!(step, Step::RemoveMerged { .. } | Step::RemoveMemory { .. })
+fn record(touches: &Touches) -> Option<Record> {
+    Record::try_from((**touches.record.as_ref()?).clone()).ok()
 }
 
 fn names(record: &Record, layer: &Layer) -> bool {

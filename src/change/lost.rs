@@ -1,6 +1,7 @@
 //! Is a directory without a record and a spare copy that of a VM which never came to be, or of one that has lost them? What such a VM had is named by nobody.
 
-use super::step::Step;
+use super::planned::Planned;
+use super::step::Touches;
 use crate::error::Result;
 use crate::layer::pool::Pool;
 use crate::model::{Layer, Name, Record};
@@ -88,21 +89,22 @@ pub fn missing(name: &Name, layers: &[Layer]) -> String {
 }
 
 /// Does this journal make a VM, with all that it writes to? Otherwise the VM was there before, and has lost its record.
-pub fn makes_its_vm(journal: &Journal<Step>) -> bool {
-    let makes = |layer: &Layer| journal.steps.iter().any(|step| step.makes() == Some(layer));
+pub fn makes_its_vm(journal: &Journal<Planned>) -> bool {
+    let touches: Vec<Touches> = journal.steps.iter().map(Planned::touches).collect();
+    let makes = |layer: &Layer| touches.iter().any(|touches| touches.makes.as_ref() == Some(layer));
     let mut is_made = false;
-    for step in &journal.steps {
-        match step {
-            Step::Save { record, .. } => {
-                let Ok(record) = Record::try_from((**record).clone()) else { return false };
-                let snapshots = record.snapshots.iter().flat_map(|snapshot| snapshot.config.writable());
-                // One that comes from elsewhere has its snapshots from the beginning.
-                is_made = record.config.writable().chain(snapshots).all(|disk| makes(&disk.layer));
-            }
-            // An image of the store is made read-only before it has a record.
-            Step::SetMode { layers, .. } if layers.iter().all(makes) => {}
-            step if step.makes().is_some() => {}
-            _ => return false,
+    for touches in &touches {
+        if let Some(record) = touches.record.as_ref().filter(|_| touches.writes_record) {
+            let Ok(record) = Record::try_from((**record).clone()) else { return false };
+            let snapshots = record.snapshots.iter().flat_map(|snapshot| snapshot.config.writable());
+            // One that comes from elsewhere has its snapshots from the beginning.
+            is_made = record.config.writable().chain(snapshots).all(|disk| makes(&disk.layer));
+            continue;
+        }
+        // An image of the store is made read-only before it has a record.
+        let is_prepared = touches.only_modes && touches.changes.iter().all(makes);
+        if touches.makes.is_none() && !is_prepared {
+            return false;
         }
     }
     is_made

@@ -3,14 +3,16 @@
 //! Before the pivot: the steps are undone in reverse. From the pivot on: they are carried on. A directory that never became a
 //! VM is removed. Recovering twice changes nothing the second time.
 
-use super::apply::Executor;
+use super::dependents::refuse_new_dependents;
+use super::engine::{apply, pivot_happened, refuse_frozen, roll_back, saved, seal};
 use super::foreign;
 use super::lost::{self, Lost};
-use super::reliance;
-use super::step::Step;
+use super::planned::Planned;
+use super::run::Run;
+use super::step::Abandoned;
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
-use crate::model::{Layer, Name, Quiesced};
+use crate::model::{Layer, Name};
 use crate::store::journal::{self, Journal};
 use crate::store::{Store, StoreLock, VmLock, schema};
 
@@ -52,18 +54,18 @@ pub async fn after_interrupt(context: &Context) -> Result<Vec<(String, Recovered
 }
 
 /// Reads the journal of `name`. One that takes layers for its own which are not is damaged, too.
-pub fn load(context: &Context, name: &Name) -> Result<Option<Journal<Step>>> {
-    let Some(journal) = Journal::<Step>::load(&context.store, name)? else { return Ok(None) };
+pub fn load(context: &Context, name: &Name) -> Result<Option<Journal<Planned>>> {
+    let Some(journal) = Journal::<Planned>::load(&context.store, name)? else { return Ok(None) };
     // How far it got cannot be seen in a record that cannot be read.
-    if let Ok(saved) = Executor::recovering(context, name).saved(&journal, 0) {
+    if let Ok(saved) = saved(&journal, 0, &Run::recovering(context, name)) {
         foreign::refuse(&context.store, name, &journal, saved)?;
     }
     Ok(Some(journal))
 }
 
 /// Is its guest going on from memory just now, and perhaps not yet one of its own?
-pub fn is_waking(store: &Store, name: &Name) -> Result<bool> {
-    Ok(Journal::<Step>::load(store, name)?.is_some_and(|journal| journal.steps.contains(&Step::Wake)))
+pub fn holds_guest(store: &Store, name: &Name) -> Result<bool> {
+    Ok(Journal::<Planned>::load(store, name)?.is_some_and(|journal| journal.steps.iter().any(Planned::holds_guest)))
 }
 
 /// Removes what commands that died have left of VMs that never came to be.
@@ -84,7 +86,7 @@ pub async fn sweep(context: &Context, _: &StoreLock) -> Result<()> {
 async fn settle(context: &Context, lock: &VmLock, may_complete: bool) -> Result<Recovered> {
     let (store, name) = (&context.store, lock.name());
     remove_temporary(store, name);
-    let Some(journal) = Journal::<Step>::load(store, name)? else {
+    let Some(journal) = Journal::<Planned>::load(store, name)? else {
         if !store.exists(name) {
             match lost::look(store)? {
                 Lost::Nothing => store.unclaim(name)?,
@@ -101,11 +103,11 @@ async fn settle(context: &Context, lock: &VmLock, may_complete: bool) -> Result<
         store.mark_lost(name)?;
     }
     refuse_unreadable(store, name, &journal.operation)?;
-    let mut executor = Executor::recovering(context, name);
-    foreign::refuse(store, name, &journal, executor.saved(&journal, 0)?)?;
-    let outcome = if !executor.pivot_happened(&journal).await? {
-        roll_back(lock, &journal, journal.pivot, &mut executor).await?;
-        if journal.steps.contains(&Step::Wake) {
+    let mut run = Run::recovering(context, name);
+    foreign::refuse(store, name, &journal, saved(&journal, 0, &run)?)?;
+    let outcome = if !pivot_happened(&journal, &mut run).await? {
+        roll_back(lock, &journal, journal.pivot, &mut run).await?;
+        if journal.steps.iter().any(Planned::holds_guest) {
             // Its disks were there before.
             context.ui.note(&format!(
                 "{name}: `{}` was cut short: it is back where it was made from, and does not run; start it: cowhand start {name}",
@@ -114,17 +116,17 @@ async fn settle(context: &Context, lock: &VmLock, may_complete: bool) -> Result<
         } else {
             context.ui.note(&format!("{name}: `{}` was cut short and has been undone", journal.operation));
         }
-        let ended = journal.steps[..=journal.pivot].contains(&Step::StopQemu);
-        if ended && executor.qmp().await?.is_none() {
+        let ended = journal.steps[..=journal.pivot].iter().any(Planned::ends_guest);
+        if ended && run.qmp().await?.is_none() {
             context
                 .ui
                 .note(&format!("{name}: its guest had been ended for that; start it again: cowhand start {name}"));
         }
         Recovered::Undone
-    } else if may_complete || executor.can_be_ended_now(remaining(&journal, &executor)?).await? {
-        call_off_newcomers(store, name, &journal, &mut executor).await?;
-        roll_forward(context, lock, &journal, &mut executor).await?;
-        match &executor.report.unmerged {
+    } else if may_complete || can_be_ended_now(remaining(&journal, &run)?, &mut run).await? {
+        call_off_new_dependents(store, name, &journal, &mut run).await?;
+        roll_forward(context, lock, &journal, &mut run).await?;
+        match &run.report.unmerged {
             None => context.ui.note(&format!("{name}: `{}` was cut short and has been completed", journal.operation)),
             Some(why) => context.ui.warn(&format!(
                 "{name}: `{}` was cut short before its layers were merged ({why}); all points that \
@@ -136,12 +138,12 @@ async fn settle(context: &Context, lock: &VmLock, may_complete: bool) -> Result<
     } else {
         Recovered::Left
     };
-    executor.forget_jobs().await?;
+    run.forget_jobs().await?;
     store.renew_spare(name);
-    if let Some(why) = &executor.report.memory_lost {
+    if let Some(why) = &run.report.memory_lost {
         context.ui.warn(&format!("{name}: the snapshot that was being taken holds the disks alone: {why}"));
     }
-    for warning in &executor.report.warnings {
+    for warning in &run.report.warnings {
         context.ui.warn(warning);
     }
     Ok(outcome)
@@ -177,73 +179,53 @@ fn remove_temporary(store: &Store, name: &Name) {
     }
 }
 
-/// Undoes the steps up to and with `at`, in reverse, and forgets the change.
-pub(super) async fn roll_back(
-    lock: &VmLock,
-    journal: &Journal<Step>,
-    at: usize,
-    executor: &mut Executor<'_>,
-) -> Result<()> {
-    for step in journal.steps[..=at].iter().rev() {
-        executor.undo_here(step).await?;
+/// After an interrupt: calls off what `steps` have under way, so that the rest can be done at once. False: something
+/// goes on by itself, or has gone too far.
+async fn can_be_ended_now(steps: &[Planned], run: &mut Run<'_>) -> Result<bool> {
+    for step in steps {
+        if step.abandon(run).await? == Abandoned::GoesOn {
+            return Ok(false);
+        }
     }
-    refuse_frozen(lock, executor)?;
-    executor.forget(lock)
-}
-
-/// A guest that may still be frozen stays written down until it is thawed, or has ended.
-fn refuse_frozen(lock: &VmLock, executor: &Executor<'_>) -> Result<()> {
-    if executor.report.freeze != Some(Quiesced::NotThawed) {
-        return Ok(());
-    }
-    let name = lock.name();
-    let error =
-        Error::qemu(format!("the guest of {name} may still be frozen")).because(executor.report.warnings.join("; "));
-    Err(error.hint(format!("the next command on {name} tries again; if it never answers: cowhand stop --force {name}")))
+    Ok(true)
 }
 
 /// A change may have died before it looked whether somebody new stands on what it takes away.
-async fn call_off_newcomers(
+async fn call_off_new_dependents(
     store: &Store,
     name: &Name,
-    journal: &Journal<Step>,
-    executor: &mut Executor<'_>,
+    journal: &Journal<Planned>,
+    run: &mut Run<'_>,
 ) -> Result<()> {
-    let steps = remaining(journal, executor)?.to_vec();
-    let plan: Vec<Layer> = journal.steps.iter().flat_map(Step::layers).collect();
-    if let Err(error) = reliance::refuse_newcomers(store, name, &steps, &plan)
-        && executor.can_be_ended_now(&steps).await?
+    let steps = remaining(journal, run)?;
+    let plan: Vec<Layer> = journal.steps.iter().flat_map(|step| step.touches().pins).collect();
+    if let Err(error) = refuse_new_dependents(store, name, steps, &plan)
+        && can_be_ended_now(steps, run).await?
     {
-        executor.report.unmerged = Some(error.full_message());
+        run.report.unmerged = Some(error.full_message());
     }
     Ok(())
 }
 
-async fn roll_forward(
-    context: &Context,
-    lock: &VmLock,
-    journal: &Journal<Step>,
-    executor: &mut Executor<'_>,
-) -> Result<()> {
-    let mut steps = remaining(journal, executor)?.to_vec();
-    // Whether it was thawed shows nowhere.
-    if journal.steps.contains(&Step::Thaw) && !steps.contains(&Step::Thaw) {
-        steps.insert(0, Step::Thaw);
+async fn roll_forward(context: &Context, lock: &VmLock, journal: &Journal<Planned>, run: &mut Run<'_>) -> Result<()> {
+    let steps = remaining(journal, run)?;
+    // Whether it happened shows nowhere, so it is done again.
+    for step in journal.steps.iter().filter(|step| step.shows_nowhere() && !steps.contains(step)) {
+        apply(step, run).await?;
     }
-    for at in 0..steps.len() {
-        executor.apply_here(&steps[at]).await?;
-        super::amend(&mut steps[at + 1..], &executor.report);
+    for step in steps {
+        apply(step, run).await?;
     }
-    super::seal(&context.store, &journal.steps);
-    refuse_frozen(lock, executor)?;
+    seal(&context.store, journal);
+    refuse_frozen(lock, run)?;
     journal::remove(&context.store, lock.name())
 }
 
 /// What is still to be done behind the pivot. A record that has been saved proves every step before it.
-fn remaining<'a>(journal: &'a Journal<Step>, executor: &Executor<'_>) -> Result<&'a [Step]> {
+fn remaining<'a>(journal: &'a Journal<Planned>, run: &Run<'_>) -> Result<&'a [Planned]> {
     let mut from = journal.pivot;
     for (at, step) in journal.steps.iter().enumerate().skip(journal.pivot) {
-        if matches!(step, Step::Save { .. }) && executor.saved(journal, at)? {
+        if step.touches().writes_record && saved(journal, at, run)? {
             from = at;
         }
     }

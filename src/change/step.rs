@@ -1,323 +1,136 @@
-//! The steps a change is made of, as plain data that can be written to the journal.
+//! What a step is. Each kind of step is a type of its own beside its domain, which says in one place
+//! how it is applied, undone and called off, and what it touches. Nothing here knows which kinds
+//! there are.
 
-use std::path::PathBuf;
+use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use uuid::Uuid;
 
-use crate::model::{FileId, Layer, Merge, Name, RamImage, Record};
+use super::run::Run;
+use crate::error::Result;
+use crate::model::{Layer, LayerId, Merge, Record};
 use crate::store::schema::RecordV1;
-use crate::store::trash::Stamp;
 
-/// One step. How each is applied, undone and observed: [`super::apply`].
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "step", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Step {
-    /// An empty qcow2 layer.
-    MakeLayer {
-        /// The new layer.
-        layer: Layer,
-        /// What it stands on.
-        backing: Option<Layer>,
-        /// The size the guest sees.
-        virtual_bytes: u64,
-    },
-    /// A layer copied from a file of the user's.
-    CopyFile {
-        /// The file.
-        from: PathBuf,
-        /// Which file it was when it was examined; another one in its place is not copied.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        id: Option<FileId>,
-        /// The new layer.
-        layer: Layer,
-        /// What backs it.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        backing: Option<Layer>,
-    },
-    /// A qcow2 layer with the content of a small raw file.
-    WrapFile {
-        /// The file.
-        from: PathBuf,
-        /// The new layer.
-        layer: Layer,
-    },
-    /// A layer that is an independent copy of another and all it stands on.
-    CopyChain {
-        /// What is copied.
-        source: Layer,
-        /// The new layer.
-        layer: Layer,
-    },
-    /// A layer that is a file of the user's, in its place.
-    LinkFile {
-        /// The file.
-        file: PathBuf,
-        /// The new layer.
-        layer: Layer,
-    },
-    /// Make overlays known to the running QEMU.
-    AddNodes {
-        /// The overlays.
-        layers: Vec<Layer>,
-    },
-    /// Get ready to save the guest's memory, which still runs; undone by calling that off.
-    BeginMemory {
-        /// The file.
-        image: RamImage,
-        /// The guest's CPUs run.
-        running: bool,
-    },
-    /// Let the guest's CPUs stand still; undone by letting them go on.
-    Pause {
-        /// They ran before.
-        resume: bool,
-    },
-    /// Save the guest's memory as it is now, and let its CPUs go on as soon as may be.
-    SaveMemory {
-        /// The file.
-        image: RamImage,
-        /// The layers that are the head by now.
-        heads: Vec<Layer>,
-        /// The guest's CPUs ran before.
-        resume: bool,
-    },
-    /// Start QEMU with the memory of a snapshot, its CPUs standing still; undone by ending it.
-    LoadMemory {
-        /// The file.
-        image: RamImage,
-        /// The VM as it will be.
-        record: Box<RecordV1>,
-    },
-    /// Take an internal snapshot: of a running VM with its memory, by its QEMU; else by `qemu-img`.
-    InternalSave {
-        /// Its name in the images.
-        tag: String,
-        /// The layers, which are the head.
-        layers: Vec<Layer>,
-        /// The VM runs.
-        live: bool,
-    },
-    /// Make the layers of the head what they were at an internal snapshot. Undone by going to another one, which was taken just before.
-    InternalRevert {
-        /// Where to.
-        tag: String,
-        /// The way back.
-        back: String,
-        /// The layers.
-        layers: Vec<Layer>,
-        /// Take up its memory, in a new QEMU.
-        memory: Option<Box<RecordV1>>,
-        /// The QEMU that ran before.
-        old_pid: Option<i32>,
-    },
-    /// Remove an internal snapshot from layers.
-    InternalDelete {
-        /// Its name in the images.
-        tag: String,
-        /// The layers.
-        layers: Vec<Layer>,
-    },
-    /// A layer that is an independent copy of what an internal snapshot holds.
-    CopyInternal {
-        /// The layer that carries it.
-        source: Layer,
-        /// Its name in there.
-        tag: String,
-        /// The size the disk had then.
-        virtual_bytes: u64,
-        /// The new layer.
-        layer: Layer,
-    },
-    /// Remove memory that no snapshot has any more.
-    RemoveMemory {
-        /// The files.
-        images: Vec<RamImage>,
-    },
-    /// Freeze the guest's file systems through the guest agent; undone by a thaw.
-    Freeze {
-        /// The change fails when this does.
-        required: bool,
-        /// How long it may take, in milliseconds.
-        #[serde(default)]
-        limit_ms: Option<u64>,
-    },
-    /// Put overlays on top of the heads of the running VM, all or none (QMP `transaction`).
-    Switch {
-        /// Which.
-        disks: Vec<Switched>,
-    },
-    /// Thaw the guest's file systems.
-    Thaw,
-    /// Start QEMU from the memory of a warm template and make its guest one of its own; undone by ending it, because until then it is another's double.
-    Wake,
-    /// End QEMU (QMP `quit`).
-    StopQemu,
-    /// Set the permission bits of layers' files.
-    SetMode {
-        /// Which.
-        layers: Vec<Layer>,
-        /// Their bits before, in the same order, for the way back.
-        before: Vec<u32>,
-        /// The bits.
-        mode: u32,
-    },
-    /// Replace `vm.json`.
-    Save {
-        /// The new record.
-        record: Box<RecordV1>,
-        /// The snapshot the record adds, if any.
-        snapshot: Option<Name>,
-    },
-    /// Merge layers, in the VM's QEMU or offline; a guest whose active layer is merged is left paused.
-    Merge {
-        /// All of them: they switch together.
-        merges: Vec<Merge>,
-    },
-    /// Give a disk another size.
-    Resize {
-        /// The guest's name for it.
-        target: String,
-        /// Its active layer.
-        layer: Layer,
-        /// Bytes before.
-        before: u64,
-        /// Bytes after.
-        after: u64,
-    },
-    /// Let the appliance seal the guest on these overlays. What is to be done is not in the journal: it is done before the pivot or not at all.
-    Seal {
-        /// The overlays.
-        disks: Vec<Sealed>,
-    },
-    /// Let the guest's CPUs go on after a merge.
-    Resume,
-    /// Move layers nobody names any more into the trash.
-    Trash {
-        /// The directory in the trash.
-        directory: String,
-        /// The verb.
-        what: String,
-        /// Which layers.
-        layers: Vec<Layer>,
-        /// The record before the change, for the way back.
-        before: Box<RecordV1>,
-        /// The internal snapshot in the head's layers that holds what they were.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        way_back: Option<String>,
-    },
-    /// Move layers out of the trash, back into the pool; undone by moving them into it again.
-    RestoreLayers {
-        /// The directory in the trash.
-        directory: String,
-        /// Which layers.
-        layers: Vec<Layer>,
-        /// What they stand on, as it was when they went into it.
-        #[serde(default)]
-        below: Vec<Stamp>,
-    },
-    /// Remove a directory of the trash that has served its purpose.
-    DropTrash {
-        /// Which.
-        directory: String,
-    },
-    /// Remove layers whose data was merged into another.
-    RemoveMerged {
-        /// Which.
-        layers: Vec<Layer>,
-    },
+/// Something that happens once, can be undone, and can be repeated without harm.
+#[allow(async_fn_in_trait, reason = "steps run on one thread")]
+pub trait Step: fmt::Debug + Clone + PartialEq + Serialize + DeserializeOwned + 'static {
+    /// Its tag in the journal and in fault points.
+    const TAG: &'static str;
+
+    /// What it touches, which changes of other VMs, `gc` and `undo` have to respect.
+    fn touches(&self) -> Touches;
+
+    /// Applies it. Applying it again changes nothing.
+    async fn apply(&self, run: &mut Run<'_>) -> Result<()>;
+
+    /// Undoes it, finished or not. Where it never happened, this does nothing.
+    async fn undo(&self, _: &mut Run<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    /// After an interrupt, for a step past the pivot: calls it off, or says that it goes on.
+    async fn abandon(&self, _: &mut Run<'_>) -> Result<Abandoned> {
+        Ok(Abandoned::CalledOff)
+    }
+
+    /// Asked of the pivot: has it happened? By the kernel, QEMU or a header. `None`: the record tells,
+    /// which a step writes that comes later.
+    async fn happened(&self, _: &mut Run<'_>) -> Result<Option<bool>> {
+        Ok(None)
+    }
+
+    /// Of a step that writes the record: is `now` what it wrote?
+    fn wrote(&self, _now: &Record) -> Option<bool> {
+        None
+    }
+
+    /// What it does has an effect that shows nowhere. So it is applied whatever fails past the pivot,
+    /// and recovery applies it again.
+    fn shows_nowhere(&self) -> bool {
+        false
+    }
+
+    /// Does it end the guest?
+    fn ends_guest(&self) -> bool {
+        false
+    }
+
+    /// While it is applied the guest is the double of another, and nobody may talk to it.
+    fn holds_guest(&self) -> bool {
+        false
+    }
 }
 
-/// One disk of a [`Step::Switch`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Switched {
-    /// The guest's name for the disk.
-    pub target: String,
-    /// The layer that was the head.
-    pub head: Layer,
-    /// The layer that becomes the head.
-    pub overlay: Layer,
+/// A step that a plan can have for its pivot: whether it happened can be observed.
+pub trait Pivot: Step {}
+
+/// What came of calling a step off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Abandoned {
+    /// It was called off, or there was nothing to call off.
+    CalledOff,
+    /// It goes on by itself, or has gone too far.
+    GoesOn,
 }
 
-/// One disk of a [`Step::Seal`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Sealed {
-    /// The VM's name for the disk.
-    pub target: String,
-    /// The overlay.
-    pub layer: Layer,
+/// What a step touches.
+#[derive(Debug, Clone, Default)]
+pub struct Touches {
+    /// Layers that it relies on or brings into being. Nobody takes them for unused while the journal
+    /// is there.
+    pub pins: Vec<Layer>,
+    /// The layer that it makes, which undoing it removes.
+    pub makes: Option<Layer>,
+    /// What the header of that layer names, where the step says so.
+    pub made_on: Option<Option<Layer>>,
+    /// A layer that nothing writes to any more once the change is done: a new one stands on it.
+    pub seals: Option<Layer>,
+    /// Layers that it makes, writes to or takes away.
+    pub changes: Vec<Layer>,
+    /// It changes no more of them than who may write to them.
+    pub only_modes: bool,
+    /// Of these, the layers that something may stand on, and that are not what they were afterwards.
+    pub consumes: Vec<Layer>,
+    /// The consumed layers are heads that it puts out of use. While a record names them as such,
+    /// nothing is restored on top of them, so there are no new dependents.
+    pub puts_heads_away: bool,
+    /// Its merges.
+    pub merges: Vec<Merge>,
+    /// The files of guests' memory that it makes or removes.
+    pub images: Vec<LayerId>,
+    /// The directory of the trash that it writes to or removes.
+    pub trash: Option<String>,
+    /// It removes that directory with what is in there.
+    pub drops_trash: bool,
+    /// The VM as it is to be, where it writes that down or starts QEMU with it.
+    pub record: Option<Box<RecordV1>>,
+    /// It writes that down.
+    pub writes_record: bool,
+    /// The identity of the VM, where it holds a record.
+    pub vm: Option<Uuid>,
+    /// Undoing it takes away what it is about.
+    pub is_undone_by_removal: bool,
+    /// It removes something for good.
+    pub removes: bool,
 }
 
-impl Step {
-    /// Its name, for people.
-    pub fn name(&self) -> String {
-        let text = format!("{self:?}");
-        text.split(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default().to_owned()
+impl Touches {
+    /// A step that makes `layer` and relies on `others`.
+    pub fn made(layer: &Layer, others: &[&Layer]) -> Self {
+        let pins = others.iter().copied().chain([layer]).cloned().collect();
+        let (makes, changes) = (Some(layer.clone()), vec![layer.clone()]);
+        Self { pins, makes, changes, is_undone_by_removal: true, ..Self::default() }
     }
 
-    /// The record of the VM, before or after the change, that the step holds.
-    pub fn record(&self) -> Option<&RecordV1> {
-        match self {
-            Self::Save { record, .. } | Self::LoadMemory { record, .. } => Some(record),
-            Self::Trash { before, .. } => Some(before),
-            Self::InternalRevert { memory, .. } => memory.as_deref(),
-            _ => None,
-        }
+    /// A step that changes `layers`, and is done with them when it is done.
+    pub fn changed(layers: &[Layer]) -> Self {
+        Self { changes: layers.to_vec(), ..Self::default() }
     }
 
-    /// A new `vm.json`.
-    pub fn save(record: &Record) -> Self {
-        Self::Save { record: Box::new(RecordV1::from(record)), snapshot: None }
-    }
-
-    /// The layers that this step relies on or brings into being.
-    pub fn layers(&self) -> Vec<Layer> {
-        match self {
-            Self::MakeLayer { layer, backing, .. } | Self::CopyFile { layer, backing, .. } => {
-                backing.iter().chain([layer]).cloned().collect()
-            }
-            Self::LinkFile { layer, .. } | Self::WrapFile { layer, .. } => {
-                vec![layer.clone()]
-            }
-            Self::CopyChain { source, layer } | Self::CopyInternal { source, layer, .. } => {
-                vec![source.clone(), layer.clone()]
-            }
-            Self::Resize { layer, .. } => vec![layer.clone()],
-            Self::RestoreLayers { layers, below, .. } => {
-                layers.iter().chain(below.iter().map(|stamp| &stamp.layer)).cloned().collect()
-            }
-            Self::Trash { layers, .. } | Self::RemoveMerged { layers } => layers.clone(),
-            Self::InternalSave { layers, .. } | Self::InternalRevert { layers, .. } => layers.clone(),
-            Self::Merge { merges } => merges.iter().flat_map(Merge::layers).cloned().collect(),
-            Self::Switch { disks } => disks.iter().flat_map(|disk| [disk.head.clone(), disk.overlay.clone()]).collect(),
-            _ => Vec::new(),
-        }
-    }
-
-    /// The layer that nothing writes to any more once the change is done: a new one stands on it.
-    pub fn sealed(&self) -> Option<&Layer> {
-        match self {
-            Self::MakeLayer { backing, .. } => backing.as_ref(),
-            _ => None,
-        }
-    }
-
-    /// The merges it does.
-    pub fn merges(&self) -> &[Merge] {
-        match self {
-            Self::Merge { merges } => merges,
-            _ => &[],
-        }
-    }
-
-    /// The layer this step makes, which its undoing removes.
-    pub fn makes(&self) -> Option<&Layer> {
-        match self {
-            Self::MakeLayer { layer, .. } | Self::CopyFile { layer, .. } | Self::WrapFile { layer, .. } => Some(layer),
-            Self::CopyChain { layer, .. } | Self::CopyInternal { layer, .. } => Some(layer),
-            Self::LinkFile { layer, .. } => Some(layer),
-            _ => None,
-        }
+    /// The same, and relies on them.
+    pub fn pinned(layers: &[Layer]) -> Self {
+        Self { pins: layers.to_vec(), ..Self::changed(layers) }
     }
 }

@@ -51,6 +51,7 @@ use crate::error::{Error, Kind, Result};
 use crate::helper;
 use crate::model::{Name, PointRef};
 use crate::output::{Format, Printer};
+use crate::registry;
 use crate::sys::{files, limiter, relay};
 use global::Global;
 
@@ -274,6 +275,7 @@ pub fn main() -> ExitCode {
 }
 
 async fn run(cli: Cli, printer: Printer, operation: String) -> Result<u8> {
+    registry::install_steps();
     let settings = cli.global.settings()?;
     let context = Context::open(settings, cli.global.ui(), operation)?;
     let app = App { context, printer };

@@ -11,9 +11,9 @@ use crate::error::{Error, Result};
 use crate::model::{Name, bus, human};
 use crate::output::{Format, json, table, time};
 use crate::template::freeze::How;
-use crate::template::warm::{self, Warming};
 use crate::template::{freeze, list, windows};
 use crate::vm::remove::{self, Options, Which};
+use crate::warm::make::{self, Warming};
 
 /// How long a Windows guest's agent may take to answer, and how long its sysprep.exe may take.
 const AGENT: Duration = Duration::from_secs(120);
@@ -135,7 +135,7 @@ impl Create {
             text.push_str(&format!("{name} is a template now; make a VM of it: cowhand clone {name} NEW"));
         }
         if self.warm {
-            let warmed = warm::warm(&app.context, name, &self.warming.warming()).await.map_err(|error| {
+            let warmed = make::warm(&app.context, name, &self.warming.warming()).await.map_err(|error| {
                 error.hint(format!("{name} is a template now, but not warm; try again: cowhand template warm {name}"))
             })?;
             value["warm"] = value!(true);
@@ -193,7 +193,7 @@ pub struct Warm {
 
 impl Warm {
     async fn run(self, app: &App) -> Result<()> {
-        let warmed = warm::warm(&app.context, &self.name, &self.warming.warming()).await?;
+        let warmed = make::warm(&app.context, &self.name, &self.warming.warming()).await?;
         let text = format!(
             "{} is warm ({}, {}); run something in it: cowhand run {} -- true",
             self.name,
@@ -219,7 +219,7 @@ pub struct Cool {
 impl Cool {
     async fn run(self, app: &App) -> Result<()> {
         each(app, &self.names, async |name| {
-            let bytes = warm::cool(&app.context, name).await?;
+            let bytes = make::cool(&app.context, name).await?;
             let value = value!({"name": name, "warm": false, "bytes": bytes});
             app.printer.done(&format!("{name} is not warm any more ({} freed)", human(bytes)), &value);
             Ok(())

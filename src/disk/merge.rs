@@ -2,7 +2,7 @@
 
 use super::plan::{self, Subject};
 use crate::change::open;
-use crate::change::{self, Executor, Plan, Report};
+use crate::change::{self, Report, Run};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::instance::connect;
@@ -12,7 +12,7 @@ use crate::model::{LayerId, Merge, Name, Record, human};
 use crate::qemu::qmp::REPLY;
 use crate::snapshot::bystanders::{self, Bystanders};
 use crate::snapshot::delete;
-use crate::snapshot::plan::{Moves, collapse as steps, without};
+use crate::snapshot::plan::{Moves, collapse, without};
 use crate::store::{Store, VmLock};
 use crate::vm::list;
 
@@ -126,8 +126,8 @@ async fn carry_out(
         None => false,
     };
     let bytes: u64 = moves.merges.iter().map(|merge| merge.bytes).sum();
-    let steps = steps(record, dropped, moves, running, what, Store::trash_name(what, vm));
-    let report = change::run(context, lock, Plan::new(steps), &mut Executor::with(context, vm, qmp)).await?;
+    let plan = collapse(record, dropped, moves, running, what, Store::trash_name(what, vm));
+    let report = change::run(lock, plan, &mut Run::with(context, vm, qmp)).await?;
     match &report.unmerged {
         None => Ok(report),
         Some(why) => {

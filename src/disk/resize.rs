@@ -1,13 +1,16 @@
 //! Changing the size of a disk: of a running VM by QMP `block_resize`, else in the offline engine.
 
 use crate::change::open;
-use crate::change::{self, Executor, Plan, Step};
+use crate::change::{self, Plan, Run};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::instance::connect;
 use crate::layer::{chain, info};
 use crate::model::{Bus, Disk, Format, Name, Record, human};
 use crate::qemu::img::Img;
+use crate::snapshot::internal_steps;
+use crate::steps::layers::Resize;
+use crate::steps::record::WriteRecord;
 use crate::vm::list;
 
 /// What was done, in bytes.
@@ -47,33 +50,25 @@ pub async fn resize(context: &Context, vm: &Name, target: &str, bytes: u64, shri
     if bytes < disk.virtual_bytes {
         refuse_shrinking(context, vm, &record, target, bytes, shrink, running).await?;
     }
-    let mut executor = Executor::with(context, vm, qmp);
+    let mut run = Run::with(context, vm, qmp);
     if bytes > disk.virtual_bytes {
-        refuse_memory(context, vm, &disk, bytes, running, &mut executor).await?;
+        refuse_memory(context, vm, &disk, bytes, running).await?;
     }
     let mut after = record.clone();
     for disk in after.config.disks.iter_mut().filter(|disk| disk.target == target) {
         disk.virtual_bytes = bytes;
     }
-    let steps = vec![
-        Step::Resize { target: target.to_owned(), layer: disk.layer, before: disk.virtual_bytes, after: bytes },
-        Step::save(&after),
-    ];
+    let (target, before) = (target.to_owned(), disk.virtual_bytes);
+    let plan =
+        Plan::pivot(Resize { target, layer: disk.layer, before, after: bytes }).after([WriteRecord::of(&after).into()]);
     if bytes != disk.virtual_bytes {
-        change::run(context, &lock, Plan::new(steps), &mut executor).await?;
+        change::run(&lock, plan, &mut run).await?;
     }
     Ok(resized)
 }
 
 /// Memory that a revert has loaded lies where the disk would go on. It is given up first.
-async fn refuse_memory(
-    context: &Context,
-    vm: &Name,
-    disk: &Disk,
-    bytes: u64,
-    running: bool,
-    executor: &mut Executor<'_>,
-) -> Result<()> {
+async fn refuse_memory(context: &Context, vm: &Name, disk: &Disk, bytes: u64, running: bool) -> Result<()> {
     let shows = || Ok::<_, Error>(info::inspect(&context.store, &disk.layer)?.would_show_memory(bytes));
     if !shows()? {
         return Ok(());
@@ -85,7 +80,7 @@ async fn refuse_memory(
         ))
         .hint(format!("it goes when the VM is stopped: cowhand stop {vm}, cowhand disk resize …, cowhand start {vm}")));
     }
-    executor.give_up_memory_of(&disk.layer).await.map_err(|error| {
+    internal_steps::give_up_memory_of(context, &disk.layer).await.map_err(|error| {
         Error::refused(format!(
             "{target} of {vm} cannot be made larger: memory that a revert has loaded lies where the disk would go on, and cannot be given up"
         ))

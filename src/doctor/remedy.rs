@@ -4,9 +4,9 @@
 use std::path::{Path, PathBuf};
 
 use super::{chain, running, vm};
+use crate::change::lost;
 use crate::change::open;
 use crate::change::recover::{self, Recovered};
-use crate::change::{lost, reliance};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::guest::freeze;
@@ -18,6 +18,7 @@ use crate::layer::{info, sealed, stamp, trashed};
 use crate::model::{Format, Layer, Name};
 use crate::qemu::img::Img;
 use crate::qemu::process;
+use crate::steps::restore;
 use crate::store::trash::Entry;
 use crate::store::{Store, atomic, plain, schema};
 use crate::sys::image_lock;
@@ -196,7 +197,7 @@ pub async fn apply(context: &Context, remedy: &Remedy) -> Result<Applied> {
                 Some(Ok(())) => {}
             }
             let below = found.entry.map(|entry| entry.below).unwrap_or_default();
-            reliance::restore_or_put_back(store, vm, trash, std::slice::from_ref(layer), &below)?;
+            restore::restore_or_put_back(store, vm, trash, std::slice::from_ref(layer), &below)?;
             atomic::sync_directory(&store.layout.layers())?;
             done("it was taken out again")
         }

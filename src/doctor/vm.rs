@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use super::{Finding, Remedy, chain, running, store};
 use crate::change::lost::{self, Lost};
 use crate::change::open;
-use crate::change::{Step, recover};
+use crate::change::{Planned, recover};
 use crate::context::Context;
 use crate::ephemeral::discard::{self, Dates};
 use crate::error::{Error, IoContext, Kind, Result};
@@ -17,7 +17,7 @@ use crate::qemu::probe::Probe;
 use crate::store::journal::Journal;
 use crate::store::schema;
 use crate::sys::flock;
-use crate::vm::warm;
+use crate::warm::resume;
 
 /// Chains deeper than this make every read of old data slow.
 const DEEP: usize = 50;
@@ -59,7 +59,7 @@ async fn look(context: &Context, pool: &Pool, name: &Name) -> Result<Vec<Finding
     }
     let mut findings = Vec::new();
     // While somebody is at work, it says what is not so yet.
-    let journal = if busy { Journal::<Step>::load(store, name) } else { recover::load(context, name) };
+    let journal = if busy { Journal::<Planned>::load(store, name) } else { recover::load(context, name) };
     let record = match store.load(name) {
         Ok(record) => record,
         // It was removed or renamed while it was looked at.
@@ -397,7 +397,7 @@ fn snapshots(context: &Context, name: &Name, record: &Record) -> Vec<Finding> {
 }
 
 fn warm_guest(context: &Context, name: &Name, record: &Record) -> Option<Finding> {
-    let difference = warm::misfit(context, name, record, record.warm.as_ref()?).ok()??;
+    let difference = resume::misfit(context, name, record, record.warm.as_ref()?).ok()??;
     Some(Finding::warn("warm", format!("its warm guest cannot be gone on from: {difference}")).of(name).hint(format!(
         "clones boot instead; to warm it anew: cowhand template cool {name} && cowhand template warm {name}"
     )))

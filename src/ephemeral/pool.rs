@@ -15,7 +15,7 @@ use crate::model::{Ephemeral, Name, PointRef, Record, human};
 use crate::qemu::qmp::{Qmp, REPLY};
 use crate::store::VmLock;
 use crate::sys::{fault, space};
-use crate::vm::warm;
+use crate::warm::resume;
 
 /// What there is for one template.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -138,7 +138,7 @@ async fn start(context: &Context, template: &Name, record: &Record) -> Result<()
     let started = async {
         let warm = clone::warm(context, template, record)?;
         let (_lock, mut shell) = open::open(context, &name).await?;
-        drop(warm::wake(context, &name, &shell, warm, false).await?);
+        drop(resume::wake(context, &name, &shell, warm, false).await?);
         shell.ephemeral = Some(waiting());
         context.store.save(&name, &shell)
     };

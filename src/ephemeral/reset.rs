@@ -4,7 +4,7 @@
 use uuid::Uuid;
 
 use crate::change::open;
-use crate::change::{self, Executor, Plan, Step};
+use crate::change::{self, Plan, Planned, Run};
 use crate::clone::{self, Kind};
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -12,8 +12,13 @@ use crate::instance::{boot_files, connect, launch};
 use crate::layer::chain;
 use crate::model::{Config, Disk, Format, Layer, Name, Origin, Record, Warm};
 use crate::qemu::cmdline::How;
-use crate::snapshot::plan;
+use crate::steps::layers::CreateOverlay;
+use crate::steps::merge::RemoveLayers;
+use crate::steps::qemu::StopQemu;
+use crate::steps::record::WriteRecord;
+use crate::steps::trash::TrashLayers;
 use crate::store::Store;
+use crate::warm::steps::ResumeWarm;
 
 /// What a reset came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,7 +65,7 @@ pub async fn reset(context: &Context, name: &Name, stopped: bool) -> Result<Rese
     let warm =
         (!stopped && origin.snapshot.is_none()).then(|| usable(context, &source_name, &source, &record)).flatten();
     let base = warm.map_or(base, |warm| &warm.config);
-    let (mut after, mut steps) = (record.clone(), Vec::new());
+    let (mut after, mut before) = (record.clone(), Vec::new());
     after.config.generation = Uuid::new_v4();
     after.head = None;
     let mut base = base.clone();
@@ -68,7 +73,7 @@ pub async fn reset(context: &Context, name: &Name, stopped: bool) -> Result<Rese
     refuse_independent(context, name, &record.config, &at, &base)?;
     // What stands on an image was given a size of its own when it was made.
     let keeps_size = source.image().is_some();
-    renew(name, &mut after.config, &base, keeps_size, &mut steps)?;
+    renew(name, &mut after.config, &base, keeps_size, &mut before)?;
     if !stopped {
         // Before its QEMU is ended.
         boot_files::check_isos(&after.config)
@@ -77,18 +82,18 @@ pub async fn reset(context: &Context, name: &Name, stopped: bool) -> Result<Rese
     let mut qmp = connect::if_running(context, name).await?;
     if let Some(qmp) = &mut qmp {
         connect::refuse_job(name, qmp).await?;
-        steps.push(Step::StopQemu);
+        before.push(StopQemu {}.into());
     }
-    steps.push(Step::save(&after));
     let kept: Vec<&Layer> = after.layers().collect();
     let gone: Vec<Layer> =
         record.config.writable().map(|disk| disk.layer.clone()).filter(|layer| !kept.contains(&layer)).collect();
-    steps.push(match record.ephemeral {
+    let away: Planned = match record.ephemeral {
         // Nothing of it was ever to stay.
-        Some(_) => Step::RemoveMerged { layers: gone },
-        None => plan::trash(&record, Store::trash_name("reset", name), "reset", gone, None),
-    });
-    change::run(context, &lock, Plan::new(steps), &mut Executor::with(context, name, qmp)).await?;
+        Some(_) => RemoveLayers { layers: gone }.into(),
+        None => TrashLayers::of(&record, Store::trash_name("reset", name), "reset", gone, None).into(),
+    };
+    let plan = Plan::before(before).pivot(WriteRecord::of(&after)).after([away]);
+    change::run(&lock, plan, &mut Run::with(context, name, qmp)).await?;
     drop((source_lock, store_lock));
     if stopped {
         return Ok(Reset { origin: at, kind: None });
@@ -96,8 +101,8 @@ pub async fn reset(context: &Context, name: &Name, stopped: bool) -> Result<Rese
     let started = async {
         match warm {
             Some(warm) => {
-                let mut executor = Executor::with_no_qemu(context, name).waking(warm);
-                change::run(context, &lock, Plan::new(vec![Step::Wake]), &mut executor).await.map(drop)
+                let plan = Plan::pivot(ResumeWarm::from(warm));
+                change::run(&lock, plan, &mut Run::with_no_qemu(context, name)).await.map(drop)
             }
             None => launch::launch(context, name, &after, How::Running).await.map(drop),
         }
@@ -175,7 +180,7 @@ fn usable<'a>(context: &Context, name: &Name, template: &'a Record, vm: &Record)
 }
 
 /// New overlays on the layers of `base`, disk by disk. Disks that the source does not have stay as they are.
-fn renew(name: &Name, config: &mut Config, base: &Config, keeps_size: bool, steps: &mut Vec<Step>) -> Result<()> {
+fn renew(name: &Name, config: &mut Config, base: &Config, keeps_size: bool, steps: &mut Vec<Planned>) -> Result<()> {
     let below = |target: &str| base.volumes().find(|disk| disk.target == target && !disk.read_only);
     let mut renewed = 0;
     for disk in config.disks.iter_mut().chain(&mut config.nvram).filter(|disk| !disk.read_only) {
@@ -184,7 +189,7 @@ fn renew(name: &Name, config: &mut Config, base: &Config, keeps_size: bool, step
         let virtual_bytes = if keeps_size { virtual_bytes.max(disk.virtual_bytes) } else { virtual_bytes };
         disk.layer = layer.clone();
         disk.virtual_bytes = virtual_bytes;
-        steps.push(Step::MakeLayer { layer, backing: Some(backing), virtual_bytes });
+        steps.push(CreateOverlay { layer, backing: Some(backing), virtual_bytes }.into());
         renewed += 1;
     }
     if renewed == 0 {

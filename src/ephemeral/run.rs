@@ -28,7 +28,7 @@ use crate::qemu::cmdline::How;
 use crate::settings::Accel;
 use crate::snapshot::delete;
 use crate::sys::{command, relay, space};
-use crate::vm::warm;
+use crate::warm::resume;
 
 /// What has to be left on the store's file system for a guest to write to.
 const SPARE: u64 = 256 << 20;
@@ -225,10 +225,10 @@ pub async fn make(
     if request.ports.is_empty()
         && let Some((_lock, vm, qmp)) = pool::claim(context, &record, name, ephemeral).await?
     {
-        warm::go_on(context, name, qmp).await?;
+        resume::go_on(context, name, qmp).await?;
         let running = began.elapsed();
         refill(context, &source.vm);
-        let client = warm::settle(context, name, &vm, warm).await?;
+        let client = resume::settle(context, name, &vm, warm).await?;
         return Ok(Made { name: name.clone(), kind: Kind::Warm, pooled: true, client, running, took: began.elapsed() });
     }
     if warm.pool > 0 && request.ports.is_empty() {
@@ -237,10 +237,10 @@ pub async fn make(
     }
     clone::clone(context, &cloning(request, name, Kind::Warm, ephemeral)).await?;
     let (_lock, vm) = open::open(context, name).await?;
-    let qmp = warm::wake(context, name, &vm, warm, bound(request)).await?;
-    warm::go_on(context, name, qmp).await?;
+    let qmp = resume::wake(context, name, &vm, warm, bound(request)).await?;
+    resume::go_on(context, name, qmp).await?;
     let running = began.elapsed();
-    let client = warm::settle(context, name, &vm, warm).await?;
+    let client = resume::settle(context, name, &vm, warm).await?;
     Ok(Made { name: name.clone(), kind: Kind::Warm, pooled: false, client, running, took: began.elapsed() })
 }
 

@@ -84,7 +84,7 @@ pub async fn settle(context: &Context, name: &Name) -> Result<()> {
     }
     match store.try_lock_vm(name, &context.operation)? {
         Some(lock) => recover::recover(context, &lock).await.map(drop),
-        None if is_made || recover::is_waking(store, name)? => context.lock_vm(name).await.map(drop),
+        None if is_made || recover::holds_guest(store, name)? => context.lock_vm(name).await.map(drop),
         None => Ok(()),
     }
 }

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::catalogue::Catalogue;
 use super::downloads;
 use super::source::{self, Source};
-use crate::change::{self, Executor, Plan, Step};
+use crate::change::{self, Plan, Run};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::fetch::digest::{self, Digest};
@@ -28,6 +28,8 @@ use crate::model::{
     Config, Credentials, Disk, Firmware, Format, ImageOrigin, Layer, LogLimit, Name, Nic, Record, Role, printable,
 };
 use crate::qemu::probe::Probe;
+use crate::steps::layers::{CopyFile, SetMode};
+use crate::steps::record::WriteRecord;
 use crate::template::freeze;
 
 /// A VM that is cloned from an image, rather than created with `--image`, gets so much memory, in
@@ -364,12 +366,10 @@ async fn keep(context: &Context, resolved: Resolved, machine: String, candidate:
         ephemeral: None,
         autostart: false,
     };
-    let steps = vec![
-        Step::CopyFile { from: candidate.path, id: Some(candidate.id), layer: layer.clone(), backing: None },
-        Step::SetMode { layers: vec![layer], before: vec![0o600], mode: freeze::MODE },
-        Step::save(&record),
-    ];
-    change::run(context, &lock, Plan::new(steps), &mut Executor::with_no_qemu(context, &name)).await?;
+    let copy = CopyFile { from: candidate.path, id: Some(candidate.id), layer: layer.clone(), backing: None };
+    let set_mode = SetMode { layers: vec![layer], before: vec![0o600], mode: freeze::MODE };
+    let plan = Plan::before([copy.into(), set_mode.into()]).pivot(WriteRecord::of(&record));
+    change::run(&lock, plan, &mut Run::with_no_qemu(context, &name)).await?;
     let record = context.store.load(&name)?;
     Ok(Added { name, record })
 }

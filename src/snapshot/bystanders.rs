@@ -26,7 +26,7 @@ pub struct Bystanders {
 
 impl Bystanders {
     /// Locks those who stand on `layers`, which lose their name when the record of `vm` says `after`, and on the nameless ones below. Returns the pool as it is
-    /// then, too. Who stands there later than that is seen when the change begins ([`crate::change::reliance`]).
+    /// then, too. Who stands there later than that is seen when the change begins ([`crate::change::dependents`]).
     pub fn lock(context: &Context, vm: &Name, after: &Record, layers: &[LayerId]) -> Result<(Self, Pool)> {
         let pool = pool_after(context, vm, after)?;
         let mut ids: Vec<LayerId> = Vec::new();

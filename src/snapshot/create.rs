@@ -6,7 +6,7 @@ use super::internal;
 use super::memory;
 use super::plan::{self, Quiesce, Taking};
 use crate::change::open;
-use crate::change::{self, Executor, Plan};
+use crate::change::{self, Run};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::guest::freeze;
@@ -148,7 +148,7 @@ pub async fn take_locked(context: &Context, lock: &VmLock, record: &Record, requ
             (quiesced, taking.freeze) = freeze(qmp.agent_is_listening().await?, vm, request.quiesce)?;
         }
     }
-    let steps = if request.internal {
+    let plan = if request.internal {
         internal::refuse_formats(vm, &record)?;
         if taking.freeze.take().is_some() {
             quiesced = Quiesced::NotAsked;
@@ -157,8 +157,8 @@ pub async fn take_locked(context: &Context, lock: &VmLock, record: &Record, requ
     } else {
         plan::take(&record, &taking).1
     };
-    let mut executor = Executor::with(context, vm, qmp);
-    let report = change::run(context, lock, Plan::new(steps), &mut executor).await?;
+    let mut run = Run::with(context, vm, qmp);
+    let report = change::run(lock, plan, &mut run).await?;
     for warning in &report.warnings {
         context.ui.warn(warning);
     }

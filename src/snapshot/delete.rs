@@ -7,7 +7,7 @@ use super::outcome::{Outcome, Removed, What};
 use super::plan::{self, Moves, Which};
 use super::undoable::{self, Kept};
 use crate::change::open;
-use crate::change::{self, Executor, Plan};
+use crate::change::{self, Run};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::instance::{connect, status};
@@ -168,9 +168,9 @@ async fn remove_one(
         None => false,
     };
     let trash = Store::trash_name("snapshot-rm", vm);
-    let steps = plan::collapse(record, &doomed.dropped, doomed.moves(), running, "snapshot-rm", trash);
-    let mut executor = Executor::with(context, vm, qmp);
-    let report = change::run(context, lock, Plan::new(steps), &mut executor).await?;
+    let plan = plan::collapse(record, &doomed.dropped, doomed.moves(), running, "snapshot-rm", trash);
+    let mut run = Run::with(context, vm, qmp);
+    let report = change::run(lock, plan, &mut run).await?;
     let lost_undo = undoable::lost(context, relying)?.iter().map(undoable::words).collect();
     Ok(Removed { name: name.clone(), outcomes: doomed.outcomes(report.unmerged.as_deref()), lost_undo })
 }
@@ -202,8 +202,8 @@ pub async fn merge_hidden(context: &Context, vm: &Name, spared: &[LayerId], dry_
             Some(qmp) => qmp.status(REPLY).await?.running,
             None => false,
         };
-        let steps = plan::collapse(&record, &record, hidden.moves(), running, "gc", Store::trash_name("gc", vm));
-        let report = change::run(context, &lock, Plan::new(steps), &mut Executor::with(context, vm, qmp)).await?;
+        let plan = plan::collapse(&record, &record, hidden.moves(), running, "gc", Store::trash_name("gc", vm));
+        let report = change::run(&lock, plan, &mut Run::with(context, vm, qmp)).await?;
         if let Some(why) = report.unmerged {
             return Err(Error::qemu("they could not be merged").because(why));
         }

@@ -8,9 +8,10 @@
 //! Before the head's layers are taken back, their state is kept as another internal snapshot, for `undo`. Once the layers have been sealed
 //! by an external snapshot they are not written any more: going back then copies what the internal snapshot holds into new layers.
 
+use super::internal_steps::{InternalDelete, InternalRevert, InternalSave};
 use super::outcome::{Outcome, Removed, What};
 use super::plan;
-use crate::change::{self, Executor, Plan, Step};
+use crate::change::{self, Plan, Planned, Run};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::instance::{fingerprint, status};
@@ -19,6 +20,10 @@ use crate::layer::pool::Pool;
 use crate::model::{Disk, Format, Layer, LayerId, Memory, Name, Record, Snapshot, SnapshotKind, human};
 use crate::qemu::img::{Img, Source};
 use crate::qemu::qmp::Qmp;
+use crate::steps::layers::CopyInternal;
+use crate::steps::qemu::{Resume, StopQemu};
+use crate::steps::record::WriteRecord;
+use crate::steps::trash::TrashLayers;
 use crate::store::VmLock;
 
 /// How the tags begin under which a head is kept for `undo`.
@@ -46,8 +51,8 @@ pub fn free_tag() -> String {
     format!("cw-{}", LayerId::random())
 }
 
-/// The steps that take one. `writer` is the QEMU that runs.
-pub async fn take(qmp: Option<&mut Qmp>, record: &Record, taking: &plan::Taking, tag: &str) -> Result<Vec<Step>> {
+/// The plan that takes one. `writer` is the QEMU that runs.
+pub async fn take(qmp: Option<&mut Qmp>, record: &Record, taking: &plan::Taking, tag: &str) -> Result<Plan> {
     let live = qmp.is_some();
     let memory = match qmp {
         Some(qmp) => {
@@ -62,7 +67,8 @@ pub async fn take(qmp: Option<&mut Qmp>, record: &Record, taking: &plan::Taking,
         snapshot.kind = SnapshotKind::Internal { tag: tag.to_owned() };
         snapshot.memory = memory;
     }
-    Ok(vec![Step::InternalSave { tag: tag.to_owned(), layers, live }, Step::save(&after)])
+    let save = InternalSave { tag: tag.to_owned(), layers, live };
+    Ok(Plan::before([save.into()]).pivot(WriteRecord::of(&after)))
 }
 
 fn layers<'a>(disks: impl Iterator<Item = &'a Disk>) -> Vec<Layer> {
@@ -81,6 +87,8 @@ pub fn is_in_head(record: &Record, snapshot: &Snapshot) -> bool {
 pub struct Reverting<'a> {
     /// The snapshot.
     pub snapshot: &'a Snapshot,
+    /// The snapshot that the head follows afterwards.
+    pub head: Option<Name>,
     /// The QEMU that runs.
     pub old_pid: Option<i32>,
     /// Take up its memory; the guest runs afterwards, or stands still.
@@ -91,41 +99,43 @@ pub struct Reverting<'a> {
     pub what: &'a str,
 }
 
-/// The record after a revert, and the steps.
-pub fn revert(record: &Record, reverting: &Reverting<'_>) -> (Record, Vec<Step>) {
+/// The record after a revert, and the plan.
+pub fn revert(record: &Record, reverting: &Reverting<'_>) -> (Record, Plan) {
     let snapshot = reverting.snapshot;
     let tag = snapshot.tag().unwrap_or_default().to_owned();
     let mut after = plan::back_at(record, snapshot);
-    let mut steps = Vec::new();
-    let stop = reverting.old_pid.map(|_| Step::StopQemu);
+    after.head.clone_from(&reverting.head);
+    let mut before: Vec<Planned> = Vec::new();
+    let stop = reverting.old_pid.map(|_| StopQemu {}.into());
     let mut trashed = Vec::new();
     let mut way_back = None;
     if is_in_head(record, snapshot) {
         let layers = layers(record.config.writable());
         let back = format!("{WAY_BACK}{}", LayerId::random());
-        steps.extend(stop);
-        steps.push(Step::InternalSave { tag: back.clone(), layers: layers.clone(), live: false });
+        before.extend(stop);
+        before.push(InternalSave { tag: back.clone(), layers: layers.clone(), live: false }.into());
         let memory = reverting.memory.map(|_| Box::new(crate::store::schema::RecordV1::from(&after)));
         let old_pid = reverting.old_pid;
-        steps.push(Step::InternalRevert { tag, back: back.clone(), layers, memory, old_pid });
+        before.push(InternalRevert { tag, back: back.clone(), layers, memory, old_pid }.into());
         way_back = Some(back);
     } else {
         for disk in after.config.writable_mut() {
             let layer = Layer::new(Format::Qcow2);
             let source = std::mem::replace(&mut disk.layer, layer.clone());
             let virtual_bytes = disk.virtual_bytes;
-            steps.push(Step::CopyInternal { source, tag: tag.clone(), virtual_bytes, layer });
+            before.push(CopyInternal { source, tag: tag.clone(), virtual_bytes, layer }.into());
         }
-        steps.extend(stop);
+        before.extend(stop);
         let kept: Vec<&Layer> = after.layers().collect();
         trashed = layers(record.config.writable()).into_iter().filter(|layer| !kept.contains(&layer)).collect();
     }
-    steps.push(Step::save(&after));
-    steps.push(plan::trash(record, reverting.trash.clone(), reverting.what, trashed, way_back));
+    let trash = TrashLayers::of(record, reverting.trash.clone(), reverting.what, trashed, way_back);
+    let mut last: Vec<Planned> = vec![trash.into()];
     if reverting.memory == Some(true) {
-        steps.push(Step::Resume);
+        last.push(Resume {}.into());
     }
-    (after, steps)
+    let plan = Plan::before(before).pivot(WriteRecord::of(&after)).after(last);
+    (after, plan)
 }
 
 /// What [`remove`] would do, or its refusal.
@@ -149,11 +159,9 @@ pub(super) async fn remove(
     let _others = refuse_sealed_elsewhere(context, vm, record, snapshot)?;
     let size = |disk: &&Disk| info::inspect(&context.store, &disk.layer).map(|info| info.allocated_bytes);
     let before: Vec<u64> = disks.iter().map(size).collect::<Result<_>>()?;
-    let steps = vec![
-        Step::save(&plan::without(record, name)),
-        Step::InternalDelete { tag: tag.to_owned(), layers: layers(snapshot.config.writable()) },
-    ];
-    change::run(context, lock, Plan::new(steps), &mut Executor::new(context, vm)).await?;
+    let delete = InternalDelete { tag: tag.to_owned(), layers: layers(snapshot.config.writable()) };
+    let plan = Plan::pivot(WriteRecord::of(&plan::without(record, name))).after([delete.into()]);
+    change::run(lock, plan, &mut Run::new(context, vm)).await?;
     let outcomes = disks.iter().zip(before).map(|(disk, before)| {
         let now = size(disk).unwrap_or(before);
         Outcome { target: disk.target.clone(), what: What::Internal, bytes: before.saturating_sub(now) }

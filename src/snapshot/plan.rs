@@ -5,12 +5,19 @@ use std::time::Duration;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use crate::change::{Step, Switched};
+use super::live_steps::{AddNodes, Freeze, Switch, Switched, Thaw};
+use super::memory_steps::{BeginMemory, LoadMemory, Pause, SaveMemory};
+use crate::change::{Plan, Planned};
 use crate::layer::collapse::Action;
 use crate::layer::pool::Pool;
 use crate::model::{
     Format, Layer, Memory, Merge, MergeKind, Name, RamImage, Record, Snapshot, SnapshotKind, State, VmState,
 };
+use crate::steps::layers::CreateOverlay;
+use crate::steps::merge::{MergeLayers, RemoveLayers, RemoveMemory};
+use crate::steps::qemu::{Resume, StopQemu};
+use crate::steps::record::WriteRecord;
+use crate::steps::trash::TrashLayers;
 use crate::store::schema::RecordV1;
 
 /// What is removed along with a snapshot.
@@ -81,44 +88,41 @@ pub fn named(record: &Record, taking: &Taking) -> Record {
     after
 }
 
-/// The record after the snapshot, and the steps.
-pub fn take(record: &Record, taking: &Taking) -> (Record, Vec<Step>) {
+/// The record after the snapshot, and the plan.
+pub fn take(record: &Record, taking: &Taking) -> (Record, Plan) {
     let mut after = named(record, taking);
-    let mut steps = Vec::new();
+    let mut before: Vec<Planned> = Vec::new();
     let mut switched = Vec::new();
     for disk in after.config.writable_mut() {
         let overlay = Layer::new(Format::Qcow2);
         let head = std::mem::replace(&mut disk.layer, overlay.clone());
-        steps.push(Step::MakeLayer {
-            layer: overlay.clone(),
-            backing: Some(head.clone()),
-            virtual_bytes: disk.virtual_bytes,
-        });
+        let (layer, backing) = (overlay.clone(), Some(head.clone()));
+        before.push(CreateOverlay { layer, backing, virtual_bytes: disk.virtual_bytes }.into());
         switched.push(Switched { target: disk.target.clone(), head, overlay });
     }
-    let image = taking.memory.as_ref().and_then(|memory| memory.image.clone());
+    let write = WriteRecord::with_snapshot(&after, &taking.name);
+    if !taking.state.is_live() || switched.is_empty() {
+        return (after, Plan::before(before).pivot(write));
+    }
+    let overlays: Vec<Layer> = switched.iter().map(|disk| disk.overlay.clone()).collect();
+    before.push(AddNodes { layers: overlays.clone() }.into());
     let running = taking.state == State::Running;
-    if taking.state.is_live() && !switched.is_empty() {
-        steps.push(Step::AddNodes { layers: switched.iter().map(|disk| disk.overlay.clone()).collect() });
-        match image {
-            // Memory and disks of one instant need no freeze: a guest that is taken up again goes on where it was.
-            Some(image) => {
-                steps.push(Step::BeginMemory { image: image.clone(), running });
-                steps.push(Step::Pause { resume: running });
-                let heads = switched.iter().map(|disk| disk.overlay.clone()).collect();
-                steps.push(Step::Switch { disks: switched });
-                steps.push(Step::SaveMemory { image, heads, resume: running });
-            }
-            None => {
-                let limit_ms = taking.freeze_limit.map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
-                steps.extend(taking.freeze.map(|required| Step::Freeze { required, limit_ms }));
-                steps.push(Step::Switch { disks: switched });
-                steps.extend(taking.freeze.map(|_| Step::Thaw));
-            }
+    let mut last: Vec<Planned> = Vec::new();
+    match taking.memory.as_ref().and_then(|memory| memory.image.clone()) {
+        // Memory and disks of one instant need no freeze: a guest that is taken up again goes on where it was.
+        Some(image) => {
+            before.push(BeginMemory { image: image.clone(), running }.into());
+            before.push(Pause { resume: running }.into());
+            last.push(SaveMemory { image, heads: overlays, resume: running }.into());
+        }
+        None => {
+            let limit_ms = taking.freeze_limit.map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
+            before.extend(taking.freeze.map(|required| Freeze { required, limit_ms }.into()));
+            last.extend(taking.freeze.map(|_| Thaw {}.into()));
         }
     }
-    steps.push(Step::Save { record: Box::new(RecordV1::from(&after)), snapshot: Some(taking.name.clone()) });
-    (after, steps)
+    last.push(write.into());
+    (after, Plan::before(before).pivot(Switch { disks: switched }).after(last))
 }
 
 /// A revert that is about to be made.
@@ -132,30 +136,30 @@ pub struct Reverting {
     pub trash: String,
 }
 
-/// The record after a revert to `snapshot`, and the steps: new overlays on its layers, the old head into the trash.
-pub fn revert(record: &Record, snapshot: &Snapshot, reverting: &Reverting) -> (Record, Vec<Step>) {
+/// The record after a revert to `snapshot`, and the plan: new overlays on its layers, the old head into the trash.
+pub fn revert(record: &Record, snapshot: &Snapshot, reverting: &Reverting) -> (Record, Plan) {
     let mut after = back_at(record, snapshot);
-    let mut steps = Vec::new();
+    let mut before: Vec<Planned> = Vec::new();
     for disk in after.config.writable_mut() {
-        let overlay = Layer::new(Format::Qcow2);
-        let backing = std::mem::replace(&mut disk.layer, overlay.clone());
-        steps.push(Step::MakeLayer { layer: overlay, backing: Some(backing), virtual_bytes: disk.virtual_bytes });
+        let layer = Layer::new(Format::Qcow2);
+        let backing = Some(std::mem::replace(&mut disk.layer, layer.clone()));
+        before.push(CreateOverlay { layer, backing, virtual_bytes: disk.virtual_bytes }.into());
     }
     if reverting.live {
-        steps.push(Step::StopQemu);
+        before.push(StopQemu {}.into());
     }
     if let Some((image, _)) = &reverting.memory {
-        steps.push(Step::LoadMemory { image: image.clone(), record: Box::new(RecordV1::from(&after)) });
+        before.push(LoadMemory { image: image.clone(), record: Box::new(RecordV1::from(&after)) }.into());
     }
-    steps.push(Step::save(&after));
     let kept: Vec<&Layer> = after.layers().collect();
     let layers: Vec<Layer> =
         record.config.writable().map(|disk| disk.layer.clone()).filter(|layer| !kept.contains(&layer)).collect();
-    steps.push(trash(record, reverting.trash.clone(), "revert", layers, None));
+    let mut last: Vec<Planned> = vec![TrashLayers::of(record, reverting.trash.clone(), "revert", layers, None).into()];
     if let Some((_, true)) = reverting.memory {
-        steps.push(Step::Resume);
+        last.push(Resume {}.into());
     }
-    (after, steps)
+    let plan = Plan::before(before).pivot(WriteRecord::of(&after)).after(last);
+    (after, plan)
 }
 
 /// The record with its head's configuration as it was at `snapshot`, layers and all; a generation id is never used twice.
@@ -165,11 +169,6 @@ pub fn back_at(record: &Record, snapshot: &Snapshot) -> Record {
     after.config.generation = Uuid::new_v4();
     after.head = Some(snapshot.name.clone());
     after
-}
-
-/// The step that keeps what a change takes out of use, for `undo`.
-pub fn trash(before: &Record, directory: String, what: &str, layers: Vec<Layer>, way_back: Option<String>) -> Step {
-    Step::Trash { directory, what: what.to_owned(), layers, before: Box::new(RecordV1::from(before)), way_back }
 }
 
 /// The record without `name`: what stood on it stands on its parent.
@@ -237,16 +236,9 @@ impl Moves {
     }
 }
 
-/// The steps that give up names and merge what they leave: save the record without the names, merge, re-point what was named after a
+/// The plan that gives up names and merges what they leave: write the record without the names, merge, re-point what was named after a
 /// vanished layer, clean up. `dropped` is the record without the names.
-pub fn collapse(
-    before: &Record,
-    dropped: &Record,
-    moves: Moves,
-    running: bool,
-    what: &str,
-    trash: String,
-) -> Vec<Step> {
+pub fn collapse(before: &Record, dropped: &Record, moves: Moves, running: bool, what: &str, trash: String) -> Plan {
     let Moves { merges, trashed } = moves;
     let mut repointed = dropped.clone();
     for merge in merges.iter().filter(|merge| merge.kind == MergeKind::Commit) {
@@ -256,30 +248,30 @@ pub fn collapse(
     }
     let merging = !merges.is_empty();
     let vanishing: Vec<Layer> = merges.iter().flat_map(Merge::vanishing).cloned().collect();
-    let mut steps = vec![Step::save(dropped)];
-    if !merges.is_empty() {
-        steps.push(Step::Merge { merges });
+    let mut last: Vec<Planned> = Vec::new();
+    if merging {
+        last.push(MergeLayers { merges }.into());
     }
     if repointed != *dropped {
-        steps.push(Step::save(&repointed));
+        last.push(WriteRecord::of(&repointed).into());
     }
     // Whatever was merged, the guest stood still for the switch.
     if running && merging {
-        steps.push(Step::Resume);
+        last.push(Resume {}.into());
     }
     if !vanishing.is_empty() {
-        steps.push(Step::RemoveMerged { layers: vanishing });
+        last.push(RemoveLayers { layers: vanishing }.into());
     }
     let named = |image: &RamImage| dropped.snapshots.iter().any(|kept| kept.ram_image() == Some(image));
     let images: Vec<RamImage> =
         before.snapshots.iter().filter_map(Snapshot::ram_image).filter(|image| !named(image)).cloned().collect();
     if !images.is_empty() {
-        steps.push(Step::RemoveMemory { images });
+        last.push(RemoveMemory { images }.into());
     }
     if !trashed.is_empty() {
-        steps.push(self::trash(before, trash, what, trashed, None));
+        last.push(TrashLayers::of(before, trash, what, trashed, None).into());
     }
-    steps
+    Plan::pivot(WriteRecord::of(dropped)).after(last)
 }
 
 /// The record as it is after `action`: what is committed is called by the layer that it went into.

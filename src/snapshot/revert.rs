@@ -6,7 +6,7 @@ use super::internal;
 use super::memory;
 use super::plan::{self, Reverting};
 use crate::change::open;
-use crate::change::{self, Executor, Plan};
+use crate::change::{self, Run};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::instance::{boot_files, connect, launch, status};
@@ -70,13 +70,20 @@ pub async fn revert(context: &Context, vm: &Name, snapshot: &Name, request: Requ
         (false, _, State::Stopped | State::Crashed) => Then::Stopped,
     });
     let trash = Store::trash_name("revert", vm);
-    let (after, steps) = if snapshot.tag().is_some() {
+    let (after, plan) = if snapshot.tag().is_some() {
         refuse_lost_memory(vm, &record, &snapshot, memory.is_some())?;
         let old_pid = qmp.as_ref().and_then(Qmp::pid);
         let running = memory.map(|_| then == Then::Running);
         internal::revert(
             &record,
-            &internal::Reverting { snapshot: &snapshot, old_pid, memory: running, trash, what: "revert" },
+            &internal::Reverting {
+                snapshot: &snapshot,
+                head: Some(snapshot.name.clone()),
+                old_pid,
+                memory: running,
+                trash,
+                what: "revert",
+            },
         )
     } else {
         let image = memory.and_then(|memory| memory.image.clone());
@@ -93,9 +100,9 @@ pub async fn revert(context: &Context, vm: &Name, snapshot: &Name, request: Requ
             error.hint(format!("or let it be stopped: cowhand snapshot revert {vm}@{} --stopped", snapshot.name))
         })?;
     }
-    let mut executor = Executor::with(context, vm, qmp);
-    if let Err(error) = change::run(context, &lock, Plan::new(steps), &mut executor).await {
-        drop(executor);
+    let mut run = Run::with(context, vm, qmp);
+    if let Err(error) = change::run(&lock, plan, &mut run).await {
+        drop(run);
         return Err(start_again(context, vm, &record, before, error).await);
     }
     if then != Then::Stopped && memory.is_none() {

@@ -6,13 +6,16 @@ use std::os::unix::fs::MetadataExt;
 use jiff::Timestamp;
 
 use crate::change::open;
-use crate::change::{self, Executor, Plan, Step};
+use crate::change::{self, Plan, Run};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::instance::status;
 use crate::layer::{chain, info, stamp};
 use crate::model::{Layer, Name, Record, Role};
 use crate::snapshot::internal;
+use crate::snapshot::internal_steps;
+use crate::steps::layers::SetMode;
+use crate::steps::record::WriteRecord;
 use crate::store::Store;
 use crate::template::seal::Report;
 use crate::template::seal::run::Sealing;
@@ -79,11 +82,11 @@ pub async fn freeze(context: &Context, name: &Name, new_name: Option<&Name>, how
     }
     forget_ways_back(context, name, &layers).await?;
     let before = layers.iter().map(|layer| mode(store, layer)).collect::<Result<_>>()?;
-    let mut steps = Vec::new();
-    let sealing = match how {
+    let sealed = match how {
         How::Seal(sealing, _) => {
-            (record, steps) = vm::steps(context, name, &record)?;
-            Some(sealing)
+            let (sealed, plan) = vm::plan(context, name, &record, sealing)?;
+            record = sealed;
+            Some(plan)
         }
         How::AsItIs | How::SealedItself => None,
     };
@@ -97,9 +100,13 @@ pub async fn freeze(context: &Context, name: &Name, new_name: Option<&Name>, how
         stamps: Vec::new(),
         image: None,
     };
-    steps.extend([Step::SetMode { layers, before, mode: MODE }, Step::save(&record)]);
-    let mut executor = Executor::with_no_qemu(context, name).sealing(sealing);
-    let report = change::run(context, &lock, Plan::new(steps), &mut executor).await?;
+    let (set_mode, write) = (SetMode { layers, before, mode: MODE }, WriteRecord::of(&record));
+    let plan = match sealed {
+        Some(plan) => plan.after([set_mode.into(), write.into()]),
+        None => Plan::before([set_mode.into()]).pivot(write),
+    };
+    let mut report = change::run(&lock, plan, &mut Run::with_no_qemu(context, name)).await?;
+    let sealed = report.told::<Report>();
     if let Some(why) = report.unmerged {
         return Err(Error::failed(format!("{name} is sealed, but is no template: its layers could not be merged"))
             .hint(format!(
@@ -113,7 +120,7 @@ pub async fn freeze(context: &Context, name: &Name, new_name: Option<&Name>, how
             error.hint(format!("{name} is a template now, under its old name; another one: cowhand rename {name} NEW"))
         })?;
     }
-    Ok(Frozen { sealed: report.sealed })
+    Ok(Frozen { sealed })
 }
 
 fn refuse_taken(store: &Store, name: &Name) -> Result<()> {
@@ -138,7 +145,7 @@ async fn forget_ways_back(context: &Context, name: &Name, layers: &[Layer]) -> R
         let info = info::inspect(&context.store, layer)?;
         // It would take room in the template, and in each full clone. What stays does no harm.
         if info.guest_memory
-            && let Err(error) = Executor::with_no_qemu(context, name).give_up_memory_of(layer).await
+            && let Err(error) = internal_steps::give_up_memory_of(context, layer).await
         {
             tracing::debug!("memory stays in layer {layer} of the template: {}", error.full_message());
         }
@@ -146,7 +153,8 @@ async fn forget_ways_back(context: &Context, name: &Name, layers: &[Layer]) -> R
             continue;
         }
         for tag in internal::ways_back(context, layer).await? {
-            Executor::with_no_qemu(context, name).internal_delete(&tag, std::slice::from_ref(layer)).await?;
+            let mut run = Run::with_no_qemu(context, name);
+            internal_steps::delete(&mut run, &tag, std::slice::from_ref(layer)).await?;
         }
     }
     Ok(())

@@ -3,5 +3,4 @@
 pub mod freeze;
 pub mod list;
 pub mod seal;
-pub mod warm;
 pub mod windows;

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::change::open;
-use crate::change::{self, Executor, Plan, Step};
+use crate::change::{self, Plan, Run};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::instance::sockets;
@@ -13,6 +13,8 @@ use crate::layer::import::Candidate;
 use crate::model::{Cdrom, Disk, Firmware, Format, Layer, Name, Origin, Record, Role, human};
 use crate::qemu::firmware;
 use crate::qemu::probe::Probe;
+use crate::steps::layers::{CreateOverlay, LinkFile};
+use crate::steps::record::WriteRecord;
 use crate::store::VmLock;
 use crate::template::freeze;
 
@@ -81,7 +83,7 @@ pub async fn create(context: &Context, name: &Name, request: &Request) -> Result
     if let Some(image) = &image {
         let layer = Layer::new(Format::Qcow2);
         let (backing, virtual_bytes) = (Some(image.layer.clone()), image.virtual_bytes);
-        steps.push(Step::MakeLayer { layer: layer.clone(), backing, virtual_bytes });
+        steps.push(CreateOverlay { layer: layer.clone(), backing, virtual_bytes }.into());
         disks.push(Disk { bus: request.bus, ..Disk::new("", layer, virtual_bytes) });
     }
     for (ask, candidate) in request.disks.iter().zip(candidates) {
@@ -90,7 +92,7 @@ pub async fn create(context: &Context, name: &Name, request: &Request) -> Result
             Mode::Copy => copies.head(&mut steps, candidate, ask.read_only)?,
             Mode::Use => {
                 let layer = Layer::new(candidate.format);
-                steps.push(Step::LinkFile { file: candidate.path, layer: layer.clone() });
+                steps.push(LinkFile { file: candidate.path, layer: layer.clone() }.into());
                 layer
             }
         };
@@ -98,7 +100,7 @@ pub async fn create(context: &Context, name: &Name, request: &Request) -> Result
     }
     for bytes in &request.blank {
         let layer = Layer::new(Format::Qcow2);
-        steps.push(Step::MakeLayer { layer: layer.clone(), backing: None, virtual_bytes: *bytes });
+        steps.push(CreateOverlay { layer: layer.clone(), backing: None, virtual_bytes: *bytes }.into());
         disks.push(Disk { bus: request.bus, ..Disk::new("", layer, *bytes) });
     }
     let config = points::config(request, machine, disks, &mut steps)?;
@@ -115,12 +117,12 @@ pub async fn create(context: &Context, name: &Name, request: &Request) -> Result
         ephemeral: None,
         autostart: request.autostart,
     };
-    steps.push(Step::save(&record));
+    let plan = Plan::before(steps).pivot(WriteRecord::of(&record));
     let lock = context.store.claim(&context.operation, &store_lock, name)?;
     // Nobody else may come to use the same file before our link to it is there; a copy, which takes long, needs no such care.
     let uses_files = request.disks.iter().any(|disk| disk.mode == Mode::Use);
     let _store_lock = uses_files.then_some(store_lock);
-    change::run(context, &lock, Plan::new(steps), &mut Executor::with_no_qemu(context, name)).await?;
+    change::run(&lock, plan, &mut Run::with_no_qemu(context, name)).await?;
     Ok(record)
 }
 

@@ -15,4 +15,3 @@ pub mod select;
 pub mod start;
 pub mod stop;
 pub mod undo;
-pub mod warm;

@@ -7,13 +7,14 @@ use uuid::Uuid;
 use super::cdrom_request;
 use super::disk_request::{DiskRequest, Mode};
 use super::request::{Point, Request};
-use crate::change::Step;
+use crate::change::Planned;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::layer::import::{self, Candidate};
 use crate::model::{Config, Disk, FileId, Firmware, Format, Layer, Snapshot, SnapshotKind};
 use crate::qemu::firmware;
 use crate::qemu::probe::Probe;
+use crate::steps::layers::{CopyFile, WrapFile};
 
 /// The layers that are made of files of the user's.
 #[derive(Debug, Default)]
@@ -26,7 +27,7 @@ pub(super) struct Copies {
 
 impl Copies {
     /// Adds the steps that copy the file of a disk of the VM, with its backing files, as far as these are not copied yet.
-    pub(super) fn head(&mut self, steps: &mut Vec<Step>, candidate: Candidate, read_only: bool) -> Result<Layer> {
+    pub(super) fn head(&mut self, steps: &mut Vec<Planned>, candidate: Candidate, read_only: bool) -> Result<Layer> {
         let id = candidate.id;
         let layer = self.copy(steps, candidate)?;
         self.heads.push((id, layer.clone(), read_only));
@@ -34,7 +35,7 @@ impl Copies {
     }
 
     /// The layer of a file that backs others, or that a snapshot has sealed.
-    fn sealed(&mut self, steps: &mut Vec<Step>, candidate: Candidate) -> Result<Layer> {
+    fn sealed(&mut self, steps: &mut Vec<Planned>, candidate: Candidate) -> Result<Layer> {
         if let Some((_, layer)) = self.sealed.iter().find(|(id, _)| *id == candidate.id) {
             return same_format(layer, &candidate);
         }
@@ -50,10 +51,11 @@ impl Copies {
         found.map(|(_, layer, read_only)| (layer, *read_only))
     }
 
-    fn copy(&mut self, steps: &mut Vec<Step>, candidate: Candidate) -> Result<Layer> {
+    fn copy(&mut self, steps: &mut Vec<Planned>, candidate: Candidate) -> Result<Layer> {
         let backing = candidate.backing.map(|below| self.sealed(steps, *below)).transpose()?;
         let layer = Layer::new(candidate.format);
-        steps.push(Step::CopyFile { from: candidate.path, id: Some(candidate.id), layer: layer.clone(), backing });
+        let (from, id) = (candidate.path, Some(candidate.id));
+        steps.push(CopyFile { from, id, layer: layer.clone(), backing }.into());
         Ok(layer)
     }
 }
@@ -103,7 +105,7 @@ pub(super) fn disk(request: &Request, ask: &DiskRequest, layer: Layer, virtual_b
 }
 
 /// The configuration of a request, with the disks that were made for it, and UEFI variables if it has UEFI.
-pub(super) fn config(request: &Request, machine: String, disks: Vec<Disk>, steps: &mut Vec<Step>) -> Result<Config> {
+pub(super) fn config(request: &Request, machine: String, disks: Vec<Disk>, steps: &mut Vec<Planned>) -> Result<Config> {
     let disks = named(disks);
     let cdroms = cdrom_request::named(&request.cdroms, &machine, &disks);
     let uefi = (request.firmware == Firmware::Uefi).then(firmware::find).transpose()?;
@@ -112,7 +114,7 @@ pub(super) fn config(request: &Request, machine: String, disks: Vec<Disk>, steps
         let layer = Layer::new(Format::Qcow2);
         let from = request.nvram.clone().unwrap_or(uefi.variables);
         let virtual_bytes = from.metadata().map_or(0, |about| about.len());
-        steps.push(Step::WrapFile { from, layer: layer.clone() });
+        steps.push(WrapFile { from, layer: layer.clone() }.into());
         Disk::new("nvram", layer, virtual_bytes)
     });
     Ok(Config {
@@ -140,7 +142,7 @@ pub(super) fn snapshots(
     files: Vec<Vec<Candidate>>,
     probe: &Probe,
     copies: &mut Copies,
-    steps: &mut Vec<Step>,
+    steps: &mut Vec<Planned>,
 ) -> Result<Vec<Snapshot>> {
     let mut snapshots = Vec::new();
     for (point, files) in points.iter().zip(files) {

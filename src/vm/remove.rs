@@ -15,7 +15,7 @@ use crate::qemu::process;
 use crate::store::trash::{Entry, Stamp};
 use crate::store::{Store, StoreLock, VmLock, atomic};
 use crate::sys::fault;
-use crate::template::warm;
+use crate::warm::make;
 
 /// What may be removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -303,7 +303,7 @@ async fn take_away(context: &Context, _: &StoreLock, lock: &VmLock, record: &Rec
         process::clear(&sockets);
     }
     let _alone = match &record.warm {
-        Some(warm) => warm::refuse_used(context, name, record, warm)?,
+        Some(warm) => make::refuse_used(context, name, record, warm)?,
         None => None,
     };
     let Unneeded { layers, uncertain } = Needs::of(pool).without(name).freed_by(record, Going::IntoTrash);
@@ -326,7 +326,7 @@ async fn take_away(context: &Context, _: &StoreLock, lock: &VmLock, record: &Rec
     }
     if let Some(warm) = &record.warm {
         // It can be made again.
-        warm::remove_files(store, warm)?;
+        make::remove_files(store, warm)?;
     }
     for image in record.snapshots.iter().filter_map(Snapshot::ram_image) {
         store.move_memory(&trash, image, false)?;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use super::edit;
 use crate::change::open;
-use crate::change::{self, Executor, Plan, Step, reliance};
+use crate::change::{self, Plan, Planned, Run};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::instance::{connect, launch, logs, status};
@@ -17,7 +17,11 @@ use crate::model::{Config, LayerStamp, Name, Record, Snapshot, SnapshotKind};
 use crate::qemu::cmdline::How;
 use crate::qemu::qmp::REPLY;
 use crate::snapshot::internal;
-use crate::snapshot::plan;
+use crate::snapshot::internal_steps::InternalDelete;
+use crate::steps::qemu::StopQemu;
+use crate::steps::record::WriteRecord;
+use crate::steps::restore::{self, RestoreLayers};
+use crate::steps::trash::{DropTrash, TrashLayers};
 use crate::store::trash::{Entry, Found};
 use crate::store::{Store, atomic, plain, schema};
 use crate::sys::fault;
@@ -170,7 +174,7 @@ async fn undo_rm(context: &Context, last: &Undoable) -> Result<()> {
         );
     }
     let (layers, below) = (&last.entry.layers, &last.entry.below);
-    reliance::restore_or_put_back(store, &last.vm, &last.path, layers, below)?;
+    restore::restore_or_put_back(store, &last.vm, &last.path, layers, below)?;
     for image in last.before.snapshots.iter().filter_map(Snapshot::ram_image) {
         store.move_memory(&last.path, image, true)?;
     }
@@ -212,8 +216,8 @@ async fn undo_set(context: &Context, last: &Undoable) -> Result<()> {
     }
     let limit = (config.log_limit != record.config.log_limit).then_some(config.log_limit);
     let after = Record { config, autostart: last.before.autostart, ..record };
-    let steps = vec![Step::save(&after), drop_trash(last)];
-    change::run(context, &lock, Plan::new(steps), &mut Executor::with_no_qemu(context, &last.vm)).await?;
+    let plan = Plan::pivot(WriteRecord::of(&after)).after([drop_trash(last)]);
+    change::run(&lock, plan, &mut Run::with_no_qemu(context, &last.vm)).await?;
     match limit {
         Some(limit) => logs::limit_anew(context, &last.vm, limit).await,
         None => Ok(()),
@@ -239,8 +243,8 @@ fn same_vm(last: &Undoable, record: &Record) -> Result<()> {
         .hint("see what there is now: cowhand undo --list"))
 }
 
-fn drop_trash(last: &Undoable) -> Step {
-    Step::DropTrash { directory: last.path.file_name().unwrap_or_default().to_string_lossy().into_owned() }
+fn drop_trash(last: &Undoable) -> Planned {
+    DropTrash { directory: last.path.file_name().unwrap_or_default().to_string_lossy().into_owned() }.into()
 }
 
 /// The head from before a revert; what stands there now goes into the trash.
@@ -265,41 +269,36 @@ async fn undo_revert(context: &Context, last: &Undoable) -> Result<()> {
     let head = last.before.head.clone().filter(still_there);
     let trash = Store::trash_name("undo", vm);
     let mut in_place = false;
-    let (after, mut steps) = match &last.entry.way_back {
+    let (after, plan) = match &last.entry.way_back {
         Some(tag) => {
             let snapshot = way_back(&last.before, tag);
             in_place = internal::is_in_head(&record, &snapshot);
             let old_pid = qmp.as_ref().and_then(crate::qemu::qmp::Qmp::pid);
-            let reverting = internal::Reverting { snapshot: &snapshot, old_pid, memory: None, trash, what: "undo" };
-            internal::revert(&record, &reverting)
+            let (snapshot, what) = (&snapshot, "undo");
+            internal::revert(&record, &internal::Reverting { snapshot, head, old_pid, memory: None, trash, what })
         }
         None => {
-            let mut after = Record { config: last.before.config.clone(), ..record.clone() };
+            let mut after = Record { config: last.before.config.clone(), head, ..record.clone() };
             after.config.generation = uuid::Uuid::new_v4();
             let directory = last.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let Entry { layers, below, .. } = last.entry.clone();
-            let mut steps = vec![Step::RestoreLayers { directory, layers, below }];
-            steps.extend(qmp.is_some().then_some(Step::StopQemu));
-            steps.push(Step::save(&after));
+            let mut before: Vec<Planned> = vec![RestoreLayers { directory, layers, below }.into()];
+            before.extend(qmp.is_some().then_some(StopQemu {}.into()));
             let kept: Vec<_> = after.layers().collect();
             let gone = record.config.writable().map(|disk| disk.layer.clone()).filter(|layer| !kept.contains(&layer));
-            steps.push(plan::trash(&record, trash, "undo", gone.collect(), None));
-            (after, steps)
+            let away = TrashLayers::of(&record, trash, "undo", gone.collect(), None);
+            let plan = Plan::before(before).pivot(WriteRecord::of(&after)).after([away.into()]);
+            (after, plan)
         }
     };
-    let after = Record { head, ..after };
-    for step in &mut steps {
-        if let Step::Save { record, .. } = step {
-            **record = (&after).into();
-        }
-    }
+    let mut last_steps: Vec<Planned> = Vec::new();
     if let Some(tag) = last.entry.way_back.clone().filter(|_| in_place) {
         let layers = last.before.config.writable().map(|disk| disk.layer.clone()).collect();
-        steps.push(Step::InternalDelete { tag, layers });
+        last_steps.push(InternalDelete { tag, layers }.into());
     }
-    steps.push(drop_trash(last));
-    let mut executor = Executor::with(context, vm, qmp).holding(store_lock);
-    change::run(context, &lock, Plan::new(steps), &mut executor).await.map_err(|error| {
+    last_steps.push(drop_trash(last));
+    let mut run = Run::with(context, vm, qmp).holding(store_lock);
+    change::run(&lock, plan.after(last_steps), &mut run).await.map_err(|error| {
         let ended = how.is_some() && status::is_running(context, vm).is_ok_and(|running| !running);
         if ended {
             error.hint(format!("its guest has been ended for it; start it again: cowhand start {vm}"))

@@ -19,6 +19,7 @@ pub mod overlay;
 pub mod pending;
 pub mod run;
 pub mod selection;
+pub mod step;
 pub mod vm;
 pub mod wishes;
 

@@ -9,7 +9,7 @@ use crate::context::Context;
 use crate::error::Result;
 
 /// What is to be done, with the files it needs.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Sealing {
     /// What.
     pub plan: Plan,

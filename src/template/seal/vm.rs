@@ -4,14 +4,16 @@
 use super::Report;
 use super::overlay::{Scratch, overlay_nodes};
 use super::run::Sealing;
+use super::step::{Seal, Sealed};
 use crate::appliance::boot::Drive;
-use crate::change::{Sealed, Step};
+use crate::change::{Plan, Planned};
 use crate::context::Context;
 use crate::error::Result;
 use crate::layer::{chain, create, info};
 use crate::model::{Disk, Format, Layer, Merge, MergeKind, Name, Record};
 use crate::qemu::nodes;
 use crate::snapshot::plan::{self, Moves};
+use crate::steps::layers::CreateOverlay;
 use crate::store::Store;
 
 /// The disks that are worked on.
@@ -19,9 +21,9 @@ fn disks(record: &Record) -> impl Iterator<Item = &Disk> {
     record.config.disks.iter().filter(|disk| !disk.read_only)
 }
 
-/// The steps that seal the disks of `record`, and the record they lead to.
-pub fn steps(context: &Context, vm: &Name, record: &Record) -> Result<(Record, Vec<Step>)> {
-    let mut steps = Vec::new();
+/// The plan that seals the disks of `record`, and the record that it leads to.
+pub fn plan(context: &Context, vm: &Name, record: &Record, sealing: &Sealing) -> Result<(Record, Plan)> {
+    let mut before: Vec<Planned> = Vec::new();
     let mut sealed = Vec::new();
     let mut moves = Moves::default();
     let mut on_overlays = record.clone();
@@ -32,17 +34,17 @@ pub fn steps(context: &Context, vm: &Name, record: &Record) -> Result<(Record, V
         let below = disk.layer.clone();
         let virtual_bytes = info::inspect(&context.store, &below)?.virtual_bytes;
         disk.layer = Layer::new(Format::Qcow2);
-        steps.push(Step::MakeLayer { layer: disk.layer.clone(), backing: Some(below.clone()), virtual_bytes });
+        before.push(CreateOverlay { layer: disk.layer.clone(), backing: Some(below.clone()), virtual_bytes }.into());
         sealed.push(Sealed { target: disk.target.clone(), layer: disk.layer.clone() });
         moves.merges.push(Merge::pair(&disk.target, MergeKind::Commit, &disk.layer, &below, 0));
     }
-    steps.push(Step::Seal { disks: sealed });
-    steps.extend(plan::collapse(record, &on_overlays, moves, false, "seal", Store::trash_name("seal", vm)));
+    before.push(Seal { disks: sealed, sealing: Some(Box::new(sealing.clone())) }.into());
+    let merge = plan::collapse(record, &on_overlays, moves, false, "seal", Store::trash_name("seal", vm));
     let after = Record {
         config: crate::model::Config { disks: record.config.disks.clone(), ..on_overlays.config },
         ..on_overlays
     };
-    Ok((after, steps))
+    Ok((after, merge.behind(before)))
 }
 
 /// What sealing `record` would do. The appliance writes to overlays nobody will see.

@@ -1,7 +1,7 @@
 //! What images hold inside and nobody needs: internal snapshots, and memory in the active part.
 
 use super::Collected;
-use crate::change::Executor;
+use crate::change::Run;
 use crate::context::Context;
 use crate::error::{Kind, Result};
 use crate::instance::status;
@@ -10,6 +10,7 @@ use crate::layer::info::LayerInfo;
 use crate::layer::pool::{Pool, Use};
 use crate::model::{Layer, Name};
 use crate::snapshot::internal;
+use crate::snapshot::internal_steps;
 use crate::store::plain;
 
 /// Takes internal snapshots out of images that were kept for an `undo` which is not possible any more. Not while somebody has them open.
@@ -40,11 +41,11 @@ pub(super) async fn forget_ways_back(context: &Context, pool: &Pool) -> Result<(
         }
         // What cannot be read may need one of them.
         let Some(wanted) = store.ways_back()? else { return Ok(()) };
-        let mut executor = match &owner {
-            Some(owner) => Executor::new(context, owner),
-            None => Executor::with_no_qemu(context, &nobody),
+        let mut run = match &owner {
+            Some(owner) => Run::new(context, owner),
+            None => Run::with_no_qemu(context, &nobody),
         };
-        match forget_ways_back_in(context, &info.layer, &wanted, &mut executor).await {
+        match forget_ways_back_in(context, &info.layer, &wanted, &mut run).await {
             // One image that is damaged is not the others' business.
             Err(error) if matches!(error.kind(), Kind::Qemu | Kind::Damaged) => context.ui.warn(&format!(
                 "internal snapshots in layer {} that no undo needs any more stay: {}",
@@ -84,7 +85,7 @@ pub(super) async fn give_up_memory(context: &Context) -> Result<Vec<Collected>> 
             ));
             continue;
         }
-        match Executor::with_no_qemu(context, first).give_up_memory_of(&info.layer).await {
+        match internal_steps::give_up_memory_of(context, &info.layer).await {
             Ok(()) => {
                 let now = info::inspect(store, &info.layer).map_or(info.allocated_bytes, |now| now.allocated_bytes);
                 let bytes = info.allocated_bytes.saturating_sub(now);
@@ -100,15 +101,10 @@ pub(super) async fn give_up_memory(context: &Context) -> Result<Vec<Collected>> 
     Ok(collected)
 }
 
-async fn forget_ways_back_in(
-    context: &Context,
-    layer: &Layer,
-    wanted: &[String],
-    executor: &mut Executor<'_>,
-) -> Result<()> {
+async fn forget_ways_back_in(context: &Context, layer: &Layer, wanted: &[String], run: &mut Run<'_>) -> Result<()> {
     for tag in internal::ways_back(context, layer).await? {
         if !wanted.contains(&tag) {
-            executor.internal_delete(&tag, std::slice::from_ref(layer)).await?;
+            internal_steps::delete(run, &tag, std::slice::from_ref(layer)).await?;
         }
     }
     Ok(())

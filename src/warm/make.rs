@@ -39,7 +39,7 @@ use crate::qemu::qmp::{Qmp, QmpError};
 use crate::store::{Store, atomic, make_directory, plain};
 use crate::sys::{cpu_time, flock, space};
 use crate::template::freeze;
-use crate::vm::warm;
+use crate::warm::resume;
 
 const FD: &str = "cw-state";
 /// A guest that uses less than this part of a CPU is idle.
@@ -274,7 +274,7 @@ async fn save_devices(qmp: &mut Qmp, path: &Path) -> Result<()> {
     let file = File::options().write(true).create_new(true).mode(0o600).open(path).on("create", path)?;
     let migrate = async {
         qmp.run(&qapi::qmp::stop {}).await?;
-        qmp.set_capabilities(&warm::CAPABILITIES).await?;
+        qmp.set_capabilities(&resume::CAPABILITIES).await?;
         qmp.give_fd(FD, file.as_fd()).await?;
         qmp.migrate_to(FD).await?;
         qmp.wait_for_migration(|_| {}).await

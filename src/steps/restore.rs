@@ -1,61 +1,61 @@
-//! Two changes that share no lock and could hurt each other: one merges or removes layers of one VM, the other brings layers of another VM, which stand
-//! on those, back out of the trash.
-//!
-//! ```text
-//! merge:    its journal is written ─▶ the headers of the pool are read: does anybody stand there who was not in the plan?
-//! restore:  its layers are in the pool ─▶ the records and journals of others are read, and the stamps of what it stands on: is it what it was, and stays so?
-//! ```
-//! Each makes itself seen before it looks. So whatever their order, one of them sees the other and steps back. Those who remove layers under the
-//! store's lock are kept away by it, as long as the restore holds it.
+//! Layers that come back out of the trash. A change of another VM, with which this one shares no lock, may be about to
+//! merge or remove what they stand on: see [`crate::change::dependents`].
 
 use std::path::Path;
 
-use super::step::Step;
+use serde::{Deserialize, Serialize};
+
+use crate::change::dependents::consumed;
+use crate::change::planned::Planned;
+use crate::change::run::Run;
+use crate::change::step::{Step, Touches};
 use crate::error::{Error, Kind, Result};
-use crate::layer::{census, stamp};
-use crate::model::{Layer, LayerStamp, MergeKind, Name, Record};
+use crate::layer::stamp;
+use crate::model::{Layer, LayerStamp, Name, Record};
 use crate::store::journal::{self, Journal};
-use crate::store::trash::{self, Stamp};
+use crate::store::trash::Stamp;
 use crate::store::{Store, make_directory};
 
-/// The layers that `steps` write to or take away, and that something may stand on.
-fn consumed<'a>(steps: impl IntoIterator<Item = &'a Step>) -> Vec<&'a Layer> {
-    let mut layers = Vec::new();
-    for step in steps {
-        match step {
-            Step::Merge { merges } => {
-                for merge in merges {
-                    layers.extend(merge.vanishing());
-                    layers.extend((merge.kind == MergeKind::Commit).then_some(&merge.base));
-                }
-            }
-            Step::RemoveMerged { layers: gone } | Step::Trash { layers: gone, .. } => layers.extend(gone),
+/// Moves layers out of the trash, back into the pool; undone by moving them into it again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RestoreLayers {
+    /// The directory in the trash.
+    pub directory: String,
+    /// Which layers.
+    pub layers: Vec<Layer>,
+    /// What they stand on, as it was when they went into it.
+    #[serde(default)]
+    pub below: Vec<Stamp>,
+}
+
+impl Step for RestoreLayers {
+    const TAG: &'static str = "restore-layers";
+
+    fn touches(&self) -> Touches {
+        let below = self.below.iter().map(|stamp| &stamp.layer);
+        Touches {
+            pins: self.layers.iter().chain(below).cloned().collect(),
             // They are about to be heads.
-            Step::RestoreLayers { layers: heads, .. } => layers.extend(heads),
-            _ => {}
+            consumes: self.layers.clone(),
+            trash: Some(self.directory.clone()),
+            is_undone_by_removal: true,
+            ..Touches::changed(&self.layers)
         }
     }
-    layers
-}
 
-/// Does the step put heads out of use? While a record names them as such, nothing is restored on top of them, so nobody new is there.
-fn puts_heads_away(step: &Step) -> bool {
-    matches!(step, Step::Trash { what, .. } if trash::keeps_a_head(what))
-}
-
-/// Refuses what `steps` of a change do, which is written down and has not begun, when somebody stands on what they take away who is not in the `plan`.
-pub(super) fn refuse_newcomers(store: &Store, name: &Name, steps: &[Step], plan: &[Layer]) -> Result<()> {
-    let consumed = consumed(steps.iter().filter(|step| !puts_heads_away(step)));
-    if consumed.is_empty() {
-        return Ok(());
+    async fn apply(&self, run: &mut Run<'_>) -> Result<()> {
+        let store = run.store();
+        restore(store, &run.name, &store.layout.trash().join(&self.directory), &self.layers, &self.below)?;
+        // From here on their headers tell what they stand on.
+        run.release_store();
+        Ok(())
     }
-    let newcomer = census::standing_on(store, &consumed)?.into_iter().find(|layer| !plan.contains(layer));
-    newcomer.map_or(Ok(()), |newcomer| {
-        Err(Error::refused(format!(
-            "layers of {name} cannot be merged or removed: {newcomer}, which stands on them, was just taken out of the trash"
-        ))
-        .hint("run the command again"))
-    })
+
+    async fn undo(&self, run: &mut Run<'_>) -> Result<()> {
+        let store = run.store();
+        put_back(store, &store.layout.trash().join(&self.directory), &self.layers)
+    }
 }
 
 /// Moves `layers` of `vm` out of the directory `trash`, back into the pool. Refused when what they stand on is not what `below` says, or will not stay
@@ -71,7 +71,7 @@ pub fn restore(store: &Store, vm: &Name, trash: &Path, layers: &[Layer], below: 
     // journal came after, in those before.
     let records = refuse_what_changed(store, below)?;
     for other in store.directories()?.iter().filter(|other| *other != vm) {
-        let journal = match Journal::<Step>::load(store, other) {
+        let journal = match Journal::<Planned>::load(store, other) {
             Ok(None) => continue,
             Ok(Some(journal)) => journal,
             // What it is about to take away is its own.
@@ -79,7 +79,7 @@ pub fn restore(store: &Store, vm: &Name, trash: &Path, layers: &[Layer], below: 
             Err(error) => return Err(error),
         };
         let consumed = consumed(&journal.steps);
-        if let Some(stamp) = below.iter().find(|stamp| consumed.contains(&&stamp.layer)) {
+        if let Some(stamp) = below.iter().find(|stamp| consumed.contains(&stamp.layer)) {
             let error = Error::refused(format!(
                 "{vm} stands on layer {}, which `{}` of {other} is about to merge or remove",
                 stamp.layer, journal.operation
@@ -145,8 +145,11 @@ pub fn put_back(store: &Store, trash: &Path, layers: &[Layer]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::change::dependents::refuse_new_dependents;
     use crate::layer::create;
-    use crate::model::{Format, Merge};
+    use crate::model::{Format, Merge, MergeKind};
+    use crate::steps::merge::{MergeLayers, RemoveLayers};
+    use crate::steps::trash::TrashLayers;
     use crate::store::trash::Entry;
 
     /// `base` ← `top`, and `kept` on `base` in the trash.
@@ -161,6 +164,7 @@ mod tests {
 
     impl Bench {
         fn new() -> Self {
+            crate::registry::install_steps();
             let directory = tempfile::tempdir().expect("a directory");
             let store = Store::at(directory.path()).expect("a store");
             store.prepare().expect("a store");
@@ -174,19 +178,19 @@ mod tests {
             Self { _directory: directory, store, trash, base, top, kept }
         }
 
-        fn merge(&self) -> Vec<Step> {
+        fn merge(&self) -> Vec<Planned> {
             let merge = Merge::pair("vda", MergeKind::Commit, &self.top, &self.base, 0);
-            vec![Step::Merge { merges: vec![merge] }, Step::RemoveMerged { layers: vec![self.top.clone()] }]
+            vec![MergeLayers { merges: vec![merge] }.into(), RemoveLayers { layers: vec![self.top.clone()] }.into()]
         }
 
-        fn look_for_newcomers(&self) -> Result<()> {
+        fn look_for_new_dependents(&self) -> Result<()> {
             let steps = self.merge();
-            let plan: Vec<Layer> = steps.iter().flat_map(Step::layers).collect();
-            refuse_newcomers(&self.store, &name("other"), &steps, &plan)
+            let plan: Vec<Layer> = steps.iter().flat_map(|step| step.touches().pins).collect();
+            refuse_new_dependents(&self.store, &name("other"), &steps, &plan)
         }
 
         /// Another VM has written down that it is about to do this, and died.
-        fn other_is_about_to(&self, steps: Vec<Step>) {
+        fn other_is_about_to(&self, steps: Vec<Planned>) {
             make_directory(&self.store.layout.vm(&name("other"))).expect("a directory");
             let journal = Journal { schema: 1, vm: None, operation: "gc".into(), steps, pivot: 0, pins: Vec::new() };
             journal.save(&self.store, &name("other")).expect("a journal");
@@ -208,9 +212,9 @@ mod tests {
     #[test]
     fn a_merge_steps_back_from_who_was_taken_out_of_the_trash() {
         let bench = Bench::new();
-        bench.look_for_newcomers().expect("nobody new");
+        bench.look_for_new_dependents().expect("nobody new");
         bench.restore(&bench.below()).expect("nobody is in the way");
-        let error = bench.look_for_newcomers().expect_err("it is there now");
+        let error = bench.look_for_new_dependents().expect_err("it is there now");
         assert!(error.full_message().contains(bench.kept.id.as_str()), "{}", error.full_message());
     }
 
@@ -242,14 +246,9 @@ mod tests {
         let bench = Bench::new();
         let text = include_bytes!("../../tests/fixtures/vm-v1.json");
         let record = crate::store::schema::parse_record(text).expect("a record");
-        let step = Step::Trash {
-            directory: "20260101T000000000Z-revert-other".into(),
-            what: "revert".into(),
-            layers: vec![bench.base.clone()],
-            before: Box::new((&record).into()),
-            way_back: None,
-        };
-        bench.other_is_about_to(vec![step]);
+        let directory = "20260101T000000000Z-revert-other".to_owned();
+        let step = TrashLayers::of(&record, directory, "revert", vec![bench.base.clone()], None);
+        bench.other_is_about_to(vec![step.into()]);
         bench.restore(&bench.below()).expect_err("what it stands on is about to go");
     }
 
@@ -278,11 +277,11 @@ mod tests {
     #[test]
     fn what_is_left_of_a_merge_takes_nobody_of_its_own_plan_for_a_newcomer() {
         let bench = Bench::new();
-        let plan: Vec<Layer> = bench.merge().iter().flat_map(Step::layers).collect();
+        let plan: Vec<Layer> = bench.merge().iter().flat_map(|step| step.touches().pins).collect();
         // Merged already, and only to be removed: `top` goes, and what it stood on, but for `kept`, went before.
-        let left = [Step::RemoveMerged { layers: vec![bench.base.clone(), bench.top.clone()] }];
-        refuse_newcomers(&bench.store, &name("other"), &left, &plan).expect("its own layer stands on it still");
+        let left = [RemoveLayers { layers: vec![bench.base.clone(), bench.top.clone()] }.into()];
+        refuse_new_dependents(&bench.store, &name("other"), &left, &plan).expect("its own layer stands on it still");
         bench.restore(&bench.below()).expect("nobody is in the way");
-        refuse_newcomers(&bench.store, &name("other"), &left, &plan).expect_err("it is there now");
+        refuse_new_dependents(&bench.store, &name("other"), &left, &plan).expect_err("it is there now");
     }
 }

@@ -1,0 +1,87 @@
+//! Steps that move layers into the trash, and that remove a directory of it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::change::run::Run;
+use crate::change::step::{Step, Touches};
+use crate::error::Result;
+use crate::layer::{stamp, trashed};
+use crate::model::{Layer, Record};
+use crate::store::schema::RecordV1;
+use crate::store::trash::{self, Entry, Stamp};
+
+/// Moves layers that no record names any more into the trash.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrashLayers {
+    /// The directory in the trash.
+    pub directory: String,
+    /// The verb.
+    pub what: String,
+    /// Which layers.
+    pub layers: Vec<Layer>,
+    /// The record before the change, for `undo`.
+    pub before: Box<RecordV1>,
+    /// The internal snapshot in the head's layers that holds what they were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub way_back: Option<String>,
+}
+
+impl TrashLayers {
+    /// The step that keeps what a change takes out of use, for `undo`.
+    pub fn of(before: &Record, directory: String, what: &str, layers: Vec<Layer>, way_back: Option<String>) -> Self {
+        Self { directory, what: what.to_owned(), layers, before: Box::new(RecordV1::from(before)), way_back }
+    }
+}
+
+impl Step for TrashLayers {
+    const TAG: &'static str = "trash";
+
+    fn touches(&self) -> Touches {
+        Touches {
+            consumes: self.layers.clone(),
+            puts_heads_away: trash::keeps_a_head(&self.what),
+            trash: Some(self.directory.clone()),
+            vm: Some(self.before.uuid()),
+            ..Touches::pinned(&self.layers)
+        }
+    }
+
+    async fn apply(&self, run: &mut Run<'_>) -> Result<()> {
+        let store = run.store();
+        let record = Record::try_from((*self.before).clone())?;
+        let mut entry = Entry::new(&self.what, &run.name, &run.context.operation).of(&record);
+        entry.layers.clone_from(&self.layers);
+        entry.way_back.clone_from(&self.way_back);
+        // Of layers that have been moved already, the entry of the first attempt tells. What a merge leaves cannot be undone.
+        if entry.can_be_undone() {
+            for layer in self.layers.iter().filter(|layer| store.layout.layer(layer).exists()) {
+                // Of a damaged chain nothing can be noted; that is no reason to stop half-way.
+                entry.below.extend(stamp::below(store, layer).unwrap_or_default().into_iter().map(Stamp::from));
+            }
+        }
+        let trash = store.open_trash(&self.directory, &entry)?;
+        store.save_record(&trash.join("vm.json"), &run.name, &record)?;
+        store.trash_layers(&trash, &self.layers)
+    }
+}
+
+/// Removes a directory of the trash that has served its purpose.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DropTrash {
+    /// Which.
+    pub directory: String,
+}
+
+impl Step for DropTrash {
+    const TAG: &'static str = "drop-trash";
+
+    fn touches(&self) -> Touches {
+        Touches { trash: Some(self.directory.clone()), drops_trash: true, ..Touches::default() }
+    }
+
+    async fn apply(&self, run: &mut Run<'_>) -> Result<()> {
+        trashed::drop(&run.store().layout.trash().join(&self.directory))
+    }
+}

@@ -1,0 +1,5 @@
+//! Warm templates: a guest that was booted once, and whose memory clones go on from.
+
+pub mod make;
+pub mod resume;
+pub mod steps;
