@@ -324,6 +324,55 @@ fn what_is_removed_while_another_record_cannot_be_read_comes_back_whole() {
     lab.check_images();
 }
 
+/// A removal that was cut short is completed by `gc`. Meanwhile something may have come back out of the trash that stands on what was removed, and a layer that shows it
+/// may be missing just then.
+#[test]
+fn a_removal_is_not_completed_while_a_layer_is_missing_that_may_stand_on_what_it_takes_away() {
+    let lab = store_of(1);
+    lab.ok(&["create", "base", "--size", "16M", "--net", "none"]);
+    lab.ok(&["clone", "base", "c"]);
+    lab.ok(&["clone", "c", "y"]);
+    lab.ok(&["rm", "y"]);
+    let died = lab.command(&["rm", "c"]).env("COWHAND_FAULT", "a VM, in the trash:die").output().unwrap();
+    assert!(!died.status.success());
+    lab.ok(&["undo", "y"]);
+    let chain = lab.chain("y");
+    let (layers, aside) = (lab.store().join("layers"), lab.path().join("aside"));
+    let head = layers.join(format!("{}.qcow2", chain[0]));
+    std::fs::rename(&head, &aside).unwrap();
+    for _ in 0..2 {
+        lab.ok(&["gc", "--older-than", "0"]);
+    }
+    assert!(chain[1..].iter().all(|layer| layers.join(format!("{layer}.qcow2")).exists()));
+    std::fs::rename(&aside, &head).unwrap();
+    assert_eq!(lab.chain("y"), chain);
+    lab.ok(&["plan", "y"]);
+    lab.check_images();
+}
+
+/// What is in the trash of a VM may be what its journal takes out of there. A journal that is no journal tells nothing.
+#[test]
+fn the_trash_of_a_vm_stays_while_its_journal_cannot_be_read() {
+    let lab = store_of(1);
+    lab.ok(&["snapshot", "revert", "vm0@s"]);
+    let died = lab.command(&["undo", "vm0"]).env("COWHAND_FAULT", "restore-layers, done:die").output().unwrap();
+    assert!(!died.status.success());
+    let (journal, trash) = (lab.store().join("vms/vm0/journal.json"), lab.store().join("trash"));
+    let good = std::fs::read(&journal).unwrap();
+    for bad in [&b"garbage"[..], b"", &good[..good.len() / 2]] {
+        std::fs::write(&journal, bad).unwrap();
+        let before = std::fs::read_dir(&trash).unwrap().count();
+        let collected = lab.run(&["gc", "--older-than", "0"]);
+        assert!(collected.code == 0 && collected.err.contains("the journal of vm0 cannot be read"), "{collected:?}");
+        assert_eq!(std::fs::read_dir(&trash).unwrap().count(), before);
+    }
+    std::fs::write(&journal, good).unwrap();
+    lab.ok(&["set", "vm0", "tag.a=b"]);
+    lab.ok(&["undo", "vm0"]);
+    lab.ok(&["doctor"]);
+    lab.check_images();
+}
+
 /// What is left of a VM that never came to be is in nobody's way, and is no lost journal of another one.
 #[test]
 fn a_journal_that_cannot_be_read_in_a_directory_without_a_vm_keeps_its_name_until_it_is_set_aside() {

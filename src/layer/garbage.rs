@@ -134,10 +134,12 @@ impl Needs {
     }
 
     /// Of layers that were nobody's when it was decided that they go, those that nothing stands on now.
-    /// `None` while a damaged layer might stand on any of them.
+    /// `None` while something might stand on any of them that cannot be seen: something may have come
+    /// back out of the trash since then.
     pub fn decided(&self, layers: &[Layer]) -> Option<Vec<Layer>> {
         let pool = &self.pool;
-        if pool.damaged.iter().any(|layer| !pool.noted.contains_key(&layer.id)) {
+        let is_unseen = |layer: &Layer| !pool.noted.contains_key(&layer.id);
+        if pool.unsettled || pool.unseen_names(None).is_some() || pool.damaged.iter().any(is_unseen) {
             return None;
         }
         // A damaged one is not among the layers, and what it stands on is free when it has gone.

@@ -166,11 +166,10 @@ pub fn remove(store: &Store, name: &Name) -> Result<()> {
     }
 }
 
-/// The journal of `name` as it is written; empty when there is none.
+/// The journal of `name` as it is written; empty when there is none. An error: what is there is no journal of that VM, and
+/// does not tell what it needs.
 pub fn text(store: &Store, name: &Name) -> Result<String> {
-    let path = store.layout.journal(name);
-    // Of a damaged one, what can be read.
-    Ok(String::from_utf8_lossy(&plain::read(&path)?.unwrap_or_default()).into_owned())
+    Ok(read(store, name)?.map(|(text, _)| String::from_utf8_lossy(&text).into_owned()).unwrap_or_default())
 }
 
 /// The change of `name` that was cut short, in the words of its user: there is a journal, and nobody at work on it. A journal that cannot be read is for

@@ -201,8 +201,17 @@ fn a_removal_that_was_cut_short_goes_on_with_a_damaged_layer_that_says_what_it_s
     needs.pool.noted.insert(info.layer.id.clone(), info);
     needs.pool.damaged.push(layer(1));
     assert_eq!(needs.decided(&[layer(1), layer(0)]), Some(vec![layer(1)]));
-    needs.pool.damaged.push(layer(2));
-    assert_eq!(needs.decided(&[layer(1), layer(0)]), None);
+    // Nor while something else cannot be seen.
+    for hide in [
+        (|pool| pool.damaged.push(layer(2))) as fn(&mut Pool),
+        |pool| pool.lost = Some(layer(9).id),
+        |pool| pool.unreadable.push(name("other")),
+        |pool| pool.unsettled = true,
+    ] {
+        let mut needs = needs.clone();
+        hide(&mut needs.pool);
+        assert_eq!(needs.decided(&[layer(1), layer(0)]), None);
+    }
 }
 
 #[test]

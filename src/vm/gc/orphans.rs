@@ -24,7 +24,7 @@ pub fn finish_removals(store: &Store) -> Result<usize> {
         if entry.layers.iter().any(|layer| store.layout.layer(layer).exists()) {
             let mut needs = Needs::of(Pool::scan(store)?);
             needs.pool.add_spares(store)?;
-            // That nobody names them was certain when the VM was removed.
+            // That nobody needed them was certain when the VM was removed.
             let Some(layers) = needs.decided(&entry.layers) else { continue };
             for layer in layers {
                 store.trash_layer(&found.path, &layer)?;
