@@ -41,6 +41,7 @@ mod merges;
 mod networks;
 mod not_files;
 mod odd_words;
+mod old_stores;
 mod packages;
 mod prepared;
 mod qcow2;

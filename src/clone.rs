@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use crate::change::open;
+use crate::change::OpenVm;
 use crate::change::{self, Plan, Planned, Run, recover};
 use crate::context::Context;
 use crate::ephemeral::discard;
 use crate::error::{Error, Result};
-use crate::instance::{sockets, status};
+use crate::instance::sockets;
 use crate::layer::chain;
 use crate::model::{
     Config, Disk, Ephemeral, Format, Layer, Name, Nic, Origin, PointRef, PortForward, Record, Role, Warm,
@@ -93,8 +93,8 @@ pub async fn clone(context: &Context, request: &Request) -> Result<Vec<Cloned>> 
     let store_lock = context.lock_store_for(&[source_name]).await?;
     recover::sweep(context, &store_lock).await?;
     refuse_taken(context, &request.names)?;
-    let (source_lock, record) = open::open(context, source_name).await?;
-    let source = source(context, &source_lock, record, request).await?;
+    let mut opened = OpenVm::open(context, source_name).await?;
+    let source = source(&mut opened, request).await?;
     if request.ports.is_empty() && source.config.nics.iter().any(|nic| !nic.ports.is_empty()) {
         context
             .ui
@@ -140,12 +140,12 @@ pub async fn start_warm(
         let started = async {
             let origin = context.store.load(source)?;
             let warm = self::warm(context, source, &origin)?;
-            let (_lock, mut record) = open::open(context, &name).await?;
-            let qmp = resume::wake(context, &name, &record, warm, false).await?;
+            let mut vm = OpenVm::open(context, &name).await?;
+            let qmp = resume::wake(context, &name, &vm.record, warm, false).await?;
             resume::go_on(context, &name, qmp).await?;
-            drop(resume::settle(context, &name, &record, warm).await?);
-            record.ephemeral = finally.cloned();
-            context.store.save(&name, &record)
+            drop(resume::settle(context, &name, &vm.record, warm).await?);
+            vm.record.ephemeral = finally.cloned();
+            vm.save()
         };
         if let Err(error) = started.await {
             discard::reap_own(context).await?;
@@ -176,7 +176,8 @@ fn refuse_taken(context: &Context, names: &[Name]) -> Result<()> {
     }
 }
 
-async fn source(context: &Context, lock: &VmLock, record: Record, request: &Request) -> Result<Source> {
+async fn source(opened: &mut OpenVm<'_>, request: &Request) -> Result<Source> {
+    let (context, record) = (opened.context(), opened.record.clone());
     let name = &request.source.vm;
     let origin = |snapshot: Option<Name>| Origin {
         uuid: record.uuid,
@@ -202,7 +203,7 @@ async fn source(context: &Context, lock: &VmLock, record: Record, request: &Requ
             Source { origin: origin(None), config: record.config.clone(), tag: None }
         }
         None => {
-            if status::is_running(context, name)? {
+            if opened.is_running()? {
                 return Err(Error::refused(format!("{name} is running: its disks change while they would be cloned"))
                     .hint(format!(
                         "clone a snapshot: cowhand snapshot create {name} NOW && cowhand clone {name}@NOW NEW"
@@ -220,7 +221,7 @@ async fn source(context: &Context, lock: &VmLock, record: Record, request: &Requ
                         expires: request.ephemeral.is_some().then(Timestamp::now),
                         ..Default::default()
                     };
-                    let taken = snapshot::create::take_locked(context, lock, &record, &wanted).await?;
+                    let taken = snapshot::create::take(opened, &wanted).await?;
                     if request.ephemeral.is_none() {
                         context.ui.note(&format!("took the snapshot {name}@{} for the clone to stand on", taken.name));
                     }

@@ -80,6 +80,8 @@ pub struct Error {
     hints: Vec<String>,
     dependents: Vec<String>,
     source: Option<Box<dyn StdError + Send + Sync>>,
+    is_newer: bool,
+    file: Option<Box<Path>>,
 }
 
 /// The result of the library.
@@ -99,12 +101,25 @@ macro_rules! constructors {
 impl Error {
     /// An error of `kind` that says `message`.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), hints: Vec::new(), dependents: Vec::new(), source: None }
+        Self {
+            kind,
+            message: message.into(),
+            hints: Vec::new(),
+            dependents: Vec::new(),
+            source: None,
+            is_newer: false,
+            file: None,
+        }
     }
 
     constructors! {
         failed => Failed, usage => Usage, not_found => NotFound, exists => Exists, refused => Refused,
         locked => Locked, qemu => Qemu, damaged => Damaged,
+    }
+
+    /// Damage that is none: a newer version has written what this one cannot read.
+    pub fn newer(message: impl Into<String>) -> Self {
+        Self { is_newer: true, ..Self::damaged(message) }
     }
 
     /// Adds a line that says what to type next.
@@ -128,6 +143,30 @@ impl Error {
         self
     }
 
+    /// Adds another error as the cause, in words. What a newer version has written stays that.
+    #[must_use]
+    pub fn because_of(self, cause: &Error) -> Self {
+        let is_newer = self.is_newer || cause.is_newer;
+        Self { is_newer, ..self }.because(cause.full_message())
+    }
+
+    /// Says which file could not be read or written. The message names it already.
+    #[must_use]
+    pub fn of_file(mut self, file: &Path) -> Self {
+        self.file = Some(file.into());
+        self
+    }
+
+    /// Has a newer version written what cannot be read? Then it is not damaged, and not ours to mend.
+    pub fn is_newer(&self) -> bool {
+        self.is_newer
+    }
+
+    /// The file that could not be read or written, as far as that is known.
+    pub fn file(&self) -> Option<&Path> {
+        self.file.as_deref()
+    }
+
     /// What a caller can do about it.
     pub fn kind(&self) -> Kind {
         self.kind
@@ -140,14 +179,21 @@ impl Error {
 
     /// The message and every cause, joined with `: `.
     pub fn full_message(&self) -> String {
-        let mut text = self.message.clone();
+        match self.cause() {
+            Some(cause) => format!("{}: {cause}", self.message),
+            None => self.message.clone(),
+        }
+    }
+
+    /// Every cause, joined with `: `.
+    pub fn cause(&self) -> Option<String> {
+        let mut words: Vec<String> = Vec::new();
         let mut cause = StdError::source(self);
         while let Some(error) = cause {
-            text.push_str(": ");
-            text.push_str(error.to_string().trim_end());
+            words.push(error.to_string().trim_end().to_owned());
             cause = error.source();
         }
-        text
+        (!words.is_empty()).then(|| words.join(": "))
     }
 
     /// May what failed work a moment later? There was no descriptor or memory left, or another program held the file.
@@ -202,7 +248,7 @@ impl<T> IoContext<T> for io::Result<T> {
     fn on(self, action: &str, path: &Path) -> Result<T> {
         self.map_err(|source| {
             let kind = if source.kind() == io::ErrorKind::NotFound { Kind::NotFound } else { Kind::Failed };
-            let error = Error::new(kind, format!("cannot {action} {}", path.display()));
+            let error = Error::new(kind, format!("cannot {action} {}", path.display())).of_file(path);
             let error = match source.kind() {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => error.hint(MAKE_ROOM),
                 io::ErrorKind::ReadOnlyFilesystem => error.hint("that file system is mounted read-only"),

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use cowhand::change::Planned;
+use cowhand::change::claims::Claims;
 use cowhand::registry;
 use cowhand::store::journal::Journal;
 use serde_json::Value;
@@ -82,4 +83,40 @@ fn a_step_with_a_field_that_is_not_known_is_refused() {
         assert!(read(bad).is_err(), "{bad}");
     }
     assert!(read(r#"{"step":"dance"}"#).is_err_and(|error| error.contains("dance")));
+}
+
+/// Whatever names a directory of the trash or a file of memory claims it, so that `gc` leaves it alone.
+#[test]
+fn what_a_journal_names_in_the_trash_and_in_memory_is_claimed() {
+    registry::install_steps();
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/journals");
+    let mut seen = (0, 0);
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let journal: Journal<Planned> = serde_json::from_str(&text).unwrap();
+        let mut claims = Claims::default();
+        journal.steps.iter().for_each(|step| claims.add(step.touches()).unwrap());
+        let images: BTreeSet<String> = claims.images.iter().map(ToString::to_string).collect();
+        let (mut trash, mut memory) = (BTreeSet::new(), BTreeSet::new());
+        named(&serde_json::from_str(&text).unwrap(), &mut trash, &mut memory);
+        assert!(trash.is_subset(&claims.trash), "{}: {trash:?} {claims:?}", path.display());
+        assert!(memory.is_subset(&images), "{}: {memory:?} {claims:?}", path.display());
+        seen = (seen.0 + trash.len(), seen.1 + memory.len());
+    }
+    assert!(seen.0 > 5 && seen.1 > 2, "the journals name some: {seen:?}");
+}
+
+/// The directories of the trash and the files of memory that are named somewhere in `value`.
+fn named(value: &Value, trash: &mut BTreeSet<String>, memory: &mut BTreeSet<String>) {
+    match value {
+        Value::Array(values) => values.iter().for_each(|value| named(value, trash, memory)),
+        Value::Object(fields) => {
+            trash.extend(fields.get("directory").and_then(Value::as_str).map(str::to_owned));
+            let is_memory = fields.contains_key("compressed");
+            memory.extend(fields.get("id").filter(|_| is_memory).and_then(Value::as_str).map(str::to_owned));
+            fields.values().for_each(|value| named(value, trash, memory));
+        }
+        _ => {}
+    }
 }

@@ -9,6 +9,7 @@ mod doctor;
 mod fake;
 mod fetch;
 mod journals;
+mod json;
 mod libvirt;
 mod looks;
 mod merge;

@@ -53,6 +53,12 @@ impl Plan {
         self
     }
 
+    /// The steps, and the index of the pivot.
+    #[cfg(test)]
+    pub fn parts(&self) -> (&[Planned], usize) {
+        (&self.steps, self.pivot)
+    }
+
     /// The same, with `steps` before all others.
     pub fn behind(mut self, steps: impl IntoIterator<Item = Planned>) -> Self {
         let mut all: Vec<Planned> = steps.into_iter().collect();

@@ -163,7 +163,5 @@ fn names(record: &Record, layer: &Layer) -> bool {
 }
 
 fn has(record: &Record, image: &LayerId) -> bool {
-    let of_snapshots = record.snapshots.iter().filter_map(|snapshot| snapshot.memory.as_ref()?.image.as_ref());
-    let of_warm = record.warm.iter().map(|warm| &warm.image.id);
-    of_snapshots.map(|image| &image.id).chain(of_warm).any(|id| id == image)
+    record.memory_images().any(|id| id == image)
 }

@@ -16,9 +16,11 @@
 //! | [`engine`] | a plan, and how it is carried out |
 //! | [`recover`], [`lost`] | what the next command does about a change that was cut short |
 //! | [`dependents`], [`foreign`] | how changes of different VMs keep out of each other's way |
+//! | [`claims`] | what unfinished changes need, which `gc` leaves alone |
 //! | [`planned`] | steps of any kind: how they are called, saved and read |
-//! | [`open`] | how every change begins: the lock, recovery, the record |
+//! | [`open`] | how every change begins: the lock, recovery, the record, one look at QEMU |
 
+pub mod claims;
 pub mod dependents;
 pub mod engine;
 mod foreign;
@@ -30,5 +32,6 @@ pub mod run;
 pub mod step;
 
 pub use engine::{Plan, run};
+pub use open::OpenVm;
 pub use planned::Planned;
 pub use run::{Report, Run};

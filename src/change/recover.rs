@@ -14,7 +14,7 @@ use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::model::{Layer, Name};
 use crate::store::journal::{self, Journal};
-use crate::store::{Store, StoreLock, VmLock, schema};
+use crate::store::{Store, StoreLock, VmLock};
 
 /// What recovery found and did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,9 +155,7 @@ fn refuse_unreadable(store: &Store, name: &Name, operation: &str) -> Result<()> 
     let Err(error) = store.load(name) else { return Ok(()) };
     let (kind, hint) = match error.kind() {
         Kind::NotFound => return Ok(()),
-        Kind::Damaged if schema::is_newer(&error) => {
-            (Kind::Damaged, "use that version; nothing was changed".to_owned())
-        }
+        Kind::Damaged if error.is_newer() => (Kind::Damaged, "use that version; nothing was changed".to_owned()),
         Kind::Damaged => (
             Kind::Damaged,
             format!("cowhand doctor {name} --repair    brings back the last readable record, where there is one"),
@@ -166,7 +164,7 @@ fn refuse_unreadable(store: &Store, name: &Name, operation: &str) -> Result<()> 
     };
     Err(Error::new(kind, format!("`{operation}` was cut short on {name}, and how far it got cannot be seen"))
         .hint(hint)
-        .because(error.full_message()))
+        .because_of(&error))
 }
 
 /// What was to be renamed into its place when its writer died. Whoever holds the lock is the only one who writes here.

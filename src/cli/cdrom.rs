@@ -1,7 +1,6 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use serde_json::{Value, json as value};
 
 use super::App;
 use crate::error::Result;
@@ -39,7 +38,8 @@ pub struct Ls {
 impl Ls {
     fn run(self, app: &App) -> Result<()> {
         let drives = app.context.store.load(&self.vm)?.config.cdroms;
-        app.printer.result(&table::cdroms(&drives), &Value::Array(drives.iter().map(json::cdrom).collect()));
+        let entries: Vec<_> = drives.iter().map(json::Cdrom::from).collect();
+        app.printer.result(&table::cdroms(&drives), &entries);
         Ok(())
     }
 }
@@ -66,7 +66,7 @@ impl Insert {
         let change = Change { target: self.target, iso: Some(self.file), force: self.force };
         let drive = cdrom::change(&app.context, &self.vm, &change).await?;
         let text = format!("inserted into CD-ROM drive {} of {}", drive.target, self.vm);
-        app.printer.done(&text, &json::cdrom(&drive));
+        app.printer.done(&text, &json::Cdrom::from(&drive));
         Ok(())
     }
 }
@@ -88,7 +88,7 @@ impl Eject {
     async fn run(self, app: &App) -> Result<()> {
         let change = Change { target: self.target, iso: None, force: self.force };
         let drive = cdrom::change(&app.context, &self.vm, &change).await?;
-        app.printer.done(&format!("CD-ROM drive {} of {} is empty", drive.target, self.vm), &json::cdrom(&drive));
+        app.printer.done(&format!("CD-ROM drive {} of {} is empty", drive.target, self.vm), &json::Cdrom::from(&drive));
         Ok(())
     }
 }
@@ -106,7 +106,7 @@ impl Rm {
     async fn run(self, app: &App) -> Result<()> {
         cdrom::remove(&app.context, &self.vm, &self.target).await?;
         let text = format!("removed CD-ROM drive {} from {}", self.target, self.vm);
-        app.printer.done(&text, &value!({"target": self.target}));
+        app.printer.done(&text, &json::NoCdrom::new(&self.target));
         Ok(())
     }
 }

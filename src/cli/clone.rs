@@ -1,7 +1,6 @@
 use std::time::Duration;
 
 use clap::Args;
-use serde_json::Value;
 
 use super::App;
 use crate::clone::{self, Kind, Request};
@@ -90,7 +89,8 @@ impl Clone {
                 )
             })
             .collect();
-        app.printer.done(&lines.join("\n"), &Value::Array(clones.iter().map(json::cloned).collect()));
+        let entries: Vec<_> = clones.iter().map(json::Cloned::from).collect();
+        app.printer.done(&lines.join("\n"), &entries);
         Ok(())
     }
 }

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use serde_json::json;
 use tempfile::TempDir;
 
 use super::App;
@@ -15,6 +14,7 @@ use crate::guest::port::Client;
 use crate::guest::{copy, files, session};
 use crate::helper::tree::Budget;
 use crate::model::{Name, human, parse_size};
+use crate::output::json;
 
 /// Standard input, where it is the source, and standard output, where it is the target.
 const STANDARD: &str = "-";
@@ -79,7 +79,7 @@ impl Cp {
             (STANDARD, _) => self.copy_standard_input(app, &target).await?,
             _ => self.copy(app, &source, &target, &self.rules.rules()).await?,
         };
-        app.printer.done(&format!("copied {}", human(bytes)), &json!({"bytes": bytes}));
+        app.printer.done(&format!("copied {}", human(bytes)), &json::Copied::new(bytes));
         Ok(())
     }
 

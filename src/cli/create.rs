@@ -2,7 +2,6 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use serde_json::json;
 use uuid::Uuid;
 
 use super::App;
@@ -13,6 +12,7 @@ use crate::error::{Error, IoContext, Result};
 use crate::image::add;
 use crate::image::source::Wanted;
 use crate::model::{Bus, Credentials, Firmware, KernelBoot, LogLimit, Name, Nic, PortForward, parse_size};
+use crate::output::json;
 use crate::vm::cdrom;
 use crate::vm::cdrom_request::CdromRequest;
 use crate::vm::create;
@@ -141,7 +141,7 @@ impl Create {
         }
         let record = create::create(&app.context, &name, &request).await?;
         let text = format!("created {name}; start it: cowhand start {name}");
-        app.printer.done(&text, &json!({"name": name, "uuid": record.uuid}));
+        app.printer.done(&text, &json::Created::new(&name, record.uuid));
         Ok(())
     }
 

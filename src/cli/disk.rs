@@ -1,5 +1,4 @@
 use clap::{Args, Subcommand};
-use serde_json::{Value, json as value};
 
 use super::App;
 use crate::disk::check::{self, Found};
@@ -44,7 +43,8 @@ pub struct Ls {
 impl Ls {
     fn run(self, app: &App) -> Result<()> {
         let rows = list::disks(&app.context, &self.vm)?;
-        app.printer.result(&table::disks(&rows), &Value::Array(rows.iter().map(json::disk).collect()));
+        let entries: Vec<_> = rows.iter().map(json::Disk::from).collect();
+        app.printer.result(&table::disks(&rows), &entries);
         Ok(())
     }
 }
@@ -61,7 +61,8 @@ pub struct Chain {
 impl Chain {
     fn run(self, app: &App) -> Result<()> {
         let rows = list::chains(&app.context, &self.vm, self.disk.as_deref())?;
-        app.printer.result(&table::chains(&rows), &Value::Array(rows.iter().map(json::chain).collect()));
+        let entries: Vec<_> = rows.iter().map(json::Chain::from).collect();
+        app.printer.result(&table::chains(&rows), &entries);
         Ok(())
     }
 }
@@ -81,8 +82,8 @@ pub struct Check {
 impl Check {
     async fn run(self, app: &App) -> Result<()> {
         let found = check::check(&app.context, &self.vm, self.disk.as_deref(), self.repair).await?;
-        let entries = found.iter().map(json::checked_layer).collect();
-        app.printer.result(&table::checks(&found), &Value::Array(entries));
+        let entries: Vec<_> = found.iter().map(json::CheckedLayer::from).collect();
+        app.printer.result(&table::checks(&found), &entries);
         let damaged: Vec<String> =
             found.iter().filter(|found| found.is_damaged()).map(|found| found.layer.to_string()).collect();
         if damaged.is_empty() {
@@ -126,10 +127,7 @@ impl Resize {
         };
         let resized = resize::resize(&app.context, &self.vm, &self.disk, bytes, self.shrink).await?;
         let text = format!("{} of {}: {} → {}", self.disk, self.vm, human(resized.before), human(resized.after));
-        app.printer.done(
-            &text,
-            &value!({"target": self.disk, "before_bytes": resized.before, "virtual_bytes": resized.after}),
-        );
+        app.printer.done(&text, &json::Resized::new(&self.disk, &resized));
         Ok(())
     }
 }
@@ -212,9 +210,5 @@ pub(super) fn tell(app: &App, vm: &Name, merged: &Merged, dry_run: bool) {
     if merged.merges.is_empty() {
         lines.push(format!("{vm}: there is nothing to merge"));
     }
-    let merges: Vec<Value> = merged.merges.iter().map(json::merge).collect();
-    app.printer.done(
-        &lines.join("\n"),
-        &value!({"name": vm, "merges": merges, "given_up": merged.given_up, "dry_run": dry_run}),
-    );
+    app.printer.done(&lines.join("\n"), &json::Merged::new(vm, merged, dry_run));
 }

@@ -32,7 +32,8 @@ impl Doctor {
         if self.deep {
             findings.extend(doctor::look_into_files(&app.context, name).await?);
         }
-        app.printer.result(&table::findings(&findings, app.printer.quiet), &json::findings(&findings));
+        let entries: Vec<_> = findings.iter().map(json::Finding::from).collect();
+        app.printer.result(&table::findings(&findings, app.printer.quiet), &entries);
         Ok(u8::from(findings.iter().any(|finding| finding.level == Level::Fail)))
     }
 }

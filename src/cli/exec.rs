@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use clap::Args;
 use serde::{Serialize, Serializer};
-use serde_json::{Map, Value};
 
 use super::{App, local};
 use crate::error::{Error, Kind, Result};
@@ -12,7 +11,7 @@ use crate::guest::exec::{self, Request, Stream, Streams};
 use crate::guest::outcome::{Failure, Finished};
 use crate::helper::frame;
 use crate::model::{Name, parse_size, parse_time};
-use crate::output::{Format, Printer};
+use crate::output::{Format, Printer, json};
 
 /// Run a command in a guest as if it ran here, and exit as it does
 ///
@@ -95,7 +94,7 @@ impl Exec {
         let (result, captured) =
             near.attend(async |streams| exec::exec(&app.context, &name, &request, streams).await).await;
         let ours = matches!(&result, Err(Failure::Ours(error)) if error.kind() != Kind::Interrupted);
-        match code(app, name.as_str(), request.limit, result, &captured, Value::Null) {
+        match code(app, name.as_str(), request.limit, result, &captured, None) {
             _ if ours => self.failure_code,
             code => code,
         }
@@ -172,18 +171,6 @@ impl fmt::Display for Kept {
     }
 }
 
-/// How a command ended, in JSON.
-#[derive(Serialize)]
-struct Told<'a> {
-    exit_code: u8,
-    stdout: &'a Kept,
-    stderr: &'a Kept,
-    truncated: bool,
-    timed_out: bool,
-    #[serde(flatten)]
-    about: &'a Map<String, Value>,
-}
-
 /// Our ends of a command's streams.
 pub struct Near<'a> {
     printer: &'a Printer,
@@ -241,23 +228,19 @@ pub fn code(
     limit: Option<Duration>,
     result: std::result::Result<Finished, Failure>,
     captured: &Captured,
-    about: Value,
+    about: Option<&json::Run<'_>>,
 ) -> u8 {
     let seconds = limit.unwrap_or_default().as_secs();
-    let about = match about {
-        Value::Object(about) => about,
-        _ => Map::new(),
-    };
     let tell = |exit_code: u8, truncated: bool, timed_out: bool| {
         let Captured { stdout, stderr } = captured;
         let truncated = truncated || stdout.truncated || stderr.truncated;
-        app.printer.json(&Told { exit_code, stdout, stderr, truncated, timed_out, about: &about });
+        app.printer.json(&json::Ended { exit_code, stdout, stderr, truncated, timed_out, run: about });
     };
     let in_json = app.printer.format == Format::Json;
     // A VM that was kept has to be named, and so has what came before a timeout.
     match &result {
         Err(Failure::TimedOut) if in_json => tell(124, false, true),
-        Err(_) if in_json && about.get("name").is_some_and(Value::is_string) => tell(OURS, false, false),
+        Err(_) if in_json && about.is_some_and(json::Run::is_kept) => tell(OURS, false, false),
         _ => {}
     }
     match result {

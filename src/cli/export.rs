@@ -1,14 +1,12 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use serde_json::json;
 
 use super::App;
-use super::import::note;
 use crate::error::Result;
-use crate::libvirt::export::{self, Written};
+use crate::libvirt::export;
 use crate::model::PointRef;
-use crate::output::table;
+use crate::output::{json, table};
 
 /// Write a VM into a directory from which libvirt takes it over
 ///
@@ -36,13 +34,7 @@ impl Export {
             self.directory.display(),
             commands.join("\n  ")
         );
-        let parts: Vec<_> = exported.notes.iter().map(note).collect();
-        let snapshot = |one: &Written| json!({"name": one.name, "xml": one.xml, "current": one.is_current});
-        let snapshots: Vec<_> = exported.snapshots.iter().map(snapshot).collect();
-        let name = &self.libvirt.vm;
-        let value =
-            json!({"name": name, "xml": exported.xml, "snapshots": snapshots, "commands": commands, "parts": parts});
-        app.printer.done(&text, &value);
+        app.printer.done(&text, &json::Exported::new(&self.libvirt.vm, &exported, &commands));
         Ok(())
     }
 }

@@ -1,11 +1,11 @@
 use std::time::Duration;
 
 use clap::Args;
-use serde_json::json;
 
 use super::App;
 use crate::error::Result;
 use crate::model::{human, parse_age};
+use crate::output::json;
 use crate::vm::gc;
 
 /// Remove expired snapshots and old trash, merge what need not stay hidden, clear up after dead commands
@@ -33,9 +33,7 @@ impl Gc {
         let mut text: String =
             collected.iter().map(|item| format!("{}  {}  {}\n", item.what, item.why, human(item.bytes))).collect();
         text.push_str(&format!("{verb} {}", human(total)));
-        let items: Vec<_> =
-            collected.iter().map(|item| json!({"what": item.what, "why": item.why, "bytes": item.bytes})).collect();
-        app.printer.done(&text, &json!({"bytes": total, "dry_run": self.dry_run, "removed": items}));
+        app.printer.done(&text, &json::Collected::new(&collected, self.dry_run));
         Ok(())
     }
 }

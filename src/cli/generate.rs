@@ -2,10 +2,10 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory};
 use clap_complete::Shell;
-use serde_json::json;
 
 use super::{App, Cli, complete};
 use crate::error::{IoContext, Result};
+use crate::output::json;
 
 /// The commit that this was built from and its date; none in builds that no package was made of (`scripts/package`).
 const COMMIT: Option<&str> = option_env!("COWHAND_COMMIT");
@@ -40,8 +40,8 @@ pub struct Man {
 impl Man {
     pub fn run(self, app: &App) -> Result<()> {
         clap_mangen::generate_to(Cli::command(), &self.directory).on("write manual pages to", &self.directory)?;
-        app.printer
-            .done(&format!("manual pages are in {}", self.directory.display()), &json!({"directory": self.directory}));
+        let text = format!("manual pages are in {}", self.directory.display());
+        app.printer.done(&text, &json::Man::new(&self.directory));
         Ok(())
     }
 }
@@ -52,8 +52,7 @@ pub struct Version {}
 
 impl Version {
     pub fn run(self, app: &App) -> Result<()> {
-        let version = env!("CARGO_PKG_VERSION");
-        let facts = json!({"name": "cowhand", "version": version, "commit": COMMIT});
+        let facts = json::Version::new(env!("CARGO_PKG_VERSION"), COMMIT);
         app.printer.result(&format!("cowhand {VERSION}"), &facts);
         Ok(())
     }

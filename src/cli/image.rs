@@ -2,7 +2,6 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueHint};
-use serde_json::json as value;
 
 use super::words::within;
 use super::{App, each};
@@ -100,15 +99,11 @@ impl Add {
         // Not by clap, which would print an address with a password in it.
         let source = self.source.parse()?;
         let request = self.checksum.request(source, self.new_name, self.image_format)?;
-        let Added { name, record } = add::add(&app.context, &request).await?;
+        let added = add::add(&app.context, &request).await?;
+        let Added { name, record } = &added;
         let bytes = record.config.disks.first().map_or(0, |disk| disk.virtual_bytes);
         let text = format!("added image {name} ({}); make a VM of it: cowhand create NEW --image {name}", human(bytes));
-        let image = record.image();
-        let json = value!({
-            "name": name, "virtual_bytes": bytes, "sha256": image.and_then(|image| image.sha256.as_ref()),
-            "verified": image.is_some_and(|image| image.verified),
-        });
-        app.printer.done(&text, &json);
+        app.printer.done(&text, &json::AddedImage::from(&added));
         Ok(())
     }
 }
@@ -131,7 +126,8 @@ impl Ls {
                 entries.iter().for_each(|entry| app.printer.text(&format!("{}:{}", entry.name, entry.version)));
                 return Ok(());
             }
-            app.printer.result(&table::catalogue(entries), &entries.iter().map(json::catalogue).collect());
+            let values: Vec<_> = entries.iter().map(json::CatalogueImage::from).collect();
+            app.printer.result(&table::catalogue(entries), &values);
             return Ok(());
         }
         let rows = list::list(&app.context)?;
@@ -139,7 +135,8 @@ impl Ls {
             rows.iter().for_each(|row| app.printer.text(row.name.as_str()));
             return Ok(());
         }
-        app.printer.result(&table::images(&rows), &rows.iter().map(json::stored_image).collect());
+        let entries: Vec<_> = rows.iter().map(json::Image::from).collect();
+        app.printer.result(&table::images(&rows), &entries);
         Ok(())
     }
 }
@@ -164,7 +161,7 @@ impl Rm {
         each(app, &self.names, async |name| {
             let gone = remove::remove(&app.context, name, Which::Image, options).await?;
             let names: Vec<&str> = gone.iter().map(Name::as_str).collect();
-            app.printer.done(&format!("removed {}", names.join(", ")), &value!({"removed": names}));
+            app.printer.done(&format!("removed {}", names.join(", ")), &json::Removed::new(&gone));
             Ok(())
         })
         .await
@@ -190,8 +187,8 @@ impl Prune {
         } else if !self.dry_run && pruned.iter().any(|one| one.image.is_some()) {
             lines.push("images are in the trash; to free their space: cowhand gc --older-than 0".to_owned());
         }
-        let json = pruned.iter().map(|one| value!({"image": one.image, "what": one.what, "bytes": one.bytes}));
-        app.printer.result(&lines.join("\n"), &json.collect());
+        let entries: Vec<_> = pruned.iter().map(json::PrunedImage::from).collect();
+        app.printer.result(&lines.join("\n"), &entries);
         Ok(())
     }
 }
@@ -209,7 +206,7 @@ pub struct Info {
 impl Info {
     async fn run(self, app: &App) -> Result<()> {
         let about = file::info(&app.context, &self.file, self.image_format).await?;
-        app.printer.result(&table::image(&self.file, &about), &json::image(&self.file, &about));
+        app.printer.result(&table::image(&self.file, &about), &json::ImageFile::new(&self.file, &about));
         Ok(())
     }
 }
@@ -232,7 +229,8 @@ impl Check {
         let (format, checked) = file::check(&app.context, &self.file, self.image_format, self.repair).await?;
         let shown = self.file.display();
         let Some(checked) = checked else {
-            app.printer.result(&format!("{shown}: {format}: there is nothing to check"), &value!({"format": format}));
+            let text = format!("{shown}: {format}: there is nothing to check");
+            app.printer.result(&text, &json::Unchecked::new(format));
             return Ok(());
         };
         let text = format!(
@@ -242,7 +240,7 @@ impl Check {
             checked.errors,
             checked.corruptions_fixed + checked.leaks_fixed
         );
-        app.printer.result(&text, &json::checked(&checked));
+        app.printer.result(&text, &json::CheckedImage::from(&checked));
         if checked.corruptions > checked.corruptions_fixed || checked.errors > 0 {
             return Err(
                 Error::damaged(format!("{shown} is damaged")).hint(format!("cowhand image check {shown} --repair"))
@@ -315,5 +313,5 @@ impl Export {
 
 fn tell(app: &App, written: &Written) {
     let text = format!("wrote {} ({}, {})", written.path.display(), written.format, human(written.bytes));
-    app.printer.done(&text, &value!({"file": written.path, "format": written.format, "bytes": written.bytes}));
+    app.printer.done(&text, &json::WrittenImage::from(written));
 }

@@ -3,16 +3,15 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use serde_json::json;
 
 use super::App;
 use super::words::within;
 use crate::error::{Error, IoContext, Result};
 use crate::libvirt::import;
 use crate::libvirt::request::Request;
-use crate::libvirt::{Fate, Note, snapshots};
+use crate::libvirt::{Fate, snapshots};
 use crate::model::Name;
-use crate::output::table;
+use crate::output::{json, table};
 use crate::sys::command;
 use crate::vm::disk_request::Mode;
 
@@ -122,9 +121,8 @@ impl Import {
             return Err(lines.fold(error, Error::hint).hint("to import it all the same, leave out --strict"));
         }
         let list = table::domain(&plan.notes);
-        let notes: Vec<_> = plan.notes.iter().map(note).collect();
         if self.dry_run {
-            app.printer.result(&list, &json!({"name": plan.name, "dry_run": true, "parts": notes}));
+            app.printer.result(&list, &json::ImportPlan::new(&plan.name, &plan.notes));
             return Ok(());
         }
         let record = import::import(&app.context, &plan, self.template).await?;
@@ -133,7 +131,7 @@ impl Import {
             true => format!("{list}\nimported {name} as a template; make a VM of it: cowhand clone {name} NEW"),
             false => format!("{list}\nimported {name}; start it: cowhand start {name}"),
         };
-        app.printer.done(&next, &json!({"name": name, "uuid": record.uuid, "template": self.template, "parts": notes}));
+        app.printer.done(&next, &json::Imported::new(name, record.uuid, self.template, &plan.notes));
         Ok(())
     }
 }
@@ -156,10 +154,6 @@ fn file_of(text: &str) -> Result<(String, PathBuf)> {
         }
         _ => Err(Error::usage(format!("{text:?} is not TARGET=FILE"))),
     }
-}
-
-pub(super) fn note(note: &Note) -> serde_json::Value {
-    json!({"what": note.what, "fate": note.fate.as_str(), "how": note.how})
 }
 
 /// The XML that libvirt has.

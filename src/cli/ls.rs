@@ -1,5 +1,4 @@
 use clap::Args;
-use serde_json::Value;
 
 use super::App;
 use super::words::tag_pair;
@@ -45,7 +44,10 @@ impl Ls {
             app.context.ui.note(&absence);
         }
         match (app.printer.format, app.printer.quiet) {
-            (Format::Json, _) => app.printer.result("", &Value::Array(shown.into_iter().map(json::vm).collect())),
+            (Format::Json, _) => {
+                let entries: Vec<_> = shown.into_iter().map(json::Vm::from).collect();
+                app.printer.result("", &entries);
+            }
             (Format::Table, true) => shown.iter().for_each(|row| app.printer.text(row.name.as_str())),
             (Format::Table, false) => app.printer.text(&table::vms(&shown)),
         }

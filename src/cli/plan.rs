@@ -1,5 +1,4 @@
 use clap::Args;
-use serde_json::json;
 
 use super::App;
 use crate::error::Result;
@@ -23,7 +22,7 @@ pub struct Plan {
 impl Plan {
     pub fn run(self, app: &App) -> Result<()> {
         let argv = start::plan(&app.context, &self.name, self.paused)?;
-        app.printer.result(&cmdline::shell_line(&argv), &json!(argv));
+        app.printer.result(&cmdline::shell_line(&argv), &argv);
         Ok(())
     }
 }

@@ -1,11 +1,10 @@
 use clap::{Args, Subcommand};
-use serde_json::{Value, json};
 
 use super::App;
 use crate::ephemeral::pool;
 use crate::error::Result;
 use crate::model::Name;
-use crate::output::{Format, table};
+use crate::output::{Format, json, table};
 
 /// Keep QEMUs waiting to become clones of a warm template
 ///
@@ -44,7 +43,7 @@ impl Fill {
     async fn run(self, app: &App) -> Result<()> {
         let started = pool::fill(&app.context, &self.template, self.count).await?;
         let text = format!("{} wait for {} ({started} started)", self.count, self.template);
-        app.printer.done(&text, &json!({"template": self.template, "wanted": self.count, "started": started}));
+        app.printer.done(&text, &json::Filled::new(&self.template, self.count, started));
         Ok(())
     }
 }
@@ -59,8 +58,8 @@ impl Ls {
         match (app.printer.format, app.printer.quiet) {
             (Format::Table, true) => shelves.iter().for_each(|shelf| app.printer.text(shelf.template.as_str())),
             _ => {
-                let value = |shelf: &pool::Shelf| json!({"template": shelf.template, "wanted": shelf.wanted, "waiting": shelf.waiting});
-                app.printer.result(&table::pool(&shelves), &Value::Array(shelves.iter().map(value).collect()));
+                let entries: Vec<_> = shelves.iter().map(json::Shelf::from).collect();
+                app.printer.result(&table::pool(&shelves), &entries);
             }
         }
         Ok(())
@@ -77,7 +76,7 @@ pub struct Drain {
 impl Drain {
     async fn run(self, app: &App) -> Result<()> {
         let drained = pool::drain(&app.context, self.template.as_ref()).await?;
-        app.printer.done(&format!("ended {drained}"), &json!({"drained": drained}));
+        app.printer.done(&format!("ended {drained}"), &json::Drained::new(drained));
         Ok(())
     }
 }

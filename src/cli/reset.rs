@@ -1,10 +1,10 @@
 use clap::Args;
-use serde_json::json;
 
 use super::App;
 use crate::ephemeral::reset;
 use crate::error::Result;
 use crate::model::Name;
+use crate::output::json;
 
 /// Put a VM back to the template or snapshot it was made from, and start it, at once
 ///
@@ -26,8 +26,8 @@ impl Reset {
             "warm" => "running, warm",
             _ => "booting",
         });
-        let value = json!({"name": self.name, "origin": done.origin, "kind": done.kind.map(|kind| kind.as_str())});
-        app.printer.done(&format!("{} is back at {} ({how})", self.name, done.origin), &value);
+        let text = format!("{} is back at {} ({how})", self.name, done.origin);
+        app.printer.done(&text, &json::Reset::new(&self.name, &done));
         Ok(())
     }
 }

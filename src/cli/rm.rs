@@ -1,9 +1,9 @@
 use clap::Args;
-use serde_json::json;
 
 use super::{App, each};
 use crate::error::Result;
 use crate::model::Name;
+use crate::output::json;
 use crate::vm::remove::{self, Options, Which};
 
 /// Remove VMs; their disks go into the trash until `gc`
@@ -28,7 +28,7 @@ impl Rm {
         each(app, &self.names, async |name| {
             let gone = remove::remove(&app.context, name, Which::Vm, options).await?;
             let names: Vec<&str> = gone.iter().map(Name::as_str).collect();
-            app.printer.done(&format!("removed {}", names.join(", ")), &json!({"removed": names}));
+            app.printer.done(&format!("removed {}", names.join(", ")), &json::Removed::new(&gone));
             Ok(())
         })
         .await

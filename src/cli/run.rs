@@ -10,7 +10,7 @@ use crate::ephemeral::run;
 use crate::error::{Error, Result};
 use crate::guest;
 use crate::model::{Name, PointRef, PortForward, parse_age, parse_time};
-use crate::output::time;
+use crate::output::json;
 
 /// Run a command in a guest that is made for it and gone afterwards
 ///
@@ -129,14 +129,8 @@ impl Run {
         if let Some(name) = &kept {
             app.context.ui.note(&format!("{name} was kept: cowhand exec -it {name} -- sh    cowhand rm -f {name}"));
         }
-        let about = serde_json::json!({
-            "name": kept,
-            "kind": made.map(|(kind, _, _)| kind.as_str()),
-            "running_ms": made.map(|(_, running, _)| time::milliseconds(running)),
-            "ms": made.map(|(_, _, took)| time::milliseconds(took)),
-            "teardown_ms": time::milliseconds(teardown),
-        });
-        exec::code(app, "the guest", limit, result, &captured, about)
+        let about = json::Run::new(kept.as_ref(), made, teardown);
+        exec::code(app, "the guest", limit, result, &captured, Some(&about))
     }
 }
 

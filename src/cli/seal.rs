@@ -2,7 +2,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use super::App;
 use crate::appliance::boot::{LIMIT, Payload};
@@ -10,7 +10,7 @@ use crate::appliance::kernel::Wanted;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::image::file::Target;
 use crate::model::{Format as ImageFormat, parse_time};
-use crate::output::Format;
+use crate::output::{Format, json};
 use crate::template::seal::customise::{self, Customisation};
 use crate::template::seal::operations::{self, OPERATIONS};
 use crate::template::seal::run::Sealing;
@@ -58,7 +58,7 @@ impl Seal {
             Some(written) => format!("{} (from {})", written.path.display(), what.join(", ")),
             None => what.join(", "),
         };
-        tell(app, &text(&what, &report, dry_run), &self::json(&report, dry_run), &passwords);
+        tell(app, &text(&what, &report, dry_run), &json::Sealed::new(&report, dry_run), dry_run, &passwords);
         Ok(())
     }
 }
@@ -227,11 +227,8 @@ pub fn list(app: &App) {
     let line = |operation: &operations::Operation| {
         format!("{} {:<24} {}\n", if operation.default { '*' } else { ' ' }, operation.name, operation.about)
     };
-    let rows: Vec<Value> = OPERATIONS
-        .iter()
-        .map(|operation| json!({"name": operation.name, "default": operation.default, "about": operation.about}))
-        .collect();
-    app.printer.result(&OPERATIONS.iter().map(line).collect::<String>(), &Value::Array(rows));
+    let rows: Vec<_> = OPERATIONS.iter().map(json::SealOperation::from).collect();
+    app.printer.result(&OPERATIONS.iter().map(line).collect::<String>(), &rows);
 }
 
 /// What was done, for people: every path after a dry run, else only how many.
@@ -267,16 +264,6 @@ fn word(how: How) -> &'static str {
     }
 }
 
-/// What was done, for scripts.
-pub fn json(report: &Report, dry_run: bool) -> Value {
-    json!({
-        "dry_run": dry_run,
-        "system": report.system,
-        "mounts": report.mounts,
-        "operations": report.operations,
-    })
-}
-
 /// Should it be carried on later, the passwords that were made up for it hold then.
 pub fn not_lost(error: Error, passwords: &[MadeUp]) -> Error {
     match passwords {
@@ -289,15 +276,11 @@ pub fn not_lost(error: Error, passwords: &[MadeUp]) -> Error {
     }
 }
 
-/// Prints a result, and passwords that nobody would know otherwise.
-pub fn tell(app: &App, text: &str, value: &Value, passwords: &[MadeUp]) {
-    let mut value = value.clone();
+/// Prints a result, and passwords that nobody would know otherwise. Whoever wants no words still wants
+/// them where he has asked for them (`asked`).
+pub fn tell(app: &App, text: &str, value: &impl Serialize, asked: bool, passwords: &[MadeUp]) {
+    let value = json::WithPasswords::new(value, passwords);
     let words: Vec<String> = passwords.iter().map(|one| format!("{}: {}", one.user, one.password)).collect();
-    for one in passwords {
-        value["passwords"][&one.user] = one.password.as_str().into();
-    }
-    // Whoever wants no words still wants what he asked for.
-    let asked = value["dry_run"] == true || value["seal"]["dry_run"] == true;
     match (app.printer.format, app.printer.quiet && !asked) {
         (Format::Table, true) => app.printer.text(&words.join("\n")),
         (Format::Table, false) if words.is_empty() => app.printer.result(text, &value),

@@ -1,9 +1,9 @@
 use clap::Args;
-use serde_json::json;
 
 use super::App;
 use crate::error::Result;
 use crate::model::Name;
+use crate::output::json;
 use crate::vm::edit;
 
 /// Change the configuration of a VM
@@ -22,7 +22,7 @@ pub struct Set {
 impl Set {
     pub async fn run(self, app: &App) -> Result<()> {
         edit::set(&app.context, &self.name, &self.changes).await?;
-        app.printer.done(&format!("changed {}", self.name), &json!({"name": self.name}));
+        app.printer.done(&format!("changed {}", self.name), &json::Named::new(&self.name));
         Ok(())
     }
 }
@@ -39,7 +39,7 @@ pub struct Rename {
 impl Rename {
     pub async fn run(self, app: &App) -> Result<()> {
         edit::rename(&app.context, &self.old, &self.new).await?;
-        app.printer.done(&format!("renamed {} to {}", self.old, self.new), &json!({"name": self.new}));
+        app.printer.done(&format!("renamed {} to {}", self.old, self.new), &json::Named::new(&self.new));
         Ok(())
     }
 }

@@ -1,14 +1,13 @@
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
-use serde_json::{Value, json as value};
 
 use super::{App, each};
-use crate::change::open;
+use crate::change::OpenVm;
 use crate::error::{Error, Result};
 use crate::model::{Name, PointRef, human, parse_age};
 use crate::output::{Format, json, table, time, tree};
-use crate::snapshot::outcome::{Outcome, Removed, What};
+use crate::snapshot::outcome::{Removed, What};
 use crate::snapshot::plan::Quiesce;
 use crate::snapshot::plan::Which;
 use crate::snapshot::revert::Then;
@@ -130,7 +129,7 @@ impl Create {
         match (app.printer.format, app.printer.quiet && made_up) {
             // The name is news to whoever asked.
             (Format::Table, true) => app.printer.text(taken.name.as_str()),
-            _ => app.printer.done(&text, &json::taken(&row, &taken)),
+            _ => app.printer.done(&text, &json::TakenSnapshot::new(&row, &taken)),
         }
         match taken.memory_lost {
             None => Ok(()),
@@ -155,7 +154,10 @@ impl Ls {
         let rows = list::list(&app.context, &self.vm)?;
         match (app.printer.format, app.printer.quiet) {
             (Format::Table, true) => rows.iter().for_each(|row| app.printer.text(row.snapshot.name.as_str())),
-            _ => app.printer.result(&table::snapshots(&rows), &Value::Array(rows.iter().map(json::snapshot).collect())),
+            _ => {
+                let entries: Vec<_> = rows.iter().map(json::Snapshot::from).collect();
+                app.printer.result(&table::snapshots(&rows), &entries);
+            }
         }
         Ok(())
     }
@@ -171,8 +173,8 @@ pub struct Tree {
 impl Tree {
     fn run(self, app: &App) -> Result<()> {
         let drawn = list::tree(&app.context, &self.vm)?;
-        let rows = drawn.rows.iter().map(json::snapshot).collect();
-        app.printer.result(&tree::snapshots(&drawn), &Value::Array(rows));
+        let entries: Vec<_> = drawn.rows.iter().map(json::Snapshot::from).collect();
+        app.printer.result(&tree::snapshots(&drawn), &entries);
         Ok(())
     }
 }
@@ -187,7 +189,7 @@ pub struct Show {
 impl Show {
     fn run(self, app: &App) -> Result<()> {
         let row = list::show(&app.context, &self.point.vm, snapshot_of(&self.point)?)?;
-        app.printer.result(&table::snapshot(&self.point.vm, &row), &json::snapshot_in_full(&row));
+        app.printer.result(&table::snapshot(&self.point.vm, &row), &json::SnapshotInFull::from(&row));
         Ok(())
     }
 }
@@ -204,8 +206,8 @@ pub struct Rename {
 impl Rename {
     async fn run(self, app: &App) -> Result<()> {
         rename::rename(&app.context, &self.point.vm, snapshot_of(&self.point)?, &self.new).await?;
-        app.printer
-            .done(&format!("renamed {} to {}@{}", self.point, self.point.vm, self.new), &value!({"name": self.new}));
+        let text = format!("renamed {} to {}@{}", self.point, self.point.vm, self.new);
+        app.printer.done(&text, &json::Named::new(&self.new));
         Ok(())
     }
 }
@@ -247,9 +249,9 @@ impl Revert {
             revert::Request { then, cold: self.cold },
         )
         .await?;
-        let (name, state) = (reverted.name, reverted.state.as_str());
+        let (name, state) = (&reverted.name, reverted.state.as_str());
         let text = format!("{vm} is back at {vm}@{name}, {state}", vm = self.point.vm);
-        app.printer.done(&text, &value!({"name": self.point.vm, "head": name, "state": state}));
+        app.printer.done(&text, &json::Reverted::new(&self.point.vm, &reverted));
         Ok(())
     }
 }
@@ -287,7 +289,7 @@ impl Rm {
         for point in &self.points {
             let cut_short = journal::cut_short(&app.context.store, &point.vm);
             if cut_short.is_some() {
-                drop(open::open(&app.context, &point.vm).await?);
+                drop(OpenVm::open(&app.context, &point.vm).await?);
             }
             if cut_short.as_ref() == Some(&app.context.operation)
                 && app.context.store.load(&point.vm)?.snapshot(&point.vm, snapshot_of(point)?).is_err()
@@ -311,17 +313,15 @@ impl Rm {
             let removed = delete::remove(&app.context, &point.vm, snapshot_of(point)?, request).await?;
             let verb = if self.dry_run { "would remove" } else { "removed" };
             if removed.is_empty() {
-                app.printer.done(&format!("nothing stands on {point}"), &Value::Array(Vec::new()));
+                app.printer.done(&format!("nothing stands on {point}"), &[(); 0]);
             }
             for removed in &removed {
-                let mut entry = removed_json(removed);
-                entry["dry_run"] = self.dry_run.into();
                 let mut text = removed_text(verb, &point.vm, removed);
                 // Else it was said before it was done.
                 for lost in removed.lost_undo.iter().filter(|_| self.dry_run) {
                     text.push_str(&format!("\n  {lost} could not be undone any more; to keep that: --keep-undo"));
                 }
-                app.printer.done(&text, &entry);
+                app.printer.done(&text, &json::RemovedSnapshot::new(removed, self.dry_run));
             }
             Ok(())
         })
@@ -343,19 +343,4 @@ fn removed_text(verb: &str, vm: &Name, removed: &Removed) -> String {
         text.push_str(&format!("\n  {}  {what}", outcome.target));
     }
     text
-}
-
-fn removed_json(removed: &Removed) -> Value {
-    let outcome = |outcome: &Outcome| {
-        let (what, reason) = match &outcome.what {
-            What::Committed => ("committed", None),
-            What::Streamed => ("streamed", None),
-            What::Trashed => ("trashed", None),
-            What::Internal => ("internal", None),
-            What::Kept(why) => ("kept", Some(why)),
-        };
-        value!({"target": outcome.target, "what": what, "bytes": outcome.bytes, "reason": reason})
-    };
-    let disks: Vec<Value> = removed.outcomes.iter().map(outcome).collect();
-    value!({"name": removed.name, "disks": disks, "lost_undo": removed.lost_undo})
 }

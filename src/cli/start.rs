@@ -1,9 +1,9 @@
 use clap::Args;
-use serde_json::json;
 
 use super::{App, each};
 use crate::error::Result;
 use crate::model::Name;
+use crate::output::json;
 use crate::vm::select::{self, Selected};
 use crate::vm::{edit, start};
 
@@ -40,10 +40,10 @@ impl Start {
     }
 
     async fn start(&self, app: &App, names: &[Name]) -> Result<()> {
-        let state = if self.paused { "paused" } else { "running" };
         each(app, names, async |name| {
             start::start(&app.context, name, self.paused).await?;
-            app.printer.done(&format!("started {name}"), &json!({"name": name, "state": state}));
+            let state = if self.paused { json::State::paused(name) } else { json::State::running(name) };
+            app.printer.done(&format!("started {name}"), &state);
             Ok(())
         })
         .await
@@ -62,7 +62,7 @@ impl Pause {
     pub async fn run(self, app: &App) -> Result<()> {
         each(app, &self.names, async |name| {
             edit::pause(&app.context, name).await?;
-            app.printer.done(&format!("paused {name}"), &json!({"name": name, "state": "paused"}));
+            app.printer.done(&format!("paused {name}"), &json::State::paused(name));
             Ok(())
         })
         .await
@@ -81,7 +81,7 @@ impl Resume {
     pub async fn run(self, app: &App) -> Result<()> {
         each(app, &self.names, async |name| {
             edit::resume(&app.context, name).await?;
-            app.printer.done(&format!("resumed {name}"), &json!({"name": name, "state": "running"}));
+            app.printer.done(&format!("resumed {name}"), &json::State::running(name));
             Ok(())
         })
         .await

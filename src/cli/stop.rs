@@ -3,11 +3,11 @@ use std::time::Duration;
 use clap::Args;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use serde_json::json;
 
 use super::App;
 use crate::error::{Error, Kind, Result};
 use crate::model::Name;
+use crate::output::json;
 use crate::vm::select::{self, Selected};
 use crate::vm::stop::{self, Stopped};
 
@@ -109,7 +109,7 @@ fn say(app: &App, name: &Name, how: Stopped) {
         Stopped::Forced => (format!("stopped {name} (the guest was not asked)"), "forced"),
         Stopped::Ended => (format!("{name} has stopped (its QEMU was ended, the guest had not shut down)"), "ended"),
     };
-    app.printer.done(&text, &json!({"name": name, "state": "stopped", "how": word}));
+    app.printer.done(&text, &json::State::stopped(name, word));
 }
 
 /// Prints all errors but the last, which decides the exit code.

@@ -1,7 +1,6 @@
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use serde_json::{Value, json as value};
 
 use super::seal::{self, SealOptions};
 use super::{App, each};
@@ -125,10 +124,10 @@ impl Create {
             .await
             .map_err(|error| seal::not_lost(error, &passwords))?;
         let name = name.unwrap_or(&self.vm);
-        let mut value = value!({"name": name, "sealed": !self.no_seal});
+        let mut value = json::FrozenTemplate::new(name, !self.no_seal);
         let mut text = String::new();
         if let Some(report) = &frozen.sealed {
-            value["seal"] = seal::json(report, dry_run);
+            value = value.with_report(report, dry_run);
             text = seal::text(self.vm.as_str(), report, dry_run) + "\n";
         }
         if !dry_run {
@@ -138,13 +137,13 @@ impl Create {
             let warmed = make::warm(&app.context, name, &self.warming.warming()).await.map_err(|error| {
                 error.hint(format!("{name} is a template now, but not warm; try again: cowhand template warm {name}"))
             })?;
-            value["warm"] = value!(true);
+            value = value.made_warm();
             text.push_str(&format!(
                 "\nit is warm ({}); run something in it: cowhand run {name} -- true",
                 human(warmed.bytes)
             ));
         }
-        seal::tell(app, &text, &value, &passwords);
+        seal::tell(app, &text, &value, dry_run && frozen.sealed.is_some(), &passwords);
         Ok(())
     }
 }
@@ -158,7 +157,10 @@ impl Ls {
         let rows = list::list(&app.context)?;
         match (app.printer.format, app.printer.quiet) {
             (Format::Table, true) => rows.iter().for_each(|row| app.printer.text(row.name.as_str())),
-            _ => app.printer.result(&table::templates(&rows), &Value::Array(rows.iter().map(json::template).collect())),
+            _ => {
+                let entries: Vec<_> = rows.iter().map(json::Template::from).collect();
+                app.printer.result(&table::templates(&rows), &entries);
+            }
         }
         Ok(())
     }
@@ -174,7 +176,7 @@ pub struct Show {
 impl Show {
     fn run(self, app: &App) -> Result<()> {
         let row = list::show(&app.context, &self.name)?;
-        app.printer.result(&table::templates(std::slice::from_ref(&row)), &json::template(&row));
+        app.printer.result(&table::templates(std::slice::from_ref(&row)), &json::Template::from(&row));
         Ok(())
     }
 }
@@ -201,9 +203,7 @@ impl Warm {
             time::short(warmed.took),
             self.name
         );
-        let value =
-            value!({"name": self.name, "warm": true, "bytes": warmed.bytes, "ms": warmed.took.as_secs_f64() * 1000.0});
-        app.printer.done(&text, &value);
+        app.printer.done(&text, &json::Warmth::warm(&self.name, &warmed));
         Ok(())
     }
 }
@@ -220,8 +220,8 @@ impl Cool {
     async fn run(self, app: &App) -> Result<()> {
         each(app, &self.names, async |name| {
             let bytes = make::cool(&app.context, name).await?;
-            let value = value!({"name": name, "warm": false, "bytes": bytes});
-            app.printer.done(&format!("{name} is not warm any more ({} freed)", human(bytes)), &value);
+            let text = format!("{name} is not warm any more ({} freed)", human(bytes));
+            app.printer.done(&text, &json::Warmth::cool(name, bytes));
             Ok(())
         })
         .await
@@ -248,7 +248,7 @@ impl Rm {
         each(app, &self.names, async |name| {
             let gone = remove::remove(&app.context, name, Which::Template, options).await?;
             let names: Vec<&str> = gone.iter().map(Name::as_str).collect();
-            app.printer.done(&format!("removed {}", names.join(", ")), &value!({"removed": names}));
+            app.printer.done(&format!("removed {}", names.join(", ")), &json::Removed::new(&gone));
             Ok(())
         })
         .await

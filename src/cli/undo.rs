@@ -1,11 +1,10 @@
 use clap::Args;
-use serde_json::{Value, json};
 
 use super::App;
 use crate::error::{Error, Result};
 use crate::model::{Name, human};
-use crate::output::{table, time};
-use crate::vm::undo::{self, Undoable};
+use crate::output::{json, table, time};
+use crate::vm::undo;
 
 /// Take back the last revert, rm or set
 ///
@@ -30,7 +29,7 @@ impl Undo {
             if let Some(vm) = self.vm.as_ref().filter(|vm| rows.is_empty() && !app.context.store.exists(vm)) {
                 return Err(app.context.store.unknown(vm));
             }
-            app.printer.result(&table::undoables(&rows), &Value::Array(rows.iter().map(entry).collect()));
+            app.printer.result(&table::undoables(&rows), &rows.iter().map(json::Undoable::from).collect::<Vec<_>>());
             return Ok(());
         }
         let done = undo::undo(&app.context, self.vm.as_ref(), self.nth).await?;
@@ -40,23 +39,11 @@ impl Undo {
             time::minute(done.entry.when),
             human(done.bytes)
         );
-        app.printer.done(&text, &entry(&done));
+        app.printer.done(&text, &json::Undoable::from(&done));
         Ok(())
     }
 }
 
 fn at_least_one(text: &str) -> Result<usize> {
     text.parse().ok().filter(|nth| *nth > 0).ok_or_else(|| Error::usage(format!("{text:?} is no place in the list")))
-}
-
-fn entry(row: &Undoable) -> Value {
-    json!({
-        "vm": row.vm,
-        "what": row.entry.what,
-        "operation": row.entry.operation,
-        "when": time::rfc3339(row.entry.when),
-        "bytes": row.bytes,
-        "possible": row.obstacle.is_none(),
-        "reason": row.obstacle,
-    })
 }

@@ -1,6 +1,6 @@
 //! Checking the images below a VM: every layer of every chain (`qemu-img check`), which shows at the same time that the chain is whole.
 
-use crate::change::open;
+use crate::change::OpenVm;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::instance::status;
@@ -24,10 +24,11 @@ pub struct Found {
 
 /// Checks the disks of `vm`, or the one called `target`. With `repair`, puts right the active layer of a stopped VM.
 pub async fn check(context: &Context, vm: &Name, target: Option<&str>, repair: bool) -> Result<Vec<Found>> {
-    let (_lock, record) = match repair {
+    let (_opened, record) = match repair {
         true => {
-            let (lock, record) = open::open_vm(context, vm, "repair").await?;
-            (Some(lock), record)
+            let opened = OpenVm::for_change(context, vm, "repair").await?;
+            let record = opened.record.clone();
+            (Some(opened), record)
         }
         // Only looks.
         false => (None, context.store.load(vm)?),

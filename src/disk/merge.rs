@@ -1,19 +1,16 @@
 //! `disk commit`, `disk stream` and `flatten`: merging layers because a user says so, running or stopped.
 
 use super::plan::{self, Subject};
-use crate::change::open;
-use crate::change::{self, Report, Run};
+use crate::change::{OpenVm, Report};
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::instance::connect;
 use crate::layer::collapse::Permissions;
 use crate::layer::info::LayerInfo;
-use crate::model::{LayerId, Merge, Name, Record, human};
-use crate::qemu::qmp::REPLY;
+use crate::model::{LayerId, Merge, Name, Record, State, human};
 use crate::snapshot::bystanders::{self, Bystanders};
 use crate::snapshot::delete;
 use crate::snapshot::plan::{Moves, collapse, without};
-use crate::store::{Store, VmLock};
+use crate::store::{Store, trash};
 use crate::vm::list;
 
 /// What was, or would be, done.
@@ -34,7 +31,8 @@ pub async fn commit(
     base: Option<&str>,
     dry_run: bool,
 ) -> Result<Merged> {
-    let (lock, record) = open::open_vm(context, vm, "merge layers of").await?;
+    let opened = OpenVm::for_change(context, vm, "merge layers of").await?;
+    let record = opened.record.clone();
     let disk = list::disk(vm, &record, target)?.clone();
     // Whoever stands on any layer of the chain could be hurt.
     let pool = bystanders::pool_after(context, vm, &record)?;
@@ -55,8 +53,8 @@ pub async fn commit(
     let merged = Merged { merges: vec![wanted.merge.clone()], given_up: wanted.given_up };
     if !dry_run {
         let moves = Moves { merges: vec![wanted.merge], trashed: Vec::new() };
-        carry_out(context, &lock, &record, &dropped, moves, "disk-commit").await?;
-        drop((lock, neighbours));
+        carry_out(opened, &dropped, moves, trash::Kind::DiskCommit).await?;
+        drop(neighbours);
         // The snapshots that were given up leave layers of other disks without a name.
         if !merged.given_up.is_empty() && context.store.torn_entry()?.is_none() {
             delete::merge_hidden(context, vm, &context.store.below_trash()?, false).await?;
@@ -67,19 +65,21 @@ pub async fn commit(
 
 /// Copies what lies between the active layer of a disk and `base` into the active layer; without a base, everything.
 pub async fn stream(context: &Context, vm: &Name, target: &str, base: Option<&str>, dry_run: bool) -> Result<Merged> {
-    let (lock, record) = open::open_vm(context, vm, "merge layers of").await?;
+    let opened = OpenVm::for_change(context, vm, "merge layers of").await?;
+    let record = opened.record.clone();
     let pool = bystanders::pool_after(context, vm, &record)?;
     let disk = list::disk(vm, &record, target)?;
     let chain: Vec<&LayerInfo> = pool.chain(&disk.layer.id)?;
     let subject = Subject { vm, record: &record, target, chain: &chain };
     let base = base.map(|base| subject.place(base)).transpose()?;
     let merge = plan::stream(&pool, subject, base)?;
-    finish_streams(context, &lock, &record, merge.into_iter().collect(), dry_run).await
+    finish_streams(opened, merge.into_iter().collect(), dry_run).await
 }
 
 /// Makes the disks of `vm` (or the one called `target`) stand on nothing, all at once.
 pub async fn flatten(context: &Context, vm: &Name, target: Option<&str>, dry_run: bool) -> Result<Merged> {
-    let (lock, record) = open::open_vm(context, vm, "flatten").await?;
+    let opened = OpenVm::for_change(context, vm, "flatten").await?;
+    let record = opened.record.clone();
     if let Some(target) = target {
         list::disk(vm, &record, target)?;
     }
@@ -90,44 +90,28 @@ pub async fn flatten(context: &Context, vm: &Name, target: Option<&str>, dry_run
         let subject = Subject { vm, record: &record, target: &disk.target, chain: &chain };
         merges.extend(plan::stream(&pool, subject, None)?);
     }
-    finish_streams(context, &lock, &record, merges, dry_run).await
+    finish_streams(opened, merges, dry_run).await
 }
 
-async fn finish_streams(
-    context: &Context,
-    lock: &VmLock,
-    record: &Record,
-    merges: Vec<Merge>,
-    dry_run: bool,
-) -> Result<Merged> {
+async fn finish_streams(opened: OpenVm<'_>, merges: Vec<Merge>, dry_run: bool) -> Result<Merged> {
     let merged = Merged { merges: merges.clone(), given_up: Vec::new() };
     if !dry_run && !merges.is_empty() {
         let moves = Moves { merges, trashed: Vec::new() };
-        carry_out(context, lock, record, record, moves, "disk-stream").await?;
+        let record = opened.record.clone();
+        carry_out(opened, &record, moves, trash::Kind::DiskStream).await?;
     }
     Ok(merged)
 }
 
-async fn carry_out(
-    context: &Context,
-    lock: &VmLock,
-    record: &Record,
-    dropped: &Record,
-    moves: Moves,
-    what: &str,
-) -> Result<Report> {
-    let vm = lock.name();
-    let mut qmp = connect::if_running(context, vm).await?;
-    let running = match &mut qmp {
-        Some(qmp) => {
-            connect::refuse_job(vm, qmp).await?;
-            qmp.status(REPLY).await?.running
-        }
-        None => false,
-    };
+async fn carry_out(mut opened: OpenVm<'_>, dropped: &Record, moves: Moves, what: trash::Kind) -> Result<Report> {
+    opened.refuse_job().await?;
+    let running = opened.state().await? == State::Running;
+    let (vm, record) = (opened.name(), &opened.record);
     let bytes: u64 = moves.merges.iter().map(|merge| merge.bytes).sum();
-    let plan = collapse(record, dropped, moves, running, what, Store::trash_name(what, vm));
-    let report = change::run(lock, plan, &mut Run::with(context, vm, qmp)).await?;
+    let trash = Store::trash_name(&what, vm);
+    let plan = collapse(record, dropped, moves, running, what, trash);
+    let report = opened.carry_out(plan).await?;
+    let (vm, record) = (opened.name(), &opened.record);
     match &report.unmerged {
         None => Ok(report),
         Some(why) => {

@@ -175,7 +175,8 @@ pub fn stream(pool: &Pool, subject: Subject<'_>, base: Option<usize>) -> Result<
     let mut stays = pool.uncertainty(Some(vm)).is_some();
     for (at, info) in chain.iter().enumerate().take(end).skip(1) {
         let others = pool.children(&info.layer.id).any(|child| child.layer != chain[at - 1].layer);
-        stays |= others || !pool.uses(&info.layer.id).is_empty();
+        // A change that can be undone may need an internal snapshot in it.
+        stays |= others || info.internal_snapshots > 0 || !pool.uses(&info.layer.id).is_empty();
         if stays {
             kept.push(info.layer.clone());
         }
@@ -202,3 +203,6 @@ fn words(r#use: &Use) -> String {
 fn list(users: &[String]) -> String {
     if users.is_empty() { "another branch".to_owned() } else { users.join(", ") }
 }
+
+#[cfg(test)]
+mod tests;

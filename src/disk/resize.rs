@@ -1,10 +1,8 @@
 //! Changing the size of a disk: of a running VM by QMP `block_resize`, else in the offline engine.
 
-use crate::change::open;
-use crate::change::{self, Plan, Run};
+use crate::change::{OpenVm, Plan};
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::instance::connect;
 use crate::layer::{chain, info};
 use crate::model::{Bus, Disk, Format, Name, Record, human};
 use crate::qemu::img::Img;
@@ -24,7 +22,8 @@ pub struct Resized {
 
 /// Gives the disk `target` of `vm` the size `bytes`. Making it smaller has to be asked for, and is refused where data would be cut off.
 pub async fn resize(context: &Context, vm: &Name, target: &str, bytes: u64, shrink: bool) -> Result<Resized> {
-    let (lock, mut record) = open::open_vm(context, vm, "resize a disk of").await?;
+    let mut opened = OpenVm::for_change(context, vm, "resize a disk of").await?;
+    let mut record = opened.record.clone();
     chain::refresh(&context.store, &mut record.config)?;
     let disk = list::disk(vm, &record, target)?.clone();
     if target == "nvram" || disk.read_only {
@@ -38,11 +37,8 @@ pub async fn resize(context: &Context, vm: &Name, target: &str, bytes: u64, shri
             .hint(format!("take a snapshot first, on which it goes on as qcow2: cowhand snapshot create {vm}")));
     }
     let resized = Resized { before: disk.virtual_bytes, after: bytes };
-    let mut qmp = connect::if_running(context, vm).await?;
-    if let Some(qmp) = &mut qmp {
-        connect::refuse_job(vm, qmp).await?;
-    }
-    let running = qmp.is_some();
+    opened.refuse_job().await?;
+    let running = opened.state().await?.is_live();
     if running && disk.bus == Bus::Nvme {
         return Err(Error::refused(format!("{target} of {vm} is on NVMe, which QEMU cannot resize while {vm} runs"))
             .hint(format!("stop it first: cowhand stop {vm}")));
@@ -50,7 +46,6 @@ pub async fn resize(context: &Context, vm: &Name, target: &str, bytes: u64, shri
     if bytes < disk.virtual_bytes {
         refuse_shrinking(context, vm, &record, target, bytes, shrink, running).await?;
     }
-    let mut run = Run::with(context, vm, qmp);
     if bytes > disk.virtual_bytes {
         refuse_memory(context, vm, &disk, bytes, running).await?;
     }
@@ -62,7 +57,7 @@ pub async fn resize(context: &Context, vm: &Name, target: &str, bytes: u64, shri
     let plan =
         Plan::pivot(Resize { target, layer: disk.layer, before, after: bytes }).after([WriteRecord::of(&after).into()]);
     if bytes != disk.virtual_bytes {
-        change::run(&lock, plan, &mut run).await?;
+        opened.carry_out(plan).await?;
     }
     Ok(resized)
 }

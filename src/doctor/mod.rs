@@ -22,7 +22,7 @@ use crate::error::Result;
 use crate::layer::garbage::Needs;
 use crate::layer::pool::Pool;
 use crate::model::{Layer, Name};
-use crate::store::{plain, schema};
+use crate::store::plain;
 
 /// How often it is looked again after remedies: one may uncover the next thing.
 const ROUNDS: usize = 4;
@@ -214,7 +214,7 @@ pub async fn treat(context: &Context, only: Option<&Name>) -> Result<Vec<Finding
     let file = context.store.layout.store_json();
     if plain::is_there(&file)
         && let Err(error) = context.store.check_identity()
-        && schema::is_newer(&error)
+        && error.is_newer()
     {
         return examine(context, only).await;
     }

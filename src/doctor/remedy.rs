@@ -4,9 +4,8 @@
 use std::path::{Path, PathBuf};
 
 use super::{chain, running, vm};
-use crate::change::lost;
-use crate::change::open;
 use crate::change::recover::{self, Recovered};
+use crate::change::{OpenVm, lost, open};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::guest::freeze;
@@ -19,9 +18,9 @@ use crate::model::{Format, Layer, Name};
 use crate::qemu::img::Img;
 use crate::qemu::process;
 use crate::steps::restore;
-use crate::store::trash::Entry;
-use crate::store::{Store, atomic, plain, schema};
-use crate::sys::image_lock;
+use crate::store::trash::{self, Entry};
+use crate::store::{Store, atomic, plain};
+use crate::sys::{fault, image_lock};
 use crate::vm::gc;
 
 /// A repair, as plain data.
@@ -176,9 +175,9 @@ pub async fn apply(context: &Context, remedy: &Remedy) -> Result<Applied> {
         }
         Remedy::RestoreLayer { vm, layer, trash } => {
             let _lock = context.lock_store().await?;
-            let (_vm, record) = open::open(context, vm).await?;
+            let opened = OpenVm::open(context, vm).await?;
             // Somebody may have gone somewhere else meanwhile, and put it there.
-            if store.layout.layer(layer).exists() || !chain::lacks(store, &record, layer) {
+            if store.layout.layer(layer).exists() || !chain::lacks(store, &opened.record, layer) {
                 return Ok(Applied::NotNeeded);
             }
             let file = store.layout.layer(layer);
@@ -307,7 +306,7 @@ async fn take_over(context: &Context, name: &Name) -> Result<()> {
 
 /// What cannot be read just now, or by this version, is not taken away.
 fn refuse_unless_damaged(error: Error) -> Result<()> {
-    match error.kind() == Kind::Damaged && !schema::is_newer(&error) {
+    match error.kind() == Kind::Damaged && !error.is_newer() {
         true => Ok(()),
         false => Err(error),
     }
@@ -331,7 +330,10 @@ async fn adopt(context: &Context, name: &Name) -> Result<String> {
         set_aside(context, name, &store.layout.journal(name))?;
     }
     let before = store.layout.vm_json(name);
-    let kept = store.open_trash(&Store::trash_name("doctor", name), &Entry::new("doctor", name, &context.operation))?;
+    let kept = store.open_trash(
+        &Store::trash_name(&trash::Kind::Doctor, name),
+        &Entry::new(trash::Kind::Doctor, name, &context.operation),
+    )?;
     std::fs::copy(&before, kept.join("vm.json")).on("keep", &before)?;
     let mut words = Vec::new();
     for disk in record.config.writable_mut() {
@@ -376,9 +378,10 @@ fn is_written_to(store: &Store, name: &Name) -> bool {
 /// Renames `path` into a directory of the trash of its own.
 fn set_aside(context: &Context, name: &Name, path: &Path) -> Result<()> {
     let store = &context.store;
-    let entry = Entry::new("doctor", name, &context.operation);
-    let trash = store.open_trash(&Store::trash_name("doctor", name), &entry)?;
+    let entry = Entry::new(trash::Kind::Doctor, name, &context.operation);
+    let trash = store.open_trash(&Store::trash_name(&trash::Kind::Doctor, name), &entry)?;
     let aside = trash.join(path.file_name().unwrap_or_default());
+    fault::point("a file, about to be set aside").on("move to the trash", path)?;
     std::fs::rename(path, &aside).on("move to the trash", path)?;
     atomic::sync_rename(path, &aside)
 }
@@ -422,8 +425,10 @@ async fn set_backing(context: &Context, layer: &Layer, backing: Option<&Layer>) 
     let path = store.layout.layer(layer);
     let before = stamp::of(store, layer)?;
     let name: Name = layer.id.as_str().parse()?;
-    let trash =
-        store.open_trash(&Store::trash_name("doctor", &name), &Entry::new("doctor", &name, &context.operation))?;
+    let trash = store.open_trash(
+        &Store::trash_name(&trash::Kind::Doctor, &name),
+        &Entry::new(trash::Kind::Doctor, &name, &context.operation),
+    )?;
     let kept = trash.join(format!("{}.header", layer.file_name()));
     atomic::write(&kept, &info::read_start(store, layer)?)?;
     // The other header was no part of what was noted, and what else has changed is not known: it is noted when the next layer is put on it.

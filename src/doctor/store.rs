@@ -14,7 +14,7 @@ use crate::layer::info;
 use crate::layer::pool::Pool;
 use crate::model::{Layer, Name, Record, human};
 use crate::store::trash::Found;
-use crate::store::{Store, plain, schema};
+use crate::store::{Store, plain};
 use crate::sys::files::special;
 use crate::sys::{flock, image_lock, space};
 use crate::template::freeze;
@@ -46,7 +46,7 @@ pub fn examine(context: &Context) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
     match store.check_identity() {
         Ok(()) => findings.push(Finding::ok("store", root.display().to_string())),
-        Err(error) if schema::is_newer(&error) => findings.push(
+        Err(error) if error.is_newer() => findings.push(
             Finding::fail("store", error.full_message()).hint("use that version; nothing is changed by this one"),
         ),
         Err(error) => findings.push(
@@ -354,7 +354,7 @@ pub fn examine_pool(context: &Context, needs: &Needs) -> Result<Vec<Finding>> {
                 .remedy(certain.then_some(Remedy::TrashFile(path))),
         );
     }
-    let memory = gc::unnamed_memory(store)?;
+    let memory = gc::unneeded_memory(store)?;
     if !memory.is_empty() {
         findings.push(
             Finding::info("leftovers", format!("{} files of guests' memory belong to no snapshot", memory.len()))

@@ -15,7 +15,6 @@ use crate::layer::stamp;
 use crate::model::{Layer, LayerId, Memory, Name, PORTS, Record, Role, State};
 use crate::qemu::probe::Probe;
 use crate::store::journal::Journal;
-use crate::store::schema;
 use crate::sys::flock;
 use crate::warm::resume;
 
@@ -66,9 +65,7 @@ async fn look(context: &Context, pool: &Pool, name: &Name) -> Result<Vec<Finding
         Err(error) if error.kind() == Kind::NotFound => return Ok(findings),
         Err(error) => {
             findings.push(match error.kind() {
-                Kind::Damaged if !schema::is_newer(&error) => {
-                    unreadable(context, pool, name, error.full_message()).await
-                }
+                Kind::Damaged if !error.is_newer() => unreadable(context, pool, name, error.full_message()).await,
                 _ => {
                     let hint = error.hints().first().cloned().unwrap_or_default();
                     Finding::fail("record", error.full_message()).of(name).hint(hint)
@@ -98,7 +95,7 @@ async fn look(context: &Context, pool: &Pool, name: &Name) -> Result<Vec<Finding
             return Ok(findings);
         }
         Ok(None) => {}
-        Err(error) if error.kind() != Kind::Damaged || schema::is_newer(&error) => {
+        Err(error) if error.kind() != Kind::Damaged || error.is_newer() => {
             let hint = error.hints().first().cloned().unwrap_or_default();
             findings.push(Finding::fail("journal", error.full_message()).of(name).hint(hint));
             return Ok(findings);
@@ -182,7 +179,7 @@ fn without_record(context: &Context, name: &Name, busy: bool) -> Result<Finding>
     };
     match recover::load(context, name) {
         Err(error) => {
-            let is_newer = schema::is_newer(&error);
+            let is_newer = error.is_newer();
             let finding = Finding::warn("journal", error.full_message()).of(name);
             return Ok(match is_newer {
                 true => finding.hint("use that version; nothing is changed by this one"),
@@ -261,7 +258,7 @@ fn spare_copy(context: &Context, name: &Name) -> Option<Finding> {
         about.push_str(&format!(": {}", path.display()));
     }
     let finding = Finding::info("record", about).of(name);
-    Some(match schema::is_newer(&error) {
+    Some(match error.is_newer() {
         true => finding.hint("use that version; nothing is changed by this one"),
         false => finding
             .hint("the next command that changes it writes it anew; or: cowhand doctor --repair")

@@ -169,7 +169,7 @@ pub async fn reap(context: &Context) -> Result<Vec<(Name, u64)>> {
 /// Makes a shell of one again that was claimed shortly before a power cut: the record it got then was not flushed, and may be lost.
 fn restore_shell(context: &Context, name: &Name) -> Result<()> {
     let store = &context.store;
-    let lost = || store.load(name).is_err_and(|error| error.kind() == Kind::Damaged && !schema::is_newer(&error));
+    let lost = || store.load(name).is_err_and(|error| error.kind() == Kind::Damaged && !error.is_newer());
     let spare = || store.load_spare(name).and_then(Result::ok).filter(Record::is_shell);
     if !lost() || spare().is_none() || status::is_running(context, name)? {
         return Ok(());

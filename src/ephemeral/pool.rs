@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use super::{discard, queue};
-use crate::change::open;
+use crate::change::OpenVm;
 use crate::clone::{self, Kind};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
@@ -53,10 +53,10 @@ pub async fn fill(context: &Context, template: &Name, wanted: u32) -> Result<u32
     let record = store.load(template)?;
     refuse_too_many(clone::warm(context, template, &record)?.config.memory_bytes, wanted)?;
     {
-        let (_lock, mut record) = open::open(context, template).await?;
-        if let Some(warm) = record.warm.as_mut().filter(|warm| warm.pool != wanted) {
+        let mut vm = OpenVm::open(context, template).await?;
+        if let Some(warm) = vm.record.warm.as_mut().filter(|warm| warm.pool != wanted) {
             warm.pool = wanted;
-            store.save(template, &record)?;
+            vm.save()?;
         }
     }
     let started = top_up(context, template).await?;
@@ -137,10 +137,10 @@ async fn start(context: &Context, template: &Name, record: &Record) -> Result<()
     clone::clone(context, &request).await?;
     let started = async {
         let warm = clone::warm(context, template, record)?;
-        let (_lock, mut shell) = open::open(context, &name).await?;
-        drop(resume::wake(context, &name, &shell, warm, false).await?);
-        shell.ephemeral = Some(waiting());
-        context.store.save(&name, &shell)
+        let mut shell = OpenVm::open(context, &name).await?;
+        drop(resume::wake(context, &name, &shell.record, warm, false).await?);
+        shell.record.ephemeral = Some(waiting());
+        shell.save()
     };
     if let Err(error) = started.await {
         discard::discard(context, &name, &ours).await?;
@@ -229,12 +229,12 @@ pub async fn drain(context: &Context, template: Option<&Name>) -> Result<usize> 
             continue;
         }
         let record = {
-            let (_lock, mut record) = open::open(context, &name).await?;
-            if let Some(warm) = record.warm.as_mut().filter(|warm| warm.pool > 0) {
+            let mut vm = OpenVm::open(context, &name).await?;
+            if let Some(warm) = vm.record.warm.as_mut().filter(|warm| warm.pool > 0) {
                 warm.pool = 0;
-                store.save(&name, &record)?;
+                vm.save()?;
             }
-            record
+            vm.record
         };
         // Who is starting one just now does not see that none is wanted any more before it waits.
         let _lock = match record.warm {

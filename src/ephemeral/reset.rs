@@ -3,12 +3,11 @@
 
 use uuid::Uuid;
 
-use crate::change::open;
-use crate::change::{self, Plan, Planned, Run};
+use crate::change::{OpenVm, Plan, Planned};
 use crate::clone::{self, Kind};
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::instance::{boot_files, connect, launch};
+use crate::instance::{boot_files, launch};
 use crate::layer::chain;
 use crate::model::{Config, Disk, Format, Layer, Name, Origin, Record, Warm};
 use crate::qemu::cmdline::How;
@@ -17,7 +16,7 @@ use crate::steps::merge::RemoveLayers;
 use crate::steps::qemu::StopQemu;
 use crate::steps::record::WriteRecord;
 use crate::steps::trash::TrashLayers;
-use crate::store::Store;
+use crate::store::{Store, trash};
 use crate::warm::steps::ResumeWarm;
 
 /// What a reset came to.
@@ -35,7 +34,8 @@ pub async fn reset(context: &Context, name: &Name, stopped: bool) -> Result<Rese
     let from = stands_on_snapshot_of(context, name);
     let names: Vec<&Name> = [name].into_iter().chain(&from).collect();
     let store_lock = context.lock_store_for(&names).await?;
-    let (lock, record) = open::open_vm(context, name, "reset").await?;
+    let mut opened = OpenVm::for_change(context, name, "reset").await?;
+    let record = opened.record.clone();
     let origin = record.origin.clone().ok_or_else(|| {
         Error::refused(format!("{name} was not made from a template or a snapshot"))
             .hint(format!("go back to a snapshot of its own: cowhand snapshot revert {name}@NAME"))
@@ -51,8 +51,9 @@ pub async fn reset(context: &Context, name: &Name, stopped: bool) -> Result<Rese
     // Nobody may merge the layers of the snapshot meanwhile.
     let mut source_lock = None;
     if origin.snapshot.is_some() && source_name != *name {
-        let (lock, now) = open::open(context, &source_name).await?;
-        (source_lock, source) = (Some(lock), now);
+        let opened = OpenVm::open(context, &source_name).await?;
+        source = opened.record.clone();
+        source_lock = Some(opened);
     }
     let at = match &origin.snapshot {
         Some(snapshot) => format!("{source_name}@{snapshot}"),
@@ -79,9 +80,8 @@ pub async fn reset(context: &Context, name: &Name, stopped: bool) -> Result<Rese
         boot_files::check_isos(&after.config)
             .map_err(|error| error.hint(format!("or eject it: cowhand cdrom eject {name}")))?;
     }
-    let mut qmp = connect::if_running(context, name).await?;
-    if let Some(qmp) = &mut qmp {
-        connect::refuse_job(name, qmp).await?;
+    opened.refuse_job().await?;
+    if opened.state().await?.is_live() {
         before.push(StopQemu {}.into());
     }
     let kept: Vec<&Layer> = after.layers().collect();
@@ -90,10 +90,13 @@ pub async fn reset(context: &Context, name: &Name, stopped: bool) -> Result<Rese
     let away: Planned = match record.ephemeral {
         // Nothing of it was ever to stay.
         Some(_) => RemoveLayers { layers: gone }.into(),
-        None => TrashLayers::of(&record, Store::trash_name("reset", name), "reset", gone, None).into(),
+        None => {
+            let trash = Store::trash_name(&trash::Kind::Reset, name);
+            TrashLayers::of(&record, trash, trash::Kind::Reset, gone, None).into()
+        }
     };
     let plan = Plan::before(before).pivot(WriteRecord::of(&after)).after([away]);
-    change::run(&lock, plan, &mut Run::with(context, name, qmp)).await?;
+    opened.carry_out(plan).await?;
     drop((source_lock, store_lock));
     if stopped {
         return Ok(Reset { origin: at, kind: None });
@@ -102,7 +105,7 @@ pub async fn reset(context: &Context, name: &Name, stopped: bool) -> Result<Rese
         match warm {
             Some(warm) => {
                 let plan = Plan::pivot(ResumeWarm::from(warm));
-                change::run(&lock, plan, &mut Run::with_no_qemu(context, name)).await.map(drop)
+                opened.carry_out_on_files(plan).await.map(drop)
             }
             None => launch::launch(context, name, &after, How::Running).await.map(drop),
         }

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::request::{Keep, Request, Warmth};
 use super::{discard, pool, queue};
-use crate::change::open;
+use crate::change::OpenVm;
 use crate::clone::{self, Kind};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Kind as ErrorKind, Result};
@@ -236,11 +236,11 @@ pub async fn make(
         refill(context, &source.vm);
     }
     clone::clone(context, &cloning(request, name, Kind::Warm, ephemeral)).await?;
-    let (_lock, vm) = open::open(context, name).await?;
-    let qmp = resume::wake(context, name, &vm, warm, bound(request)).await?;
+    let vm = OpenVm::open(context, name).await?;
+    let qmp = resume::wake(context, name, &vm.record, warm, bound(request)).await?;
     resume::go_on(context, name, qmp).await?;
     let running = began.elapsed();
-    let client = resume::settle(context, name, &vm, warm).await?;
+    let client = resume::settle(context, name, &vm.record, warm).await?;
     Ok(Made { name: name.clone(), kind: Kind::Warm, pooled: false, client, running, took: began.elapsed() })
 }
 
@@ -268,10 +268,10 @@ async fn boot(
     began: Instant,
 ) -> Result<Made> {
     clone::clone(context, &cloning(request, name, Kind::Thin, ephemeral)).await?;
-    let (lock, record) = open::open(context, name).await?;
+    let vm = OpenVm::open(context, name).await?;
     let launch = Launch { how: How::Running, held: Vec::new(), with_us: bound(request) };
-    drop(launch::launch(context, name, &record, launch).await?);
-    drop(lock);
+    drop(launch::launch(context, name, &vm.record, launch).await?);
+    drop(vm);
     let running = began.elapsed();
     match install::reach(context, name, limit).await? {
         Reached::Helper(client) => {
@@ -379,19 +379,19 @@ async fn keep_from_now_on(context: &Context, request: &Request, name: &Name) -> 
     if request.keep != Keep::Always {
         return Ok(());
     }
-    let (_lock, mut record) = open::open(context, name).await?;
-    record.ephemeral = None;
-    context.store.save(name, &record)
+    let mut vm = OpenVm::open(context, name).await?;
+    vm.record.ephemeral = None;
+    vm.save()
 }
 
 /// From now on it belongs to nobody, and stays, or stays until then.
 async fn stay(context: &Context, request: &Request, name: &Name) -> Result<Option<Name>> {
-    let (_lock, mut record): (_, Record) = open::open(context, name).await?;
-    if let Some(base) = base(request, &record) {
+    let mut vm = OpenVm::open(context, name).await?;
+    if let Some(base) = base(request, &vm.record) {
         context.ui.note(&format!("{name} stands on the snapshot {}@{base}, which was taken for it", request.source.vm));
     }
-    record.ephemeral =
+    vm.record.ephemeral =
         request.keep_for.map(|ttl| Ephemeral { owner: None, expires: Some(super::from_now(ttl)), shell: false });
-    context.store.save(name, &record)?;
+    vm.save()?;
     Ok(Some(name.clone()))
 }

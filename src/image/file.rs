@@ -10,10 +10,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::change::open;
+use crate::change::OpenVm;
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
-use crate::instance::status;
 use crate::layer::foreign::rule::{Ask, Spelling};
 use crate::layer::foreign::{self, chain as chains};
 use crate::layer::inspect::{self, Content, Reference, Role};
@@ -200,13 +199,14 @@ pub async fn convert_overlay(
 pub async fn export(context: &Context, point: &PointRef, target: Option<&str>, to: &Target) -> Result<Written> {
     let vm = &point.vm;
     // Keeps the layers from being merged meanwhile.
-    let (_lock, record) = open::open(context, vm).await?;
+    let opened = OpenVm::open(context, vm).await?;
+    let record = &opened.record;
     let (config, tag) = match &point.snapshot {
         Some(name) => {
             let snapshot = record.snapshot(vm, name)?;
             (&snapshot.config, snapshot.tag())
         }
-        None if status::is_running(context, vm)? => {
+        None if opened.is_running()? => {
             return Err(Error::refused(format!("{vm} is running: its disks change while they would be written out"))
                 .hint(format!(
                     "export a snapshot: cowhand snapshot create {vm} NOW && cowhand image export {vm}@NOW FILE"

@@ -48,13 +48,17 @@ pub fn is_running(context: &Context, name: &Name) -> Result<bool> {
     Ok(sockets::of(context, name).is_some_and(|sockets| UnixStream::connect(sockets.status()).is_ok()))
 }
 
+/// The state of a VM that has no QEMU: stopped, or crashed.
+pub fn at_rest(context: &Context, name: &Name) -> State {
+    let left_behind =
+        sockets::are_there(context, name) && sockets::of(context, name).is_some_and(|sockets| sockets.qmp().exists());
+    if left_behind { State::Crashed } else { State::Stopped }
+}
+
 /// Observes the VM.
 pub async fn observe(context: &Context, name: &Name) -> Result<Status> {
     if !is_running(context, name)? {
-        let left_behind = sockets::are_there(context, name)
-            && sockets::of(context, name).is_some_and(|sockets| sockets.qmp().exists());
-        let state = if left_behind { State::Crashed } else { State::Stopped };
-        return Ok(Status { state, pid: None, detail: None });
+        return Ok(Status { state: at_rest(context, name), pid: None, detail: None });
     }
     let mut status = Status { state: State::Running, pid: None, detail: None };
     let answer = match sockets::of(context, name) {

@@ -10,10 +10,11 @@
 //! record ever names it, and a layer that is made on it has a header that says so.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::DirEntry;
 
 use super::info::LayerInfo;
 use super::pool::Pool;
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::model::{Layer, LayerId, Name, Record};
 use crate::store::Store;
 
@@ -209,6 +210,33 @@ fn free<'a>(
         }
     }
     free
+}
+
+/// The files in `ram/`: memory of guests, and the state of their devices.
+pub fn memory_files(store: &Store) -> Vec<DirEntry> {
+    let entries = std::fs::read_dir(store.layout.rams()).into_iter().flatten().flatten();
+    entries.filter(|entry| memory_id(entry).is_some() && entry.file_type().is_ok_and(|kind| kind.is_file())).collect()
+}
+
+/// The id with which the name of a file in `ram/` begins. What has none is not ours.
+fn memory_id(file: &DirEntry) -> Option<LayerId> {
+    file.file_name().to_str()?.split('.').next()?.parse().ok()
+}
+
+/// Of `files`, which were listed before the journals were read, those that no record names and no change
+/// has `claimed`. None while a record cannot be read: it may name any of them.
+pub fn unneeded_memory(store: &Store, files: Vec<DirEntry>, claimed: BTreeSet<LayerId>) -> Result<Vec<DirEntry>> {
+    let mut named = claimed;
+    for name in store.directories()? {
+        match store.load(&name) {
+            Ok(record) => named.extend(record.memory_images().cloned()),
+            // It never came to be, or has gone.
+            Err(error) if error.kind() == Kind::NotFound => {}
+            Err(_) => return Ok(Vec::new()),
+        }
+    }
+    let is_unneeded = |file: &DirEntry| memory_id(file).is_some_and(|id| !named.contains(&id));
+    Ok(files.into_iter().filter(is_unneeded).collect())
 }
 
 #[cfg(test)]

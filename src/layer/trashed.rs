@@ -6,7 +6,7 @@ use super::{info, note};
 use crate::error::{IoContext, Result};
 use crate::model::Layer;
 use crate::store::Store;
-use crate::store::trash::Found;
+use crate::store::trash::{Found, Kind};
 
 /// How deep a directory of the trash is looked into.
 const DEPTH: usize = 4;
@@ -53,7 +53,7 @@ pub fn of(found: &Found, layer: &Layer) -> Option<std::result::Result<(), String
     let path = found.path.join("layers").join(layer.file_name());
     let about = path.symlink_metadata().ok()?;
     // Who moved what there has written it down, but for layers that nobody named.
-    let is_listed = found.entry.as_ref().is_ok_and(|entry| entry.layers.contains(layer) || entry.what == "gc");
+    let is_listed = found.entry.as_ref().is_ok_and(|entry| entry.layers.contains(layer) || entry.what == Kind::Gc);
     if about.is_symlink() {
         return Some(if is_listed { Ok(()) } else { Err("it is a link".to_owned()) });
     }

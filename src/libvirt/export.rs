@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use super::xml::Notes;
 use super::{Note, write};
-use crate::change::open;
+use crate::change::OpenVm;
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::image::file::{self, Of, Target};
@@ -71,9 +71,9 @@ impl Exported {
 /// Writes `point` into the new directory `directory`.
 pub async fn export(context: &Context, point: &PointRef, directory: &Path) -> Result<Exported> {
     // Keeps the layers from being merged meanwhile.
-    let (_lock, record) = open::open(context, &point.vm).await?;
-    let vm = &point.vm;
-    if point.snapshot.is_none() && status::is_running(context, vm)? {
+    let opened = OpenVm::open(context, &point.vm).await?;
+    let (vm, record) = (&point.vm, &opened.record);
+    if point.snapshot.is_none() && opened.is_running()? {
         return Err(Error::refused(format!("{vm} is running: its disks change while they would be written out"))
             .hint(format!("stop it, or export a snapshot: cowhand export --libvirt {vm}@SNAPSHOT DIR")));
     }
@@ -82,7 +82,7 @@ pub async fn export(context: &Context, point: &PointRef, directory: &Path) -> Re
     let mut export = Export {
         context,
         vm,
-        record: &record,
+        record,
         directory: &directory,
         scratch: scratch.path(),
         kind: if accel::choose(context.settings.accel, &Host::observe())?.accel == "kvm" { "kvm" } else { "qemu" },

@@ -1,7 +1,5 @@
 //! The memory of a guest as it was at a snapshot, and what a QEMU must be like to take it up again.
 
-use serde::{Deserialize, Serialize};
-
 use super::LayerId;
 
 /// The memory that belongs to a snapshot.
@@ -18,8 +16,7 @@ pub struct Memory {
 }
 
 /// A file with memory and device state, `ram/<id>`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RamImage {
     /// Its identity, as random as a layer's.
     pub id: LayerId,
@@ -41,8 +38,7 @@ impl RamImage {
 
 /// What has to be the same for memory to be taken up again. Machine type, memory size and disks are not in here: they come back with
 /// the snapshot's configuration.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fingerprint {
     /// QEMU's version.
     pub qemu: String,
@@ -51,7 +47,6 @@ pub struct Fingerprint {
     /// The CPU model as QEMU was told.
     pub cpu: String,
     /// The host's processor, where the guest sees it (KVM).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_cpu: Option<String>,
     /// The devices, `id driver` each, sorted.
     pub devices: Vec<String>,

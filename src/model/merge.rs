@@ -1,12 +1,9 @@
-//! A merge of layers that stand on each other, as data that can be written to a journal.
-
-use serde::{Deserialize, Serialize};
+//! A merge of layers that stand on each other.
 
 use super::Layer;
 
 /// One merge.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Merge {
     /// The guest's name for the disk.
     pub target: String,
@@ -15,7 +12,6 @@ pub struct Merge {
     /// The uppermost layer.
     pub top: Layer,
     /// The layers between `top` and `base`, from above to below.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub between: Vec<Layer>,
     /// The lowest layer.
     pub base: Layer,
@@ -24,20 +20,28 @@ pub struct Merge {
     /// What stands on `top`; `None` when it is an active layer.
     pub overlay: Option<Layer>,
     /// Layers that stay although their data was copied: somebody else needs them.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kept: Vec<Layer>,
     /// About how many bytes move.
     pub bytes: u64,
 }
 
 /// Which way the data moves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MergeKind {
     /// `top` and what is between are written into `base`, and vanish.
     Commit,
     /// `base` and what is between are copied into `top`, and vanish.
     Stream,
+}
+
+impl MergeKind {
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Commit => "commit",
+            Self::Stream => "stream",
+        }
+    }
 }
 
 impl Merge {
@@ -88,11 +92,7 @@ impl Merge {
 
     /// The name of its block job.
     pub fn job(&self) -> String {
-        let verb = match self.kind {
-            MergeKind::Commit => "commit",
-            MergeKind::Stream => "stream",
-        };
-        format!("cw-{verb}-{}", self.top.id)
+        format!("cw-{}-{}", self.kind.as_str(), self.top.id)
     }
 
     /// Does it merge the layer the guest writes to, so that QEMU's device has to switch?

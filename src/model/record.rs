@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{Config, Ephemeral, Layer, Name, Snapshot, Warm};
+use super::{Config, Ephemeral, Layer, LayerId, Name, Snapshot, Warm};
 use crate::error::{Error, Result};
 
 /// Everything we know of a VM or template. Its name is the name of its directory, its state is observed.
@@ -178,6 +178,12 @@ impl Record {
         let of_template = self.config.volumes().filter(|_| self.is_template());
         let mut kept = of_template.chain(self.snapshots.iter().flat_map(|snapshot| snapshot.config.volumes()));
         kept.any(|disk| disk.layer == *layer)
+    }
+
+    /// The ids of the files of guests' memory that the record names: the snapshots' and the warm guest's.
+    pub fn memory_images(&self) -> impl Iterator<Item = &LayerId> {
+        let of_snapshots = self.snapshots.iter().filter_map(Snapshot::ram_image).map(|image| &image.id);
+        of_snapshots.chain(self.warm.iter().map(|warm| &warm.image.id))
     }
 
     /// Every layer the record names: the head's, the snapshots' and the warm guest's.

@@ -1,7 +1,6 @@
 //! What a warm template has beside its disks, and VMs that are not to stay.
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 
 use super::{Config, Fingerprint, LayerId};
 
@@ -27,8 +26,7 @@ pub struct Warm {
 }
 
 /// The files of a warm template: `ram/<id>.mem` and `ram/<id>.state`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WarmImage {
     /// Their identity, as random as a layer's.
     pub id: LayerId,
@@ -60,23 +58,18 @@ impl Warm {
 }
 
 /// Why and how long a VM is there that is not to stay.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ephemeral {
     /// It goes with this process.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<Owner>,
     /// It goes then at the latest.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires: Option<Timestamp>,
     /// It is a shell of the pool: a QEMU that waits to become a clone.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub shell: bool,
 }
 
 /// A process, so that it cannot be taken for another one of the same number.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owner {
     /// Its number.
     pub pid: i32,

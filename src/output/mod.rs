@@ -11,7 +11,7 @@ use std::io::{ErrorKind, IsTerminal, Write};
 use std::sync::OnceLock;
 
 use anstyle::{AnsiColor, Style};
-use serde_json::{Value, json};
+use serde::Serialize;
 
 pub use progress::Terminal;
 
@@ -71,22 +71,25 @@ pub struct Printer {
 
 impl Printer {
     /// A result: `text` for people, `value` for scripts.
-    pub fn result(&self, text: &str, value: &Value) {
+    pub fn result(&self, text: &str, value: &(impl Serialize + ?Sized)) {
         match self.format {
             Format::Table => self.text(text),
-            Format::Json => put(&printable::json(&format!("{value:#}"))),
+            Format::Json => match serde_json::to_string_pretty(value) {
+                Ok(text) => put(&printable::json(&text)),
+                Err(error) => note_failure(Err(error.into())),
+            },
         }
     }
 
     /// A value for scripts, written as it is serialized: for what is too large to be copied.
-    pub fn json(&self, value: &impl serde::Serialize) {
+    pub fn json(&self, value: &impl Serialize) {
         let mut out = std::io::BufWriter::new(std::io::stdout());
         let written = serde_json::to_writer_pretty(&mut out, value).map_err(std::io::Error::from);
         note_failure(written.and_then(|()| writeln!(out)).and_then(|()| out.flush()));
     }
 
     /// That something was done: `text` for people unless they want quiet, `value` for scripts.
-    pub fn done(&self, text: &str, value: &Value) {
+    pub fn done(&self, text: &str, value: &(impl Serialize + ?Sized)) {
         if self.format == Format::Json || !self.quiet {
             self.result(text, value);
         }
@@ -129,7 +132,7 @@ impl Printer {
     /// An error, with its cause and what to type next.
     pub fn error(&self, error: &Error) {
         match self.format {
-            Format::Json => to_stderr(&printable::json(&format!("{}\n", error_json(error)))),
+            Format::Json => to_stderr(&printable::json(&(error_json(error) + "\n"))),
             Format::Table => to_stderr(&error_text(error)),
         }
     }
@@ -177,17 +180,9 @@ fn note_failure(written: std::io::Result<()>) {
     }
 }
 
-/// An error for scripts.
-pub fn error_json(error: &Error) -> Value {
-    let mut inner = json!({
-        "kind": error.kind().word(),
-        "message": error.full_message(),
-        "hint": error.hints().join("\n"),
-    });
-    if !error.dependent_names().is_empty() {
-        inner["dependents"] = json!(error.dependent_names());
-    }
-    json!({ "error": inner })
+/// An error for scripts: one line of JSON.
+fn error_json(error: &Error) -> String {
+    serde_json::to_string(&json::Failure::from(error)).unwrap_or_default()
 }
 
 /// An error for people.

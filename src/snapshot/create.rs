@@ -5,16 +5,13 @@ use std::time::{Duration, Instant};
 use super::internal;
 use super::memory;
 use super::plan::{self, Quiesce, Taking};
-use crate::change::open;
-use crate::change::{self, Run};
+use crate::change::OpenVm;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::guest::freeze;
-use crate::instance::{connect, fingerprint, status};
+use crate::instance::fingerprint;
 use crate::layer::chain;
-use crate::model::{Disk, Memory, Name, PointRef, Quiesced, RamImage, Record, Snapshot, State, bus};
-use crate::qemu::qmp::Qmp;
-use crate::store::VmLock;
+use crate::model::{Disk, Memory, Name, PointRef, Quiesced, RamImage, Record, Snapshot, bus};
 use crate::sys::image_lock;
 use crate::vm::cdrom;
 
@@ -58,8 +55,8 @@ pub struct Taken {
 
 /// Takes a snapshot of `vm`.
 pub async fn create(context: &Context, vm: &Name, request: &Request) -> Result<Taken> {
-    let (lock, record) = open::open_vm(context, vm, "take a snapshot of").await?;
-    take_locked(context, &lock, &record, request).await
+    let mut opened = OpenVm::for_change(context, vm, "take a snapshot of").await?;
+    take(&mut opened, request).await
 }
 
 /// What another QEMU writes to is no snapshot, and is not this VM's, whatever its record says.
@@ -72,24 +69,23 @@ fn refuse_written(context: &Context, vm: &Name, record: &Record) -> Result<()> {
     })
 }
 
-/// Takes a snapshot of a VM whose lock is held.
-pub async fn take_locked(context: &Context, lock: &VmLock, record: &Record, request: &Request) -> Result<Taken> {
+/// Takes a snapshot of a VM that is open.
+pub async fn take(opened: &mut OpenVm<'_>, request: &Request) -> Result<Taken> {
     let began = Instant::now();
-    let vm = lock.name();
-    let name = choose_name(vm, record, request.name.as_ref())?;
+    let (context, vm, mut record) = (opened.context(), &opened.name().clone(), opened.record.clone());
+    let name = choose_name(vm, &record, request.name.as_ref())?;
     if record.config.writable().next().is_none() {
         return Err(Error::refused(format!(
             "{vm} has no disk it can write to: there is nothing to take a snapshot of"
         )));
     }
-    let mut record = record.clone();
     chain::refresh(&context.store, &mut record.config)?;
-    let mut qmp = connect::if_running(context, vm).await?;
-    if qmp.is_none() {
+    let state = opened.state().await?;
+    if !state.is_live() {
         refuse_written(context, vm, &record)?;
     }
-    let state = status::observe(context, vm).await?.state;
-    memory::check_space(context, &record.config, qmp.as_ref().filter(|_| request.memory).and_then(Qmp::pid))?;
+    let pid = opened.qmp().await?.and_then(|qmp| qmp.pid());
+    memory::check_space(context, &record.config, pid.filter(|_| request.memory))?;
     let mut taking = Taking {
         name: name.clone(),
         description: request.description.clone(),
@@ -99,25 +95,25 @@ pub async fn take_locked(context: &Context, lock: &VmLock, record: &Record, requ
         memory: None,
         expires: request.expires,
     };
-    if (request.memory || request.internal) && qmp.is_some() && request.quiesce == Quiesce::Require {
+    let with_memory = (request.memory || request.internal) && state.is_live();
+    if with_memory && request.quiesce == Quiesce::Require {
         return Err(Error::usage(
             "memory and disks of one instant need no freeze, and a frozen guest would wake up frozen",
         )
         .hint("leave out --quiesce or --memory"));
     }
-    if (request.memory || request.internal) && qmp.is_some() {
+    if with_memory {
         bus::refuse_memory(vm.as_str(), &record.config)?;
     }
-    if let Some(qmp) = qmp.as_mut().filter(|_| request.memory || request.internal) {
+    if let Some(qmp) = opened.qmp().await?.filter(|_| with_memory) {
         cdrom::refuse_difference(qmp, vm, &record.config).await?;
     }
-    if request.memory && qmp.is_none() {
+    if request.memory && !state.is_live() {
         context.ui.warn(&format!("{vm} does not run: it has no memory to save, so the snapshot holds the disks alone"));
     }
     let mut quiesced = Quiesced::Still;
-    if let Some(qmp) = &mut qmp {
-        connect::refuse_job(vm, qmp).await?;
-        let status = qmp.status(crate::qemu::qmp::REPLY).await?;
+    opened.refuse_job().await?;
+    if let Some((qmp, status)) = opened.live().await? {
         let running = status.running;
         if request.memory && !request.internal && status.status == "postmigrate" {
             return Err(Error::refused(format!(
@@ -126,12 +122,10 @@ pub async fn take_locked(context: &Context, lock: &VmLock, record: &Record, requ
             .hint(format!("nothing in it has changed; for the disks alone: cowhand snapshot create {vm}"))
             .hint(format!("or let it run first: cowhand resume {vm}")));
         }
-        taking.state = if running { State::Running } else { State::Paused };
         if running {
             quiesced = Quiesced::NotAsked;
         }
-        let with_memory = running && (request.memory || request.internal);
-        if with_memory && request.quiesce != Quiesce::Never && qmp.agent_is_listening().await? {
+        if with_memory && running && request.quiesce != Quiesce::Never && qmp.agent_is_listening().await? {
             let limit = request.quiesce_limit.unwrap_or(freeze::FREEZE);
             if freeze::is_frozen(context, vm, limit).await {
                 context.ui.warn(&format!(
@@ -153,12 +147,11 @@ pub async fn take_locked(context: &Context, lock: &VmLock, record: &Record, requ
         if taking.freeze.take().is_some() {
             quiesced = Quiesced::NotAsked;
         }
-        internal::take(qmp.as_mut(), &record, &taking, &internal::free_tag()).await?
+        internal::take(opened.qmp().await?, &record, &taking, &internal::free_tag()).await?
     } else {
         plan::take(&record, &taking).1
     };
-    let mut run = Run::with(context, vm, qmp);
-    let report = change::run(lock, plan, &mut run).await?;
+    let report = opened.carry_out(plan).await?;
     for warning in &report.warnings {
         context.ui.warn(warning);
     }

@@ -6,17 +6,15 @@ use super::internal;
 use super::outcome::{Outcome, Removed, What};
 use super::plan::{self, Moves, Which};
 use super::undoable::{self, Kept};
-use crate::change::open;
-use crate::change::{self, Run};
+use crate::change::OpenVm;
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::instance::{connect, status};
+use crate::instance::status;
 use crate::layer::collapse::{self, Action, Permissions, Why};
 use crate::layer::pool::Pool;
 use crate::layer::{info, sealed};
-use crate::model::{Layer, LayerId, Name, Record, Snapshot, printable};
-use crate::qemu::qmp::REPLY;
-use crate::store::{Store, VmLock};
+use crate::model::{Layer, LayerId, Name, Record, Snapshot, State, printable};
+use crate::store::{Store, trash};
 
 /// How snapshots are removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -34,8 +32,8 @@ pub async fn remove(context: &Context, vm: &Name, snapshot: &Name, request: Requ
     if !request.dry_run {
         context.store.give_up_reserve();
     }
-    let (lock, record) = open::open_vm(context, vm, "remove a snapshot of").await?;
-    remove_locked(context, &lock, record, snapshot, request).await
+    let opened = OpenVm::for_change(context, vm, "remove a snapshot of").await?;
+    remove_from(opened, snapshot, request).await
 }
 
 /// Removes a snapshot that has expired, as it was seen in the record `seen` of `vm`; not one that has taken its name meanwhile.
@@ -46,25 +44,19 @@ pub async fn expire(
     snapshot: &Snapshot,
     dry_run: bool,
 ) -> Result<Vec<Removed>> {
-    let (lock, record) = open::open_vm(context, vm, "remove a snapshot of").await?;
+    let opened = OpenVm::for_change(context, vm, "remove a snapshot of").await?;
     let is_it =
         |now: &Snapshot| (&now.name, now.created, now.expires) == (&snapshot.name, snapshot.created, snapshot.expires);
-    if record.uuid != seen.uuid || !record.snapshots.iter().any(is_it) {
+    if opened.record.uuid != seen.uuid || !opened.record.snapshots.iter().any(is_it) {
         return Ok(Vec::new());
     }
     // A date takes no undo away: when that has gone from the trash, the layers are merged.
     let request = Request { dry_run, keep_undo: true, ..Request::default() };
-    remove_locked(context, &lock, record, &snapshot.name, request).await
+    remove_from(opened, &snapshot.name, request).await
 }
 
-async fn remove_locked(
-    context: &Context,
-    lock: &VmLock,
-    mut record: Record,
-    snapshot: &Name,
-    request: Request,
-) -> Result<Vec<Removed>> {
-    let vm = lock.name();
+async fn remove_from(mut opened: OpenVm<'_>, snapshot: &Name, request: Request) -> Result<Vec<Removed>> {
+    let (context, vm, record) = (opened.context(), &opened.name().clone(), opened.record.clone());
     let name = record.snapshot(vm, snapshot)?.name.clone();
     let names = plan::victims(&record, &name, request.which);
     for name in &names {
@@ -75,12 +67,11 @@ async fn remove_locked(
     }
     let mut removed = Vec::with_capacity(names.len());
     for name in &names {
-        let one =
-            remove_one(context, lock, &record, name, request.keep_undo).await.map_err(|error| match removed.len() {
-                0 => error,
-                count => error.hint(format!("{count} of {} were removed and stay so", names.len())),
-            })?;
-        record = context.store.load(vm)?;
+        let one = remove_one(&mut opened, name, request.keep_undo).await.map_err(|error| match removed.len() {
+            0 => error,
+            count => error.hint(format!("{count} of {} were removed and stay so", names.len())),
+        })?;
+        opened.record = context.store.load(vm)?;
         removed.push(one);
     }
     Ok(removed)
@@ -142,18 +133,12 @@ fn foretell(context: &Context, vm: &Name, mut record: Record, names: &[Name], ke
     Ok(removed)
 }
 
-async fn remove_one(
-    context: &Context,
-    lock: &VmLock,
-    record: &Record,
-    name: &Name,
-    keep_undo: bool,
-) -> Result<Removed> {
-    let vm = lock.name();
+async fn remove_one(opened: &mut OpenVm<'_>, name: &Name, keep_undo: bool) -> Result<Removed> {
+    let (context, vm, record) = (opened.context(), &opened.name().clone(), opened.record.clone());
     if let Some(tag) = record.snapshot(vm, name)?.tag() {
-        return internal::remove(context, lock, record, name, tag).await;
+        return internal::remove(opened, name, tag).await;
     }
-    let doomed = Doomed::look(context, vm, record, name, keep_undo)?;
+    let doomed = Doomed::look(context, vm, &record, name, keep_undo)?;
     let touched = doomed.disks.iter().flat_map(|(_, actions)| collapse::touched(actions));
     let relying = undoable::relying_on(context, touched)?;
     for change in &relying {
@@ -162,15 +147,10 @@ async fn remove_one(
             undoable::words(change)
         ));
     }
-    let mut qmp = connect::if_running(context, vm).await?;
-    let running = match &mut qmp {
-        Some(qmp) => qmp.status(REPLY).await?.running,
-        None => false,
-    };
-    let trash = Store::trash_name("snapshot-rm", vm);
-    let plan = plan::collapse(record, &doomed.dropped, doomed.moves(), running, "snapshot-rm", trash);
-    let mut run = Run::with(context, vm, qmp);
-    let report = change::run(lock, plan, &mut run).await?;
+    let running = opened.state().await? == State::Running;
+    let trash = Store::trash_name(&trash::Kind::SnapshotRm, vm);
+    let plan = plan::collapse(&record, &doomed.dropped, doomed.moves(), running, trash::Kind::SnapshotRm, trash);
+    let report = opened.carry_out(plan).await?;
     let lost_undo = undoable::lost(context, relying)?.iter().map(undoable::words).collect();
     Ok(Removed { name: name.clone(), outcomes: doomed.outcomes(report.unmerged.as_deref()), lost_undo })
 }
@@ -180,9 +160,10 @@ async fn remove_one(
 pub async fn merge_hidden(context: &Context, vm: &Name, spared: &[LayerId], dry_run: bool) -> Result<Vec<Outcome>> {
     let mut all = Vec::new();
     let Some(lock) = context.store.try_lock_vm(vm, &context.operation)? else { return Ok(all) };
-    if !dry_run {
-        crate::change::recover::recover(context, &lock).await?;
-    }
+    let mut opened = match dry_run {
+        true => OpenVm::as_it_is(context, lock)?,
+        false => OpenVm::with_lock(context, lock).await?,
+    };
     let mut seen = spared.to_vec();
     loop {
         let record = context.store.load(vm)?;
@@ -197,13 +178,10 @@ pub async fn merge_hidden(context: &Context, vm: &Name, spared: &[LayerId], dry_
             all.extend(hidden.outcomes(None));
             continue;
         }
-        let mut qmp = connect::if_running(context, vm).await?;
-        let running = match &mut qmp {
-            Some(qmp) => qmp.status(REPLY).await?.running,
-            None => false,
-        };
-        let plan = plan::collapse(&record, &record, hidden.moves(), running, "gc", Store::trash_name("gc", vm));
-        let report = change::run(&lock, plan, &mut Run::with(context, vm, qmp)).await?;
+        let running = opened.state().await? == State::Running;
+        let trash = Store::trash_name(&trash::Kind::Gc, vm);
+        let plan = plan::collapse(&record, &record, hidden.moves(), running, trash::Kind::Gc, trash);
+        let report = opened.carry_out(plan).await?;
         if let Some(why) = report.unmerged {
             return Err(Error::qemu("they could not be merged").because(why));
         }

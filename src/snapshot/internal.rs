@@ -11,7 +11,7 @@
 use super::internal_steps::{InternalDelete, InternalRevert, InternalSave};
 use super::outcome::{Outcome, Removed, What};
 use super::plan;
-use crate::change::{self, Plan, Planned, Run};
+use crate::change::{OpenVm, Plan, Planned};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::instance::{fingerprint, status};
@@ -24,7 +24,7 @@ use crate::steps::layers::CopyInternal;
 use crate::steps::qemu::{Resume, StopQemu};
 use crate::steps::record::WriteRecord;
 use crate::steps::trash::TrashLayers;
-use crate::store::VmLock;
+use crate::store::{VmLock, trash};
 
 /// How the tags begin under which a head is kept for `undo`.
 pub const WAY_BACK: &str = "cw-undo-";
@@ -96,7 +96,7 @@ pub struct Reverting<'a> {
     /// The directory in the trash.
     pub trash: String,
     /// What the trash says it was: `revert`, `undo`.
-    pub what: &'a str,
+    pub what: trash::Kind,
 }
 
 /// The record after a revert, and the plan.
@@ -129,7 +129,7 @@ pub fn revert(record: &Record, reverting: &Reverting<'_>) -> (Record, Plan) {
         let kept: Vec<&Layer> = after.layers().collect();
         trashed = layers(record.config.writable()).into_iter().filter(|layer| !kept.contains(&layer)).collect();
     }
-    let trash = TrashLayers::of(record, reverting.trash.clone(), reverting.what, trashed, way_back);
+    let trash = TrashLayers::of(record, reverting.trash.clone(), reverting.what.clone(), trashed, way_back);
     let mut last: Vec<Planned> = vec![trash.into()];
     if reverting.memory == Some(true) {
         last.push(Resume {}.into());
@@ -146,14 +146,8 @@ pub(super) fn would_remove(context: &Context, vm: &Name, record: &Record, snapsh
 }
 
 /// Removes an internal snapshot: nothing moves.
-pub(super) async fn remove(
-    context: &Context,
-    lock: &VmLock,
-    record: &Record,
-    name: &Name,
-    tag: &str,
-) -> Result<Removed> {
-    let vm = lock.name();
+pub(super) async fn remove(opened: &mut OpenVm<'_>, name: &Name, tag: &str) -> Result<Removed> {
+    let (context, vm, record) = (opened.context(), &opened.name().clone(), &opened.record.clone());
     let snapshot = record.snapshot(vm, name)?;
     let disks: Vec<&Disk> = snapshot.config.writable().collect();
     let _others = refuse_sealed_elsewhere(context, vm, record, snapshot)?;
@@ -161,7 +155,7 @@ pub(super) async fn remove(
     let before: Vec<u64> = disks.iter().map(size).collect::<Result<_>>()?;
     let delete = InternalDelete { tag: tag.to_owned(), layers: layers(snapshot.config.writable()) };
     let plan = Plan::pivot(WriteRecord::of(&plan::without(record, name))).after([delete.into()]);
-    change::run(lock, plan, &mut Run::new(context, vm)).await?;
+    opened.carry_out(plan).await?;
     let outcomes = disks.iter().zip(before).map(|(disk, before)| {
         let now = size(disk).unwrap_or(before);
         Outcome { target: disk.target.clone(), what: What::Internal, bytes: before.saturating_sub(now) }

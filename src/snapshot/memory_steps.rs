@@ -12,7 +12,7 @@ use crate::model::{Layer, RamImage, Record};
 use crate::qemu::cmdline::How;
 use crate::qemu::qmp::{Qmp, REPLY};
 use crate::qemu::ram::{self, Files, Saving, Way};
-use crate::store::schema::RecordV1;
+use crate::store::schema::{RecordV1, form};
 use crate::store::{atomic, make_directory};
 
 /// How often it is looked whether QEMU has got as far as the first page; there is no event for that.
@@ -23,6 +23,7 @@ const LOOK: Duration = Duration::from_millis(2);
 #[serde(deny_unknown_fields)]
 pub struct BeginMemory {
     /// The file.
+    #[serde(with = "form")]
     pub image: RamImage,
     /// The guest's CPUs run.
     pub running: bool,
@@ -98,6 +99,7 @@ impl Step for Pause {
 #[serde(deny_unknown_fields)]
 pub struct SaveMemory {
     /// The file.
+    #[serde(with = "form")]
     pub image: RamImage,
     /// The layers that are the head by now.
     pub heads: Vec<Layer>,
@@ -134,6 +136,7 @@ impl Step for SaveMemory {
 #[serde(deny_unknown_fields)]
 pub struct LoadMemory {
     /// The file.
+    #[serde(with = "form")]
     pub image: RamImage,
     /// The VM as it will be.
     pub record: Box<RecordV1>,
@@ -143,7 +146,8 @@ impl Step for LoadMemory {
     const TAG: &'static str = "load-memory";
 
     fn touches(&self) -> Touches {
-        Touches { record: Some(self.record.clone()), vm: Some(self.record.uuid()), ..Touches::default() }
+        let (record, vm) = (Some(self.record.clone()), Some(self.record.uuid()));
+        Touches { images: vec![self.image.id.clone()], record, vm, ..Touches::default() }
     }
 
     async fn apply(&self, run: &mut Run<'_>) -> Result<()> {

@@ -19,6 +19,7 @@ use crate::steps::qemu::{Resume, StopQemu};
 use crate::steps::record::WriteRecord;
 use crate::steps::trash::TrashLayers;
 use crate::store::schema::RecordV1;
+use crate::store::trash;
 
 /// What is removed along with a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -154,7 +155,8 @@ pub fn revert(record: &Record, snapshot: &Snapshot, reverting: &Reverting) -> (R
     let kept: Vec<&Layer> = after.layers().collect();
     let layers: Vec<Layer> =
         record.config.writable().map(|disk| disk.layer.clone()).filter(|layer| !kept.contains(&layer)).collect();
-    let mut last: Vec<Planned> = vec![TrashLayers::of(record, reverting.trash.clone(), "revert", layers, None).into()];
+    let mut last: Vec<Planned> =
+        vec![TrashLayers::of(record, reverting.trash.clone(), trash::Kind::Revert, layers, None).into()];
     if let Some((_, true)) = reverting.memory {
         last.push(Resume {}.into());
     }
@@ -238,7 +240,14 @@ impl Moves {
 
 /// The plan that gives up names and merges what they leave: write the record without the names, merge, re-point what was named after a
 /// vanished layer, clean up. `dropped` is the record without the names.
-pub fn collapse(before: &Record, dropped: &Record, moves: Moves, running: bool, what: &str, trash: String) -> Plan {
+pub fn collapse(
+    before: &Record,
+    dropped: &Record,
+    moves: Moves,
+    running: bool,
+    what: trash::Kind,
+    trash: String,
+) -> Plan {
     let Moves { merges, trashed } = moves;
     let mut repointed = dropped.clone();
     for merge in merges.iter().filter(|merge| merge.kind == MergeKind::Commit) {
@@ -290,3 +299,6 @@ fn repoint(record: &mut Record, from: &Layer, to: &Layer) {
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

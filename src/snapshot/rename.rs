@@ -1,13 +1,14 @@
 //! Giving a snapshot another name.
 
-use crate::change::open;
+use crate::change::OpenVm;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::model::{Name, PointRef};
 
 /// Renames `vm@old` to `vm@new`.
 pub async fn rename(context: &Context, vm: &Name, old: &Name, new: &Name) -> Result<()> {
-    let (_lock, mut record) = open::open_vm(context, vm, "rename a snapshot of").await?;
+    let mut opened = OpenVm::for_change(context, vm, "rename a snapshot of").await?;
+    let record = &mut opened.record;
     let old = record.snapshot(vm, old)?.name.clone();
     if new.as_str() == PointRef::CURRENT {
         return Err(Error::usage(
@@ -27,5 +28,5 @@ pub async fn rename(context: &Context, vm: &Name, old: &Name, new: &Name) -> Res
         snapshot.parent.as_mut().map(renamed);
     }
     record.head.as_mut().map(renamed);
-    context.store.save(vm, &record)
+    opened.save()
 }

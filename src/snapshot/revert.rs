@@ -5,16 +5,14 @@
 use super::internal;
 use super::memory;
 use super::plan::{self, Reverting};
-use crate::change::open;
-use crate::change::{self, Run};
+use crate::change::OpenVm;
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::instance::{boot_files, connect, launch, status};
+use crate::instance::{boot_files, launch, status};
 use crate::layer::chain;
 use crate::model::{Name, PointRef, Record, Snapshot, State, VmState};
 use crate::qemu::cmdline::How;
-use crate::qemu::qmp::{Qmp, REPLY};
-use crate::store::Store;
+use crate::store::{Store, trash};
 
 /// What the VM does afterwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +45,8 @@ pub struct Reverted {
 
 /// Reverts `vm` to `snapshot`.
 pub async fn revert(context: &Context, vm: &Name, snapshot: &Name, request: Request) -> Result<Reverted> {
-    let (lock, record) = open::open_vm(context, vm, "revert").await?;
+    let mut opened = OpenVm::for_change(context, vm, "revert").await?;
+    let record = opened.record.clone();
     let mut snapshot = record.snapshot(vm, snapshot)?.clone();
     // What an internal one had for sizes shows when it is back.
     if snapshot.tag().is_none() {
@@ -55,24 +54,18 @@ pub async fn revert(context: &Context, vm: &Name, snapshot: &Name, request: Requ
             Error::damaged(format!("snapshot {vm}@{} is damaged", snapshot.name)).because(error.full_message())
         })?;
     }
-    let mut qmp = connect::if_running(context, vm).await?;
-    let before = match &mut qmp {
-        None => State::Stopped,
-        Some(qmp) => {
-            connect::refuse_job(vm, qmp).await?;
-            if qmp.status(REPLY).await?.running { State::Running } else { State::Paused }
-        }
-    };
+    opened.refuse_job().await?;
+    let before = opened.state().await?;
     let memory = snapshot.memory.as_ref().filter(|_| !request.cold && request.then != Some(Then::Stopped));
     let then = request.then.unwrap_or(match (memory.is_some(), snapshot.vm_state, before) {
         (true, VmState::Running, _) | (false, _, State::Running) => Then::Running,
         (true, _, _) | (false, _, State::Paused) => Then::Paused,
         (false, _, State::Stopped | State::Crashed) => Then::Stopped,
     });
-    let trash = Store::trash_name("revert", vm);
+    let trash = Store::trash_name(&trash::Kind::Revert, vm);
     let (after, plan) = if snapshot.tag().is_some() {
         refuse_lost_memory(vm, &record, &snapshot, memory.is_some())?;
-        let old_pid = qmp.as_ref().and_then(Qmp::pid);
+        let old_pid = opened.qmp().await?.and_then(|qmp| qmp.pid());
         let running = memory.map(|_| then == Then::Running);
         internal::revert(
             &record,
@@ -82,13 +75,13 @@ pub async fn revert(context: &Context, vm: &Name, snapshot: &Name, request: Requ
                 old_pid,
                 memory: running,
                 trash,
-                what: "revert",
+                what: trash::Kind::Revert,
             },
         )
     } else {
         let image = memory.and_then(|memory| memory.image.clone());
         let memory = image.map(|image| (image, then == Then::Running));
-        plan::revert(&record, &snapshot, &Reverting { live: qmp.is_some(), memory, trash })
+        plan::revert(&record, &snapshot, &Reverting { live: before.is_live(), memory, trash })
     };
     if let Some(memory) = memory {
         let planned = Record { config: snapshot.config.clone(), ..after.clone() };
@@ -100,9 +93,7 @@ pub async fn revert(context: &Context, vm: &Name, snapshot: &Name, request: Requ
             error.hint(format!("or let it be stopped: cowhand snapshot revert {vm}@{} --stopped", snapshot.name))
         })?;
     }
-    let mut run = Run::with(context, vm, qmp);
-    if let Err(error) = change::run(&lock, plan, &mut run).await {
-        drop(run);
+    if let Err(error) = opened.carry_out(plan).await {
         return Err(start_again(context, vm, &record, before, error).await);
     }
     if then != Then::Stopped && memory.is_none() {

@@ -13,6 +13,7 @@ use crate::layer::{chain, copy, create, info, sealed, stamp};
 use crate::model::{FileId, Layer};
 use crate::qemu::img::Inside;
 use crate::qemu::offline::{Offline, Open};
+use crate::store::schema::form;
 use crate::store::{Store, plain};
 
 /// Makes an empty qcow2 layer.
@@ -55,7 +56,7 @@ pub struct CopyFile {
     /// The file.
     pub from: PathBuf,
     /// Which file it was when it was examined; another one in its place is not copied.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "form")]
     pub id: Option<FileId>,
     /// The new layer.
     pub layer: Layer,

@@ -7,12 +7,14 @@ use crate::change::step::{Abandoned, Step, Touches};
 use crate::error::Result;
 use crate::layer::{create, merge};
 use crate::model::{Layer, Merge, MergeKind, RamImage};
+use crate::store::schema::form;
 
 /// Merges layers, in the VM's QEMU or offline. A guest whose active layer is merged is left paused.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MergeLayers {
     /// All of them: they switch together.
+    #[serde(with = "form")]
     pub merges: Vec<Merge>,
 }
 
@@ -100,6 +102,7 @@ impl Step for RemoveLayers {
 #[serde(deny_unknown_fields)]
 pub struct RemoveMemory {
     /// The files.
+    #[serde(with = "form")]
     pub images: Vec<RamImage>,
 }
 

@@ -6,3 +6,6 @@ pub mod qemu;
 pub mod record;
 pub mod restore;
 pub mod trash;
+
+#[cfg(test)]
+mod tests;

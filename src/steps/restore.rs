@@ -13,6 +13,7 @@ use crate::error::{Error, Kind, Result};
 use crate::layer::stamp;
 use crate::model::{Layer, LayerStamp, Name, Record};
 use crate::store::journal::{self, Journal};
+use crate::store::schema::form;
 use crate::store::trash::Stamp;
 use crate::store::{Store, make_directory};
 
@@ -25,7 +26,7 @@ pub struct RestoreLayers {
     /// Which layers.
     pub layers: Vec<Layer>,
     /// What they stand on, as it was when they went into it.
-    #[serde(default)]
+    #[serde(default, with = "form")]
     pub below: Vec<Stamp>,
 }
 
@@ -150,7 +151,7 @@ mod tests {
     use crate::model::{Format, Merge, MergeKind};
     use crate::steps::merge::{MergeLayers, RemoveLayers};
     use crate::steps::trash::TrashLayers;
-    use crate::store::trash::Entry;
+    use crate::store::trash::{self, Entry};
 
     /// `base` ← `top`, and `kept` on `base` in the trash.
     struct Bench {
@@ -168,7 +169,7 @@ mod tests {
             let directory = tempfile::tempdir().expect("a directory");
             let store = Store::at(directory.path()).expect("a store");
             store.prepare().expect("a store");
-            let entry = Entry::new("revert", &name("mine"), "snapshot revert mine@x");
+            let entry = Entry::new(trash::Kind::Revert, &name("mine"), "snapshot revert mine@x");
             let trash = store.open_trash("20260101T000000000Z-revert-mine", &entry).expect("trash");
             let [base, top, kept] = [(); 3].map(|()| Layer::new(Format::Qcow2));
             for (layer, backing) in [(&base, None), (&top, Some(&base)), (&kept, Some(&base))] {
@@ -247,7 +248,7 @@ mod tests {
         let text = include_bytes!("../../tests/fixtures/vm-v1.json");
         let record = crate::store::schema::parse_record(text).expect("a record");
         let directory = "20260101T000000000Z-revert-other".to_owned();
-        let step = TrashLayers::of(&record, directory, "revert", vec![bench.base.clone()], None);
+        let step = TrashLayers::of(&record, directory, trash::Kind::Revert, vec![bench.base.clone()], None);
         bench.other_is_about_to(vec![step.into()]);
         bench.restore(&bench.below()).expect_err("what it stands on is about to go");
     }

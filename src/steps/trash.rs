@@ -7,8 +7,8 @@ use crate::change::step::{Step, Touches};
 use crate::error::Result;
 use crate::layer::{stamp, trashed};
 use crate::model::{Layer, Record};
-use crate::store::schema::RecordV1;
-use crate::store::trash::{self, Entry, Stamp};
+use crate::store::schema::{RecordV1, form};
+use crate::store::trash::{Entry, Kind, Stamp};
 
 /// Moves layers that no record names any more into the trash.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -17,7 +17,8 @@ pub struct TrashLayers {
     /// The directory in the trash.
     pub directory: String,
     /// The verb.
-    pub what: String,
+    #[serde(with = "form")]
+    pub what: Kind,
     /// Which layers.
     pub layers: Vec<Layer>,
     /// The record before the change, for `undo`.
@@ -29,8 +30,8 @@ pub struct TrashLayers {
 
 impl TrashLayers {
     /// The step that keeps what a change takes out of use, for `undo`.
-    pub fn of(before: &Record, directory: String, what: &str, layers: Vec<Layer>, way_back: Option<String>) -> Self {
-        Self { directory, what: what.to_owned(), layers, before: Box::new(RecordV1::from(before)), way_back }
+    pub fn of(before: &Record, directory: String, what: Kind, layers: Vec<Layer>, way_back: Option<String>) -> Self {
+        Self { directory, what, layers, before: Box::new(RecordV1::from(before)), way_back }
     }
 }
 
@@ -40,7 +41,7 @@ impl Step for TrashLayers {
     fn touches(&self) -> Touches {
         Touches {
             consumes: self.layers.clone(),
-            puts_heads_away: trash::keeps_a_head(&self.what),
+            puts_heads_away: self.what.keeps_a_head(),
             trash: Some(self.directory.clone()),
             vm: Some(self.before.uuid()),
             ..Touches::pinned(&self.layers)
@@ -50,7 +51,7 @@ impl Step for TrashLayers {
     async fn apply(&self, run: &mut Run<'_>) -> Result<()> {
         let store = run.store();
         let record = Record::try_from((*self.before).clone())?;
-        let mut entry = Entry::new(&self.what, &run.name, &run.context.operation).of(&record);
+        let mut entry = Entry::new(self.what.clone(), &run.name, &run.context.operation).of(&record);
         entry.layers.clone_from(&self.layers);
         entry.way_back.clone_from(&self.way_back);
         // Of layers that have been moved already, the entry of the first attempt tells. What a merge leaves cannot be undone.

@@ -85,8 +85,8 @@ fn read(path: &Path) -> Result<Identity> {
         .map_err(|error| if error.kind() == Kind::Damaged { mended(error) } else { error })?
         .ok_or_else(|| Error::not_found(format!("cannot read {}: it is not there", path.display())))?;
     let unreadable =
-        |error: Error| mended(Error::damaged(format!("cannot read {}", path.display())).because(error.full_message()));
-    schema::check_version(&text, schema::CURRENT).map_err(|error| match schema::is_newer(&error) {
+        |error: Error| mended(Error::damaged(format!("cannot read {}", path.display())).because_of(&error));
+    schema::check_version(&text, schema::CURRENT).map_err(|error| match error.is_newer() {
         true => error,
         false => unreadable(error),
     })?;
@@ -196,7 +196,7 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::trash::Entry;
+    use crate::store::trash::{Entry, Kind};
 
     fn store(root: &Path) -> Store {
         Store::at(root).expect("a store")
@@ -252,7 +252,7 @@ mod tests {
         let room = tempfile::tempdir().expect("a directory");
         let first = store(room.path());
         first.prepare().expect("a store");
-        let entry = Entry::new("rm", &"vm".parse().expect("a name"), "rm vm");
+        let entry = Entry::new(Kind::Rm, &"vm".parse().expect("a name"), "rm vm");
         first.open_trash("20260101T000000000Z-rm-vm", &entry).expect("trash");
         let id = first.id();
         for left in [None, Some("{\"schema\":1}")] {
@@ -294,9 +294,9 @@ mod tests {
         let store = store(room.path());
         std::fs::write(store.layout.store_json(), "{\"schema\":2,\"id\":7}\n").expect("a file");
         let error = store.settle_identity().expect_err("it is newer");
-        assert!(schema::is_newer(&error));
+        assert!(error.is_newer());
         std::fs::write(store.layout.store_json(), "{\"schema\":1,\"id\":7}\n").expect("a file");
         let error = store.settle_identity().expect_err("it is damaged");
-        assert!(!schema::is_newer(&error) && error.full_message().contains("store.json"), "{error:?}");
+        assert!(!error.is_newer() && error.full_message().contains("store.json"), "{error:?}");
     }
 }

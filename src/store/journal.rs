@@ -94,11 +94,11 @@ fn read(store: &Store, name: &Name) -> Result<Option<(Vec<u8>, Head)>> {
 fn check(store: &Store, name: &Name, text: &[u8]) -> Result<Head> {
     let path = store.layout.journal(name);
     let unreadable = |error: Error| {
-        let newer = schema::is_newer(&error);
+        let newer = error.is_newer();
         let hint = if newer { "use that version; nothing was changed".to_owned() } else { super::how_to_mend(name) };
         Error::damaged(format!("the journal of {name} cannot be read: {}", path.display()))
             .hint(hint)
-            .because(error.full_message())
+            .because_of(&error)
     };
     schema::check_version(text, SCHEMA).map_err(unreadable)?;
     let head: Head = schema::parse(text).map_err(unreadable)?;
@@ -144,7 +144,7 @@ impl<S: Serialize + DeserializeOwned> Journal<S> {
         schema::parse(&text).map(Some).map_err(|error| {
             Error::damaged(format!("the journal of {name} cannot be read: {}", path.display()))
                 .hint(super::how_to_mend(name))
-                .because(error.full_message())
+                .because_of(&error)
         })
     }
 
@@ -164,12 +164,6 @@ pub fn remove(store: &Store, name: &Name) -> Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).on("remove", &path),
         _ => Ok(()),
     }
-}
-
-/// The journal of `name` as it is written; empty when there is none. An error: what is there is no journal of that VM, and
-/// does not tell what it needs.
-pub fn text(store: &Store, name: &Name) -> Result<String> {
-    Ok(read(store, name)?.map(|(text, _)| String::from_utf8_lossy(&text).into_owned()).unwrap_or_default())
 }
 
 /// The change of `name` that was cut short, in the words of its user: there is a journal, and nobody at work on it. A journal that cannot be read is for

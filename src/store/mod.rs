@@ -180,7 +180,8 @@ impl Store {
                     }
                 },
                 Err(error) => Err(Error::damaged(format!("the record of {name} cannot be read: {}", path.display()))
-                    .because(error.full_message())),
+                    .of_file(&path)
+                    .because_of(&error)),
             },
             Ok(None) if self.exists(name) => {
                 Err(Error::damaged(format!("the record of {name} is missing: {}", path.display())))
@@ -193,7 +194,7 @@ impl Store {
         }
         .map_err(|error| match error.kind() {
             // Of a newer version's there is nothing to mend.
-            Kind::Damaged if !schema::is_newer(&error) => error.hint(how_to_mend(name)),
+            Kind::Damaged if !error.is_newer() => error.hint(how_to_mend(name)),
             _ => error,
         })
     }

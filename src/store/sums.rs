@@ -50,9 +50,9 @@ impl Store {
         let Some(file) = plain::open(&path)? else { return Ok(Sums::default()) };
         let mut text = Vec::new();
         file.take(LONGEST).read_to_end(&mut text).on("read", &path)?;
-        let damaged = |error: Error| match schema::is_newer(&error) {
+        let damaged = |error: Error| match error.is_newer() {
             true => error,
-            false => Error::damaged(format!("{} cannot be read", path.display())).because(error.full_message()),
+            false => Error::damaged(format!("{} cannot be read", path.display())).because_of(&error),
         };
         schema::check_version(&text, Sums::SCHEMA).and_then(|()| schema::parse(&text)).map_err(damaged)
     }
@@ -83,9 +83,9 @@ mod tests {
         for text in ["", "{", "{\"schema\": 1}", "{\"schema\": 1, \"layers\": {\"../x\": {}}}"] {
             std::fs::write(store.layout.sums(&name), text).expect("a file");
             let error = store.sums(&name).expect_err("it is damaged");
-            assert!(!schema::is_newer(&error), "{text}: {}", error.full_message());
+            assert!(!error.is_newer(), "{text}: {}", error.full_message());
         }
         std::fs::write(store.layout.sums(&name), "{\"schema\": 2, \"sums\": []}").expect("a file");
-        assert!(schema::is_newer(&store.sums(&name).expect_err("it is newer")));
+        assert!(store.sums(&name).expect_err("it is newer").is_newer());
     }
 }

@@ -1,146 +1,46 @@
 //! The trash: what was taken out of use, whole, until it is emptied. One directory per occasion:
 //! `<UTC time>-<what>-<name>/` with `entry.json`, `layers/`, `ram/`, the record before (`vm.json`) or all of a removed VM (`vm/`).
 
+pub(in crate::store) mod entry;
+pub(in crate::store) mod kind;
+
 use std::io;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
+pub use entry::{Entry, Stamp};
+pub use kind::Kind;
+
+use super::schema::trash::Needs;
 use super::{Store, atomic, make_directory, plain, schema};
-use crate::error::{Error, IoContext, Kind, Result};
-use crate::model::{Layer, LayerId, LayerStamp, Name, RamImage, Record};
+use crate::error::{self, Error, IoContext, Result};
+use crate::model::{Layer, LayerId, Name, RamImage};
 use crate::sys::{fault, files};
 
-/// What a directory of the trash says of itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry {
-    /// The version of this form.
-    #[serde(default = "first")]
-    schema: u32,
-    /// The verb that put it there: `rm`, `revert`, `set`, `undo`, `snapshot-rm`.
-    pub what: String,
-    /// The VM it belonged to.
-    pub vm: Name,
-    /// The identity of that VM, where its record lies beside this entry.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    uuid: Option<Uuid>,
-    /// The store that it was written in.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    store: Option<Uuid>,
-    /// When.
-    pub when: Timestamp,
-    /// The command, in the words of the user.
-    #[serde(default)]
-    pub operation: String,
-    /// The layers in it.
-    #[serde(default)]
-    pub layers: Vec<Layer>,
-    /// What those layers stand on, as it was then: without it they mean nothing.
-    #[serde(default)]
-    pub below: Vec<Stamp>,
-    /// The internal snapshot in the layers of the head that holds what they were.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub way_back: Option<String>,
-}
-
-/// The version that entries have which say nothing of one.
-fn first() -> u32 {
-    1
-}
-
-/// A layer's file as it was.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Stamp {
-    /// Which.
-    pub layer: Layer,
-    bytes: u64,
-    modified_ns: i64,
-}
-
-impl From<LayerStamp> for Stamp {
-    fn from(stamp: LayerStamp) -> Self {
-        let modified_ns = i64::try_from(stamp.modified_ns).unwrap_or(i64::MAX);
-        Self { layer: stamp.layer, bytes: stamp.bytes, modified_ns }
-    }
-}
-
-impl From<Stamp> for LayerStamp {
-    fn from(stamp: Stamp) -> Self {
-        Self { layer: stamp.layer, bytes: stamp.bytes, modified_ns: stamp.modified_ns.into() }
-    }
-}
-
-/// Does the verb `what` take heads of a VM out of use? Nothing stands on those.
-pub fn keeps_a_head(what: &str) -> bool {
-    ["revert", "reset", "undo"].contains(&what)
-}
-
-fn can_be_undone(what: &str) -> bool {
-    ["revert", "reset", "rm", "set"].contains(&what)
-}
-
-impl Entry {
-    /// The version written today.
-    const SCHEMA: u32 = 2;
-
-    /// The same, for a directory in which `record` is kept.
-    pub fn of(self, record: &Record) -> Self {
-        Self { uuid: Some(record.uuid), ..self }
-    }
-
-    /// Reads what the directory `path` says of itself. What was put there from another directory is refused: it tells
-    /// of other layers. So is what was written in another store than this one.
-    fn read(path: &Path, store: &Store) -> Result<Self> {
-        let about = path.join("entry.json");
-        let text = plain::read(&about)?.ok_or_else(|| Error::not_found(format!("{} is not there", about.display())))?;
-        schema::check_version(&text, Self::SCHEMA)?;
-        let entry: Self = schema::parse(&text)?;
-        let record = ["vm.json", "vm/vm.json"].iter().find_map(|file| plain::read_if_possible(&path.join(file)));
-        let whose = record.and_then(|text| schema::whose(&text));
-        let directory = path.file_name().unwrap_or_default().to_string_lossy();
-        let is_its = match entry.uuid.zip(whose) {
-            Some((uuid, whose)) => whose.uuid == uuid,
-            None => directory.ends_with(&format!("-{}-{}", entry.what, entry.vm)),
-        };
-        match is_its {
-            true if !store.is_own(entry.store) => Err(Error::damaged(format!(
-                "its entry.json was written in another store (`{}` of {})",
-                entry.what, entry.vm
-            ))),
-            true => Ok(entry),
-            false => Err(Error::damaged(format!(
-                "its entry.json is that of another directory (`{}` of {})",
-                entry.what, entry.vm
-            ))),
-        }
-    }
-
-    /// The identity of the VM, where its record lies beside this entry.
-    pub fn uuid(&self) -> Option<Uuid> {
-        self.uuid
-    }
-
-    /// Is it a change that `undo` takes back?
-    pub fn can_be_undone(&self) -> bool {
-        can_be_undone(&self.what)
-    }
-
-    /// An entry for what is about to be put there.
-    pub fn new(what: &str, vm: &Name, operation: &str) -> Self {
-        Self {
-            schema: Self::SCHEMA,
-            what: what.to_owned(),
-            vm: vm.clone(),
-            uuid: None,
-            store: None,
-            when: Timestamp::now(),
-            operation: operation.to_owned(),
-            layers: Vec::new(),
-            below: Vec::new(),
-            way_back: None,
-        }
+/// Reads what the directory `path` says of itself. What was put there from another directory is
+/// refused: it tells of other layers. So is what was written in another store than this one.
+fn read(path: &Path, store: &Store) -> Result<Entry> {
+    let about = path.join("entry.json");
+    let text = plain::read(&about)?.ok_or_else(|| Error::not_found(format!("{} is not there", about.display())))?;
+    let entry = schema::parse_entry(&text)?;
+    let record = ["vm.json", "vm/vm.json"].iter().find_map(|file| plain::read_if_possible(&path.join(file)));
+    let whose = record.and_then(|text| schema::whose(&text));
+    let directory = path.file_name().unwrap_or_default().to_string_lossy();
+    let is_its = match entry.uuid.zip(whose) {
+        Some((uuid, whose)) => whose.uuid == uuid,
+        None => directory.ends_with(&format!("-{}-{}", entry.what, entry.vm)),
+    };
+    match is_its {
+        true if !store.is_own(entry.store) => Err(Error::damaged(format!(
+            "its entry.json was written in another store (`{}` of {})",
+            entry.what, entry.vm
+        ))),
+        true => Ok(entry),
+        false => Err(Error::damaged(format!(
+            "its entry.json is that of another directory (`{}` of {})",
+            entry.what, entry.vm
+        ))),
     }
 }
 
@@ -160,24 +60,24 @@ pub struct Found {
 impl Found {
     /// The layers that what is in it stands on, as long as it can be had back.
     pub fn below(&self) -> Vec<LayerId> {
-        Needs::of(&self.path).into_iter().flat_map(Needs::layers).collect()
+        needs(&self.path).into_iter().flat_map(Needs::layers).collect()
     }
 
     /// Has a newer version put it there? What it needs nobody knows.
     pub fn is_newer(&self) -> bool {
-        self.entry.as_ref().is_err_and(schema::is_newer)
+        self.entry.as_ref().is_err_and(Error::is_newer)
     }
 
     /// Why nothing in it can be taken back; `None` when its entry is fine, or was not written yet.
     pub fn fault(&self) -> Option<String> {
-        let error = self.entry.as_ref().err().filter(|error| error.kind() != Kind::NotFound)?;
+        let error = self.entry.as_ref().err().filter(|error| error.kind() != error::Kind::NotFound)?;
         Some(error.full_message())
     }
 }
 
 impl Store {
     /// A name for a new directory of the trash. Deciding it first lets a journal repeat the move.
-    pub fn trash_name(what: &str, vm: &Name) -> String {
+    pub fn trash_name(what: &Kind, vm: &Name) -> String {
         let now = Timestamp::now();
         format!("{}-{what}-{vm}", now.strftime("%Y%m%dT%H%M%S%3fZ"))
     }
@@ -279,28 +179,28 @@ impl Store {
 
     /// The layers that something in the trash stands on, as long as it can be had back.
     pub fn below_trash(&self) -> Result<Vec<LayerId>> {
-        let needs = self.trash_entries()?.into_iter().filter_map(|path| Needs::of(&path));
-        Ok(needs.flat_map(Needs::layers).collect())
+        let all = self.trash_entries()?.into_iter().filter_map(|path| needs(&path));
+        Ok(all.flat_map(Needs::layers).collect())
     }
 
     /// The changes that can be undone only as long as these layers are what they were.
     pub fn undoable_on(&self, layers: &[&LayerId]) -> Result<Vec<Entry>> {
         let mut on = self.trash_entries()?;
-        on.retain(|path| Needs::of(path).into_iter().flat_map(Needs::layers).any(|id| layers.contains(&&id)));
-        Ok(on.iter().filter_map(|path| Entry::read(path, self).ok()).filter(Entry::can_be_undone).collect())
+        on.retain(|path| needs(path).into_iter().flat_map(Needs::layers).any(|id| layers.contains(&&id)));
+        Ok(on.iter().filter_map(|path| read(path, self).ok()).filter(Entry::can_be_undone).collect())
     }
 
     /// An entry of the trash that cannot be read: which layers it needs is unknown.
     pub fn torn_entry(&self) -> Result<Option<String>> {
-        let torn = self.trash_entries()?.into_iter().find(|path| Needs::of(path).is_none());
+        let torn = self.trash_entries()?.into_iter().find(|path| needs(path).is_none());
         Ok(torn.map(|path| path.file_name().unwrap_or_default().to_string_lossy().into_owned()))
     }
 
     /// The internal snapshots that something in the trash needs to be taken back; `None` when some entry cannot be read, and
     /// may need another.
     pub fn ways_back(&self) -> Result<Option<Vec<String>>> {
-        let needs: Option<Vec<Needs>> = self.trash_entries()?.iter().map(|path| Needs::of(path)).collect();
-        Ok(needs.map(|needs| needs.into_iter().filter_map(|needs| needs.way_back).collect()))
+        let all: Option<Vec<Needs>> = self.trash_entries()?.iter().map(|path| needs(path)).collect();
+        Ok(all.map(|all| all.into_iter().filter_map(|needs| needs.way_back).collect()))
     }
 
     /// The directories of the trash that say what they are, sorted. A name is never used again.
@@ -313,7 +213,7 @@ impl Store {
     /// Everything in the trash, oldest first.
     pub fn list_trash(&self) -> Result<Vec<Found>> {
         let found = |path: PathBuf| {
-            let entry = Entry::read(&path, self);
+            let entry = read(&path, self);
             let changed = path.metadata().and_then(|about| about.modified()).ok().and_then(|time| time.try_into().ok());
             let when = entry.as_ref().ok().map(|entry| entry.when).or(changed).unwrap_or_else(Timestamp::now);
             Found { bytes: bytes_below(&path), entry, when, path }
@@ -340,39 +240,17 @@ impl Store {
     }
 }
 
-/// What a directory of the trash needs, as far as its entry says. Whatever else is wrong with that: it is kept for the day
-/// on which it is put right.
-#[derive(Default, Deserialize)]
-struct Needs {
-    #[serde(default = "first")]
-    schema: u32,
-    what: String,
-    #[serde(default)]
-    below: Vec<Stamp>,
-    #[serde(default)]
-    way_back: Option<String>,
-}
-
-impl Needs {
-    /// `None`: nobody knows.
-    fn of(path: &Path) -> Option<Self> {
-        match plain::read(&path.join("entry.json")).ok()? {
-            Some(text) => serde_json::from_slice(&text).ok(),
-            // It was not written yet, or the directory has gone.
-            None => Some(Self::default()),
-        }
-    }
-
-    fn layers(self) -> impl Iterator<Item = LayerId> {
-        // Which verbs a newer version can undo only that version knows.
-        let counts = self.schema > Entry::SCHEMA || can_be_undone(&self.what);
-        self.below.into_iter().filter(move |_| counts).map(|stamp| stamp.layer.id)
+/// What the directory `path` needs; `None`: nobody knows.
+fn needs(path: &Path) -> Option<Needs> {
+    match plain::read(&path.join("entry.json")).ok()? {
+        Some(text) => Needs::parse(&text),
+        // It was not written yet, or the directory has gone.
+        None => Some(Needs::default()),
     }
 }
 
 fn write_entry(directory: &Path, entry: &Entry) -> Result<()> {
-    let text = serde_json::to_vec(entry).map_err(|error| Error::failed("cannot describe trash").because(error))?;
-    atomic::write(&directory.join("entry.json"), &text)
+    atomic::write(&directory.join("entry.json"), &schema::render_entry(entry)?)
 }
 
 /// Bytes on disk below a directory; links are not followed.
@@ -402,7 +280,7 @@ mod tests {
         let store = Store::at(room.path()).expect("a store");
         store.prepare().expect("a store");
         let name = "20260101T000000000Z-revert-vm";
-        let entry = Entry::new("revert", &"vm".parse().expect("a name"), "snapshot revert vm@s");
+        let entry = Entry::new(Kind::Revert, &"vm".parse().expect("a name"), "snapshot revert vm@s");
         let trash = store.open_trash(name, &entry).expect("trash");
         assert_eq!(store.torn_entry().expect("trash"), None);
         std::fs::write(trash.join("entry.json"), "{\"schema\": 2, \"wh").expect("an entry");
@@ -416,7 +294,7 @@ mod tests {
         store.prepare().expect("a store");
         let layer = Layer::new(Format::Qcow2);
         std::fs::write(store.layout.layer(&layer), "data").expect("a file");
-        let entry = Entry::new("revert", &"vm".parse().expect("a name"), "snapshot revert vm@s");
+        let entry = Entry::new(Kind::Revert, &"vm".parse().expect("a name"), "snapshot revert vm@s");
         let trash = store.open_trash("20260101T000000000Z-revert-vm", &entry).expect("trash");
         // The first attempt got as far as the entry.
         std::fs::remove_dir(trash.join("layers")).expect("it is empty");

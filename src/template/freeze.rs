@@ -5,11 +5,9 @@ use std::os::unix::fs::MetadataExt;
 
 use jiff::Timestamp;
 
-use crate::change::open;
-use crate::change::{self, Plan, Run};
+use crate::change::{OpenVm, Plan, Run};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
-use crate::instance::status;
 use crate::layer::{chain, info, stamp};
 use crate::model::{Layer, Name, Record, Role};
 use crate::snapshot::internal;
@@ -45,11 +43,12 @@ pub struct Frozen {
 /// Makes a template of the stopped VM `name`, called `new_name` if that is given.
 pub async fn freeze(context: &Context, name: &Name, new_name: Option<&Name>, how: How<'_>) -> Result<Frozen> {
     let store = &context.store;
-    let (lock, mut record) = open::open_vm(context, name, "make a template of").await?;
+    let mut opened = OpenVm::for_change(context, name, "make a template of").await?;
+    let mut record = opened.record.clone();
     if let Some(new_name) = new_name {
         refuse_taken(store, new_name)?;
     }
-    if status::is_running(context, name)? {
+    if opened.is_running()? {
         return Err(Error::refused(format!("{name} is running")).hint(format!("stop it first: cowhand stop {name}")));
     }
     if !record.snapshots.is_empty() {
@@ -105,7 +104,7 @@ pub async fn freeze(context: &Context, name: &Name, new_name: Option<&Name>, how
         Some(plan) => plan.after([set_mode.into(), write.into()]),
         None => Plan::before([set_mode.into()]).pivot(write),
     };
-    let mut report = change::run(&lock, plan, &mut Run::with_no_qemu(context, name)).await?;
+    let mut report = opened.carry_out_on_files(plan).await?;
     let sealed = report.told::<Report>();
     if let Some(why) = report.unmerged {
         return Err(Error::failed(format!("{name} is sealed, but is no template: its layers could not be merged"))
@@ -114,7 +113,7 @@ pub async fn freeze(context: &Context, name: &Name, new_name: Option<&Name>, how
             ))
             .because(why));
     }
-    drop(lock);
+    drop(opened);
     if let Some(new_name) = new_name {
         rename(context, name, new_name).await.map_err(|error| {
             error.hint(format!("{name} is a template now, under its old name; another one: cowhand rename {name} NEW"))
@@ -134,9 +133,9 @@ fn refuse_taken(store: &Store, name: &Name) -> Result<()> {
 async fn rename(context: &Context, name: &Name, new_name: &Name) -> Result<()> {
     let store = &context.store;
     let _store_lock = context.lock_store().await?;
-    let (_lock, record) = open::open(context, name).await?;
+    let vm = OpenVm::open(context, name).await?;
     refuse_taken(store, new_name)?;
-    store.rename(name, new_name, &record)
+    store.rename(name, new_name, &vm.record)
 }
 
 /// Heads that reverts have left inside the images, for an `undo` that a template does not know.

@@ -6,10 +6,10 @@ use serde_json::{Value, json};
 
 use super::cdrom_request::{self, CdromRequest};
 use super::{edit, requirements};
-use crate::change::open;
+use crate::change::OpenVm;
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
-use crate::instance::{boot_files, connect};
+use crate::instance::boot_files;
 use crate::model::{Cdrom, Config, Name, Record};
 use crate::qemu::nodes;
 use crate::qemu::qmp::{Qmp, QmpError};
@@ -46,9 +46,10 @@ pub async fn change(context: &Context, name: &Name, change: &Change) -> Result<C
     if let Some(iso) = &iso {
         refuse_used(&context.store, iso)?;
     }
-    let (_lock, record) = open::open_vm(context, name, "change").await?;
+    let mut vm = OpenVm::for_change(context, name, "change").await?;
+    let record = vm.record.clone();
     let mut after = record.clone();
-    let mut qmp = connect::if_running(context, name).await?;
+    let mut qmp = vm.qmp().await?;
     let index = match drive(name, &record, change)? {
         Some(index) => index,
         None if qmp.is_some() => {
@@ -64,7 +65,7 @@ pub async fn change(context: &Context, name: &Name, change: &Change) -> Result<C
     after.config.cdroms[index].iso = iso;
     after.config.check_devices()?;
     let wanted = after.config.cdroms[index].clone();
-    if let Some(qmp) = &mut qmp {
+    if let Some(qmp) = qmp.as_mut() {
         let exchanged = exchange(qmp, &wanted, change.force).await;
         if let Err(error) = exchanged {
             let before = record.config.cdroms[index].clone();
@@ -89,14 +90,15 @@ fn save(context: &Context, name: &Name, before: &Record, after: &Record) -> Resu
 
 /// Removes a drive from a VM that does not run.
 pub async fn remove(context: &Context, name: &Name, target: &str) -> Result<()> {
-    let (_lock, record) = open::open_vm(context, name, "change").await?;
-    edit::refuse_running(context, name, "change")?;
+    let vm = OpenVm::for_change(context, name, "change").await?;
+    vm.refuse_running("change")?;
+    let record = &vm.record;
     let wanted = Change { target: Some(target.to_owned()), iso: None, force: false };
     let mut after = record.clone();
-    if let Some(index) = drive(name, &record, &wanted)? {
+    if let Some(index) = drive(name, record, &wanted)? {
         after.config.cdroms.remove(index);
     }
-    save(context, name, &record, &after)
+    save(context, name, record, &after)
 }
 
 /// The place of the drive that is meant; `None` where the VM has none at all, and is to get one.

@@ -3,8 +3,7 @@
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use crate::change::open;
-use crate::change::{self, Plan, Run};
+use crate::change::{self, OpenVm, Plan, Run};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::instance::sockets;
@@ -15,7 +14,6 @@ use crate::qemu::firmware;
 use crate::qemu::probe::Probe;
 use crate::steps::layers::{CreateOverlay, LinkFile};
 use crate::steps::record::WriteRecord;
-use crate::store::VmLock;
 use crate::template::freeze;
 
 use super::cdrom;
@@ -127,16 +125,17 @@ pub async fn create(context: &Context, name: &Name, request: &Request) -> Result
 }
 
 /// An image that a disk is about to stand on.
-struct Image {
+struct Image<'a> {
     origin: Origin,
     layer: Layer,
     virtual_bytes: u64,
-    _lock: VmLock,
+    _opened: OpenVm<'a>,
 }
 
-async fn open_image(context: &Context, image: &OnImage) -> Result<Image> {
+async fn open_image<'a>(context: &'a Context, image: &OnImage) -> Result<Image<'a>> {
     let OnImage { name, uuid, size } = image;
-    let (lock, record) = open::open(context, name).await?;
+    let opened = OpenVm::open(context, name).await?;
+    let record = &opened.record;
     if uuid.is_some_and(|uuid| uuid != record.uuid) {
         return Err(
             Error::refused(format!("image {name} was replaced by another one meanwhile")).hint("run the command again")
@@ -146,7 +145,7 @@ async fn open_image(context: &Context, image: &OnImage) -> Result<Image> {
         return Err(Error::refused(format!("{name} is a {}, not an image", record.kind()))
             .hint(format!("make a VM of it with a clone: cowhand clone {name} NEW")));
     };
-    freeze::check_untouched(&context.store, name, &record)?;
+    freeze::check_untouched(&context.store, name, record)?;
     let least = chain::whole(&context.store, &disk.layer)?.active().virtual_bytes;
     let virtual_bytes = size.unwrap_or(least);
     if virtual_bytes < least {
@@ -158,5 +157,6 @@ async fn open_image(context: &Context, image: &OnImage) -> Result<Image> {
         .hint("leave out --disk-size, or say a larger one"));
     }
     let origin = Origin { uuid: record.uuid, name: name.clone(), snapshot: None, template: true };
-    Ok(Image { origin, layer: disk.layer.clone(), virtual_bytes, _lock: lock })
+    let layer = disk.layer.clone();
+    Ok(Image { origin, layer, virtual_bytes, _opened: opened })
 }

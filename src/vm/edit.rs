@@ -9,19 +9,19 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::requirements;
-use crate::change::open;
+use crate::change::OpenVm;
 use crate::cloudinit;
 use crate::context::Context;
 use crate::ephemeral;
 use crate::error::{Error, IoContext, Result};
-use crate::instance::{boot_files, connect, logs, status};
+use crate::instance::{boot_files, logs, status};
 use crate::model::{
     Bus, Config, Ephemeral, KernelBoot, LONGEST_CREDENTIALS, LogLimit, Name, Nic, Record, Seed, Snapshot, bus,
     parse_age, parse_size,
 };
 use crate::qemu::probe::Probe;
 use crate::store::Store;
-use crate::store::trash::Entry;
+use crate::store::trash::{self, Entry};
 
 /// A guest that was let go on although its disk still has an error stops again within this time.
 const TRIED_AGAIN: Duration = Duration::from_secs(1);
@@ -36,19 +36,19 @@ const WHILE_RUNNING: [&str; 4] = ["tag.", "autostart=", "expires=", "log.max="];
 pub async fn rename(context: &Context, old: &Name, new: &Name) -> Result<()> {
     let store = &context.store;
     let _store_lock = context.lock_store_for(&[old]).await?;
-    let (_lock, record) = open::open(context, old).await?;
-    refuse_running(context, old, "rename")?;
+    let vm = OpenVm::open(context, old).await?;
+    vm.refuse_running("rename")?;
     if store.layout.vm(new).exists() {
         return Err(Error::exists(format!("the name {new} is taken"))
             .hint("choose another, or see what is there: cowhand ls -a"));
     }
-    store.rename(old, new, &record)
+    store.rename(old, new, &vm.record)
 }
 
 /// Changes the configuration of a VM: all of `changes` (`KEY=VALUE`), or none. What concerns its machine, only while it does not run.
 pub async fn set(context: &Context, name: &Name, changes: &[String]) -> Result<()> {
-    let (_lock, mut record) = open::open_vm(context, name, "change").await?;
-    let before = record.clone();
+    let vm = OpenVm::for_change(context, name, "change").await?;
+    let (before, mut record) = (vm.record.clone(), vm.record.clone());
     for change in changes {
         let (key, value) = change
             .split_once('=')
@@ -63,7 +63,7 @@ pub async fn set(context: &Context, name: &Name, changes: &[String]) -> Result<(
         }
     }
     if !changes.iter().all(|change| WHILE_RUNNING.iter().any(|allowed| change.starts_with(allowed))) {
-        refuse_running(context, name, "change")?;
+        vm.refuse_running("change")?;
     }
     let config = &record.config;
     requirements::check_machine(config.memory_bytes, config.cpus, config.cpu.as_deref())?;
@@ -91,8 +91,10 @@ pub(super) fn save(context: &Context, name: &Name, before: &Record, record: &Rec
         return store.save(name, record);
     }
     // For `undo`.
-    let trash =
-        store.open_trash(&Store::trash_name("set", name), &Entry::new("set", name, &context.operation).of(before))?;
+    let trash = store.open_trash(
+        &Store::trash_name(&trash::Kind::Set, name),
+        &Entry::new(trash::Kind::Set, name, &context.operation).of(before),
+    )?;
     store.save_record(&trash.join("vm.json"), name, before)?;
     store.save(name, record)
 }
@@ -272,26 +274,18 @@ fn boot(record: &mut Record, create: bool) -> Result<&mut KernelBoot> {
         .ok_or_else(|| Error::usage("it boots from its firmware, not from a kernel").hint("say kernel=FILE first"))
 }
 
-pub(super) fn refuse_running(context: &Context, name: &Name, doing: &str) -> Result<()> {
-    if status::is_running(context, name)? {
-        return Err(Error::refused(format!("cannot {doing} {name} while it runs"))
-            .hint(format!("stop it first: cowhand stop {name}")));
-    }
-    Ok(())
-}
-
 /// Lets the CPUs of a running VM stand still.
 pub async fn pause(context: &Context, name: &Name) -> Result<()> {
-    let (_lock, _) = open::open_vm(context, name, "pause").await?;
-    connect::required(context, name).await?.run(&qapi::qmp::stop {}).await?;
+    let mut vm = OpenVm::for_change(context, name, "pause").await?;
+    vm.running_qmp().await?.run(&qapi::qmp::stop {}).await?;
     Ok(())
 }
 
 /// Lets them go on.
 pub async fn resume(context: &Context, name: &Name) -> Result<()> {
-    let (_lock, _) = open::open_vm(context, name, "resume").await?;
-    let had_io_error = status::observe(context, name).await?.has_io_error();
-    connect::required(context, name).await?.cont().await?;
+    let mut vm = OpenVm::for_change(context, name, "resume").await?;
+    let had_io_error = vm.live().await?.is_some_and(|(_, now)| now.status == "io-error");
+    vm.running_qmp().await?.cont().await?;
     // What could not be written is tried again at once.
     let deadline = Instant::now() + TRIED_AGAIN;
     while had_io_error && Instant::now() < deadline {

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use crate::change::open;
-use crate::change::{lost, recover};
+use crate::change::claims::Claims;
+use crate::change::{lost, open, recover};
 use crate::context::Context;
 use crate::ephemeral::discard::{self, Dates};
 use crate::error::{Error, IoContext, Result};
@@ -21,11 +21,11 @@ use crate::layer::info::LayerInfo;
 use crate::layer::pool::Pool;
 use crate::model::{Layer, LayerId, Name, Origin, Record, human};
 use crate::snapshot::delete;
-use crate::store::{how_to_mend, journal};
+use crate::store::how_to_mend;
 use crate::sys::fault;
 use crate::template::seal::pending;
 
-pub use orphans::{finish_removals, trash_orphans, unnamed_memory};
+pub use orphans::{finish_removals, trash_orphans, unneeded_memory};
 
 /// What `gc` found and removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,17 +85,12 @@ pub async fn collect(context: &Context, request: Request) -> Result<Vec<Collecte
     let store_lock = context.lock_store().await?;
     // What came into it meanwhile is not old.
     let now = Timestamp::now();
-    let (mut journals, mut unreadable) = (Vec::new(), Vec::new());
-    for name in store.directories()? {
-        match journal::text(store, &name) {
-            Ok(text) => journals.push(text),
-            Err(error) => {
-                let why = error.full_message();
-                let hint = how_to_mend(&name);
-                context.ui.warn(&format!("the journal of {name} cannot be read, and may need what is in the trash of {name}: it stays: {why}; {hint}"));
-                unreadable.push(name);
-            }
-        }
+    let claims = Claims::look(store)?;
+    for (name, error) in &claims.unreadable {
+        let (why, hint) = (error.full_message(), how_to_mend(name));
+        context.ui.warn(&format!(
+            "the journal of {name} cannot be read, and may need what is in the trash of {name}: it stays: {why}; {hint}"
+        ));
     }
     for found in store.list_trash()? {
         let what = found.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -104,8 +99,8 @@ pub async fn collect(context: &Context, request: Request) -> Result<Vec<Collecte
         ahead += usize::from(is_ahead && !trust_clock);
         // A clock that was set back is no reason to keep things for ever. A change that was cut short may have to put layers back where it took them from.
         let old = (if is_ahead { trust_clock } else { Duration::try_from(since).unwrap_or_default() >= age })
-            && !journals.iter().any(|journal| journal.contains(&what))
-            && !unreadable.iter().any(|name| trash::may_be_of(store, &found, name))
+            && !claims.trash.contains(&what)
+            && !claims.unreadable.iter().any(|(name, _)| trash::may_be_of(store, &found, name))
             // Its layers would be nobody's: they are put there first, and go at the next time.
             && !trash::is_unfinished(store, &found);
         if old && found.is_newer() {

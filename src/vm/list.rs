@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::json;
@@ -64,7 +64,7 @@ pub async fn list(context: &Context) -> Result<Vec<Row>> {
                     status,
                 })
             }
-            Err(error) => Err(reason(&error)),
+            Err(error) => Err(reason(&error, &context.store.layout.vm_json(&name))),
         };
         // QEMUs that wait to become clones are nobody's yet: `pool ls` counts them.
         if about.as_ref().is_ok_and(|about: &About| about.record.is_shell()) {
@@ -76,11 +76,10 @@ pub async fn list(context: &Context) -> Result<Vec<Row>> {
 }
 
 /// Why a record cannot be read, without the path everybody knows.
-fn reason(error: &Error) -> String {
-    let full = error.full_message();
-    match full.split_once("vm.json: ") {
-        Some((_, why)) => format!("vm.json {why}"),
-        None => full,
+fn reason(error: &Error, record: &Path) -> String {
+    match error.cause().filter(|_| error.file() == Some(record)) {
+        Some(why) => format!("vm.json {why}"),
+        None => error.full_message(),
     }
 }
 
@@ -144,7 +143,7 @@ pub async fn show(context: &Context, name: &Name) -> Result<Details> {
     Ok(Details { from: origin(&record, name_of), accel, chains, cut_short, status, record })
 }
 
-async fn accel(socket: &std::path::Path) -> Option<&'static str> {
+async fn accel(socket: &Path) -> Option<&'static str> {
     let mut qmp = Qmp::connect(socket, GLANCE).await.ok()?;
     let kvm: Kvm = qmp.call("query-kvm", json!({})).await.ok()?;
     Some(if kvm.enabled { "kvm" } else { "tcg" })

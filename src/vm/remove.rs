@@ -2,18 +2,18 @@
 
 use uuid::Uuid;
 
-use crate::change::open;
 use crate::change::recover;
+use crate::change::{OpenVm, open};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Kind, Result};
-use crate::instance::{connect, sockets, status, terminate};
+use crate::instance::{sockets, status, terminate};
 use crate::layer::garbage::{Going, Needs, Unneeded};
 use crate::layer::pool::Pool;
 use crate::layer::{chain, stamp};
 use crate::model::{Layer, LayerId, Name, Record, Snapshot};
 use crate::qemu::process;
-use crate::store::trash::{Entry, Stamp};
-use crate::store::{Store, StoreLock, VmLock, atomic};
+use crate::store::trash::{self, Entry, Stamp};
+use crate::store::{Store, StoreLock, atomic};
 use crate::sys::fault;
 use crate::warm::make;
 
@@ -106,8 +106,8 @@ pub async fn remove(context: &Context, name: &Name, which: Which, options: Optio
         && pool.tower(name).len() == 1
     {
         refuse_running(context, name, options).await?;
-        let (lock, record) = open::locked(context, lock).await?;
-        take_away(context, &store_lock, &lock, &record, pool).await?;
+        let vm = OpenVm::with_lock(context, lock).await?;
+        take_away(vm, &store_lock, pool).await?;
         return Ok(vec![name.clone()]);
     }
     let (mut gone, mut tried) = (Vec::new(), Vec::new());
@@ -252,6 +252,7 @@ async fn spare(context: &Context, name: &Name) -> Result<Option<Record>> {
     let record = store.layout.vm_json(name);
     if record.is_dir() {
         let aside = record.with_extension(Uuid::new_v4().simple().to_string());
+        fault::point("a directory, about to be set aside").on("move", &record)?;
         std::fs::rename(&record, aside).on("move", &record)?;
     }
     store.save(name, &spare)?;
@@ -268,9 +269,13 @@ async fn remove_broken(context: &Context, name: &Name) -> Result<Vec<Name>> {
             Error::refused(format!("{name} is running")).hint(format!("stop it first: cowhand stop --force {name}"))
         );
     }
-    let trash = store.open_trash(&Store::trash_name("rm", name), &Entry::new("rm", name, &context.operation))?;
+    let trash = store.open_trash(
+        &Store::trash_name(&trash::Kind::Rm, name),
+        &Entry::new(trash::Kind::Rm, name, &context.operation),
+    )?;
     let directory = store.layout.vm(name);
     let aside = trash.join("vm");
+    fault::point("a damaged VM, on its way to the trash").on("move to the trash", &directory)?;
     std::fs::rename(&directory, &aside).on("move to the trash", &directory)?;
     atomic::sync_rename(&directory, &aside)?;
     Ok(vec![name.clone()])
@@ -279,24 +284,25 @@ async fn remove_broken(context: &Context, name: &Name) -> Result<Vec<Name>> {
 /// Whether it is gone; not, when somebody stands on it.
 async fn remove_one(context: &Context, store_lock: &StoreLock, name: &Name) -> Result<bool> {
     // Who is making a full clone of it has its lock.
-    let (lock, record) = open::open(context, name).await?;
+    let vm = OpenVm::open(context, name).await?;
     let pool = Pool::scan(&context.store)?;
     if pool.tower(name).len() > 1 {
         return Ok(false);
     }
-    take_away(context, store_lock, &lock, &record, pool).await?;
+    take_away(vm, store_lock, pool).await?;
     Ok(true)
 }
 
 /// Moves a VM or template that nothing stands on into the trash.
-async fn take_away(context: &Context, _: &StoreLock, lock: &VmLock, record: &Record, pool: Pool) -> Result<()> {
-    let (store, name) = (&context.store, lock.name());
+async fn take_away(mut vm: OpenVm<'_>, _: &StoreLock, pool: Pool) -> Result<()> {
+    let (context, name, record) = (vm.context(), &vm.name().clone(), &vm.record.clone());
+    let store = &context.store;
     let ids: Vec<LayerId> = record.layers().map(|layer| layer.id.clone()).collect();
     if let Some(unfinished) = pool.dependents(name, &ids).first() {
         return Err(Error::refused(format!("what a command has left of {unfinished} stands on {name}"))
             .hint("put it right first: cowhand doctor --repair"));
     }
-    if let Some(qmp) = connect::if_running(context, name).await? {
+    if let Some(qmp) = vm.take_qmp().await? {
         terminate::quit(context, name, qmp).await?;
     }
     if let Some(sockets) = sockets::of(context, name) {
@@ -310,10 +316,10 @@ async fn take_away(context: &Context, _: &StoreLock, lock: &VmLock, record: &Rec
     if let Some(why) = uncertain {
         context.ui.warn(&format!("the layers of {name} stay in the pool: {why}"));
     }
-    let mut entry = Entry::new("rm", name, &context.operation).of(record);
+    let mut entry = Entry::new(trash::Kind::Rm, name, &context.operation).of(record);
     entry.layers.clone_from(&layers);
     entry.below = stands_on(store, record, &layers);
-    let trash = store.open_trash(&Store::trash_name("rm", name), &entry)?;
+    let trash = store.open_trash(&Store::trash_name(&trash::Kind::Rm, name), &entry)?;
     let directory = store.layout.vm(name);
     fault::point("a VM, on its way to the trash").on("move to the trash", &directory)?;
     let aside = trash.join("vm");

@@ -1,27 +1,23 @@
 //! Starting a VM, and saying how it would be started.
 
-use crate::change::open;
+use crate::change::{OpenVm, open};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::instance::{launch, ports, sockets, status};
 use crate::layer::pool::Pool;
-use crate::model::{Name, Record, State};
+use crate::model::{Name, Record};
 use crate::qemu::accel::{self, Host};
 use crate::qemu::cmdline::{How, Sockets};
 
 /// Starts `name`; with `paused`, its CPUs wait for `resume`.
 pub async fn start(context: &Context, name: &Name, paused: bool) -> Result<()> {
-    let (lock, record) = open::open_vm(context, name, "start").await?;
-    match status::observe(context, name).await?.state {
-        State::Running | State::Paused => {
-            Err(Error::refused(format!("{name} is running already")).hint(format!("see it: cowhand show {name}")))
-        }
-        State::Stopped | State::Crashed => {
-            refuse_unstartable(context, name, &record)?;
-            let how = if paused { How::Paused } else { How::Running };
-            launch::launch(context, lock.name(), &record, how).await.map(drop)
-        }
+    let vm = OpenVm::for_change(context, name, "start").await?;
+    if vm.is_running()? {
+        return Err(Error::refused(format!("{name} is running already")).hint(format!("see it: cowhand show {name}")));
     }
+    refuse_unstartable(context, name, &vm.record)?;
+    let how = if paused { How::Paused } else { How::Running };
+    launch::launch(context, name, &vm.record, how).await.map(drop)
 }
 
 /// A VM whose disks belong to another one is not started, neither by us nor by hand; nor is one whose ports are taken.

@@ -7,22 +7,20 @@
 use std::path::PathBuf;
 
 use super::edit;
-use crate::change::open;
-use crate::change::{self, Plan, Planned, Run};
+use crate::change::{OpenVm, Plan, Planned};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Kind, Result};
-use crate::instance::{connect, launch, logs, status};
+use crate::instance::{launch, logs, status};
 use crate::layer::{stamp, trashed};
-use crate::model::{Config, LayerStamp, Name, Record, Snapshot, SnapshotKind};
+use crate::model::{Config, LayerStamp, Name, Record, Snapshot, SnapshotKind, State};
 use crate::qemu::cmdline::How;
-use crate::qemu::qmp::REPLY;
 use crate::snapshot::internal;
 use crate::snapshot::internal_steps::InternalDelete;
 use crate::steps::qemu::StopQemu;
 use crate::steps::record::WriteRecord;
 use crate::steps::restore::{self, RestoreLayers};
 use crate::steps::trash::{DropTrash, TrashLayers};
-use crate::store::trash::{Entry, Found};
+use crate::store::trash::{self, Entry, Found};
 use crate::store::{Store, atomic, plain, schema};
 use crate::sys::fault;
 
@@ -50,7 +48,7 @@ pub fn list(context: &Context, vm: Option<&Name>) -> Result<Vec<Undoable>> {
         let Some(entry) = found.entry.ok().filter(Entry::can_be_undone) else {
             continue;
         };
-        let file = if entry.what == "rm" { "vm/vm.json" } else { "vm.json" };
+        let file = if entry.what == trash::Kind::Rm { "vm/vm.json" } else { "vm.json" };
         let Some(text) = plain::read_if_possible(&found.path.join(file)) else { continue };
         let Ok(before) = schema::parse_record(&text) else { continue };
         let now = records.iter().find(|(_, record)| record.uuid == before.uuid);
@@ -96,10 +94,10 @@ fn obstacle(
         }
         return Some(obstacle.to_string());
     }
-    match (entry.what.as_str(), now) {
-        ("rm", None) if store.exists(name) => Some(format!("the name {name} is taken by another VM")),
-        ("rm", Some(_)) => Some("it has been taken back already".to_owned()),
-        ("rm", None) => None,
+    match (&entry.what, now) {
+        (trash::Kind::Rm, None) if store.exists(name) => Some(format!("the name {name} is taken by another VM")),
+        (trash::Kind::Rm, Some(_)) => Some("it has been taken back already".to_owned()),
+        (trash::Kind::Rm, None) => None,
         (_, None) if store.load(name).is_err_and(|error| error.kind() != Kind::NotFound) => {
             Some(format!("the record of {name} cannot be read: cowhand doctor {name}"))
         }
@@ -154,9 +152,9 @@ pub async fn undo(context: &Context, vm: Option<&Name>, nth: usize) -> Result<Un
             nth + 1
         )));
     }
-    match last.entry.what.as_str() {
-        "rm" => undo_rm(context, &last).await?,
-        "set" => undo_set(context, &last).await?,
+    match last.entry.what {
+        trash::Kind::Rm => undo_rm(context, &last).await?,
+        trash::Kind::Set => undo_set(context, &last).await?,
         _ => undo_revert(context, &last).await?,
     }
     Ok(last)
@@ -198,7 +196,8 @@ async fn undo_rm(context: &Context, last: &Undoable) -> Result<()> {
 }
 
 async fn undo_set(context: &Context, last: &Undoable) -> Result<()> {
-    let (lock, record) = open::open_vm(context, &last.vm, "change").await?;
+    let mut opened = OpenVm::for_change(context, &last.vm, "change").await?;
+    let record = opened.record.clone();
     still_there(last)?;
     same_vm(last, &record)?;
     // Disks have a life of their own: snapshots may have been taken since then.
@@ -212,12 +211,12 @@ async fn undo_set(context: &Context, last: &Undoable) -> Result<()> {
         Config { disks: now.disks, nvram: now.nvram, generation: now.generation, ..last.before.config.clone() };
     config.check_devices()?;
     if edit::machine(&config) != edit::machine(&record.config) {
-        edit::refuse_running(context, &last.vm, "change")?;
+        opened.refuse_running("change")?;
     }
     let limit = (config.log_limit != record.config.log_limit).then_some(config.log_limit);
     let after = Record { config, autostart: last.before.autostart, ..record };
     let plan = Plan::pivot(WriteRecord::of(&after)).after([drop_trash(last)]);
-    change::run(&lock, plan, &mut Run::with_no_qemu(context, &last.vm)).await?;
+    opened.carry_out_on_files(plan).await?;
     match limit {
         Some(limit) => logs::limit_anew(context, &last.vm, limit).await,
         None => Ok(()),
@@ -227,7 +226,7 @@ async fn undo_set(context: &Context, last: &Undoable) -> Result<()> {
 /// Under the lock: is it there still? Another undo, or `gc`, may have been quicker.
 fn still_there(last: &Undoable) -> Result<()> {
     let whole = last.entry.layers.iter().all(|layer| last.path.join("layers").join(layer.file_name()).exists());
-    if last.path.join("entry.json").exists() && (whole || last.entry.what == "rm") {
+    if last.path.join("entry.json").exists() && (whole || last.entry.what == trash::Kind::Rm) {
         return Ok(());
     }
     Err(Error::refused(format!("`{}` was taken back or collected meanwhile", last.entry.operation))
@@ -252,29 +251,28 @@ async fn undo_revert(context: &Context, last: &Undoable) -> Result<()> {
     let vm = &last.vm;
     // Nobody may collect meanwhile what is to be brought back, or what it stands on.
     let store_lock = context.lock_store_for(&[vm]).await?;
-    let (lock, record) = open::open_vm(context, vm, "undo a change of").await?;
+    let mut opened = OpenVm::for_change(context, vm, "undo a change of").await?;
+    let record = opened.record.clone();
     let store_lock = last.entry.way_back.is_none().then_some(store_lock);
     still_there(last)?;
     same_vm(last, &record)?;
-    let mut qmp = connect::if_running(context, vm).await?;
-    let how = match &mut qmp {
-        None => None,
-        Some(qmp) => {
-            connect::refuse_job(vm, qmp).await?;
-            Some(if qmp.status(REPLY).await?.running { How::Running } else { How::Paused })
-        }
+    opened.refuse_job().await?;
+    let how = match opened.state().await? {
+        State::Running => Some(How::Running),
+        State::Paused => Some(How::Paused),
+        State::Stopped | State::Crashed => None,
     };
     // Snapshots that were taken since then stay.
     let still_there = |name: &Name| record.snapshots.iter().any(|snapshot| snapshot.name == *name);
     let head = last.before.head.clone().filter(still_there);
-    let trash = Store::trash_name("undo", vm);
+    let trash = Store::trash_name(&trash::Kind::Undo, vm);
     let mut in_place = false;
     let (after, plan) = match &last.entry.way_back {
         Some(tag) => {
             let snapshot = way_back(&last.before, tag);
             in_place = internal::is_in_head(&record, &snapshot);
-            let old_pid = qmp.as_ref().and_then(crate::qemu::qmp::Qmp::pid);
-            let (snapshot, what) = (&snapshot, "undo");
+            let old_pid = opened.qmp().await?.and_then(|qmp| qmp.pid());
+            let (snapshot, what) = (&snapshot, trash::Kind::Undo);
             internal::revert(&record, &internal::Reverting { snapshot, head, old_pid, memory: None, trash, what })
         }
         None => {
@@ -283,10 +281,10 @@ async fn undo_revert(context: &Context, last: &Undoable) -> Result<()> {
             let directory = last.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let Entry { layers, below, .. } = last.entry.clone();
             let mut before: Vec<Planned> = vec![RestoreLayers { directory, layers, below }.into()];
-            before.extend(qmp.is_some().then_some(StopQemu {}.into()));
+            before.extend(how.is_some().then_some(StopQemu {}.into()));
             let kept: Vec<_> = after.layers().collect();
             let gone = record.config.writable().map(|disk| disk.layer.clone()).filter(|layer| !kept.contains(&layer));
-            let away = TrashLayers::of(&record, trash, "undo", gone.collect(), None);
+            let away = TrashLayers::of(&record, trash, trash::Kind::Undo, gone.collect(), None);
             let plan = Plan::before(before).pivot(WriteRecord::of(&after)).after([away.into()]);
             (after, plan)
         }
@@ -297,8 +295,7 @@ async fn undo_revert(context: &Context, last: &Undoable) -> Result<()> {
         last_steps.push(InternalDelete { tag, layers }.into());
     }
     last_steps.push(drop_trash(last));
-    let mut run = Run::with(context, vm, qmp).holding(store_lock);
-    change::run(&lock, plan.after(last_steps), &mut run).await.map_err(|error| {
+    opened.carry_out_holding(plan.after(last_steps), store_lock).await.map_err(|error| {
         let ended = how.is_some() && status::is_running(context, vm).is_ok_and(|running| !running);
         if ended {
             error.hint(format!("its guest has been ended for it; start it again: cowhand start {vm}"))

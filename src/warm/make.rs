@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use crate::change::open;
+use crate::change::OpenVm;
 use crate::clone::{self, Kind};
 use crate::context::Context;
 use crate::ephemeral::{self, discard};
@@ -37,7 +37,7 @@ use crate::qemu::cmdline::How;
 use crate::qemu::probe::Probe;
 use crate::qemu::qmp::{Qmp, QmpError};
 use crate::store::{Store, atomic, make_directory, plain};
-use crate::sys::{cpu_time, flock, space};
+use crate::sys::{cpu_time, fault, flock, space};
 use crate::template::freeze;
 use crate::warm::resume;
 
@@ -145,13 +145,14 @@ struct Saved {
 /// Boots the throw-away clone, gets it ready, and leaves its memory and devices in files of its directory.
 async fn save(context: &Context, clone: &Name, warming: &Warming) -> Result<Saved> {
     let store = &context.store;
-    let (lock, record) = open::open(context, clone).await?;
+    let vm = OpenVm::open(context, clone).await?;
+    let record = vm.record.clone();
     let memory = store.layout.warming_memory(clone);
     let file = File::options().write(true).create_new(true).mode(0o600).open(&memory).on("create", &memory)?;
     file.set_len(record.config.memory_bytes).on("write", &memory)?;
     let launch = Launch { how: How::Warming(&memory), held: Vec::new(), with_us: true };
     drop(launch::launch(context, clone, &record, launch).await?);
-    drop(lock);
+    drop(vm);
     let task = context.ui.task(&format!("{clone}: booting"), 0);
     let mut client = match install::reach(context, clone, warming.limit).await? {
         Reached::Helper(client) => client,
@@ -168,8 +169,9 @@ async fn save(context: &Context, clone: &Name, warming: &Warming) -> Result<Save
     }
     drop(client);
     drop(task);
-    let (_lock, record) = open::open(context, clone).await?;
-    let mut qmp = connect::required(context, clone).await?;
+    let mut vm = OpenVm::open(context, clone).await?;
+    let record = vm.record.clone();
+    let mut qmp = vm.take_qmp().await?.ok_or_else(|| connect::not_running(clone))?;
     let writer = fingerprint::fingerprint(&mut qmp, &record.config).await?;
     save_devices(&mut qmp, &store.layout.warming_state(clone)).await?;
     terminate::quit(context, clone, qmp).await?;
@@ -293,7 +295,8 @@ async fn keep(context: &Context, name: &Name, before: &Record, clone: &Name, sav
     let Saved { config, writer, kernel, leased } = saved;
     let store = &context.store;
     let _store_lock = context.lock_store().await?;
-    let (_lock, mut record) = open::open(context, name).await?;
+    let mut vm = OpenVm::open(context, name).await?;
+    let record = &mut vm.record;
     if record.warm.is_some() || record.uuid != before.uuid {
         return Err(Error::refused(format!("{name} was changed meanwhile")));
     }
@@ -316,13 +319,15 @@ async fn keep(context: &Context, name: &Name, before: &Record, clone: &Name, sav
         state_bytes: state.metadata().on("read", &state)?.len(),
         modified_ns: about.mtime().saturating_mul(1_000_000_000).saturating_add(about.mtime_nsec()),
     };
+    fault::point("memory, about to be kept").on("rename", &memory)?;
     std::fs::rename(&memory, layout.warm_memory(&image)).on("rename", &memory)?;
+    fault::point("the state of devices, about to be kept").on("rename", &state)?;
     std::fs::rename(&state, layout.warm_state(&image)).on("rename", &state)?;
     atomic::sync_directory(&layout.rams())?;
     let warm = Warm { image, made: Timestamp::now(), writer, helper: frame::VERSION, kernel, pool: 0, leased, config };
     let bytes = warm.bytes();
     record.warm = Some(warm);
-    store.save(name, &record)?;
+    vm.save()?;
     Ok(bytes)
 }
 
@@ -331,12 +336,12 @@ pub async fn cool(context: &Context, name: &Name) -> Result<u64> {
     let store = &context.store;
     discard::reap(context).await?;
     let _store_lock = context.lock_store().await?;
-    let (_lock, mut record) = open::open(context, name).await?;
-    let Some(warm) = record.warm.take() else {
+    let mut vm = OpenVm::open(context, name).await?;
+    let Some(warm) = vm.record.warm.take() else {
         return Err(Error::refused(format!("{name} is not warm")).hint("which templates are: cowhand template ls"));
     };
-    let _alone = refuse_used(context, name, &record, &warm)?;
-    store.save(name, &record)?;
+    let _alone = refuse_used(context, name, &vm.record, &warm)?;
+    vm.save()?;
     // From here on nobody names them: what stays is for `gc` to find.
     remove_files(store, &warm)?;
     let layers = warm.config.writable().map(|disk| &disk.layer);

@@ -1,7 +1,24 @@
-//! How records are written down. Each version has a file of its own, apart from the live types of [`crate::model`], and never
-//! changes once released; older ones are migrated in memory, newer ones are refused.
+//! How records, entries of the trash and parts of journals are written down: the saved forms, apart
+//! from the live types of [`crate::model`].
+//!
+//! Each version of a record has a directory of its own and never changes once released. Older ones
+//! are migrated in memory, newer ones are refused. A form that stands for a live type has its name in
+//! `serde(rename)`, so that errors call it by that.
+//!
+//! These live types are written as they are:
+//!
+//! - [`Name`], `LayerId`, `Format` and `PointRef`'s parts: one word each, by their own `FromStr`.
+//! - `Layer`: its two fields, `id` and `format`, are the name of its file. Every step, record and
+//!   entry has layers, and what a layer is does not change.
+//!
+//! The steps of a journal are forms themselves: [`crate::change`] writes their fields. A field of a
+//! live type is written by its form, see [`form`]. So are the files that only one module reads and
+//! writes (`store.json`, `clock.json`, `sums.json`, the journal's head): the type is the form.
 
 mod devices;
+pub(crate) mod form;
+mod steps;
+pub(in crate::store) mod trash;
 mod v1;
 
 use serde::Deserialize;
@@ -10,6 +27,7 @@ use uuid::Uuid;
 use crate::error::{Error, Result};
 use crate::model::{Name, Record};
 
+pub use trash::{parse_entry, render_entry};
 pub use v1::RecordV1;
 
 /// The version written today.
@@ -87,18 +105,15 @@ pub fn render_record(record: &Record, name: Option<&Name>, store: Option<Uuid>) 
 /// Refuses text of a newer version than `known`; text without a version is damaged.
 pub(super) fn check_version(text: &[u8], known: u32) -> Result<()> {
     let version: Versioned = parse(text)?;
-    if version.schema > known { Err(too_new(version.schema, known)) } else { Ok(()) }
+    refuse_newer(version.schema, known)
 }
 
-/// Does this error say that a newer version has written it? Then it is not damaged, and not ours to mend.
-pub fn is_newer(error: &Error) -> bool {
-    error.full_message().contains(NEWER)
+fn refuse_newer(schema: u32, known: u32) -> Result<()> {
+    if schema > known { Err(too_new(schema, known)) } else { Ok(()) }
 }
-
-const NEWER: &str = "written by a newer version of cowhand";
 
 fn too_new(schema: u32, known: u32) -> Error {
-    Error::damaged(format!("{NEWER} (schema {schema}, this one knows {known})"))
+    Error::newer(format!("written by a newer version of cowhand (schema {schema}, this one knows {known})"))
         .hint("use that version; nothing was changed")
 }
 

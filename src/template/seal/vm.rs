@@ -14,7 +14,7 @@ use crate::model::{Disk, Format, Layer, Merge, MergeKind, Name, Record};
 use crate::qemu::nodes;
 use crate::snapshot::plan::{self, Moves};
 use crate::steps::layers::CreateOverlay;
-use crate::store::Store;
+use crate::store::{Store, trash};
 
 /// The disks that are worked on.
 fn disks(record: &Record) -> impl Iterator<Item = &Disk> {
@@ -39,7 +39,8 @@ pub fn plan(context: &Context, vm: &Name, record: &Record, sealing: &Sealing) ->
         moves.merges.push(Merge::pair(&disk.target, MergeKind::Commit, &disk.layer, &below, 0));
     }
     before.push(Seal { disks: sealed, sealing: Some(Box::new(sealing.clone())) }.into());
-    let merge = plan::collapse(record, &on_overlays, moves, false, "seal", Store::trash_name("seal", vm));
+    let trash = Store::trash_name(&trash::Kind::Seal, vm);
+    let merge = plan::collapse(record, &on_overlays, moves, false, trash::Kind::Seal, trash);
     let after = Record {
         config: crate::model::Config { disks: record.config.disks.clone(), ..on_overlays.config },
         ..on_overlays

@@ -2,15 +2,16 @@
 
 use std::fs::DirEntry;
 
+use crate::change::claims::Claims;
 use crate::change::lost;
 use crate::context::Context;
-use crate::error::{IoContext, Kind, Result};
-use crate::layer::garbage::{Certainty, Needs};
+use crate::error::{IoContext, Result};
+use crate::layer::garbage::{self, Certainty, Needs};
 use crate::layer::info::LayerInfo;
 use crate::layer::pool::Pool;
 use crate::model::{Name, Snapshot, human};
-use crate::store::trash::Entry;
-use crate::store::{Store, how_to_mend, journal, plain, schema};
+use crate::store::trash::{self, Entry};
+use crate::store::{Store, how_to_mend, plain, schema};
 use crate::sys::image_lock;
 
 /// Moves what a removed VM had into its directory of the trash, where whoever removed it died in the middle: `undo` looks for it there. Returns how many
@@ -18,7 +19,9 @@ use crate::sys::image_lock;
 pub fn finish_removals(store: &Store) -> Result<usize> {
     let mut moved = 0;
     for found in store.list_trash()? {
-        let Some(entry) = found.entry.ok().filter(|entry| entry.what == "rm" && found.path.join("vm").exists()) else {
+        let Some(entry) =
+            found.entry.ok().filter(|entry| entry.what == trash::Kind::Rm && found.path.join("vm").exists())
+        else {
             continue;
         };
         if entry.layers.iter().any(|layer| store.layout.layer(layer).exists()) {
@@ -86,9 +89,10 @@ pub fn trash_orphans(context: &Context, needs: &Needs, dry_run: bool) -> Result<
         }
         let directory = match &trash {
             Some(directory) => directory,
-            None => trash.insert(
-                store.open_trash(&Store::trash_name("gc", &name), &Entry::new("gc", &name, &context.operation))?,
-            ),
+            None => trash.insert(store.open_trash(
+                &Store::trash_name(&trash::Kind::Gc, &name),
+                &Entry::new(trash::Kind::Gc, &name, &context.operation),
+            )?),
         };
         store.trash_layer(directory, layer)?;
         moved += 1;
@@ -101,46 +105,23 @@ pub fn trash_orphans(context: &Context, needs: &Needs, dry_run: bool) -> Result<
     Ok(moved)
 }
 
-/// Memory that no snapshot has, and no change under way is about to give to one.
-pub fn unnamed_memory(store: &Store) -> Result<Vec<DirEntry>> {
-    let Ok(entries) = std::fs::read_dir(store.layout.rams()) else { return Ok(Vec::new()) };
-    // Files first: what is there now is in a journal or in a record already, if it belongs to anybody.
-    let entries: Vec<_> =
-        entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file())).collect();
-    if entries.is_empty() {
+/// The files of guests' memory that no snapshot has, and no change under way is about to give to one.
+pub fn unneeded_memory(store: &Store) -> Result<Vec<DirEntry>> {
+    // Files first: what is there now is in a journal or in a record already, if it belongs to anything.
+    let files = garbage::memory_files(store);
+    if files.is_empty() {
         return Ok(Vec::new());
     }
-    let names = store.directories()?;
-    let mut named = Vec::new();
-    for name in &names {
-        // Whoever saves memory just now has a journal that says so.
-        let (journal, record) = (journal::text(store, name), store.load(name));
-        let record = match (journal, record) {
-            (Ok(journal), Ok(record)) => {
-                named.push(journal);
-                record
-            }
-            // It never came to be, or has gone.
-            (Ok(journal), Err(error)) if error.kind() == Kind::NotFound => {
-                named.push(journal);
-                continue;
-            }
-            // It may name any of them.
-            _ => return Ok(Vec::new()),
-        };
-        named.extend(record.snapshots.iter().filter_map(|snapshot| Some(snapshot.ram_image()?.id.to_string())));
-        named.extend(record.warm.map(|warm| warm.image.id.to_string()));
+    let Claims { images, unreadable, .. } = Claims::look(store)?;
+    match unreadable.is_empty() {
+        true => garbage::unneeded_memory(store, files, images),
+        // It may need any of them.
+        false => Ok(Vec::new()),
     }
-    let unnamed = |entry: &DirEntry| {
-        let file = entry.file_name().to_string_lossy().into_owned();
-        let id = file.split('.').next().unwrap_or_default();
-        !named.iter().any(|text| text.contains(id))
-    };
-    Ok(entries.into_iter().filter(unnamed).collect())
 }
 
 fn remove_memory(context: &Context, dry_run: bool) -> Result<()> {
-    for entry in unnamed_memory(&context.store)? {
+    for entry in unneeded_memory(&context.store)? {
         let bytes = entry.metadata().map_or(0, |about| about.len());
         if !dry_run {
             std::fs::remove_file(entry.path()).on("remove", &entry.path())?;

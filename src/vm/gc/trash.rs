@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::layer::pool::Pool;
 use crate::layer::{chain, trashed};
 use crate::model::{Layer, LayerId, Name};
-use crate::store::trash::Found;
+use crate::store::trash::{Found, Kind};
 use crate::store::{Store, VmLock, how_to_mend, plain};
 
 /// Why what was found in the trash may not go: it has a layer that somebody lacks. Which those are is in `lacking`, once it was looked.
@@ -65,7 +65,7 @@ impl Lacking {
 pub(super) fn is_unfinished(store: &Store, found: &Found) -> bool {
     let is_in_pool = |layer: &Layer| plain::is_there(&store.layout.layer(layer));
     let is_removed = found.path.join("vm").exists();
-    is_removed && found.entry.as_ref().is_ok_and(|entry| entry.what == "rm" && entry.layers.iter().any(is_in_pool))
+    is_removed && found.entry.as_ref().is_ok_and(|entry| entry.what == Kind::Rm && entry.layers.iter().any(is_in_pool))
 }
 
 /// May what was found in the trash belong to `name`, whatever that was called then?

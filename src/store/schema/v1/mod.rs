@@ -1,7 +1,10 @@
 //! Version 1 of `vm.json`. Released: fields may be added with a default, nothing else may change.
 
 mod config;
+mod ephemeral;
+mod memory;
 mod snapshot;
+mod warm;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,12 +13,12 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use config::ConfigV1;
+use ephemeral::EphemeralV1;
 use snapshot::SnapshotV1;
+use warm::WarmV1;
 
 use crate::error::{Error, Result};
-use crate::model::{
-    Ephemeral, Fingerprint, ImageOrigin, Layer, LayerStamp, Name, Origin, Record, Role, Snapshot, Warm, WarmImage,
-};
+use crate::model::{Ephemeral, ImageOrigin, Layer, LayerStamp, Name, Origin, Record, Role, Snapshot, Warm};
 
 /// A VM or template, as written.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -42,24 +45,9 @@ pub struct RecordV1 {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     warm: Option<WarmV1>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    ephemeral: Option<Ephemeral>,
+    ephemeral: Option<EphemeralV1>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     autostart: bool,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct WarmV1 {
-    image: WarmImage,
-    made: Timestamp,
-    writer: Fingerprint,
-    helper: u32,
-    kernel: String,
-    #[serde(default)]
-    pool: u32,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    leased: Vec<usize>,
-    config: ConfigV1,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -169,17 +157,8 @@ impl From<&Record> for RecordV1 {
             config: ConfigV1::from(&record.config),
             head: record.head.clone(),
             snapshots: record.snapshots.iter().map(SnapshotV1::from).collect(),
-            warm: record.warm.clone().map(|warm| WarmV1 {
-                config: ConfigV1::from(&warm.config),
-                image: warm.image,
-                made: warm.made,
-                writer: warm.writer,
-                helper: warm.helper,
-                kernel: warm.kernel,
-                pool: warm.pool,
-                leased: warm.leased,
-            }),
-            ephemeral: record.ephemeral.clone(),
+            warm: record.warm.clone().map(WarmV1::from),
+            ephemeral: record.ephemeral.clone().map(EphemeralV1::from),
             autostart: record.autostart,
         }
     }
@@ -212,21 +191,12 @@ impl TryFrom<RecordV1> for Record {
             head: record.head,
             snapshots: record.snapshots.into_iter().map(Snapshot::try_from).collect::<Result<_>>()?,
             warm: record.warm.map(Warm::try_from).transpose()?,
-            ephemeral: record.ephemeral,
+            ephemeral: record.ephemeral.map(Ephemeral::from),
             autostart: record.autostart,
         };
         check_disks(&record)?;
         check_tree(&record)?;
         Ok(record)
-    }
-}
-
-impl TryFrom<WarmV1> for Warm {
-    type Error = Error;
-
-    fn try_from(warm: WarmV1) -> Result<Self> {
-        let WarmV1 { image, made, writer, helper, kernel, pool, leased, config } = warm;
-        Ok(Self { image, made, writer, helper, kernel, pool, leased, config: config.try_into()? })
     }
 }
 

@@ -4,8 +4,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::config::ConfigV1;
+use super::memory::MemoryV1;
 use crate::error::{Error, Result};
-use crate::model::{Fingerprint, Memory, Name, RamImage, Snapshot, SnapshotKind, VmState};
+use crate::model::{Memory, Name, Snapshot, SnapshotKind, VmState};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -27,17 +28,6 @@ pub(super) struct SnapshotV1 {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     expires: Option<Timestamp>,
     config: ConfigV1,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct MemoryV1 {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    image: Option<RamImage>,
-    bytes: u64,
-    writer: Fingerprint,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    leased: Vec<usize>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -65,12 +55,7 @@ impl From<&Snapshot> for SnapshotV1 {
                 SnapshotKind::Internal { .. } => KindV1::Internal,
             },
             tag: snapshot.tag().map(str::to_owned),
-            memory: snapshot.memory.clone().map(|Memory { image, bytes, writer, leased }| MemoryV1 {
-                image,
-                bytes,
-                writer,
-                leased,
-            }),
+            memory: snapshot.memory.clone().map(MemoryV1::from),
             expires: snapshot.expires,
             created: snapshot.created,
             description: snapshot.description.clone(),
@@ -99,12 +84,7 @@ impl TryFrom<SnapshotV1> for Snapshot {
                     return Err(Error::damaged("an internal snapshot has no tag"));
                 }
             },
-            memory: snapshot.memory.map(|MemoryV1 { image, bytes, writer, leased }| Memory {
-                image,
-                bytes,
-                writer,
-                leased,
-            }),
+            memory: snapshot.memory.map(Memory::from),
             expires: snapshot.expires,
             created: snapshot.created,
             description: snapshot.description,

@@ -1,0 +1,93 @@
+//! What a directory of the trash says of itself. How it is written is the business of
+//! [`crate::store::schema`].
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use super::kind::Kind;
+use crate::model::{Layer, LayerStamp, Name, Record};
+
+/// The version written today.
+pub(in crate::store) const SCHEMA: u32 = 2;
+
+/// What a directory of the trash says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The version it was read in.
+    pub(in crate::store) schema: u32,
+    /// The verb that put it there.
+    pub what: Kind,
+    /// The VM it belonged to.
+    pub vm: Name,
+    /// The identity of that VM, where its record lies beside this entry.
+    pub(in crate::store) uuid: Option<Uuid>,
+    /// The store that it was written in.
+    pub(in crate::store) store: Option<Uuid>,
+    /// When.
+    pub when: Timestamp,
+    /// The command, in the words of the user.
+    pub operation: String,
+    /// The layers in it.
+    pub layers: Vec<Layer>,
+    /// What those layers stand on, as it was then: without it they mean nothing.
+    pub below: Vec<Stamp>,
+    /// The internal snapshot in the layers of the head that holds what they were.
+    pub way_back: Option<String>,
+}
+
+impl Entry {
+    /// An entry for what is about to be put there.
+    pub fn new(what: Kind, vm: &Name, operation: &str) -> Self {
+        Self {
+            schema: SCHEMA,
+            what,
+            vm: vm.clone(),
+            uuid: None,
+            store: None,
+            when: Timestamp::now(),
+            operation: operation.to_owned(),
+            layers: Vec::new(),
+            below: Vec::new(),
+            way_back: None,
+        }
+    }
+
+    /// The same, for a directory in which `record` is kept.
+    pub fn of(self, record: &Record) -> Self {
+        Self { uuid: Some(record.uuid), ..self }
+    }
+
+    /// The identity of the VM, where its record lies beside this entry.
+    pub fn uuid(&self) -> Option<Uuid> {
+        self.uuid
+    }
+
+    /// Is it a change that `undo` takes back?
+    pub fn can_be_undone(&self) -> bool {
+        self.what.can_be_undone()
+    }
+}
+
+/// A layer's file as it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stamp {
+    /// The layer.
+    pub layer: Layer,
+    /// The file's length, in bytes.
+    pub(in crate::store) bytes: u64,
+    /// The file's modification time, in nanoseconds since 1970.
+    pub(in crate::store) modified_ns: i64,
+}
+
+impl From<LayerStamp> for Stamp {
+    fn from(stamp: LayerStamp) -> Self {
+        let modified_ns = i64::try_from(stamp.modified_ns).unwrap_or(i64::MAX);
+        Self { layer: stamp.layer, bytes: stamp.bytes, modified_ns }
+    }
+}
+
+impl From<Stamp> for LayerStamp {
+    fn from(stamp: Stamp) -> Self {
+        Self { layer: stamp.layer, bytes: stamp.bytes, modified_ns: stamp.modified_ns.into() }
+    }
+}
