@@ -14,7 +14,9 @@ use crate::lab::{Done, Lab, copy_tree, eventually, kill, skip, tool};
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 fn blank(lab: &Lab, name: &str, options: &[&str]) {
-    lab.ok(&[&["create", name, "--size", "16M", "--memory", "64M", "--net", "none"], options].concat());
+    lab.ok(
+        &[&["create", name, "--size", "16M", "--memory", "64M", "--net", "none"], options].concat()
+    );
 }
 
 /// Removes the only layer of a VM.
@@ -101,7 +103,10 @@ fn all_that_run_are_stopped_at_the_same_time_and_what_did_not_stop_is_named() {
     assert_eq!(said.next().unwrap(), "stopped web (shut down by its guest agent)");
     assert_eq!(lab.state("deaf"), "running");
     kill(lab.pid("deaf"));
-    assert_eq!(said.next().unwrap(), "deaf has stopped (its QEMU was ended, the guest had not shut down)");
+    assert_eq!(
+        said.next().unwrap(),
+        "deaf has stopped (its QEMU was ended, the guest had not shut down)"
+    );
     assert_eq!(said.next(), None);
     std::fs::write(&record, whole).unwrap();
     let done = Done::from(stopping.wait_with_output().unwrap());
@@ -117,7 +122,8 @@ fn all_that_run_are_stopped_at_the_same_time_and_what_did_not_stop_is_named() {
 
 const SYSTEMD: &str = "/usr/lib/systemd/systemd --system --unit=multi-user.target";
 
-/// Files of a host that is run by systemd: the units that come with cowhand, and one that stands for a network and disks.
+/// Files of a host that is run by systemd: the units that come with cowhand, and one that stands
+/// for a network and disks.
 fn systemd(root: &Path) {
     let etc = root.join("etc");
     let units = etc.join("systemd/system");
@@ -144,18 +150,24 @@ fn systemd(root: &Path) {
         symlink(format!("../{name}"), wanted.join(name)).unwrap();
     }
     // Devices, logins and logs are the host's around it.
-    for name in
-        ["systemd-udevd", "systemd-udev-trigger", "systemd-logind", "dbus", "systemd-journald", "systemd-timesyncd"]
-    {
+    for name in [
+        "systemd-udevd", "systemd-udev-trigger", "systemd-logind", "dbus", "systemd-journald",
+        "systemd-timesyncd",
+    ] {
         symlink("/dev/null", units.join(format!("{name}.service"))).unwrap();
     }
-    for name in
-        ["dbus", "systemd-journald", "systemd-journald-dev-log", "systemd-udevd-kernel", "systemd-udevd-control"]
-    {
+    for name in [
+        "dbus", "systemd-journald", "systemd-journald-dev-log", "systemd-udevd-kernel",
+        "systemd-udevd-control",
+    ] {
         symlink("/dev/null", units.join(format!("{name}.socket"))).unwrap();
     }
     symlink("/dev/null", units.join("getty.target")).unwrap();
-    std::fs::write(etc.join("systemd/system.conf"), "[Manager]\nDefaultEnvironment=COWHAND_ACCEL=tcg\n").unwrap();
+    std::fs::write(
+        etc.join("systemd/system.conf"),
+        "[Manager]\nDefaultEnvironment=COWHAND_ACCEL=tcg\n",
+    )
+    .unwrap();
     std::fs::write(etc.join("machine-id"), "").unwrap();
 }
 
@@ -171,13 +183,23 @@ fn under_systemd_guests_start_with_the_host_and_shut_down_before_its_network_and
         Err(why) => return skip("under_systemd_guests_start_with_the_host", &why),
     };
     eventually("the start of the guests", || host.log("guests").contains("started one"));
-    eventually("the answer for the one that is broken", || host.log("guests").contains("cowhand doctor broken"));
+    eventually("the answer for the one that is broken", || {
+        host.log("guests").contains("cowhand doctor broken")
+    });
     // One that does not start is no reason to end those that did.
-    eventually("the unit", || host.run(&["systemctl", "is-active", "cowhand-autostart.service"]).out == "active\n");
+    eventually("the unit", || {
+        host.run(&["systemctl", "is-active", "cowhand-autostart.service"]).out == "active\n"
+    });
     // From a login; systemd makes a scope for each.
-    let words = ["--quiet", "--scope", "--unit=session-7", "--slice=user.slice", "cowhand", "start", "by-hand"];
+    let words = [
+        "--quiet", "--scope", "--unit=session-7", "--slice=user.slice", "cowhand", "start",
+        "by-hand",
+    ];
     host.run(&[&["systemd-run"], &words[..]].concat()).ok();
-    assert_eq!(host.run(&["systemctl", "is-active", "session-7.scope", "cowhand-gc.timer"]).ok(), "active\nactive\n");
+    assert_eq!(
+        host.run(&["systemctl", "is-active", "session-7.scope", "cowhand-gc.timer"]).ok(),
+        "active\nactive\n"
+    );
     for name in ["one", "by-hand"] {
         host.run(&["cowhand", "exec", name, "--", "true"]).ok();
     }
@@ -198,8 +220,16 @@ mod full {
 
     /// The block of the how-to in `language`.
     fn recipe(language: &str) -> String {
-        let text = std::fs::read_to_string(Path::new(ROOT).join("docs/how-to/start-with-the-host.md")).unwrap();
-        text.split(&format!("```{language}\n")).nth(1).unwrap().split("```").next().unwrap().to_owned()
+        let text =
+            std::fs::read_to_string(Path::new(ROOT).join("docs/how-to/start-with-the-host.md"))
+                .unwrap();
+        text.split(&format!("```{language}\n"))
+            .nth(1)
+            .unwrap()
+            .split("```")
+            .next()
+            .unwrap()
+            .to_owned()
     }
 
     #[test]
@@ -214,11 +244,19 @@ mod full {
             let path = root.join("etc/systemd/system/cowhand-autostart.service");
             let unit = std::fs::read_to_string(&path).unwrap();
             // Under load the host may come to its shutdown late.
-            std::fs::write(&path, unit.replace("cowhand start --autostart", "cowhand --wait 3600 start --autostart"))
-                .unwrap();
+            std::fs::write(
+                &path,
+                unit.replace("cowhand start --autostart", "cowhand --wait 3600 start --autostart"),
+            )
+            .unwrap();
         }) {
             Ok(host) => host,
-            Err(why) => return skip("under_systemd_guests_shut_down_while_others_are_still_being_started", &why),
+            Err(why) => {
+                return skip(
+                    "under_systemd_guests_shut_down_while_others_are_still_being_started",
+                    &why,
+                );
+            }
         };
         eventually("the start of the guest", || host.log("guests").contains("waiting for waits"));
         host.run(&["cowhand", "exec", "one", "--", "true"]).ok();
@@ -270,8 +308,18 @@ mod full {
             std::fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
         };
         let prepare = |root: &Path| {
-            tool("cp", &["-a", &format!("{}/usr/.", openrc.trim()), root.join("programs").to_str().unwrap()]);
-            tool("cp", &["-a", &format!("{}/etc/.", openrc.trim()), root.join("etc").to_str().unwrap()]);
+            tool(
+                "cp",
+                &[
+                    "-a",
+                    &format!("{}/usr/.", openrc.trim()),
+                    root.join("programs").to_str().unwrap(),
+                ],
+            );
+            tool(
+                "cp",
+                &["-a", &format!("{}/etc/.", openrc.trim()), root.join("etc").to_str().unwrap()],
+            );
             let at = |name: &str| root.join("etc/init.d").join(name);
             script(&at("cowhand"), &recipe("openrc"));
             let stop = "stop() { echo $(pgrep -c qemu-system) guests >> /log/network; }";

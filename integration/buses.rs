@@ -1,4 +1,5 @@
-//! Disks on each bus: a boot sector counts its boots on the disk that it was booted from. And CD-ROM drives.
+//! Disks on each bus: a boot sector counts its boots on the disk that it was booted from. And
+//! CD-ROM drives.
 
 use std::path::PathBuf;
 
@@ -6,7 +7,8 @@ use serde_json::{Value, json};
 
 use crate::lab::{Lab, eventually, qemu_img, tool};
 
-/// Reads the second sector of its disk through the BIOS, counts it up, writes it back, and prints `boots: N` on COM1.
+/// Reads the second sector of its disk through the BIOS, counts it up, writes it back, and prints
+/// `boots: N` on COM1.
 const COUNTER: &str = r#"
 .code16
 .globl _start
@@ -79,21 +81,15 @@ fn a_guest_reads_and_writes_its_disk_on_each_bus_and_snapshots_bring_it_back() {
         let vm = format!("{machine}-{bus}");
         let disk = format!("{},serial=WD-{bus}", image.display());
         lab.ok(&[
-            "create",
-            &vm,
-            "--disk",
-            &disk,
-            "--bus",
-            bus,
-            "--machine",
-            machine,
-            "--memory",
-            "64M",
-            "--net",
-            "none",
+            "create", &vm, "--disk", &disk, "--bus", bus, "--machine", machine, "--memory", "64M",
+            "--net", "none",
         ]);
         let listed = lab.json(&["disk", "ls", &vm]);
-        assert_eq!((&listed[0]["target"], &listed[0]["bus"]), (&json!(target), &json!(bus)), "{listed}");
+        assert_eq!(
+            (&listed[0]["target"], &listed[0]["bus"]),
+            (&json!(target), &json!(bus)),
+            "{listed}"
+        );
         boots(&lab, &vm, 1);
         // Of the running guest, and with its memory where QEMU can save that.
         lab.ok(&["snapshot", "create", &vm, "first"]);
@@ -144,7 +140,10 @@ fn the_bus_of_a_disk_can_be_changed_and_comes_back_with_a_snapshot() {
     lab.ok(&["snapshot", "create", "web", "s"]);
     lab.ok(&["set", "web", "disk.vda.bus=sata", "disk.vda.serial=OLD-1"]);
     let shown = lab.json(&["show", "web"]);
-    assert_eq!((&shown["disks"][0]["bus"], &shown["disks"][0]["serial"]), (&json!("sata"), &json!("OLD-1")));
+    assert_eq!(
+        (&shown["disks"][0]["bus"], &shown["disks"][0]["serial"]),
+        (&json!("sata"), &json!("OLD-1"))
+    );
     boots(&lab, "web", 2);
     lab.ok(&["stop", "--force", "web"]);
     lab.ok(&["snapshot", "revert", "web@s"]);
@@ -158,10 +157,16 @@ fn the_bus_of_a_disk_can_be_changed_and_comes_back_with_a_snapshot() {
     lab.ok(&["set", "web", "disk.vda.bus=scsi"]);
     lab.ok(&["clone", "web", "copy"]);
     assert_eq!(lab.json(&["disk", "ls", "copy"])[0]["bus"], "scsi");
-    lab.ok(&["create", "old", "--size", "1M", "--net", "user,model=e1000", "--net", "user,mac=52:54:00:12:34:56"]);
+    lab.ok(&[
+        "create", "old", "--size", "1M", "--net", "user,model=e1000", "--net",
+        "user,mac=52:54:00:12:34:56",
+    ]);
     lab.ok(&["clone", "old", "new"]);
     let cards = |vm: &str| lab.json(&["show", vm])["nics"].clone();
-    assert_eq!((&cards("old")[1]["mac"], &cards("new")[0]["model"]), (&json!("52:54:00:12:34:56"), &json!("e1000")));
+    assert_eq!(
+        (&cards("old")[1]["mac"], &cards("new")[0]["model"]),
+        (&json!("52:54:00:12:34:56"), &json!("e1000"))
+    );
     assert_ne!(cards("old")[1]["mac"], cards("new")[1]["mac"]);
     let before = lab.fingerprint();
     for (change, code, words) in [
@@ -179,7 +184,10 @@ fn the_bus_of_a_disk_can_be_changed_and_comes_back_with_a_snapshot() {
     for (options, words) in [
         (&many[..], "at most 24"),
         (&["--size", "1M", "--bus", "ide"], "has no IDE"),
-        (&["--machine", "pc", "--bus", "ide", "--size", "1M", "--iso", disk], "is not an ISO image"),
+        (
+            &["--machine", "pc", "--bus", "ide", "--size", "1M", "--iso", disk],
+            "is not an ISO image",
+        ),
         (&["--disk", &format!("{disk},ro,bus=sata")], "cannot be read-only"),
         (&["--size", "1M", "--iso", "/dev/zero"], "character device"),
         (&["--size", "1M", "--iso", "/proc/version"], "is empty"),
@@ -189,7 +197,10 @@ fn the_bus_of_a_disk_can_be_changed_and_comes_back_with_a_snapshot() {
     }
     for (network, words) in [
         (&["--net", "user,model=ne2k"][..], "is not a model of network card"),
-        (&["--net", "user,mac=52:54:00:00:00:01", "--net", "user,mac=52:54:00:00:00:01"], "the same address"),
+        (
+            &["--net", "user,mac=52:54:00:00:00:01", "--net", "user,mac=52:54:00:00:00:01"],
+            "the same address",
+        ),
         (&["--net", "none", "--net", "user"], "contradict"),
         (&["--net", "bridge=br0"], "is not a network"),
     ] {
@@ -203,7 +214,10 @@ fn medium(lab: &Lab, vm: &str, target: &str) -> Option<String> {
     let answers = lab.user_qmp(vm, &[json!({"execute": "query-block"})]);
     let drives = answers[1].as_array().unwrap();
     let own = format!("dev-{target}");
-    let drive = drives.iter().find(|drive| drive["qdev"] == own.as_str()).unwrap_or_else(|| panic!("{drives:?}"));
+    let drive = drives
+        .iter()
+        .find(|drive| drive["qdev"] == own.as_str())
+        .unwrap_or_else(|| panic!("{drives:?}"));
     drive["inserted"]["file"].as_str().map(str::to_owned)
 }
 
@@ -230,8 +244,12 @@ fn the_medium_of_a_drive_is_exchanged_while_the_vm_runs_and_while_it_does_not() 
     // The first one is not open any more.
     let pid = lab.pid("web");
     let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
-    let open: Vec<PathBuf> = open.filter_map(|entry| std::fs::read_link(entry.path()).ok()).collect();
-    assert!(open.contains(&PathBuf::from(&two)) && !open.contains(&PathBuf::from(&one)), "{open:?}");
+    let open: Vec<PathBuf> =
+        open.filter_map(|entry| std::fs::read_link(entry.path()).ok()).collect();
+    assert!(
+        open.contains(&PathBuf::from(&two)) && !open.contains(&PathBuf::from(&one)),
+        "{open:?}"
+    );
     lab.ok(&["cdrom", "eject", "web"]);
     assert_eq!(medium(&lab, "web", "sda"), None);
     lab.ok(&["cdrom", "eject", "web"]);
@@ -239,11 +257,13 @@ fn the_medium_of_a_drive_is_exchanged_while_the_vm_runs_and_while_it_does_not() 
     lab.ok(&["cdrom", "insert", "web", &one]);
     lab.ok(&["snapshot", "create", "web", "s", "--memory"]);
     // Another program has ejected it: memory is not saved with a record that says otherwise.
-    let open = [json!({"execute": "blockdev-open-tray", "arguments": {"id": "dev-sda", "force": true}})];
+    let open =
+        [json!({"execute": "blockdev-open-tray", "arguments": {"id": "dev-sda", "force": true}})];
     let take = [json!({"execute": "blockdev-remove-medium", "arguments": {"id": "dev-sda"}})];
     lab.user_qmp("web", &open);
     lab.user_qmp("web", &take);
-    lab.run(&["snapshot", "create", "web", "t", "--memory"]).fails(5, &["CD-ROM drive sda", "cdrom eject web"]);
+    lab.run(&["snapshot", "create", "web", "t", "--memory"])
+        .fails(5, &["CD-ROM drive sda", "cdrom eject web"]);
     lab.ok(&["cdrom", "eject", "web"]);
     lab.ok(&["snapshot", "revert", "web@s"]);
     assert_eq!(medium(&lab, "web", "sda"), Some(one.clone()));
@@ -251,8 +271,10 @@ fn the_medium_of_a_drive_is_exchanged_while_the_vm_runs_and_while_it_does_not() 
     // It is missed before QEMU is started, and can be taken out.
     std::fs::remove_file(&one).unwrap();
     lab.run(&["start", "web"]).fails(3, &["CD-ROM drive sda", &one, "cowhand cdrom eject web"]);
-    lab.run(&["snapshot", "revert", "web@s"]).fails(3, &["CD-ROM drive sda", "put it in its place", "--cold"]);
-    lab.run(&["snapshot", "revert", "web@s", "--cold", "--running"]).fails(3, &["CD-ROM drive sda", "--stopped"]);
+    lab.run(&["snapshot", "revert", "web@s"])
+        .fails(3, &["CD-ROM drive sda", "put it in its place", "--cold"]);
+    lab.run(&["snapshot", "revert", "web@s", "--cold", "--running"])
+        .fails(3, &["CD-ROM drive sda", "--stopped"]);
     let found = lab.run(&["--format", "json", "doctor", "web"]);
     assert!(found.out.contains("CD-ROM drive sda"), "{}", found.out);
     lab.ok(&["cdrom", "eject", "web"]);
@@ -267,7 +289,8 @@ fn a_guest_boots_from_a_cd_while_its_disk_is_blank() {
     let lab = Lab::new();
     let size = ["--size", "1M", "--memory", "64M", "--net", "none"];
     let cd = iso(&lab, "cd.iso");
-    // El Torito: a volume descriptor at sector 17 that leads to a catalogue, and that to the boot sector.
+    // El Torito: a volume descriptor at sector 17 that leads to a catalogue, and that to the boot
+    // sector.
     let mut bytes = vec![0; 1 << 20];
     let mut put = |at: usize, text: &[u8]| bytes[at..at + text.len()].copy_from_slice(text);
     put(16 * 2048, b"\x01CD001\x01");
@@ -280,12 +303,17 @@ fn a_guest_boots_from_a_cd_while_its_disk_is_blank() {
     counter(&lab, "counter.qcow2");
     put(21 * 2048, &std::fs::read(lab.path().join("counter.raw")).unwrap()[..512]);
     std::fs::write(&cd, &bytes).unwrap();
-    for (vm, options) in [("sata", &[][..]), ("ide", &["--machine", "pc"]), ("usb", &[]), ("scsi", &[])] {
-        let bus = if options.is_empty() && vm != "sata" { format!("{cd},bus={vm}") } else { cd.clone() };
+    for (vm, options) in
+        [("sata", &[][..]), ("ide", &["--machine", "pc"]), ("usb", &[]), ("scsi", &[])]
+    {
+        let bus =
+            if options.is_empty() && vm != "sata" { format!("{cd},bus={vm}") } else { cd.clone() };
         lab.ok(&[&["create", vm, "--iso", &bus], &size[..], options].concat());
         lab.ok(&["start", vm]);
         // It has been booted, and cannot write to the CD.
-        eventually(&format!("{vm} boots from its CD"), || lab.ok(&["logs", vm, "--raw"]).contains("the disk failed"));
+        eventually(&format!("{vm} boots from its CD"), || {
+            lab.ok(&["logs", vm, "--raw"]).contains("the disk failed")
+        });
         lab.ok(&["rm", "--force", vm]);
     }
     // A stopped VM without a drive gets one.
@@ -293,8 +321,11 @@ fn a_guest_boots_from_a_cd_while_its_disk_is_blank() {
     lab.run(&["cdrom", "eject", "web"]).fails(3, &["has no CD-ROM drive", "cdrom insert web FILE"]);
     lab.ok(&["cdrom", "insert", "web", &cd]);
     lab.ok(&["start", "web"]);
-    eventually("it boots from its CD", || lab.ok(&["logs", "web", "--raw"]).contains("the disk failed"));
-    lab.run(&["cdrom", "insert", "web", &cd, "--target", "sdx"]).fails(3, &["no CD-ROM drive sdx", "it has: sda"]);
+    eventually("it boots from its CD", || {
+        lab.ok(&["logs", "web", "--raw"]).contains("the disk failed")
+    });
+    lab.run(&["cdrom", "insert", "web", &cd, "--target", "sdx"])
+        .fails(3, &["no CD-ROM drive sdx", "it has: sda"]);
     lab.run(&["cdrom", "insert", "web", "/nowhere.iso"]).fails(3, &["/nowhere.iso"]);
     // What is a disk of a VM is no CD.
     let raw = lab.path().join("raw.img");
@@ -307,16 +338,20 @@ fn a_guest_boots_from_a_cd_while_its_disk_is_blank() {
     let link = lab.path().join("link.iso");
     std::os::unix::fs::symlink(&cd, &link).unwrap();
     if std::os::unix::fs::lchown(&link, Some(65534), None).is_ok() {
-        lab.run(&["cdrom", "insert", "web", link.to_str().unwrap()]).fails(5, &["belongs to another user"]);
-        lab.run(&["create", "x", "--iso", link.to_str().unwrap()]).fails(5, &["belongs to another user"]);
+        lab.run(&["cdrom", "insert", "web", link.to_str().unwrap()])
+            .fails(5, &["belongs to another user"]);
+        lab.run(&["create", "x", "--iso", link.to_str().unwrap()])
+            .fails(5, &["belongs to another user"]);
     }
     let both = format!("{cd},use");
     let own = iso(&lab, "own.img");
     lab.run(&["create", "x", "--disk", &format!("{own},use"), "--iso", &own])
         .fails(5, &["is a disk of the VM and in its CD-ROM drive"]);
     lab.run(&["create", "x", "--disk", &both]).fails(5, &["is in a CD-ROM drive of web"]);
-    for (file, words) in [(layer[0]["file"].as_str().unwrap(), "belongs to the store"), (raw, "is used by another VM")]
-    {
+    for (file, words) in [
+        (layer[0]["file"].as_str().unwrap(), "belongs to the store"),
+        (raw, "is used by another VM"),
+    ] {
         lab.run(&["cdrom", "insert", "web", file]).fails(5, &[words]);
         lab.run(&["create", "x", "--size", "1M", "--iso", file]).fails(5, &[words]);
     }
@@ -329,7 +364,8 @@ fn a_guest_boots_from_a_cd_while_its_disk_is_blank() {
     lab.ok(&["cdrom", "rm", "other", "sda"]);
     assert_eq!(lab.json(&["cdrom", "ls", "other"]), json!([]));
     lab.ok(&["start", "other", "--paused"]);
-    lab.run(&["cdrom", "insert", "other", &cd]).fails(5, &["cannot get one while it runs", "cowhand stop other"]);
+    lab.run(&["cdrom", "insert", "other", &cd])
+        .fails(5, &["cannot get one while it runs", "cowhand stop other"]);
 }
 
 /// `enp1s0` stays `enp1s0`: the card is where the domain had it.
@@ -337,7 +373,9 @@ fn a_guest_boots_from_a_cd_while_its_disk_is_blank() {
 fn cards_of_a_domain_sit_where_they_sat() {
     let lab = Lab::new();
     let xml = crate::import::booting(&lab);
-    let address = |bus: &str, slot: &str| format!("<address type='pci' bus='{bus}' slot='{slot}'/></interface>");
+    let address = |bus: &str, slot: &str| {
+        format!("<address type='pci' bus='{bus}' slot='{slot}'/></interface>")
+    };
     let port = |at: u8| {
         let address = format!("<address type='pci' bus='0' slot='2' function='{at}'/>");
         format!("<controller type='pci' index='{at}' model='pcie-root-port'>{address}</controller>")
@@ -348,7 +386,10 @@ fn cards_of_a_domain_sit_where_they_sat() {
     let path = crate::import::write(&lab, "web.xml", &xml.replacen("</interface>", &cards, 1));
     lab.ok(&["import", &path]);
     lab.ok(&["start", "web"]);
-    let seen = lab.sh("web", "for card in /sys/class/net/e*; do echo $(cat $card/address) $(readlink -f $card); done");
+    let seen = lab.sh(
+        "web",
+        "for card in /sys/class/net/e*; do echo $(cat $card/address) $(readlink -f $card); done",
+    );
     let places = [("52:54:00:12:ab:cd", "0000:03:00.0"), ("52:54:00:12:ab:02", "0000:00:05.0")];
     for (mac, place) in places {
         assert!(seen.lines().any(|line| line.starts_with(mac) && line.contains(place)), "{seen}");

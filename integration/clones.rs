@@ -12,21 +12,29 @@ fn clones_of_one_template_share_no_identity_and_no_writes() {
     lab.ok(&["template", "create", "base", "--no-seal"]);
     let made = lab.json(&["clone", "base", "web", "-n", "3"]);
     for (n, entry) in made.as_array().unwrap().iter().enumerate() {
-        assert_eq!((entry["name"].clone(), entry["kind"].clone()), (format!("web-{}", n + 1).into(), "thin".into()));
+        assert_eq!(
+            (entry["name"].clone(), entry["kind"].clone()),
+            (format!("web-{}", n + 1).into(), "thin".into())
+        );
         assert!(entry["ms"].is_number() && entry["reason"].is_string());
     }
     lab.ok(&["clone", "base", "full", "--full"]);
     let names = ["base", "web-1", "web-2", "web-3", "full"];
     let shown: Vec<_> = names.iter().map(|name| lab.json(&["show", name])).collect();
     for key in ["/uuid", "/generation", "/nics/0/mac", "/disks/0/chain/0"] {
-        let values: BTreeSet<String> = shown.iter().map(|vm| vm.pointer(key).unwrap().to_string()).collect();
+        let values: BTreeSet<String> =
+            shown.iter().map(|vm| vm.pointer(key).unwrap().to_string()).collect();
         assert_eq!(values.len(), names.len(), "{key} is shared");
     }
     assert!(
         shown[1..].iter().all(|vm| vm["nics"][0]["ports"] == serde_json::json!([])),
         "a host port cannot be shared"
     );
-    assert_eq!(shown[4]["disks"][0]["chain"].as_array().unwrap().len(), 1, "a full clone stands on nothing");
+    assert_eq!(
+        shown[4]["disks"][0]["chain"].as_array().unwrap().len(),
+        1,
+        "a full clone stands on nothing"
+    );
 
     lab.ok(&["start", "web-1", "full"]);
     lab.write("web-1", "/root/a", "one");
@@ -58,7 +66,9 @@ fn a_stopped_vm_and_a_snapshot_can_be_cloned_and_keep_their_own_data() {
     lab.ok(&["clone", "web", "flat", "--full"]);
     assert_eq!(lab.chain("flat").len(), 1);
     lab.run(&["rm", "web"]).fails(5, &["now", "thin"]);
-    for (vm, text) in [("thin", "one"), ("full", "one"), ("now", "two"), ("flat", "two"), ("web", "two")] {
+    for (vm, text) in
+        [("thin", "one"), ("full", "one"), ("now", "two"), ("flat", "two"), ("web", "two")]
+    {
         assert_eq!(lab.on_disk(vm, "/root/a").as_deref(), Some(text), "{vm}");
     }
     lab.check_images();
@@ -141,7 +151,14 @@ fn a_shared_read_only_disk_ties_nobody_to_anybody() {
     let lab = Lab::new();
     let seed = lab.path().join("seed.raw");
     std::fs::write(&seed, vec![7; 1 << 20]).unwrap();
-    lab.ok(&["create", "base", "--size", "64M", "--disk", &format!("{},ro", seed.to_str().unwrap())]);
+    lab.ok(&[
+        "create",
+        "base",
+        "--size",
+        "64M",
+        "--disk",
+        &format!("{},ro", seed.to_str().unwrap()),
+    ]);
     lab.ok(&["template", "create", "base", "--no-seal"]);
     lab.ok(&["clone", "base", "one"]);
     lab.ok(&["clone", "base", "two"]);
@@ -156,14 +173,20 @@ fn a_hundred_clones_at_once_are_all_whole() {
     let lab = Lab::new();
     lab.ok(&["create", "base", "--size", "64M"]);
     lab.ok(&["template", "create", "base", "--no-seal"]);
-    let children: Vec<_> =
-        (0..20).map(|n| lab.spawn(&["--wait", "300", "clone", "base", &format!("c{n}"), "-n", "5"])).collect();
+    let children: Vec<_> = (0..20)
+        .map(|n| lab.spawn(&["--wait", "300", "clone", "base", &format!("c{n}"), "-n", "5"]))
+        .collect();
     for child in children {
         Done::from(child.wait_with_output().unwrap()).ok();
     }
     let rows = lab.json(&["ls"]);
     assert_eq!(rows.as_array().unwrap().len(), 100);
-    assert!(rows.as_array().unwrap().iter().all(|row| row["state"] == "stopped" && row["from"] == "base"));
+    assert!(
+        rows.as_array()
+            .unwrap()
+            .iter()
+            .all(|row| row["state"] == "stopped" && row["from"] == "base")
+    );
     assert_eq!(lab.layer_files().len(), 101);
 }
 
@@ -192,7 +215,8 @@ fn a_full_clone_shares_blocks_where_the_file_system_can() {
     let run = |args: &[&str]| disk.run(&lab, args);
     disk.create_base(&lab);
     let made: serde_json::Value =
-        serde_json::from_str(&run(&["--format", "json", "clone", "base", "x", "--full"]).ok()).unwrap();
+        serde_json::from_str(&run(&["--format", "json", "clone", "base", "x", "--full"]).ok())
+            .unwrap();
     assert!(made[0]["reason"].as_str().unwrap().contains("reflink"), "{made}");
 }
 

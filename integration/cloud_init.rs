@@ -1,4 +1,5 @@
-//! cloud-init's seed: what is asked for is on the disk that QEMU is given, each VM is an instance of its own, and real cloud-init does it.
+//! cloud-init's seed: what is asked for is on the disk that QEMU is given, each VM is an instance
+//! of its own, and real cloud-init does it.
 
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
@@ -22,8 +23,10 @@ fn seed(lab: &Lab, vm: &str) -> (PathBuf, Vec<(String, String)>) {
         .unwrap();
     assert_eq!((&node["read-only"], &node["file"]["read-only"]), (&true.into(), &true.into()));
     let path = PathBuf::from(node["file"]["filename"].as_str().unwrap());
-    let system =
-        FileSystem::new(std::fs::File::options().read(true).write(true).open(&path).unwrap(), FsOptions::new());
+    let system = FileSystem::new(
+        std::fs::File::options().read(true).write(true).open(&path).unwrap(),
+        FsOptions::new(),
+    );
     let system = system.unwrap();
     let files = system.root_dir().iter().map(|entry| {
         let (entry, mut text) = (entry.unwrap(), String::new());
@@ -35,7 +38,12 @@ fn seed(lab: &Lab, vm: &str) -> (PathBuf, Vec<(String, String)>) {
 }
 
 fn document(files: &[(String, String)], name: &str) -> String {
-    files.iter().find(|(file, _)| file == name).unwrap_or_else(|| panic!("no {name} in {files:?}")).1.clone()
+    files
+        .iter()
+        .find(|(file, _)| file == name)
+        .unwrap_or_else(|| panic!("no {name} in {files:?}"))
+        .1
+        .clone()
 }
 
 #[test]
@@ -46,34 +54,27 @@ fn each_vm_is_an_instance_of_its_own_and_its_snapshots_are_the_same_one() {
     std::fs::write(&word, "secret\n").unwrap();
     let [key, word] = [&key, &word].map(|path| path.to_str().unwrap());
     lab.ok(&[
-        "create",
-        "web",
-        "--size",
-        "16M",
-        "--net",
-        "none",
-        "--user",
-        "ada",
-        "--ssh-key",
-        key,
-        "--password-file",
-        word,
-        "--packages",
-        "nginx,curl",
-        "--run",
-        "echo one > /one",
-        "--run",
+        "create", "web", "--size", "16M", "--net", "none", "--user", "ada", "--ssh-key", key,
+        "--password-file", word, "--packages", "nginx,curl", "--run", "echo one > /one", "--run",
         "echo two > /two",
     ]);
     let (path, files) = seed(&lab, "web");
     assert_eq!(
-        tool("blkid", &["--probe", "--output", "value", "--match-tag", "LABEL", path.to_str().unwrap()]).trim(),
+        tool(
+            "blkid",
+            &["--probe", "--output", "value", "--match-tag", "LABEL", path.to_str().unwrap()]
+        )
+        .trim(),
         "CIDATA"
     );
     tool("fsck.vfat", &["-n", path.to_str().unwrap()]);
-    assert_eq!(std::fs::metadata(&path).unwrap().permissions(), std::os::unix::fs::PermissionsExt::from_mode(0o100600));
+    assert_eq!(
+        std::fs::metadata(&path).unwrap().permissions(),
+        std::os::unix::fs::PermissionsExt::from_mode(0o100600)
+    );
     let user_data = document(&files, "user-data");
-    let config: Value = serde_json::from_str(user_data.strip_prefix("#cloud-config\n").unwrap()).unwrap();
+    let config: Value =
+        serde_json::from_str(user_data.strip_prefix("#cloud-config\n").unwrap()).unwrap();
     assert_eq!(config["users"][0]["name"], "ada");
     assert_eq!(config["packages"], serde_json::json!(["nginx", "curl"]));
     assert_eq!(config["runcmd"], serde_json::json!(["echo one > /one", "echo two > /two"]));
@@ -84,7 +85,9 @@ fn each_vm_is_an_instance_of_its_own_and_its_snapshots_are_the_same_one() {
         assert!(!lab.ok(args).contains("$6$"), "{args:?}");
     }
     assert!(lab.ok(&["show", "web"]).contains("cloud-init"));
-    let meta = |vm: &str| -> Value { serde_json::from_str(&document(&seed(&lab, vm).1, "meta-data")).unwrap() };
+    let meta = |vm: &str| -> Value {
+        serde_json::from_str(&document(&seed(&lab, vm).1, "meta-data")).unwrap()
+    };
     let first = meta("web");
     assert_eq!(first["local-hostname"], "web");
     lab.ok(&["snapshot", "create", "web", "s"]);
@@ -97,7 +100,10 @@ fn each_vm_is_an_instance_of_its_own_and_its_snapshots_are_the_same_one() {
     assert_eq!(meta("web"), first);
     lab.ok(&["clone", "web@s", "db"]);
     let second = meta("db");
-    assert!(second["local-hostname"] == "db" && second["instance-id"] != first["instance-id"], "{second}");
+    assert!(
+        second["local-hostname"] == "db" && second["instance-id"] != first["instance-id"],
+        "{second}"
+    );
     assert_eq!(document(&seed(&lab, "db").1, "user-data"), user_data);
     lab.ok(&["rename", "web", "shop"]);
     assert_eq!(meta("shop")["local-hostname"], "shop");
@@ -179,7 +185,10 @@ fn credentials_are_told_by_files_that_nobody_else_reads_and_go_where_the_configu
     assert!(lab.vm_directories().is_empty());
     lab.ok(&["create", "web", "--size", "16M", "--credential", &format!("tls.key={file}")]);
     let files = credentials(&lab, "web");
-    assert_eq!(std::fs::read_to_string(&files[0]).unwrap(), "io.systemd.credential.binary:tls.key=c2VjcmV0AP8=");
+    assert_eq!(
+        std::fs::read_to_string(&files[0]).unwrap(),
+        "io.systemd.credential.binary:tls.key=c2VjcmV0AP8="
+    );
     assert_eq!(std::fs::metadata(&files[0]).unwrap().permissions().mode() & 0o777, 0o600);
     // QEMU reads it, and nothing stays when it has ended.
     lab.ok(&["start", "web", "--paused"]);
@@ -204,8 +213,8 @@ mod full {
         std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
     }
 
-    /// Debian's own cloud-init, in an image that is downloaded first, makes the user, puts in the key and gives the name; and anew in each
-    /// clone of a template.
+    /// Debian's own cloud-init, in an image that is downloaded first, makes the user, puts in the
+    /// key and gives the name; and anew in each clone of a template.
     #[test]
     fn real_cloud_init_does_what_is_asked_for_and_anew_in_each_clone() {
         let mut lab = Lab::new();
@@ -217,7 +226,8 @@ mod full {
         let port = free_port().to_string() + ":22";
         let greeting = lab.path().join("greeting");
         std::fs::write(&greeting, "hello\n").unwrap();
-        let (content, sum) = (std::fs::read(debian.disk()).unwrap(), tool("sha256sum", &[&debian.disk()]));
+        let (content, sum) =
+            (std::fs::read(debian.disk()).unwrap(), tool("sha256sum", &[&debian.disk()]));
         let server = Server::new(move |request, _| Reply::file(&content, "\"one\"", request));
         lab.ok(&[
             "create",
@@ -252,25 +262,37 @@ mod full {
         let facts = |vm: &str| -> Vec<String> {
             lab.ok(&["start", vm]);
             // Its `status --wait` ends at the first error, and this guest has no locales.
-            let script = "while ! [ -e /run/cloud-init/result.json ]; do sleep 1; done; hostname; cat /var/lib/cloud/data/instance-id; id -un ada; \
-                          cat ~ada/.ssh/authorized_keys | tail -n 1; cat /root/ran; cat /etc/ssh/ssh_host_ed25519_key.pub; \
+            let script = "while ! [ -e /run/cloud-init/result.json ]; do sleep 1; done; hostname; \
+                          cat /var/lib/cloud/data/instance-id; id -un ada; \
+                          cat ~ada/.ssh/authorized_keys | tail -n 1; cat /root/ran; \
+                          cat /etc/ssh/ssh_host_ed25519_key.pub; \
                           systemd-creds --system cat greeting";
-            let exec = ["exec", "--agent-timeout", "290", "--timeout", "290", vm, "--", "sh", "-c", script];
+            let exec = [
+                "exec", "--agent-timeout", "290", "--timeout", "290", vm, "--", "sh", "-c", script,
+            ];
             lab.ok(&exec).lines().map(str::to_owned).collect()
         };
         let lets_in = |vm: &str| {
             let port = lab.json(&["show", vm])["nics"][0]["ports"][0]["host"].to_string();
-            let hosts = format!("UserKnownHostsFile={}", lab.path().join(format!("hosts-{vm}")).display());
+            let hosts =
+                format!("UserKnownHostsFile={}", lab.path().join(format!("hosts-{vm}")).display());
             eventually("ssh lets the key in", || {
                 let mut ssh = Command::new("ssh");
-                ssh.args(["-o", &hosts, "-o", "StrictHostKeyChecking=no", "-o", "BatchMode=yes", "-p", &port, "-i"]);
+                ssh.args([
+                    "-o", &hosts, "-o", "StrictHostKeyChecking=no", "-o", "BatchMode=yes", "-p",
+                    &port, "-i",
+                ]);
                 let done = ssh.arg(&key).args(["ada@127.0.0.1", "id", "-un"]).output().unwrap();
                 String::from_utf8_lossy(&done.stdout).trim() == "ada"
             });
         };
         let first = facts("web");
         let uuid = |vm: &str| lab.json(&["show", vm])["uuid"].as_str().unwrap().to_owned();
-        assert_eq!(first[..3], ["first".to_owned(), format!("iid-{}", uuid("web")), "ada".to_owned()], "{first:?}");
+        assert_eq!(
+            first[..3],
+            ["first".to_owned(), format!("iid-{}", uuid("web")), "ada".to_owned()],
+            "{first:?}"
+        );
         assert_eq!(first[3], std::fs::read_to_string(&public).unwrap().trim());
         assert_eq!((&*first[4], &*first[6]), ("done", "hello"));
         lets_in("web");
@@ -280,7 +302,11 @@ mod full {
         let clones = ["one", "two"].map(|vm| {
             lab.ok(&["clone", "deb12", vm, "-p", &format!("{}:22", free_port())]);
             let facts = facts(vm);
-            assert_eq!(facts[..3], [vm.to_owned(), format!("iid-{}", uuid(vm)), "ada".to_owned()], "{facts:?}");
+            assert_eq!(
+                facts[..3],
+                [vm.to_owned(), format!("iid-{}", uuid(vm)), "ada".to_owned()],
+                "{facts:?}"
+            );
             lets_in(vm);
             lab.ok(&["stop", "--force", vm]);
             facts

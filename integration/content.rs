@@ -1,5 +1,5 @@
-//! What the images of a store hold, without having QEMU read the same files twice: a walk over fault points looks at the same few contents
-//! again and again.
+//! What the images of a store hold, without having QEMU read the same files twice: a walk over
+//! fault points looks at the same few contents again and again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -21,9 +21,14 @@ static ZEROS: [u8; CHUNK as usize] = [0; CHUNK as usize];
 static READ: Mutex<BTreeMap<Vec<u64>, u64>> = Mutex::new(BTreeMap::new());
 static SOUND: Mutex<BTreeSet<Vec<u64>>> = Mutex::new(BTreeSet::new());
 
-/// A number for the bytes that a guest would read at `point` from a disk, which is given as the record has it.
+/// A number for the bytes that a guest would read at `point` from a disk, which is given as the
+/// record has it.
 pub fn of(lab: &Lab, point: &str, disk: &Value) -> u64 {
-    let layer = format!("{}.{}", disk["layer"]["id"].as_str().unwrap(), disk["layer"]["format"].as_str().unwrap());
+    let layer = format!(
+        "{}.{}",
+        disk["layer"]["id"].as_str().unwrap(),
+        disk["layer"]["format"].as_str().unwrap()
+    );
     let files = files(&lab.store().join("layers").join(layer));
     assert_is_what_it_was(lab, disk);
     let known = files.as_ref().and_then(|files| READ.lock().unwrap().get(files).copied());
@@ -46,7 +51,8 @@ fn assert_is_what_it_was(lab: &Lab, disk: &Value) {
     }
 }
 
-/// Is there nothing wrong with an image and those below it but clusters that nobody uses, which a dead process cannot give back?
+/// Is there nothing wrong with an image and those below it but clusters that nobody uses, which a
+/// dead process cannot give back?
 pub fn check(image: &Path) -> Result<(), Output> {
     let files = files(image);
     if files.as_ref().is_some_and(|files| SOUND.lock().unwrap().contains(files)) {
@@ -60,7 +66,8 @@ pub fn check(image: &Path) -> Result<(), Output> {
     Ok(())
 }
 
-/// Numbers for the contents of an image and of those below it. `None` where one has internal snapshots: a point may be one of these.
+/// Numbers for the contents of an image and of those below it. `None` where one has internal
+/// snapshots: a point may be one of these.
 fn files(image: &Path) -> Option<Vec<u64>> {
     let mut numbers = Vec::new();
     let mut next = Some(image.to_owned());
@@ -83,7 +90,8 @@ fn hash(path: &Path) -> u64 {
     let mut hasher = DefaultHasher::new();
     let file = File::open(path).unwrap();
     file.metadata().unwrap().len().hash(&mut hasher);
-    for (at, chunk) in chunks_with_data(&file).filter(|(_, chunk)| **chunk != ZEROS[..chunk.len()]) {
+    for (at, chunk) in chunks_with_data(&file).filter(|(_, chunk)| **chunk != ZEROS[..chunk.len()])
+    {
         (at, chunk).hash(&mut hasher);
     }
     hasher.finish()

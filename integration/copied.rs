@@ -1,4 +1,5 @@
-//! A store that was copied, or restored from a backup: its VMs have the UUIDs of the original's, and are others.
+//! A store that was copied, or restored from a backup: its VMs have the UUIDs of the original's,
+//! and are others.
 
 use std::path::{Path, PathBuf};
 
@@ -29,7 +30,8 @@ impl Copy<'_> {
     }
 
     fn state(&self, vm: &str) -> String {
-        let shown: serde_json::Value = serde_json::from_str(&self.ok(&["--format", "json", "show", vm])).unwrap();
+        let shown: serde_json::Value =
+            serde_json::from_str(&self.ok(&["--format", "json", "show", vm])).unwrap();
         shown["state"].as_str().unwrap().to_owned()
     }
 }
@@ -37,10 +39,13 @@ impl Copy<'_> {
 /// Which files of these stores QEMU has open to write.
 fn files_of(pid: i32) -> Vec<PathBuf> {
     let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
-    open.filter_map(|entry| std::fs::read_link(entry.path()).ok()).filter(|file| file.extension().is_some()).collect()
+    open.filter_map(|entry| std::fs::read_link(entry.path()).ok())
+        .filter(|file| file.extension().is_some())
+        .collect()
 }
 
-/// The original's QEMU and that of the copy run at once, and what is typed on one store reaches the guest of that store.
+/// The original's QEMU and that of the copy run at once, and what is typed on one store reaches the
+/// guest of that store.
 #[test]
 fn the_guests_of_a_copied_store_are_not_those_of_the_original() {
     let lab = Lab::new();
@@ -48,7 +53,8 @@ fn the_guests_of_a_copied_store_are_not_those_of_the_original() {
     lab.ok(&["snapshot", "create", "web", "up", "--memory"]);
     let pid = lab.pid("web");
     let copy = Copy::of(&lab);
-    // Nobody runs in the copy, and putting it right takes nothing from those who run in the original.
+    // Nobody runs in the copy, and putting it right takes nothing from those who run in the
+    // original.
     assert_eq!(copy.state("web"), "stopped");
     copy.ok(&["doctor", "--repair"]);
     copy.ok(&["stop", "--force", "web"]);
@@ -58,11 +64,13 @@ fn the_guests_of_a_copied_store_are_not_those_of_the_original() {
     lab.sh("web", "echo original > /root/whose; sync");
     // Both run.
     copy.ok(&["snapshot", "revert", "web@up"]);
-    let theirs = |args: &[&str]| copy.ok(&[&["exec", "--agent-only", "web", "--"][..], args].concat());
+    let theirs =
+        |args: &[&str]| copy.ok(&[&["exec", "--agent-only", "web", "--"][..], args].concat());
     theirs(&["sh", "-c", "[ ! -e /root/whose ] && echo copy > /root/whose && sync"]);
     assert_eq!(lab.sh("web", "cat /root/whose"), "original\n");
     assert_eq!(theirs(&["cat", "/root/whose"]), "copy\n");
-    let other: serde_json::Value = serde_json::from_str(&copy.ok(&["--format", "json", "show", "web"])).unwrap();
+    let other: serde_json::Value =
+        serde_json::from_str(&copy.ok(&["--format", "json", "show", "web"])).unwrap();
     let other = i32::try_from(other["pid"].as_i64().unwrap()).unwrap();
     assert_ne!(other, pid);
     assert_eq!(lab.pid("web"), pid);
@@ -91,7 +99,8 @@ fn the_guests_of_a_copied_store_are_not_those_of_the_original() {
     lab.check_images();
 }
 
-/// A QEMU that has another file open than the record names is not told to change anything: neither a stranger's node nor another store's file.
+/// A QEMU that has another file open than the record names is not told to change anything: neither
+/// a stranger's node nor another store's file.
 #[test]
 fn a_qemu_that_has_another_file_open_is_not_changed() {
     let lab = Lab::new();
@@ -104,7 +113,9 @@ fn a_qemu_that_has_another_file_open_is_not_changed() {
     let before = lab.fingerprint();
     let head = format!("layers/{}.qcow2", lab.chain("web")[0]);
     let (ours, theirs) = (lab.store().join(&head), copy.root.join(&head));
-    for change in [&["snapshot", "create", "web", "a"][..], &["disk", "resize", "web", "vda", "32M"]] {
+    for change in
+        [&["snapshot", "create", "web", "a"][..], &["disk", "resize", "web", "vda", "32M"]]
+    {
         let words = [ours.to_str().unwrap(), theirs.to_str().unwrap(), "cowhand doctor web"];
         lab.run(&copy.with(change)).fails(8, &words);
     }
@@ -121,10 +132,14 @@ fn a_qemu_that_has_another_file_open_is_not_changed() {
         "web",
         &[
             json!({"execute": "blockdev-add", "arguments": node}),
-            json!({"execute": "blockdev-snapshot", "arguments": {"node": below, "overlay": "mine"}}),
+            json!({
+                "execute": "blockdev-snapshot", "arguments": {"node": below, "overlay": "mine"},
+            }),
         ],
     );
-    for change in [&["snapshot", "create", "web", "a"][..], &["disk", "resize", "web", "vda", "32M"]] {
+    for change in
+        [&["snapshot", "create", "web", "a"][..], &["disk", "resize", "web", "vda", "32M"]]
+    {
         lab.run(change).fails(8, &["vda", "cowhand did not make", "cowhand doctor web"]);
     }
 }
@@ -141,7 +156,17 @@ fn a_store_that_comes_back_from_a_backup_keeps_its_templates() {
     let archive = lab.path().join("store.tar");
     let back = lab.path().join("back");
     std::fs::create_dir(&back).unwrap();
-    tool("tar", &["-C", lab.store().to_str().unwrap(), "--format=gnu", "-cf", archive.to_str().unwrap(), "."]);
+    tool(
+        "tar",
+        &[
+            "-C",
+            lab.store().to_str().unwrap(),
+            "--format=gnu",
+            "-cf",
+            archive.to_str().unwrap(),
+            ".",
+        ],
+    );
     tool("tar", &["-C", back.to_str().unwrap(), "-xpf", archive.to_str().unwrap()]);
     let back = back.to_str().unwrap();
     for args in [
@@ -159,5 +184,6 @@ fn a_store_that_comes_back_from_a_backup_keeps_its_templates() {
     let file = Path::new(back).join("layers").join(format!("{layer}.qcow2"));
     tool("chmod", &["600", file.to_str().unwrap()]);
     tool("touch", &["-d", "2001-01-01", file.to_str().unwrap()]);
-    lab.run(&["--store", back, "clone", "base", "third"]).fails(8, &["was changed behind our back"]);
+    lab.run(&["--store", back, "clone", "base", "third"])
+        .fails(8, &["was changed behind our back"]);
 }

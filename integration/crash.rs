@@ -10,7 +10,9 @@ fn a_killed_clone_leaves_nothing() {
     lab.large("base", 300);
     let files = lab.layer_files();
     let child = lab.spawn(&["clone", "base", "x", "--full"]);
-    eventually("the beginning of the copy", || lab.layer_files().iter().any(|file| file.ends_with(".part")));
+    eventually("the beginning of the copy", || {
+        lab.layer_files().iter().any(|file| file.ends_with(".part"))
+    });
     kill(child.id().cast_signed());
     child.wait_with_output().unwrap();
     assert_eq!(lab.json(&["ls"]).as_array().unwrap().len(), 1, "half a clone is not listed");
@@ -28,9 +30,14 @@ fn an_interrupted_clone_cleans_up_after_itself() {
     lab.large("base", 300);
     let files = lab.layer_files();
     let child = lab.spawn(&["clone", "base", "x", "--full"]);
-    eventually("the beginning of the copy", || lab.layer_files().iter().any(|file| file.ends_with(".part")));
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id().cast_signed()), nix::sys::signal::Signal::SIGINT)
-        .unwrap();
+    eventually("the beginning of the copy", || {
+        lab.layer_files().iter().any(|file| file.ends_with(".part"))
+    });
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(child.id().cast_signed()),
+        nix::sys::signal::Signal::SIGINT,
+    )
+    .unwrap();
     let done = Done::from(child.wait_with_output().unwrap());
     assert_eq!(done.code, 130, "{done:?}");
     assert_eq!(lab.layer_files(), files);
@@ -43,12 +50,16 @@ fn a_guest_that_stands_still_because_a_command_was_killed_is_said_to() {
     lab.ok(&["create", "web", "--size", "16M", "--memory", "64M", "--net", "none"]);
     lab.ok(&["start", "web"]);
     lab.ok(&["snapshot", "create", "web", "s"]);
-    let killed = lab.command(&["snapshot", "rm", "web@s"]).env("COWHAND_FAULT", "resume, about to happen:die").output();
+    let killed = lab
+        .command(&["snapshot", "rm", "web@s"])
+        .env("COWHAND_FAULT", "resume, about to happen:die")
+        .output();
     assert_eq!(killed.unwrap().status.code(), None);
     assert_eq!(lab.state("web"), "paused");
     let list = lab.run(&["ls"]);
     assert!(
-        list.err.contains("`snapshot rm web@s` was cut short") && list.err.contains("its guest is paused"),
+        list.err.contains("`snapshot rm web@s` was cut short")
+            && list.err.contains("its guest is paused"),
         "{list:?}"
     );
     let doctor = lab.run(&["doctor", "web"]);
@@ -57,7 +68,8 @@ fn a_guest_that_stands_still_because_a_command_was_killed_is_said_to() {
     assert_eq!(lab.state("web"), "running");
 }
 
-/// Kills a command after ever longer times, until it is quick enough to end by itself; `check` must hold after each recovery.
+/// Kills a command after ever longer times, until it is quick enough to end by itself; `check` must
+/// hold after each recovery.
 fn killed_at_every_moment(
     lab: &Lab,
     prepare: impl Fn(u32),
@@ -83,7 +95,8 @@ fn killed_at_every_moment(
         } else if killed > 2 {
             return;
         }
-        // A busy host may have let the command run to its end before this test could go on: the same time once more.
+        // A busy host may have let the command run to its end before this test could go on: the
+        // same time once more.
     }
     panic!("it was killed {killed} times");
 }
@@ -159,7 +172,8 @@ mod full {
             lab.sh(
                 "web",
                 &format!(
-                    "echo 'after {round}' > /root/a; dd if=/dev/urandom of=/root/b bs=1M count=16 2>/dev/null; sync"
+                    "echo 'after {round}' > /root/a; dd if=/dev/urandom of=/root/b bs=1M count=16 \
+                     2>/dev/null; sync"
                 ),
             );
             let pid = lab.pid("web");
@@ -189,8 +203,16 @@ mod full {
             |round| lab.write("web", "/root/a", &format!("round {round}")),
             &|round| vec!["snapshot".into(), "create".into(), "web".into(), format!("s{round}")],
             |round, _| {
-                // The next command recovers; then the guest works, is not frozen, and what was written before is there.
-                lab.ok(&["snapshot", "create", "web", &format!("after{round}"), "--quiesce", "never"]);
+                // The next command recovers; then the guest works, is not frozen, and what was
+                // written before is there.
+                lab.ok(&[
+                    "snapshot",
+                    "create",
+                    "web",
+                    &format!("after{round}"),
+                    "--quiesce",
+                    "never",
+                ]);
                 assert_eq!(lab.read("web", "/root/a"), Some(format!("round {round}")));
                 assert!(!lab.store().join("vms/web/journal.json").exists());
             },
@@ -214,7 +236,8 @@ mod full {
                 lab.sh(
                     "web",
                     &format!(
-                        "echo 'after {round}' > /root/a; dd if=/dev/urandom of=/root/b bs=1M count=8 2>/dev/null; sync"
+                        "echo 'after {round}' > /root/a; dd if=/dev/urandom of=/root/b bs=1M \
+                         count=8 2>/dev/null; sync"
                     ),
                 );
             },
@@ -269,7 +292,9 @@ mod full {
         lab.booted("web");
         let inside = |lab: &Lab| {
             let file = lab.store().join("layers").join(&lab.layer_files()[0]);
-            crate::lab::qemu_img(&["snapshot", "-U", "-l", file.to_str().unwrap()]).matches("cw-").count()
+            crate::lab::qemu_img(&["snapshot", "-U", "-l", file.to_str().unwrap()])
+                .matches("cw-")
+                .count()
         };
         for delay in [0, 5, 10, 20, 40, 80, 160, 320] {
             let child = lab.spawn(&["snapshot", "create", "web", "s", "--internal"]);

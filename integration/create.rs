@@ -9,7 +9,8 @@ use crate::lab::{Lab, qemu_img, skip};
 fn what_qemu_was_asked_before_there_was_a_store_is_kept_in_it() {
     let lab = Lab::new();
     let probe = lab.store().join("qemu-probe.json");
-    lab.run(&["create", "web", "--size", "16M", "--machine", "pc-q35-99.9"]).fails(5, &["pc-q35-99.9"]);
+    lab.run(&["create", "web", "--size", "16M", "--machine", "pc-q35-99.9"])
+        .fails(5, &["pc-q35-99.9"]);
     assert!(!lab.store().exists());
     lab.ok(&["create", "web", "--size", "16M"]);
     let kept = std::fs::read_to_string(&probe).unwrap();
@@ -43,13 +44,21 @@ fn every_bad_request_is_refused_with_its_code_and_changes_nothing() {
         (&["create", "x", "--size", "1G", "--memory", "0"], 2, &["memory"]),
         (&["create", "x", "--size", "1G", "--cpus", "many"], 2, &["many"]),
         (&["create", "x", "--size", "1G", "--machine", "pc-q35-99.9"], 5, &["pc-q35-99.9"]),
-        (&["create", "x", "--size", "1G", "--kernel", "/nowhere/vmlinuz"], 3, &["/nowhere/vmlinuz"]),
+        (
+            &["create", "x", "--size", "1G", "--kernel", "/nowhere/vmlinuz"],
+            3,
+            &["/nowhere/vmlinuz"],
+        ),
         (&["create", "x", "--size", "1G", "--net", "none", "-p", "1:1"], 2, &["--net none"]),
         (&["create", "x", "--disk", "/nowhere/disk.img"], 3, &["/nowhere/disk.img"]),
         (&["create", "x", "--disk", lab.path().to_str().unwrap()], 5, &["directory"]),
         (&["create", "x", "--disk", "/dev/zero"], 5, &["not an ordinary file"]),
         (&["create", "x", "--disk", &overlay], 5, &["names other files", &good, "--with-backing"]),
-        (&["create", "x", "--disk", &format!("{good},format=vmdk")], 5, &["is not vmdk", "it is qcow2"]),
+        (
+            &["create", "x", "--disk", &format!("{good},format=vmdk")],
+            5,
+            &["is not vmdk", "it is qcow2"],
+        ),
         (&["create", "x", "--disk", &garbage], 5, &["no qcow2 header"]),
         (&["create", "x", "--disk", &at("empty.img")], 5, &["0 bytes"]),
         (&["create", "x", "--disk", &at("odd.img")], 5, &["512"]),
@@ -71,7 +80,10 @@ fn every_bad_request_is_refused_with_its_code_and_changes_nothing() {
         (&["set", "taken", "cpus=0"], 2, &["CPUs"]),
         (&["rename", "taken", "taken"], 4, &["taken"]),
         (
-            &["template", "create", "taken", "--appliance-kernel", "/none", "--appliance-modules", "/none"],
+            &[
+                "template", "create", "taken", "--appliance-kernel", "/none",
+                "--appliance-modules", "/none",
+            ],
             3,
             &["/none", "--no-seal"],
         ),
@@ -93,7 +105,10 @@ fn every_bad_request_is_refused_with_its_code_and_changes_nothing() {
 #[test]
 fn an_unreadable_disk_is_refused() {
     if nix::unistd::geteuid().is_root() {
-        return skip("an_unreadable_disk_is_refused", "root reads everything; `user.rs` tries it as somebody else");
+        return skip(
+            "an_unreadable_disk_is_refused",
+            "root reads everything; `user.rs` tries it as somebody else",
+        );
     }
     let lab = Lab::new();
     let disk = lab.path().join("disk.img");
@@ -105,8 +120,13 @@ fn an_unreadable_disk_is_refused() {
 #[test]
 fn a_missing_qemu_is_named_before_anything_is_made() {
     let lab = Lab::new();
-    let run =
-        |qemu: &str| lab.command(&["create", "x", "--size", "1G"]).env("COWHAND_QEMU", qemu).output().unwrap().into();
+    let run = |qemu: &str| {
+        lab.command(&["create", "x", "--size", "1G"])
+            .env("COWHAND_QEMU", qemu)
+            .output()
+            .unwrap()
+            .into()
+    };
     let done: crate::lab::Done = run("qemu-that-is-not-there");
     done.fails(1, &["not in PATH", "COWHAND_QEMU"]);
     let done: crate::lab::Done = run("/nowhere/qemu");
@@ -120,7 +140,8 @@ fn a_missing_qemu_is_named_before_anything_is_made() {
 fn a_store_that_cannot_be_written_and_sockets_that_cannot_be_are_refused() {
     let lab = Lab::new();
     let mut command = lab.command(&["create", "x", "--size", "1G"]);
-    let done: crate::lab::Done = command.env("COWHAND_STORE", "/proc/nowhere").output().unwrap().into();
+    let done: crate::lab::Done =
+        command.env("COWHAND_STORE", "/proc/nowhere").output().unwrap().into();
     done.fails(1, &["/proc/nowhere", "--store"]);
     let long = lab.path().join("r".repeat(90));
     let mut command = lab.command(&["create", "x", "--size", "1G"]);
@@ -137,15 +158,35 @@ fn a_copied_image_is_the_same_and_the_original_is_left_alone() {
         let bytes: Vec<u8> = (0..3 << 20).map(|n: usize| (n / 4096 % 251) as u8).collect();
         std::fs::write(&raw, &bytes).unwrap();
         let image = lab.path().join(format!("odd, name.{format}"));
-        qemu_img(&["convert", "-f", "raw", "-O", format, raw.to_str().unwrap(), image.to_str().unwrap()]);
+        qemu_img(&[
+            "convert",
+            "-f",
+            "raw",
+            "-O",
+            format,
+            raw.to_str().unwrap(),
+            image.to_str().unwrap(),
+        ]);
         let before = std::fs::read(&image).unwrap();
         lab.ok(&["create", format, "--disk", image.to_str().unwrap()]);
         assert_eq!(std::fs::read(&image).unwrap(), before, "{format}: the original was changed");
         let disk = lab.json(&["disk", "ls", format])[0].clone();
         assert_eq!(disk["format"], format);
         let back = lab.path().join("back.raw");
-        qemu_img(&["convert", "-f", format, "-O", "raw", disk["file"].as_str().unwrap(), back.to_str().unwrap()]);
-        assert_eq!(&std::fs::read(&back).unwrap()[..bytes.len()], &bytes[..], "{format}: the copy differs");
+        qemu_img(&[
+            "convert",
+            "-f",
+            format,
+            "-O",
+            "raw",
+            disk["file"].as_str().unwrap(),
+            back.to_str().unwrap(),
+        ]);
+        assert_eq!(
+            &std::fs::read(&back).unwrap()[..bytes.len()],
+            &bytes[..],
+            "{format}: the copy differs"
+        );
     }
 }
 
@@ -170,7 +211,9 @@ fn private_below(path: &Path, seen: &mut usize) {
         assert_eq!(about.permissions().mode() & 0o077, 0, "{}", path.display());
     }
     if about.is_dir() {
-        std::fs::read_dir(path).unwrap().for_each(|entry| private_below(&entry.unwrap().path(), seen));
+        std::fs::read_dir(path)
+            .unwrap()
+            .for_each(|entry| private_below(&entry.unwrap().path(), seen));
     }
 }
 

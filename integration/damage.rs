@@ -1,4 +1,5 @@
-//! Files of the store that are cut short, or lie in the place of another VM's: each stops its own VM, which is named, and no other.
+//! Files of the store that are cut short, or lie in the place of another VM's: each stops its own
+//! VM, which is named, and no other.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -46,7 +47,9 @@ impl File {
             Self::TrashEntry => {
                 let trash = store.join("trash");
                 let is_its = |name: &String| name.ends_with(&format!("-revert-{vm}"));
-                trash.join(files_in(&trash).into_iter().filter(is_its).max().unwrap()).join("entry.json")
+                trash
+                    .join(files_in(&trash).into_iter().filter(is_its).max().unwrap())
+                    .join("entry.json")
             }
         }
     }
@@ -58,7 +61,11 @@ impl File {
             return std::fs::read(path).unwrap();
         }
         let change = ["snapshot", "create", vm, "t"];
-        let died = lab.command(&change).env("COWHAND_FAULT", "journal.json, in its place:die").output().unwrap();
+        let died = lab
+            .command(&change)
+            .env("COWHAND_FAULT", "journal.json, in its place:die")
+            .output()
+            .unwrap();
         assert!(!died.status.success());
         let text = std::fs::read(path).unwrap();
         lab.ok(&["set", vm, "tag.t="]);
@@ -68,18 +75,22 @@ impl File {
 
 /// What may not change: the records of the others.
 fn others(store: &Path, count: usize) -> Vec<Vec<u8>> {
-    let records =
-        names(count).into_iter().skip(1).map(|vm| std::fs::read(store.join("vms").join(vm).join("vm.json")).unwrap());
+    let records = names(count)
+        .into_iter()
+        .skip(1)
+        .map(|vm| std::fs::read(store.join("vms").join(vm).join("vm.json")).unwrap());
     records.collect()
 }
 
-/// Every file of a VM, cut short and exchanged for those of others. With `COWHAND_FAULTS=all`: at each length, in a store of 50 VMs (an hour).
+/// Every file of a VM, cut short and exchanged for those of others. With `COWHAND_FAULTS=all`: at
+/// each length, in a store of 50 VMs (an hour).
 #[test]
 fn a_file_that_is_cut_short_or_another_vms_stops_its_own_vm_and_no_other() {
     // Each in its own store. Most of it is waiting for `doctor`, which looks twice.
     let workers = if tier::is_all() { 6 } else { 1 };
     let tried: usize = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..workers).map(|at| scope.spawn(move || damage_files(at, workers))).collect();
+        let workers: Vec<_> =
+            (0..workers).map(|at| scope.spawn(move || damage_files(at, workers))).collect();
         workers.into_iter().map(|worker| worker.join().unwrap()).sum()
     });
     eprintln!("{tried} damages");
@@ -95,11 +106,15 @@ fn damage_files(at: usize, workers: usize) -> usize {
     for file in File::ALL {
         let good = file.text(&lab, "vm0");
         let path = file.path(&lab, "vm0");
-        let strangers = names(count).into_iter().skip(1).map(|vm| (format!("that of {vm}"), file.text(&lab, &vm)));
+        let strangers = names(count)
+            .into_iter()
+            .skip(1)
+            .map(|vm| (format!("that of {vm}"), file.text(&lab, &vm)));
         let strangers: Vec<_> = strangers.take(tier::first_or(1, count)).collect();
         let stride = if tier::is_all() { 1 } else { tier::first_or(good.len().div_ceil(2), 211) };
-        let cut =
-            (0..good.len() - 1).step_by(stride).map(|end| (format!("the first {end} bytes"), good[..end].to_vec()));
+        let cut = (0..good.len() - 1)
+            .step_by(stride)
+            .map(|end| (format!("the first {end} bytes"), good[..end].to_vec()));
         for (what, bad) in cut.chain(strangers).skip(at).step_by(workers) {
             tried += 1;
             if tried % 100 == 0 {
@@ -116,7 +131,8 @@ fn damage_files(at: usize, workers: usize) -> usize {
             };
             let rows: serde_json::Value =
                 serde_json::from_str(&must(lab.run(&["--format", "json", "ls"])).out).unwrap();
-            let stopped = rows.as_array().unwrap().iter().filter(|row| row["state"] == "stopped").count();
+            let stopped =
+                rows.as_array().unwrap().iter().filter(|row| row["state"] == "stopped").count();
             assert!(stopped >= count - 1, "{what}: {rows}");
             if tried % 8 == 1 {
                 must(lab.run(&["start", "--paused", "vm1"]));
@@ -128,7 +144,10 @@ fn damage_files(at: usize, workers: usize) -> usize {
             must(lab.run(&["clone", "vm1@s", "copy"]));
             must(lab.run(&["rm", "copy"]));
             // The store is to stay as large as it was.
-            for entry in files_in(&lab.store().join("trash")).iter().filter(|entry| entry.ends_with("-rm-copy")) {
+            for entry in files_in(&lab.store().join("trash"))
+                .iter()
+                .filter(|entry| entry.ends_with("-rm-copy"))
+            {
                 std::fs::remove_dir_all(lab.store().join("trash").join(entry)).unwrap();
             }
             must(lab.run(&["gc", "--dry-run", "--older-than", "0"]));
@@ -136,7 +155,10 @@ fn damage_files(at: usize, workers: usize) -> usize {
             let looked = lab.run(&["doctor"]);
             let place = path.parent().unwrap().file_name().unwrap().to_str().unwrap();
             assert!(looked.out.contains("vm0") && looked.out.contains(place), "{what}: {looked:?}");
-            assert!(looked.out.contains("that of") || !what.contains("that of"), "{what}: {looked:?}");
+            assert!(
+                looked.out.contains("that of") || !what.contains("that of"),
+                "{what}: {looked:?}"
+            );
             assert!(!looked.err.contains("error:"), "{what}: {looked:?}");
             assert_eq!(std::fs::read(&path).unwrap(), bad, "{what}: something has written to it");
             // What mends it, in a copy of the store.
@@ -153,10 +175,14 @@ fn damage_files(at: usize, workers: usize) -> usize {
                 assert_eq!(again.code, 0, "{what}: {mended:?} {again:?}");
             }
             let whole: serde_json::Value = {
-                let rows = lab.run(&["--store", copy.to_str().unwrap(), "--format", "json", "ls"]).ok();
+                let rows =
+                    lab.run(&["--store", copy.to_str().unwrap(), "--format", "json", "ls"]).ok();
                 serde_json::from_str(&rows).unwrap()
             };
-            assert!(whole.as_array().unwrap().iter().all(|row| row["state"] == "stopped"), "{what}: {whole}");
+            assert!(
+                whole.as_array().unwrap().iter().all(|row| row["state"] == "stopped"),
+                "{what}: {whole}"
+            );
             match file {
                 File::Journal => std::fs::remove_file(&path).unwrap(),
                 _ => std::fs::write(&path, &good).unwrap(),
@@ -172,7 +198,8 @@ fn damage_files(at: usize, workers: usize) -> usize {
     tried
 }
 
-/// A change of another VM, completed here, would make this VM the other's double, and take the other's layers.
+/// A change of another VM, completed here, would make this VM the other's double, and take the
+/// other's layers.
 #[test]
 fn a_journal_is_executed_for_the_vm_that_wrote_it_and_by_a_version_that_knows_it() {
     let lab = store_of(2);
@@ -191,7 +218,8 @@ fn a_journal_is_executed_for_the_vm_that_wrote_it_and_by_a_version_that_knows_it
             journal.as_object_mut().unwrap().remove("vm");
         })
     };
-    let predecessors = changed(&own, |journal| journal["vm"]["uuid"] = uuid::Uuid::nil().to_string().into());
+    let predecessors =
+        changed(&own, |journal| journal["vm"]["uuid"] = uuid::Uuid::nil().to_string().into());
     let newer = changed(&own, |journal| journal["schema"] = 4.into());
     for (text, words) in [
         (&other, "the journal of vm0 is that of vm1"),
@@ -201,7 +229,9 @@ fn a_journal_is_executed_for_the_vm_that_wrote_it_and_by_a_version_that_knows_it
         (&newer, "written by a newer version of cowhand (schema 4"),
     ] {
         std::fs::write(&journal, text).unwrap();
-        for change in [&["set", "vm0", "tag.a=b"][..], &["start", "vm0"], &["snapshot", "rm", "vm0@s"]] {
+        for change in
+            [&["set", "vm0", "tag.a=b"][..], &["start", "vm0"], &["snapshot", "rm", "vm0@s"]]
+        {
             lab.run(change).fails(8, &[words, "journal.json"]);
         }
         let looked = lab.run(&["doctor", "vm0"]);
@@ -221,7 +251,8 @@ fn a_journal_is_executed_for_the_vm_that_wrote_it_and_by_a_version_that_knows_it
     assert_eq!(now, before.into_iter().filter(|(path, _)| !is_trash(path)).collect());
 }
 
-/// What a record says of its VM counts where two directories claim it, and nowhere else: who renames a directory by hand loses nothing.
+/// What a record says of its VM counts where two directories claim it, and nowhere else: who
+/// renames a directory by hand loses nothing.
 #[test]
 fn a_record_that_was_copied_is_the_copys_damage_and_one_that_was_moved_is_none() {
     let lab = store_of(2);
@@ -236,7 +267,8 @@ fn a_record_that_was_copied_is_the_copys_damage_and_one_that_was_moved_is_none()
     // A copy of the directory is no VM, and takes nothing from the one that is, nor its guest.
     let before = lab.fingerprint();
     lab.copy_tree(&vms.join("web"), &vms.join("copy"));
-    lab.run(&["start", "copy"]).fails(8, &["the record of copy is that of web", "vms/copy/vm.json"]);
+    lab.run(&["start", "copy"])
+        .fails(8, &["the record of copy is that of web", "vms/copy/vm.json"]);
     lab.run(&["plan", "copy"]).fails(8, &["that of web"]);
     lab.ok(&["plan", "web"]);
     lab.ok(&["gc", "--older-than", "0"]);
@@ -247,11 +279,17 @@ fn a_record_that_was_copied_is_the_copys_damage_and_one_that_was_moved_is_none()
     lab.ok(&["doctor"]);
     let mut now = lab.fingerprint();
     now.retain(|path, _| !path.starts_with(lab.store().join("trash")));
-    assert_eq!(now, before.into_iter().filter(|(path, _)| !path.starts_with(lab.store().join("trash"))).collect());
+    assert_eq!(
+        now,
+        before
+            .into_iter()
+            .filter(|(path, _)| !path.starts_with(lab.store().join("trash")))
+            .collect()
+    );
 }
 
-/// Undoing a change whose record was saved removes the layer that the guest writes to. Here the record is there and reading it fails with EIO, as a bad disk lets it; or
-/// it is no file.
+/// Undoing a change whose record was saved removes the layer that the guest writes to. Here the
+/// record is there and reading it fails with EIO, as a bad disk lets it; or it is no file.
 #[test]
 fn a_change_is_not_undone_because_its_record_cannot_be_read_just_now() {
     let lab = store_of(1);
@@ -265,7 +303,8 @@ fn a_change_is_not_undone_because_its_record_cannot_be_read_just_now() {
     let changes = [&["set", "vm0", "tag.a=b"][..], &["start", "vm0"]];
     std::fs::create_dir(&record).unwrap();
     for change in changes {
-        lab.run(change).fails(8, &["how far it got cannot be seen", "vm.json", "cowhand doctor vm0 --repair"]);
+        lab.run(change)
+            .fails(8, &["how far it got cannot be seen", "vm.json", "cowhand doctor vm0 --repair"]);
     }
     // Its spare copy was written with it, and says that the change has happened.
     let copy = lab.path().join("copy");
@@ -277,8 +316,13 @@ fn a_change_is_not_undone_because_its_record_cannot_be_read_just_now() {
     // Nothing is at the address 0 of a process.
     std::os::unix::fs::symlink("/proc/self/mem", &record).unwrap();
     for change in changes {
-        lab.run(change)
-            .fails(1, &["how far it got cannot be seen", "nothing was undone", "vm.json", "Input/output error"]);
+        lab.run(change).fails(
+            1,
+            &[
+                "how far it got cannot be seen", "nothing was undone", "vm.json",
+                "Input/output error",
+            ],
+        );
     }
     lab.run(&["doctor", "--repair"]).fails(1, &[]);
     lab.ok(&["gc", "--older-than", "0"]);
@@ -291,7 +335,8 @@ fn a_change_is_not_undone_because_its_record_cannot_be_read_just_now() {
     lab.check_images();
 }
 
-/// Whose layers are whose is not known then: they stay where they are, and its entry in the trash says which they are.
+/// Whose layers are whose is not known then: they stay where they are, and its entry in the trash
+/// says which they are.
 #[test]
 fn what_is_removed_while_another_record_cannot_be_read_comes_back_whole() {
     let lab = store_of(1);
@@ -301,13 +346,20 @@ fn what_is_removed_while_another_record_cannot_be_read_comes_back_whole() {
     lab.ok(&["snapshot", "create", "tx", "s"]);
     let head = lab.store().join("layers").join(format!("{}.qcow2", lab.chain("tx")[0]));
     let qemu_io = |command: &str| {
-        let done = Command::new("qemu-io").args(["-f", "qcow2", "-c", command]).arg(&head).output().unwrap();
+        let done = Command::new("qemu-io")
+            .args(["-f", "qcow2", "-c", command])
+            .arg(&head)
+            .output()
+            .unwrap();
         done.status.success() && !String::from_utf8_lossy(&done.stdout).contains("failed")
     };
     assert!(qemu_io("write -P 7 1M 64k"));
     std::fs::write(File::Record.path(&lab, "vm0"), "{").unwrap();
     let removed = lab.run(&["rm", "tx", "--force"]);
-    assert!(removed.code == 0 && removed.err.contains("the layers of tx stay in the pool"), "{removed:?}");
+    assert!(
+        removed.code == 0 && removed.err.contains("the layers of tx stay in the pool"),
+        "{removed:?}"
+    );
     lab.ok(&["gc"]);
     assert!(head.exists());
     // Is one of them what vm0 writes to? Nobody knows.
@@ -324,8 +376,8 @@ fn what_is_removed_while_another_record_cannot_be_read_comes_back_whole() {
     lab.check_images();
 }
 
-/// A removal that was cut short is completed by `gc`. Meanwhile something may have come back out of the trash that stands on what was removed, and a layer that shows it
-/// may be missing just then.
+/// A removal that was cut short is completed by `gc`. Meanwhile something may have come back out of
+/// the trash that stands on what was removed, and a layer that shows it may be missing just then.
 #[test]
 fn a_removal_is_not_completed_while_a_layer_is_missing_that_may_stand_on_what_it_takes_away() {
     let lab = store_of(1);
@@ -333,7 +385,8 @@ fn a_removal_is_not_completed_while_a_layer_is_missing_that_may_stand_on_what_it
     lab.ok(&["clone", "base", "c"]);
     lab.ok(&["clone", "c", "y"]);
     lab.ok(&["rm", "y"]);
-    let died = lab.command(&["rm", "c"]).env("COWHAND_FAULT", "a VM, in the trash:die").output().unwrap();
+    let died =
+        lab.command(&["rm", "c"]).env("COWHAND_FAULT", "a VM, in the trash:die").output().unwrap();
     assert!(!died.status.success());
     lab.ok(&["undo", "y"]);
     let chain = lab.chain("y");
@@ -350,12 +403,17 @@ fn a_removal_is_not_completed_while_a_layer_is_missing_that_may_stand_on_what_it
     lab.check_images();
 }
 
-/// What is in the trash of a VM may be what its journal takes out of there. A journal that is no journal tells nothing.
+/// What is in the trash of a VM may be what its journal takes out of there. A journal that is no
+/// journal tells nothing.
 #[test]
 fn the_trash_of_a_vm_stays_while_its_journal_cannot_be_read() {
     let lab = store_of(1);
     lab.ok(&["snapshot", "revert", "vm0@s"]);
-    let died = lab.command(&["undo", "vm0"]).env("COWHAND_FAULT", "restore-layers, done:die").output().unwrap();
+    let died = lab
+        .command(&["undo", "vm0"])
+        .env("COWHAND_FAULT", "restore-layers, done:die")
+        .output()
+        .unwrap();
     assert!(!died.status.success());
     let (journal, trash) = (lab.store().join("vms/vm0/journal.json"), lab.store().join("trash"));
     let good = std::fs::read(&journal).unwrap();
@@ -363,7 +421,10 @@ fn the_trash_of_a_vm_stays_while_its_journal_cannot_be_read() {
         std::fs::write(&journal, bad).unwrap();
         let before = std::fs::read_dir(&trash).unwrap().count();
         let collected = lab.run(&["gc", "--older-than", "0"]);
-        assert!(collected.code == 0 && collected.err.contains("the journal of vm0 cannot be read"), "{collected:?}");
+        assert!(
+            collected.code == 0 && collected.err.contains("the journal of vm0 cannot be read"),
+            "{collected:?}"
+        );
         assert_eq!(std::fs::read_dir(&trash).unwrap().count(), before);
     }
     std::fs::write(&journal, good).unwrap();
@@ -373,9 +434,11 @@ fn the_trash_of_a_vm_stays_while_its_journal_cannot_be_read() {
     lab.check_images();
 }
 
-/// What is left of a VM that never came to be is in nobody's way, and is no lost journal of another one.
+/// What is left of a VM that never came to be is in nobody's way, and is no lost journal of another
+/// one.
 #[test]
-fn a_journal_that_cannot_be_read_in_a_directory_without_a_vm_keeps_its_name_until_it_is_set_aside() {
+fn a_journal_that_cannot_be_read_in_a_directory_without_a_vm_keeps_its_name_until_it_is_set_aside()
+{
     let lab = store_of(1);
     let text = File::Journal.text(&lab, "vm0");
     let directory = lab.store().join("vms/new");
@@ -429,12 +492,15 @@ const HARMS: [Harm; 7] = [
     ("a disk of 2^64 - 1 bytes", |bytes| bytes[24..32].fill(0xff)),
 ];
 
-/// A sealed layer that has lost something: whoever needs it is not started, cloned or merged, the layer and its VM are named, and others go on. Then the
-/// file is put back, and everything goes on.
+/// A sealed layer that has lost something: whoever needs it is not started, cloned or merged, the
+/// layer and its VM are named, and others go on. Then the file is put back, and everything goes on.
 #[test]
 fn a_sealed_layer_that_is_not_what_it_was_starts_merges_and_clones_nothing() {
     let lab = Lab::new();
-    if !has_attributes(&lab, "a_sealed_layer_that_is_not_what_it_was_starts_merges_and_clones_nothing") {
+    if !has_attributes(
+        &lab,
+        "a_sealed_layer_that_is_not_what_it_was_starts_merges_and_clones_nothing",
+    ) {
         return;
     }
     for vm in ["web", "other"] {
@@ -442,7 +508,10 @@ fn a_sealed_layer_that_is_not_what_it_was_starts_merges_and_clones_nothing() {
         for (at, snapshot) in ["a", "b", "c"].into_iter().enumerate() {
             let head = lab.store().join("layers").join(format!("{}.qcow2", lab.chain(vm)[0]));
             let command = format!("write -P {} {}M 1M", at + 1, at * 8);
-            let done = std::process::Command::new("qemu-io").args(["-f", "qcow2", "-c", &command]).arg(head).output();
+            let done = std::process::Command::new("qemu-io")
+                .args(["-f", "qcow2", "-c", &command])
+                .arg(head)
+                .output();
             assert!(done.unwrap().status.success());
             lab.ok(&["snapshot", "create", vm, snapshot]);
         }
@@ -468,17 +537,30 @@ fn a_sealed_layer_that_is_not_what_it_was_starts_merges_and_clones_nothing() {
         lost(&["clone", "web", "copy"]);
         lost(&["clone", "web@b", "copy", "--full"]);
         lost(&["image", "export", "web@c", lab.path().join("x.raw").to_str().unwrap()]);
-        // In a copy, because the name may go; no layer does. (That of c is not concerned: it and the one above it would be merged.)
+        // In a copy, because the name may go; no layer does. (That of c is not concerned: it and
+        // the one above it would be merged.)
         let other = lab.path().join("copy");
         let _ = std::fs::remove_dir_all(&other);
         lab.copy_tree(&lab.store(), &other);
         for snapshot in ["a", "b"] {
-            let done = lab.run(&["--store", other.to_str().unwrap(), "snapshot", "rm", &format!("web@{snapshot}")]);
-            assert!(done.code == 8 || (done.code == 0 && done.out.contains("stays")), "{what}: {snapshot}: {done:?}");
+            let done = lab.run(&[
+                "--store",
+                other.to_str().unwrap(),
+                "snapshot",
+                "rm",
+                &format!("web@{snapshot}"),
+            ]);
+            assert!(
+                done.code == 8 || (done.code == 0 && done.out.contains("stays")),
+                "{what}: {snapshot}: {done:?}"
+            );
         }
         assert_eq!(files_in(&other.join("layers")), lab.layer_files(), "{what}");
         let looked = lab.run(&["doctor"]);
-        assert!(looked.code != 0 && is_named(&looked.out) && looked.out.contains("web"), "{what}: {looked:?}");
+        assert!(
+            looked.code != 0 && is_named(&looked.out) && looked.out.contains("web"),
+            "{what}: {looked:?}"
+        );
         let repaired = lab.run(&["doctor", "--repair"]);
         assert!(is_named(&repaired.out), "{what}: {repaired:?}");
         lab.ok(&["ls"]);
@@ -518,14 +600,16 @@ fn a_sealed_layer_that_is_not_what_it_was_starts_merges_and_clones_nothing() {
 
 /// Can what a layer was be noted beside the store? Otherwise says that the test is skipped.
 pub fn has_attributes(lab: &Lab, test: &str) -> bool {
-    let set = rustix::fs::setxattr(lab.path(), "user.cowhand", b"", rustix::fs::XattrFlags::empty());
+    let set =
+        rustix::fs::setxattr(lab.path(), "user.cowhand", b"", rustix::fs::XattrFlags::empty());
     if set.is_err() {
         skip(test, "the file system has no extended attributes");
     }
     set.is_ok()
 }
 
-/// A layer that was written to and is as long as before is told, and does not stop anybody: its owner may have repaired it.
+/// A layer that was written to and is as long as before is told, and does not stop anybody: its
+/// owner may have repaired it.
 #[test]
 fn a_sealed_layer_that_was_written_to_is_told() {
     let lab = Lab::new();
@@ -535,7 +619,9 @@ fn a_sealed_layer_that_was_written_to_is_told() {
     lab.ok(&["create", "web", "--size", "64M", "--memory", "64M", "--net", "none"]);
     lab.ok(&["snapshot", "create", "web", "a"]);
     let layer = &lab.chain("web")[1];
-    let file = std::fs::File::options().write(true).open(lab.store().join("layers").join(format!("{layer}.qcow2")));
+    let file = std::fs::File::options()
+        .write(true)
+        .open(lab.store().join("layers").join(format!("{layer}.qcow2")));
     let file = file.unwrap();
     let length = file.metadata().unwrap().len();
     std::os::unix::fs::FileExt::write_all_at(&file, &[0], length - 1).unwrap();
@@ -549,10 +635,14 @@ fn a_sealed_layer_that_was_written_to_is_told() {
 #[test]
 fn a_change_that_was_undone_leaves_no_note_of_a_layer_that_is_written_to() {
     let lab = Lab::new();
-    for (vm, change) in [("web", "disk resize web vda 80M"), ("other", "snapshot create other inside --internal")] {
+    for (vm, change) in
+        [("web", "disk resize web vda 80M"), ("other", "snapshot create other inside --internal")]
+    {
         lab.ok(&["create", vm, "--size", "64M", "--memory", "64M", "--net", "none"]);
         let mut killed = lab.command(&["template", "create", vm, "--no-seal"]);
-        assert!(!killed.env("COWHAND_FAULT", "set-mode, done:die").output().unwrap().status.success());
+        assert!(
+            !killed.env("COWHAND_FAULT", "set-mode, done:die").output().unwrap().status.success()
+        );
         lab.ok(&change.split(' ').collect::<Vec<_>>());
         lab.ok(&["start", "--paused", vm]);
         lab.ok(&["stop", "--force", vm]);
@@ -573,9 +663,14 @@ impl<'a> Unreadable<'a> {
 
 impl Drop for Unreadable<'_> {
     fn drop(&mut self) {
-        // Not while it is open; whoever still has it open is about to end. A panic here would hide the one before.
+        // Not while it is open; whoever still has it open is about to end. A panic here would hide
+        // the one before.
         for _ in 0..3000 {
-            if Command::new("umount").arg(self.0).output().is_ok_and(|output| output.status.success()) {
+            if Command::new("umount")
+                .arg(self.0)
+                .output()
+                .is_ok_and(|output| output.status.success())
+            {
                 return;
             }
             std::thread::sleep(std::time::Duration::from_millis(10));
@@ -583,14 +678,18 @@ impl Drop for Unreadable<'_> {
     }
 }
 
-/// What was written in a copy of the store, and put into the original by a restore that went wrong: of the same VM, by name and by UUID.
+/// What was written in a copy of the store, and put into the original by a restore that went wrong:
+/// of the same VM, by name and by UUID.
 #[test]
 fn what_another_store_has_written_is_not_taken_for_this_ones() {
     let lab = store_of(2);
     let copy = lab.path().join("copy");
     lab.copy_tree(&lab.store(), &copy);
     if lab.store().metadata().unwrap().created().is_err() {
-        return skip("what_another_store_has_written_is_not_taken_for_this_ones", "no time of birth is kept here");
+        return skip(
+            "what_another_store_has_written_is_not_taken_for_this_ones",
+            "no time of birth is kept here",
+        );
     }
     let said = lab.run(&["--store", copy.to_str().unwrap(), "snapshot", "create", "vm0", "theirs"]);
     assert!(said.code == 0 && said.err.contains("copied"), "{said:?}");
@@ -602,10 +701,16 @@ fn what_another_store_has_written_is_not_taken_for_this_ones() {
     let record = File::Record.path(&lab, "vm0");
     let own = std::fs::read(&record).unwrap();
     std::fs::copy(theirs(&record), &record).unwrap();
-    for args in
-        [&["start", "vm0"][..], &["set", "vm0", "tag.a=b"], &["snapshot", "rm", "vm0@s"], &["clone", "vm0", "c"]]
-    {
-        lab.run(args).fails(8, &["the record of vm0 is that of another store", "vm.json", "cowhand doctor vm0"]);
+    for args in [
+        &["start", "vm0"][..],
+        &["set", "vm0", "tag.a=b"],
+        &["snapshot", "rm", "vm0@s"],
+        &["clone", "vm0", "c"],
+    ] {
+        lab.run(args).fails(
+            8,
+            &["the record of vm0 is that of another store", "vm.json", "cowhand doctor vm0"],
+        );
     }
     lab.ok(&["start", "--paused", "vm1"]);
     lab.ok(&["stop", "--force", "vm1"]);
@@ -616,10 +721,15 @@ fn what_another_store_has_written_is_not_taken_for_this_ones() {
     // The journal.
     let journal = File::Journal.path(&lab, "vm0");
     let change = ["--store", copy.to_str().unwrap(), "snapshot", "create", "vm0", "t"];
-    let died = lab.command(&change).env("COWHAND_FAULT", "journal.json, in its place:die").output().unwrap();
+    let died = lab
+        .command(&change)
+        .env("COWHAND_FAULT", "journal.json, in its place:die")
+        .output()
+        .unwrap();
     assert!(!died.status.success());
     std::fs::copy(theirs(&journal), &journal).unwrap();
-    lab.run(&["set", "vm0", "tag.a=b"]).fails(8, &["the journal of vm0 is that of another store", "journal.json"]);
+    lab.run(&["set", "vm0", "tag.a=b"])
+        .fails(8, &["the journal of vm0 is that of another store", "journal.json"]);
     lab.ok(&["doctor", "vm0", "--repair"]);
     assert!(!journal.exists());
     // An entry of the trash.
@@ -634,7 +744,10 @@ fn what_another_store_has_written_is_not_taken_for_this_ones() {
     // Who means it: the VM is whole here.
     lab.ok(&["undo", "vm0"]);
     let text = String::from_utf8(std::fs::read(&record).unwrap()).unwrap();
-    let id = serde_json::from_str::<serde_json::Value>(&text).unwrap()["store"].as_str().unwrap().to_owned();
+    let id = serde_json::from_str::<serde_json::Value>(&text).unwrap()["store"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     let foreign = text.replace(&id, &uuid::Uuid::new_v4().to_string());
     for file in [File::Record, File::Spare] {
         std::fs::write(file.path(&lab, "vm0"), &foreign).unwrap();
@@ -643,7 +756,8 @@ fn what_another_store_has_written_is_not_taken_for_this_ones() {
     lab.ok(&["doctor", "vm0", "--repair"]);
     lab.ok(&["plan", "vm0"]);
     assert_eq!(std::fs::read_to_string(&record).unwrap(), text);
-    // A store that has lost what says which one it is takes what lies in it for its own, whoever comes first.
+    // A store that has lost what says which one it is takes what lies in it for its own, whoever
+    // comes first.
     for first in [&["doctor", "--repair"][..], &["set", "vm0", "tag.a=b"]] {
         std::fs::remove_file(lab.store().join("store.json")).unwrap();
         lab.ok(first);
@@ -655,23 +769,35 @@ fn what_another_store_has_written_is_not_taken_for_this_ones() {
     lab.ok(&["doctor"]);
 }
 
-/// The tables that lead to what the guest wrote lie behind it: where the file is cut off before them, QEMU reads zeros, and says nothing.
+/// The tables that lead to what the guest wrote lie behind it: where the file is cut off before
+/// them, QEMU reads zeros, and says nothing.
 #[test]
 fn an_active_layer_that_was_cut_off_before_a_table_starts_nothing() {
     let lab = store_of(2);
     let file = lab.store().join("layers").join(format!("{}.qcow2", lab.chain("vm0")[0]));
-    let done = Command::new("qemu-io").args(["-f", "qcow2", "-c", "write -P 7 1M 64k"]).arg(&file).output().unwrap();
+    let done = Command::new("qemu-io")
+        .args(["-f", "qcow2", "-c", "write -P 7 1M 64k"])
+        .arg(&file)
+        .output()
+        .unwrap();
     assert!(done.status.success(), "{done:?}");
     lab.ok(&["start", "--paused", "vm0"]);
     lab.ok(&["stop", "--force", "vm0"]);
     let whole = std::fs::read(&file).unwrap();
-    let number = |at: usize| usize::try_from(u64::from_be_bytes(whole[at..at + 8].try_into().unwrap())).unwrap();
+    let number = |at: usize| {
+        usize::try_from(u64::from_be_bytes(whole[at..at + 8].try_into().unwrap())).unwrap()
+    };
     let table = number(number(40)) & !(1 << 63);
     assert!(table > 0 && whole.len() >= table + (64 << 10), "{table} of {}", whole.len());
     let cut = std::fs::File::options().write(true).open(&file).unwrap();
     cut.set_len(u64::try_from(table).unwrap() + 4096).unwrap();
     let words = [file.to_str().unwrap(), "L2 tables", "cut short"];
-    for args in [&["start", "vm0"][..], &["snapshot", "create", "vm0", "t"], &["clone", "vm0", "c"], &["plan", "vm0"]] {
+    for args in [
+        &["start", "vm0"][..],
+        &["snapshot", "create", "vm0", "t"],
+        &["clone", "vm0", "c"],
+        &["plan", "vm0"],
+    ] {
         lab.run(args).fails(8, &words);
     }
     for args in [
@@ -684,7 +810,10 @@ fn an_active_layer_that_was_cut_off_before_a_table_starts_nothing() {
         lab.ok(args);
     }
     let looked = lab.run(&["doctor"]);
-    assert!(looked.code == 1 && looked.out.contains("vm0") && looked.out.contains("cut short"), "{looked:?}");
+    assert!(
+        looked.code == 1 && looked.out.contains("vm0") && looked.out.contains("cut short"),
+        "{looked:?}"
+    );
     std::fs::write(&file, &whole).unwrap();
     lab.ok(&["start", "--paused", "vm0"]);
     lab.ok(&["stop", "--force", "vm0"]);
@@ -696,15 +825,24 @@ fn an_active_layer_that_was_cut_off_before_a_table_starts_nothing() {
 fn a_layer_that_cannot_be_read_stops_its_own_vm_and_no_other() {
     let lab = store_of(2);
     let chain = lab.json(&["disk", "chain", "vm0"]);
-    let files: Vec<PathBuf> =
-        chain[0]["layers"].as_array().unwrap().iter().map(|link| link["file"].as_str().unwrap().into()).collect();
+    let files: Vec<PathBuf> = chain[0]["layers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|link| link["file"].as_str().unwrap().into())
+        .collect();
     assert_eq!(files.len(), 2);
     for file in &files {
         let Some(unreadable) = Unreadable::new(file) else {
-            return skip("a_layer_that_cannot_be_read_stops_its_own_vm_and_no_other", "nothing can be mounted");
+            return skip(
+                "a_layer_that_cannot_be_read_stops_its_own_vm_and_no_other",
+                "nothing can be mounted",
+            );
         };
         let before = lab.layer_files();
-        for args in [&["start", "vm0"][..], &["snapshot", "create", "vm0", "t"], &["clone", "vm0@s", "c"]] {
+        for args in
+            [&["start", "vm0"][..], &["snapshot", "create", "vm0", "t"], &["clone", "vm0@s", "c"]]
+        {
             // A clone of the snapshot does not need the head.
             if args[0] == "clone" && file == &files[0] {
                 continue;
@@ -733,8 +871,14 @@ fn a_layer_that_cannot_be_read_stops_its_own_vm_and_no_other() {
         for args in [&["doctor"][..], &["doctor", "--repair"]] {
             let doctor = lab.run(args);
             let said = format!("{}{}", doctor.out, doctor.err);
-            assert!(doctor.code == 1 && said.contains(id) && said.contains("vm0"), "{args:?}: {doctor:?}");
-            assert!(said.lines().all(|line| !line.contains("vm1") || line.starts_with("ok")), "{said}");
+            assert!(
+                doctor.code == 1 && said.contains(id) && said.contains("vm0"),
+                "{args:?}: {doctor:?}"
+            );
+            assert!(
+                said.lines().all(|line| !line.contains("vm1") || line.starts_with("ok")),
+                "{said}"
+            );
         }
         for layer in before {
             assert!(lab.layer_files().contains(&layer), "{layer} is gone");

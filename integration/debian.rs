@@ -35,8 +35,9 @@ mod full {
         let lab = Lab::new();
         create(&lab, "web");
         lab.ok(&["start", "web"]);
-        let exec =
-            |vm: &str, command: &[&str]| lab.run(&[&["exec", "--agent-timeout", "280", vm, "--"], command].concat());
+        let exec = |vm: &str, command: &[&str]| {
+            lab.run(&[&["exec", "--agent-timeout", "280", vm, "--"], command].concat())
+        };
         assert!(exec("web", &["cat", "/etc/os-release"]).ok().contains("Debian GNU/Linux"));
         let stopped = lab.ok(&["stop", "--timeout", "280", "web"]);
         assert!(stopped.contains("guest agent"), "{stopped}");
@@ -64,34 +65,39 @@ mod full {
         lab.needs_debians_appliance("vmlinux");
         create(&lab, "web");
         let key = lab.path().join("key");
-        let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key).output().unwrap();
+        let made = Command::new("ssh-keygen")
+            .args(["-q", "-t", "ed25519", "-N", "", "-f"])
+            .arg(&key)
+            .output()
+            .unwrap();
         assert!(made.status.success(), "{made:?}");
         let inject = format!("root:file:{}.pub", key.display());
         let first = "cat /etc/hostname > /root/first-boot";
         let sealed = lab.json(&[
-            "template",
-            "create",
-            "web",
-            "--as",
-            "deb12",
-            "--ssh-inject",
-            &inject,
-            "--firstboot-command",
-            first,
+            "template", "create", "web", "--as", "deb12", "--ssh-inject", &inject,
+            "--firstboot-command", first,
         ]);
-        assert_eq!((&sealed["sealed"], &sealed["seal"]["mounts"][0]), (&true.into(), &"vda2 on / (ext4)".into()));
+        assert_eq!(
+            (&sealed["sealed"], &sealed["seal"]["mounts"][0]),
+            (&true.into(), &"vda2 on / (ext4)".into())
+        );
         assert_eq!(lab.json(&["template", "ls"])[0]["sealed"], true);
         let [one, two] = ["one", "two"].map(|name| {
             lab.ok(&["clone", "deb12", name, "-p", &format!("{}:22", free_port())]);
             lab.ok(&["start", name]);
             name
         });
-        let script = "systemctl is-system-running --wait; cat /etc/machine-id; hostname; cat /etc/ssh/ssh_host_ed25519_key.pub; \
-                      sha256sum < /var/lib/systemd/random-seed; networkctl status --all 2>/dev/null | grep -o 'DUID-EN.*'; cat /root/first-boot";
+        let script = "systemctl is-system-running --wait; cat /etc/machine-id; hostname; \
+                      cat /etc/ssh/ssh_host_ed25519_key.pub; \
+                      sha256sum < /var/lib/systemd/random-seed; \
+                      networkctl status --all 2>/dev/null | grep -o 'DUID-EN.*'; \
+                      cat /root/first-boot";
         let facts: Vec<Vec<String>> = [one, two]
             .map(|name| {
-                let done =
-                    lab.run(&["exec", "--agent-timeout", "290", "--timeout", "290", name, "--", "sh", "-c", script]);
+                let done = lab.run(&[
+                    "exec", "--agent-timeout", "290", "--timeout", "290", name, "--", "sh", "-c",
+                    script,
+                ]);
                 done.ok().lines().map(str::to_owned).collect()
             })
             .to_vec();
@@ -108,7 +114,10 @@ mod full {
         let hosts = format!("UserKnownHostsFile={}", lab.path().join("known_hosts").display());
         eventually("ssh lets the key in", || {
             let ssh = Command::new("ssh")
-                .args(["-o", "StrictHostKeyChecking=no", "-o", &hosts, "-o", "BatchMode=yes", "-p", &port, "-i"])
+                .args([
+                    "-o", "StrictHostKeyChecking=no", "-o", &hosts, "-o", "BatchMode=yes", "-p",
+                    &port, "-i",
+                ])
                 .arg(&key)
                 .args(["root@127.0.0.1", "hostname"])
                 .output()
@@ -127,7 +136,11 @@ mod full {
         let uuid = || -> String {
             let report = lab.json(&["seal", disk, "--dry-run", "--enable", "fs-uuids"]);
             let touched = report["operations"][0]["touched"].as_array().unwrap();
-            touched.iter().find_map(|one| one["path"].as_str()?.strip_prefix("/dev/disk/by-uuid/")).unwrap().to_owned()
+            touched
+                .iter()
+                .find_map(|one| one["path"].as_str()?.strip_prefix("/dev/disk/by-uuid/"))
+                .unwrap()
+                .to_owned()
         };
         let old = uuid();
         let append = format!("/etc/fstab:UUID={old} /again ext4 noauto 0 0");

@@ -1,4 +1,5 @@
-//! Disks by hand: commit, stream, flatten, resize, check; images: info, check, convert, export; snapshots that expire.
+//! Disks by hand: commit, stream, flatten, resize, check; images: info, check, convert, export;
+//! snapshots that expire.
 
 use std::process::Command;
 
@@ -28,7 +29,9 @@ fn depth(lab: &Lab, vm: &str, disk: &str) -> usize {
 
 /// Two disks; s1, s2, s3 below the head, each with a mark of its own on both.
 fn line(lab: &Lab) {
-    lab.ok(&["create", "web", "--size", "16M", "--size", "16M", "--memory", "64M", "--net", "none"]);
+    lab.ok(&[
+        "create", "web", "--size", "16M", "--size", "16M", "--memory", "64M", "--net", "none",
+    ]);
     for n in 1..=4u8 {
         write(lab, "web", 0, n, &format!("{}k", 64 * u32::from(n)));
         write(lab, "web", 1, n, &format!("{}k", 64 * u32::from(n)));
@@ -59,8 +62,15 @@ fn a_commit_by_hand_gives_up_what_it_says_and_keeps_every_byte() {
     assert_eq!(lab.fingerprint(), before, "what is refused changes nothing");
     // In the middle: the head stays on top.
     lab.ok(&["disk", "commit", "web", "vda", "--top", "s3", "--base", "s2"]);
-    assert_eq!((depth(&lab, "web", "vda"), depth(&lab, "web", "vdb")), (3, 3), "the other disk follows");
-    assert_eq!((content(&lab, "web", "vda"), content(&lab, "web", "vdb")), (first.clone(), second.clone()));
+    assert_eq!(
+        (depth(&lab, "web", "vda"), depth(&lab, "web", "vdb")),
+        (3, 3),
+        "the other disk follows"
+    );
+    assert_eq!(
+        (content(&lab, "web", "vda"), content(&lab, "web", "vdb")),
+        (first.clone(), second.clone())
+    );
     lab.ok(&["start", "web"]);
     lab.ok(&["disk", "commit", "web", "vda"]);
     lab.ok(&["disk", "commit", "web", "vda"]);
@@ -92,8 +102,10 @@ fn a_stream_shortens_the_chain_and_snapshots_keep_theirs() {
     let lab = Lab::new();
     line(&lab);
     let head = content(&lab, "web", "vda");
-    let points: Vec<Vec<u8>> =
-        ["s1", "s2", "s3"].iter().map(|name| content(&lab, &format!("web@{name}"), "vda")).collect();
+    let points: Vec<Vec<u8>> = ["s1", "s2", "s3"]
+        .iter()
+        .map(|name| content(&lab, &format!("web@{name}"), "vda"))
+        .collect();
     lab.ok(&["start", "web"]);
     lab.ok(&["disk", "stream", "web", "vda", "--base", "s1"]);
     assert_eq!((depth(&lab, "web", "vda"), depth(&lab, "web", "vdb")), (2, 4));
@@ -120,7 +132,10 @@ fn a_flatten_that_is_interrupted_does_not_say_that_it_was_completed() {
     let (status, said) = lab.stopped_at(&["flatten", "web"], "merge, about to happen", interrupt);
     let said = said.join("\n");
     assert_eq!(status.code(), Some(130), "{said}");
-    assert!(said.contains("cut short before its layers were merged (it was interrupted)"), "{said}");
+    assert!(
+        said.contains("cut short before its layers were merged (it was interrupted)"),
+        "{said}"
+    );
     assert!(!said.contains("completed") && !said.contains("hidden"), "{said}");
     assert_eq!(depth(&lab, "web", "vda"), before);
     lab.ok(&["flatten", "web"]);
@@ -158,7 +173,8 @@ fn a_disk_grows_while_its_guest_runs_and_never_shrinks_below_its_data() {
     lab.ok(&["start", "web"]);
     lab.sh("web", "true");
     lab.ok(&["disk", "resize", "web", "vdb", "+16M"]);
-    let sectors = |lab: &Lab| lab.sh("web", "cat /sys/block/vdb/size").trim().parse::<u64>().unwrap();
+    let sectors =
+        |lab: &Lab| lab.sh("web", "cat /sys/block/vdb/size").trim().parse::<u64>().unwrap();
     assert_eq!(sectors(&lab) * 512, 32 << 20, "the guest sees it at once");
     assert_eq!(lab.json(&["disk", "ls", "web"])[1]["virtual_bytes"], 32 << 20);
     lab.run(&["disk", "resize", "web", "vdb", "4M"]).fails(5, &["its data reaches up to"]);
@@ -171,7 +187,11 @@ fn a_disk_grows_while_its_guest_runs_and_never_shrinks_below_its_data() {
     lab.ok(&["disk", "resize", "web", "vdb", "64M"]);
     assert_eq!(content(&lab, "web", "vdb")[8 << 20], 7);
     lab.ok(&["snapshot", "revert", "web@small"]);
-    assert_eq!(lab.json(&["disk", "ls", "web"])[1]["virtual_bytes"], 16 << 20, "the size comes back, too");
+    assert_eq!(
+        lab.json(&["disk", "ls", "web"])[1]["virtual_bytes"],
+        16 << 20,
+        "the size comes back, too"
+    );
     lab.check_images();
 }
 
@@ -208,7 +228,8 @@ fn images_are_described_converted_and_never_overwritten_by_mistake() {
         (&info["format"], &info["virtual_bytes"], &info["backing"]),
         (&"qcow2".into(), &(16 << 20).into(), &Value::Null)
     );
-    lab.run(&["image", "export", "web@s2", &file("x.qcow2"), "--disk", "vda"]).fails(4, &["--force"]);
+    lab.run(&["image", "export", "web@s2", &file("x.qcow2"), "--disk", "vda"])
+        .fails(4, &["--force"]);
     for format in ["raw", "qcow2", "vmdk", "vhdx", "vdi"] {
         lab.ok(&["image", "convert", &file("x.qcow2"), &file(&format!("y.{format}"))]);
         let info = lab.json(&["image", "info", &file(&format!("y.{format}"))]);
@@ -216,7 +237,8 @@ fn images_are_described_converted_and_never_overwritten_by_mistake() {
     }
     assert!(std::fs::read(file("y.raw")).unwrap() == content(&lab, "web@s2", "vda"));
     lab.ok(&["image", "convert", &file("y.raw"), &file("z"), "-O", "qcow2"]);
-    lab.run(&["image", "check", &file("z")]).fails(5, &["without a format in its name", "-f raw", "-f qcow2"]);
+    lab.run(&["image", "check", &file("z")])
+        .fails(5, &["without a format in its name", "-f raw", "-f qcow2"]);
     lab.ok(&["image", "check", &file("z"), "-f", "qcow2"]);
     // QEMU has no check for this one.
     qemu_img(&["create", "-q", "-f", "vpc", &file("v.vpc"), "1M"]);
@@ -228,7 +250,8 @@ fn images_are_described_converted_and_never_overwritten_by_mistake() {
     assert!(lab.ok(&["image", "info", &file("x.qcow2")]).contains("inner"));
     // Of a running VM: a point of it, not its head.
     lab.ok(&["start", "web"]);
-    lab.run(&["image", "export", "web", &file("w.raw"), "--disk", "vda"]).fails(5, &["running", "web@NOW"]);
+    lab.run(&["image", "export", "web", &file("w.raw"), "--disk", "vda"])
+        .fails(5, &["running", "web@NOW"]);
     lab.ok(&["image", "export", "web@s3", &file("w.raw"), "--disk", "vda"]);
 }
 
@@ -241,7 +264,11 @@ fn snapshots_that_have_expired_are_merged_by_gc_and_others_are_not() {
     lab.ok(&["snapshot", "create", "web", "young", "--expires", "7d"]);
     lab.ok(&["snapshot", "create", "web", "ever"]);
     let rows = lab.json(&["snapshot", "ls", "web"]);
-    assert!(rows[0]["expires"].is_string() && rows[1]["expires"].is_string() && rows[2]["expires"].is_null());
+    assert!(
+        rows[0]["expires"].is_string()
+            && rows[1]["expires"].is_string()
+            && rows[2]["expires"].is_null()
+    );
     assert!(lab.ok(&["gc", "--dry-run"]).contains("web@old"));
     assert_eq!(lab.json(&["snapshot", "ls", "web"]).as_array().unwrap().len(), 3);
     lab.ok(&["gc"]);

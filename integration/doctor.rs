@@ -9,15 +9,18 @@ use serde_json::{Value, json};
 use crate::lab::{Done, Lab, eventually, kill, qemu_img};
 use crate::tier;
 
-/// What `doctor` finds with a level of `warn` or `fail`, as `check vm`. The host is not the store's business.
+/// What `doctor` finds with a level of `warn` or `fail`, as `check vm`. The host is not the store's
+/// business.
 fn wrong(lab: &Lab, args: &[&str]) -> Vec<String> {
     let done = lab.run(&[&["--format", "json", "doctor"], args].concat());
-    let found: Vec<Value> = serde_json::from_str(&done.out).unwrap_or_else(|error| panic!("{error}: {done:?}"));
+    let found: Vec<Value> =
+        serde_json::from_str(&done.out).unwrap_or_else(|error| panic!("{error}: {done:?}"));
     let fails = found.iter().any(|finding| finding["level"] == "fail");
     assert_eq!(done.code, i32::from(fails), "{done:?}");
     let bad = |finding: &&Value| finding["level"] == "warn" || finding["level"] == "fail";
-    let about =
-        |finding: &Value| format!("{} {}", finding["check"].as_str().unwrap(), finding["vm"].as_str().unwrap_or("-"));
+    let about = |finding: &Value| {
+        format!("{} {}", finding["check"].as_str().unwrap(), finding["vm"].as_str().unwrap_or("-"))
+    };
     found.iter().filter(|finding| finding["check"] != "kvm").filter(bad).map(about).collect()
 }
 
@@ -47,7 +50,8 @@ fn a_damaged_record_is_listed_explained_and_mended() {
     for bad in [&b"{\"schema\": 1, \"cpuz\""[..], b"", b"\0\0\0\0", &good[..good.len() / 2]] {
         std::fs::write(&record, bad).unwrap();
         let rows = lab.json(&["ls"]);
-        let states: Vec<_> = rows.as_array().unwrap().iter().map(|row| row["state"].as_str().unwrap()).collect();
+        let states: Vec<_> =
+            rows.as_array().unwrap().iter().map(|row| row["state"].as_str().unwrap()).collect();
         assert_eq!(states, ["stopped", "broken"]);
         assert_eq!(wrong(&lab, &[]), ["record web"]);
         assert_eq!(wrong(&lab, &["bystander"]), Vec::<String>::new());
@@ -82,8 +86,10 @@ fn a_damaged_header_stops_its_own_vm_and_no_other() {
         std::fs::write(&file, &bad).unwrap();
         let what = format!("byte {at}");
         let states = lab.json(&["ls"]);
-        let state =
-            |vm: &str| states.as_array().unwrap().iter().find(|row| row["name"] == vm).unwrap()["state"].clone();
+        let state = |vm: &str| {
+            states.as_array().unwrap().iter().find(|row| row["name"] == vm).unwrap()["state"]
+                .clone()
+        };
         assert_eq!(state("bystander"), "stopped", "{what}");
         for args in [
             &["start", "--paused", "bystander"][..],
@@ -105,7 +111,10 @@ fn a_damaged_header_stops_its_own_vm_and_no_other() {
         // What is found is said with the layer and the VM.
         if done.code != 0 {
             noticed += 1;
-            assert!(done.out.contains(name.trim_end_matches(".qcow2")) && done.out.contains("web"), "{what}: {done:?}");
+            assert!(
+                done.out.contains(name.trim_end_matches(".qcow2")) && done.out.contains("web"),
+                "{what}: {done:?}"
+            );
             let done = lab.run(&["start", "--paused", "web"]);
             assert_ne!(done.code, 0, "{what}: {done:?}");
             assert!(done.err.contains(name.trim_end_matches(".qcow2")), "{what}: {done:?}");
@@ -134,7 +143,10 @@ fn what_a_damaged_layer_was_made_on_is_neither_written_to_nor_removed() {
     let head = layer(&lab, "web", 0);
     if rustix::fs::getxattr(&head, "user.cowhand.backing", &mut [0; 64][..]).is_err() {
         let why = "the file system of /tmp has no extended attributes";
-        return crate::lab::skip("what_a_damaged_layer_was_made_on_is_neither_written_to_nor_removed", why);
+        return crate::lab::skip(
+            "what_a_damaged_layer_was_made_on_is_neither_written_to_nor_removed",
+            why,
+        );
     }
     std::fs::write(&record, old).unwrap();
     damage(&head);
@@ -157,7 +169,8 @@ fn what_a_damaged_layer_was_made_on_is_neither_written_to_nor_removed() {
 #[test]
 fn a_spare_record_that_does_not_fit_is_not_used() {
     let lab = lab();
-    let (record, spare) = (lab.store().join("vms/web/vm.json"), lab.store().join("vms/web/vm.json.spare"));
+    let (record, spare) =
+        (lab.store().join("vms/web/vm.json"), lab.store().join("vms/web/vm.json.spare"));
     // From before the last snapshot: its head is a layer that another one stands on by now.
     let old = std::fs::read(&spare).unwrap();
     lab.ok(&["snapshot", "create", "web", "c"]);
@@ -165,7 +178,11 @@ fn a_spare_record_that_does_not_fit_is_not_used() {
     std::fs::write(&record, "{").unwrap();
     let done = lab.run(&["doctor", "web", "--repair"]);
     assert_eq!(done.code, 1, "{done:?}");
-    assert!(done.out.contains("spare copy does not fit") && done.out.contains("stands on its vda"), "{}", done.out);
+    assert!(
+        done.out.contains("spare copy does not fit") && done.out.contains("stands on its vda"),
+        "{}",
+        done.out
+    );
     assert_eq!(std::fs::read_to_string(&record).unwrap(), "{");
     // While nobody knows what it uses, its layers are not taken for unused.
     let layers = lab.layer_files();
@@ -183,10 +200,17 @@ fn a_wrong_backing_file_is_put_right_where_the_records_tell() {
         std::fs::read(raw).unwrap()
     };
     let base = layer(&lab, "web", 2);
-    let place = Command::new("qemu-io").args(["-f", "qcow2", "-c", "write -P 7 1M 64k"]).arg(&base).output().unwrap();
+    let place = Command::new("qemu-io")
+        .args(["-f", "qcow2", "-c", "write -P 7 1M 64k"])
+        .arg(&base)
+        .output()
+        .unwrap();
     assert!(place.status.success());
     if rustix::fs::setxattr(&base, "user.test", b"x", rustix::fs::XattrFlags::empty()).is_err() {
-        return crate::lab::skip("a_wrong_backing_file", "the file system of /tmp has no extended attributes");
+        return crate::lab::skip(
+            "a_wrong_backing_file",
+            "the file system of /tmp has no extended attributes",
+        );
     }
     // It is to be as it is now.
     let _ = rustix::fs::removexattr(&base, "user.cowhand.sealed");
@@ -208,8 +232,12 @@ fn a_wrong_backing_file_is_put_right_where_the_records_tell() {
                 continue;
             }
             let format: &[&str] = if wrong_name.is_empty() { &[] } else { &["-F", "qcow2"] };
-            let rebase =
-                [&["rebase", "-u", "-f", "qcow2", "-b", wrong_name][..], format, &[file.to_str().unwrap()]].concat();
+            let rebase = [
+                &["rebase", "-u", "-f", "qcow2", "-b", wrong_name][..],
+                format,
+                &[file.to_str().unwrap()],
+            ]
+            .concat();
             qemu_img(&rebase);
             assert_eq!(wrong(&lab, &["bystander"]), Vec::<String>::new());
             assert_eq!(wrong(&lab, &["web"]), ["chain web"], "{wrong_name} at {depth}");
@@ -220,7 +248,17 @@ fn a_wrong_backing_file_is_put_right_where_the_records_tell() {
     // Without the note that it was made with, nobody knows what it should be, and nobody guesses.
     let head = layer(&lab, "web", 0);
     rustix::fs::removexattr(&head, "user.cowhand.backing").unwrap();
-    qemu_img(&["rebase", "-u", "-f", "qcow2", "-b", "aaaaaaaaaa.qcow2", "-F", "qcow2", head.to_str().unwrap()]);
+    qemu_img(&[
+        "rebase",
+        "-u",
+        "-f",
+        "qcow2",
+        "-b",
+        "aaaaaaaaaa.qcow2",
+        "-F",
+        "qcow2",
+        head.to_str().unwrap(),
+    ]);
     let (bytes, files) = (std::fs::read(&head).unwrap(), lab.layer_files());
     lab.run(&["doctor", "--repair"]).fails(1, &[]);
     assert_eq!(std::fs::read(&head).unwrap(), bytes);
@@ -229,7 +267,8 @@ fn a_wrong_backing_file_is_put_right_where_the_records_tell() {
     assert_eq!(lab.layer_files(), files);
 }
 
-/// A snapshot killed at any point, and then a record that is emptied: the spare or the journal, together, lead out of it.
+/// A snapshot killed at any point, and then a record that is emptied: the spare or the journal,
+/// together, lead out of it.
 #[test]
 fn a_record_that_is_lost_in_the_middle_of_a_change_comes_back() {
     let lab = lab();
@@ -261,7 +300,8 @@ fn a_template_never_becomes_a_vm_by_being_repaired() {
         let lab = Lab::new();
         lab.ok(&["create", "web", "--size", "16M"]);
         let create = ["template", "create", "web", "--no-seal"];
-        let output = lab.command(&create).env("COWHAND_FAULT", format!("{point}:die")).output().unwrap();
+        let output =
+            lab.command(&create).env("COWHAND_FAULT", format!("{point}:die")).output().unwrap();
         lab.run(&["set", "web", "tag.t=1"]);
         let is_template = |lab: &Lab| lab.json(&["template", "ls"]).as_array().unwrap().len() == 1;
         let was = is_template(&lab);
@@ -285,7 +325,8 @@ fn a_record_of_a_newer_version_is_left_alone() {
     assert_eq!(std::fs::read_to_string(&record).unwrap(), newer);
 }
 
-/// Full and flattened clones, renamed and reused snapshot names, hidden layers: what a record says of its origin is history, and proves nothing.
+/// Full and flattened clones, renamed and reused snapshot names, hidden layers: what a record says
+/// of its origin is history, and proves nothing.
 #[test]
 fn doctor_believes_headers_where_records_tell_of_the_past() {
     let lab = Lab::new();
@@ -330,7 +371,11 @@ fn a_missing_layer_comes_out_of_the_trash_or_is_said_to_be_lost() {
     std::fs::remove_file(&file).unwrap();
     let done = lab.run(&["doctor", "--repair"]);
     assert_eq!(done.code, 1);
-    assert!(done.out.contains("is missing (vda, vda at snapshot b)") && done.out.contains("backup"), "{}", done.out);
+    assert!(
+        done.out.contains("is missing (vda, vda at snapshot b)") && done.out.contains("backup"),
+        "{}",
+        done.out
+    );
     assert_eq!(lab.json(&["ls"]).as_array().unwrap().len(), 2);
     assert_eq!(wrong(&lab, &["bystander"]), Vec::<String>::new());
 }
@@ -340,18 +385,27 @@ fn what_lies_around_is_found_and_cleared_up() {
     let lab = lab();
     let store = lab.store();
     let layers = lab.layer_files();
-    qemu_img(&["create", "-q", "-f", "qcow2", store.join("layers/aaaaaaaaaa.qcow2").to_str().unwrap(), "1M"]);
+    qemu_img(&[
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        store.join("layers/aaaaaaaaaa.qcow2").to_str().unwrap(),
+        "1M",
+    ]);
     std::fs::write(store.join("layers/bbbbbbbbbb.qcow2.part"), "half").unwrap();
     let temporary = store.join("vms/web/.x.tmp");
     std::fs::write(&temporary, "").unwrap();
-    let touched = Command::new("touch").args(["-d", "1 hour ago"]).arg(&temporary).output().unwrap();
+    let touched =
+        Command::new("touch").args(["-d", "1 hour ago"]).arg(&temporary).output().unwrap();
     assert!(touched.status.success());
     std::fs::write(store.join("vms/web/.fresh.tmp"), "").unwrap();
     for private in [&temporary, &store.join("vms/web/.fresh.tmp")] {
         std::fs::set_permissions(private, PermissionsExt::from_mode(0o600)).unwrap();
     }
     for name in ["aaaaaaaaaa.qcow2", "bbbbbbbbbb.qcow2.part"] {
-        std::fs::set_permissions(store.join("layers").join(name), PermissionsExt::from_mode(0o600)).unwrap();
+        std::fs::set_permissions(store.join("layers").join(name), PermissionsExt::from_mode(0o600))
+            .unwrap();
     }
     let open = layer(&lab, "web", 0);
     std::fs::set_permissions(&open, PermissionsExt::from_mode(0o666)).unwrap();
@@ -367,8 +421,16 @@ fn what_lies_around_is_found_and_cleared_up() {
     lab.ok(&["doctor", "--repair"]);
     assert_eq!(wrong(&lab, &[]), Vec::<String>::new());
     assert_eq!(lab.layer_files(), layers);
-    assert!(!temporary.exists() && store.join("vms/web/.fresh.tmp").exists() && !store.join("vms/never").exists());
-    let kept = lab.fingerprint().into_keys().filter(|path| path.to_string_lossy().contains("trash")).count();
+    assert!(
+        !temporary.exists()
+            && store.join("vms/web/.fresh.tmp").exists()
+            && !store.join("vms/never").exists()
+    );
+    let kept = lab
+        .fingerprint()
+        .into_keys()
+        .filter(|path| path.to_string_lossy().contains("trash"))
+        .count();
     assert!(kept >= 2, "unused files were not kept in the trash");
     assert_eq!(std::fs::metadata(open).unwrap().permissions().mode() & 0o777, 0o600);
 }
@@ -384,11 +446,24 @@ fn a_journal_that_cannot_be_read_is_set_aside_only_where_the_vm_is_whole() {
     lab.ok(&["doctor", "--repair"]);
     assert!(!journal.exists());
     lab.ok(&["set", "web", "cpus=1"]);
-    // A switch that the record does not know of: the overlay may hold the guest's writes, so it is the head.
+    // A switch that the record does not know of: the overlay may hold the guest's writes, so it is
+    // the head.
     let head = layer(&lab, "web", 0);
     let overlay = head.with_file_name("aaaaaaaaaa.qcow2");
     let backing = head.file_name().unwrap().to_str().unwrap();
-    qemu_img(&["create", "-q", "-f", "qcow2", "-u", "-b", backing, "-F", "qcow2", overlay.to_str().unwrap(), "16M"]);
+    qemu_img(&[
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-u",
+        "-b",
+        backing,
+        "-F",
+        "qcow2",
+        overlay.to_str().unwrap(),
+        "16M",
+    ]);
     std::fs::set_permissions(&overlay, PermissionsExt::from_mode(0o600)).unwrap();
     std::fs::write(&journal, "").unwrap();
     lab.ok(&["gc", "--older-than", "0"]);
@@ -405,7 +480,10 @@ fn a_running_qemu_is_compared_with_the_record() {
     lab.booted("web");
     assert_eq!(wrong(&lab, &[]), Vec::<String>::new());
     // A job that somebody of ours has left behind.
-    let node = lab.user_qmp("web", &[json!({"execute": "query-named-block-nodes", "arguments": {"flat": true}})]);
+    let node = lab.user_qmp(
+        "web",
+        &[json!({"execute": "query-named-block-nodes", "arguments": {"flat": true}})],
+    );
     let node = node[1]
         .as_array()
         .unwrap()
@@ -416,7 +494,9 @@ fn a_running_qemu_is_compared_with_the_record() {
     let options = json!({"driver": "file", "filename": target, "size": 1 << 20});
     lab.user_qmp(
         "web",
-        &[json!({"execute": "blockdev-create", "arguments": {"job-id": "cw-left", "options": options}})],
+        &[json!({
+            "execute": "blockdev-create", "arguments": {"job-id": "cw-left", "options": options},
+        })],
     );
     eventually("the end of the job", || wrong(&lab, &["web"]) == ["jobs web"]);
     lab.ok(&["doctor", "web", "--repair"]);
@@ -426,14 +506,30 @@ fn a_running_qemu_is_compared_with_the_record() {
     let head = node.unwrap();
     let backing = format!("{}.qcow2", head.trim_start_matches("l-"));
     let size = lab.json(&["disk", "ls", "web"])[0]["virtual_bytes"].to_string();
-    qemu_img(&["create", "-q", "-f", "qcow2", "-u", "-b", &backing, "-F", "qcow2", overlay.to_str().unwrap(), &size]);
+    qemu_img(&[
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-u",
+        "-b",
+        &backing,
+        "-F",
+        "qcow2",
+        overlay.to_str().unwrap(),
+        &size,
+    ]);
     let file = json!({"driver": "file", "filename": overlay});
-    let node = json!({"driver": "qcow2", "node-name": "l-aaaaaaaaaa", "file": file, "backing": null});
+    let node =
+        json!({"driver": "qcow2", "node-name": "l-aaaaaaaaaa", "file": file, "backing": null});
     lab.user_qmp(
         "web",
         &[
             json!({"execute": "blockdev-add", "arguments": node}),
-            json!({"execute": "blockdev-snapshot", "arguments": {"node": head, "overlay": "l-aaaaaaaaaa"}}),
+            json!({
+                "execute": "blockdev-snapshot",
+                "arguments": {"node": head, "overlay": "l-aaaaaaaaaa"},
+            }),
         ],
     );
     let done = lab.run(&["doctor", "web"]);
@@ -518,13 +614,15 @@ fn a_qemu_that_hangs_can_be_stopped_although_it_was_looked_at() {
     lab.ok(&["create", "web", "--size", "16M", "--memory", "64M", "--net", "none"]);
     lab.ok(&["start", "web"]);
     let pid = lab.pid("web");
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGSTOP).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGSTOP)
+        .unwrap();
     for _ in 0..4 {
         lab.run(&["ls"]);
         lab.run(&["show", "web"]);
     }
     // No longer than the guest may take.
-    lab.run(&["stop", "--timeout", "1", "web"]).fails(7, &["does not answer", "cowhand stop --force web"]);
+    lab.run(&["stop", "--timeout", "1", "web"])
+        .fails(7, &["does not answer", "cowhand stop --force web"]);
     // Its greeting is waited for in vain: in the first tier not for all of the ten seconds.
     let mut stop = lab.command(&["stop", "--force", "web"]);
     Done::from(stop.env("COWHAND_PATIENCE", tier::first_or("3", "30")).output().unwrap()).ok();
@@ -539,7 +637,15 @@ fn a_layer_that_stands_on_a_wrong_one_is_not_started_on() {
     lab.ok(&["snapshot", "create", "web", "s"]);
     let layers = lab.store().join("layers");
     let [head, wrong] = ["web", "other"].map(|vm| format!("{}.qcow2", lab.chain(vm)[0]));
-    crate::lab::qemu_img(&["rebase", "-u", "-F", "qcow2", "-b", &wrong, layers.join(head).to_str().unwrap()]);
+    crate::lab::qemu_img(&[
+        "rebase",
+        "-u",
+        "-F",
+        "qcow2",
+        "-b",
+        &wrong,
+        layers.join(head).to_str().unwrap(),
+    ]);
     lab.run(&["start", "web"]).fails(8, &["it was made on", "cowhand doctor web"]);
     lab.ok(&["doctor", "web", "--repair"]);
     lab.ok(&["start", "web"]);
@@ -563,7 +669,8 @@ fn a_head_that_two_records_name_is_started_by_neither() {
     std::fs::create_dir(lab.store().join("vms/copy")).unwrap();
     // Records that were written before they said whose they are.
     let mut record: Value =
-        serde_json::from_slice(&std::fs::read(lab.store().join("vms/web/vm.json")).unwrap()).unwrap();
+        serde_json::from_slice(&std::fs::read(lab.store().join("vms/web/vm.json")).unwrap())
+            .unwrap();
     record.as_object_mut().unwrap().remove("name");
     std::fs::write(lab.store().join("vms/copy/vm.json"), record.to_string()).unwrap();
     lab.run(&["start", "copy"]).fails(8, &["belongs to web"]);
@@ -591,7 +698,10 @@ fn a_store_without_its_own_file_is_no_empty_store() {
     }
     std::fs::write(&file, "{\"schema\": 99}").unwrap();
     lab.run(&["doctor", "--repair"]).fails(1, &[]);
-    assert!(std::fs::read_to_string(&file).unwrap().contains("99"), "a newer version's store was changed");
+    assert!(
+        std::fs::read_to_string(&file).unwrap().contains("99"),
+        "a newer version's store was changed"
+    );
     std::fs::write(lab.store().join("vms/afile"), "").unwrap();
     lab.ok(&["ls"]);
 }
@@ -618,12 +728,16 @@ fn a_byte_that_changes_though_nobody_wrote_is_found_by_a_look_into_the_files() {
     let deep = |name: &[&str]| {
         let done = lab.run(&[&["doctor", "--deep", "--format", "json"], name].concat());
         let findings: Vec<Value> = serde_json::from_str(&done.out).unwrap();
-        let of_files = |finding: &Value| ["images", "content"].contains(&finding["check"].as_str().unwrap());
+        let of_files =
+            |finding: &Value| ["images", "content"].contains(&finding["check"].as_str().unwrap());
         let findings: Vec<Value> = findings.into_iter().filter(of_files).collect();
         (done.code, findings)
     };
     let level = |findings: &[Value], check: &str, vm: &str| {
-        let one = findings.iter().find(|finding| finding["check"] == check && finding["vm"] == vm).unwrap();
+        let one = findings
+            .iter()
+            .find(|finding| finding["check"] == check && finding["vm"] == vm)
+            .unwrap();
         one["level"].as_str().unwrap().to_owned()
     };
     let (code, first) = deep(&[]);
@@ -631,7 +745,9 @@ fn a_byte_that_changes_though_nobody_wrote_is_found_by_a_look_into_the_files() {
     let (code, second) = deep(&[]);
     assert!(code == 0 && second.iter().all(|finding| finding["level"] == "ok"), "{second:?}");
     assert!(
-        second.iter().any(|finding| finding["message"].as_str().unwrap().contains("being written to")),
+        second
+            .iter()
+            .any(|finding| finding["message"].as_str().unwrap().contains("being written to")),
         "{second:?}"
     );
     // It follows the template.
@@ -645,7 +761,10 @@ fn a_byte_that_changes_though_nobody_wrote_is_found_by_a_look_into_the_files() {
     let (code, found) = deep(&[]);
     assert_eq!((code, level(&found, "content", "u").as_str()), (1, "fail"), "{found:?}");
     let said = found.iter().find(|finding| finding["level"] == "fail").unwrap().to_string();
-    assert!(said.contains(file(2).to_str().unwrap()) && said.contains("does not hold what it held"), "{said}");
+    assert!(
+        said.contains(file(2).to_str().unwrap()) && said.contains("does not hold what it held"),
+        "{said}"
+    );
     assert_eq!(deep(&["other"]).0, 0);
     rot(&file(2), length - 100, &[7]);
     assert_eq!(deep(&[]).0, 0);

@@ -3,7 +3,8 @@
 use crate::images::server::{Reply, Server};
 use crate::lab::{Guest, Lab, guest, tool};
 
-/// The words of a command in a document, ready to be run. The documents' image is any bootable one; ours needs a kernel beside it.
+/// The words of a command in a document, ready to be run. The documents' image is any bootable one;
+/// ours needs a kernel beside it.
 fn arguments(line: &str, tiny: &Guest) -> Vec<String> {
     let mut args = shell_words(line);
     let at = args.iter().position(|word| *word == "debian.qcow2");
@@ -11,13 +12,17 @@ fn arguments(line: &str, tiny: &Guest) -> Vec<String> {
         args[at] = tiny.disk();
     }
     if args[0] == "create" && (at.is_some() || args.iter().any(|word| *word == "--image")) {
-        let boot = ["--kernel", &tiny.kernel, "--initrd", &tiny.initrd, "--append", &tiny.cmdline, "--memory", "192M"];
+        let boot = [
+            "--kernel", &tiny.kernel, "--initrd", &tiny.initrd, "--append", &tiny.cmdline,
+            "--memory", "192M",
+        ];
         args.extend(boot.map(str::to_owned));
     }
     args
 }
 
-/// The documents' server, which has the tiny guest at every address. What they call `debian:12` is there, too.
+/// The documents' server, which has the tiny guest at every address. What they call `debian:12` is
+/// there, too.
 fn image_server(lab: &Lab, tiny: &Guest) -> Server {
     let disk = std::fs::read(tiny.disk()).unwrap();
     let sum = tool("sha256sum", &[&tiny.disk()]).split(' ').next().unwrap().to_owned();
@@ -26,7 +31,8 @@ fn image_server(lab: &Lab, tiny: &Guest) -> Server {
         _ => Reply::file(&disk, "\"one\"", request),
     });
     let catalogue = format!(
-        "[[image]]\nname = \"debian\"\nversion = \"12\"\nurl = \"{}\"\nsums = \"{}\"\nformat = \"qcow2\"\n",
+        "[[image]]\nname = \"debian\"\nversion = \"12\"\nurl = \"{}\"\nsums = \"{}\"\n\
+         format = \"qcow2\"\n",
         server.url("/debian-12.qcow2"),
         server.url("/SHA256SUMS")
     );
@@ -35,17 +41,28 @@ fn image_server(lab: &Lab, tiny: &Guest) -> Server {
     server
 }
 
-/// Output without what differs from one run to the next: numbers, units, identities, widths of columns.
+/// Output without what differs from one run to the next: numbers, units, identities, widths of
+/// columns.
 fn gist(text: &str) -> Vec<String> {
     let word = |word: &str| {
-        let bare = word.split('/').next_back().unwrap_or_default().trim_end_matches(".qcow2").trim_end_matches(".raw");
-        let is_id = bare.len() == 10 && bare.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
-        let unit = ["B", "KiB", "MiB", "GiB", "ms", "s"].contains(&word.trim_matches(['(', ')', ',', ';']));
+        let bare = word
+            .split('/')
+            .next_back()
+            .unwrap_or_default()
+            .trim_end_matches(".qcow2")
+            .trim_end_matches(".raw");
+        let is_id =
+            bare.len() == 10 && bare.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+        let unit = ["B", "KiB", "MiB", "GiB", "ms", "s"]
+            .contains(&word.trim_matches(['(', ')', ',', ';']));
         match (is_id, unit) {
             (true, _) => "ID".to_owned(),
             (_, true) => "UNIT".to_owned(),
             _ => {
-                let text: String = word.chars().map(|c| if c.is_ascii_digit() || c == '.' { '#' } else { c }).collect();
+                let text: String = word
+                    .chars()
+                    .map(|c| if c.is_ascii_digit() || c == '.' { '#' } else { c })
+                    .collect();
                 let mut short = String::new();
                 for c in text.chars().filter(|c| *c != '(' && *c != ')') {
                     if c != '#' || !short.ends_with('#') {
@@ -56,7 +73,9 @@ fn gist(text: &str) -> Vec<String> {
             }
         }
     };
-    text.lines().map(|line| line.split_whitespace().map(word).collect::<Vec<_>>().join(" ")).collect()
+    text.lines()
+        .map(|line| line.split_whitespace().map(word).collect::<Vec<_>>().join(" "))
+        .collect()
 }
 
 #[test]
@@ -78,8 +97,10 @@ fn run_commands(lab: &Lab, document: &str) -> usize {
     let mut commands = 0;
     for line in text.lines().filter_map(|line| line.strip_prefix("$ cowhand ")) {
         let words = arguments(line.split(" #").next().unwrap(), &tiny);
-        let words: Vec<String> =
-            words.iter().map(|word| word.replace("https://images.example.org", &server.url(""))).collect();
+        let words: Vec<String> = words
+            .iter()
+            .map(|word| word.replace("https://images.example.org", &server.url("")))
+            .collect();
         let args: Vec<&str> = words.iter().map(String::as_str).collect();
         let output = lab.command(&args).current_dir(lab.path()).output().unwrap();
         let done = crate::lab::Done::from(output);
@@ -114,7 +135,10 @@ fn shell_words(line: &str) -> Vec<String> {
 
 #[test]
 fn the_binary_needs_no_library_of_the_host() {
-    let output = std::process::Command::new("file").args(["-b", env!("CARGO_BIN_EXE_cowhand")]).output().unwrap();
+    let output = std::process::Command::new("file")
+        .args(["-b", env!("CARGO_BIN_EXE_cowhand")])
+        .output()
+        .unwrap();
     let words = String::from_utf8(output.stdout).unwrap();
     assert!(words.contains("statically linked"), "{words}");
 }
@@ -124,8 +148,11 @@ fn every_scenario_names_a_test_that_exists() {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/");
     let document = std::fs::read_to_string(format!("{root}docs/scenarios.md")).unwrap();
     let mut tests = 0;
-    for name in
-        document.split('`').skip(1).step_by(2).filter(|name| name.contains("::") && !name.starts_with("documentation"))
+    for name in document
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|name| name.contains("::") && !name.starts_with("documentation"))
     {
         let (file, test) = name.split_once("::").unwrap();
         let path = if file.starts_with("tests/") {
@@ -133,8 +160,12 @@ fn every_scenario_names_a_test_that_exists() {
         } else {
             format!("{root}integration/{file}.rs")
         };
-        let source = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
-        assert!(source.contains(&format!("fn {test}()")), "{name} is in the document and nowhere else");
+        let source =
+            std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+        assert!(
+            source.contains(&format!("fn {test}()")),
+            "{name} is in the document and nowhere else"
+        );
         tests += 1;
     }
     assert!(tests > 40, "only {tests} tests were found in the document");
@@ -152,11 +183,17 @@ fn the_security_document_counts_the_attacks_and_names_their_modules() {
             continue;
         }
         let tests = std::fs::read_to_string(&path).unwrap().matches("#[test]").count();
-        let below = path.strip_prefix(format!("{root}integration/hostile")).unwrap().with_extension("");
-        modules.extend((tests > 0).then(|| below.iter().next().unwrap().to_string_lossy().into_owned()));
+        let below =
+            path.strip_prefix(format!("{root}integration/hostile")).unwrap().with_extension("");
+        modules.extend(
+            (tests > 0).then(|| below.iter().next().unwrap().to_string_lossy().into_owned()),
+        );
         attacks += tests;
     }
-    assert!(document.contains(&format!("Its {attacks} tests")), "there are {attacks} tests of attacks");
+    assert!(
+        document.contains(&format!("Its {attacks} tests")),
+        "there are {attacks} tests of attacks"
+    );
     for module in modules {
         assert!(document.contains(&format!("| `{module}` |")), "{module} is not in the document");
     }
@@ -172,14 +209,18 @@ mod full {
         for entry in std::fs::read_dir(how_tos).unwrap() {
             let mut lab = Lab::new();
             crate::import::write(&lab, "web.xml", &crate::import::booting(&lab));
-            std::fs::write(lab.path().join("user-data"), "#cloud-config\nlocale: C.UTF-8\n").unwrap();
+            std::fs::write(lab.path().join("user-data"), "#cloud-config\nlocale: C.UTF-8\n")
+                .unwrap();
             let document = format!("docs/how-to/{}", entry.unwrap().file_name().to_str().unwrap());
-            let text = std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(&document));
+            let text = std::fs::read_to_string(
+                std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(&document),
+            );
             let text = text.unwrap();
             if text.contains("$ cowhand template create") {
                 lab.needs_an_appliance();
             }
-            if !text.contains("$ cowhand create web ") && !text.contains("$ cowhand import web.xml") {
+            if !text.contains("$ cowhand create web ") && !text.contains("$ cowhand import web.xml")
+            {
                 lab.tiny("web", &[]);
             }
             assert!(run_commands(&lab, &document) > 0, "{document} shows no command");
@@ -197,7 +238,9 @@ mod full {
         while let Some(line) = lines.next() {
             in_block ^= line == "```";
             rewritten.push_str(&format!("{line}\n"));
-            let Some(command) = line.strip_prefix("$ cowhand ").filter(|_| in_block) else { continue };
+            let Some(command) = line.strip_prefix("$ cowhand ").filter(|_| in_block) else {
+                continue;
+            };
             let mut expected = String::new();
             while let Some(line) = lines.next_if(|line| !line.starts_with("$ ") && *line != "```") {
                 expected.push_str(&format!("{line}\n"));
@@ -207,7 +250,10 @@ mod full {
             let output = lab.command(&words).current_dir(lab.path()).output().unwrap();
             let done = crate::lab::Done::from(output);
             assert_eq!(done.code, 0, "cowhand {command}\n{}{}", done.out, done.err);
-            let seen = done.out.replace(lab.path().to_str().unwrap(), "").replace("/store/", "/var/lib/cowhand/");
+            let seen = done
+                .out
+                .replace(lab.path().to_str().unwrap(), "")
+                .replace("/store/", "/var/lib/cowhand/");
             if std::env::var_os("COWHAND_UPDATE").is_none() {
                 assert_eq!(gist(&seen), gist(&expected), "cowhand {command}\n{seen}");
             }
@@ -215,10 +261,14 @@ mod full {
             commands.push(command.to_owned());
         }
         // Every row of the tables is shown.
-        let rows = document.lines().filter(|line| line.starts_with("| ") && line.contains("`cowhand "));
+        let rows =
+            document.lines().filter(|line| line.starts_with("| ") && line.contains("`cowhand "));
         for row in rows {
             let command = row.rsplit("`cowhand ").next().unwrap().split('`').next().unwrap();
-            assert!(commands.iter().any(|shown| shown == command), "{command} is in a table and is not shown");
+            assert!(
+                commands.iter().any(|shown| shown == command),
+                "{command} is in a table and is not shown"
+            );
         }
         assert!(commands.len() > 40);
         if std::env::var_os("COWHAND_UPDATE").is_some() {

@@ -1,4 +1,5 @@
-//! Layers of one VM in the place of another's, by name or by file: nothing is taken from the other, and the one that is wrong is named.
+//! Layers of one VM in the place of another's, by name or by file: nothing is taken from the other,
+//! and the one that is wrong is named.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -23,7 +24,11 @@ pub fn mark(lab: &Lab, vm: &str, mark: u8) {
 pub fn has_mark(lab: &Lab, vm: &str, mark: u8) -> bool {
     let command = format!("read -P {mark} 1M 64k");
     let mut read = Command::new("qemu-io");
-    let output = read.args(["-r", "-f", "qcow2", "-c", &command]).arg(layer(lab, &head(lab, vm))).output().unwrap();
+    let output = read
+        .args(["-r", "-f", "qcow2", "-c", &command])
+        .arg(layer(lab, &head(lab, vm)))
+        .output()
+        .unwrap();
     output.status.success() && !String::from_utf8_lossy(&output.stdout).contains("failed")
 }
 
@@ -101,9 +106,10 @@ fn gc_keeps_a_layer_in_the_trash_that_a_vm_lacks() {
     for args in [&["gc", "--older-than", "0", "--dry-run"][..], &["gc", "--older-than", "0"]] {
         let kept = lab.run(args);
         assert_eq!(kept.code, 0, "{kept:?}");
-        for words in
-            ["stays in the trash: vm1 lacks layer", "stays in the trash: copy lacks layer", "cowhand doctor vm1"]
-        {
+        for words in [
+            "stays in the trash: vm1 lacks layer", "stays in the trash: copy lacks layer",
+            "cowhand doctor vm1",
+        ] {
             assert!(kept.err.contains(words), "{kept:?}");
         }
     }
@@ -128,8 +134,12 @@ fn files_of_layers_that_were_exchanged_start_no_vm_and_stop_no_other() {
     let (one, other) = (layer(&lab, &head(&lab, "vm0")), layer(&lab, &head(&lab, "vm1")));
     let aside = lab.path().join("aside");
     let whole = |vm: &str| {
-        for args in [&["start", vm, "--paused"][..], &["stop", vm, "--force"], &["clone", vm, "copy"], &["rm", "copy"]]
-        {
+        for args in [
+            &["start", vm, "--paused"][..],
+            &["stop", vm, "--force"],
+            &["clone", vm, "copy"],
+            &["rm", "copy"],
+        ] {
             lab.ok(args);
         }
     };
@@ -141,8 +151,14 @@ fn files_of_layers_that_were_exchanged_start_no_vm_and_stop_no_other() {
         let layers = lab.layer_files();
         for args in [&["doctor"][..], &["doctor", "--repair"]] {
             let looked = lab.run(args);
-            let is_told = looked.out.lines().any(|line| line.starts_with("fail") && line.contains(&format!("{vm}: ")));
-            assert!(looked.code == 1 && is_told && looked.out.contains(words), "{what}: {looked:?}");
+            let is_told = looked
+                .out
+                .lines()
+                .any(|line| line.starts_with("fail") && line.contains(&format!("{vm}: ")));
+            assert!(
+                looked.code == 1 && is_told && looked.out.contains(words),
+                "{what}: {looked:?}"
+            );
         }
         lab.ok(&["gc", "--older-than", "1h"]);
         assert_eq!(lab.layer_files(), layers, "{what}");
@@ -171,11 +187,24 @@ fn files_of_layers_that_were_exchanged_start_no_vm_and_stop_no_other() {
     let name = one.file_name().unwrap().to_str().unwrap();
     tool(
         "qemu-img",
-        &["rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", name, layer(&lab, &below).to_str().unwrap()],
+        &[
+            "rebase",
+            "-u",
+            "-f",
+            "qcow2",
+            "-F",
+            "qcow2",
+            "-b",
+            name,
+            layer(&lab, &below).to_str().unwrap(),
+        ],
     );
     whole("vm0");
     let looked = lab.run(&["doctor"]);
-    assert!(looked.out.lines().all(|line| !line.starts_with("fail") || line.contains("vm1: ")), "{looked:?}");
+    assert!(
+        looked.out.lines().all(|line| !line.starts_with("fail") || line.contains("vm1: ")),
+        "{looked:?}"
+    );
     lab.ok(&["doctor", "--repair"]);
     for (vm, is) in [("vm0", 5), ("vm1", 7)] {
         whole(vm);
@@ -195,7 +224,8 @@ fn a_vm_whose_record_names_the_disk_of_another_one_takes_no_snapshot_of_it() {
     }
     let layers = lab.layer_files();
     lab.run(&["start", "vm0"]).fails(8, &["belongs to vm1"]);
-    lab.run(&["snapshot", "create", "vm0", "t"]).fails(5, &["vda of vm0", "a QEMU that is not that of vm0", &taken]);
+    lab.run(&["snapshot", "create", "vm0", "t"])
+        .fails(5, &["vda of vm0", "a QEMU that is not that of vm0", &taken]);
     assert_eq!(lab.layer_files(), layers);
     assert_eq!(lab.state("vm1"), "paused");
     lab.ok(&["stop", "vm1", "--force"]);
@@ -208,7 +238,20 @@ fn a_vm_whose_record_names_the_disk_of_another_one_takes_no_snapshot_of_it() {
 /// Writes into the header of a layer that it stands on another one.
 fn put_on(lab: &Lab, id: &str, backing: &str) {
     let backing = format!("{backing}.qcow2");
-    tool("qemu-img", &["rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", &backing, layer(lab, id).to_str().unwrap()]);
+    tool(
+        "qemu-img",
+        &[
+            "rebase",
+            "-u",
+            "-f",
+            "qcow2",
+            "-F",
+            "qcow2",
+            "-b",
+            &backing,
+            layer(lab, id).to_str().unwrap(),
+        ],
+    );
 }
 
 pub fn starts(lab: &Lab, vm: &str) {
@@ -227,7 +270,10 @@ pub fn only_this_fails(lab: &Lab, vm: &str) {
 #[test]
 fn what_does_not_stand_on_what_it_was_made_on_is_neither_merged_nor_copied() {
     let lab = store_of(2);
-    if !has_attributes(&lab, "what_does_not_stand_on_what_it_was_made_on_is_neither_merged_nor_copied") {
+    if !has_attributes(
+        &lab,
+        "what_does_not_stand_on_what_it_was_made_on_is_neither_merged_nor_copied",
+    ) {
         return;
     }
     mark(&lab, "vm1", 7);
@@ -270,7 +316,10 @@ fn what_does_not_stand_on_what_it_was_made_on_is_neither_merged_nor_copied() {
 #[test]
 fn what_was_made_on_nothing_and_is_put_on_another_vms_disk_stops_only_its_own_vm() {
     let lab = store_of(2);
-    if !has_attributes(&lab, "what_was_made_on_nothing_and_is_put_on_another_vms_disk_stops_only_its_own_vm") {
+    if !has_attributes(
+        &lab,
+        "what_was_made_on_nothing_and_is_put_on_another_vms_disk_stops_only_its_own_vm",
+    ) {
         return;
     }
     mark(&lab, "vm0", 5);
@@ -306,7 +355,10 @@ fn a_copy_in_the_trash_of_a_layer_that_is_damaged_stays_there() {
         let whole = std::fs::read(layer(&lab, id)).unwrap();
         std::fs::write(layer(&lab, id), &whole[..1000]).unwrap();
         let done = lab.run(&["gc", "--older-than", "0"]);
-        assert!(done.code == 0 && done.err.contains("stays in the trash: layer"), "{place}: {done:?}");
+        assert!(
+            done.code == 0 && done.err.contains("stays in the trash: layer"),
+            "{place}: {done:?}"
+        );
         assert_eq!(std::fs::read(&kept).unwrap(), whole);
         let looked = lab.run(&["doctor", "--repair"]);
         assert!(looked.out.contains(kept.to_str().unwrap()), "{looked:?}");
@@ -315,7 +367,8 @@ fn a_copy_in_the_trash_of_a_layer_that_is_damaged_stays_there() {
         std::fs::remove_file(&kept).unwrap();
     }
     // Nobody needs one of a layer that is whole.
-    std::fs::copy(layer(&lab, &chain[0]), entry.join("layers").join(format!("{}.qcow2", chain[0]))).unwrap();
+    std::fs::copy(layer(&lab, &chain[0]), entry.join("layers").join(format!("{}.qcow2", chain[0])))
+        .unwrap();
     lab.ok(&["gc", "--older-than", "0"]);
     assert!(!entry.exists() && has_mark(&lab, "vm1", 7));
 }
@@ -323,7 +376,8 @@ fn a_copy_in_the_trash_of_a_layer_that_is_damaged_stays_there() {
 #[test]
 fn no_other_file_is_taken_out_of_the_trash_for_a_layer_that_is_missing() {
     let lab = store_of(2);
-    if !has_attributes(&lab, "no_other_file_is_taken_out_of_the_trash_for_a_layer_that_is_missing") {
+    if !has_attributes(&lab, "no_other_file_is_taken_out_of_the_trash_for_a_layer_that_is_missing")
+    {
         return;
     }
     mark(&lab, "vm1", 7);
@@ -333,15 +387,24 @@ fn no_other_file_is_taken_out_of_the_trash_for_a_layer_that_is_missing() {
     let place = File::TrashEntry.path(&lab, "vm0").parent().unwrap().join("layers");
     let file = place.join(format!("{}.qcow2", chain[0]));
     let (path, below) = (file.to_str().unwrap(), layer(&lab, &chain[1]));
-    let empty = ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", below.to_str().unwrap(), path, "16M"];
+    let empty =
+        ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", below.to_str().unwrap(), path, "16M"];
     tool("qemu-img", &empty);
     for _ in 0..2 {
         let looked = lab.run(&["doctor", "--repair"]);
-        assert!(looked.code == 1 && looked.out.contains(path) && looked.out.contains("may not be it"), "{looked:?}");
+        assert!(
+            looked.code == 1 && looked.out.contains(path) && looked.out.contains("may not be it"),
+            "{looked:?}"
+        );
         assert!(file.exists() && !layer(&lab, &chain[0]).exists());
         // That of another layer.
         std::fs::copy(layer(&lab, &head(&lab, "vm0")), &file).unwrap();
-        let note = rustix::fs::setxattr(&file, "user.cowhand.backing", b" jihgfedcba", rustix::fs::XattrFlags::empty());
+        let note = rustix::fs::setxattr(
+            &file,
+            "user.cowhand.backing",
+            b" jihgfedcba",
+            rustix::fs::XattrFlags::empty(),
+        );
         note.unwrap();
     }
     // Its own.
@@ -388,7 +451,14 @@ fn a_vm_that_has_lost_its_record_and_the_spare_copy_keeps_its_layers() {
     // What never came to be goes as before: there are no layers that might be its.
     lab.ok(&["gc"]);
     let mut create = lab.command(&["create", "new", "--size", "1M"]);
-    assert!(!create.env("COWHAND_FAULT", "journal.json, written:die").output().unwrap().status.success());
+    assert!(
+        !create
+            .env("COWHAND_FAULT", "journal.json, written:die")
+            .output()
+            .unwrap()
+            .status
+            .success()
+    );
     assert!(lab.store().join("vms/new/lock").exists());
     lab.ok(&["gc"]);
     assert!(!lab.store().join("vms/new").exists());
@@ -447,7 +517,10 @@ fn a_record_that_somebody_else_has_changed_stops_its_own_vm_alone_until_it_is_me
             // Of a snapshot that it does not name there is nothing to be said.
             let is_unknown = done.code == 3 && args.contains(&"vm0@s");
             assert!(is_unknown || done.code == 8, "{args:?}: {done:?}");
-            assert!(is_unknown || done.err.contains("the record of vm0 is not the last one"), "{args:?}: {done:?}");
+            assert!(
+                is_unknown || done.err.contains("the record of vm0 is not the last one"),
+                "{args:?}: {done:?}"
+            );
         }
         for vm in ["vm1", "above"] {
             starts(&lab, vm);
@@ -530,16 +603,23 @@ fn a_template_that_has_lost_its_record_and_the_spare_copy_keeps_its_layers() {
 fn entries_of_the_trash_that_are_not_what_they_should_be_are_told() {
     let lab = store_of(2);
     let entry = File::TrashEntry.path(&lab, "vm0");
-    let own = files_in(&entry.parent().unwrap().join("layers"))[0].trim_end_matches(".qcow2").to_owned();
+    let own =
+        files_in(&entry.parent().unwrap().join("layers"))[0].trim_end_matches(".qcow2").to_owned();
     let taken = head(&lab, "vm1");
     replace(&entry, &own, &taken);
     let looked = lab.run(&["doctor"]);
-    assert!(looked.out.contains(&format!("names layer {taken}.qcow2, which belongs to vm1")), "{looked:?}");
+    assert!(
+        looked.out.contains(&format!("names layer {taken}.qcow2, which belongs to vm1")),
+        "{looked:?}"
+    );
     replace(&entry, &taken, &own);
     std::fs::remove_file(&entry).unwrap();
     std::fs::create_dir(&entry).unwrap();
     let done = lab.run(&["gc", "--older-than", "0"]);
-    assert!(done.err.contains("cowhand doctor") && !done.err.contains("--older-than 0"), "{done:?}");
+    assert!(
+        done.err.contains("cowhand doctor") && !done.err.contains("--older-than 0"),
+        "{done:?}"
+    );
     // A directory among the files of memory is nobody's.
     std::fs::create_dir_all(lab.store().join("ram/x")).unwrap();
     lab.ok(&["gc"]);

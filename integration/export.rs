@@ -10,7 +10,17 @@ use crate::lab::{Lab, files_in, qemu_img, tool};
 /// The first bytes of each megabyte of a point's disk.
 fn bytes(lab: &Lab, point: &str, disk: &str) -> Vec<u8> {
     let raw = lab.path().join("looked-at.raw");
-    lab.ok(&["image", "export", point, raw.to_str().unwrap(), "--force", "--disk", disk, "-O", "raw"]);
+    lab.ok(&[
+        "image",
+        "export",
+        point,
+        raw.to_str().unwrap(),
+        "--force",
+        "--disk",
+        disk,
+        "-O",
+        "raw",
+    ]);
     std::fs::read(&raw).unwrap().chunks(1 << 20).map(|chunk| chunk[0]).collect()
 }
 
@@ -90,7 +100,8 @@ fn a_vm_with_snapshots_comes_over_again_as_it_was() {
     assert_eq!(done["snapshots"][2]["current"], true, "{done}");
     let commands = done["commands"].as_array().unwrap();
     assert!(
-        commands.len() == 4 && commands[3].as_str().unwrap().ends_with("003-aside.xml --redefine --current"),
+        commands.len() == 4
+            && commands[3].as_str().unwrap().ends_with("003-aside.xml --redefine --current"),
         "{done}"
     );
     assert_eq!(std::fs::metadata(&out).unwrap().permissions().mode() & 0o777, 0o711);
@@ -99,17 +110,24 @@ fn a_vm_with_snapshots_comes_over_again_as_it_was() {
     }
     let done = again(&lab, &out, "copy");
     let parts = done["parts"].as_array().unwrap();
-    for what in
-        ["disk sda", "disk sdb", "CD-ROM sdc", "snapshot first", "snapshot second", "snapshot aside", "description"]
-    {
-        assert!(parts.iter().any(|part| part["what"] == what && part["fate"] == "kept"), "{what}: {done}");
+    for what in [
+        "disk sda", "disk sdb", "CD-ROM sdc", "snapshot first", "snapshot second",
+        "snapshot aside", "description",
+    ] {
+        assert!(
+            parts.iter().any(|part| part["what"] == what && part["fate"] == "kept"),
+            "{what}: {done}"
+        );
     }
     let mut trees = [tree(&lab, "web"), tree(&lab, "copy")];
     trees.iter_mut().for_each(|tree| tree.sort_by_key(|row| row["name"].to_string()));
     assert_eq!(trees[0], trees[1]);
     for point in ["", "@first", "@second", "@aside"] {
         for disk in ["sda", "sdb"] {
-            let (one, two) = (bytes(&lab, &format!("web{point}"), disk), bytes(&lab, &format!("copy{point}"), disk));
+            let (one, two) = (
+                bytes(&lab, &format!("web{point}"), disk),
+                bytes(&lab, &format!("copy{point}"), disk),
+            );
             assert_eq!(one, two, "{point} {disk}");
         }
     }
@@ -146,9 +164,15 @@ fn internal_snapshots_keep_their_names_and_nothing_else_goes_along() {
     lab.ok(&["export", "--libvirt", "web", out.to_str().unwrap()]);
     let head = lab.json(&["disk", "ls", "web"])[0]["file"].as_str().unwrap().to_owned();
     let copy = out.join(Path::new(&head).file_name().unwrap());
-    let info: Value = serde_json::from_str(&qemu_img(&["info", "--output=json", copy.to_str().unwrap()])).unwrap();
-    let mut names: Vec<&str> =
-        info["snapshots"].as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap()).collect();
+    let info: Value =
+        serde_json::from_str(&qemu_img(&["info", "--output=json", copy.to_str().unwrap()]))
+            .unwrap();
+    let mut names: Vec<&str> = info["snapshots"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| one["name"].as_str().unwrap())
+        .collect();
     names.sort_unstable();
     assert_eq!(names, ["early", "late"]);
     qemu_img(&["check", "-q", copy.to_str().unwrap()]);
@@ -179,8 +203,10 @@ fn what_cannot_be_exported_is_refused_and_leaves_nothing() {
     lab.run(&["export", "--libvirt", "web", &at("running")]).fails(4, &["is there already"]);
     lab.run(&["export", "--libvirt", "web", &at("no/where")]).fails(3, &["no"]);
     let inside = lab.store().join("out");
-    lab.run(&["export", "--libvirt", "web", inside.to_str().unwrap()]).fails(5, &["lies in the store"]);
+    lab.run(&["export", "--libvirt", "web", inside.to_str().unwrap()])
+        .fails(5, &["lies in the store"]);
     lab.run(&["export", "web", &out]).fails(2, &["--libvirt"]);
-    let left: Vec<String> = files_in(lab.path()).into_iter().filter(|name| name.starts_with(".cowhand")).collect();
+    let left: Vec<String> =
+        files_in(lab.path()).into_iter().filter(|name| name.starts_with(".cowhand")).collect();
     assert!(left.is_empty() && !Path::new(&out).exists(), "{left:?}");
 }

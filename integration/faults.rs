@@ -1,8 +1,9 @@
-//! Killed, or failing, at every fault point of every operation that a stopped VM knows: afterwards everything is as it was before or as it would
-//! have been, nothing is left behind, and a second recovery finds nothing to do.
+//! Killed, or failing, at every fault point of every operation that a stopped VM knows: afterwards
+//! everything is as it was before or as it would have been, nothing is left behind, and a second
+//! recovery finds nothing to do.
 //!
-//! The points are in `sys/fault.rs`; an operation is run again and again, hit at its first point, its second, … until it has none left.
-//! `scripts/faults` prints what comes of it.
+//! The points are in `sys/fault.rs`; an operation is run again and again, hit at its first point,
+//! its second, … until it has none left. `scripts/faults` prints what comes of it.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -46,11 +47,13 @@ fn write(lab: &Lab, vm: &str, target: usize, value: u8) {
     let disks = lab.json(&["disk", "ls", vm]);
     let file = disks[target]["file"].as_str().unwrap();
     let place = format!("write -P {value} {}k 64k", 64 * u32::from(value));
-    let output = Command::new("qemu-io").args(["-f", "qcow2", "-c", &place, file]).output().unwrap();
+    let output =
+        Command::new("qemu-io").args(["-f", "qcow2", "-c", &place, file]).output().unwrap();
     assert!(output.status.success(), "{output:?}");
 }
 
-/// `web` with two disks and the snapshots a, b, c in a row; what is written after each of them is another thing.
+/// `web` with two disks and the snapshots a, b, c in a row; what is written after each of them is
+/// another thing.
 fn line(lab: &Lab) {
     lab.ok(&["create", "web", "--size", "16M", "--size", "16M"]);
     for (value, name) in (1..).zip(["a", "b", "c"]) {
@@ -97,7 +100,11 @@ fn removed(lab: &Lab) {
 fn image(lab: &Lab) {
     let disk = lab.path().join("disk.qcow2");
     crate::lab::qemu_img(&["create", "-q", "-f", "qcow2", disk.to_str().unwrap(), "16M"]);
-    let done = Command::new("qemu-io").args(["-f", "qcow2", "-c", "write -P 9 1M 2M"]).arg(disk).output().unwrap();
+    let done = Command::new("qemu-io")
+        .args(["-f", "qcow2", "-c", "write -P 9 1M 2M"])
+        .arg(disk)
+        .output()
+        .unwrap();
     assert!(done.status.success(), "{done:?}");
 }
 
@@ -112,26 +119,58 @@ fn stored(lab: &Lab) {
 }
 
 pub const CASES: [Case; 33] = [
-    Case { name: "create from an image", prepare: image, args: &["create", "web", "--disk", "LAB/disk.qcow2"] },
-    Case { name: "create on an image", prepare: image, args: &["create", "web", "--disk", "LAB/disk.qcow2,use"] },
-    Case { name: "create", prepare: |_| {}, args: &["create", "web", "--size", "16M", "--size", "16M"] },
-    Case { name: "create beside another", prepare: lone, args: &["create", "other", "--size", "16M"] },
+    Case {
+        name: "create from an image",
+        prepare: image,
+        args: &["create", "web", "--disk", "LAB/disk.qcow2"],
+    },
+    Case {
+        name: "create on an image",
+        prepare: image,
+        args: &["create", "web", "--disk", "LAB/disk.qcow2,use"],
+    },
+    Case {
+        name: "create",
+        prepare: |_| {},
+        args: &["create", "web", "--size", "16M", "--size", "16M"],
+    },
+    Case {
+        name: "create beside another",
+        prepare: lone,
+        args: &["create", "other", "--size", "16M"],
+    },
     Case { name: "clone, thin", prepare: template, args: &["clone", "web", "copy"] },
     Case { name: "clone, full", prepare: template, args: &["clone", "web", "copy", "--full"] },
     Case { name: "clone of a stopped VM", prepare: line, args: &["clone", "web", "copy"] },
     Case { name: "clone of a snapshot", prepare: line, args: &["clone", "web@b", "copy"] },
-    Case { name: "template create", prepare: lone, args: &["template", "create", "web", "--no-seal"] },
+    Case {
+        name: "template create",
+        prepare: lone,
+        args: &["template", "create", "web", "--no-seal"],
+    },
     Case { name: "snapshot create", prepare: line, args: &["snapshot", "create", "web", "d"] },
-    Case { name: "snapshot create, internal", prepare: inner, args: &["snapshot", "create", "web", "b", "--internal"] },
+    Case {
+        name: "snapshot create, internal",
+        prepare: inner,
+        args: &["snapshot", "create", "web", "b", "--internal"],
+    },
     Case { name: "snapshot revert", prepare: line, args: &["snapshot", "revert", "web@b"] },
-    Case { name: "snapshot revert, internal", prepare: inner, args: &["snapshot", "revert", "web@a"] },
+    Case {
+        name: "snapshot revert, internal",
+        prepare: inner,
+        args: &["snapshot", "revert", "web@a"],
+    },
     Case { name: "snapshot rename", prepare: line, args: &["snapshot", "rename", "web@b", "x"] },
     Case { name: "snapshot rm, first", prepare: line, args: &["snapshot", "rm", "web@a"] },
     Case { name: "snapshot rm, middle", prepare: line, args: &["snapshot", "rm", "web@b"] },
     Case { name: "snapshot rm, last", prepare: line, args: &["snapshot", "rm", "web@c"] },
     Case { name: "snapshot rm, internal", prepare: inner, args: &["snapshot", "rm", "web@a"] },
     Case { name: "disk commit", prepare: line, args: &["disk", "commit", "web", "vda"] },
-    Case { name: "disk commit, several layers", prepare: line, args: &["disk", "commit", "web", "vda", "--base", "a"] },
+    Case {
+        name: "disk commit, several layers",
+        prepare: line,
+        args: &["disk", "commit", "web", "vda", "--base", "a"],
+    },
     Case { name: "disk stream", prepare: line, args: &["disk", "stream", "web", "vda"] },
     Case { name: "flatten", prepare: cloned, args: &["flatten", "copy"] },
     Case { name: "disk resize", prepare: line, args: &["disk", "resize", "web", "vda", "32M"] },
@@ -143,7 +182,11 @@ pub const CASES: [Case; 33] = [
     Case { name: "gc", prepare: reverted, args: &["gc", "--older-than", "0"] },
     Case { name: "image add", prepare: image, args: &["image", "add", "LAB/disk.qcow2", "base"] },
     Case { name: "image rm", prepare: stored, args: &["image", "rm", "base"] },
-    Case { name: "create on an image of the store", prepare: stored, args: &["create", "web", "--image", "base"] },
+    Case {
+        name: "create on an image of the store",
+        prepare: stored,
+        args: &["create", "web", "--image", "base"],
+    },
     Case {
         name: "import with snapshots",
         prepare: domain,
@@ -151,16 +194,23 @@ pub const CASES: [Case; 33] = [
     },
 ];
 
-/// What goes wrong while they are under way, here and in `world.rs`.
-pub const TRIED: [Class; 6] =
-    [Class::Killed, Class::Failing, Class::PowerOnExt4, Class::PowerOnXfs, Class::NoRoom, Class::NoDescriptors];
+/// What goes wrong while they are under way, here and in `exhaustion.rs`.
+pub const TRIED: [Class; 6] = [
+    Class::Killed,
+    Class::Failing,
+    Class::PowerOnExt4,
+    Class::PowerOnXfs,
+    Class::NoRoom,
+    Class::NoDescriptors,
+];
 
 /// Their verbs.
 pub fn verbs() -> Vec<String> {
     CASES.iter().map(|case| tier::verb(case.args)).collect()
 }
 
-/// What the guest would see at each point: the bytes of its disks, its machine, its place in the tree.
+/// What the guest would see at each point: the bytes of its disks, its machine, its place in the
+/// tree.
 pub fn state(lab: &Lab) -> State {
     let mut state = State::new();
     let mut note = |lab: &Lab, point: String, facts: String, config: &Value| {
@@ -187,7 +237,8 @@ pub fn state(lab: &Lab) -> State {
     state
 }
 
-/// The stores that operations begin with, each made once for all operations that begin with the same one.
+/// The stores that operations begin with, each made once for all operations that begin with the
+/// same one.
 pub struct Pristine {
     directory: tempfile::TempDir,
     known: BTreeMap<usize, State>,
@@ -207,7 +258,8 @@ impl Pristine {
             return state.clone();
         }
         (case.prepare)(lab);
-        // What is not in the store is of this lab alone. Whoever asks QEMU for the first time keeps the answer in the store.
+        // What is not in the store is of this lab alone. Whoever asks QEMU for the first time keeps
+        // the answer in the store.
         let is_alone = !lab.store().exists();
         if !is_alone {
             lab.run(&["ls"]);
@@ -230,8 +282,16 @@ impl Pristine {
     }
 }
 
-/// Runs the operation until none of its points is left; returns how many were tried. With `power`, the host's fails in the same instant.
-fn walk(lab: &Lab, pristine: &mut Pristine, case: &Case, fault: &str, (first, stride): (u32, u32), power: bool) -> u32 {
+/// Runs the operation until none of its points is left; returns how many were tried. With `power`,
+/// the host's fails in the same instant.
+fn walk(
+    lab: &Lab,
+    pristine: &mut Pristine,
+    case: &Case,
+    fault: &str,
+    (first, stride): (u32, u32),
+    power: bool,
+) -> u32 {
     let before = pristine.put(lab, case);
     case.run(lab).ok();
     if power {
@@ -239,22 +299,33 @@ fn walk(lab: &Lab, pristine: &mut Pristine, case: &Case, fault: &str, (first, st
         let after = state(lab);
         lab.cut_power();
         lab.run(&["doctor", "--repair"]);
-        assert_eq!(state(lab), after, "{}: it was reported as done, and a power cut has undone it", case.name);
+        assert_eq!(
+            state(lab),
+            after,
+            "{}: it was reported as done, and a power cut has undone it",
+            case.name
+        );
     }
     let after = state(lab);
     let allowed = |now: &State| {
-        // A clone of a stopped VM takes a snapshot of it on the way, which may be all that has happened.
+        // A clone of a stopped VM takes a snapshot of it on the way, which may be all that has
+        // happened.
         now == &before
             || now == &after
             || (case.name == "clone of a stopped VM"
-                && now.iter().all(|(point, fact)| after.get(point) == Some(fact) || before.get(point) == Some(fact)))
+                && now.iter().all(|(point, fact)| {
+                    after.get(point) == Some(fact) || before.get(point) == Some(fact)
+                }))
     };
     let (mut number, mut walked) = (first, 0);
     loop {
         pristine.put_back(lab, case);
-        let output = case.command(lab).env("COWHAND_FAULT", format!("{number}:{fault}")).output().unwrap();
+        let output =
+            case.command(lab).env("COWHAND_FAULT", format!("{number}:{fault}")).output().unwrap();
         let done = Done::from(output);
-        let Some(line) = done.err.lines().find(|line| line.starts_with("fault ")).map(str::to_owned) else {
+        let Some(line) =
+            done.err.lines().find(|line| line.starts_with("fault ")).map(str::to_owned)
+        else {
             assert_eq!(done.code, 0, "{}: {done:?}", case.name);
             if walked == 0 && number > 1 {
                 // It has fewer than that.
@@ -268,16 +339,20 @@ fn walk(lab: &Lab, pristine: &mut Pristine, case: &Case, fault: &str, (first, st
         }
         let what = format!("{}, {line}", case.name);
         assert!(fault == "fail" || done.code == 137, "{what}: {done:?}");
-        // Commands that change something recover, which one does not matter; so does the doctor, and finds no other fault.
+        // Commands that change something recover, which one does not matter; so does the doctor,
+        // and finds no other fault.
         if number % 2 == 1 {
             let repaired = lab.run(&["--format", "json", "doctor", "--repair"]);
-            let found: Vec<Value> =
-                serde_json::from_str(&repaired.out).unwrap_or_else(|error| panic!("{error}: {repaired:?}"));
+            let found: Vec<Value> = serde_json::from_str(&repaired.out)
+                .unwrap_or_else(|error| panic!("{error}: {repaired:?}"));
             // Where it was the first command of all, there is no store.
             let is_store = lab.store().join("store.json").exists();
-            let expected = |finding: &Value| finding["check"] == "kvm" || (finding["check"] == "store" && !is_store);
-            let bad =
-                |finding: &&Value| (finding["level"] == "warn" || finding["level"] == "fail") && !expected(finding);
+            let expected = |finding: &Value| {
+                finding["check"] == "kvm" || (finding["check"] == "store" && !is_store)
+            };
+            let bad = |finding: &&Value| {
+                (finding["level"] == "warn" || finding["level"] == "fail") && !expected(finding)
+            };
             let bad: Vec<_> = found.iter().filter(bad).collect();
             assert!(bad.is_empty(), "{what}: {bad:?}");
         }
@@ -295,7 +370,10 @@ fn walk(lab: &Lab, pristine: &mut Pristine, case: &Case, fault: &str, (first, st
                 lab.ok(&["undo", if is_image { "base" } else { "web" }]);
                 let back = state(lab);
                 let is_removal = case.name != "undo of a removal";
-                assert!(back == if is_removal { before.clone() } else { after.clone() }, "{what}: {back:?}");
+                assert!(
+                    back == if is_removal { before.clone() } else { after.clone() },
+                    "{what}: {back:?}"
+                );
                 lab.ok(if is_image { &["image", "rm", "base"] } else { &["rm", "web"] });
             }
         }
@@ -307,7 +385,11 @@ fn walk(lab: &Lab, pristine: &mut Pristine, case: &Case, fault: &str, (first, st
                 "{what}: a journal is left of {vm}"
             );
         }
-        assert!(!lab.layer_files().iter().any(|file| file.ends_with(".part")), "{what}: {:?}", lab.layer_files());
+        assert!(
+            !lab.layer_files().iter().any(|file| file.ends_with(".part")),
+            "{what}: {:?}",
+            lab.layer_files()
+        );
         for file in lab.layer_files() {
             let path = lab.store().join("layers").join(&file);
             content::check(&path).unwrap_or_else(|checked| panic!("{what}: {file}: {checked:?}"));
@@ -335,7 +417,8 @@ fn all(lab: &dyn Fn() -> Lab, class: Class, stride: u32) {
     let (mut pristine, mut hit, mut lines) = (Pristine::new(), 0, String::new());
     for at in tier::picked(&verbs(), class) {
         let case = &CASES[at];
-        let walked = walk(&lab(), &mut pristine, case, fault, tier::sample(at, class, stride), power);
+        let walked =
+            walk(&lab(), &mut pristine, case, fault, tier::sample(at, class, stride), power);
         assert!(walked > 0, "{} has no fault points", case.name);
         hit += walked;
         lines.push_str(&format!("{:<28} {death:<5} {walked:>3} of {walked} survived\n", case.name));
@@ -357,8 +440,12 @@ fn an_operation_failing_at_any_of_its_fault_points_loses_nothing() {
 #[test]
 fn a_power_cut_drops_what_was_not_flushed() {
     for file_system in ["ext4", "xfs"] {
-        let Some(lab) = Lab::with_power("a_power_cut_drops_what_was_not_flushed", file_system, 400) else { return };
-        let (kept, lost) = (lab.beside_the_store().join("kept"), lab.beside_the_store().join("lost"));
+        let Some(lab) = Lab::with_power("a_power_cut_drops_what_was_not_flushed", file_system, 400)
+        else {
+            return;
+        };
+        let (kept, lost) =
+            (lab.beside_the_store().join("kept"), lab.beside_the_store().join("lost"));
         std::fs::write(&kept, "old").unwrap();
         File::open(&kept).unwrap().sync_all().unwrap();
         File::open(lab.beside_the_store()).unwrap().sync_all().unwrap();

@@ -1,6 +1,7 @@
-//! The same for a VM that runs, with a guest that writes all the while: cowhand dies, QEMU dies, both die, a command fails, or QEMU hangs, at each
-//! fault point of each operation. Afterwards whatever the guest had been told is on its disk must be there; the guest runs or can be
-//! started, is not frozen, no job and no journal is left, and `doctor` finds nothing.
+//! The same for a VM that runs, with a guest that writes all the while: cowhand dies, QEMU dies,
+//! both die, a command fails, or QEMU hangs, at each fault point of each operation. Afterwards
+//! whatever the guest had been told is on its disk must be there; the guest runs or can be started,
+//! is not frozen, no job and no journal is left, and `doctor` finds nothing.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -41,30 +42,60 @@ const CASES: [Case; 15] = [
         args: &["snapshot", "create", "web", "s", "--internal"],
         goes_back: false,
     },
-    Case { name: "snapshot revert", prepare: one, args: &["snapshot", "revert", "web@s1"], goes_back: true },
+    Case {
+        name: "snapshot revert",
+        prepare: one,
+        args: &["snapshot", "revert", "web@s1"],
+        goes_back: true,
+    },
     Case {
         name: "snapshot revert, memory",
         prepare: |_| {},
         args: &["snapshot", "revert", "web@base"],
         goes_back: true,
     },
-    Case { name: "snapshot rm, last", prepare: one, args: &["snapshot", "rm", "web@s1"], goes_back: false },
-    Case { name: "snapshot rm, middle", prepare: two, args: &["snapshot", "rm", "web@s1"], goes_back: false },
+    Case {
+        name: "snapshot rm, last",
+        prepare: one,
+        args: &["snapshot", "rm", "web@s1"],
+        goes_back: false,
+    },
+    Case {
+        name: "snapshot rm, middle",
+        prepare: two,
+        args: &["snapshot", "rm", "web@s1"],
+        goes_back: false,
+    },
     Case {
         name: "snapshot rm, internal",
         prepare: |lab| drop(lab.ok(&["snapshot", "create", "web", "s1", "--internal"])),
         args: &["snapshot", "rm", "web@s1"],
         goes_back: false,
     },
-    Case { name: "disk commit", prepare: two, args: &["disk", "commit", "web", "vdb"], goes_back: false },
+    Case {
+        name: "disk commit",
+        prepare: two,
+        args: &["disk", "commit", "web", "vdb"],
+        goes_back: false,
+    },
     Case {
         name: "disk commit, several layers",
         prepare: two,
         args: &["disk", "commit", "web", "vdb", "--base", "s1"],
         goes_back: false,
     },
-    Case { name: "disk stream", prepare: two, args: &["disk", "stream", "web", "vdb"], goes_back: false },
-    Case { name: "disk resize", prepare: |_| {}, args: &["disk", "resize", "web", "vdb", "+16M"], goes_back: false },
+    Case {
+        name: "disk stream",
+        prepare: two,
+        args: &["disk", "stream", "web", "vdb"],
+        goes_back: false,
+    },
+    Case {
+        name: "disk resize",
+        prepare: |_| {},
+        args: &["disk", "resize", "web", "vdb", "+16M"],
+        goes_back: false,
+    },
     Case {
         name: "undo of a revert",
         prepare: |lab| {
@@ -75,7 +106,12 @@ const CASES: [Case; 15] = [
         args: &["undo", "web"],
         goes_back: true,
     },
-    Case { name: "stop, forced", prepare: |_| {}, args: &["stop", "--force", "web"], goes_back: false },
+    Case {
+        name: "stop, forced",
+        prepare: |_| {},
+        args: &["stop", "--force", "web"],
+        goes_back: false,
+    },
     // Nobody writes in the one that boots.
     Case {
         name: "start",
@@ -136,12 +172,14 @@ impl Death {
     }
 }
 
-/// The guest writes numbers to its second disk, each to its place, and says each on its console when the disk has it. In the first tier it takes
-/// a breath after each, because it would have a core to itself.
+/// The guest writes numbers to its second disk, each to its place, and says each on its console
+/// when the disk has it. In the first tier it takes a breath after each, because it would have a
+/// core to itself.
 fn writer() -> String {
     let pause = tier::first_or("; sleep 0.1", "");
     format!(
-        "n=0; (while :; do n=$((n+1)); printf '%08d' $n | dd of=/dev/vdb bs=8 seek=$((n%1000)) conv=fsync,notrunc 2>/dev/null && \
+        "n=0; (while :; do n=$((n+1)); printf '%08d' $n | dd of=/dev/vdb bs=8 seek=$((n%1000)) \
+         conv=fsync,notrunc 2>/dev/null && \
          echo acked:$n > /dev/ttyS0{pause}; done) </dev/null >/dev/null 2>&1 &"
     )
 }
@@ -151,22 +189,33 @@ fn acked(lab: &Lab) -> u64 {
     let log = std::fs::read(lab.store().join("vms/web/serial.log")).unwrap_or_default();
     let log = String::from_utf8_lossy(&log).into_owned();
     let whole = log.rsplit_once('\n').map_or("", |(lines, _)| lines);
-    whole.lines().rev().find_map(|line| line.trim().strip_prefix("acked:")?.parse().ok()).unwrap_or(0)
+    whole
+        .lines()
+        .rev()
+        .find_map(|line| line.trim().strip_prefix("acked:")?.parse().ok())
+        .unwrap_or(0)
 }
 
-/// The last number on the disk of a VM that does not run. Each has a place of its own, a thousand in a ring, in whatever layer it was written to: all
-/// before the last one have to be there, too.
+/// The last number on the disk of a VM that does not run. Each has a place of its own, a thousand
+/// in a ring, in whatever layer it was written to: all before the last one have to be there, too.
 fn written(lab: &Lab, what: &str) -> u64 {
     let raw = lab.path().join("vdb.raw");
     lab.ok(&["image", "export", "web", raw.to_str().unwrap(), "--force", "--disk", "vdb"]);
     let mut bytes = [0; 8 * 1000];
     File::open(raw).unwrap().read_exact(&mut bytes).unwrap();
     let at = |place: usize| -> u64 {
-        std::str::from_utf8(&bytes[8 * place..8 * place + 8]).ok().and_then(|text| text.parse().ok()).unwrap_or(0)
+        std::str::from_utf8(&bytes[8 * place..8 * place + 8])
+            .ok()
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(0)
     };
     let last = (0..1000).map(at).max().unwrap();
     for number in last.saturating_sub(900).max(1)..=last {
-        assert_eq!(at(usize::try_from(number % 1000).unwrap()), number, "{what}: {last} is there, and {number} is not");
+        assert_eq!(
+            at(usize::try_from(number % 1000).unwrap()),
+            number,
+            "{what}: {last} is there, and {number} is not"
+        );
     }
     last
 }
@@ -234,10 +283,16 @@ impl Running {
             let _ = kill(Pid::from_raw(pid), signal);
         };
         // The operation may have ended it, or started another one.
-        let qemu = || lab.json(&["show", "web"])["pid"].as_i64().map(|pid| i32::try_from(pid).unwrap()).or(pid);
+        let qemu = || {
+            lab.json(&["show", "web"])["pid"]
+                .as_i64()
+                .map(|pid| i32::try_from(pid).unwrap())
+                .or(pid)
+        };
         if fault == "stall" {
             eventually("a standstill", || {
-                std::fs::read_to_string(format!("/proc/{us}/stat")).is_ok_and(|stat| stat.contains(") T "))
+                std::fs::read_to_string(format!("/proc/{us}/stat"))
+                    .is_ok_and(|stat| stat.contains(") T "))
             });
             let stopped = if death == Death::Disk { None } else { qemu() };
             known = acked(lab);
@@ -268,7 +323,10 @@ impl Running {
         } else {
             let rest: Vec<String> = said.collect();
             let status = child.wait().unwrap();
-            assert!(death == Death::Fail || status.signal() == Some(9), "{what}: {status:?} {rest:?}");
+            assert!(
+                death == Death::Fail || status.signal() == Some(9),
+                "{what}: {status:?} {rest:?}"
+            );
             known = acked(lab);
             if death == Death::Power {
                 lab.cut_power();
@@ -294,16 +352,25 @@ impl Running {
         assert!(!lab.store().join("vms/web/journal.json").exists(), "{what}: {recovered:?}");
         let doctor = lab.run(&["--format", "json", "doctor", "web"]);
         let found: Vec<serde_json::Value> = serde_json::from_str(&doctor.out).unwrap();
-        let bad = |finding: &&serde_json::Value| finding["level"] == "fail" || finding["level"] == "warn";
+        let bad =
+            |finding: &&serde_json::Value| finding["level"] == "fail" || finding["level"] == "warn";
         let bad: Vec<_> = found.iter().filter(bad).collect();
         assert!(bad.is_empty(), "{what}: {bad:?}");
         let unused = lab.run(&["gc", "--dry-run"]);
         assert!(!unused.err.contains("used by nobody"), "{what}: {}", unused.err);
         lab.run(&["set", "web", "tag.t=1"]);
-        let once = lab.fingerprint().into_keys().filter(|path| !path.ends_with("serial.log")).collect::<Vec<_>>();
+        let once = lab
+            .fingerprint()
+            .into_keys()
+            .filter(|path| !path.ends_with("serial.log"))
+            .collect::<Vec<_>>();
         lab.run(&["set", "web", "tag.t=1"]);
         lab.run(&["doctor", "web", "--repair"]);
-        let twice = lab.fingerprint().into_keys().filter(|path| !path.ends_with("serial.log")).collect::<Vec<_>>();
+        let twice = lab
+            .fingerprint()
+            .into_keys()
+            .filter(|path| !path.ends_with("serial.log"))
+            .collect::<Vec<_>>();
         assert_eq!(once, twice, "{what}: a second recovery did something");
         match lab.state("web").as_str() {
             // It answers, it writes, it is not frozen. One that was booted anew has no writer.
@@ -327,7 +394,10 @@ impl Running {
             content::check(&path).unwrap_or_else(|checked| panic!("{what}: {file}: {checked:?}"));
         }
         let there = written(lab, what);
-        assert!(there > 0 && (case.goes_back || there >= known), "{what}: {known} was promised and {there} is there");
+        assert!(
+            there > 0 && (case.goes_back || there >= known),
+            "{what}: {known} was promised and {there} is there"
+        );
     }
 }
 
@@ -336,7 +406,9 @@ fn walk(running: &Running, case: &Case, death: Death, sample: (u32, u32)) -> (u3
     let (mut walked, mut survived) = (0, 0);
     tier::walk(sample, |number| {
         // One that is lost is told, and the others are tried all the same.
-        match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| running.hit(case, number, death))) {
+        match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            running.hit(case, number, death)
+        })) {
             Ok(false) => return false,
             Ok(true) => survived += 1,
             Err(_) => {}
@@ -348,7 +420,8 @@ fn walk(running: &Running, case: &Case, death: Death, sample: (u32, u32)) -> (u3
     (walked, survived)
 }
 
-/// Walks through the operations, the `part`th of `parts` of them; some of their points, see [`tier::sample`].
+/// Walks through the operations, the `part`th of `parts` of them; some of their points, see
+/// [`tier::sample`].
 fn all(lab: Lab, death: Death, (part, parts): (usize, usize), stride: u32) {
     assert!(TRIED.contains(&death.class()));
     let full = tier::is_all();
@@ -360,7 +433,8 @@ fn all(lab: Lab, death: Death, (part, parts): (usize, usize), stride: u32) {
         if !case.name.starts_with(&wanted) {
             continue;
         }
-        let (walked, survived) = walk(&running, case, death, tier::sample(at, death.class(), stride));
+        let (walked, survived) =
+            walk(&running, case, death, tier::sample(at, death.class(), stride));
         assert!(walked > 0, "{} has no fault points", case.name);
         (total, lost) = (total + walked, lost + walked - survived);
         let line = format!(
@@ -376,7 +450,10 @@ fn all(lab: Lab, death: Death, (part, parts): (usize, usize), stride: u32) {
     if !full {
         eprint!("{lines}");
     }
-    eprintln!("{} operations on a running VM, {total} faults of {death:?}: {lost} lost", lines.lines().count());
+    eprintln!(
+        "{} operations on a running VM, {total} faults of {death:?}: {lost} lost",
+        lines.lines().count()
+    );
     assert!(total > 0);
     assert_eq!(lost, 0);
 }
@@ -408,21 +485,27 @@ fn qemu_hanging_at_any_fault_point_ends_in_an_error_and_loses_no_write_of_the_gu
 }
 
 #[test]
-fn qemu_hanging_at_any_fault_point_of_the_others_ends_in_an_error_and_loses_no_write_of_the_guest() {
+fn qemu_hanging_at_any_fault_point_of_the_others_ends_in_an_error_and_loses_no_write_of_the_guest()
+{
     all(Lab::new(), Death::Hang, (1, 2), 41);
 }
 
 #[test]
 fn a_power_cut_at_any_fault_point_loses_no_write_of_the_guest() {
-    if let Some(lab) = Lab::with_power("a_power_cut_at_any_fault_point_loses_no_write_of_the_guest", "xfs", 2000) {
+    if let Some(lab) =
+        Lab::with_power("a_power_cut_at_any_fault_point_loses_no_write_of_the_guest", "xfs", 2000)
+    {
         all(lab, Death::Power, (0, 1), 23);
     }
 }
 
 #[test]
 fn a_disk_that_fails_at_any_fault_point_loses_no_write_of_the_guest() {
-    if let Some(lab) = Lab::with_power("a_disk_that_fails_at_any_fault_point_loses_no_write_of_the_guest", "xfs", 2000)
-    {
+    if let Some(lab) = Lab::with_power(
+        "a_disk_that_fails_at_any_fault_point_loses_no_write_of_the_guest",
+        "xfs",
+        2000,
+    ) {
         all(lab, Death::Disk, (0, 1), 31);
     }
 }

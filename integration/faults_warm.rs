@@ -1,6 +1,7 @@
-//! The same for guests that go on from memory: at each fault point of what makes them, keeps them ready and takes them away, cowhand dies, fails, dies
-//! together with the QEMUs, or loses them. Afterwards the template is as whole as before, no guest runs that is another's double, and of what
-//! was not to stay nothing is left.
+//! The same for guests that go on from memory: at each fault point of what makes them, keeps them
+//! ready and takes them away, cowhand dies, fails, dies together with the QEMUs, or loses them.
+//! Afterwards the template is as whole as before, no guest runs that is another's double, and of
+//! what was not to stay nothing is left.
 
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
@@ -24,9 +25,19 @@ struct Case {
 const CASES: [Case; 7] = [
     Case { name: "template warm", prepare: cold, args: &["template", "warm", "t"], slow: true },
     Case { name: "template cool", prepare: |_| {}, args: &["template", "cool", "t"], slow: false },
-    Case { name: "clone, warm", prepare: |_| {}, args: &["clone", "--warm", "t", "vm"], slow: false },
+    Case {
+        name: "clone, warm",
+        prepare: |_| {},
+        args: &["clone", "--warm", "t", "vm"],
+        slow: false,
+    },
     Case { name: "run", prepare: |_| {}, args: &["run", "t", "--", "true"], slow: false },
-    Case { name: "run, from the pool", prepare: pool, args: &["run", "t", "--", "true"], slow: false },
+    Case {
+        name: "run, from the pool",
+        prepare: pool,
+        args: &["run", "t", "--", "true"],
+        slow: false,
+    },
     Case { name: "pool fill", prepare: |_| {}, args: &["pool", "fill", "t", "1"], slow: false },
     Case { name: "reset", prepare: clone, args: &["reset", "vm"], slow: false },
 ];
@@ -84,7 +95,8 @@ impl Death {
 /// The QEMUs of the lab.
 fn qemus(lab: &Lab) -> Vec<i32> {
     let is_qemu = |pid: &i32| {
-        std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe.to_string_lossy().contains("qemu-system"))
+        std::fs::read_link(format!("/proc/{pid}/exe"))
+            .is_ok_and(|exe| exe.to_string_lossy().contains("qemu-system"))
     };
     processes(lab).into_iter().filter(is_qemu).collect()
 }
@@ -120,7 +132,8 @@ fn hit(lab: &Lab, case: &Case, number: u32, death: Death) -> bool {
     let what = format!("{}, {death:?}, {point}", case.name);
     if fault == "stall" {
         eventually("a standstill", || {
-            std::fs::read_to_string(format!("/proc/{us}/stat")).is_ok_and(|stat| stat.contains(") T "))
+            std::fs::read_to_string(format!("/proc/{us}/stat"))
+                .is_ok_and(|stat| stat.contains(") T "))
         });
         qemus(lab).into_iter().for_each(kill_pid);
         if death == Death::Both {
@@ -165,14 +178,19 @@ fn check(lab: &Lab, case: &Case, what: &str) {
         _ => {}
     }
     assert!(!stays || lab.json(&["show", "vm"])["from"] == "t", "{what}: the VM is lost");
-    // A VM that is to stay and runs has a name of its own; one that does not can be started. One whose maker has died is nobody's, and goes.
+    // A VM that is to stay and runs has a name of its own; one that does not can be started. One
+    // whose maker has died is nobody's, and goes.
     let changed = lab.run(&["set", "vm", "tag.x=y"]).code;
     assert!(!stays || changed == 0, "{what}: {changed}");
     if changed == 0 {
         let state = lab.state("vm");
         assert!(["running", "stopped", "crashed"].contains(&state.as_str()), "{what}: {state}");
         if state == "running" {
-            assert_eq!(lab.sh("vm", "hostname").trim(), "vm", "{what}: it runs under the template's name");
+            assert_eq!(
+                lab.sh("vm", "hostname").trim(),
+                "vm",
+                "{what}: it runs under the template's name"
+            );
         } else {
             lab.ok(&["reset", "vm"]);
         }
@@ -197,7 +215,11 @@ fn check(lab: &Lab, case: &Case, what: &str) {
     assert_eq!(lab.fingerprint(), once, "{what}: there was still something to tidy up");
     lab.check_images_after_a_kill();
     if is_warm(lab) && turn <= tier::first_or(0, 2) {
-        assert_eq!(lab.run(&["run", "--warm", "t", "--", "true"]).code, 0, "{what}: the template is warm in name only");
+        assert_eq!(
+            lab.run(&["run", "--warm", "t", "--", "true"]).code,
+            0,
+            "{what}: the template is warm in name only"
+        );
     }
 }
 
@@ -227,7 +249,9 @@ fn all(deaths: &[Death], stride: u32) {
             let stride = if case.slow { stride * 5 } else { stride };
             let (mut walked, mut survived) = (0, 0);
             tier::walk(tier::sample(at, death.class(), stride), |number| {
-                match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| hit(&lab, case, number, *death))) {
+                match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                    hit(&lab, case, number, *death)
+                })) {
                     Ok(false) => return false,
                     Ok(true) => survived += 1,
                     // One that is lost is told, and the others are tried all the same.
@@ -246,7 +270,10 @@ fn all(deaths: &[Death], stride: u32) {
             );
         }
     }
-    eprintln!("{} operations on warm guests, {total} faults of {deaths:?}: {lost} lost", CASES.len());
+    eprintln!(
+        "{} operations on warm guests, {total} faults of {deaths:?}: {lost} lost",
+        CASES.len()
+    );
     assert_eq!(lost, 0);
 }
 

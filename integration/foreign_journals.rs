@@ -1,4 +1,5 @@
-//! Journals that were cut short, and name what is not their VM's: neither undone nor completed, and the VM they lie in is named.
+//! Journals that were cut short, and name what is not their VM's: neither undone nor completed, and
+//! the VM they lie in is named.
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -23,13 +24,20 @@ fn a_journal_that_makes_layers_which_are_there_removes_none_of_them() {
     mark(&lab, "vm0", 5);
     mark(&lab, "vm1", 7);
     let journal = File::Journal.path(&lab, "vm0");
-    let others = [head(&lab, "vm1"), lab.chain("vm1")[1].clone(), head(&lab, "base"), lab.chain("vm0")[1].clone()];
+    let others = [
+        head(&lab, "vm1"),
+        lab.chain("vm1")[1].clone(),
+        head(&lab, "base"),
+        lab.chain("vm0")[1].clone(),
+    ];
     for other in &others {
-        let text = cut_short(&lab, &["snapshot", "create", "vm0", "n"], "journal.json, in its place");
+        let text =
+            cut_short(&lab, &["snapshot", "create", "vm0", "n"], "journal.json, in its place");
         let text: serde_json::Value = serde_json::from_str(&text).unwrap();
         let is_make = |step: &&serde_json::Value| step["step"] == "make-layer";
         let made = text["steps"].as_array().unwrap().iter().find(is_make).unwrap()["layer"].clone();
-        let made = made["id"].as_str().or(made.as_str()).unwrap().trim_end_matches(".qcow2").to_owned();
+        let made =
+            made["id"].as_str().or(made.as_str()).unwrap().trim_end_matches(".qcow2").to_owned();
         replace(&journal, &made, other);
         let layers = lab.layer_files();
         lab.run(&["set", "vm0", "tag.t="]).fails(8, &["journal.json", other, "cowhand doctor vm0"]);
@@ -72,9 +80,14 @@ fn a_journal_that_takes_layers_or_trash_of_another_vm_moves_and_removes_nothing(
     let (trash, layers) = (files_in(&lab.store().join("trash")), lab.layer_files());
     let text = cut_short(&lab, &["undo", "vm0"], "journal.json, in its place");
     let taken = head(&lab, "vm1");
-    for (what, with) in
-        [(&kept, &taken[..]), (&own, &other), (&own, "../vms/vm1"), (&own, ""), (&own, "."), (&own, "/tmp/x")]
-    {
+    for (what, with) in [
+        (&kept, &taken[..]),
+        (&own, &other),
+        (&own, "../vms/vm1"),
+        (&own, ""),
+        (&own, "."),
+        (&own, "/tmp/x"),
+    ] {
         std::fs::write(&journal, text.replace(what.as_str(), with)).unwrap();
         lab.run(&["set", "vm0", "tag.t="]).fails(8, &["journal.json", "cowhand doctor vm0"]);
         starts(&lab, "vm1");
@@ -88,7 +101,10 @@ fn a_journal_that_takes_layers_or_trash_of_another_vm_moves_and_removes_nothing(
     for with in [&other[..], "../vms/vm1", "", ".", "/tmp/x"] {
         std::fs::write(&journal, text.replace(&own, with)).unwrap();
         lab.run(&["set", "vm0", "tag.t="]).fails(8, &["journal.json"]);
-        assert!(trash.iter().all(|entry| files_in(&lab.store().join("trash")).contains(entry)), "{with}");
+        assert!(
+            trash.iter().all(|entry| files_in(&lab.store().join("trash")).contains(entry)),
+            "{with}"
+        );
     }
     std::fs::write(&journal, text).unwrap();
     lab.ok(&["set", "vm0", "tag.t="]);
@@ -109,9 +125,12 @@ fn a_journal_does_not_make_a_new_vm_of_one_that_has_lost_its_record() {
     }
     let chain = lab.layer_files();
     only_this_fails(&lab, "vm0");
-    for args in
-        [&["clone", "vm1", "copy"][..], &["gc", "--older-than", "0"], &["start", "vm0"], &["doctor", "--repair"]]
-    {
+    for args in [
+        &["clone", "vm1", "copy"][..],
+        &["gc", "--older-than", "0"],
+        &["start", "vm0"],
+        &["doctor", "--repair"],
+    ] {
         lab.run(args);
         let now = lab.layer_files();
         assert!(chain.iter().all(|layer| now.contains(layer)), "{args:?}: {chain:?}: {now:?}");
@@ -140,17 +159,18 @@ fn a_journal_whose_point_of_no_return_is_nowhere_is_damage_of_its_own_vm() {
     starts(&lab, "vm0");
 }
 
-/// Another program holds files so that who opens one of them without waiting is told to try again (`fcntl(2)`, `F_SETLEASE`).
+/// Another program holds files so that who opens one of them without waiting is told to try again
+/// (`fcntl(2)`, `F_SETLEASE`).
 struct Leased(Child);
 
 impl Leased {
     fn new(files: &[PathBuf]) -> Self {
         let program = "import fcntl, signal, sys\n\
-            signal.signal(signal.SIGIO, signal.SIG_IGN)\n\
-            files = [open(path, 'r+') for path in sys.argv[1:]]\n\
-            for file in files: fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)\n\
-            print('held', flush=True)\n\
-            sys.stdin.read()";
+                       signal.signal(signal.SIGIO, signal.SIG_IGN)\n\
+                       files = [open(path, 'r+') for path in sys.argv[1:]]\n\
+                       for file in files: fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)\n\
+                       print('held', flush=True)\n\
+                       sys.stdin.read()";
         let mut python = Command::new("python3");
         python.args(["-c", program]).args(files).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = python.spawn().unwrap();

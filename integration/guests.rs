@@ -1,4 +1,5 @@
-//! The inside of a guest: commands with everything a terminal has, files and trees, through the helper.
+//! The inside of a guest: commands with everything a terminal has, files and trees, through the
+//! helper.
 
 use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -18,31 +19,59 @@ fn a_command_in_a_guest_is_as_if_it_ran_here() {
     }
     exec(&["a", "--", "no-such-program"]).fails(127, &["no-such-program: not found in the guest"]);
     exec(&["a", "--", "/etc/passwd"]).fails(126, &["not executable in the guest"]);
-    exec(&["--timeout", "1", "a", "--", "sleep", "1000"]).fails(124, &["did not end within 1 s and was ended"]);
-    assert_eq!(exec(&["a", "--", "sh", "-c", "ps | grep -c '[s]leep 1000'"]).out.trim(), "0", "it goes on");
+    exec(&["--timeout", "1", "a", "--", "sleep", "1000"])
+        .fails(124, &["did not end within 1 s and was ended"]);
+    assert_eq!(
+        exec(&["a", "--", "sh", "-c", "ps | grep -c '[s]leep 1000'"]).out.trim(),
+        "0",
+        "it goes on"
+    );
     // Where, who, with what.
-    let told =
-        exec(&["-w", "/tmp", "-u", "1000", "-e", "X=1 2", "a", "--", "sh", "-c", "pwd; id -u; echo $X; echo $HOME"])
-            .ok();
+    let told = exec(&[
+        "-w", "/tmp", "-u", "1000", "-e", "X=1 2", "a", "--", "sh", "-c",
+        "pwd; id -u; echo $X; echo $HOME",
+    ])
+    .ok();
     assert_eq!(told, "/tmp\n1000\n1 2\n/\n");
-    exec(&["-w", "/nowhere", "a", "--", "pwd"]).fails(125, &["the guest has no directory /nowhere"]);
-    exec(&["-u", "nobody-such", "a", "--", "id"]).fails(125, &["the guest has no user nobody-such"]);
-    exec(&["-e", "NOT_SET_HERE", "a", "--", "env"]).fails(125, &["there is no variable \"NOT_SET_HERE\" here"]);
+    exec(&["-w", "/nowhere", "a", "--", "pwd"])
+        .fails(125, &["the guest has no directory /nowhere"]);
+    exec(&["-u", "nobody-such", "a", "--", "id"])
+        .fails(125, &["the guest has no user nobody-such"]);
+    exec(&["-e", "NOT_SET_HERE", "a", "--", "env"])
+        .fails(125, &["there is no variable \"NOT_SET_HERE\" here"]);
     // Both streams, whole, more than the agent's 16 MiB.
-    let done = exec(&["a", "--", "sh", "-c", "echo out; echo err >&2; head -c 20000000 /dev/zero | tr '\\0' x"]);
+    let done = exec(&[
+        "a",
+        "--",
+        "sh",
+        "-c",
+        "echo out; echo err >&2; head -c 20000000 /dev/zero | tr '\\0' x",
+    ]);
     assert_eq!((done.out.len(), done.err.as_str()), (20_000_004, "err\n"));
     // Input: whole, and its end.
-    let mut child =
-        lab.command(&["exec", "-i", "a", "--", "md5sum"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = lab
+        .command(&["exec", "-i", "a", "--", "md5sum"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     let bytes: Vec<u8> = (0..3_000_000u32).flat_map(u32::to_le_bytes).collect();
     child.stdin.take().unwrap().write_all(&bytes).unwrap();
     let told = Done::from(child.wait_with_output().unwrap()).ok();
-    let mut here = Command::new("md5sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut here =
+        Command::new("md5sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     here.stdin.take().unwrap().write_all(&bytes).unwrap();
     assert_eq!(told.as_bytes(), here.wait_with_output().unwrap().stdout);
     // A signal passes input that nobody reads.
-    let mut child =
-        lab.command(&["exec", "-i", "a", "--", "sh", "-c", "trap 'exit 9' TERM; echo up; sleep 900 & wait"]);
+    let mut child = lab.command(&[
+        "exec",
+        "-i",
+        "a",
+        "--",
+        "sh",
+        "-c",
+        "trap 'exit 9' TERM; echo up; sleep 900 & wait",
+    ]);
     let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     std::thread::spawn(move || while stdin.write_all(&[0; 4096]).is_ok() {});
@@ -63,16 +92,20 @@ fn a_command_in_a_guest_is_as_if_it_ran_here() {
     // Whoever hangs up hangs up the command.
     child.kill().unwrap();
     child.wait().unwrap();
-    eventually("the command ends", || exec(&["a", "--", "sh", "-c", "ps | grep -c '[s]leep 1000'"]).out.trim() == "0");
+    eventually("the command ends", || {
+        exec(&["a", "--", "sh", "-c", "ps | grep -c '[s]leep 1000'"]).out.trim() == "0"
+    });
     // Many at once, more than there are ports.
-    let children: Vec<_> =
-        (0..8).map(|n| lab.spawn(&["exec", "a", "--", "sh", "-c", &format!("sleep 1; echo {n}")])).collect();
+    let children: Vec<_> = (0..8)
+        .map(|n| lab.spawn(&["exec", "a", "--", "sh", "-c", &format!("sleep 1; echo {n}")]))
+        .collect();
     for (n, child) in children.into_iter().enumerate() {
         let done = Done::from(child.wait_with_output().unwrap());
         assert_eq!(done.ok().trim(), n.to_string());
     }
     // JSON.
-    let told = lab.run(&["--format", "json", "exec", "a", "--", "sh", "-c", "echo o; echo e >&2; exit 4"]);
+    let told =
+        lab.run(&["--format", "json", "exec", "a", "--", "sh", "-c", "echo o; echo e >&2; exit 4"]);
     let value: serde_json::Value = serde_json::from_str(&told.out).unwrap();
     assert_eq!(
         (told.code, &value["stdout"], &value["stderr"], &value["exit_code"]),
@@ -87,8 +120,15 @@ fn a_terminal_in_a_guest_has_a_size_and_a_line_discipline() {
     lab.booted("a");
     lab.run(&["exec", "-it", "a", "--", "tty"]).fails(125, &["standard input is none"]);
     // script(1) gives it a terminal.
-    let program =
-        lab.command(&["exec", "-it", "a", "--", "sh", "-c", "tty; stty size; read line; echo got $line; sleep 1000"]);
+    let program = lab.command(&[
+        "exec",
+        "-it",
+        "a",
+        "--",
+        "sh",
+        "-c",
+        "tty; stty size; read line; echo got $line; sleep 1000",
+    ]);
     let words: Vec<String> = [program.get_program()]
         .into_iter()
         .chain(program.get_args())
@@ -141,7 +181,8 @@ mod full {
             std::fs::write(tree.join(format!("deep/{n}")), vec![n; 3000 * usize::from(n)]).unwrap();
         }
         std::fs::write(tree.join("deep/er/run me"), "#!/bin/sh\necho ran\n").unwrap();
-        std::fs::set_permissions(tree.join("deep/er/run me"), PermissionsExt::from_mode(0o755)).unwrap();
+        std::fs::set_permissions(tree.join("deep/er/run me"), PermissionsExt::from_mode(0o755))
+            .unwrap();
         symlink("er/run me", tree.join("deep/link")).unwrap();
         std::fs::File::create(tree.join("hole")).unwrap().set_len(3 << 30).unwrap();
         let (tree, back) = (tree.to_str().unwrap(), back.to_str().unwrap());
@@ -150,12 +191,14 @@ mod full {
         assert_eq!(
             lab.sh(
                 "a",
-                "'/tmp/tree/deep/link'; stat -c '%s %a' '/tmp/tree/hole' '/tmp/tree/deep/er/run me' | tr '\\n' ' '"
+                "'/tmp/tree/deep/link'; stat -c '%s %a' '/tmp/tree/hole' '/tmp/tree/deep/er/run \
+                 me' | tr '\\n' ' '"
             ),
             "ran\n3221225472 644 19 755 "
         );
         lab.ok(&["cp", "a:/tmp/tree", back]);
-        let same = Command::new("diff").args(["-r", "--no-dereference", tree, back]).output().unwrap();
+        let same =
+            Command::new("diff").args(["-r", "--no-dereference", tree, back]).output().unwrap();
         assert!(same.status.success(), "{}", Done::from(same).out);
         // Into a directory that is there; over a file that is there.
         let inside = lab.path().join("inside");

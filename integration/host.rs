@@ -1,4 +1,5 @@
-//! A host of its own, in namespaces: this host's programs, an `/etc` and a store of its own, and an init system as process 1.
+//! A host of its own, in namespaces: this host's programs, an `/etc` and a store of its own, and an
+//! init system as process 1.
 
 use std::fs::File;
 use std::path::Path;
@@ -62,9 +63,16 @@ pub struct Host {
 }
 
 impl Host {
-    /// Boots a host with the store of `lab` at its usual place. `init` is the command line of its process 1, `name` the name of
-    /// that process; `prepare` gets a directory, where it puts files below `etc` and `programs`, which is its `/usr`. `Err` says why there can be no such host here.
-    pub fn boot(lab: &Lab, init: &str, name: &str, prepare: impl FnOnce(&Path)) -> Result<Self, String> {
+    /// Boots a host with the store of `lab` at its usual place. `init` is the command line of its
+    /// process 1, `name` the name of that process; `prepare` gets a directory, where it puts files
+    /// below `etc` and `programs`, which is its `/usr`. `Err` says why there can be no such host
+    /// here.
+    pub fn boot(
+        lab: &Lab,
+        init: &str,
+        name: &str,
+        prepare: impl FnOnce(&Path),
+    ) -> Result<Self, String> {
         if !nix::unistd::geteuid().is_root() {
             return Err("only root can make namespaces with mounts and control groups".to_owned());
         }
@@ -85,7 +93,8 @@ impl Host {
         let mut host = Self { process: command.spawn().unwrap(), init: 0, directory };
         let mut ended = None;
         eventually("process 1 of the host", || {
-            host.init = child_of(host.process.id()).filter(|pid| is_called(*pid, name)).unwrap_or_default();
+            host.init =
+                child_of(host.process.id()).filter(|pid| is_called(*pid, name)).unwrap_or_default();
             ended = host.process.try_wait().unwrap();
             host.init != 0 || ended.is_some()
         });
@@ -101,8 +110,26 @@ impl Host {
     /// Runs a program in the host.
     pub fn run(&self, words: &[&str]) -> Done {
         let mut command = Command::new("nsenter");
-        command.args(["-t", &self.init.to_string(), "-m", "-p", "-i", "-n", "-u", "-C", "-r", "-w", "--"]).args(words);
-        command.env_clear().env("PATH", "/usr/sbin:/usr/bin").env("COWHAND_ACCEL", "tcg").stdin(Stdio::null());
+        command
+            .args([
+                "-t",
+                &self.init.to_string(),
+                "-m",
+                "-p",
+                "-i",
+                "-n",
+                "-u",
+                "-C",
+                "-r",
+                "-w",
+                "--",
+            ])
+            .args(words);
+        command
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin")
+            .env("COWHAND_ACCEL", "tcg")
+            .stdin(Stdio::null());
         command.output().unwrap().into()
     }
 
@@ -133,14 +160,21 @@ impl Drop for Host {
 /// `script`, in a namespace of mounts.
 fn in_namespace(directory: &Path, script: &str) -> Command {
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "unshare", "--mount", "--", "sh", "-c", script]).env("ROOT", directory);
+    command
+        .args(["--pdeathsig", "KILL", "unshare", "--mount", "--", "sh", "-c", script])
+        .env("ROOT", directory);
     command.env("NO_GROUPS", NO_GROUPS.to_string());
     command.env("GROUP", directory.file_name().unwrap());
     command
 }
 
 fn child_of(pid: u32) -> Option<i32> {
-    std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?.split_whitespace().next()?.parse().ok()
+    std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))
+        .ok()?
+        .split_whitespace()
+        .next()?
+        .parse()
+        .ok()
 }
 
 fn is_called(pid: i32, name: &str) -> bool {

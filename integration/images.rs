@@ -41,7 +41,12 @@ fn things(lab: &Lab) -> [Vec<String>; 3] {
 }
 
 fn names(lab: &Lab, args: &[&str]) -> Vec<String> {
-    lab.json(args).as_array().unwrap().iter().map(|row| row["name"].as_str().unwrap().to_owned()).collect()
+    lab.json(args)
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| row["name"].as_str().unwrap().to_owned())
+        .collect()
 }
 
 #[test]
@@ -52,7 +57,10 @@ fn vms_share_an_image_that_none_of_them_changes() {
     assert_eq!((&added["name"], &added["verified"]), (&Value::from("base"), &Value::from(false)));
     let file = lab.store().join("layers").join(&files_in(&lab.store().join("layers"))[0]);
     let before = sha256(&file);
-    let boot = ["--kernel", &tiny.kernel, "--initrd", &tiny.initrd, "--append", &tiny.cmdline, "--cpu", "qemu64"];
+    let boot = [
+        "--kernel", &tiny.kernel, "--initrd", &tiny.initrd, "--append", &tiny.cmdline, "--cpu",
+        "qemu64",
+    ];
     let create = |name: &str| {
         let mut args = vec!["create", name, "--image", "base", "--memory", "192M", "--cpus", "1"];
         args.extend(boot);
@@ -71,8 +79,10 @@ fn vms_share_an_image_that_none_of_them_changes() {
     assert_eq!(lab.json(&["show", "vm7"])["from"], "base");
     // It is kept while somebody stands on it, also by gc, and names them.
     lab.ok(&["gc", "--older-than", "0"]);
-    lab.run(&["image", "rm", "base"])
-        .fails(5, &["image base is the base of 20 others", "vm19", "cowhand image rm base --cascade"]);
+    lab.run(&["image", "rm", "base"]).fails(
+        5,
+        &["image base is the base of 20 others", "vm19", "cowhand image rm base --cascade"],
+    );
     lab.ok(&["image", "rm", "base", "--cascade"]);
     assert!(names(&lab, &["ls", "-a"]).is_empty());
     lab.ok(&["undo", "base"]);
@@ -95,14 +105,34 @@ fn an_image_is_no_vm_and_no_template_and_says_so() {
         (&["template", "show", "disk"], 5, &["disk is an image, not a template"]),
         (&["image", "rm", "web"], 5, &["web is a VM", "cowhand rm web"]),
         (&["image", "rm", "frozen"], 5, &["frozen is a template", "cowhand template rm frozen"]),
-        (&["create", "x", "--image", "web"], 5, &["web is a VM, not an image", "cowhand clone web NEW"]),
+        (
+            &["create", "x", "--image", "web"],
+            5,
+            &["web is a VM, not an image", "cowhand clone web NEW"],
+        ),
         (&["create", "x", "--image", "nothing"], 3, &["nothing"]),
-        (&["create", "x", "--image", "./disk.qcow2"], 2, &["--disk ./disk.qcow2", "cowhand image add"]),
-        (&["create", "x", "--image", "disk", "--disk-size", "8M"], 5, &["smaller than image disk", "16 MiB"]),
-        (&["create", "x", "--image", "disk", "--sha256", "ab"], 2, &["checked when an image is added"]),
+        (
+            &["create", "x", "--image", "./disk.qcow2"],
+            2,
+            &["--disk ./disk.qcow2", "cowhand image add"],
+        ),
+        (
+            &["create", "x", "--image", "disk", "--disk-size", "8M"],
+            5,
+            &["smaller than image disk", "16 MiB"],
+        ),
+        (
+            &["create", "x", "--image", "disk", "--sha256", "ab"],
+            2,
+            &["checked when an image is added"],
+        ),
         (&["create", "x", "--size", "1G", "--sha256", "ab"], 2, &["--image URL"]),
         (&["create", "x", "--size", "1G", "--disk-size", "2G"], 2, &["--image"]),
-        (&["image", "add", file.to_str().unwrap()], 4, &["the name disk is taken by another image", "NAME"]),
+        (
+            &["image", "add", file.to_str().unwrap()],
+            4,
+            &["the name disk is taken by another image", "NAME"],
+        ),
         (&["image", "add", file.to_str().unwrap(), "web"], 4, &["taken by another VM"]),
         (&["image", "add", "nowhere.qcow2"], 3, &["no disk file nowhere.qcow2"]),
         (&["image", "add", "ftp://host/x"], 2, &["ftp:// is not supported"]),
@@ -115,7 +145,11 @@ fn an_image_is_no_vm_and_no_template_and_says_so() {
     }
     assert_eq!(names(&lab, &["template", "ls"]), ["frozen"]);
     assert_eq!(names(&lab, &["image", "ls"]), ["disk"]);
-    assert!(lab.ok(&["ls", "-a"]).lines().any(|line| line.starts_with("disk") && line.contains("image")));
+    assert!(
+        lab.ok(&["ls", "-a"])
+            .lines()
+            .any(|line| line.starts_with("disk") && line.contains("image"))
+    );
     let shown = lab.ok(&["show", "disk"]);
     assert!(shown.contains(file.to_str().unwrap()) && shown.contains("not verified"), "{shown}");
     // Back on the image, the disk is as large as it was made.
@@ -159,7 +193,8 @@ fn an_image_of_a_server_is_downloaded_once_verified_and_shared() {
     assert_eq!(server.requests().len(), 1);
     // What is there is not asked for again; with another checksum, it is not what is wanted.
     lab.ok(&["create", "web2", "--image", &url]);
-    lab.run(&["create", "web3", "--image", &url, "--sha256", &"0".repeat(64)]).fails(4, &["from the same source"]);
+    lab.run(&["create", "web3", "--image", &url, "--sha256", &"0".repeat(64)])
+        .fails(4, &["from the same source"]);
     assert_eq!(server.requests().len(), 1);
     let image = &lab.json(&["image", "ls"])[0];
     assert_eq!(image["source"], url);
@@ -167,7 +202,11 @@ fn an_image_of_a_server_is_downloaded_once_verified_and_shared() {
     assert_eq!(image["verified"], true);
     assert_eq!(image["dependents"].as_array().unwrap().len(), 2);
     let layer = &files_in(&lab.store().join("layers"));
-    assert!(layer.iter().any(|layer| std::fs::read(lab.store().join("layers").join(layer)).unwrap() == content));
+    assert!(
+        layer
+            .iter()
+            .any(|layer| std::fs::read(lab.store().join("layers").join(layer)).unwrap() == content)
+    );
     assert!(things(&lab)[2].is_empty());
     // What is secret in an address is kept to oneself.
     let done = lab.run(&["image", "add", &server.url("/other.qcow2?token=secret")]);
@@ -185,9 +224,8 @@ fn a_download_that_is_not_the_image_leaves_nothing_behind() {
     let (sum, other) = (sha256(&file), "1".repeat(64));
     let server = Server::new(move |request, _| match request.path.as_str() {
         "/good.qcow2" => Reply::file(&content, "\"one\"", request),
-        "/page.qcow2" => {
-            Reply::new(200, "<!DOCTYPE html><html></html>").header("Content-Type", "text/html; charset=utf-8")
-        }
+        "/page.qcow2" => Reply::new(200, "<!DOCTYPE html><html></html>")
+            .header("Content-Type", "text/html; charset=utf-8"),
         "/quiet.img" => Reply::new(200, format!("<html>{}", " ".repeat(506))),
         "/forbidden.qcow2" => Reply::new(403, ""),
         "/endless.qcow2" => Reply::new(200, "").promise(1 << 50),
@@ -204,9 +242,17 @@ fn a_download_that_is_not_the_image_leaves_nothing_behind() {
             5,
             vec!["does not have the SHA-256 checksum", &sum],
         ),
-        (vec![at("/good.qcow2"), "--sums".into(), at("/SHA256SUMS")], 5, vec!["does not have the SHA-256 checksum"]),
+        (
+            vec![at("/good.qcow2"), "--sums".into(), at("/SHA256SUMS")],
+            5,
+            vec!["does not have the SHA-256 checksum"],
+        ),
         (vec![at("/good.qcow2"), "--sums".into(), at("/none")], 3, vec!["/none is not there"]),
-        (vec![at("/bad.qcow2"), "--sums".into(), at("/SHA256SUMS")], 5, vec!["has no checksum of bad.qcow2"]),
+        (
+            vec![at("/bad.qcow2"), "--sums".into(), at("/SHA256SUMS")],
+            5,
+            vec!["has no checksum of bad.qcow2"],
+        ),
         (vec![at("/page.qcow2")], 5, vec!["is a web page", "not of the page"]),
         (vec![at("/none.qcow2")], 3, vec!["is not there", "404"]),
         (vec![at("/forbidden.qcow2")], 5, vec!["403", "cowhand image add FILE"]),
@@ -328,7 +374,10 @@ fn what_is_left_of_a_download_goes_with_gc() {
     lab.run(&["image", "add", &url]).fails(5, &["-f qcow2"]);
     assert_eq!(things(&lab)[2].len(), 1);
     let collected = lab.json(&["gc", "--older-than", "0"]).to_string();
-    assert!(collected.contains("the download of http://127.0.0.1") && !collected.contains("secret"), "{collected}");
+    assert!(
+        collected.contains("the download of http://127.0.0.1") && !collected.contains("secret"),
+        "{collected}"
+    );
     assert!(things(&lab)[2].is_empty());
 }
 
@@ -340,7 +389,8 @@ fn two_commands_that_want_the_same_image_download_it_once() {
     let url = server.url("/disk.qcow2");
     lab.ok(&["create", "other", "--size", "16M"]);
     let names: Vec<String> = (0..4).map(|number| format!("web{number}")).collect();
-    let children: Vec<_> = names.iter().map(|name| lab.spawn(&["create", name, "--image", &url])).collect();
+    let children: Vec<_> =
+        names.iter().map(|name| lab.spawn(&["create", name, "--image", &url])).collect();
     for child in children {
         let done = child.wait_with_output().unwrap();
         assert!(done.status.success(), "{done:?}");
@@ -364,7 +414,11 @@ fn compressed_images_are_unpacked_from_a_file_and_from_a_server() {
         std::fs::write(&sums, tool("sha512sum", &[packed.to_str().unwrap()])).unwrap();
         lab.ok(&["image", "add", packed.to_str().unwrap(), "--sums", sums.to_str().unwrap()]);
         let layers = files_in(&lab.store().join("layers"));
-        assert!(layers.iter().any(|layer| std::fs::read(lab.store().join("layers").join(layer)).unwrap() == plain));
+        assert!(
+            layers.iter().any(|layer| std::fs::read(lab.store().join("layers").join(layer))
+                .unwrap()
+                == plain)
+        );
         assert_eq!(lab.json(&["image", "ls"])[0]["name"], program);
         assert_eq!(lab.json(&["image", "ls"])[0]["verified"], true);
         let server = serving(bytes.stdout);
@@ -378,7 +432,8 @@ fn compressed_images_are_unpacked_from_a_file_and_from_a_server() {
     // What is called so and is something else is refused, and so is an archive.
     let wrong = lab.path().join("wrong.qcow2.xz");
     std::fs::write(&wrong, &plain).unwrap();
-    lab.run(&["image", "add", wrong.to_str().unwrap()]).fails(1, &["cannot decompress", "wrong.qcow2.xz"]);
+    lab.run(&["image", "add", wrong.to_str().unwrap()])
+        .fails(1, &["cannot decompress", "wrong.qcow2.xz"]);
     assert!(things(&lab)[2].is_empty());
 }
 
@@ -395,7 +450,8 @@ fn the_catalogue_of_the_store_names_images_and_their_checksums() {
     lab.ok(&["create", "other", "--size", "16M"]);
     let entry = |name: &str, sums: &str| {
         format!(
-            "[[image]]\nname = \"{name}\"\nversion = \"1\"\naliases = [\"first\"]\nurl = \"{}\"\nformat = \"qcow2\"\n{sums}\n",
+            "[[image]]\nname = \"{name}\"\nversion = \"1\"\naliases = [\"first\"]\nurl = \
+             \"{}\"\nformat = \"qcow2\"\n{sums}\n",
             server.url("/disk.img")
         )
     };
@@ -408,7 +464,10 @@ fn the_catalogue_of_the_store_names_images_and_their_checksums() {
     lab.ok(&["create", "web2", "--image", "ours:1"]);
     assert_eq!(server.requests().len(), 2);
     let image = &lab.json(&["image", "ls"])[0];
-    assert_eq!((&image["name"], &image["catalogue"]), (&Value::from("ours-1"), &Value::from("ours:1")));
+    assert_eq!(
+        (&image["name"], &image["catalogue"]),
+        (&Value::from("ours-1"), &Value::from("ours:1"))
+    );
     // Over http, checksums can be changed on their way as well.
     assert_eq!(image["verified"], false);
     lab.run(&["image", "add", "wrong:1"]).fails(5, &["does not have the SHA-256 checksum 2222"]);

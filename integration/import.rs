@@ -30,7 +30,8 @@ fn domain(disks: &str, os: &str) -> String {
   <devices>
     <emulator>/usr/bin/qemu-system-x86_64</emulator>
     {disks}
-    <interface type='network'><mac address='{MAC}'/><source network='default'/><model type='virtio'/></interface>
+    <interface type='network'><mac address='{MAC}'/><source network='default'/><model \
+         type='virtio'/></interface>
     <graphics type='vnc' port='-1'/>
   </devices>
 </domain>
@@ -46,7 +47,8 @@ fn disk(file: &Path, target: &str) -> String {
     let (file, format) = (file.display(), file.extension().unwrap().to_str().unwrap());
     let bus = if target.starts_with("vd") { "virtio" } else { "sata" };
     format!(
-        "<disk type='file' device='disk'><driver name='qemu' type='{format}'/><source file='{file}'/><target dev='{target}' bus='{bus}'/></disk>"
+        "<disk type='file' device='disk'><driver name='qemu' type='{format}'/><source \
+         file='{file}'/><target dev='{target}' bus='{bus}'/></disk>"
     )
 }
 
@@ -61,13 +63,15 @@ pub fn booting(lab: &Lab) -> String {
     let tiny = guest("tiny");
     let copy = lab.path().join("web.qcow2");
     std::fs::copy(tiny.disk(), &copy).unwrap();
-    let [kernel, initrd] = [(&tiny.kernel, "vmlinuz"), (&tiny.initrd, "initrd")].map(|(file, name)| {
-        let beside = lab.path().join(name);
-        std::fs::copy(file, &beside).unwrap();
-        beside.display().to_string()
-    });
+    let [kernel, initrd] =
+        [(&tiny.kernel, "vmlinuz"), (&tiny.initrd, "initrd")].map(|(file, name)| {
+            let beside = lab.path().join(name);
+            std::fs::copy(file, &beside).unwrap();
+            beside.display().to_string()
+        });
     let cmdline = tiny.cmdline.replace('&', "&amp;");
-    let os = format!("<kernel>{kernel}</kernel><initrd>{initrd}</initrd><cmdline>{cmdline}</cmdline>");
+    let os =
+        format!("<kernel>{kernel}</kernel><initrd>{initrd}</initrd><cmdline>{cmdline}</cmdline>");
     domain(&disk(&copy, "vda"), &os)
 }
 
@@ -82,9 +86,10 @@ fn a_domain_boots_with_its_disk_its_addresses_and_its_identity() {
     let xml = booting(&lab);
     let path = write(&lab, "web.xml", &xml);
     let listed = lab.ok(&["import", &path, "--dry-run"]);
-    for words in
-        ["comes over:", "192 MiB", "is changed:", "network default becomes a user network", "is left out:", "vnc"]
-    {
+    for words in [
+        "comes over:", "192 MiB", "is changed:", "network default becomes a user network",
+        "is left out:", "vnc",
+    ] {
         assert!(listed.contains(words), "{words}: {listed}");
     }
     assert!(!lab.store().join("vms").exists() || lab.vm_directories().is_empty());
@@ -96,7 +101,10 @@ fn a_domain_boots_with_its_disk_its_addresses_and_its_identity() {
     assert!(shown["machine"].as_str().unwrap().starts_with("pc-q35-"), "{shown}");
     lab.ok(&["start", "web"]);
     assert_eq!(lab.sh("web", "cat /sys/class/net/e*/address").trim(), MAC);
-    assert_eq!(lab.sh("web", "cat /sys/class/dmi/id/product_uuid").trim().to_ascii_lowercase(), UUID);
+    assert_eq!(
+        lab.sh("web", "cat /sys/class/dmi/id/product_uuid").trim().to_ascii_lowercase(),
+        UUID
+    );
     lab.ok(&["stop", "web"]);
     // What is there already is left alone, and so is its identity.
     lab.run(&["import", &path]).fails(4, &["the name web is taken", "--name"]);
@@ -111,7 +119,12 @@ fn a_domain_becomes_a_template_and_that_four_web_servers() {
     let lab = Lab::new();
     let xml = booting(&lab);
     let mut import = lab.command(&["import", "-", "--template", "--name", "tpl"]);
-    let mut child = import.current_dir(lab.path()).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = import
+        .current_dir(lab.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     child.stdin.take().unwrap().write_all(xml.as_bytes()).unwrap();
     let done = child.wait_with_output().unwrap();
     assert!(done.status.success(), "{done:?}");
@@ -134,11 +147,14 @@ fn a_domain_becomes_a_template_and_that_four_web_servers() {
             let Ok(mut stream) = TcpStream::connect(("127.0.0.1", *port)) else { return false };
             stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
             let mut answer = String::new();
-            let asked = stream.write_all(b"GET / HTTP/1.0\r\n\r\n").and_then(|()| stream.read_to_string(&mut answer));
+            let asked = stream
+                .write_all(b"GET / HTTP/1.0\r\n\r\n")
+                .and_then(|()| stream.read_to_string(&mut answer));
             asked.is_ok() && answer.trim_end().ends_with(name)
         });
     }
-    let macs = (1..=4).map(|at| lab.json(&["show", &format!("web-{at}")])["nics"][0]["mac"].to_string());
+    let macs =
+        (1..=4).map(|at| lab.json(&["show", &format!("web-{at}")])["nics"][0]["mac"].to_string());
     let macs: std::collections::BTreeSet<String> = macs.collect();
     assert!(macs.len() == 4 && !macs.contains(MAC));
 }
@@ -153,16 +169,22 @@ fn a_chain_of_files_comes_over_whole_and_the_originals_stay() {
     tool("qemu-io", &["-f", "qcow2", "-c", "write -P 9 1M 1M", &word(&base)]);
     qemu_img(&["create", "-q", "-f", "qcow2", "-b", &word(&base), "-F", "qcow2", &word(&top)]);
     std::fs::write(&raw, vec![7; 1 << 20]).unwrap();
-    let sums = |files: [&PathBuf; 3]| files.map(|file| tool("sha256sum", &[file.to_str().unwrap()]));
+    let sums =
+        |files: [&PathBuf; 3]| files.map(|file| tool("sha256sum", &[file.to_str().unwrap()]));
     let before = sums([&base, &top, &raw]);
     // The data disk is named first, and the other one is booted from.
-    let disks = disk(&raw, "sda") + &disk(&top, "vda").replace("<source", "<boot order='1'/><source");
+    let disks =
+        disk(&raw, "sda") + &disk(&top, "vda").replace("<source", "<boot order='1'/><source");
     let path = write(&lab, "web.xml", &domain(&disks, ""));
     let done = lab.json(&["import", &path]);
     assert!(parts(&done, "kept").contains(&"disk sda".to_owned()), "{done}");
     let shown = lab.json(&["show", "web"]);
-    let drives: Vec<&Value> =
-        shown["disks"].as_array().unwrap().iter().flat_map(|disk| [&disk["target"], &disk["bus"]]).collect();
+    let drives: Vec<&Value> = shown["disks"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|disk| [&disk["target"], &disk["bus"]])
+        .collect();
     assert_eq!(drives, ["vda", "virtio", "sda", "sata"]);
     assert_eq!(shown["disks"][0]["chain"].as_array().unwrap().len(), 2);
     assert_eq!(shown["disks"][1]["virtual_bytes"], 1 << 20);
@@ -192,14 +214,36 @@ fn what_cannot_come_over_makes_no_vm_and_says_why() {
     // A chain that never ends, a file of the host, a format that it is not.
     let (a, b) = (at("a.qcow2"), at("b.qcow2"));
     qemu_img(&["create", "-q", "-f", "qcow2", a.to_str().unwrap(), "16M"]);
-    qemu_img(&["create", "-q", "-f", "qcow2", "-b", a.to_str().unwrap(), "-F", "qcow2", b.to_str().unwrap()]);
+    qemu_img(&[
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-b",
+        a.to_str().unwrap(),
+        "-F",
+        "qcow2",
+        b.to_str().unwrap(),
+    ]);
     qemu_img(&["rebase", "-u", "-b", b.to_str().unwrap(), "-F", "qcow2", a.to_str().unwrap()]);
     let hidden = at("hidden.qcow2");
-    qemu_img(&["create", "-q", "-u", "-f", "qcow2", "-b", "/etc/passwd", "-F", "raw", hidden.to_str().unwrap(), "16M"]);
+    qemu_img(&[
+        "create",
+        "-q",
+        "-u",
+        "-f",
+        "qcow2",
+        "-b",
+        "/etc/passwd",
+        "-F",
+        "raw",
+        hidden.to_str().unwrap(),
+        "16M",
+    ]);
     let (gone, lies) = (at("gone.qcow2"), at("lies.qcow2"));
     std::fs::write(&lies, vec![0; 1 << 20]).unwrap();
-    let network =
-        "<disk type='network' device='disk'><source protocol='rbd' name='x'/><target dev='vda' bus='virtio'/></disk>";
+    let network = "<disk type='network' device='disk'><source protocol='rbd' name='x'/><target \
+                   dev='vda' bus='virtio'/></disk>";
     let before = lab.fingerprint();
     for (xml, args, code, words) in [
         (domain(&disk(&gone, "vda"), ""), &[][..], 3, &["disk vda is not there", "gone.qcow2"][..]),
@@ -210,7 +254,11 @@ fn what_cannot_come_over_makes_no_vm_and_says_why() {
             domain(network, ""),
             &[],
             5,
-            &["disk vda, from which it boots, does not come over", "of the type network", "--disk vda=FILE"],
+            &[
+                "disk vda, from which it boots, does not come over",
+                "of the type network",
+                "--disk vda=FILE",
+            ],
         ),
         (
             domain(&disk(&good, "vda"), ""),
@@ -220,7 +268,12 @@ fn what_cannot_come_over_makes_no_vm_and_says_why() {
         ),
         (domain(&disk(&good, "vda"), ""), &["--name", "taken"], 4, &["taken"]),
         (domain(&disk(&good, "vda"), "").replace("<name>web", "<name>my web"), &[], 2, &["--name"]),
-        ("<domain type='lxc'><name>x</name></domain>".to_owned(), &[], 5, &["another hypervisor (lxc)"]),
+        (
+            "<domain type='lxc'><name>x</name></domain>".to_owned(),
+            &[],
+            5,
+            &["another hypervisor (lxc)"],
+        ),
         ("QFI\u{fb}".to_owned(), &[], 5, &["is not the XML of a libvirt domain"]),
     ] {
         let path = write(&lab, "bad.xml", &xml);
@@ -276,13 +329,15 @@ fn a_file_that_the_xml_alone_names_is_not_used() {
     let path = write(&lab, "here/web.xml", &domain(&disk(&secret, "vda"), ""));
     lab.ok(&["import", &path, &with]);
     lab.ok(&["import", &path, "--name", "named", "--disk", &format!("vda={}", own.display())]);
-    let network =
-        "<disk type='network' device='disk'><source protocol='rbd' name='x'/><target dev='vda' bus='virtio'/></disk>";
+    let network = "<disk type='network' device='disk'><source protocol='rbd' name='x'/><target \
+                   dev='vda' bus='virtio'/></disk>";
     let path = write(&lab, "here/web.xml", &domain(network, ""));
     lab.ok(&["import", &path, "--name", "far", "--disk", &format!("vda={}", own.display())]);
-    lab.run(&["import", &path, "--name", "x", "--disk", "vdb=/x"]).fails(2, &["has no disk vdb", "it has: vda"]);
+    lab.run(&["import", &path, "--name", "x", "--disk", "vdb=/x"])
+        .fails(2, &["has no disk vdb", "it has: vda"]);
     lab.run(&["import", &path, "--name", "x", "--disk", "vdb"]).fails(2, &["is not TARGET=FILE"]);
-    lab.run(&["import", &path, "--name", "x", "--disk", "vda=/x", "--disk", "vda=/y"]).fails(2, &["twice"]);
+    lab.run(&["import", &path, "--name", "x", "--disk", "vda=/x", "--disk", "vda=/y"])
+        .fails(2, &["twice"]);
     // A file is one disk; and what is noted leads to the same file from wherever the VM is started.
     let twice = disk(&own, "vda") + &disk(&own, "vdb");
     let path = write(&lab, "here/web.xml", &domain(&twice, ""));
@@ -291,7 +346,10 @@ fn a_file_that_the_xml_alone_names_is_not_used() {
     let os = format!("<kernel>{}</kernel>", here.join("kernel").display());
     let path = write(&lab, "here/web.xml", &domain(&disk(&own, "vda"), &os));
     lab.ok(&["import", &path, "--name", "linked"]);
-    assert_eq!(lab.json(&["show", "linked"])["kernel"]["kernel"], own.canonicalize().unwrap().to_str().unwrap());
+    assert_eq!(
+        lab.json(&["show", "linked"])["kernel"]["kernel"],
+        own.canonicalize().unwrap().to_str().unwrap()
+    );
 }
 
 /// UEFI variables come over where they are as long as those of this host's firmware.
@@ -305,12 +363,17 @@ fn uefi_variables_come_over_where_they_fit() {
     let mut file = std::fs::File::options().write(true).open(&variables).unwrap();
     std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(5000)).unwrap();
     file.write_all(b"a boot entry").unwrap();
-    let os = format!("<loader readonly='yes' type='pflash'>/c.fd</loader><nvram>{}</nvram>", variables.display());
+    let os = format!(
+        "<loader readonly='yes' type='pflash'>/c.fd</loader><nvram>{}</nvram>",
+        variables.display()
+    );
     let path = write(&lab, "web.xml", &domain(&disk(&image, "vda"), &os));
     let done = lab.json(&["import", &path]);
     assert!(parts(&done, "kept").contains(&"UEFI variables".to_owned()), "{done}");
     let nvram = lab.json(&["disk", "ls", "web"]);
-    let nvram = nvram.as_array().unwrap().iter().find(|disk| disk["target"] == "nvram").unwrap()["file"].clone();
+    let nvram =
+        nvram.as_array().unwrap().iter().find(|disk| disk["target"] == "nvram").unwrap()["file"]
+            .clone();
     let raw = lab.path().join("nvram.raw");
     qemu_img(&["convert", "-O", "raw", nvram.as_str().unwrap(), raw.to_str().unwrap()]);
     assert!(std::fs::read(&raw).unwrap()[5000..].starts_with(b"a boot entry"));
@@ -327,14 +390,20 @@ fn libvirt_is_asked_for_a_domain_by_its_name() {
     std::fs::create_dir(&programs).unwrap();
     let virsh = programs.join("virsh");
     let script = format!(
-        "#!/bin/sh\n[ \"$*\" = 'dumpxml --inactive --domain web' ] && exec cat {xml}\necho no domain >&2; exit 1\n"
+        "#!/bin/sh\n[ \"$*\" = 'dumpxml --inactive --domain web' ] && exec cat {xml}\necho no \
+         domain >&2; exit 1\n"
     );
     std::fs::write(&virsh, script).unwrap();
     std::fs::set_permissions(&virsh, std::fs::Permissions::from_mode(0o755)).unwrap();
     let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
-    let import = |domain: &str| lab.command(&["import", "--libvirt", domain]).env("PATH", &path).output().unwrap();
+    let import = |domain: &str| {
+        lab.command(&["import", "--libvirt", domain]).env("PATH", &path).output().unwrap()
+    };
     let done = import("nothing");
-    assert!(!done.status.success() && String::from_utf8_lossy(&done.stderr).contains("no domain"), "{done:?}");
+    assert!(
+        !done.status.success() && String::from_utf8_lossy(&done.stderr).contains("no domain"),
+        "{done:?}"
+    );
     let done = import("web");
     assert!(done.status.success(), "{done:?}");
     assert_eq!(lab.json(&["show", "web"])["uuid"], UUID);
@@ -362,9 +431,12 @@ mod full {
             std::fs::create_dir(&images).unwrap();
             for name in xml.split('\'').filter(|word| word.starts_with(images.to_str().unwrap())) {
                 match name.ends_with(".qcow2") {
-                    // Linux has no driver for SATA and SCSI there, so the boot sector uses the BIOS's.
-                    true if matches!(&file[..2], "05" | "06") => drop(std::fs::copy(&counter, name).unwrap()),
-                    true => drop(std::fs::copy(tiny.disk(), name).unwrap()),
+                    // Linux has no driver for SATA and SCSI there, so the boot sector uses the
+                    // BIOS's.
+                    true if matches!(&file[..2], "05" | "06") => {
+                        std::fs::copy(&counter, name).map(drop).unwrap()
+                    }
+                    true => std::fs::copy(tiny.disk(), name).map(drop).unwrap(),
                     false => std::fs::write(name, vec![0; 1 << 20]).unwrap(),
                 }
             }
@@ -378,7 +450,10 @@ mod full {
             let shown = lab.json(&["show", "web"]);
             let targets = |kind: &str| -> Vec<String> {
                 let all = shown[kind].as_array().unwrap().iter();
-                all.map(|one| format!("{} {}", one["target"].as_str().unwrap(), one["bus"].as_str().unwrap())).collect()
+                all.map(|one| {
+                    format!("{} {}", one["target"].as_str().unwrap(), one["bus"].as_str().unwrap())
+                })
+                .collect()
             };
             let mut here: Vec<String> = [targets("disks"), targets("cdroms")]
                 .concat()
@@ -409,18 +484,24 @@ mod full {
                 continue;
             }
             if shown["firmware"] == "bios" {
-                let (kernel, initrd) = (format!("kernel={}", tiny.kernel), format!("initrd={}", tiny.initrd));
+                let (kernel, initrd) =
+                    (format!("kernel={}", tiny.kernel), format!("initrd={}", tiny.initrd));
                 lab.ok(&["set", "web", &kernel, &initrd, &format!("append={}", tiny.cmdline)]);
             }
             lab.ok(&["set", "web", "memory=512M", "cpu="]);
             lab.ok(&["start", "web"]);
             // Linux has the driver of virtio alone there; the others have what QEMU says of them.
             let macs = lab.sh("web", "cat /sys/class/net/e*/address");
-            for (at, mac) in xml.split("<mac address='").skip(1).map(|rest| &rest[..17]).enumerate() {
+            for (at, mac) in xml.split("<mac address='").skip(1).map(|rest| &rest[..17]).enumerate()
+            {
                 let path = format!("/machine/peripheral/dev-net{at}");
-                let ask = json!({"execute": "qom-get", "arguments": {"path": path, "property": "mac"}});
+                let ask =
+                    json!({"execute": "qom-get", "arguments": {"path": path, "property": "mac"}});
                 assert_eq!(lab.user_qmp("web", &[ask])[1], mac, "{file}");
-                assert!(macs.contains(mac) || (file.starts_with("09") && at > 0), "{file}: {mac}: {macs}");
+                assert!(
+                    macs.contains(mac) || (file.starts_with("09") && at > 0),
+                    "{file}: {mac}: {macs}"
+                );
             }
             lab.ok(&["rm", "--force", "web"]);
             booted += 1;

@@ -9,7 +9,8 @@ fn an_internal_snapshot_of_a_running_guest_brings_back_memory_and_disk() {
     lab.write("web", "/root/a", "one");
     lab.sh("web", "echo one > /tmp/a; sync");
     let alone = lab.allocated("web");
-    let taken = lab.json(&["snapshot", "create", "web", "s", "--internal", "--description", "words"]);
+    let taken =
+        lab.json(&["snapshot", "create", "web", "s", "--internal", "--description", "words"]);
     assert_eq!(
         (&taken["kind"], &taken["memory"], &taken["description"]),
         (&"internal".into(), &true.into(), &"words".into())
@@ -28,19 +29,33 @@ fn an_internal_snapshot_of_a_running_guest_brings_back_memory_and_disk() {
     lab.ok(&["snapshot", "rm", "web@s"]);
     // QEMU has loaded the memory, and has it in the image until it ends.
     let collected = lab.run(&["gc", "--older-than", "0"]);
-    assert!(collected.code == 0 && collected.err.contains("cowhand stop web, then cowhand gc"), "{collected:?}");
+    assert!(
+        collected.code == 0 && collected.err.contains("cowhand stop web, then cowhand gc"),
+        "{collected:?}"
+    );
     lab.ok(&["stop", "web"]);
     let collected = lab.json(&["gc", "--older-than", "0"]);
-    let removed = collected["removed"].as_array().unwrap().iter().find(|one| one["why"] == "memory").unwrap();
-    assert!(removed["what"] == "web" && removed["bytes"].as_u64().unwrap() > 8 << 20, "{collected}");
+    let removed =
+        collected["removed"].as_array().unwrap().iter().find(|one| one["why"] == "memory").unwrap();
+    assert!(
+        removed["what"] == "web" && removed["bytes"].as_u64().unwrap() > 8 << 20,
+        "{collected}"
+    );
     let now = lab.allocated("web");
-    assert!(now < alone + (4 << 20), "{alone} bytes before the internal snapshot, and {now} after it");
+    assert!(
+        now < alone + (4 << 20),
+        "{alone} bytes before the internal snapshot, and {now} after it"
+    );
     let file = lab.store().join("layers").join(&lab.layer_files()[0]);
-    assert!(!qemu_img(&["info", file.to_str().unwrap()]).contains("Snapshot list"), "none must be left behind");
+    assert!(
+        !qemu_img(&["info", file.to_str().unwrap()]).contains("Snapshot list"),
+        "none must be left behind"
+    );
     lab.check_images();
 }
 
-/// QEMU keeps memory behind the disk in the same table; were the disk grown, the guest would read it there.
+/// QEMU keeps memory behind the disk in the same table; were the disk grown, the guest would read
+/// it there.
 #[test]
 fn a_disk_that_grows_does_not_show_the_memory_of_an_internal_snapshot() {
     let lab = Lab::new();
@@ -65,7 +80,8 @@ fn a_disk_that_grows_does_not_show_the_memory_of_an_internal_snapshot() {
     lab.check_images();
 }
 
-/// The memory that a revert has loaded takes room in the active part of the image, also when a later snapshot has sealed it.
+/// The memory that a revert has loaded takes room in the active part of the image, also when a
+/// later snapshot has sealed it.
 #[test]
 fn the_room_of_an_internal_snapshot_comes_back_from_a_sealed_layer_and_undo_still_works() {
     let lab = Lab::new();
@@ -139,7 +155,8 @@ fn an_internal_snapshot_of_a_raw_disk_is_refused_and_the_disk_named() {
     std::fs::write(&raw, vec![1; 1 << 20]).unwrap();
     lab.ok(&["create", "web", "--size", "64M", "--disk", raw.to_str().unwrap()]);
     let before = lab.fingerprint();
-    lab.run(&["snapshot", "create", "web", "s", "--internal"]).fails(5, &["vda", "raw", "cowhand snapshot create web"]);
+    lab.run(&["snapshot", "create", "web", "s", "--internal"])
+        .fails(5, &["vda", "raw", "cowhand snapshot create web"]);
     assert_eq!(lab.fingerprint(), before);
 }
 
@@ -152,7 +169,8 @@ fn a_point_that_carries_internal_snapshots_is_not_merged_away() {
     lab.write("web", "/root/a", "outer");
     lab.ok(&["snapshot", "create", "web", "outer"]);
     lab.write("web", "/root/a", "head");
-    lab.run(&["snapshot", "rm", "web@outer"]).fails(5, &["web@inner", "cowhand snapshot rm web@inner"]);
+    lab.run(&["snapshot", "rm", "web@outer"])
+        .fails(5, &["web@inner", "cowhand snapshot rm web@inner"]);
     lab.run(&["disk", "commit", "web", "vda"]).fails(5, &["internal snapshots"]);
     // Its layer is sealed now: going back copies it out, and its memory cannot come along.
     lab.run(&["snapshot", "revert", "web@inner"]).fails(5, &["sealed", "--cold"]);
@@ -204,7 +222,8 @@ fn a_template_carries_no_way_back() {
     lab.ok(&["clone", "web", "copy"]);
 }
 
-/// What an `undo` needs is in the layer, and QEMU reads it: the refusal says what to do, and that helps.
+/// What an `undo` needs is in the layer, and QEMU reads it: the refusal says what to do, and that
+/// helps.
 #[test]
 fn a_point_that_holds_the_way_back_of_a_revert_is_refused_with_what_helps() {
     let lab = Lab::new();

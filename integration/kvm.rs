@@ -12,23 +12,51 @@ fn a_boot_sector_runs_under_kvm() {
         return skip("a_boot_sector_runs_under_kvm", &format!("/dev/kvm: {why}"));
     }
     let lab = Lab::new();
-    lab.ok(&["create", "boot", "--disk", &guest("bootsector").disk(), "--memory", "64M", "--cpus", "1"]);
+    lab.ok(&[
+        "create",
+        "boot",
+        "--disk",
+        &guest("bootsector").disk(),
+        "--memory",
+        "64M",
+        "--cpus",
+        "1",
+    ]);
     lab.ok(&["--accel", "kvm", "start", "boot"]);
-    eventually("the boot sector's line", || lab.ok(&["logs", "boot"]).contains("cowhand boot sector"));
+    eventually("the boot sector's line", || {
+        lab.ok(&["logs", "boot"]).contains("cowhand boot sector")
+    });
     let answers = lab.user_qmp("boot", &[json!({"execute": "query-kvm"})]);
     assert_eq!(answers[1]["enabled"], true);
     assert_eq!(lab.json(&["show", "boot"])["accel"], "kvm");
     let looked = |accel: &str| lab.json(&["--accel", accel, "doctor"]);
-    let kvm = |found: &serde_json::Value| found.as_array().unwrap().iter().find(|one| one["check"] == "kvm").cloned();
-    assert!(kvm(&looked("kvm")).unwrap()["message"].as_str().unwrap().starts_with("a probe guest ran under KVM"));
+    let kvm = |found: &serde_json::Value| {
+        found.as_array().unwrap().iter().find(|one| one["check"] == "kvm").cloned()
+    };
+    assert!(
+        kvm(&looked("kvm")).unwrap()["message"]
+            .as_str()
+            .unwrap()
+            .starts_with("a probe guest ran under KVM")
+    );
     assert!(kvm(&looked("tcg")).unwrap()["message"].as_str().unwrap().starts_with("not tried"));
 }
 
 #[test]
 fn automatic_acceleration_never_trusts_kvm_without_hardware_behind_it() {
     let lab = Lab::new();
-    lab.ok(&["create", "boot", "--disk", &guest("bootsector").disk(), "--memory", "64M", "--cpus", "1"]);
-    let done: Done = lab.command(&["start", "boot"]).env("COWHAND_ACCEL", "auto").output().unwrap().into();
+    lab.ok(&[
+        "create",
+        "boot",
+        "--disk",
+        &guest("bootsector").disk(),
+        "--memory",
+        "64M",
+        "--cpus",
+        "1",
+    ]);
+    let done: Done =
+        lab.command(&["start", "boot"]).env("COWHAND_ACCEL", "auto").output().unwrap().into();
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap();
     let hardware = cpuinfo.split_whitespace().any(|word| word == "vmx" || word == "svm");
     let opens = OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
@@ -36,5 +64,7 @@ fn automatic_acceleration_never_trusts_kvm_without_hardware_behind_it() {
     done.ok();
     let expected = if hardware && opens { "kvm" } else { "tcg" };
     assert_eq!(lab.json(&["show", "boot"])["accel"], expected);
-    eventually("the boot sector's line", || lab.ok(&["logs", "boot"]).contains("cowhand boot sector"));
+    eventually("the boot sector's line", || {
+        lab.ok(&["logs", "boot"]).contains("cowhand boot sector")
+    });
 }

@@ -1,4 +1,5 @@
-//! A laboratory: one store, one directory for sockets, and words to speak of guests instead of processes.
+//! A laboratory: one store, one directory for sockets, and words to speak of guests instead of
+//! processes.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -64,8 +65,8 @@ impl From<Output> for Done {
 }
 
 impl Lab {
-    /// In the first tier it lies in memory, where there is room for it: what is written to the disk of a busy host takes an eighth of the time. In the second
-    /// it lies on the disk.
+    /// In the first tier it lies in memory, where there is room for it: what is written to the disk
+    /// of a busy host takes an eighth of the time. In the second it lies on the disk.
     pub fn new() -> Self {
         if tier::first_or(true, false) { Self::in_memory() } else { Self::on_the_disk() }
     }
@@ -75,7 +76,8 @@ impl Lab {
         Self::of(tempfile::Builder::new().prefix("cw").tempdir_in("/tmp").unwrap())
     }
 
-    /// One in memory, where there is room for it, in both tiers: for commands that are killed or fail at many places, while the host goes on.
+    /// One in memory, where there is room for it, in both tiers: for commands that are killed or
+    /// fail at many places, while the host goes on.
     pub fn in_memory() -> Self {
         in_memory(1000).map_or_else(Self::on_the_disk, Self::of)
     }
@@ -85,29 +87,38 @@ impl Lab {
         Self { directory, disk: None, appliance: None }
     }
 
-    /// One whose store lies on a file system of its own, whose power can be cut; or the reason why not for `test`.
+    /// One whose store lies on a file system of its own, whose power can be cut; or the reason why
+    /// not for `test`.
     pub fn with_power(test: &str, file_system: &str, megabytes: u64) -> Option<Self> {
         let mut lab = Self::new();
         lab.disk = Disk::new(test, lab.path(), file_system, megabytes);
         lab.disk.is_some().then_some(lab)
     }
 
-    /// The power fails: what was not flushed is gone, so are all processes and sockets. Then the host boots again.
+    /// The power fails: what was not flushed is gone, so are all processes and sockets. Then the
+    /// host boots again.
     pub fn cut_power(&self) {
         self.lose_disk();
         self.boot();
     }
 
-    /// The disk under the store fails: what was not flushed is gone, and from here on everything is an I/O error.
+    /// The disk under the store fails: what was not flushed is gone, and from here on everything is
+    /// an I/O error.
     pub fn lose_disk(&self) {
         self.disk.as_ref().unwrap().cut();
     }
 
     /// The host boots: no process is left, no socket, and the disk is as it was when it was lost.
     pub fn boot(&self) {
-        for directory in std::fs::read_dir(self.path().join("run/cowhand")).into_iter().flatten().flatten() {
+        for directory in
+            std::fs::read_dir(self.path().join("run/cowhand")).into_iter().flatten().flatten()
+        {
             if let Ok(stream) = UnixStream::connect(directory.path().join("status.sock")) {
-                let peer = nix::sys::socket::getsockopt(&stream, nix::sys::socket::sockopt::PeerCredentials).unwrap();
+                let peer = nix::sys::socket::getsockopt(
+                    &stream,
+                    nix::sys::socket::sockopt::PeerCredentials,
+                )
+                .unwrap();
                 kill(peer.pid());
             }
             std::fs::remove_dir_all(directory.path()).unwrap();
@@ -129,12 +140,14 @@ impl Lab {
         }
     }
 
-    /// From here on, commands find a kernel for the appliance, whatever the host has: the one of the tiny guest, which starts quickly and reads ext4.
+    /// From here on, commands find a kernel for the appliance, whatever the host has: the one of
+    /// the tiny guest, which starts quickly and reads ext4.
     pub fn needs_an_appliance(&mut self) {
         self.appliance = Some(with_modules(&made("kernel", &[]), "vmlinux"));
     }
 
-    /// The same with Debian's, which has all else in modules: `vmlinuz`, as distributions have it, or `vmlinux`, which need not be unpacked.
+    /// The same with Debian's, which has all else in modules: `vmlinuz`, as distributions have it,
+    /// or `vmlinux`, which need not be unpacked.
     pub fn needs_debians_appliance(&mut self, image: &str) {
         self.appliance = Some(with_modules(&guest("kernel").image, image));
     }
@@ -159,10 +172,15 @@ impl Lab {
     /// `cowhand …`, ready to be started.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(Self::program());
-        command.args(args).env("COWHAND_STORE", self.store()).env("XDG_RUNTIME_DIR", self.path().join("run"));
+        command
+            .args(args)
+            .env("COWHAND_STORE", self.store())
+            .env("XDG_RUNTIME_DIR", self.path().join("run"));
         command.env("COWHAND_ACCEL", "tcg").env_remove("NO_COLOR").stdin(Stdio::null());
         if let Some((kernel, modules)) = &self.appliance {
-            command.env("COWHAND_APPLIANCE_KERNEL", kernel).env("COWHAND_APPLIANCE_MODULES", modules);
+            command
+                .env("COWHAND_APPLIANCE_KERNEL", kernel)
+                .env("COWHAND_APPLIANCE_MODULES", modules);
         }
         command
     }
@@ -171,7 +189,13 @@ impl Lab {
     pub fn run(&self, args: &[&str]) -> Done {
         let done: Done = self.command(args).output().unwrap().into();
         if std::env::var_os("COWHAND_TRACE").is_some() {
-            eprintln!("cowhand {} → {} {}{}", args.join(" "), done.code, done.out.trim(), done.err.trim());
+            eprintln!(
+                "cowhand {} → {} {}{}",
+                args.join(" "),
+                done.code,
+                done.out.trim(),
+                done.err.trim()
+            );
         }
         done
     }
@@ -194,23 +218,35 @@ impl Lab {
         self.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
-    /// Stops a command at its fault point `at` (a number or a name), acts with its process id, and lets it go on. Returns how it ended and what
-    /// it said, first the point it was stopped at.
-    pub fn stopped_at(&self, args: &[&str], at: &str, act: impl FnOnce(i32)) -> (ExitStatus, Vec<String>) {
+    /// Stops a command at its fault point `at` (a number or a name), acts with its process id, and
+    /// lets it go on. Returns how it ended and what it said, first the point it was stopped at.
+    pub fn stopped_at(
+        &self,
+        args: &[&str],
+        at: &str,
+        act: impl FnOnce(i32),
+    ) -> (ExitStatus, Vec<String>) {
         let mut command = self.command(args);
-        command.env("COWHAND_FAULT", format!("{at}:stall")).stderr(Stdio::piped()).stdout(Stdio::piped());
+        command
+            .env("COWHAND_FAULT", format!("{at}:stall"))
+            .stderr(Stdio::piped())
+            .stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
         let point = lines.by_ref().find(|line| line.starts_with("fault ")).unwrap();
         let pid = child.id().cast_signed();
-        eventually("a standstill", || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().contains(") T "));
+        eventually("a standstill", || {
+            std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().contains(") T ")
+        });
         act(pid);
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGCONT).unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGCONT)
+            .unwrap();
         let said: Vec<String> = std::iter::once(point).chain(lines).collect();
         (child.wait().unwrap(), said)
     }
 
-    /// Makes the VM `name` on a raw file of `megabytes`, used in place: something that takes a while to copy.
+    /// Makes the VM `name` on a raw file of `megabytes`, used in place: something that takes a
+    /// while to copy.
     #[track_caller]
     pub fn large(&self, name: &str, megabytes: usize) {
         let source = self.path().join(format!("{name}.raw"));
@@ -224,8 +260,17 @@ impl Lab {
         let guest = guest("tiny");
         let mut args = vec!["create", name, "--disk"];
         let disk = guest.disk();
-        args.extend([disk.as_str(), "--kernel", &guest.kernel, "--initrd", &guest.initrd, "--append", &guest.cmdline]);
-        // The emulator's own processor can do much more, which takes an eighth of the boot to find out and to use.
+        args.extend([
+            disk.as_str(),
+            "--kernel",
+            &guest.kernel,
+            "--initrd",
+            &guest.initrd,
+            "--append",
+            &guest.cmdline,
+        ]);
+        // The emulator's own processor can do much more, which takes an eighth of the boot to find
+        // out and to use.
         args.extend(["--memory", "192M", "--cpus", "1", "--cpu", "qemu64"]);
         args.extend(options);
         self.ok(&args);
@@ -251,13 +296,15 @@ impl Lab {
         Some(text.trim().to_owned()).filter(|text| text != "NONE")
     }
 
-    /// The text of a file on the first disk of a point that nobody writes to, or `None` when there is none: what a guest would read, without booting
-    /// it. The tiny guest's root is the second partition.
+    /// The text of a file on the first disk of a point that nobody writes to, or `None` when there
+    /// is none: what a guest would read, without booting it. The tiny guest's root is the second
+    /// partition.
     #[track_caller]
     pub fn on_disk(&self, point: &str, path: &str) -> Option<String> {
         let (raw, root) = (self.path().join("looked-at.raw"), self.path().join("looked-at.ext4"));
         self.ok(&["image", "export", point, raw.to_str().unwrap(), "--force", "--disk", "vda"]);
-        let table: Value = serde_json::from_str(&tool("sfdisk", &["--json", raw.to_str().unwrap()])).unwrap();
+        let table: Value =
+            serde_json::from_str(&tool("sfdisk", &["--json", raw.to_str().unwrap()])).unwrap();
         let partition = &table["partitiontable"]["partitions"][1];
         let bytes = |key: &str| partition[key].as_u64().unwrap() * 512;
         let copy = File::create(&root).unwrap();
@@ -268,11 +315,13 @@ impl Lab {
                 copy.write_all_at(&chunk, place).unwrap();
             }
         }
-        // The journal is put in, as a kernel does that mounts it; what a boot could not put right is an error (2 and more).
+        // The journal is put in, as a kernel does that mounts it; what a boot could not put right
+        // is an error (2 and more).
         let root = root.to_str().unwrap();
         tool("sh", &["-c", "e2fsck -p -f \"$0\" || [ $? = 1 ]", root]);
         // `debugfs` says on the other stream what is not there, and has worked all the same.
-        let [directory, name] = path.rsplit_once('/').map(|(directory, name)| [directory, name]).unwrap();
+        let [directory, name] =
+            path.rsplit_once('/').map(|(directory, name)| [directory, name]).unwrap();
         let listed = tool("debugfs", &["-R", &format!("ls -p {directory}/"), root]);
         assert!(listed.contains("/./"), "{point}: {directory} cannot be listed: {listed}");
         if !listed.contains(&format!("/{name}/")) {
@@ -291,8 +340,8 @@ impl Lab {
         i32::try_from(self.shown(vm)["pid"].as_i64().unwrap()).unwrap()
     }
 
-    /// What `show` says once QEMU has answered it. It waits for half a second, and says that it knows no more than that QEMU runs: on a
-    /// busy host that may be too short.
+    /// What `show` says once QEMU has answered it. It waits for half a second, and says that it
+    /// knows no more than that QEMU runs: on a busy host that may be too short.
     #[track_caller]
     fn shown(&self, vm: &str) -> Value {
         let deadline = Instant::now() + Duration::from_secs(30);
@@ -312,12 +361,14 @@ impl Lab {
         layers.iter().map(|layer| layer["id"].as_str().unwrap().to_owned()).collect()
     }
 
-    /// Says `commands` on the QMP socket that is there for the user's own tools; each must be answered with a return.
+    /// Says `commands` on the QMP socket that is there for the user's own tools; each must be
+    /// answered with a return.
     #[track_caller]
     pub fn user_qmp(&self, vm: &str, commands: &[Value]) -> Vec<Value> {
         let socket = self.store().join("vms").join(vm).join("run/user-qmp.sock");
         let mut stream = UnixStream::connect(std::fs::canonicalize(socket).unwrap()).unwrap();
-        let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map(|line| line.unwrap());
+        let mut lines =
+            BufReader::new(stream.try_clone().unwrap()).lines().map(|line| line.unwrap());
         let hello = serde_json::json!({"execute": "qmp_capabilities"});
         let mut answers = Vec::new();
         for command in [&hello].into_iter().chain(commands) {
@@ -349,11 +400,13 @@ impl Lab {
         files_in(&self.store().join("vms"))
     }
 
-    /// Everything in the store with its content's size, to show that a refused command changed nothing.
+    /// Everything in the store with its content's size, to show that a refused command changed
+    /// nothing.
     pub fn fingerprint(&self) -> BTreeMap<PathBuf, u64> {
         let mut all = BTreeMap::new();
         walk(&self.store(), &mut all);
-        // What observers and lockers may touch; a copy of a store becomes one of its own by its first lock.
+        // What observers and lockers may touch; a copy of a store becomes one of its own by its
+        // first lock.
         all.retain(|path, _| {
             !path.ends_with("lock")
                 && !path.ends_with("store.lock")
@@ -371,7 +424,8 @@ impl Lab {
         self.check_images_for(&[0]);
     }
 
-    /// The same after a QEMU was killed, which may leave clusters that nobody uses (exit code 3): space, not data.
+    /// The same after a QEMU was killed, which may leave clusters that nobody uses (exit code 3):
+    /// space, not data.
     #[track_caller]
     pub fn check_images_after_a_kill(&self) {
         self.check_images_for(&[0, 3]);
@@ -381,7 +435,11 @@ impl Lab {
     fn check_images_for(&self, codes: &[i32]) {
         for file in self.layer_files().iter().filter(|file| file.ends_with(".qcow2")) {
             let path = self.store().join("layers").join(file);
-            let output = Command::new("qemu-img").args(["check", "-U", "-f", "qcow2"]).arg(&path).output().unwrap();
+            let output = Command::new("qemu-img")
+                .args(["check", "-U", "-f", "qcow2"])
+                .arg(&path)
+                .output()
+                .unwrap();
             let code = output.status.code().unwrap();
             assert!(codes.contains(&code), "{file}: {code}: {}", Done::from(output).out);
         }
@@ -411,8 +469,8 @@ fn memory_available() -> Option<u64> {
     Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? >> 10)
 }
 
-/// A directory in memory, where it has room for `megabytes`: below a file system whose power is only said to fail, nothing is learned from
-/// waiting for a real disk.
+/// A directory in memory, where it has room for `megabytes`: below a file system whose power is
+/// only said to fail, nothing is learned from waiting for a real disk.
 fn in_memory(megabytes: u64) -> Option<tempfile::TempDir> {
     let room = nix::sys::statvfs::statvfs("/dev/shm").ok()?;
     let free = (room.blocks_available() * room.fragment_size()) >> 20;
@@ -421,8 +479,10 @@ fn in_memory(megabytes: u64) -> Option<tempfile::TempDir> {
         return None;
     }
     let directory = tempfile::Builder::new().prefix("cwd").tempdir_in("/dev/shm").ok()?;
-    // Linux has these attributes in memory since 6.6; without them, what is noted in them would not be tested.
-    rustix::fs::setxattr(directory.path(), "user.cowhand", b"", rustix::fs::XattrFlags::empty()).ok()?;
+    // Linux has these attributes in memory since 6.6; without them, what is noted in them would not
+    // be tested.
+    rustix::fs::setxattr(directory.path(), "user.cowhand", b"", rustix::fs::XattrFlags::empty())
+        .ok()?;
     Some(directory)
 }
 
@@ -431,27 +491,46 @@ impl Disk {
         let memory = in_memory(megabytes);
         let image = memory.as_ref().map_or(directory, |memory| memory.path()).join("disk.img");
         let mount = directory.join("disk");
-        // Nothing is to be written back before its time, and no heuristics of the file system may do the work of an fsync that is missing.
-        let options = if file_system == "ext4" { "loop,noatime,commit=900,noauto_da_alloc" } else { "loop,noatime" };
+        // Nothing is to be written back before its time, and no heuristics of the file system may
+        // do the work of an fsync that is missing.
+        let options = if file_system == "ext4" {
+            "loop,noatime,commit=900,noauto_da_alloc"
+        } else {
+            "loop,noatime"
+        };
         std::fs::create_dir(&mount).unwrap();
         File::create(&image).unwrap().set_len(megabytes << 20).unwrap();
         // Nothing is kept back for root.
         let reserved: &[&str] = if file_system == "ext4" { &["-m", "0"] } else { &[] };
-        let made = Command::new(format!("mkfs.{file_system}")).arg("-q").args(reserved).arg(&image).output();
+        let made = Command::new(format!("mkfs.{file_system}"))
+            .arg("-q")
+            .args(reserved)
+            .arg(&image)
+            .output();
         if !made.is_ok_and(|made| made.status.success()) {
             skip(test, &format!("mkfs.{file_system} is not there"));
             return None;
         }
         let disk = Self { image, mount, options, _memory: memory };
         if !disk.mount().status.success() {
-            skip(test, &format!("mounting a file system from a file needs root, a loop device and {file_system}"));
+            skip(
+                test,
+                &format!(
+                    "mounting a file system from a file needs root, a loop device and {file_system}"
+                ),
+            );
             return None;
         }
         Some(disk)
     }
 
     fn mount(&self) -> Output {
-        Command::new("mount").args(["-o", self.options]).arg(&self.image).arg(&self.mount).output().unwrap()
+        Command::new("mount")
+            .args(["-o", self.options])
+            .arg(&self.image)
+            .arg(&self.mount)
+            .output()
+            .unwrap()
     }
 
     /// Has a loop device the file open?
@@ -463,10 +542,14 @@ impl Disk {
         std::fs::read_dir("/sys/block").unwrap().flatten().any(is_ours)
     }
 
-    /// Stops the file system at once: what is not on the disk by now never gets there (`FS_IOC_SHUTDOWN` without a flush of the log, as
-    /// xfstests does).
+    /// Stops the file system at once: what is not on the disk by now never gets there
+    /// (`FS_IOC_SHUTDOWN` without a flush of the log, as xfstests does).
     fn cut(&self) {
-        let done = Command::new("xfs_io").args(["-x", "-c", "shutdown"]).arg(&self.mount).output().unwrap();
+        let done = Command::new("xfs_io")
+            .args(["-x", "-c", "shutdown"])
+            .arg(&self.mount)
+            .output()
+            .unwrap();
         assert!(done.status.success(), "{done:?}");
     }
 
@@ -490,7 +573,8 @@ impl Drop for Disk {
 /// How long the chunks of [`chunks_with_data`] are.
 pub const CHUNK: u64 = 65536;
 
-/// The chunks of a file that are not holes in all their length, with their numbers; the last one is shorter.
+/// The chunks of a file that are not holes in all their length, with their numbers; the last one is
+/// shorter.
 pub fn chunks_with_data(file: &File) -> impl Iterator<Item = (u64, Vec<u8>)> {
     let length = file.metadata().unwrap().len();
     let mut next = 0;
@@ -540,7 +624,8 @@ impl Guest {
 /// The guest called `name`, made if it is not in the cache.
 pub fn guest(name: &str) -> Guest {
     static MADE: OnceLock<Mutex<BTreeMap<String, Guest>>> = OnceLock::new();
-    let mut made = MADE.get_or_init(Mutex::default).lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let mut made =
+        MADE.get_or_init(Mutex::default).lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     made.entry(name.to_owned()).or_insert_with(|| make(name)).clone()
 }
 
@@ -548,8 +633,11 @@ fn make(name: &str) -> Guest {
     let image = made("guest", &[name]);
     let beside = |extension: &str| image.with_extension(extension).to_str().unwrap().to_owned();
     // Its own kernel boots in the same way, but for three times as long.
-    let kernel =
-        if name == "tiny" { with_modules(&made("kernel", &[]), "vmlinux").0 } else { beside("vmlinuz").into() };
+    let kernel = if name == "tiny" {
+        with_modules(&made("kernel", &[]), "vmlinux").0
+    } else {
+        beside("vmlinuz").into()
+    };
     Guest {
         kernel: kernel.to_str().unwrap().to_owned(),
         initrd: beside("initrd"),
@@ -563,28 +651,37 @@ fn with_modules(kernel: &Path, image: &str) -> (PathBuf, PathBuf) {
     (kernel.join(image), kernel.join("modules").read_dir().unwrap().next().unwrap().unwrap().path())
 }
 
-/// What `scripts/SCRIPT` makes, or has made. It is asked once in a run of nextest, whose tests are processes of their own.
+/// What `scripts/SCRIPT` makes, or has made. It is asked once in a run of nextest, whose tests are
+/// processes of their own.
 fn made(script: &str, args: &[&str]) -> PathBuf {
     let run = std::env::var("NEXTEST_RUN_ID").unwrap_or_default();
-    let answer = Path::new(env!("CARGO_TARGET_TMPDIR")).join(["made-", script, &args.concat()].concat());
+    let answer =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(["made-", script, &args.concat()].concat());
     let known = std::fs::read_to_string(&answer).unwrap_or_default();
     if let Some(path) = known.strip_prefix(&format!("{run}\n")).filter(|_| !run.is_empty()) {
         return path.into();
     }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts").join(script);
     let output = Command::new(path).args(args).output().unwrap();
-    assert!(output.status.success(), "scripts/{script} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "scripts/{script} {args:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let path = String::from_utf8(output.stdout).unwrap().trim().to_owned();
     if !run.is_empty() {
         let half = PathBuf::from(format!("{}.{}", answer.display(), std::process::id()));
-        std::fs::write(&half, format!("{run}\n{path}")).and_then(|()| std::fs::rename(&half, &answer)).unwrap();
+        std::fs::write(&half, format!("{run}\n{path}"))
+            .and_then(|()| std::fs::rename(&half, &answer))
+            .unwrap();
     }
     path.into()
 }
 
 /// Copies a directory with everything in it.
 pub fn copy_tree(from: &Path, to: &Path) {
-    let done = Command::new("cp").args(["-a", "--reflink=auto"]).arg(from).arg(to).output().unwrap();
+    let done =
+        Command::new("cp").args(["-a", "--reflink=auto"]).arg(from).arg(to).output().unwrap();
     assert!(done.status.success(), "{done:?}");
 }
 
@@ -632,7 +729,11 @@ pub fn tool(program: &str, args: &[&str]) -> String {
     // A user has no way to what only root needs as a rule.
     let way = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
     let output = Command::new(program).args(args).env("PATH", way).output().unwrap();
-    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{program} {args:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8(output.stdout).unwrap()
 }
 

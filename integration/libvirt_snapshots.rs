@@ -1,4 +1,5 @@
-//! Snapshots of libvirt come over with their guest: external ones as files, internal ones inside their images.
+//! Snapshots of libvirt come over with their guest: external ones as files, internal ones inside
+//! their images.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +11,8 @@ use crate::lab::{Lab, eventually, qemu_img, tool};
 fn domain(file: &Path, memory: u32) -> String {
     format!(
         "<domain type='qemu'><name>web</name><uuid>5bb3ec0e-0f5c-4c8e-8f3a-3f3c7d1a2b4d</uuid>
-  <memory unit='MiB'>{memory}</memory><vcpu>1</vcpu><os><type arch='x86_64' machine='pc'>hvm</type></os>
+  <memory unit='MiB'>{memory}</memory><vcpu>1</vcpu><os><type arch='x86_64' \
+         machine='pc'>hvm</type></os>
   <devices><disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{}'/>
     <target dev='hda' bus='ide'/></disk></devices></domain>",
         file.display()
@@ -30,13 +32,17 @@ struct Snap<'a> {
 
 impl Snap<'_> {
     fn xml(&self) -> String {
-        let parent = self.parent.map(|name| format!("<parent><name>{name}</name></parent>")).unwrap_or_default();
+        let parent = self
+            .parent
+            .map(|name| format!("<parent><name>{name}</name></parent>"))
+            .unwrap_or_default();
         let overlay = match self.kind {
             "external" => "<driver type='qcow2'/><source file='/somewhere/else'/>",
             _ => "",
         };
         format!(
-            "<domainsnapshot><name>{}</name><description>as it was</description><state>shutoff</state>{parent}
+            "<domainsnapshot><name>{}</name><description>as it \
+             was</description><state>shutoff</state>{parent}
   <creationTime>{}</creationTime><memory snapshot='no'/>
   <disks><disk name='hda' snapshot='{}'>{overlay}</disk></disks>{}</domainsnapshot>",
             self.name,
@@ -83,7 +89,8 @@ fn write(lab: &Lab, head: &Path, snapshots: &[Snap<'_>]) -> (String, String) {
     std::fs::create_dir(&directory).unwrap();
     for (at, snapshot) in snapshots.iter().enumerate() {
         // In no order.
-        std::fs::write(directory.join(format!("{}.xml", snapshots.len() - at)), snapshot.xml()).unwrap();
+        std::fs::write(directory.join(format!("{}.xml", snapshots.len() - at)), snapshot.xml())
+            .unwrap();
     }
     let xml = lab.path().join("web.xml");
     std::fs::write(&xml, domain(head, 96)).unwrap();
@@ -95,14 +102,20 @@ pub fn on_top_of(lab: &Lab, base: &Path) {
     let head = lab.path().join("head.qcow2");
     overlay(&head, base);
     put(&head, 7, 2);
-    write(lab, &head, &[Snap { name: "one", parent: None, kind: "external", file: base, time: 1000 }]);
+    write(
+        lab,
+        &head,
+        &[Snap { name: "one", parent: None, kind: "external", file: base, time: 1000 }],
+    );
 }
 
 fn fates(done: &Value) -> Vec<String> {
     let parts = done["parts"].as_array().unwrap().iter();
     let text = |part: &Value, key: &str| part[key].as_str().unwrap().to_owned();
     let snapshots = parts.filter(|part| text(part, "what").starts_with("snapshot"));
-    snapshots.map(|part| format!("{} {}: {}", text(part, "fate"), text(part, "what"), text(part, "how"))).collect()
+    snapshots
+        .map(|part| format!("{} {}: {}", text(part, "fate"), text(part, "what"), text(part, "how")))
+        .collect()
 }
 
 fn tree(lab: &Lab, vm: &str) -> Vec<(String, Value, String, bool)> {
@@ -118,7 +131,8 @@ fn tree(lab: &Lab, vm: &str) -> Vec<(String, Value, String, bool)> {
 fn external_snapshots_with_a_branch_come_over_as_a_tree() {
     let lab = Lab::new();
     let at = |name: &str| lab.path().join(name);
-    let (base, one, two, side) = (at("base.qcow2"), at("one.qcow2"), at("two.qcow2"), at("side.qcow2"));
+    let (base, one, two, side) =
+        (at("base.qcow2"), at("one.qcow2"), at("two.qcow2"), at("side.qcow2"));
     qemu_img(&["create", "-q", "-f", "qcow2", &word(&base), "4M"]);
     put(&base, 1, 0);
     overlay(&one, &base);
@@ -135,7 +149,8 @@ fn external_snapshots_with_a_branch_come_over_as_a_tree() {
         snap("aside", Some("first"), &side, 3000),
     ];
     let (xml, directory) = write(&lab, &two, &snapshots);
-    let before: Vec<String> = [&base, &one, &two, &side].map(|file| tool("sha256sum", &[&word(file)])).into();
+    let before: Vec<String> =
+        [&base, &one, &two, &side].map(|file| tool("sha256sum", &[&word(file)])).into();
     let beside = format!("--with-backing={}", lab.path().display());
     // Without it, only files of the domain and those in the directory.
     let listed = lab.json(&["import", &xml, "--snapshots", &directory, "--dry-run"]);
@@ -143,18 +158,30 @@ fn external_snapshots_with_a_branch_come_over_as_a_tree() {
     let listed = lab.json(&["import", &xml, "--snapshots", &directory, &beside, "--dry-run"]);
     assert_eq!(
         fates(&listed),
-        ["kept snapshot first: external", "kept snapshot second: external", "kept snapshot aside: external"]
+        [
+            "kept snapshot first: external", "kept snapshot second: external",
+            "kept snapshot aside: external"
+        ]
     );
     lab.ok(&["import", &xml, "--snapshots", &directory, &beside]);
-    let row = |name: &str, parent: Value, current| (name.to_owned(), parent, "external".to_owned(), current);
-    let expected =
-        [row("first", Value::Null, false), row("second", json!("first"), true), row("aside", json!("first"), false)];
+    let row = |name: &str, parent: Value, current| {
+        (name.to_owned(), parent, "external".to_owned(), current)
+    };
+    let expected = [
+        row("first", Value::Null, false),
+        row("second", json!("first"), true),
+        row("aside", json!("first"), false),
+    ];
     assert_eq!(tree(&lab, "web"), expected);
     let shown = lab.json(&["snapshot", "show", "web@first"]);
-    assert_eq!((&shown["memory_size_bytes"], &shown["created"]), (&json!(64 << 20), &json!("1970-01-01T00:16:40Z")));
+    assert_eq!(
+        (&shown["memory_size_bytes"], &shown["created"]),
+        (&json!(64 << 20), &json!("1970-01-01T00:16:40Z"))
+    );
     // Four files, four layers.
     assert_eq!(lab.layer_files().len(), 4);
-    let now: Vec<String> = [&base, &one, &two, &side].map(|file| tool("sha256sum", &[&word(file)])).into();
+    let now: Vec<String> =
+        [&base, &one, &two, &side].map(|file| tool("sha256sum", &[&word(file)])).into();
     assert_eq!(now, before);
     assert_eq!(bytes(&lab, "web"), [1, 2, 3, 0]);
     assert_eq!(bytes(&lab, "web@second"), [1, 2, 0, 0]);
@@ -186,13 +213,23 @@ fn internal_snapshots_come_over_inside_their_images() {
     qemu_img(&["snapshot", "-c", "three, times", &word(&image)]);
     put_sector(&image, 7);
     let snap = |name, parent, time| Snap { name, parent, kind: "internal", file: &image, time };
-    let (xml, directory) = write(&lab, &image, &[snap("2", None, 1000), snap("three, times", Some("2"), 2000)]);
+    let (xml, directory) =
+        write(&lab, &image, &[snap("2", None, 1000), snap("three, times", Some("2"), 2000)]);
     let done = lab.json(&["import", &xml, "--snapshots", &directory]);
-    assert_eq!(fates(&done), ["kept snapshot 2: internal", "changed snapshot three, times: internal, as three--times"]);
-    let row = |name: &str, parent: Value, current| (name.to_owned(), parent, "internal".to_owned(), current);
-    assert_eq!(tree(&lab, "web"), [row("2", Value::Null, false), row("three--times", json!("2"), true)]);
+    assert_eq!(
+        fates(&done),
+        ["kept snapshot 2: internal", "changed snapshot three, times: internal, as three--times"]
+    );
+    let row = |name: &str, parent: Value, current| {
+        (name.to_owned(), parent, "internal".to_owned(), current)
+    };
+    assert_eq!(
+        tree(&lab, "web"),
+        [row("2", Value::Null, false), row("three--times", json!("2"), true)]
+    );
     // The guest counts its boots from there.
-    for (snapshot, line) in [(None, "boots: 8 "), (Some("web@three--times"), "boots: 4 "), (Some("web@2"), "boots: 1 ")]
+    for (snapshot, line) in
+        [(None, "boots: 8 "), (Some("web@three--times"), "boots: 4 "), (Some("web@2"), "boots: 1 ")]
     {
         if let Some(snapshot) = snapshot {
             lab.ok(&["snapshot", "revert", snapshot]);
@@ -266,10 +303,12 @@ fn a_snapshot_that_cannot_come_over_is_left_out_and_its_children_stay() {
     nix::unistd::mkfifo(&bad, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
     lab.run(&["import", &xml, "--snapshots", &directory, "--name", "x"]).fails(5, &["bad.xml"]);
     std::fs::remove_file(&bad).unwrap();
-    lab.run(&["import", &xml, "--snapshots", &directory, "--name", "x", "--strict"]).fails(5, &["left snapshot lost"]);
+    lab.run(&["import", &xml, "--snapshots", &directory, "--name", "x", "--strict"])
+        .fails(5, &["left snapshot lost"]);
     lab.run(&["import", &xml, "--snapshots", &directory, "--name", "x", "--disk-mode", "use"])
         .fails(2, &["--disk-mode use"]);
-    lab.run(&["import", &xml, "--snapshots", "libvirt", "--name", "x"]).fails(2, &["--libvirt DOMAIN"]);
+    lab.run(&["import", &xml, "--snapshots", "libvirt", "--name", "x"])
+        .fails(2, &["--libvirt DOMAIN"]);
     lab.run(&["import", &xml, "--snapshots", "/nowhere", "--name", "x"]).fails(3, &["/nowhere"]);
     assert_eq!(lab.fingerprint(), before);
 }
@@ -292,7 +331,10 @@ fn what_is_not_sealed_is_no_snapshot() {
     let both = [snap("early", "external", &base, 1000), snap("later", "external", &base, 2000)];
     let (xml, directory) = write(&lab, &one, &both);
     let done = lab.json(&["import", &xml, "--snapshots", &directory, "--name", "b"]);
-    let expected = ["left snapshot early: what was written after it has been merged", "kept snapshot later: external"];
+    let expected = [
+        "left snapshot early: what was written after it has been merged",
+        "kept snapshot later: external",
+    ];
     for (fate, expected) in fates(&done).iter().zip(expected) {
         assert!(fate.starts_with(expected), "{done}");
     }
@@ -301,19 +343,26 @@ fn what_is_not_sealed_is_no_snapshot() {
     tool("qemu-img", &["snapshot", "-c", "inside", &word(&raw)]);
     std::fs::File::options().write(true).open(&raw).unwrap().set_len(4 << 20).unwrap();
     let (xml, directory) = write(&lab, &raw, &[snap("inside", "internal", &raw, 1000)]);
-    let text = std::fs::read_to_string(&xml).unwrap().replace("type='qcow2'/><source", "type='raw'/><source");
+    let text = std::fs::read_to_string(&xml)
+        .unwrap()
+        .replace("type='qcow2'/><source", "type='raw'/><source");
     std::fs::write(&xml, text).unwrap();
     let done = lab.json(&["import", &xml, "--snapshots", &directory, "--name", "c"]);
-    assert!(fates(&done)[0].contains("left snapshot inside: one of its files has another format"), "{done}");
+    assert!(
+        fates(&done)[0].contains("left snapshot inside: one of its files has another format"),
+        "{done}"
+    );
     // Other disks than today's.
     let (xml, directory) = write(&lab, &one, &[snap("other", "external", &base, 1000)]);
-    let text = std::fs::read_to_string(at("snapshots/1.xml")).unwrap().replace("dev='hda'", "dev='hdb'");
+    let text =
+        std::fs::read_to_string(at("snapshots/1.xml")).unwrap().replace("dev='hda'", "dev='hdb'");
     std::fs::write(at("snapshots/1.xml"), text).unwrap();
     let done = lab.json(&["import", &xml, "--snapshots", &directory, "--name", "d"]);
     assert!(fates(&done)[0].contains("not those that the domain has today"), "{done}");
 }
 
-/// A command that dies in the middle of it is undone: the VM has snapshots from its first record on.
+/// A command that dies in the middle of it is undone: the VM has snapshots from its first record
+/// on.
 #[test]
 fn an_import_with_snapshots_that_is_killed_leaves_nothing() {
     let lab = Lab::new();
@@ -330,8 +379,11 @@ fn an_import_with_snapshots_that_is_killed_leaves_nothing() {
     ];
     let (xml, directory) = write(&lab, &head, &snapshots);
     let import = ["import", &xml, "--snapshots", &directory];
-    for point in ["journal.json, in its place", "copy-file, done", "save, about to happen", "save, done"] {
-        let died = lab.command(&import).env("COWHAND_FAULT", format!("{point}:die")).output().unwrap();
+    for point in
+        ["journal.json, in its place", "copy-file, done", "save, about to happen", "save, done"]
+    {
+        let died =
+            lab.command(&import).env("COWHAND_FAULT", format!("{point}:die")).output().unwrap();
         assert!(!died.status.success(), "{point}: {died:?}");
         lab.ok(&["create", "other", "--size", "1M"]);
         lab.ok(&["rm", "other"]);
@@ -341,7 +393,11 @@ fn an_import_with_snapshots_that_is_killed_leaves_nothing() {
             lab.ok(&["rm", "web"]);
             lab.ok(&["gc", "--older-than", "0"]);
         }
-        assert!(lab.vm_directories().is_empty() && lab.layer_files().is_empty(), "{point}: {:?}", lab.layer_files());
+        assert!(
+            lab.vm_directories().is_empty() && lab.layer_files().is_empty(),
+            "{point}: {:?}",
+            lab.layer_files()
+        );
     }
     let done = lab.json(&import);
     let expected = [
@@ -354,14 +410,16 @@ fn an_import_with_snapshots_that_is_killed_leaves_nothing() {
     }
 }
 
-/// What libvirt answers may name any file; what lies in a directory may not, though libvirt has answered the domain.
+/// What libvirt answers may name any file; what lies in a directory may not, though libvirt has
+/// answered the domain.
 #[test]
 fn libvirt_is_asked_for_snapshots_and_a_directory_is_not_taken_for_its_answer() {
     let lab = Lab::new();
     let at = |name: &str| lab.path().join(name);
     std::fs::create_dir_all(at("images")).unwrap();
     std::fs::create_dir_all(at("programs")).unwrap();
-    let (base, head, side) = (at("images/base.qcow2"), at("images/head.qcow2"), at("images/side.qcow2"));
+    let (base, head, side) =
+        (at("images/base.qcow2"), at("images/head.qcow2"), at("images/side.qcow2"));
     qemu_img(&["create", "-q", "-f", "qcow2", &word(&base), "4M"]);
     overlay(&head, &base);
     overlay(&side, &base);
@@ -372,14 +430,18 @@ fn libvirt_is_asked_for_snapshots_and_a_directory_is_not_taken_for_its_answer() 
          'snapshot-list --name --domain web') printf 'one\\ntwo\\n\\n' ;;\n\
          'snapshot-dumpxml --domain web --snapshotname one') cat {directory}/2.xml ;;\n\
          'snapshot-dumpxml --domain web --snapshotname two') cat {directory}/1.xml ;;\n\
-         'snapshot-current --name --domain web') echo two ;;\n*) echo \"what: $*\" >&2; exit 1 ;;\nesac\n"
+         'snapshot-current --name --domain web') echo two ;;\n\
+         *) echo \"what: $*\" >&2; exit 1 ;;\nesac\n"
     );
     let virsh = at("programs/virsh");
     std::fs::write(&virsh, script).unwrap();
     std::fs::set_permissions(&virsh, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let path = format!("{}:{}", at("programs").display(), std::env::var("PATH").unwrap());
     let import = |name: &str, snapshots: &str| {
-        let args = ["--format", "json", "import", "--libvirt", "web", "--snapshots", snapshots, "--name", name];
+        let args = [
+            "--format", "json", "import", "--libvirt", "web", "--snapshots", snapshots, "--name",
+            name,
+        ];
         let done = lab.command(&args).env("PATH", &path).output().unwrap();
         assert!(done.status.success(), "{done:?}");
         serde_json::from_slice::<Value>(&done.stdout).unwrap()
@@ -389,5 +451,8 @@ fn libvirt_is_asked_for_snapshots_and_a_directory_is_not_taken_for_its_answer() 
     // The one that libvirt says, whatever the disks look like.
     assert_eq!(tree(&lab, "a").iter().find(|row| row.3).unwrap().0, "two");
     let done = import("b", &directory);
-    assert!(fates(&done).iter().any(|fate| fate.starts_with("left snapshot two: disk hda is")), "{done}");
+    assert!(
+        fates(&done).iter().any(|fate| fate.starts_with("left snapshot two: disk hda is")),
+        "{done}"
+    );
 }

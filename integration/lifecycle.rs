@@ -15,7 +15,9 @@ fn a_guest_can_be_spoken_to_stopped_and_started_again() {
     let lab = Lab::new();
     lab.booted("web");
     assert_eq!(lab.state("web"), "running");
-    assert!(lab.ok(&["exec", "web", "--", "cat", "/etc/os-release"]).contains("cowhand tiny guest"));
+    assert!(
+        lab.ok(&["exec", "web", "--", "cat", "/etc/os-release"]).contains("cowhand tiny guest")
+    );
     lab.run(&["start", "web"]).fails(5, &["running already"]);
 
     // exec: exit codes are the command's own, or the documented ones.
@@ -24,9 +26,16 @@ fn a_guest_can_be_spoken_to_stopped_and_started_again() {
     assert_eq!(code(&["web", "--", "/no/such/program"]), 127);
     assert_eq!(code(&["web", "--", "/etc/os-release"]), 126);
     assert_eq!(code(&["--timeout", "1", "web", "--", "sleep", "30"]), 124);
-    assert_eq!(lab.ok(&["exec", "-e", "WHO=me", "web", "--", "/bin/sh", "-c", "echo $WHO"]), "me\n");
-    let mut child =
-        lab.command(&["exec", "-i", "web", "--", "cat"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    assert_eq!(
+        lab.ok(&["exec", "-e", "WHO=me", "web", "--", "/bin/sh", "-c", "echo $WHO"]),
+        "me\n"
+    );
+    let mut child = lab
+        .command(&["exec", "-i", "web", "--", "cat"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     child.stdin.take().unwrap().write_all(b"through the agent").unwrap();
     assert_eq!(Done::from(child.wait_with_output().unwrap()).ok(), "through the agent");
 
@@ -38,32 +47,47 @@ fn a_guest_can_be_spoken_to_stopped_and_started_again() {
     lab.ok(&["cp", "web:/root/there", back.to_str().unwrap()]);
     let fifo = lab.path().join("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
-    lab.run(&["cp", "web:/root/there", fifo.to_str().unwrap()]).fails(5, &["FIFO", "cowhand cp VM:FILE -"]);
+    lab.run(&["cp", "web:/root/there", fifo.to_str().unwrap()])
+        .fails(5, &["FIFO", "cowhand cp VM:FILE -"]);
     assert!(std::os::unix::fs::FileTypeExt::is_fifo(&fifo.metadata().unwrap().file_type()));
     assert!(std::fs::read(&back).unwrap() == bytes, "the file came back changed");
     lab.run(&["cp", "web:/no/such/file", back.to_str().unwrap()]).fails(3, &["/no/such/file"]);
     // Standard output and input.
     let shown = lab.command(&["cp", "web:/root/there", "-"]).output().unwrap();
-    assert!(shown.status.success() && shown.stdout == bytes, "{:?}", String::from_utf8_lossy(&shown.stderr));
+    assert!(
+        shown.status.success() && shown.stdout == bytes,
+        "{:?}",
+        String::from_utf8_lossy(&shown.stderr)
+    );
     assert_eq!(lab.run(&["cp", "web:/no/such/file", "-"]).fails(3, &["/no/such/file"]).out, "");
     lab.run(&["cp", "web:/root", "-"]).fails(5, &["is a directory"]);
-    let mut child = lab.command(&["cp", "-", "web:/root/said"]).stdin(Stdio::piped()).spawn().unwrap();
+    let mut child =
+        lab.command(&["cp", "-", "web:/root/said"]).stdin(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(b"from here\n").unwrap();
     assert!(child.wait().unwrap().success());
     assert_eq!(lab.read("web", "/root/said").as_deref(), Some("from here"));
     lab.run(&["cp", "-", "web:/root/"]).fails(2, &["cowhand cp - web:/root/NAME"]);
     // One that waits for its input can be ended.
-    let mut child = lab.command(&["cp", "-", "web:/root/never"]).stdin(Stdio::piped()).spawn().unwrap();
+    let mut child =
+        lab.command(&["cp", "-", "web:/root/never"]).stdin(Stdio::piped()).spawn().unwrap();
     let open = || std::fs::read_dir(format!("/proc/{}/fd", child.id())).unwrap().flatten();
-    let is_waiting = || open().any(|fd| std::fs::read_link(fd.path()).is_ok_and(|file| file.ends_with("file")));
+    let is_waiting =
+        || open().any(|fd| std::fs::read_link(fd.path()).is_ok_and(|file| file.ends_with("file")));
     eventually("a file for its input", is_waiting);
     terminate(child.id());
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert!(std::fs::read(&back).unwrap() == bytes, "a failed copy damaged the target");
 
     // The serial console: what the guest printed is kept, and can be talked to.
-    eventually("the guest's greeting", || lab.ok(&["logs", "web"]).contains("cowhand tiny guest is up"));
-    let mut console = lab.command(&["console", "web"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    eventually("the guest's greeting", || {
+        lab.ok(&["logs", "web"]).contains("cowhand tiny guest is up")
+    });
+    let mut console = lab
+        .command(&["console", "web"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     console.stdin.take().unwrap().write_all(b"\necho con''sole\n").unwrap();
     assert!(Done::from(console.wait_with_output().unwrap()).ok().contains("console\r\n"));
 
@@ -102,9 +126,17 @@ fn a_guest_can_be_spoken_to_stopped_and_started_again() {
 fn a_guest_without_an_agent_is_stopped_by_its_power_button() {
     let lab = Lab::new();
     lab.booted("web");
-    // At the console, because the agent cannot say that it has ended; init would start it again. The quotes tell the echo from the answer.
-    let end = "sed -i /agent/d /etc/inittab; kill -HUP 1; while killall -q qemu-ga; do sleep 0.1; done; echo The agent is '' gone\n";
-    let mut console = lab.command(&["console", "web"]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    // At the console, because the agent cannot say that it has ended; init would start it again.
+    // The quotes tell the echo from the answer.
+    let end = "sed -i /agent/d /etc/inittab; kill -HUP 1; \
+               while killall -q qemu-ga; do sleep 0.1; done; \
+               echo The agent is '' gone\n";
+    let mut console = lab
+        .command(&["console", "web"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
     console.stdin.take().unwrap().write_all(end.as_bytes()).unwrap();
     assert!(console.wait().unwrap().success());
     eventually("the agent's end", || lab.ok(&["logs", "web"]).contains("The agent is  gone"));
@@ -150,7 +182,9 @@ fn the_printed_plan_starts_the_vm_when_a_shell_runs_it() {
     let argv = lab.json(&["plan", "web"]);
     assert!(argv.as_array().unwrap().iter().any(|arg| arg == "-nodefaults"));
     let mut shell = Command::new("sh").args(["-c", &format!("exec {line}")]).spawn().unwrap();
-    eventually("a guest that prints", || lab.run(&["logs", "web"]).out.contains("cowhand tiny guest is up"));
+    eventually("a guest that prints", || {
+        lab.run(&["logs", "web"]).out.contains("cowhand tiny guest is up")
+    });
     // It is seen, though we did not start it.
     assert_eq!(lab.state("web"), "running");
     lab.run(&["start", "web"]).fails(5, &["running already"]);
@@ -207,8 +241,10 @@ fn a_forwarded_port_leads_to_the_guest_and_a_taken_one_is_named() {
     lab.sh("web", "true");
     // Nothing is made that could not run.
     lab.ok(&["create", "blank", "--size", "64M"]);
-    lab.run(&["clone", "blank", "new", "--start", "-p", &format!("{taken}:22")]).fails(5, &["it leads into web"]);
-    lab.run(&["run", "blank", "-p", &format!("{taken}:22"), "--", "true"]).fails(125, &["it leads into web"]);
+    lab.run(&["clone", "blank", "new", "--start", "-p", &format!("{taken}:22")])
+        .fails(5, &["it leads into web"]);
+    lab.run(&["run", "blank", "-p", &format!("{taken}:22"), "--", "true"])
+        .fails(125, &["it leads into web"]);
     lab.ok(&["set", "blank", &format!("ports={taken}:22")]);
     for verb in ["start", "plan"] {
         lab.run(&[verb, "blank"]).fails(5, &["it leads into web"]);
@@ -220,7 +256,9 @@ fn a_forwarded_port_leads_to_the_guest_and_a_taken_one_is_named() {
         stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
         std::io::read_to_string(stream).ok()
     };
-    eventually("the guest's page", || fetch().is_some_and(|page| page.contains("hello from the tiny guest")));
+    eventually("the guest's page", || {
+        fetch().is_some_and(|page| page.contains("hello from the tiny guest"))
+    });
 }
 
 #[test]
@@ -238,7 +276,9 @@ fn one_broken_vm_is_listed_as_broken_and_all_others_work() {
     let rows = lab.json(&["ls"]);
     let row = |name: &str| rows.as_array().unwrap().iter().find(|row| row["name"] == name).unwrap();
     assert_eq!(row("good")["state"], "stopped");
-    for (name, reason) in [("typo", "cpuz"), ("empty", "empty"), ("torn", "EOF"), ("newer", "newer version")] {
+    for (name, reason) in
+        [("typo", "cpuz"), ("empty", "empty"), ("torn", "EOF"), ("newer", "newer version")]
+    {
         assert_eq!(row(name)["state"], "broken");
         assert!(row(name)["reason"].as_str().unwrap().contains(reason), "{}", row(name));
         lab.run(&["start", name]).fails(8, &[reason]);
@@ -252,15 +292,18 @@ fn one_broken_vm_is_listed_as_broken_and_all_others_work() {
 fn a_guest_somebody_left_frozen_is_said_to_be_and_never_waited_for_without_end() {
     let lab = Lab::new();
     lab.booted("web");
-    let pipe = |name: &str| std::fs::canonicalize(lab.store().join("vms/web/run").join(name)).unwrap();
+    let pipe =
+        |name: &str| std::fs::canonicalize(lab.store().join("vms/web/run").join(name)).unwrap();
     let mut output = std::fs::File::options().write(true).open(pipe("agent.in")).unwrap();
     output.write_all(b"{\"execute\": \"guest-fsfreeze-freeze\"}\n").unwrap();
     let mut input = std::fs::File::open(pipe("agent.out")).unwrap();
     std::io::Read::read(&mut input, &mut [0; 64]).unwrap();
     drop((input, output));
-    lab.run(&["exec", "--agent-timeout", "3", "web", "--", "true"]).fails(125, &["stay frozen", "cowhand console web"]);
+    lab.run(&["exec", "--agent-timeout", "3", "web", "--", "true"])
+        .fails(125, &["stay frozen", "cowhand console web"]);
     // What somebody else has frozen is not ours to thaw, and not ours to rely on.
-    lab.run(&["snapshot", "create", "web", "s", "--quiesce", "require"]).fails(5, &["frozen already"]);
+    lab.run(&["snapshot", "create", "web", "s", "--quiesce", "require"])
+        .fails(5, &["frozen already"]);
     let taken = lab.json(&["snapshot", "create", "web", "s"]);
     assert_eq!(taken["quiesced"], false);
     // It would wake up as it is.
@@ -273,12 +316,19 @@ fn a_guest_somebody_left_frozen_is_said_to_be_and_never_waited_for_without_end()
 fn piped_input_gets_its_answer_from_a_guest_that_is_slow() {
     let lab = Lab::new();
     lab.booted("web");
-    eventually("the guest's shell", || lab.ok(&["logs", "web"]).contains("cowhand tiny guest is up"));
+    eventually("the guest's shell", || {
+        lab.ok(&["logs", "web"]).contains("cowhand tiny guest is up")
+    });
     // Nobody has said anything for a while when the input ends, because the guest stands still.
     let qemu = Pid::from_raw(lab.pid("web"));
     signal::kill(qemu, Signal::SIGSTOP).unwrap();
     let began = Instant::now();
-    let mut console = lab.command(&["console", "web"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut console = lab
+        .command(&["console", "web"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     console.stdin.take().unwrap().write_all(b"\necho con''sole\n").unwrap();
     let mut left = false;
     while began.elapsed() < Duration::from_secs(3) && !left {
@@ -300,8 +350,11 @@ fn a_qemu_that_was_killed_and_lives_on_is_not_called_stopped() {
     lab.ok(&["create", "stuck", "--size", "64M", "--memory", "64M", "--net", "none"]);
     lab.ok(&["start", "stuck"]);
     let Some(freezer) = Freezer::new(NAME, lab.pid("stuck")) else { return };
-    let patient = |args: &[&str]| -> Done { lab.command(args).env("COWHAND_PATIENCE", "2").output().unwrap().into() };
-    patient(&["stop", "--force", "stuck"]).fails(7, &["was killed, and has not ended", "cowhand show stuck"]);
+    let patient = |args: &[&str]| -> Done {
+        lab.command(args).env("COWHAND_PATIENCE", "2").output().unwrap().into()
+    };
+    patient(&["stop", "--force", "stuck"])
+        .fails(7, &["was killed, and has not ended", "cowhand show stuck"]);
     assert_eq!(lab.json(&["show", "stuck"])["state"], "running");
     // Its disk is in use.
     patient(&["rm", "--force", "stuck"]).fails(7, &["stuck"]);
@@ -311,7 +364,8 @@ fn a_qemu_that_was_killed_and_lives_on_is_not_called_stopped() {
     lab.ok(&["rm", "stuck"]);
 }
 
-/// A process that not even SIGKILL ends, as one that waits for a disk in the kernel, until this is dropped: in the freezer of cgroup v1.
+/// A process that not even SIGKILL ends, as one that waits for a disk in the kernel, until this is
+/// dropped: in the freezer of cgroup v1.
 struct Freezer(PathBuf);
 
 impl Freezer {
@@ -345,11 +399,13 @@ fn logs_that_are_followed_end_with_the_vm_and_ctrl_c_is_no_error() {
     lab.ok(&["start", "--paused", "web"]);
     let follow = || {
         let args = ["logs", "--follow", "web"];
-        let child = lab.command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let child =
+            lab.command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         // It listens to SIGINT, and so it is at the end of the log.
         eventually("a handler of SIGINT", || {
             let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
-            let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap().trim();
+            let caught =
+                status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap().trim();
             u64::from_str_radix(caught, 16).unwrap() & 2 != 0
         });
         child
@@ -371,7 +427,8 @@ fn a_stopped_vm_gets_another_machine_type_and_is_told_which_memory_stays_behind(
     let before = lab.json(&["show", "web"])["machine"].clone();
     lab.ok(&["start", "--paused", "web"]);
     lab.ok(&["snapshot", "create", "web", "m", "--memory"]);
-    // Whatever becomes of a second one: its guest stands still because its memory was saved, and QEMU lives.
+    // Whatever becomes of a second one: its guest stands still because its memory was saved, and
+    // QEMU lives.
     lab.run(&["snapshot", "create", "web", "again", "--memory"]);
     assert_eq!(lab.state("web"), "paused");
     lab.run(&["set", "web", "machine=pc-q35-7.1"]).fails(5, &["stop it first"]);

@@ -1,7 +1,8 @@
-//! Real QEMU, real guests, real files. A test says in its name what the user would lose if it failed.
+//! Real QEMU, real guests, real files. A test says in its name what the user would lose if it
+//! failed.
 //!
-//! The guests come from `scripts/guest`; `COWHAND_QEMU` chooses the QEMU. Each test has a store and sockets of its own, and its
-//! VMs end with it.
+//! The guests come from `scripts/guest`; `COWHAND_QEMU` chooses the QEMU. Each test has a store and
+//! sockets of its own, and its VMs end with it.
 #![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs)]
 
 mod lab;
@@ -10,6 +11,7 @@ mod autostart;
 mod buses;
 mod clones;
 mod cloud_init;
+mod concurrency;
 mod content;
 mod copied;
 mod crash;
@@ -19,8 +21,8 @@ mod debian;
 mod disks;
 mod doctor;
 mod documentation;
-mod engine;
 mod exchanged;
+mod exhaustion;
 mod export;
 mod faults;
 mod faults_running;
@@ -38,6 +40,7 @@ mod lifecycle;
 mod locks;
 mod memory;
 mod merges;
+mod model_based;
 mod networks;
 mod not_files;
 mod odd_words;
@@ -49,10 +52,8 @@ mod seal;
 mod snapshots;
 mod templates;
 mod tier;
-mod together;
 mod tree;
 mod uefi;
 mod undo;
 mod user;
 mod warm;
-mod world;

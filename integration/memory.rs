@@ -1,15 +1,22 @@
-//! Snapshots with memory: disks and memory of one instant, a guest that goes on where it was, and refusals where it could not.
+//! Snapshots with memory: disks and memory of one instant, a guest that goes on where it was, and
+//! refusals where it could not.
 
 use std::path::PathBuf;
 
 use crate::lab::{Lab, eventually, kill};
 
 /// A loop in the guest that writes one number to memory and to the disk, again and again.
-const COUNT: &str = "rm -f /tmp/n; (i=0; while :; do i=$((i+1)); echo $i > /tmp/m; echo $i > /root/n.new; mv /root/n.new /root/n; mv /tmp/m /tmp/n; done) >/dev/null 2>&1 & sleep 1; cat /tmp/n";
+const COUNT: &str = "rm -f /tmp/n; (i=0; while :; do i=$((i+1)); echo $i > /tmp/m; \
+                     echo $i > /root/n.new; mv /root/n.new /root/n; mv /tmp/m /tmp/n; \
+                     done) >/dev/null 2>&1 & sleep 1; cat /tmp/n";
 
 fn counters(lab: &Lab, vm: &str) -> (i64, i64) {
-    // The loop is stopped, so that both numbers are of the same moment: the one on the disk is at most one ahead.
-    let text = lab.sh(vm, "kill -STOP $(pidof sh | tr ' ' '\\n' | grep -v $$) 2>/dev/null; cat /tmp/n /root/n");
+    // The loop is stopped, so that both numbers are of the same moment: the one on the disk is at
+    // most one ahead.
+    let text = lab.sh(
+        vm,
+        "kill -STOP $(pidof sh | tr ' ' '\\n' | grep -v $$) 2>/dev/null; cat /tmp/n /root/n",
+    );
     let mut numbers = text.lines().map(|line| line.trim().parse().unwrap());
     (numbers.next().unwrap(), numbers.next().unwrap())
 }
@@ -30,14 +37,22 @@ fn memory_and_disk_come_back_from_the_same_instant() {
     lab.sh("web", COUNT);
     let taken = lab.json(&["snapshot", "create", "web", "s", "--memory"]);
     assert_eq!((&taken["memory"], &taken["vm_state"]), (&true.into(), &"running".into()));
-    assert!(taken["pause_ms"].as_f64().unwrap() > 0.0 && taken["memory_bytes"].as_u64().unwrap() > 1 << 20, "{taken}");
+    assert!(
+        taken["pause_ms"].as_f64().unwrap() > 0.0
+            && taken["memory_bytes"].as_u64().unwrap() > 1 << 20,
+        "{taken}"
+    );
     assert_eq!(lab.state("web"), "running", "the guest goes on while its memory is written");
     let before = uptime(&lab, "web");
     lab.sh("web", "touch /tmp/later /root/later && sync");
     lab.ok(&["snapshot", "revert", "web@s"]);
     let back = counters(&lab, "web");
     assert!(back.0 > 0, "nothing counts any more");
-    assert_eq!(lab.sh("web", "ls /tmp/later /root/later 2>/dev/null | wc -l").trim(), "0", "what came later is there");
+    assert_eq!(
+        lab.sh("web", "ls /tmp/later /root/later 2>/dev/null | wc -l").trim(),
+        "0",
+        "what came later is there"
+    );
     assert!((0..=1).contains(&(back.1 - back.0)), "memory says {}, the disk {}", back.0, back.1);
     let after = uptime(&lab, "web");
     assert!(after > 2.0 && after < before + 60.0, "uptime went from {before} to {after}");
@@ -89,7 +104,8 @@ fn a_paused_guest_stays_paused_and_can_be_worked_on_after_its_memory_was_saved()
     lab.ok(&["snapshot", "create", "web", "s2"]);
     let merged = lab.ok(&["snapshot", "rm", "web@s2"]);
     assert!(merged.contains("committed"), "QEMU must have its disks back: {merged}");
-    // Until the guest has run, a QEMU may not be able to save the same memory once more: then nothing happens.
+    // Until the guest has run, a QEMU may not be able to save the same memory once more: then
+    // nothing happens.
     let before = lab.fingerprint();
     let again = lab.run(&["snapshot", "create", "web", "s3", "--memory"]);
     if again.code != 0 {
@@ -136,7 +152,9 @@ fn a_restore_that_fails_half_way_leaves_the_vm_where_it_was() {
 #[test]
 fn a_snapshot_there_is_no_room_for_is_refused_before_anything_happens() {
     let lab = Lab::new();
-    let Some(small) = crate::lab::SmallDisk::new("a_snapshot_there_is_no_room_for", 48) else { return };
+    let Some(small) = crate::lab::SmallDisk::new("a_snapshot_there_is_no_room_for", 48) else {
+        return;
+    };
     let run = |args: &[&str]| -> crate::lab::Done {
         lab.command(args).env("COWHAND_STORE", small.path().join("store")).output().unwrap().into()
     };
@@ -190,7 +208,8 @@ mod full {
         lab.sh("web", "dd if=/dev/urandom of=/tmp/fill bs=1M count=60 2>/dev/null");
         for round in 0..4 {
             let name = format!("s{round}");
-            let child = lab.spawn(&["snapshot", "create", "web", &name, "--memory", "--compress", "zstd"]);
+            let child =
+                lab.spawn(&["snapshot", "create", "web", &name, "--memory", "--compress", "zstd"]);
             std::thread::sleep(std::time::Duration::from_millis(20 + 60 * round));
             kill(child.id().cast_signed());
             child.wait_with_output().unwrap();
@@ -198,7 +217,11 @@ mod full {
             lab.sh("web", &format!("echo {round} > /root/a; sync"));
             eventually("the guest to run", || lab.state("web") == "running");
             lab.ok(&["snapshot", "ls", "web"]);
-            assert!(!images(&lab).iter().any(|path| path.to_str().unwrap().ends_with(".part")), "{:?}", images(&lab));
+            assert!(
+                !images(&lab).iter().any(|path| path.to_str().unwrap().ends_with(".part")),
+                "{:?}",
+                images(&lab)
+            );
             assert_eq!(lab.read("web", "/root/a").unwrap(), round.to_string());
         }
         lab.ok(&["snapshot", "create", "web", "whole", "--memory"]);

@@ -1,13 +1,15 @@
-//! Merges whose data does not reach the disk: the layers stay as they were, the message says why, and with the disk well again they are merged.
+//! Merges whose data does not reach the disk: the layers stay as they were, the message says why,
+//! and with the disk well again they are merged.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::exhaustion::Filler;
 use crate::lab::{Done, Lab};
 use crate::tier;
-use crate::world::Filler;
 
-/// A merge of every kind, done by `snapshot rm`: which snapshot goes, and how many MiB lie in the layer of the first, of the second, and in the active one.
+/// A merge of every kind, done by `snapshot rm`: which snapshot goes, and how many MiB lie in the
+/// layer of the first, of the second, and in the active one.
 struct Kind {
     name: &'static str,
     removed: &'static str,
@@ -28,9 +30,14 @@ impl Kind {
     fn make(&self, lab: &Lab) {
         lab.ok(&["create", self.name, "--size", "80M", "--memory", "64M", "--net", "none"]);
         for (at, snapshot) in [Some("first"), Some("second"), None].into_iter().enumerate() {
-            let head = lab.store().join("layers").join(format!("{}.qcow2", lab.chain(self.name)[0]));
+            let head =
+                lab.store().join("layers").join(format!("{}.qcow2", lab.chain(self.name)[0]));
             let command = format!("write -P {} {}M {}M", at + 1, at * 24, self.written[at]);
-            let done = Command::new("qemu-io").args(["-f", "qcow2", "-c", &command]).arg(head).output().unwrap();
+            let done = Command::new("qemu-io")
+                .args(["-f", "qcow2", "-c", &command])
+                .arg(head)
+                .output()
+                .unwrap();
             assert!(done.status.success(), "{done:?}");
             if let Some(snapshot) = snapshot {
                 lab.ok(&["snapshot", "create", self.name, snapshot]);
@@ -59,7 +66,8 @@ impl Kind {
     }
 }
 
-/// QEMU and its storage daemon, in a directory of their own. They open the file of one layer through `blkdebug`, which lets every flush of it fail.
+/// QEMU and its storage daemon, in a directory of their own. They open the file of one layer
+/// through `blkdebug`, which lets every flush of it fail.
 fn unable_to_flush(directory: &Path, layer: &str) -> PathBuf {
     std::fs::create_dir_all(directory).unwrap();
     let rewrite = format!(
@@ -72,12 +80,14 @@ fn unable_to_flush(directory: &Path, layer: &str) -> PathBuf {
             file=${{BASH_REMATCH[2]}}
             file=${{file/'"node-name":"f-{layer}",'/}}
             file=${{file/',"node-name":"f-{layer}"'/}}
-            text='{{"driver":"blkdebug","node-name":"f-{layer}","inject-error":[{{"event":"none","iotype":"flush","errno":5}}],"image":'
+            text='{{"driver":"blkdebug","node-name":"f-{layer}",'
+            text+='"inject-error":[{{"event":"none","iotype":"flush","errno":5}}],"image":'
             text=${{BASH_REMATCH[1]}}$text$file}}${{BASH_REMATCH[3]}}
         }}
         "#
     );
-    let qemu = std::env::var("COWHAND_QEMU").unwrap_or_else(|_| "/usr/bin/qemu-system-x86_64".to_owned());
+    let qemu =
+        std::env::var("COWHAND_QEMU").unwrap_or_else(|_| "/usr/bin/qemu-system-x86_64".to_owned());
     let system = format!(
         r#"args=()
         for arg; do rewrite "$arg"; args+=("$text"); done
@@ -85,14 +95,23 @@ fn unable_to_flush(directory: &Path, layer: &str) -> PathBuf {
     );
     // The daemon behind a relay; it ends with the relay.
     let daemon = r#"fd=${2##*fd=}
-        coproc daemon { eval "exec $fd>&-"; exec setpriv --pdeathsig KILL /usr/bin/qemu-storage-daemon --chardev stdio,id=qmp --monitor chardev=qmp; }
+        coproc daemon {
+            eval "exec $fd>&-"
+            exec setpriv --pdeathsig KILL /usr/bin/qemu-storage-daemon \
+                --chardev stdio,id=qmp --monitor chardev=qmp
+        }
         exec {from}<&"${daemon[0]}" {to}>&"${daemon[1]}"
         while read -r -u "$fd" line; do rewrite "$line"; printf '%s\n' "$text" >&"$to"; done &
         exec {to}>&-
         cat <&"$from" >&"$fd""#;
-    for (name, script) in [("qemu-system-x86_64", system.as_str()), ("qemu-storage-daemon", daemon)] {
+    for (name, script) in [("qemu-system-x86_64", system.as_str()), ("qemu-storage-daemon", daemon)]
+    {
         std::fs::write(directory.join(name), format!("{rewrite}{script}\n")).unwrap();
-        std::fs::set_permissions(directory.join(name), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        std::fs::set_permissions(
+            directory.join(name),
+            std::os::unix::fs::PermissionsExt::from_mode(0o755),
+        )
+        .unwrap();
     }
     directory.join("qemu-system-x86_64")
 }
@@ -111,15 +130,24 @@ fn was_kept(lab: &Lab, kind: &Kind, done: Done, chain: &[String], why: &[&str]) 
 /// With the disk well again, what is hidden is merged, and no point has changed.
 #[track_caller]
 fn is_merged_later(lab: &Lab, kind: &Kind, bytes: &[Vec<u8>; 2]) {
-    assert!(kind.bytes(lab) == *bytes, "{}: the merge that failed has changed something", kind.name);
+    assert!(
+        kind.bytes(lab) == *bytes,
+        "{}: the merge that failed has changed something",
+        kind.name
+    );
     lab.ok(&["gc"]);
     assert_eq!(lab.chain(kind.name).len(), 2, "{}", kind.name);
     assert!(kind.bytes(lab) == *bytes, "{}: the merge has changed something", kind.name);
     let rows = lab.json(&["disk", "check", kind.name]);
-    assert!(rows.as_array().unwrap().iter().all(|row| row["damaged"] == false), "{}: {rows}", kind.name);
+    assert!(
+        rows.as_array().unwrap().iter().all(|row| row["damaged"] == false),
+        "{}: {rows}",
+        kind.name
+    );
 }
 
-/// `stop` of QMP says nothing of a flush that failed: what was merged would be in no layer after the next power cut.
+/// `stop` of QMP says nothing of a flush that failed: what was merged would be in no layer after
+/// the next power cut.
 #[test]
 fn a_merge_whose_flush_fails_keeps_the_layers_running_or_stopped() {
     let lab = Lab::new();
@@ -139,7 +167,8 @@ fn a_merge_whose_flush_fails_keeps_the_layers_running_or_stopped() {
         kind.make(&lab);
         let (chain, bytes) = (lab.chain(kind.name), kind.bytes(&lab));
         let qemu = unable_to_flush(&lab.path().join(kind.name), &kind.target(&lab));
-        let started = lab.command(&["start", kind.name]).env("COWHAND_QEMU", &qemu).output().unwrap();
+        let started =
+            lab.command(&["start", kind.name]).env("COWHAND_QEMU", &qemu).output().unwrap();
         Done::from(started).ok();
         let done = kind.remove(&lab).output().unwrap().into();
         was_kept(&lab, kind, done, &chain, &why);

@@ -32,7 +32,8 @@ fn warm(lab: &Lab, network: &str) {
 }
 
 /// The guest has got its address, and from a DHCP server.
-const READY: &str = "for i in $(seq 300); do ip -4 addr show dev eth0 | grep -q 'inet 10.0.2.15/.* dynamic' && exit; sleep 1; done; exit 1";
+const READY: &str = "for i in $(seq 300); do ip -4 addr show dev eth0 | \
+                     grep -q 'inet 10.0.2.15/.* dynamic' && exit; sleep 1; done; exit 1";
 
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
@@ -48,7 +49,8 @@ fn greets(port: u16) {
     });
 }
 
-/// The ports of two clones and of a run are answered, and the guests have one address with a way out.
+/// The ports of two clones and of a run are answered, and the guests have one address with a way
+/// out.
 fn ports_are_answered(network: &str) {
     let lab = Lab::new();
     warm(&lab, network);
@@ -56,15 +58,26 @@ fn ports_are_answered(network: &str) {
         let port = free_port();
         lab.ok(&["clone", "--warm", "-p", &format!("127.0.0.1:{port}:22"), network, name]);
         greets(port);
-        let addresses = lab.ok(&["exec", name, "--", "ip", "-4", "-br", "address", "show", "dev", "eth0"]);
-        let found: Vec<&str> = addresses.split_whitespace().filter(|word| word.contains('/')).collect();
+        let addresses =
+            lab.ok(&["exec", name, "--", "ip", "-4", "-br", "address", "show", "dev", "eth0"]);
+        let found: Vec<&str> =
+            addresses.split_whitespace().filter(|word| word.contains('/')).collect();
         assert_eq!(found, ["10.0.2.15/24"], "{addresses}");
         let routes = lab.ok(&["exec", name, "--", "ip", "route"]);
         assert!(routes.contains("default via 10.0.2.2"), "{routes}");
         lab.ok(&["stop", "--force", name]);
     }
     let port = free_port();
-    let mut run = lab.spawn(&["run", "--warm", "-p", &format!("127.0.0.1:{port}:22"), network, "--", "sleep", "1000"]);
+    let mut run = lab.spawn(&[
+        "run",
+        "--warm",
+        "-p",
+        &format!("127.0.0.1:{port}:22"),
+        network,
+        "--",
+        "sleep",
+        "1000",
+    ]);
     greets(port);
     terminate(run.id());
     run.wait().unwrap();

@@ -1,4 +1,5 @@
-//! What lies in the place of a file of the store and is none: it keeps nobody waiting, stops its own VM, and no other.
+//! What lies in the place of a file of the store and is none: it keeps nobody waiting, stops its
+//! own VM, and no other.
 
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -47,11 +48,17 @@ fn clear(path: &Path) {
 fn places(lab: &Lab) -> Vec<(&'static str, PathBuf)> {
     let directory = lab.store().join("vms/vm0");
     let head = lab.store().join("layers").join(format!("{}.qcow2", lab.chain("vm0")[0]));
-    let mut places: Vec<_> =
-        [("record", File::Record), ("spare", File::Spare), ("journal", File::Journal), ("entry", File::TrashEntry)]
-            .map(|(name, file)| (name, file.path(lab, "vm0")))
-            .into();
-    places.extend(["lock", "run.lock", "agent.lock", "qemu.log"].map(|name| (name, directory.join(name))));
+    let mut places: Vec<_> = [
+        ("record", File::Record),
+        ("spare", File::Spare),
+        ("journal", File::Journal),
+        ("entry", File::TrashEntry),
+    ]
+    .map(|(name, file)| (name, file.path(lab, "vm0")))
+    .into();
+    places.extend(
+        ["lock", "run.lock", "agent.lock", "qemu.log"].map(|name| (name, directory.join(name))),
+    );
     places.push(("layer", head));
     places
 }
@@ -63,8 +70,10 @@ fn what_is_no_file_in_the_place_of_one_keeps_nobody_waiting_and_stops_no_other_v
     for (at, (place, path)) in places(&lab).into_iter().enumerate() {
         let kinds = Kind::ALL.into_iter().enumerate();
         // A file of any length is a log or a lock.
-        let fits =
-            |kind: Kind| kind != Kind::Endless || !["lock", "run.lock", "agent.lock", "qemu.log"].contains(&place);
+        let fits = |kind: Kind| {
+            kind != Kind::Endless
+                || !["lock", "run.lock", "agent.lock", "qemu.log"].contains(&place)
+        };
         let kinds = kinds.filter(|(number, kind)| {
             fits(*kind) && (*number == at % 5 || tier::first_or(false, true) || *kind == Kind::Fifo)
         });
@@ -105,7 +114,10 @@ fn what_is_no_file_in_the_place_of_one_keeps_nobody_waiting_and_stops_no_other_v
             assert!(!mended.err.contains("error:"), "{what}: {mended:?}");
             let again = lab.run(&["doctor", "vm0"]);
             if place == "layer" {
-                assert!(again.code == 1 && again.out.contains("layer"), "{what}: {mended:?} {again:?}");
+                assert!(
+                    again.code == 1 && again.out.contains("layer"),
+                    "{what}: {mended:?} {again:?}"
+                );
             } else if place != "entry" {
                 assert_eq!(again.code, 0, "{what}: {mended:?} {again:?}");
                 lab.ok(&["set", "vm0", "tag.a=b"]);
@@ -127,7 +139,8 @@ fn what_is_no_file_in_the_place_of_one_keeps_nobody_waiting_and_stops_no_other_v
     lab.check_images();
 }
 
-/// The store's own: commands that need them fail at once, and `doctor --repair` moves what is there away.
+/// The store's own: commands that need them fail at once, and `doctor --repair` moves what is there
+/// away.
 #[test]
 fn what_is_no_file_in_the_place_of_one_of_the_stores_own_is_an_error_at_once() {
     let lab = store_of(1);
@@ -143,7 +156,8 @@ fn what_is_no_file_in_the_place_of_one_of_the_stores_own_is_an_error_at_once() {
         ("slots/queue.lock", false),
     ] {
         let is_directory = ["sealing", "ram", "slots"].contains(&name);
-        for kind in Kind::ALL[..4].iter().filter(|kind| **kind != Kind::Directory || !is_directory) {
+        for kind in Kind::ALL[..4].iter().filter(|kind| **kind != Kind::Directory || !is_directory)
+        {
             let path = lab.store().join(name);
             std::fs::create_dir_all(lab.store().join("slots")).unwrap();
             clear(&path);

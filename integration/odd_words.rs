@@ -1,4 +1,5 @@
-//! Words of users and paths of hosts reach programs, QMP and option lists as they are: nothing in them is ever a shell's, a list's or a format's.
+//! Words of users and paths of hosts reach programs, QMP and option lists as they are: nothing in
+//! them is ever a shell's, a list's or a format's.
 
 use std::path::PathBuf;
 
@@ -8,15 +9,22 @@ use crate::lab::{Done, Lab};
 fn paths_with_everything_in_them_work_for_the_whole_job() {
     let lab = Lab::new();
     let marker = lab.path().join("pwned");
-    let touch = format!("$(touch {0})`touch {0}`;touch {0};", marker.file_name().unwrap().to_str().unwrap());
-    let store: PathBuf = lab.path().join(format!("s,t=o json:{{\"x\":1}} %s%n \"q\" 'x' \\ {touch}\nline"));
+    let touch = format!(
+        "$(touch {0})`touch {0}`;touch {0};",
+        marker.file_name().unwrap().to_str().unwrap()
+    );
+    let store: PathBuf =
+        lab.path().join(format!("s,t=o json:{{\"x\":1}} %s%n \"q\" 'x' \\ {touch}\nline"));
     let runtime = lab.path().join("r,u=n %s 'x'");
     std::fs::create_dir(&runtime).unwrap();
     let disk = lab.path().join("json:{\"driver\":\"null-co\"},x=raw %d \"q\"\n.img");
     std::fs::write(&disk, vec![7; 1 << 20]).unwrap();
     let run = |args: &[&str]| -> Done {
         let mut command = lab.command(args);
-        command.env("COWHAND_STORE", &store).env("XDG_RUNTIME_DIR", &runtime).current_dir(lab.path());
+        command
+            .env("COWHAND_STORE", &store)
+            .env("XDG_RUNTIME_DIR", &runtime)
+            .current_dir(lab.path());
         command.output().unwrap().into()
     };
     let words = format!("x,y=z json:{{}} %s%n \"q\" 'x' \\ {touch}\nline");
@@ -60,7 +68,8 @@ fn paths_with_everything_in_them_work_for_the_whole_job() {
         run(args).ok();
     }
     assert_eq!(std::fs::read(out).unwrap(), std::fs::read(disk).unwrap());
-    let shown: serde_json::Value = serde_json::from_str(&run(&["--format", "json", "show", "web"]).ok()).unwrap();
+    let shown: serde_json::Value =
+        serde_json::from_str(&run(&["--format", "json", "show", "web"]).ok()).unwrap();
     assert_eq!(shown["tags"]["a"], words);
     let snapshots: serde_json::Value =
         serde_json::from_str(&run(&["--format", "json", "snapshot", "ls", "web"]).ok()).unwrap();
@@ -71,7 +80,10 @@ fn paths_with_everything_in_them_work_for_the_whole_job() {
 #[test]
 fn names_that_could_be_anything_else_are_refused() {
     let lab = Lab::new();
-    for name in ["a,b", "../x", "json:{}", "a b", "a\nb", "%s", "-x", ".x", "a/b", "", "ä", "a@b", "$(x)", "a;b"] {
+    for name in [
+        "a,b", "../x", "json:{}", "a b", "a\nb", "%s", "-x", ".x", "a/b", "", "ä", "a@b", "$(x)",
+        "a;b",
+    ] {
         let done = lab.run(&["create", "--size", "1M", "--", name]);
         assert_eq!(done.code, 2, "{name:?}: {done:?}");
     }

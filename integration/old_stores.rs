@@ -39,7 +39,13 @@ impl Old {
     fn unpack(archive: &Path) -> Self {
         let lab = Lab::new();
         let (from, to) = (archive.to_str().unwrap(), lab.path().to_str().unwrap());
-        tool("tar", &["--extract", "--xz", "--xattrs", "--xattrs-include=user.*", "--file", from, "--directory", to]);
+        tool(
+            "tar",
+            &[
+                "--extract", "--xz", "--xattrs", "--xattrs-include=user.*", "--file", from,
+                "--directory", to,
+            ],
+        );
         let stem = from.strip_suffix(".tar.xz").unwrap();
         let release = Path::new(stem).file_name().unwrap().to_str().unwrap().to_owned();
         let facts = facts(&std::fs::read_to_string(format!("{stem}.facts")).unwrap());
@@ -48,7 +54,9 @@ impl Old {
 
     /// The VMs of which there is such an outcome.
     fn with(&self, outcomes: &[&str]) -> Vec<String> {
-        let has = |states: &BTreeMap<String, State>| outcomes.iter().any(|outcome| states.contains_key(*outcome));
+        let has = |states: &BTreeMap<String, State>| {
+            outcomes.iter().any(|outcome| states.contains_key(*outcome))
+        };
         self.facts.iter().filter(|(_, states)| has(states)).map(|(vm, _)| vm.clone()).collect()
     }
 
@@ -61,7 +69,9 @@ impl Old {
     fn expected(&self, vm: &str) -> &State {
         let states = &self.facts[vm];
         let later = self.outcomes.get(vm).and_then(|outcome| states.get(*outcome));
-        later.or_else(|| ["now", "before", "after"].iter().find_map(|outcome| states.get(*outcome))).unwrap()
+        later
+            .or_else(|| ["now", "before", "after"].iter().find_map(|outcome| states.get(*outcome)))
+            .unwrap()
     }
 
     /// These VMs are what the facts say.
@@ -70,7 +80,12 @@ impl Old {
             let (expected, found) = (self.expected(vm), state(&self.lab, vm));
             let what = format!("{} {vm}, {when}", self.release);
             assert_eq!(found.disks, expected.disks, "{what}");
-            assert_eq!(found.about.is_some(), expected.about.is_some(), "{what}: {:?}", found.about);
+            assert_eq!(
+                found.about.is_some(),
+                expected.about.is_some(),
+                "{what}: {:?}",
+                found.about
+            );
             let (Some(expected), Some(found)) = (&expected.about, &found.about) else { return };
             for (key, value) in expected.as_object().unwrap() {
                 assert_eq!(&found[key], value, "{what}: {key}");
@@ -85,17 +100,23 @@ impl Old {
     /// Nobody but these VMs has anything wrong with it.
     fn doctor(&self, except: &[String], when: &str) {
         let done = self.lab.run(&["--format", "json", "doctor"]);
-        let found: Vec<Value> = serde_json::from_str(&done.out).unwrap_or_else(|error| panic!("{error}: {done:?}"));
+        let found: Vec<Value> =
+            serde_json::from_str(&done.out).unwrap_or_else(|error| panic!("{error}: {done:?}"));
         let has_failed = found.iter().any(|finding| finding["level"] == "fail");
         assert_eq!(done.code, i32::from(has_failed), "{}, {when}: {done:?}", self.release);
         let is_bad = |finding: &&Value| finding["level"] == "warn" || finding["level"] == "fail";
         // Whether this host's QEMU has the machine still is another question.
         let is_hosts = |finding: &Value| finding["check"] == "start" || finding["check"] == "kvm";
         let is_expected = |finding: &Value| except.iter().any(|vm| finding["vm"] == vm.as_str());
-        let bad: Vec<_> = found.iter().filter(is_bad).filter(|one| !is_hosts(one) && !is_expected(one)).collect();
+        let bad: Vec<_> =
+            found.iter().filter(is_bad).filter(|one| !is_hosts(one) && !is_expected(one)).collect();
         assert!(bad.is_empty(), "{}, {when}: {bad:?}", self.release);
         for vm in except {
-            assert!(found.iter().any(|finding| finding["vm"] == vm.as_str()), "{}: nothing of {vm}", self.release);
+            assert!(
+                found.iter().any(|finding| finding["vm"] == vm.as_str()),
+                "{}: nothing of {vm}",
+                self.release
+            );
         }
     }
 
@@ -107,9 +128,14 @@ impl Old {
             let listed = listed.as_array().unwrap().iter().find(|one| one["name"] == vm.as_str());
             let is_there = self.facts[&vm]["now"].about.is_some();
             assert_eq!(listed.is_some(), is_there, "{} {vm}", self.release);
-            assert!(listed.is_none_or(|one| one["reason"].is_null()), "{} {listed:?}", self.release);
+            assert!(
+                listed.is_none_or(|one| one["reason"].is_null()),
+                "{} {listed:?}",
+                self.release
+            );
         }
-        let with_journal = |vm: &String| self.lab.store().join("vms").join(vm).join("journal.json").exists();
+        let with_journal =
+            |vm: &String| self.lab.store().join("vms").join(vm).join("journal.json").exists();
         let journals: Vec<String> = self.cut_short().into_iter().filter(with_journal).collect();
         assert!(journals.len() >= 10, "{}: {journals:?}", self.release);
         self.doctor(&journals, "as it was left");
@@ -148,7 +174,8 @@ impl Old {
             // They stay in a layer that nothing could be merged with.
             "snapshot create VM later --internal; snapshot revert VM@later; snapshot rm VM@later"
         } else {
-            "snapshot create VM later; clone VM@later VM-copy; snapshot revert VM@later; rm VM-copy; snapshot rm VM@later"
+            "snapshot create VM later; clone VM@later VM-copy; snapshot revert VM@later; rm \
+             VM-copy; snapshot rm VM@later"
         };
         for command in commands.replace("VM", vm).split("; ") {
             let done = self.lab.run(&command.split(' ').collect::<Vec<_>>());
@@ -189,7 +216,8 @@ fn facts(text: &str) -> Facts {
     let mut facts = Facts::new();
     for line in text.lines() {
         let words: Vec<&str> = line.splitn(4, ' ').collect();
-        let state = facts.entry(words[2].to_owned()).or_default().entry(words[1].to_owned()).or_default();
+        let state =
+            facts.entry(words[2].to_owned()).or_default().entry(words[1].to_owned()).or_default();
         match words[..] {
             ["none", ..] => {}
             ["about", _, _, about] => state.about = Some(serde_json::from_str(about).unwrap()),
@@ -215,8 +243,10 @@ fn state(lab: &Lab, vm: &str) -> State {
             format!("{vm}@{name} {kind} {}", snapshot["parent"].as_str().unwrap_or("-"))
         }));
     }
-    let disks = about["disks"].as_array().unwrap().iter().map(|disk| disk["target"].as_str().unwrap());
-    let disks = disks.flat_map(|disk| points.iter().map(move |point| line(lab, point, disk))).collect();
+    let disks =
+        about["disks"].as_array().unwrap().iter().map(|disk| disk["target"].as_str().unwrap());
+    let disks =
+        disks.flat_map(|disk| points.iter().map(move |point| line(lab, point, disk))).collect();
     State { about: Some(about), disks }
 }
 

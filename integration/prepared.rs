@@ -1,8 +1,10 @@
-//! Guests that are up already. Booting the tiny guest takes seconds under emulation, and to most tests it is only the way to a guest: so it is done once for
-//! each kind of guest, and a lab gets a copy of the store that came of it.
+//! Guests that are up already. Booting the tiny guest takes seconds under emulation, and to most
+//! tests it is only the way to a guest: so it is done once for each kind of guest, and a lab gets a
+//! copy of the store that came of it.
 //!
-//! The copy holds a VM with a snapshot of its memory. Going back to it and removing it leaves what `create` and `start` would have left, and a guest
-//! whose agent answers. Where starting a guest is what is tested, tests start one ([`Lab::booted_anew`]).
+//! The copy holds a VM with a snapshot of its memory. Going back to it and removing it leaves what
+//! `create` and `start` would have left, and a guest whose agent answers. Where starting a guest is
+//! what is tested, tests start one ([`Lab::booted_anew`]).
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -17,7 +19,8 @@ const NAME: &str = "web";
 /// The snapshot of its memory.
 const UP: &str = "is-up";
 
-/// Has the tiny guest ask for an address; it has the one that it will get, and says which one it got.
+/// Has the tiny guest ask for an address; it has the one that it will get, and says which one it
+/// got.
 pub const LEASE: &str = "udhcpc -f -n -q -i eth0 -s /bin/true 2>&1";
 
 impl Lab {
@@ -76,20 +79,25 @@ impl Lab {
         });
     }
 
-    /// Copies the store that `make` makes in an empty lab into this one, where there is none. It is made once for each cowhand, QEMU and guest;
-    /// `options` are what else it depends on.
+    /// Copies the store that `make` makes in an empty lab into this one, where there is none. It is
+    /// made once for each cowhand, QEMU and guest; `options` are what else it depends on.
     #[track_caller]
     pub fn prepared(&self, kind: &str, options: &[&str], make: impl FnOnce(&Lab)) {
-        let qemu = std::env::var_os("COWHAND_QEMU").unwrap_or_else(|| "/usr/bin/qemu-system-x86_64".into());
+        let qemu = std::env::var_os("COWHAND_QEMU")
+            .unwrap_or_else(|| "/usr/bin/qemu-system-x86_64".into());
         let cowhand: OsString = Lab::program();
         // Where it is kept says what it is of; what lies beside it, of which version of these.
         let place = Path::new(env!("CARGO_TARGET_TMPDIR"))
             .join("prepared")
             .join(format!("{kind}-{:016x}", hash(&(options, &qemu, &cowhand))));
-        let versions = [cowhand, qemu, guest("tiny").disk().into(), guest("tiny").kernel.into()].map(|file| {
-            let about = std::fs::metadata(&file).unwrap();
-            (about.len(), about.modified().unwrap().duration_since(SystemTime::UNIX_EPOCH).unwrap())
-        });
+        let versions = [cowhand, qemu, guest("tiny").disk().into(), guest("tiny").kernel.into()]
+            .map(|file| {
+                let about = std::fs::metadata(&file).unwrap();
+                (
+                    about.len(),
+                    about.modified().unwrap().duration_since(SystemTime::UNIX_EPOCH).unwrap(),
+                )
+            });
         let version = format!("{:016x}", hash(&versions));
         std::fs::create_dir_all(&place).unwrap();
         // One test makes it, the others wait; and nobody makes another one while it is copied.

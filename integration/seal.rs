@@ -1,5 +1,6 @@
-//! Sealing, on the disks of systems as distributions lay them out. What has to go and what has to stay is in `seal/planted.txt`; whether it
-//! did is looked at by a shell in the guest's own tree, not by what has sealed it.
+//! Sealing, on the disks of systems as distributions lay them out. What has to go and what has to
+//! stay is in `seal/planted.txt`; whether it did is looked at by a shell in the guest's own tree,
+//! not by what has sealed it.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -15,7 +16,10 @@ use crate::tier;
 const PLANTED: &str = include_str!("seal/planted.txt");
 
 fn planted() -> impl Iterator<Item = (char, &'static str)> {
-    PLANTED.lines().filter(|line| !line.starts_with('#')).map(|line| (line.chars().next().unwrap(), &line[2..]))
+    PLANTED
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(|line| (line.chars().next().unwrap(), &line[2..]))
 }
 
 /// A lab with the appliance's kernel.
@@ -28,7 +32,8 @@ fn lab() -> Lab {
 /// A copy of the disk of that layout.
 fn disk(lab: &Lab, layout: &str) -> String {
     let disk = lab.path().join(format!("{layout}.qcow2"));
-    std::fs::copy(PathBuf::from(guest("layouts").disk()).join(format!("{layout}.qcow2")), &disk).unwrap();
+    std::fs::copy(PathBuf::from(guest("layouts").disk()).join(format!("{layout}.qcow2")), &disk)
+        .unwrap();
     disk.to_str().unwrap().to_owned()
 }
 
@@ -38,7 +43,10 @@ fn look(lab: &Lab, disk: &str, script: &str) {
     let file = lab.path().join("look.sh");
     std::fs::write(
         &file,
-        format!("#!/bin/busybox sh\nset -u\nbad=0\nsay() {{ echo \"$*\"; bad=1; }}\n{script}\nexit $bad\n"),
+        format!(
+            "#!/bin/busybox sh\nset -u\nbad=0\nsay() {{ echo \"$*\"; bad=1; }}\n{script}\n\
+             exit $bad\n"
+        ),
     )
     .unwrap();
     lab.ok(&["seal", disk, "--operations", "customize", "--run", file.to_str().unwrap()]);
@@ -47,10 +55,15 @@ fn look(lab: &Lab, disk: &str, script: &str) {
 fn check_planted() -> String {
     planted()
         .map(|(sign, path)| match sign {
-            '-' => format!("{{ [ ! -e {path} ] && [ ! -L {path} ]; }} || say still there: {path}\n"),
+            '-' => {
+                format!("{{ [ ! -e {path} ] && [ ! -L {path} ]; }} || say still there: {path}\n")
+            }
             '=' => format!("[ -s {path} ] || say lost: {path}\n"),
             '0' => format!("{{ [ -e {path} ] && [ ! -s {path} ]; }} || say not empty: {path}\n"),
-            '!' => format!("{{ [ -e {path} ] && ! /bin/busybox grep -q PLANTED {path}; }} || say unchanged: {path}\n"),
+            '!' => format!(
+                "{{ [ -e {path} ] && ! /bin/busybox grep -q PLANTED {path}; }} || say \
+                 unchanged: {path}\n"
+            ),
             other => panic!("{other:?}"),
         })
         .collect()
@@ -69,8 +82,11 @@ fn touched(report: &Value) -> Vec<String> {
 fn takes_out_what_is_planted(layout: &str, mounts: &[&str]) {
     let mut lab = Lab::new();
     let disk = disk(&lab, layout);
-    // The first tier has Debian's kernel where it seals, which is what users have, and one that boots in half the time where it only looks.
-    let debians = |lab: &mut Lab| lab.needs_debians_appliance(if layout == "whole" { "vmlinuz" } else { "vmlinux" });
+    // The first tier has Debian's kernel where it seals, which is what users have, and one that
+    // boots in half the time where it only looks.
+    let debians = |lab: &mut Lab| {
+        lab.needs_debians_appliance(if layout == "whole" { "vmlinuz" } else { "vmlinux" })
+    };
     if tier::first_or(true, false) {
         lab.needs_an_appliance()
     } else {
@@ -88,7 +104,8 @@ fn takes_out_what_is_planted(layout: &str, mounts: &[&str]) {
     }
     assert_eq!(touched(&sealed), would, "what was done is not what was announced");
     for (sign, path) in planted().filter(|(sign, _)| *sign == '-') {
-        let covered = would.iter().any(|touched| path == touched || path.starts_with(&format!("{touched}/")));
+        let covered =
+            would.iter().any(|touched| path == touched || path.starts_with(&format!("{touched}/")));
         assert!(covered, "{sign} {path} was not announced");
     }
     look(&lab, &disk, &check_planted());
@@ -107,7 +124,11 @@ fn takes_out_what_is_planted(layout: &str, mounts: &[&str]) {
             .collect();
         for at in (0..image.len()).filter(|at| image[*at..].starts_with(b"PLANTED ")) {
             let left = secrets.iter().find(|secret| image[at..].starts_with(secret));
-            assert_eq!(left.map(|secret| String::from_utf8_lossy(secret)), None, "the image still holds this");
+            assert_eq!(
+                left.map(|secret| String::from_utf8_lossy(secret)),
+                None,
+                "the image still holds this"
+            );
         }
     }
     qemu_img(&["check", &disk]);
@@ -124,10 +145,18 @@ fn what_cannot_be_sealed_is_refused_and_changes_nothing() {
     let whole = disk(&lab, "whole");
     let mbr = disk(&lab, "mbr");
     let cases: [(&[&str], i32, &[&str]); 8] = [
-        (&["seal", &whole, "--operations", "ssh-hostkey"], 2, &["no operation \"ssh-hostkey\"", "ssh-hostkeys"]),
+        (
+            &["seal", &whole, "--operations", "ssh-hostkey"],
+            2,
+            &["no operation \"ssh-hostkey\"", "ssh-hostkeys"],
+        ),
         (&["seal", &whole, "--operations", "defaults", "--enable", "utmp"], 2, &["--enable"]),
         (&["seal", &whole, &mbr], 5, &["2 operating systems", "vda", "vdb1"]),
-        (&["seal", &whole, "--appliance-kernel", "/none", "--appliance-modules", "/none"], 3, &["/none"]),
+        (
+            &["seal", &whole, "--appliance-kernel", "/none", "--appliance-modules", "/none"],
+            3,
+            &["/none"],
+        ),
         (&["seal", &whole, "--run", "/none"], 3, &["--run", "/none"]),
         (&["seal", &whole, "--timezone", "Mars/Base"], 3, &["--timezone", "Mars/Base"]),
         (&["seal", &whole, &whole], 2, &["twice"]),
@@ -167,13 +196,22 @@ fn sealing_killed_at_any_of_its_fault_points_leaves_all_disks_as_they_were_or_se
     let prepared = lab.path().join("sealing");
     lab.copy_tree(&sealing, &prepared);
     for number in (1..).step_by(tier::first_or(3, 1)) {
-        [&one, &two].into_iter().zip(&pristine).for_each(|(disk, bytes)| std::fs::write(disk, bytes).unwrap());
+        [&one, &two]
+            .into_iter()
+            .zip(&pristine)
+            .for_each(|(disk, bytes)| std::fs::write(disk, bytes).unwrap());
         std::fs::remove_dir_all(&sealing).unwrap();
         lab.copy_tree(&prepared, &sealing);
         restamp(&lab, &[&one, &two]);
         // There is no kernel to seal anything with, but first the earlier one is carried on.
-        let command = ["seal", &two, &one, "--appliance-kernel", "/none", "--appliance-modules", "/none"];
-        let killed: Done = lab.command(&command).env("COWHAND_FAULT", format!("{number}:die")).output().unwrap().into();
+        let command =
+            ["seal", &two, &one, "--appliance-kernel", "/none", "--appliance-modules", "/none"];
+        let killed: Done = lab
+            .command(&command)
+            .env("COWHAND_FAULT", format!("{number}:die"))
+            .output()
+            .unwrap()
+            .into();
         if killed.code != 137 {
             assert!(number > 5, "it has {number} fault points: {killed:?}");
             break;
@@ -189,12 +227,13 @@ fn sealing_killed_at_any_of_its_fault_points_leaves_all_disks_as_they_were_or_se
     }
 }
 
-const CHECK_SEALED: &str =
-    "[ -e /etc/machine-id ] && [ ! -s /etc/machine-id ] && [ ! -e /root/.bash_history ] || say not sealed";
-const CHECK_UNTOUCHED: &str =
-    "[ -s /etc/machine-id ] && [ -s /root/.bash_history ] && [ ! -e /usr/lib/cowhand ] || say half sealed";
+const CHECK_SEALED: &str = "[ -e /etc/machine-id ] && [ ! -s /etc/machine-id ] && \
+                            [ ! -e /root/.bash_history ] || say not sealed";
+const CHECK_UNTOUCHED: &str = "[ -s /etc/machine-id ] && [ -s /root/.bash_history ] && \
+                               [ ! -e /usr/lib/cowhand ] || say half sealed";
 
-/// As a `seal` leaves it that was killed when all of it had worked: overlays with a 7 in their first bytes, and the order. Returns the order's directory.
+/// As a `seal` leaves it that was killed when all of it had worked: overlays with a 7 in their
+/// first bytes, and the order. Returns the order's directory.
 fn cut_short(lab: &Lab, disks: &[&str], inode_of: impl Fn(&str) -> u64) -> PathBuf {
     use std::os::unix::fs::{DirBuilderExt, MetadataExt};
     let directory = lab.store().join("sealing/00000000000040008000000000000001");
@@ -208,16 +247,35 @@ fn cut_short(lab: &Lab, disks: &[&str], inode_of: impl Fn(&str) -> u64) -> PathB
         .iter()
         .map(|disk| {
             let about = std::fs::metadata(disk).unwrap();
-            serde_json::json!({"path": disk, "format": "qcow2", "device": about.dev(), "inode": inode_of(disk), "bytes": about.len(),
-                "modified": [about.mtime(), about.mtime_nsec()]})
+            serde_json::json!({
+                "path": disk,
+                "format": "qcow2",
+                "device": about.dev(),
+                "inode": inode_of(disk),
+                "bytes": about.len(),
+                "modified": [about.mtime(), about.mtime_nsec()],
+            })
         })
         .collect();
     let order = serde_json::json!({"schema": 1, "started": false, "disks": stamps});
     for (number, disk) in disks.iter().enumerate() {
         let overlay = directory.join(format!("{number}.qcow2"));
-        qemu_img(&["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", disk, overlay.to_str().unwrap()]);
-        let written =
-            Command::new("qemu-io").args(["-f", "qcow2", "-c", "write -P 7 0 512"]).arg(&overlay).output().unwrap();
+        qemu_img(&[
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-F",
+            "qcow2",
+            "-b",
+            disk,
+            overlay.to_str().unwrap(),
+        ]);
+        let written = Command::new("qemu-io")
+            .args(["-f", "qcow2", "-c", "write -P 7 0 512"])
+            .arg(&overlay)
+            .output()
+            .unwrap();
         assert!(written.status.success(), "{written:?}");
     }
     std::fs::write(directory.join("order.json"), order.to_string()).unwrap();
@@ -242,7 +300,8 @@ fn inode(disk: &str) -> u64 {
 }
 
 fn first_byte(disk: &str) -> u8 {
-    let output = Command::new("qemu-io").args(["-f", "qcow2", "-c", "read -v 0 16", disk]).output().unwrap();
+    let output =
+        Command::new("qemu-io").args(["-f", "qcow2", "-c", "read -v 0 16", disk]).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     u8::from_str_radix(text.split_whitespace().nth(1).unwrap(), 16).unwrap()
 }
@@ -254,19 +313,27 @@ fn an_earlier_seal_is_not_passed_over_while_another_command_looks_at_it() {
     let directory = cut_short(&lab, &[&disk], inode);
     let before = first_byte(&disk);
     // As `doctor` holds it for a moment, and `seal` of the same disk for as long as it writes.
-    let lock = nix::fcntl::Flock::lock(File::open(&directory).unwrap(), nix::fcntl::FlockArg::LockExclusive).unwrap();
+    let lock = nix::fcntl::Flock::lock(
+        File::open(&directory).unwrap(),
+        nix::fcntl::FlockArg::LockExclusive,
+    )
+    .unwrap();
     // Without a kernel nothing more is sealed than what was left.
-    let seal = ["--wait", "0", "seal", &disk, "--appliance-kernel", "/none", "--appliance-modules", "/none"];
+    let seal = [
+        "--wait", "0", "seal", &disk, "--appliance-kernel", "/none", "--appliance-modules", "/none",
+    ];
     lab.run(&seal).fails(6, &["an earlier `seal` of", "whole.qcow2"]);
     assert_eq!(first_byte(&disk), before);
     drop(lock);
     lab.run(&seal);
     assert_eq!((first_byte(&disk), directory.exists()), (7, false));
-    // An older version kept what it was about beside the disk; whoever cannot read it must not seal over it.
+    // An older version kept what it was about beside the disk; whoever cannot read it must not seal
+    // over it.
     let beside = |ending: &str| lab.path().join(format!(".whole.qcow2.cowhand-{ending}"));
     let old = ["seal.json", "sealing"].map(beside);
     old.iter().for_each(|path| std::fs::write(path, "left").unwrap());
-    lab.run(&seal).fails(5, &["by an older version was cut short", "complete it with that version", "rm "]);
+    lab.run(&seal)
+        .fails(5, &["by an older version was cut short", "complete it with that version", "rm "]);
     std::fs::remove_file(&old[0]).unwrap();
     assert!(lab.run(&seal).err.contains("it is not used"));
 }
@@ -315,7 +382,10 @@ mod full {
         lab.run(&["seal", &two, &one, "--operations", "nonsense"]).fails(2, &[]);
         assert_ne!((first_byte(&one), first_byte(&two)), (7, 7));
         let found = lab.json(&["doctor"]);
-        assert!(found.to_string().contains(&format!("a `seal` of {one} {two} was cut short")), "{found}");
+        assert!(
+            found.to_string().contains(&format!("a `seal` of {one} {two} was cut short")),
+            "{found}"
+        );
         lab.run(&["seal", &two, &one]);
         assert_eq!((first_byte(&one), first_byte(&two)), (7, 7));
         assert_eq!(files_in(&lab.store().join("sealing")), Vec::<String>::new());
@@ -325,26 +395,38 @@ mod full {
     fn hostile_trees_get_nowhere() {
         let lab = lab();
         let disk = disk(&lab, "gpt");
-        let setup = "echo '/dev/sda3 /../modules ext4 defaults 0 0' >> /etc/fstab; mv /home/ann/.ssh /home/ann/ssh; ln -s /etc /home/ann/.ssh; \
-                     rm /var/lib/dbus/machine-id; mv /etc/machine-id /var/lib/dbus/machine-id; ln -s /var/lib/dbus/machine-id /etc/machine-id; \
+        let setup = "echo '/dev/sda3 /../modules ext4 defaults 0 0' >> /etc/fstab; \
+                     mv /home/ann/.ssh /home/ann/ssh; ln -s /etc /home/ann/.ssh; \
+                     rm /var/lib/dbus/machine-id; mv /etc/machine-id /var/lib/dbus/machine-id; \
+                     ln -s /var/lib/dbus/machine-id /etc/machine-id; \
                      printf 'caf\\351 key\\n' > /root/.ssh/authorized_keys; sleep 1000 &";
         lab.ok(&["seal", &disk, "--operations", "customize", "--run-command", setup]);
         let key = "root:string:ssh-ed25519 AAAAC3Nza me@here";
-        lab.run(&["seal", &disk, "--ssh-inject", &key.replace("root", "ann")]).fails(5, &["/home/ann/.ssh is a link"]);
-        let sealed = lab.json(&["seal", &disk, "--operations", "defaults,ssh-authorized-keys", "--ssh-inject", key]);
-        assert_eq!(sealed["mounts"], serde_json::json!(["vda2 on / (ext4)", "vda3 on /home (ext4)"]));
+        lab.run(&["seal", &disk, "--ssh-inject", &key.replace("root", "ann")])
+            .fails(5, &["/home/ann/.ssh is a link"]);
+        let sealed = lab.json(&[
+            "seal", &disk, "--operations", "defaults,ssh-authorized-keys", "--ssh-inject", key,
+        ]);
+        assert_eq!(
+            sealed["mounts"],
+            serde_json::json!(["vda2 on / (ext4)", "vda3 on /home (ext4)"])
+        );
         look(
             &lab,
             &disk,
-            "[ -e /etc/machine-id ] && [ ! -s /etc/machine-id ] || say machine-id: $(cat /etc/machine-id)\n\
-             [ \"$(cat /root/.ssh/authorized_keys)\" = 'ssh-ed25519 AAAAC3Nza me@here' ] || say keys: $(cat /root/.ssh/authorized_keys)",
+            "[ -e /etc/machine-id ] && [ ! -s /etc/machine-id ] || say machine-id: $(cat \
+             /etc/machine-id)\n\
+             [ \"$(cat /root/.ssh/authorized_keys)\" = 'ssh-ed25519 AAAAC3Nza me@here' ] || say \
+             keys: $(cat /root/.ssh/authorized_keys)",
         );
     }
 
     #[test]
     fn a_full_file_system_is_an_error_and_changes_nothing() {
         let lab = lab();
-        let Some(small) = crate::lab::SmallDisk::new("a_full_file_system_is_an_error_and_changes_nothing", 12) else {
+        let Some(small) =
+            crate::lab::SmallDisk::new("a_full_file_system_is_an_error_and_changes_nothing", 12)
+        else {
             return;
         };
         let disk = small.path().join("whole.qcow2");
@@ -352,10 +434,19 @@ mod full {
         let before = std::fs::read(&disk).unwrap();
         let big = lab.path().join("big");
         std::fs::write(&big, vec![1; 20 << 20]).unwrap();
-        let done = lab.run(&["seal", disk.to_str().unwrap(), "--upload", &format!("{}:/opt/", big.display())]);
+        let done = lab.run(&[
+            "seal",
+            disk.to_str().unwrap(),
+            "--upload",
+            &format!("{}:/opt/", big.display()),
+        ]);
         assert_ne!(done.code, 0, "{done:?}");
         assert!(std::fs::read(&disk).unwrap() == before);
-        assert_eq!(std::fs::read_dir(small.path()).unwrap().count(), 1, "something was left behind");
+        assert_eq!(
+            std::fs::read_dir(small.path()).unwrap().count(),
+            1,
+            "something was left behind"
+        );
     }
 
     #[test]
@@ -385,8 +476,10 @@ mod full {
         lab.run(&["seal", &ntfs]).fails(5, &["NTFS"]);
         lab.run(&["seal", damaged]).fails(5, &["cannot be mounted", "EXT4-fs"]);
         lab.run(&["seal", empty.to_str().unwrap()]).fails(5, &["no operating system"]);
-        lab.run(&["seal", &whole, "--password", "nobody:random"]).fails(3, &["--password", "no user nobody"]);
-        lab.run(&["seal", &whole, "--install", "hello"]).fails(5, &["--install", "package manager"]);
+        lab.run(&["seal", &whole, "--password", "nobody:random"])
+            .fails(3, &["--password", "no user nobody"]);
+        lab.run(&["seal", &whole, "--install", "hello"])
+            .fails(5, &["--install", "package manager"]);
         assert!(std::fs::read(&whole).unwrap() == before, "a refusal has changed a disk");
     }
 
@@ -403,10 +496,13 @@ mod full {
         look(
             &lab,
             &disk,
-            "for gone in /etc/sysconfig/iptables /etc/firewalld/zones/own.xml /home/ann /root/.ssh/authorized_keys /var/kerberos/krb5kdc/principal; do \
+            "for gone in /etc/sysconfig/iptables /etc/firewalld/zones/own.xml /home/ann \
+             /root/.ssh/authorized_keys /var/kerberos/krb5kdc/principal; do \
              [ ! -e $gone ] || say still there: $gone; done\n\
-             grep -q ann /etc/passwd && say ann is still known\ngrep -q ^root: /etc/passwd || say root is lost\n\
-             [ -e /.unconfigured ] || say no flag\n[ -s /root/.bash_history ] || say more was done than asked for",
+             grep -q ann /etc/passwd && say ann is still known\n\
+             grep -q ^root: /etc/passwd || say root is lost\n\
+             [ -e /.unconfigured ] || say no flag\n\
+             [ -s /root/.bash_history ] || say more was done than asked for",
         );
     }
 
@@ -426,7 +522,8 @@ mod full {
         std::os::unix::fs::symlink("sub/file", lab.path().join("tree/link")).unwrap();
         let big = "x".repeat(3 << 20);
         let big = file("big", &big);
-        let commands = file("commands", "# a comment\nwrite /etc/from-file:yes\n\nmkdir /opt/made/deep\n");
+        let commands =
+            file("commands", "# a comment\nwrite /etc/from-file:yes\n\nmkdir /opt/made/deep\n");
         let tree = lab.path().join("tree").to_str().unwrap().to_owned();
         let done = lab.json(&[
             "seal",
@@ -479,18 +576,28 @@ mod full {
         look(
             &lab,
             &disk,
-            "is() { [ \"$(cat $1)\" = \"$2\" ] || say $1 is $(cat $1); }\nis /etc/ran 'one\ntwo'\nis /etc/commanded command\nis /etc/from-file yes\nis /etc/motd hello\n\
-             is /etc/hostname fixed.example.org\ngrep -q '127.0.1.1 fixed.example.org fixed' /etc/hosts || say hosts: $(cat /etc/hosts)\n\
-             is /opt/tree/link 'in a tree'\n[ -L /opt/tree/link ] || say no link\n[ $(stat -c %s /opt/big) = 3145728 ] || say big is short\n[ -d /opt/made/deep ] || say not made\n\
-             [ $(stat -c %a:%u:%g /etc/touched) = 640:1000:1001 ] || say touched is $(stat -c %a:%u:%g /etc/touched)\n\
-             [ -s /usr/bin/moved ] && [ ! -e /usr/bin/tool ] && [ -s /usr/bin/l2 ] || say not moved\n[ -e /etc/cloud/cloud.cfg ] && say not deleted\n[ -s /root/notes.txt ] && say not truncated\n\
-             grep -q '^edited' /etc/cron.d/own || say not edited\ngrep -q '^root:[$]6[$]' /etc/shadow || say no password\n\
-             tail -n 1 /home/ann/.ssh/authorized_keys | grep -q me@here || say no key\n[ $(stat -c %a:%u /home/ann/.ssh/authorized_keys) = 600:1000 ] || say the key is not hers\n\
-             [ -e /.autorelabel ] || say no relabel\nls /usr/lib/cowhand/first-boot.d/ | grep -q command || say no script",
+            "is() { [ \"$(cat $1)\" = \"$2\" ] || say $1 is $(cat $1); }\nis /etc/ran \
+             'one\ntwo'\nis /etc/commanded command\nis /etc/from-file yes\nis /etc/motd hello\n\
+             is /etc/hostname fixed.example.org\ngrep -q '127.0.1.1 fixed.example.org fixed' \
+             /etc/hosts || say hosts: $(cat /etc/hosts)\n\
+             is /opt/tree/link 'in a tree'\n[ -L /opt/tree/link ] || say no link\n[ $(stat -c %s \
+             /opt/big) = 3145728 ] || say big is short\n[ -d /opt/made/deep ] || say not made\n\
+             [ $(stat -c %a:%u:%g /etc/touched) = 640:1000:1001 ] || say touched is $(stat -c \
+             %a:%u:%g /etc/touched)\n\
+             [ -s /usr/bin/moved ] && [ ! -e /usr/bin/tool ] && [ -s /usr/bin/l2 ] || say not \
+             moved\n[ -e /etc/cloud/cloud.cfg ] && say not deleted\n[ -s /root/notes.txt ] && say \
+             not truncated\n\
+             grep -q '^edited' /etc/cron.d/own || say not edited\ngrep -q '^root:[$]6[$]' \
+             /etc/shadow || say no password\n\
+             tail -n 1 /home/ann/.ssh/authorized_keys | grep -q me@here || say no key\n[ $(stat -c \
+             %a:%u /home/ann/.ssh/authorized_keys) = 600:1000 ] || say the key is not hers\n\
+             [ -e /.autorelabel ] || say no relabel\nls /usr/lib/cowhand/first-boot.d/ | grep -q \
+             command || say no script",
         );
         // A script that fails changes nothing, and its words are shown.
         let before = std::fs::read(&disk).unwrap();
-        let failing = ["seal", &disk, "--write", "/etc/a:b", "--run-command", "echo so it is >&2; exit 3"];
+        let failing =
+            ["seal", &disk, "--write", "/etc/a:b", "--run-command", "echo so it is >&2; exit 3"];
         lab.run(&failing).fails(5, &["exit status: 3", "so it is", "nothing was changed"]);
         assert!(std::fs::read(&disk).unwrap() == before);
     }
@@ -525,7 +632,8 @@ mod full {
         look(
             &lab,
             &disk,
-            "[ $(wc -l < /root/.ssh/authorized_keys) = 2 ] || say keys: $(cat /root/.ssh/authorized_keys)",
+            "[ $(wc -l < /root/.ssh/authorized_keys) = 2 ] || say keys: $(cat \
+             /root/.ssh/authorized_keys)",
         );
     }
 
@@ -564,11 +672,16 @@ mod full {
             kill(child.id().cast_signed());
             let survived = child.wait_with_output().unwrap().status.success();
             let orders = files_in(&lab.store().join("sealing"));
-            let sealed = orders.iter().any(|order| lab.store().join("sealing").join(order).join("order.json").exists());
+            let sealed = orders
+                .iter()
+                .any(|order| lab.store().join("sealing").join(order).join("order.json").exists());
             match survived || sealed {
                 // The next command finishes it.
                 true => look(&lab, &disk, &check_planted()),
-                false => assert!(std::fs::read(&disk).unwrap() == original, "after {delay:?} the disk is another"),
+                false => assert!(
+                    std::fs::read(&disk).unwrap() == original,
+                    "after {delay:?} the disk is another"
+                ),
             }
             // What is left without an order goes with the next one.
             assert!(files_in(&lab.store().join("sealing")).len() <= usize::from(!survived));

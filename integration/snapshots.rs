@@ -1,4 +1,5 @@
-//! Snapshots of running and stopped guests: what is in them, what comes back, what is left after a removal.
+//! Snapshots of running and stopped guests: what is in them, what comes back, what is left after a
+//! removal.
 
 use serde_json::json;
 
@@ -10,23 +11,13 @@ fn a_revert_brings_back_what_was_deleted_and_takes_away_what_came_later() {
     let lab = Lab::new();
     lab.booted("web");
     lab.write("web", "/root/a", "one");
-    let taken =
-        lab.json(&["snapshot", "create", "web", "s1", "--quiesce-timeout", "60", "--description", "first words"]);
+    let taken = lab.json(&[
+        "snapshot", "create", "web", "s1", "--quiesce-timeout", "60", "--description",
+        "first words",
+    ]);
     for key in [
-        "name",
-        "parent",
-        "kind",
-        "memory",
-        "vm_state",
-        "created",
-        "current",
-        "description",
-        "quiesced",
-        "bytes",
-        "children",
-        "pause_ms",
-        "freeze_ms",
-        "total_ms",
+        "name", "parent", "kind", "memory", "vm_state", "created", "current", "description",
+        "quiesced", "bytes", "children", "pause_ms", "freeze_ms", "total_ms",
     ] {
         assert!(taken.get(key).is_some(), "{key} is not in {taken}");
     }
@@ -78,15 +69,26 @@ fn all_disks_switch_together_and_a_read_only_one_is_left_out() {
     let lab = Lab::new();
     let seed = lab.path().join("seed.raw");
     std::fs::write(&seed, vec![7; 1 << 20]).unwrap();
-    lab.booted_anew("web", &["--size", "64M", "--size", "64M", "--disk", &format!("{},ro", seed.to_str().unwrap())]);
-    lab.sh("web", "echo one | dd of=/dev/vdc conv=fsync 2>/dev/null; echo two | dd of=/dev/vdd conv=fsync 2>/dev/null");
+    lab.booted_anew(
+        "web",
+        &["--size", "64M", "--size", "64M", "--disk", &format!("{},ro", seed.to_str().unwrap())],
+    );
+    lab.sh(
+        "web",
+        "echo one | dd of=/dev/vdc conv=fsync 2>/dev/null; echo two | dd of=/dev/vdd \
+         conv=fsync 2>/dev/null",
+    );
     lab.ok(&["snapshot", "create", "web", "s"]);
     let depth = |target: &str| {
         let chains = lab.json(&["disk", "chain", "web", target]);
         chains[0]["layers"].as_array().unwrap().len()
     };
     assert_eq!(["vda", "vdb", "vdc", "vdd"].map(depth), [2, 1, 2, 2]);
-    lab.sh("web", "echo xxx | dd of=/dev/vdc conv=fsync 2>/dev/null; echo xxx | dd of=/dev/vdd conv=fsync 2>/dev/null");
+    lab.sh(
+        "web",
+        "echo xxx | dd of=/dev/vdc conv=fsync 2>/dev/null; echo xxx | dd of=/dev/vdd \
+         conv=fsync 2>/dev/null",
+    );
     lab.ok(&["snapshot", "revert", "web@s"]);
     assert_eq!(lab.sh("web", "head -c3 /dev/vdc; head -c3 /dev/vdd"), "onetwo");
     lab.ok(&["snapshot", "rm", "web@s"]);
@@ -97,17 +99,38 @@ fn all_disks_switch_together_and_a_read_only_one_is_left_out() {
 #[test]
 fn a_snapshot_and_a_revert_during_somebodys_block_job_are_refused_and_name_it() {
     let lab = Lab::new();
-    lab.ok(&["create", "web", "--size", "64M", "--size", "64M", "--memory", "64M", "--net", "none"]);
+    lab.ok(&[
+        "create", "web", "--size", "64M", "--size", "64M", "--memory", "64M", "--net", "none",
+    ]);
     lab.ok(&["snapshot", "create", "web", "s"]);
     lab.ok(&["start", "web"]);
     let target = lab.path().join("backup.qcow2");
     qemu_img(&["create", "-q", "-f", "qcow2", target.to_str().unwrap(), "64M"]);
-    let device = lab.json(&["disk", "chain", "web", "vdb"])[0]["layers"][0]["id"].as_str().unwrap().to_owned();
+    let device = lab.json(&["disk", "chain", "web", "vdb"])[0]["layers"][0]["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     lab.user_qmp(
         "web",
         &[
-            json!({"execute": "blockdev-add", "arguments": {"driver": "qcow2", "node-name": "backup", "file": {"driver": "file", "filename": target}}}),
-            json!({"execute": "blockdev-backup", "arguments": {"job-id": "mine", "device": format!("l-{device}"), "target": "backup", "sync": "full", "speed": 1}}),
+            json!({
+                "execute": "blockdev-add",
+                "arguments": {
+                    "driver": "qcow2",
+                    "node-name": "backup",
+                    "file": {"driver": "file", "filename": target},
+                },
+            }),
+            json!({
+                "execute": "blockdev-backup",
+                "arguments": {
+                    "job-id": "mine",
+                    "device": format!("l-{device}"),
+                    "target": "backup",
+                    "sync": "full",
+                    "speed": 1,
+                },
+            }),
         ],
     );
     let before = lab.fingerprint();
@@ -123,7 +146,8 @@ fn quiesce_require_fails_without_an_agent_and_leaves_nothing_behind() {
     lab.ok(&["create", "web", "--size", "64M", "--memory", "64M", "--net", "none"]);
     lab.ok(&["start", "web"]);
     let before = lab.fingerprint();
-    lab.run(&["snapshot", "create", "web", "s", "--quiesce", "require"]).fails(7, &["guest agent", "--quiesce never"]);
+    lab.run(&["snapshot", "create", "web", "s", "--quiesce", "require"])
+        .fails(7, &["guest agent", "--quiesce never"]);
     assert_eq!(lab.fingerprint(), before);
     let taken = lab.json(&["snapshot", "create", "web", "s"]);
     assert_eq!(taken["quiesced"], false);
@@ -168,7 +192,15 @@ fn a_snapshot_on_a_base_of_another_format_works() {
         let raw = lab.path().join("data.raw");
         std::fs::write(&raw, vec![1; 2 << 20]).unwrap();
         let image = lab.path().join(format!("disk.{format}"));
-        qemu_img(&["convert", "-f", "raw", "-O", format, raw.to_str().unwrap(), image.to_str().unwrap()]);
+        qemu_img(&[
+            "convert",
+            "-f",
+            "raw",
+            "-O",
+            format,
+            raw.to_str().unwrap(),
+            image.to_str().unwrap(),
+        ]);
         image.to_str().unwrap().to_owned()
     };
     let formats = [("raw", "vdb"), ("vmdk", "vdc"), ("vhdx", "vdd")];
@@ -197,7 +229,10 @@ fn a_disk_that_grew_behind_our_back_keeps_its_end() {
     lab.ok(&["clone", "web@s", "copy"]);
     for vm in ["web", "copy"] {
         let layers = lab.json(&["disk", "chain", vm])[0]["layers"].clone();
-        assert!(layers.as_array().unwrap().iter().all(|layer| layer["virtual_bytes"] == 64 << 20), "{layers}");
+        assert!(
+            layers.as_array().unwrap().iter().all(|layer| layer["virtual_bytes"] == 64 << 20),
+            "{layers}"
+        );
     }
 }
 
@@ -208,20 +243,27 @@ fn a_merge_that_cannot_be_done_leaves_the_layer_hidden_and_the_vm_usable() {
     std::fs::create_dir(&bin).unwrap();
     let script = |name: &str, script: &str| {
         std::fs::write(bin.join(name), format!("#!/bin/bash\n{script}\n")).unwrap();
-        std::fs::set_permissions(bin.join(name), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        std::fs::set_permissions(
+            bin.join(name),
+            std::os::unix::fs::PermissionsExt::from_mode(0o755),
+        )
+        .unwrap();
     };
-    let qemu = std::env::var("COWHAND_QEMU").unwrap_or_else(|_| "/usr/bin/qemu-system-x86_64".to_owned());
+    let qemu =
+        std::env::var("COWHAND_QEMU").unwrap_or_else(|_| "/usr/bin/qemu-system-x86_64".to_owned());
     script("qemu-system-x86_64", &format!("exec '{qemu}' \"$@\""));
     // QEMU's own crashes where it finds no room, now and then.
     let crash = r#"fd=${2##*fd=}
-        greeting='{"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""}, "capabilities": []}}'
+        version='{"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""}'
+        greeting='{"QMP": {"version": '$version', "capabilities": []}}'
         echo "$greeting" >&$fd
         while read -r -u $fd line; do
             case $line in *block-commit*|*block-stream*) kill -SEGV $$;; esac
             [[ $line =~ \"id\":([0-9]+) ]]
             echo "{\"return\": {}, \"id\": ${BASH_REMATCH[1]}}" >&$fd
         done"#;
-    // An offline engine that does not start, one that finds no room, and one that crashes while it copies.
+    // An offline engine that does not start, one that finds no room, and one that crashes while it
+    // copies.
     for (name, engine, why) in [
         ("unlucky", "echo out of luck >&2; exit 1", "out of luck"),
         ("cramped", "ulimit -f 4096; exec /usr/bin/qemu-storage-daemon \"$@\"", "File too large"),
@@ -254,11 +296,16 @@ fn a_merge_that_cannot_be_done_leaves_the_layer_hidden_and_the_vm_usable() {
 fn write_in(lab: &Lab, vm: &str, place: &str) {
     let head = lab.store().join("layers").join(format!("{}.qcow2", lab.chain(vm)[0]));
     let command = format!("write -P 7 {place}");
-    let done = std::process::Command::new("qemu-io").args(["-f", "qcow2", "-c", &command]).arg(head).output().unwrap();
+    let done = std::process::Command::new("qemu-io")
+        .args(["-f", "qcow2", "-c", &command])
+        .arg(head)
+        .output()
+        .unwrap();
     assert!(done.status.success(), "{done:?}");
 }
 
-/// `--dry-run` foretells what is done, also where each of several begins with what the one before has left.
+/// `--dry-run` foretells what is done, also where each of several begins with what the one before
+/// has left.
 #[test]
 fn a_removal_of_several_snapshots_is_foretold_as_it_is_done() {
     let lab = Lab::new();
@@ -276,19 +323,28 @@ fn a_removal_of_several_snapshots_is_foretold_as_it_is_done() {
     lab.copy_tree(&lab.store(), &pristine);
     let told = |args: &[&str]| -> Vec<(String, String)> {
         let rows = lab.ok(&[&["--format", "json"], args].concat());
-        let rows: Vec<serde_json::Value> =
-            serde_json::Deserializer::from_str(&rows).into_iter().collect::<Result<_, _>>().unwrap();
+        let rows: Vec<serde_json::Value> = serde_json::Deserializer::from_str(&rows)
+            .into_iter()
+            .collect::<Result<_, _>>()
+            .unwrap();
         let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
         rows.iter()
             .flat_map(|row| {
-                row["disks"].as_array().unwrap().iter().map(|disk| (text(&row["name"]), text(&disk["what"])))
+                row["disks"]
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .map(|disk| (text(&row["name"]), text(&disk["what"])))
             })
             .collect()
     };
     let mut several = 0;
-    for (point, which) in
-        [("web@a", "--children"), ("web@a", "--children-only"), ("web@b", "--children-only"), ("web@c", "--children")]
-    {
+    for (point, which) in [
+        ("web@a", "--children"),
+        ("web@a", "--children-only"),
+        ("web@b", "--children-only"),
+        ("web@c", "--children"),
+    ] {
         let args = ["snapshot", "rm", point, which];
         let foretold = told(&[&args[..], &["--dry-run"]].concat());
         assert_eq!(foretold, told(&args), "{args:?}");
@@ -320,7 +376,8 @@ fn a_name_can_be_used_again_after_a_commit() {
 #[test]
 fn a_revert_works_from_every_state_to_every_state() {
     let lab = Lab::new();
-    // What the guest sees afterwards is in other tests: this one has no system, because most of its starts are given up at once.
+    // What the guest sees afterwards is in other tests: this one has no system, because most of its
+    // starts are given up at once.
     lab.ok(&["create", "web", "--size", "64M", "--memory", "64M", "--net", "none"]);
     lab.ok(&["start", "web"]);
     lab.ok(&["snapshot", "create", "web", "running"]);
@@ -341,7 +398,8 @@ fn a_revert_works_from_every_state_to_every_state() {
                     _ => {}
                 }
                 let point = format!("web@{point}");
-                let args: Vec<&str> = ["snapshot", "revert", &point].into_iter().chain(then).collect();
+                let args: Vec<&str> =
+                    ["snapshot", "revert", &point].into_iter().chain(then).collect();
                 lab.ok(&args);
                 assert_eq!(lab.state("web"), after, "{point} while {before}, {then:?}");
             }
@@ -359,12 +417,26 @@ fn a_merged_base_is_read_only_again_below_the_next_overlay() {
     }
     lab.ok(&["snapshot", "rm", "web@b"]);
     let chain = lab.chain("web");
-    let nodes =
-        lab.user_qmp("web", &[json!({"execute": "query-named-block-nodes", "arguments": {"flat": true}})]).remove(1);
+    let nodes = lab
+        .user_qmp(
+            "web",
+            &[json!({"execute": "query-named-block-nodes", "arguments": {"flat": true}})],
+        )
+        .remove(1);
     let read_only = |id: &String| {
-        nodes.as_array().unwrap().iter().find(|node| node["node-name"] == format!("l-{id}")).unwrap()["ro"].clone()
+        nodes
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|node| node["node-name"] == format!("l-{id}"))
+            .unwrap()["ro"]
+            .clone()
     };
-    assert_eq!((read_only(&chain[0]), read_only(&chain[1])), (false.into(), true.into()), "after one that worked");
+    assert_eq!(
+        (read_only(&chain[0]), read_only(&chain[1])),
+        (false.into(), true.into()),
+        "after one that worked"
+    );
 }
 
 #[test]
@@ -414,7 +486,8 @@ mod full {
             lab.ok(&["snapshot", "create", "web", point]);
         }
         lab.write("web", "/root/a", "head");
-        // The middle one while it runs, the first one while it is stopped, the last one (under the head) while it runs.
+        // The middle one while it runs, the first one while it is stopped, the last one (under the
+        // head) while it runs.
         lab.ok(&["snapshot", "rm", "web@s2"]);
         assert_eq!(lab.read("web", "/root/a").as_deref(), Some("head"));
         assert_eq!(lab.chain("web").len(), base + 2);
@@ -424,7 +497,11 @@ mod full {
         assert_eq!(lab.read("web", "/root/a").as_deref(), Some("head"));
         assert_eq!(lab.on_disk("web@s3", "/root/a").as_deref(), Some("s3"));
         lab.ok(&["snapshot", "rm", "web@s3"]);
-        assert_eq!(lab.state("web"), "running", "the guest was paused for the switch and must go on");
+        assert_eq!(
+            lab.state("web"),
+            "running",
+            "the guest was paused for the switch and must go on"
+        );
         assert_eq!(lab.read("web", "/root/a").as_deref(), Some("head"));
         assert_eq!(lab.chain("web").len(), base);
         lab.write("web", "/root/a", "after");
@@ -443,14 +520,22 @@ mod full {
         lab.booted("web");
         lab.sh(
             "web",
-            "(while :; do dd if=/dev/urandom of=/root/load bs=64k count=64 conv=fsync; done) >/dev/null 2>&1 &",
+            "(while :; do dd if=/dev/urandom of=/root/load bs=64k count=64 conv=fsync; done) \
+             >/dev/null 2>&1 &",
         );
         lab.write("web", "/root/a", "kept");
         lab.ok(&["snapshot", "create", "web", "writing"]);
         lab.ok(&["snapshot", "create", "web", "memory", "--memory"]);
         lab.user_qmp("web", &[json!({"execute": "system_reset"})]);
         for n in 0..6 {
-            lab.ok(&["snapshot", "create", "web", &format!("booting{n}"), "--quiesce-timeout", "1"]);
+            lab.ok(&[
+                "snapshot",
+                "create",
+                "web",
+                &format!("booting{n}"),
+                "--quiesce-timeout",
+                "1",
+            ]);
             std::thread::sleep(std::time::Duration::from_millis(300));
         }
         for point in ["writing", "memory", "booting0", "booting5"] {

@@ -79,11 +79,15 @@ fn a_shell_of_the_pool_that_is_still_being_started_is_not_called_a_run() {
     lab.ok(&["template", "create", "t", "--no-seal"]);
     lab.ok(&["clone", "t", "pool-t-1"]);
     lab.ok(&["clone", "t", "run-t-1"]);
-    // Until a shell waits, its record names the process that starts it, as the record of a run does all the time.
+    // Until a shell waits, its record names the process that starts it, as the record of a run does
+    // all the time.
     let owned = |name: &str, shell: bool| {
         let path = lab.store().join("vms").join(name).join("vm.json");
-        let mut record: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
-        let owner = serde_json::json!({"pid": std::process::id(), "started": 1, "boot": "this one", "namespace": 1});
+        let mut record: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        let owner = serde_json::json!({
+            "pid": std::process::id(), "started": 1, "boot": "this one", "namespace": 1,
+        });
         record["ephemeral"] = serde_json::json!({"owner": owner, "shell": shell});
         std::fs::write(&path, record.to_string()).unwrap();
     };
@@ -92,7 +96,9 @@ fn a_shell_of_the_pool_that_is_still_being_started_is_not_called_a_run() {
     let both = lab.run(&["template", "rm", "t"]).fails(5, &["pool drain t", "--cascade --force"]);
     assert!(both.err.contains("wait until these have ended: run-t-1\n"), "{both:?}");
     lab.ok(&["rm", "run-t-1"]);
-    let shell = lab.run(&["template", "rm", "t"]).fails(5, &["another VM that waits in its pool", "pool drain t"]);
+    let shell = lab
+        .run(&["template", "rm", "t"])
+        .fails(5, &["another VM that waits in its pool", "pool drain t"]);
     assert!(!shell.err.contains("wait until"), "{shell:?}");
 }
 

@@ -1,5 +1,6 @@
-//! How much of a long walk is walked: a handful of places where a change is to land (`scripts/test`), more where there is time
-//! (`scripts/test --full`, `scripts/faults --short`), and every one (`scripts/faults`). docs/testing.md says which test is in which tier.
+//! How much of a long walk is walked: a handful of places where a change is to land
+//! (`scripts/test`), more where there is time (`scripts/test --full`, `scripts/faults --short`),
+//! and every one (`scripts/faults`). docs/testing.md says which test is in which tier.
 
 use std::env::var;
 
@@ -42,7 +43,8 @@ pub fn verb(args: &[&str]) -> String {
     args[..if nouns.contains(&args[0]) { 2 } else { 1 }].join(" ")
 }
 
-/// Which of several operations, given by their verbs, are tried: in the first tier one of each verb, under another class another one; else all.
+/// Which of several operations, given by their verbs, are tried: in the first tier one of each
+/// verb, under another class another one; else all.
 pub fn picked(verbs: &[String], class: Class) -> Vec<usize> {
     match var("COWHAND_FAULTS") {
         Ok(_) => (0..verbs.len()).collect(),
@@ -61,10 +63,11 @@ fn picked_first(verbs: &[String], class: Class) -> Vec<usize> {
         .collect()
 }
 
-/// From which place on, and every how manieth place, a walk is to try for the `at`th of several operations, where `more` is the distance of
-/// the second tier. 0: only one place.
+/// From which place on, and every how manieth place, a walk is to try for the `at`th of several
+/// operations, where `more` is the distance of the second tier. 0: only one place.
 ///
-/// The operations begin at different places, because in the lower tiers many have none but the first.
+/// The operations begin at different places, because in the lower tiers many have none but the
+/// first.
 pub fn sample(at: usize, class: Class, more: u32) -> (u32, u32) {
     match var("COWHAND_FAULTS").as_deref() {
         Ok("all") => (1, 1),
@@ -73,8 +76,8 @@ pub fn sample(at: usize, class: Class, more: u32) -> (u32, u32) {
     }
 }
 
-/// Tries the places from `first` on, every `stride`th of them, until `hit` says that there is none of that number. Where there are fewer than `first`, it
-/// begins at an earlier one.
+/// Tries the places from `first` on, every `stride`th of them, until `hit` says that there is none
+/// of that number. Where there are fewer than `first`, it begins at an earlier one.
 pub fn walk((first, stride): (u32, u32), mut hit: impl FnMut(u32) -> bool) {
     let mut number = first;
     while !hit(number) {
@@ -99,7 +102,8 @@ pub fn first_or<T>(first: T, second: T) -> T {
     if var("COWHAND_FAULTS").is_ok() { second } else { first }
 }
 
-/// The table in docs/testing.md: how many operations of each verb are tried in the first tier, of how many in the second.
+/// The table in docs/testing.md: how many operations of each verb are tried in the first tier, of
+/// how many in the second.
 fn table() -> String {
     let mut table = format!("| | {} |\n|---|", Class::ALL.map(|(_, words)| words).join(" | "));
     table.push_str(&"---|".repeat(Class::ALL.len()));
@@ -108,11 +112,19 @@ fn table() -> String {
         ("a running VM", faults_running::verbs(), &faults_running::TRIED),
         ("a warm template", faults_warm::verbs(), &faults_warm::TRIED),
     ] {
-        for (at, verb) in verbs.iter().enumerate().filter(|(at, verb)| !verbs[..*at].contains(verb)) {
+        for (at, verb) in verbs.iter().enumerate().filter(|(at, verb)| !verbs[..*at].contains(verb))
+        {
             let cells = Class::ALL.map(|(class, _)| {
-                let count = |picked: Vec<usize>| picked.iter().filter(|at| verbs[**at] == *verb).count();
-                match tried.contains(&class) && (!what.contains("warm") || faults_warm::is_tried(verb, class)) {
-                    true => format!("{}/{}", count(picked_first(&verbs, class)), count((0..verbs.len()).collect())),
+                let count =
+                    |picked: Vec<usize>| picked.iter().filter(|at| verbs[**at] == *verb).count();
+                match tried.contains(&class)
+                    && (!what.contains("warm") || faults_warm::is_tried(verb, class))
+                {
+                    true => format!(
+                        "{}/{}",
+                        count(picked_first(&verbs, class)),
+                        count((0..verbs.len()).collect())
+                    ),
                     false => String::new(),
                 }
             });
@@ -132,7 +144,8 @@ fn the_document_says_which_verb_is_tried_under_which_fault_and_none_is_left_out(
     let (shown, after) = rest.split_once("\n<!-- end -->").unwrap();
     let table = table();
     if var("COWHAND_UPDATE").is_ok() {
-        std::fs::write(path, format!("{before}<!-- faults -->\n{table}\n<!-- end -->{after}")).unwrap();
+        std::fs::write(path, format!("{before}<!-- faults -->\n{table}\n<!-- end -->{after}"))
+            .unwrap();
     } else {
         assert_eq!(shown, table);
     }

@@ -1,11 +1,18 @@
-//! A tree of snapshots with two disks: whatever is removed in whatever order, running or stopped, each point that is left keeps both.
+//! A tree of snapshots with two disks: whatever is removed in whatever order, running or stopped,
+//! each point that is left keeps both.
 
 use crate::lab::Lab;
 
-/// s1 → { s2 → s3, s4 → s5 }, the head on s5, in a VM that is stopped. Each point has its name on both disks.
+/// s1 → { s2 → s3, s4 → s5 }, the head on s5, in a VM that is stopped. Each point has its name on
+/// both disks.
 fn grow(lab: &Lab) {
     let mark = |name: &str| {
-        lab.sh("web", &format!("echo {name} > /root/a; echo {name} | dd of=/dev/vdb conv=fsync 2>/dev/null; sync"))
+        lab.sh(
+            "web",
+            &format!(
+                "echo {name} > /root/a; echo {name} | dd of=/dev/vdb conv=fsync 2>/dev/null; sync"
+            ),
+        )
     };
     lab.booted_with("web", &["--size", "16M"]);
     for name in ["s1", "s2", "s3"] {
@@ -72,7 +79,14 @@ fn remove_all(order: &[&str], running: bool) {
         assert_eq!(lab.sh("web", "head -n1 /dev/vdb").trim(), "head");
     }
     let chains = lab.json(&["disk", "chain", "web"]);
-    assert!(chains.as_array().unwrap().iter().all(|chain| chain["layers"].as_array().unwrap().len() == 1), "{chains}");
+    assert!(
+        chains
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|chain| chain["layers"].as_array().unwrap().len() == 1),
+        "{chains}"
+    );
     lab.ok(&["gc", "--older-than", "0"]);
     lab.ok(&["gc", "--older-than", "0"]);
     assert_eq!(lab.layer_files().len(), 2, "nothing is left but the two disks");
@@ -92,7 +106,11 @@ fn a_whole_branch_goes_and_nothing_else_does() {
     lab.ok(&["snapshot", "rm", "web@s1", "--children-only"]);
     assert_eq!(names(&lab), "s1\n");
     check(&lab, "web", &["s1"]);
-    assert_eq!(lab.on_disk("web", "/root/a").as_deref(), Some("head"), "the head is nobody's child to be removed");
+    assert_eq!(
+        lab.on_disk("web", "/root/a").as_deref(),
+        Some("head"),
+        "the head is nobody's child to be removed"
+    );
     lab.check_images();
 }
 
@@ -107,7 +125,11 @@ mod full {
 
     #[test]
     fn removing_in_any_order_keeps_the_rest_of_a_stopped_vm() {
-        let orders = [["s2", "s4", "s1", "s5", "s3"], ["s1", "s2", "s3", "s4", "s5"], ["s5", "s3", "s1", "s2", "s4"]];
+        let orders = [
+            ["s2", "s4", "s1", "s5", "s3"],
+            ["s1", "s2", "s3", "s4", "s5"],
+            ["s5", "s3", "s1", "s2", "s4"],
+        ];
         for order in &orders {
             remove_all(order, false);
         }

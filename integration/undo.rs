@@ -60,7 +60,8 @@ fn several_changes_are_taken_back_one_after_another() {
     lab.ok(&["set", "web", "memory=128M"]);
     lab.ok(&["rm", "web"]);
     let list = lab.json(&["undo", "--list"]);
-    let whats: Vec<&str> = list.as_array().unwrap().iter().map(|row| row["what"].as_str().unwrap()).collect();
+    let whats: Vec<&str> =
+        list.as_array().unwrap().iter().map(|row| row["what"].as_str().unwrap()).collect();
     assert_eq!(whats, ["rm", "set", "revert", "revert"]);
     assert!(lab.ok(&["undo"]).contains("rm web"));
     assert_eq!(byte(&lab, "web"), 1);
@@ -92,7 +93,11 @@ fn what_an_undo_that_was_cut_short_needs_is_no_garbage() {
     for point in (1..).step_by(tier::first_or(5, 1)) {
         std::fs::remove_dir_all(lab.store()).unwrap();
         lab.copy_tree(&pristine, &lab.store());
-        let killed = lab.command(&["undo", "other"]).env("COWHAND_FAULT", format!("{point}:die")).output().unwrap();
+        let killed = lab
+            .command(&["undo", "other"])
+            .env("COWHAND_FAULT", format!("{point}:die"))
+            .output()
+            .unwrap();
         let begun = lab.store().join("vms/other/journal.json").exists();
         lab.ok(&["gc", "--older-than", "0"]);
         if begun && byte(&lab, "other") == 3 {
@@ -102,7 +107,10 @@ fn what_an_undo_that_was_cut_short_needs_is_no_garbage() {
         }
         lab.ok(&["set", "other", "tag.t=1"]);
         let is = byte(&lab, "other");
-        assert!(if killed.status.success() { is == 2 } else { [2, 3].contains(&is) }, "{point}: {is}");
+        assert!(
+            if killed.status.success() { is == 2 } else { [2, 3].contains(&is) },
+            "{point}: {is}"
+        );
         lab.ok(&["disk", "check", "other"]);
         if killed.status.success() {
             break;
@@ -161,7 +169,10 @@ fn a_removal_says_which_undo_it_ends_and_keeps_it_where_that_is_asked_for() {
     assert_eq!(dry["lost_undo"], serde_json::json!(lost));
     assert!(lab.ok(&["snapshot", "rm", "web@s", "--dry-run"]).contains("--keep-undo"));
     let dry = lab.json(&["snapshot", "rm", "web@s", "--dry-run", "--keep-undo"]);
-    assert_eq!((&dry["lost_undo"], &dry["disks"][0]["what"]), (&serde_json::json!([]), &"kept".into()));
+    assert_eq!(
+        (&dry["lost_undo"], &dry["disks"][0]["what"]),
+        (&serde_json::json!([]), &"kept".into())
+    );
 
     let kept = lab.run(&["snapshot", "rm", "web@s", "--keep-undo"]);
     assert!(kept.err.is_empty() && kept.out.contains("stays, hidden"), "{kept:?}");
@@ -176,7 +187,10 @@ fn a_removal_says_which_undo_it_ends_and_keeps_it_where_that_is_asked_for() {
     write_byte(&lab, "web", 4);
     lab.ok(&["snapshot", "revert", "web@t"]);
     let removed = lab.run(&["snapshot", "rm", "web@t"]);
-    assert!(removed.err.contains("`snapshot revert web@t` of web cannot be undone after this"), "{removed:?}");
+    assert!(
+        removed.err.contains("`snapshot revert web@t` of web cannot be undone after this"),
+        "{removed:?}"
+    );
     lab.run(&["undo", "web"]).fails(5, &["merged since"]);
     lab.ok(&["gc", "--older-than", "0"]);
     assert_eq!((byte(&lab, "web"), lab.layer_files().len()), (2, 1));
@@ -214,7 +228,10 @@ fn a_change_that_needs_a_later_one_back_first_says_so_and_an_impossible_one_is_n
     lab.ok(&["rm", "web"]);
     let list = lab.json(&["undo", "--list"]);
     assert_eq!((&list[0]["possible"], &list[1]["possible"]), (&true.into(), &false.into()));
-    assert!(list[1]["reason"].as_str().unwrap().contains("`rm web` of web has to be taken back first"), "{list}");
+    assert!(
+        list[1]["reason"].as_str().unwrap().contains("`rm web` of web has to be taken back first"),
+        "{list}"
+    );
     lab.ok(&["undo"]);
     lab.ok(&["undo"]);
     assert_eq!(byte(&lab, "web"), 2);
@@ -239,9 +256,11 @@ fn a_removal_cut_short_is_finished_by_gc_and_can_be_taken_back() {
     let layers = lab.layer_files();
     lab.ok(&["rm", "web"]);
     // As if `rm` had died between the directory and the layers.
-    let trash = std::fs::read_dir(lab.store().join("trash")).unwrap().next().unwrap().unwrap().path();
+    let trash =
+        std::fs::read_dir(lab.store().join("trash")).unwrap().next().unwrap().unwrap().path();
     for layer in &layers {
-        std::fs::rename(trash.join("layers").join(layer), lab.store().join("layers").join(layer)).unwrap();
+        std::fs::rename(trash.join("layers").join(layer), lab.store().join("layers").join(layer))
+            .unwrap();
     }
     lab.ok(&["gc"]);
     assert_eq!(lab.layer_files(), Vec::<String>::new());
@@ -308,7 +327,8 @@ fn a_change_is_not_taken_back_over_the_head_of_a_later_one() {
 
 #[test]
 fn nothing_is_taken_back_on_top_of_a_layer_that_a_guest_writes_to_now() {
-    // A merge with no data to move leaves a layer's file as it was, and makes it the head: of this VM, or of a clone.
+    // A merge with no data to move leaves a layer's file as it was, and makes it the head: of this
+    // VM, or of a clone.
     for clone in [false, true] {
         let lab = Lab::new();
         lab.ok(&["create", "web", "--size", "16M"]);

@@ -12,7 +12,10 @@ const NOBODY: &str = "65534";
 fn a_user_without_privileges_can_do_the_main_job() {
     let test = "a_user_without_privileges_can_do_the_main_job";
     if !nix::unistd::geteuid().is_root() {
-        return skip(test, "only root can become somebody else; the other tests run as a user just now");
+        return skip(
+            test,
+            "only root can become somebody else; the other tests run as a user just now",
+        );
     }
     let tiny = guest("tiny");
     // What the user needs lies where only root can look: copies in a home of its own.
@@ -32,7 +35,10 @@ fn a_user_without_privileges_can_do_the_main_job() {
     }
     let run = |args: &[&str]| -> Done {
         let mut command = Command::new("setpriv");
-        command.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "--"]).arg(at("cowhand")).args(args);
+        command
+            .args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "--"])
+            .arg(at("cowhand"))
+            .args(args);
         command
             .env("HOME", home.path())
             .env("XDG_RUNTIME_DIR", at("run"))
@@ -74,7 +80,10 @@ fn a_user_without_privileges_can_do_the_main_job() {
     run(&["start", "--paused", "c-2"]).ok();
     run(&["pool", "fill", "web", "1"]).ok();
     for _ in 0..2 {
-        assert_eq!(run(&["run", "--warm", "web", "--", "sh", "-c", "cat > /root/x; exit 3"]).code, 3);
+        assert_eq!(
+            run(&["run", "--warm", "web", "--", "sh", "-c", "cat > /root/x; exit 3"]).code,
+            3
+        );
     }
     run(&["pool", "drain", "web"]).ok();
     run(&["clone", "web", "warm", "--warm"]).ok();

@@ -1,4 +1,5 @@
-//! Warm templates and throw-away VMs: guests that go on from one memory are guests of their own, and nothing is left of them.
+//! Warm templates and throw-away VMs: guests that go on from one memory are guests of their own,
+//! and nothing is left of them.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -25,10 +26,13 @@ fn only_the_template_is_there(lab: &Lab, layers: usize) {
 
 pub fn processes(lab: &Lab) -> Vec<i32> {
     let path = lab.path().to_str().unwrap().to_owned();
-    let pids =
-        std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let pids = std::fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     pids.filter(|pid: &i32| {
-        std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| String::from_utf8_lossy(&line).contains(&path))
+        std::fs::read(format!("/proc/{pid}/cmdline"))
+            .is_ok_and(|line| String::from_utf8_lossy(&line).contains(&path))
     })
     .collect()
 }
@@ -41,17 +45,21 @@ fn guests_from_one_memory_share_nothing_and_leave_nothing() {
     let before: Vec<_> = files_in(&memory).iter().map(|file| stamp(&memory.join(file))).collect();
     assert_eq!(lab.json(&["template", "ls"])[0]["warm"], true);
     // Many at once: every one has its own of everything.
-    let script = "hostname; head -c16 /dev/urandom | od -An -tx1; cat /sys/class/net/eth0/address; date +%s";
-    let children: Vec<Child> =
-        (0..tier::first_or(5, 10)).map(|_| lab.spawn(&["run", "--warm", "t", "--", "sh", "-c", script])).collect();
+    let script =
+        "hostname; head -c16 /dev/urandom | od -An -tx1; cat /sys/class/net/eth0/address; date +%s";
+    let children: Vec<Child> = (0..tier::first_or(5, 10))
+        .map(|_| lab.spawn(&["run", "--warm", "t", "--", "sh", "-c", script]))
+        .collect();
     let mut seen = BTreeSet::new();
     for child in children {
         let told = Done::from(child.wait_with_output().unwrap()).ok();
         let lines: Vec<&str> = told.lines().collect();
         let [own @ .., date] = &lines[..] else { panic!("{told}") };
         assert_eq!(own.len(), 3, "{told}");
-        own.iter().for_each(|line| assert!(seen.insert((*line).to_owned()), "{line} was there before"));
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        own.iter()
+            .for_each(|line| assert!(seen.insert((*line).to_owned()), "{line} was there before"));
+        let now =
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
         assert!(date.parse::<u64>().unwrap().abs_diff(now) < 120, "the clock says {date}");
     }
     // Exit codes.
@@ -63,10 +71,17 @@ fn guests_from_one_memory_share_nothing_and_leave_nothing() {
     assert_eq!(run(&["t", "--", "no-such-program"]).code, 127);
     run(&["nowhere", "--", "true"]).fails(125, &["there is no VM or template nowhere"]);
     run(&["--copy-in", "/nowhere:/x", "t", "--", "true"]).fails(125, &["--copy-in", "/nowhere"]);
-    run(&["--copy-out", "/x:/nowhere/x", "t", "--", "true"]).fails(125, &["--copy-out", "/nowhere"]);
+    run(&["--copy-out", "/x:/nowhere/x", "t", "--", "true"])
+        .fails(125, &["--copy-out", "/nowhere"]);
     // Signals are for the command.
-    let mut child =
-        lab.spawn(&["run", "t", "--", "sh", "-c", "trap 'exit 7' TERM; echo up; while :; do sleep 0.1; done"]);
+    let mut child = lab.spawn(&[
+        "run",
+        "t",
+        "--",
+        "sh",
+        "-c",
+        "trap 'exit 7' TERM; echo up; while :; do sleep 0.1; done",
+    ]);
     let mut up = [0; 3];
     std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut up).unwrap();
     terminate(child.id());
@@ -74,7 +89,8 @@ fn guests_from_one_memory_share_nothing_and_leave_nothing() {
     // Files in, and out again, although the command fails.
     let (from, to) = (lab.path().join("in"), lab.path().join("out"));
     std::fs::write(&from, "seven").unwrap();
-    let (copy_in, copy_out) = (format!("{}:/tmp/in", from.display()), format!("/tmp/out:{}", to.display()));
+    let (copy_in, copy_out) =
+        (format!("{}:/tmp/in", from.display()), format!("/tmp/out:{}", to.display()));
     let done = run(&[
         "--copy-in",
         &copy_in,
@@ -89,13 +105,20 @@ fn guests_from_one_memory_share_nothing_and_leave_nothing() {
     assert_eq!((done.code, std::fs::read_to_string(&to).unwrap().as_str()), (5, "SEVEN"));
     // What cannot be written is no success; a timeout tells what came before it.
     let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
-    let told = Done::from(lab.command(&["run", "t", "--", "echo", "hi"]).stdout(full).output().unwrap());
-    told.fails(125, &["what the command writes cannot be written here"]);
     let told =
-        lab.run(&["--format", "json", "run", "--timeout", "2", "t", "--", "sh", "-c", "echo partial; sleep 1000"]);
+        Done::from(lab.command(&["run", "t", "--", "echo", "hi"]).stdout(full).output().unwrap());
+    told.fails(125, &["what the command writes cannot be written here"]);
+    let told = lab.run(&[
+        "--format", "json", "run", "--timeout", "2", "t", "--", "sh", "-c",
+        "echo partial; sleep 1000",
+    ]);
     let value: Value = serde_json::from_str(&told.out).unwrap();
-    assert_eq!((told.code, &value["stdout"], &value["timed_out"]), (124, &"partial\n".into(), &true.into()));
-    // What the kernel makes up is copied, too; what cannot be copied is said once, and is no success.
+    assert_eq!(
+        (told.code, &value["stdout"], &value["timed_out"]),
+        (124, &"partial\n".into(), &true.into())
+    );
+    // What the kernel makes up is copied, too; what cannot be copied is said once, and is no
+    // success.
     let version = lab.path().join("version");
     let out = format!("/proc/version:{}", version.display());
     run(&["--copy-out", &out, "t", "--", "true"]).ok();
@@ -115,8 +138,14 @@ fn guests_from_one_memory_share_nothing_and_leave_nothing() {
     run(&["t", "--", "true"]).ok();
     std::fs::remove_dir_all(broken).unwrap();
     // Three signals in a row hang up, whatever the command makes of them.
-    let mut child =
-        lab.spawn(&["run", "t", "--", "sh", "-c", "trap '' INT TERM; echo up; while :; do sleep 0.1; done"]);
+    let mut child = lab.spawn(&[
+        "run",
+        "t",
+        "--",
+        "sh",
+        "-c",
+        "trap '' INT TERM; echo up; while :; do sleep 0.1; done",
+    ]);
     let mut up = [0; 3];
     std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut up).unwrap();
     // Signals that come before the last one was seen count as one, so they go on until it ends.
@@ -129,7 +158,8 @@ fn guests_from_one_memory_share_nothing_and_leave_nothing() {
     // A guest that restarts has forgotten the command.
     run(&["t", "--", "sh", "-c", "reboot -f; sleep 1000"]).fails(125, &["the guest"]);
     // A panic is an error, at once.
-    run(&["t", "--", "sh", "-c", "echo c > /proc/sysrq-trigger; sleep 1000"]).fails(125, &["the guest"]);
+    run(&["t", "--", "sh", "-c", "echo c > /proc/sysrq-trigger; sleep 1000"])
+        .fails(125, &["the guest"]);
     only_the_template_is_there(&lab, layers);
     let after: Vec<_> = files_in(&memory).iter().map(|file| stamp(&memory.join(file))).collect();
     assert_eq!(before, after, "the template's memory was written to");
@@ -154,21 +184,27 @@ fn a_pool_that_is_drained_while_a_shell_is_being_started_stays_empty() {
     eventually("a standstill", || {
         std::fs::read_to_string(format!("/proc/{us}/stat")).is_ok_and(|stat| stat.contains(") T "))
     });
-    lab.run(&["--wait", "0", "pool", "drain", "t"]).fails(6, &["the pool of t is locked by `pool fill t`"]);
+    lab.run(&["--wait", "0", "pool", "drain", "t"])
+        .fails(6, &["the pool of t is locked by `pool fill t`"]);
     let mut drain = lab.spawn(&["pool", "drain", "t"]);
     let mut waits = String::new();
     BufReader::new(drain.stderr.as_mut().unwrap()).read_line(&mut waits).unwrap();
     assert!(waits.contains("waiting for the pool of t"), "{waits}");
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(us), nix::sys::signal::Signal::SIGCONT).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(us), nix::sys::signal::Signal::SIGCONT)
+        .unwrap();
     assert_eq!(fill.wait().unwrap().code(), Some(5), "it was drained meanwhile, which it says");
     Done::from(drain.wait_with_output().unwrap()).ok();
     assert_eq!((lab.vm_directories(), processes(&lab)), (vec!["t".to_owned()], vec![]));
-    // While one is being started it has an owner, as a run has; it is none, and does not end by itself.
+    // While one is being started it has an owner, as a run has; it is none, and does not end by
+    // itself.
     lab.ok(&["clone", "t", "a"]);
-    let (status, _) = lab.stopped_at(&["pool", "fill", "t", "1"], "QEMU, about to be started", |_| {
-        let refused = lab.run(&["template", "rm", "t"]).fails(5, &["wait in its pool: cowhand pool drain t"]);
-        assert!(!refused.err.contains("have ended"), "{refused:?}");
-    });
+    let (status, _) =
+        lab.stopped_at(&["pool", "fill", "t", "1"], "QEMU, about to be started", |_| {
+            let refused = lab
+                .run(&["template", "rm", "t"])
+                .fails(5, &["wait in its pool: cowhand pool drain t"]);
+            assert!(!refused.err.contains("have ended"), "{refused:?}");
+        });
     assert!(status.success());
     lab.ok(&["pool", "drain", "t"]);
     lab.ok(&["template", "cool", "t"]);
@@ -188,14 +224,18 @@ fn a_run_of_a_stopped_vm_leaves_it_as_it_was() {
     lab.ok(&["run", "web", "--", "touch", "/root/x"]);
     as_it_was();
     let mut child = lab.spawn(&["run", "web", "--", "sleep", "1000"]);
-    eventually("it runs", || lab.json(&["ls"]).as_array().unwrap().iter().any(|vm| vm["state"] == "running"));
+    eventually("it runs", || {
+        lab.json(&["ls"]).as_array().unwrap().iter().any(|vm| vm["state"] == "running")
+    });
     // What it stands on has no date, as long as it is there.
     lab.ok(&["gc"]);
     assert_eq!(lab.json(&["snapshot", "ls", "web"]).as_array().unwrap().len(), 1);
     // It belongs to its command.
     let done = lab.run(&["stop", "--all", "--force"]);
     assert!(
-        done.code == 0 && done.out.is_empty() && done.err.contains("because their commands are still at work"),
+        done.code == 0
+            && done.out.is_empty()
+            && done.err.contains("because their commands are still at work"),
         "{done:?}"
     );
     assert!(lab.json(&["ls"]).as_array().unwrap().iter().any(|vm| vm["state"] == "running"));
@@ -218,7 +258,8 @@ fn a_run_of_a_stopped_vm_leaves_it_as_it_was() {
     }
     let slot = File::create(lab.store().join("slots/0.lock")).unwrap();
     let slot = nix::fcntl::Flock::lock(slot, nix::fcntl::FlockArg::LockExclusive).unwrap();
-    let mut waiting = lab.command(&["run", "--max-parallel", "1", "--keep=foo", "web", "--", "true"]);
+    let mut waiting =
+        lab.command(&["run", "--max-parallel", "1", "--keep=foo", "web", "--", "true"]);
     let mut waiting = waiting.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut words = BufReader::new(waiting.stderr.take().unwrap()).lines();
     let queued = words.next().unwrap().unwrap();
@@ -227,7 +268,10 @@ fn a_run_of_a_stopped_vm_leaves_it_as_it_was() {
     assert_eq!(waiting.wait().unwrap().code(), Some(125), "{queued}");
     assert_eq!(lab.json(&["show", "foo"])["from"], "other@mine");
     let snapshots = lab.json(&["snapshot", "ls", "web"]);
-    assert!(snapshots.as_array().unwrap().iter().any(|snapshot| snapshot["name"] == "mine"), "{snapshots}");
+    assert!(
+        snapshots.as_array().unwrap().iter().any(|snapshot| snapshot["name"] == "mine"),
+        "{snapshots}"
+    );
 }
 
 #[test]
@@ -243,8 +287,11 @@ fn a_port_that_leads_into_a_warm_clone_is_answered_at_the_address_which_that_get
         stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
         std::io::read_to_string(stream).ok()
     };
-    let answers =
-        || eventually("the guest's page", || fetch().is_some_and(|page| page.contains("hello from the tiny guest")));
+    let answers = || {
+        eventually("the guest's page", || {
+            fetch().is_some_and(|page| page.contains("hello from the tiny guest"))
+        })
+    };
     answers();
     // The table comes with the memory of a snapshot, too.
     for kind in ["--memory", "--internal"].into_iter().take(tier::first_or(1, 2)) {
@@ -275,10 +322,14 @@ fn a_gitlab_runner_finds_its_stages() {
             .env("SYSTEM_FAILURE_EXIT_CODE", "202")
             .env("BUILD_EXIT_CODE_FILE", &exit_code);
         // Each in a process group of its own, which is killed at its end.
-        let child = command.process_group(0).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let child =
+            command.process_group(0).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let group = i32::try_from(child.id()).unwrap();
         let done = Done::from(child.wait_with_output().unwrap());
-        let _ = nix::sys::signal::killpg(nix::unistd::Pid::from_raw(group), nix::sys::signal::Signal::SIGKILL);
+        let _ = nix::sys::signal::killpg(
+            nix::unistd::Pid::from_raw(group),
+            nix::sys::signal::Signal::SIGKILL,
+        );
         done
     };
     let script = |name: &str, text: &str| {
@@ -287,17 +338,29 @@ fn a_gitlab_runner_finds_its_stages() {
         path.to_str().unwrap().to_owned()
     };
     let config: Value = serde_json::from_str(&stage(&["config"], "").ok()).unwrap();
-    assert_eq!((&config["builds_dir"], &config["driver"]["name"]), (&"/builds".into(), &"cowhand".into()));
-    stage(&["prepare", "--template", "t"], "evil").fails(202, &["the job asks for the image \"evil\""]);
+    assert_eq!(
+        (&config["builds_dir"], &config["driver"]["name"]),
+        (&"/builds".into(), &"cowhand".into())
+    );
+    stage(&["prepare", "--template", "t"], "evil")
+        .fails(202, &["the job asks for the image \"evil\""]);
     stage(&["prepare", "--template", "nowhere", "--allow", "t"], "t").ok();
     assert_eq!(lab.state("gitlab-4711"), "running");
     // A runner tries again; what is there is replaced.
     let before = lab.pid("gitlab-4711");
     stage(&["prepare", "--template", "t"], "").ok();
     assert_ne!(lab.pid("gitlab-4711"), before);
-    stage(&["run", &script("prepare_script", "mkdir -p /builds; echo prepared"), "prepare_script"], "").ok();
+    stage(
+        &["run", &script("prepare_script", "mkdir -p /builds; echo prepared"), "prepare_script"],
+        "",
+    )
+    .ok();
     let build = stage(
-        &["run", &script("build_script", "cd /builds; echo building; echo oops >&2; exit 42"), "build_script"],
+        &[
+            "run",
+            &script("build_script", "cd /builds; echo building; echo oops >&2; exit 42"),
+            "build_script",
+        ],
         "",
     );
     assert_eq!((build.code, build.out.as_str(), build.err.as_str()), (201, "building\n", "oops\n"));
@@ -306,7 +369,8 @@ fn a_gitlab_runner_finds_its_stages() {
     // Of a machine that is gone it is the system's fault.
     kill(lab.pid("gitlab-4711"));
     eventually("the end of QEMU", || lab.state("gitlab-4711") == "crashed");
-    stage(&["run", &script("late", "true"), "late"], "").fails(202, &["gitlab-4711 is not running"]);
+    stage(&["run", &script("late", "true"), "late"], "")
+        .fails(202, &["gitlab-4711 is not running"]);
     stage(&["cleanup"], "").ok();
     stage(&["cleanup"], "").ok();
     assert_eq!(lab.vm_directories(), ["t"]);
@@ -320,8 +384,9 @@ mod full {
     #[test]
     fn a_warm_guest_of_another_qemu_is_refused_with_the_reason() {
         let test = "a_warm_guest_of_another_qemu_is_refused_with_the_reason";
-        let cache = std::env::var("COWHAND_GUESTS")
-            .unwrap_or_else(|_| format!("{}/.cache/cowhand/guests", std::env::var("HOME").unwrap()));
+        let cache = std::env::var("COWHAND_GUESTS").unwrap_or_else(|_| {
+            format!("{}/.cache/cowhand/guests", std::env::var("HOME").unwrap())
+        });
         let next = Path::new(&cache).join("qemu-next/bin/qemu-system-x86_64");
         if !next.exists() {
             return skip(test, "there is no second QEMU (scripts/qemu-next)");
@@ -329,7 +394,9 @@ mod full {
         let lab = Lab::warm();
         let ours = std::env::var_os("COWHAND_QEMU").is_some_and(|qemu| Path::new(&qemu) == next);
         let other = if ours { Path::new("/usr/bin/qemu-system-x86_64") } else { &next };
-        let with_other = |args: &[&str]| Done::from(lab.command(args).env("COWHAND_QEMU", other).output().unwrap());
+        let with_other = |args: &[&str]| {
+            Done::from(lab.command(args).env("COWHAND_QEMU", other).output().unwrap())
+        };
         if ours {
             // An older QEMU does not even know the machine.
             with_other(&["clone", "t", "a", "--warm"]).fails(5, &["has no machine type pc-q35-"]);
@@ -340,7 +407,11 @@ mod full {
             .fails(5, &["the warm guest of t cannot be gone on from: QEMU was", "and is"]);
         let cold = with_other(&["run", "t", "--", "true"]);
         assert_eq!(cold.code, 0);
-        assert!(cold.err.contains("QEMU was") && cold.err.contains("the guest boots instead"), "{}", cold.err);
+        assert!(
+            cold.err.contains("QEMU was") && cold.err.contains("the guest boots instead"),
+            "{}",
+            cold.err
+        );
         lab.ok(&["run", "--warm", "t", "--", "true"]);
     }
 
@@ -349,14 +420,23 @@ mod full {
         let lab = Lab::warm();
         let layers = lab.layer_files().len();
         let up = |args: &[&str]| {
-            let mut child = lab.spawn(&[&["run"], args, &["t", "--", "sh", "-c", "echo up; sleep 1000"]].concat());
+            let mut child = lab
+                .spawn(&[&["run"], args, &["t", "--", "sh", "-c", "echo up; sleep 1000"]].concat());
             let mut up = [0; 3];
             std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut up).unwrap();
             child
         };
         // QEMU dies with its run; gc removes the rest.
         let mut child = up(&[]);
-        assert_eq!(lab.json(&["ls"]).as_array().unwrap().iter().filter(|vm| vm["state"] == "running").count(), 1);
+        assert_eq!(
+            lab.json(&["ls"])
+                .as_array()
+                .unwrap()
+                .iter()
+                .filter(|vm| vm["state"] == "running")
+                .count(),
+            1
+        );
         child.kill().unwrap();
         child.wait().unwrap();
         let doctor = lab.run(&["doctor"]);
@@ -382,7 +462,8 @@ mod full {
         // A power cut right after a claim of the pool: what was written for it is lost.
         lab.ok(&["pool", "fill", "t", "1"]);
         let mut child = up(&[]);
-        let claimed = lab.vm_directories().into_iter().find(|name| name.starts_with("run-")).unwrap();
+        let claimed =
+            lab.vm_directories().into_iter().find(|name| name.starts_with("run-")).unwrap();
         let qemu = lab.pid(&claimed);
         kill(child.id().cast_signed());
         child.wait().unwrap();
@@ -406,15 +487,22 @@ mod full {
         lab.ok(&["set", "short", "expires=0"]);
         let collected = lab.json(&["gc"]);
         assert!(
-            collected["removed"][0]["what"] == "short" && collected["removed"][0]["bytes"].as_u64() > Some(0),
+            collected["removed"][0]["what"] == "short"
+                && collected["removed"][0]["bytes"].as_u64() > Some(0),
             "{collected}"
         );
         only_the_template_is_there(&lab, layers);
         lab.run(&["pool", "fill", "t", "1000"]).fails(5, &["would never run at once"]);
-        // In the pool, too, nobody is left behind: neither a claimed shell whose run was killed, nor those of a host that was switched off.
+        // In the pool, too, nobody is left behind: neither a claimed shell whose run was killed,
+        // nor those of a host that was switched off.
         lab.ok(&["pool", "fill", "t", "2"]);
-        let shell = lab.vm_directories().into_iter().find(|name| name.starts_with("pool-")).unwrap();
-        for change in [&["resume", &shell][..], &["set", &shell, "expires=1d"], &["exec", &shell, "--", "true"]] {
+        let shell =
+            lab.vm_directories().into_iter().find(|name| name.starts_with("pool-")).unwrap();
+        for change in [
+            &["resume", &shell][..],
+            &["set", &shell, "expires=1d"],
+            &["exec", &shell, "--", "true"],
+        ] {
             let done = lab.run(change);
             assert!(done.err.contains("waits in the pool of t"), "{done:?}");
         }
@@ -429,7 +517,8 @@ mod full {
         eventually("the pool is full again", || waiting() == Some(2));
         lab.ok(&["gc"]);
         assert_eq!(lab.vm_directories().len(), 3);
-        lab.run(&["template", "cool", "t"]).fails(5, &["2 shells of the pool wait", "cowhand pool drain t"]);
+        lab.run(&["template", "cool", "t"])
+            .fails(5, &["2 standby clones of the pool wait", "cowhand pool drain t"]);
         for pid in processes(&lab) {
             kill(pid);
         }
@@ -449,7 +538,8 @@ mod full {
         assert!(doctor.out.contains("its warm guest cannot be gone on from"), "{doctor:?}");
         assert!(lab.run(&["run", "t", "--", "true"]).err.contains("the guest boots instead"));
         lab.ok(&["template", "cool", "t"]);
-        lab.run(&["pool", "fill", "t", "1"]).fails(5, &["template t is not warm", "cowhand template warm t"]);
+        lab.run(&["pool", "fill", "t", "1"])
+            .fails(5, &["template t is not warm", "cowhand template warm t"]);
         lab.run(&["run", "--warm", "t", "--", "true"]).fails(125, &["template t is not warm"]);
         lab.ok(&["template", "rm", "t"]);
     }
@@ -460,7 +550,10 @@ mod full {
         lab.run(&["template", "warm", "t"]).fails(5, &["is warm already"]);
         let made = lab.json(&["clone", "t", "a", "--warm"]);
         assert_eq!((&made[0]["kind"], lab.state("a").as_str()), (&"warm".into(), "running"));
-        assert_eq!(lab.sh("a", "cat /sys/class/net/eth0/address").trim(), lab.json(&["show", "a"])["nics"][0]["mac"]);
+        assert_eq!(
+            lab.sh("a", "cat /sys/class/net/eth0/address").trim(),
+            lab.json(&["show", "a"])["nics"][0]["mac"]
+        );
         lab.run(&["template", "cool", "t"]).fails(5, &["clones run on the warm guest of t: a"]);
         lab.run(&["template", "rm", "t"]).fails(5, &["is the base of another VM: a (running)"]);
         // Its disk is its own, and outlives a boot.
@@ -484,9 +577,12 @@ mod full {
         lab.ok(&["undo", "a"]);
         assert_eq!(lab.read("a", "/root/x").as_deref(), Some("mine"));
         // One that stays, of a command that has failed.
-        let done = lab.run(&["run", "--keep-on-failure", "t", "--", "sh", "-c", "echo left > /root/y; sync; exit 1"]);
+        let done = lab.run(&[
+            "run", "--keep-on-failure", "t", "--", "sh", "-c", "echo left > /root/y; sync; exit 1",
+        ]);
         assert_eq!(done.code, 1);
-        let kept = done.err.split_whitespace().find(|word| word.starts_with("run-")).unwrap().to_owned();
+        let kept =
+            done.err.split_whitespace().find(|word| word.starts_with("run-")).unwrap().to_owned();
         assert_eq!(lab.read(&kept, "/root/y").as_deref(), Some("left"));
         lab.ok(&["gc"]);
         assert_eq!(lab.state(&kept), "running");
@@ -494,7 +590,8 @@ mod full {
         lab.run(&["run", "--keep=b", "t", "--", "true"]).fails(125, &["the name b is taken"]);
         let kept_until = |name: &str| {
             let all = lab.json(&["ls"]);
-            all.as_array().unwrap().iter().find(|vm| vm["name"] == name).unwrap()["expires"].is_string()
+            all.as_array().unwrap().iter().find(|vm| vm["name"] == name).unwrap()["expires"]
+                .is_string()
         };
         assert!(kept_until(&kept) && !kept_until("b") && lab.state("b") == "running");
         lab.ok(&["rm", "--force", "a", "b", &kept]);
@@ -502,13 +599,24 @@ mod full {
         let first = lab.spawn(&["run", "--max-parallel", "1", "t", "--", "sleep", "3"]);
         eventually("the first one runs", || lab.vm_directories().len() == 2);
         let second = lab.run(&["run", "--max-parallel", "1", "t", "--", "true"]);
-        assert!(second.err.contains("waiting for one of 1 runs to end (--max-parallel)"), "{}", second.err);
+        assert!(
+            second.err.contains("waiting for one of 1 runs to end (--max-parallel)"),
+            "{}",
+            second.err
+        );
         assert_eq!((second.code, first.wait_with_output().unwrap().status.code()), (0, Some(0)));
         // Of a memory that somebody has touched, nobody goes on.
-        let memory = files_in(&lab.store().join("ram")).into_iter().find(|file| file.ends_with(".mem")).unwrap();
+        let memory = files_in(&lab.store().join("ram"))
+            .into_iter()
+            .find(|file| file.ends_with(".mem"))
+            .unwrap();
         let path = lab.store().join("ram").join(memory);
-        std::fs::File::open(&path).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
-        lab.run(&["clone", "t", "c", "--warm"]).fails(5, &["is missing or was changed", "cowhand template cool t"]);
+        std::fs::File::open(&path)
+            .unwrap()
+            .set_modified(std::time::SystemTime::UNIX_EPOCH)
+            .unwrap();
+        lab.run(&["clone", "t", "c", "--warm"])
+            .fails(5, &["is missing or was changed", "cowhand template cool t"]);
         let cold = lab.run(&["run", "t", "--", "true"]);
         assert!(cold.err.contains("the guest boots instead"), "{}", cold.err);
         assert_eq!(cold.code, 0);
@@ -519,23 +627,36 @@ mod full {
     fn an_autopkgtest_testbed_reverts_and_goes() {
         use std::io::{BufRead, BufReader, Write};
         let lab = Lab::warm();
-        let mut child =
-            lab.command(&["autopkgtest-virt", "t"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let (mut to, mut from) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()).lines());
+        let mut child = lab
+            .command(&["autopkgtest-virt", "t"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (mut to, mut from) =
+            (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()).lines());
         assert_eq!(from.next().unwrap().unwrap(), "ok");
         let mut ask = |line: &str| {
             writeln!(to, "{line}").unwrap();
             let answer = from.next().unwrap().unwrap();
-            answer.strip_prefix("ok").unwrap_or_else(|| panic!("{line}: {answer}")).trim().to_owned()
+            answer
+                .strip_prefix("ok")
+                .unwrap_or_else(|| panic!("{line}: {answer}"))
+                .trim()
+                .to_owned()
         };
         assert!(ask("capabilities").split(' ').any(|word| word == "revert-full-system"));
         let scratch = ask("open");
         let program = ask("print-execute-command");
         let run = |args: &[&str]| {
-            let words: Vec<String> = program.split(',').map(|word| word.replace("%20", " ")).collect();
+            let words: Vec<String> =
+                program.split(',').map(|word| word.replace("%20", " ")).collect();
             let base = lab.command(&[]);
             let mut command = Command::new(&words[0]);
-            command.args(&words[1..]).args(args).envs(base.get_envs().filter_map(|(key, value)| Some((key, value?))));
+            command
+                .args(&words[1..])
+                .args(args)
+                .envs(base.get_envs().filter_map(|(key, value)| Some((key, value?))));
             Done::from(command.stdin(Stdio::null()).output().unwrap())
         };
         run(&["test", "-d", &scratch]).ok();
@@ -557,11 +678,22 @@ mod full {
         run(&["cat", &format!("{scratch}/tree/x"), "/root/dirt"]).ok();
         // The same, by the test itself: it waits until its mark is gone.
         let before = boot();
-        let script = "touch /run/autopkgtest-reboot-prepare-mark; (while [ -e /run/autopkgtest-reboot-prepare-mark ]; do sleep 0.2; done; reboot -f) >/dev/null 2>&1 &";
+        let script = "touch /run/autopkgtest-reboot-prepare-mark; \
+                      (while [ -e /run/autopkgtest-reboot-prepare-mark ]; do sleep 0.2; done; \
+                      reboot -f) >/dev/null 2>&1 &";
         run(&["sh", "-c", script]).ok();
         assert_eq!(ask("reboot prepare-only"), "");
         assert_ne!(boot(), before);
-        run(&["test", "-e", &format!("{scratch}/tree/x"), "-a", "!", "-e", "/var/cache/cowhand-testbed.tar"]).ok();
+        run(&[
+            "test",
+            "-e",
+            &format!("{scratch}/tree/x"),
+            "-a",
+            "!",
+            "-e",
+            "/var/cache/cowhand-testbed.tar",
+        ])
+        .ok();
         let scratch = ask("revert");
         assert_eq!(run(&["test", "-e", "/root/dirt"]).code, 1);
         run(&["test", "-d", &scratch]).ok();

@@ -1,7 +1,7 @@
 //! Clones: new VMs on somebody's sealed layers (*thin*), or on copies of them (*full*).
 //!
-//! A clone shares no identity with its source: UUID, network addresses, generation id and NVRAM are its own. Ports of the host
-//! cannot be shared, so they are not taken over.
+//! A clone shares no identity with its source: UUID, network addresses, generation id and NVRAM are
+//! its own. Ports of the host cannot be shared, so they are not taken over.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,8 @@ use crate::error::{Error, Result};
 use crate::instance::sockets;
 use crate::layer::chain;
 use crate::model::{
-    Config, Disk, Ephemeral, Format, Layer, Name, Nic, Origin, PointRef, PortForward, Record, Role, Warm,
+    Config, Disk, Ephemeral, Format, Layer, Name, Nic, Origin, PointRef, PortForward, Record, Role,
+    Warm,
 };
 use crate::snapshot;
 use crate::steps::layers::{CopyChain, CopyInternal, CreateOverlay};
@@ -96,15 +97,17 @@ pub async fn clone(context: &Context, request: &Request) -> Result<Vec<Cloned>> 
     let mut opened = OpenVm::open(context, source_name).await?;
     let source = source(&mut opened, request).await?;
     if request.ports.is_empty() && source.config.nics.iter().any(|nic| !nic.ports.is_empty()) {
-        context
-            .ui
-            .note(&format!("the forwarded ports of {source_name} are not taken over: give the clone its own with -p"));
+        context.ui.note(&format!(
+            "the forwarded ports of {source_name} are not taken over: give the \
+             clone its own with -p"
+        ));
     }
     let mut claims = Vec::with_capacity(request.names.len());
     for name in &request.names {
         claims.push(store.claim(&context.operation, &store_lock, name)?);
     }
-    // A copy takes long, and the source's lock is enough to keep it as it is. An overlay is made in no time, under both.
+    // A copy takes long, and the source's lock is enough to keep it as it is. An overlay is made in
+    // no time, under both.
     let store_lock = (request.kind != Kind::Full).then_some(store_lock);
     let mut clones = Vec::with_capacity(request.names.len());
     for claim in &claims {
@@ -112,13 +115,21 @@ pub async fn clone(context: &Context, request: &Request) -> Result<Vec<Cloned>> 
         match one(context, claim, &source, request).await {
             Ok(reason) => {
                 let kind = if source.tag.is_some() { Kind::Full } else { request.kind };
-                clones.push(Cloned { name: claim.name().clone(), kind, took: began.elapsed(), reason })
+                clones.push(Cloned {
+                    name: claim.name().clone(),
+                    kind,
+                    took: began.elapsed(),
+                    reason,
+                })
             }
             Err(error) => {
                 claims.iter().try_for_each(|claim| store.unclaim(claim.name()))?;
                 return Err(match clones.len() {
                     0 => error,
-                    made => error.hint(format!("{made} of {} clones were made and stay", request.names.len())),
+                    made => error.hint(format!(
+                        "{made} of {} clones were made and stay",
+                        request.names.len()
+                    )),
                 });
             }
         }
@@ -127,8 +138,9 @@ pub async fn clone(context: &Context, request: &Request) -> Result<Vec<Cloned>> 
     Ok(clones)
 }
 
-/// Starts warm clones that were just made, as guests of their own. Until they are, they belong to this process (`ephemeral` of the request), so that nobody meets one that
-/// is not; then `finally` says how long they stay. When one cannot be started, it and those after it are removed again.
+/// Starts warm clones that were just made, as guests of their own. Until they are, they belong to
+/// this process (`ephemeral` of the request), so that nobody meets one that is not; then `finally`
+/// says how long they stay. When one cannot be started, it and those after it are removed again.
 pub async fn start_warm(
     context: &Context,
     source: &Name,
@@ -143,7 +155,7 @@ pub async fn start_warm(
             let mut vm = OpenVm::open(context, &name).await?;
             let qmp = resume::wake(context, &name, &vm.record, warm, false).await?;
             resume::go_on(context, &name, qmp).await?;
-            drop(resume::settle(context, &name, &vm.record, warm).await?);
+            drop(resume::adopt_identity(context, &name, &vm.record, warm).await?);
             vm.record.ephemeral = finally.cloned();
             vm.save()
         };
@@ -196,7 +208,11 @@ async fn source(opened: &mut OpenVm<'_>, request: &Request) -> Result<Source> {
         }
         None if request.kind == Kind::Warm => {
             template::freeze::check_untouched(&context.store, name, &record)?;
-            Source { origin: origin(None), config: warm(context, name, &record)?.config.clone(), tag: None }
+            Source {
+                origin: origin(None),
+                config: warm(context, name, &record)?.config.clone(),
+                tag: None,
+            }
         }
         None if record.is_template() => {
             template::freeze::check_untouched(&context.store, name, &record)?;
@@ -204,14 +220,20 @@ async fn source(opened: &mut OpenVm<'_>, request: &Request) -> Result<Source> {
         }
         None => {
             if opened.is_running()? {
-                return Err(Error::refused(format!("{name} is running: its disks change while they would be cloned"))
-                    .hint(format!(
-                        "clone a snapshot: cowhand snapshot create {name} NOW && cowhand clone {name}@NOW NEW"
-                    ))
-                    .hint(format!("or stop it first: cowhand stop {name}")));
+                return Err(Error::refused(format!(
+                    "{name} is running: its disks change while they \
+                     would be cloned"
+                ))
+                .hint(format!(
+                    "clone a snapshot: cowhand snapshot create {name} NOW && \
+                     cowhand clone {name}@NOW NEW"
+                ))
+                .hint(format!("or stop it first: cowhand stop {name}")));
             }
             match request.kind {
-                Kind::Full => Source { origin: origin(None), config: record.config.clone(), tag: None },
+                Kind::Full => {
+                    Source { origin: origin(None), config: record.config.clone(), tag: None }
+                }
                 Kind::Thin | Kind::Warm => {
                     let first = request.names.first().map(Name::as_str).unwrap_or_default();
                     let wanted = snapshot::create::Request {
@@ -223,9 +245,16 @@ async fn source(opened: &mut OpenVm<'_>, request: &Request) -> Result<Source> {
                     };
                     let taken = snapshot::create::take(opened, &wanted).await?;
                     if request.ephemeral.is_none() {
-                        context.ui.note(&format!("took the snapshot {name}@{} for the clone to stand on", taken.name));
+                        context.ui.note(&format!(
+                            "took the snapshot {name}@{} for the clone to stand on",
+                            taken.name
+                        ));
                     }
-                    Source { origin: origin(Some(taken.name)), config: record.config.clone(), tag: None }
+                    Source {
+                        origin: origin(Some(taken.name)),
+                        config: record.config.clone(),
+                        tag: None,
+                    }
                 }
             }
         }
@@ -241,22 +270,23 @@ async fn source(opened: &mut OpenVm<'_>, request: &Request) -> Result<Source> {
 /// The warm guest of the template `name`, if it can be gone on from here and now.
 pub fn warm<'a>(context: &Context, name: &Name, record: &'a Record) -> Result<&'a Warm> {
     if !record.is_template() {
-        return Err(
-            Error::refused(format!("{name} is no template, and only a template can be warm")).hint("leave out --warm")
-        );
+        return Err(Error::refused(format!(
+            "{name} is no template, and only a template can be warm"
+        ))
+        .hint("leave out --warm"));
     }
     let warm = record.warm.as_ref().ok_or_else(|| {
         Error::refused(format!("template {name} is not warm"))
             .hint(format!("warm it: cowhand template warm {name}"))
             .hint("or leave out --warm")
     })?;
-    match resume::misfit(context, name, record, warm)? {
+    match resume::incompatibility(context, name, record, warm)? {
         None => Ok(warm),
-        Some(difference) => {
-            Err(Error::refused(format!("the warm guest of {name} cannot be gone on from: {difference}"))
-                .hint(format!("warm it anew: cowhand template cool {name} && cowhand template warm {name}"))
-                .hint("or leave out --warm"))
-        }
+        Some(difference) => Err(Error::refused(format!(
+            "the warm guest of {name} cannot be gone on from: {difference}"
+        ))
+        .hint(format!("warm it anew: cowhand template cool {name} && cowhand template warm {name}"))
+        .hint("or leave out --warm")),
     }
 }
 
@@ -266,7 +296,12 @@ fn free_name(record: &Record, stem: &str) -> Option<Name> {
     (!record.snapshots.iter().any(|snapshot| snapshot.name == name)).then_some(name)
 }
 
-async fn one(context: &Context, claim: &VmLock, source: &Source, request: &Request) -> Result<String> {
+async fn one(
+    context: &Context,
+    claim: &VmLock,
+    source: &Source,
+    request: &Request,
+) -> Result<String> {
     let uuid = Uuid::new_v4();
     sockets::directory(context, uuid)?;
     let mut config = source.config.clone();
@@ -285,10 +320,14 @@ async fn one(context: &Context, claim: &VmLock, source: &Source, request: &Reque
         (_, Some(tag)) => config.disks.iter_mut().chain(&mut config.nvram).for_each(|disk| {
             steps.push(if disk.read_only { copy(context, disk) } else { copy_internal(disk, tag) });
         }),
-        (Kind::Thin | Kind::Warm, None) => config.writable_mut().for_each(|disk| steps.push(overlay(disk))),
-        (Kind::Full, None) => {
-            config.disks.iter_mut().chain(&mut config.nvram).for_each(|disk| steps.push(copy(context, disk)))
+        (Kind::Thin | Kind::Warm, None) => {
+            config.writable_mut().for_each(|disk| steps.push(overlay(disk)))
         }
+        (Kind::Full, None) => config
+            .disks
+            .iter_mut()
+            .chain(&mut config.nvram)
+            .for_each(|disk| steps.push(copy(context, disk))),
     }
     let record = Record {
         role: Role::Vm,

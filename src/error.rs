@@ -1,8 +1,8 @@
 //! What went wrong, on which object, why, and what to type next.
 //!
-//! Every public function of the library returns [`Error`]. Its [`Kind`] decides the exit code and is the `kind` of the JSON
-//! form; the message names the operation and the object; the source chain carries the words of QEMU or of the kernel and
-//! is never repeated in the message.
+//! Every public function of the library returns [`Error`]. Its [`Kind`] decides the exit code and
+//! is the `kind` of the JSON form; the message names the operation and the object; the source chain
+//! carries the words of QEMU or of the kernel and is never repeated in the message.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -113,8 +113,8 @@ impl Error {
     }
 
     constructors! {
-        failed => Failed, usage => Usage, not_found => NotFound, exists => Exists, refused => Refused,
-        locked => Locked, qemu => Qemu, damaged => Damaged,
+        failed => Failed, usage => Usage, not_found => NotFound, exists => Exists,
+        refused => Refused, locked => Locked, qemu => Qemu, damaged => Damaged,
     }
 
     /// Damage that is none: a newer version has written what this one cannot read.
@@ -157,7 +157,8 @@ impl Error {
         self
     }
 
-    /// Has a newer version written what cannot be read? Then it is not damaged, and not ours to mend.
+    /// Has a newer version written what cannot be read? Then it is not damaged, and not ours to
+    /// mend.
     pub fn is_newer(&self) -> bool {
         self.is_newer
     }
@@ -196,11 +197,12 @@ impl Error {
         (!words.is_empty()).then(|| words.join(": "))
     }
 
-    /// May what failed work a moment later? There was no descriptor or memory left, or another program held the file.
+    /// May what failed work a moment later? There was no descriptor or memory left, or another
+    /// program held the file.
     pub fn is_passing(&self) -> bool {
         use nix::errno::Errno;
-        let passing =
-            [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::EAGAIN, Errno::EINTR].map(|errno| errno as i32);
+        let passing = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::EAGAIN, Errno::EINTR]
+            .map(|errno| errno as i32);
         let mut cause = StdError::source(self);
         while let Some(error) = cause {
             let code = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
@@ -236,7 +238,8 @@ impl StdError for Error {
 }
 
 /// What helps on a full file system.
-pub const MAKE_ROOM: &str = "make room on that file system, then run the command again: cowhand snapshot rm, cowhand rm, then cowhand gc --older-than 0";
+pub const MAKE_ROOM: &str = "make room on that file system, then run the command again: \
+                             cowhand snapshot rm, cowhand rm, then cowhand gc --older-than 0";
 
 /// Gives an I/O error the operation and the path it happened on.
 pub trait IoContext<T> {
@@ -247,11 +250,18 @@ pub trait IoContext<T> {
 impl<T> IoContext<T> for io::Result<T> {
     fn on(self, action: &str, path: &Path) -> Result<T> {
         self.map_err(|source| {
-            let kind = if source.kind() == io::ErrorKind::NotFound { Kind::NotFound } else { Kind::Failed };
-            let error = Error::new(kind, format!("cannot {action} {}", path.display())).of_file(path);
+            let kind = if source.kind() == io::ErrorKind::NotFound {
+                Kind::NotFound
+            } else {
+                Kind::Failed
+            };
+            let error =
+                Error::new(kind, format!("cannot {action} {}", path.display())).of_file(path);
             let error = match source.kind() {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => error.hint(MAKE_ROOM),
-                io::ErrorKind::ReadOnlyFilesystem => error.hint("that file system is mounted read-only"),
+                io::ErrorKind::ReadOnlyFilesystem => {
+                    error.hint("that file system is mounted read-only")
+                }
                 _ => error,
             };
             error.because(source)

@@ -8,26 +8,31 @@
 //! |---|---|
 //! | [`cli`] | one file per verb: parse, call, render; the only place that reads the environment |
 //! | [`output`] | tables, trees, JSON, progress bars, how an error looks |
-//! | [`vm`] | create, start, stop, remove, rename, set |
+//! | [`maintenance`] | what touches everything: remove, undo, collect garbage |
+//! | [`vm`] | create, start, stop, rename, set |
 //! | [`snapshot`] | take a snapshot, revert to one, remove one, draw the tree |
-//! | [`disk`], [`image`] | merge, resize and check the disks of a VM by hand; image files outside the store |
+//! | [`merge`] | what becomes of layers that lose their names, and who depends on them |
+//! | [`disk`] | merge, resize and check the disks of a VM by hand |
+//! | [`image`] | image files anywhere, and images of the store |
 //! | [`warm`] | guests that were booted once, and whose memory clones go on from |
-//! | [`template`], [`mod@clone`] | seal a VM and freeze it for ever; make new VMs from frozen points |
+//! | [`template`] | freeze a VM for ever |
+//! | [`seal`] | take out of a guest's disks what clones must not share, put in what they need |
+//! | [`mod@clone`] | make new VMs from frozen points |
 //! | [`cloudinit`] | what a guest is told at its first boot: the seed for cloud-init |
 //! | [`ephemeral`] | VMs that are not to stay: a run, the pool, reset |
-//! | [`appliance`] | the small Linux that works on a guest's file systems, from the outside and from the inside |
+//! | [`appliance`] | the small Linux that works on a guest's file systems; both ends of it |
 //! | [`doctor`] | compares records, journals, headers and running QEMUs with each other; repairs |
 //! | [`fetch`] | files from the web: downloaded, resumed, verified, decompressed |
 //! | [`libvirt`] | domains of libvirt that become VMs |
 //! | [`guest`] | the inside of a running guest, seen from the host: exec, files, identity |
 //! | [`helper`] | what runs in a guest for us, and the protocol it is spoken to with |
-//! | [`instance`] | the one QEMU of a VM: its sockets, whether it runs, a connection to it, its start and end |
+//! | [`instance`] | the one QEMU of a VM: sockets, whether it runs, connection, start and end |
 //! | [`registry`] | all kinds of steps |
 //! | [`steps`] | the steps that several changes have in common |
-//! | [`change`] | what a step is; carrying out, undoing and recovering a list of them; opening a VM for a change |
-//! | [`layer`] | image files: what a stranger's file is and names, qcow2 headers, chains, the collapse planner, copying, merging; what nobody needs |
+//! | [`change`] | what a step is; carrying out, undoing and recovering them; opening a VM for it |
+//! | [`layer`] | image files: inspection, headers, chains, collapse, copying, merging, garbage |
 //! | [`qemu`] | argument vector, process, QMP, guest-agent protocol, the offline block engine |
-//! | [`context`] | what every operation is handed: settings, store, whom to tell; waiting for a lock |
+//! | [`context`] | what every operation is handed: settings, store, whom to tell; locks |
 //! | [`store`] | where everything lies, atomic writes, locks, journal, references, trash |
 //! | [`model`] | names, layers, VMs and snapshots as plain data |
 //! | [`sys`] | system calls and programs; the only place where `unsafe` may stand |
@@ -53,10 +58,13 @@ pub mod image;
 pub mod instance;
 pub mod layer;
 pub mod libvirt;
+pub mod maintenance;
+pub mod merge;
 pub mod model;
 pub mod output;
 pub mod qemu;
 pub mod registry;
+pub mod seal;
 pub mod settings;
 pub mod snapshot;
 pub mod steps;

@@ -1,9 +1,9 @@
 //! All kinds of steps that a journal can hold.
 
 use crate::change::planned::{Kind, install, kind};
+use crate::seal;
 use crate::snapshot::{internal_steps, live_steps, memory_steps};
 use crate::steps::{layers, merge, qemu, record, restore, trash};
-use crate::template::seal;
 use crate::warm;
 
 const KINDS: &[Kind] = &[
@@ -38,6 +38,11 @@ const KINDS: &[Kind] = &[
     kind::<seal::step::Seal>(),
     kind::<warm::steps::ResumeWarm>(),
 ];
+
+/// The tags of all kinds.
+pub fn tags() -> impl Iterator<Item = &'static str> {
+    KINDS.iter().map(|(tag, _)| *tag)
+}
 
 /// Makes the kinds of steps known to the engine. Without this no journal can be read.
 pub fn install_steps() {

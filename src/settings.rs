@@ -1,4 +1,5 @@
-//! What the caller decides before anything runs. The CLI fills this in from flags and the environment; the library only reads it.
+//! What the caller decides before anything runs. The CLI fills this in from flags and the
+//! environment; the library only reads it.
 
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -1,4 +1,5 @@
-//! How the library tells a person what is going on, without printing: the caller hands in an implementation.
+//! How the library tells a person what is going on, without printing: the caller hands in an
+//! implementation.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

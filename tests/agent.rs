@@ -6,21 +6,28 @@ use std::path::Path;
 use std::time::Duration;
 
 use cowhand::qemu::agent::{Agent, AgentError};
-use cowhand::qemu::cmdline::Sockets;
+use cowhand::qemu::sockets::Sockets;
 use qapi::qga::guest_ping;
 
 use crate::fake::agent_pipes;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// An agent that first sends `leftovers`, then misses `lost` commands, then answers syncs, and other commands with `answer`.
+/// An agent that first sends `leftovers`, then misses `lost` commands, then answers syncs, and
+/// other commands with `answer`.
 fn serve(directory: &Path, leftovers: &'static [u8], lost: usize, answer: Option<&'static [u8]>) {
     let (input, mut output) = agent_pipes(directory);
     output.write_all(leftovers).unwrap();
     answer_all(Vec::new(), input, output, lost, answer);
 }
 
-fn answer_all(mut buffer: Vec<u8>, mut input: File, mut output: File, mut lost: usize, answer: Option<&'static [u8]>) {
+fn answer_all(
+    mut buffer: Vec<u8>,
+    mut input: File,
+    mut output: File,
+    mut lost: usize,
+    answer: Option<&'static [u8]>,
+) {
     std::thread::spawn(move || {
         let mut chunk = [0; 4096];
         while let Ok(read @ 1..) = input.read(&mut chunk) {
@@ -31,7 +38,8 @@ fn answer_all(mut buffer: Vec<u8>, mut input: File, mut output: File, mut lost: 
                 for _ in line.iter().filter(|byte| **byte == 0xff) {
                     output
                         .write_all(
-                            b"{\"error\": {\"class\": \"GenericError\", \"desc\": \"JSON parse error, stray\"}}\n",
+                            b"{\"error\": {\"class\": \"GenericError\", \
+                              \"desc\": \"JSON parse error, stray\"}}\n",
                         )
                         .unwrap();
                 }
@@ -50,7 +58,11 @@ fn answer_all(mut buffer: Vec<u8>, mut input: File, mut output: File, mut lost: 
     });
 }
 
-async fn ping(leftovers: &'static [u8], answer: Option<&'static [u8]>, limit: Duration) -> Result<(), AgentError> {
+async fn ping(
+    leftovers: &'static [u8],
+    answer: Option<&'static [u8]>,
+    limit: Duration,
+) -> Result<(), AgentError> {
     let directory = tempfile::tempdir().unwrap();
     serve(directory.path(), leftovers, 0, answer);
     let pipes = Sockets::new(directory.path().to_owned()).agent();
@@ -60,7 +72,8 @@ async fn ping(leftovers: &'static [u8], answer: Option<&'static [u8]>, limit: Du
 
 #[tokio::test]
 async fn answers_to_somebody_elses_questions_are_thrown_away() {
-    let leftovers = b"half a li\xff{\"return\": 17}\n{\"return\": {\"pid\": 3}}\n\xff{\"return\": 18}\n";
+    let leftovers =
+        b"half a li\xff{\"return\": 17}\n{\"return\": {\"pid\": 3}}\n\xff{\"return\": 18}\n";
     ping(leftovers, Some(b"{\"return\": {}}\n"), MINUTE).await.unwrap();
 }
 
@@ -68,8 +81,12 @@ async fn answers_to_somebody_elses_questions_are_thrown_away() {
 async fn silence_means_unknown_and_a_refusal_is_quoted() {
     let silent = ping(b"", None, Duration::from_millis(200)).await;
     assert!(matches!(silent, Err(AgentError::Timeout { .. })));
-    let refused =
-        ping(b"", Some(b"{\"error\": {\"class\": \"GenericError\", \"desc\": \"in frozen state\"}}\n"), MINUTE).await;
+    let refused = ping(
+        b"",
+        Some(b"{\"error\": {\"class\": \"GenericError\", \"desc\": \"in frozen state\"}}\n"),
+        MINUTE,
+    )
+    .await;
     assert!(refused.unwrap_err().to_string().contains("\"in frozen state\""));
 }
 
@@ -78,9 +95,11 @@ async fn what_was_lost_when_the_guest_rebooted_is_not_waited_for() {
     // A sync is asked again.
     let directory = tempfile::tempdir().unwrap();
     serve(directory.path(), b"", 1, Some(b"{\"return\": {}}\n"));
-    let mut agent = Agent::connect(&Sockets::new(directory.path().to_owned()).agent(), MINUTE).await.unwrap();
+    let mut agent =
+        Agent::connect(&Sockets::new(directory.path().to_owned()).agent(), MINUTE).await.unwrap();
     agent.run(&guest_ping {}, MINUTE).await.unwrap();
-    // One that is answered late, with a complaint about the next behind it, does not bring us out of step.
+    // One that is answered late, with a complaint about the next behind it, does not bring us out
+    // of step.
     let directory = tempfile::tempdir().unwrap();
     let pipes = Sockets::new(directory.path().to_owned()).agent();
     let (mut input, output) = agent_pipes(directory.path());
@@ -95,7 +114,8 @@ async fn what_was_lost_when_the_guest_rebooted_is_not_waited_for() {
     tokio::time::sleep(Duration::from_secs(3)).await;
     answer_all(first, input, output, 0, Some(b"{\"return\": {}}\n"));
     late.await.unwrap().run(&guest_ping {}, MINUTE).await.unwrap();
-    // A command is not: it may have been carried out. Nor is a late answer to a sync taken for its answer.
+    // A command is not: it may have been carried out. Nor is a late answer to a sync taken for its
+    // answer.
     let ending = ping(b"", None, MINUTE).await.unwrap_err();
     assert!(matches!(ending, AgentError::Restarted { .. }), "{ending}");
     let late = Some(&b"\xff{\"return\": 18}\n{\"return\": {}}\n"[..]);
@@ -106,15 +126,24 @@ async fn what_was_lost_when_the_guest_rebooted_is_not_waited_for() {
 async fn an_agent_that_is_not_there_is_not_waited_for_longer_than_asked() {
     let directory = tempfile::tempdir().unwrap();
     let pipes = Sockets::new(directory.path().to_owned()).agent();
-    assert!(matches!(Agent::connect(&pipes, Duration::from_secs(20)).await, Err(AgentError::Unreachable(_))));
+    assert!(matches!(
+        Agent::connect(&pipes, Duration::from_secs(20)).await,
+        Err(AgentError::Unreachable(_))
+    ));
     let ends = agent_pipes(directory.path());
-    assert!(matches!(Agent::connect(&pipes, Duration::from_millis(50)).await, Err(AgentError::Absent)));
+    assert!(matches!(
+        Agent::connect(&pipes, Duration::from_millis(50)).await,
+        Err(AgentError::Absent)
+    ));
     // What nobody has read by then is nobody's business any more, however often it is tried.
     for _ in 0..2000 {
         assert!(matches!(Agent::connect(&pipes, Duration::ZERO).await, Err(AgentError::Absent)));
     }
     drop(ends);
-    assert!(matches!(Agent::connect(&pipes, Duration::from_secs(20)).await, Err(AgentError::Unreachable(_))));
+    assert!(matches!(
+        Agent::connect(&pipes, Duration::from_secs(20)).await,
+        Err(AgentError::Unreachable(_))
+    ));
 }
 
 /// The most memory that this process has had, in bytes.
@@ -144,7 +173,8 @@ impl Flood {
     }
 }
 
-/// An agent that sends `before` ahead of its answer to the first sync, and `after` as its answer to everything else.
+/// An agent that sends `before` ahead of its answer to the first sync, and `after` as its answer to
+/// everything else.
 fn evil(directory: &Path, before: Option<Flood>, after: Flood) {
     let (mut input, mut output) = agent_pipes(directory);
     let mut before = before;
@@ -167,10 +197,15 @@ fn evil(directory: &Path, before: Option<Flood>, after: Flood) {
     });
 }
 
-async fn asked<C: qapi::Command>(before: Option<Flood>, after: Flood, command: &C) -> Result<C::Ok, AgentError> {
+async fn asked<C: qapi::Command>(
+    before: Option<Flood>,
+    after: Flood,
+    command: &C,
+) -> Result<C::Ok, AgentError> {
     let directory = tempfile::tempdir().unwrap();
     evil(directory.path(), before, after);
-    let mut agent = Agent::connect(&Sockets::new(directory.path().to_owned()).agent(), MINUTE).await?;
+    let mut agent =
+        Agent::connect(&Sockets::new(directory.path().to_owned()).agent(), MINUTE).await?;
     agent.run(command, MINUTE).await
 }
 
@@ -182,35 +217,60 @@ async fn an_agent_that_sends_what_nobody_asked_for_takes_the_memory_of_the_host(
     let budget = 200 << 20;
     // Before it is in step: a line without an end, brackets, answers that nobody waits for.
     for middle in [&b"x"[..], b"[", b"{},", b"\xff", b"\xff{\"return\": 17}\n"] {
-        asked(Some(flood(b"", middle, (64 << 20) / middle.len(), b"\n")), fine, &guest_ping {}).await.unwrap();
-        assert!(peak() < 32 << 20, "{} MiB for {:?}", peak() >> 20, String::from_utf8_lossy(middle));
+        asked(Some(flood(b"", middle, (64 << 20) / middle.len(), b"\n")), fine, &guest_ping {})
+            .await
+            .unwrap();
+        assert!(
+            peak() < 32 << 20,
+            "{} MiB for {:?}",
+            peak() >> 20,
+            String::from_utf8_lossy(middle)
+        );
     }
     // In its answer to a command that has a short one.
     for middle in [&b"x"[..], b"[", b"{},", b"\"a\":{},"] {
-        let error = asked(None, flood(b"{\"return\": [", middle, 64 << 20, b"]}\n"), &guest_ping {}).await.unwrap_err();
+        let error =
+            asked(None, flood(b"{\"return\": [", middle, 64 << 20, b"]}\n"), &guest_ping {})
+                .await
+                .unwrap_err();
         assert!(matches!(error, AgentError::TooLong { .. }), "{error}");
-        assert!(peak() < 32 << 20, "{} MiB for {:?}", peak() >> 20, String::from_utf8_lossy(middle));
+        assert!(
+            peak() < 32 << 20,
+            "{} MiB for {:?}",
+            peak() >> 20,
+            String::from_utf8_lossy(middle)
+        );
     }
     // Words without end in an error.
     let long = flood(b"{\"error\": {\"class\": \"x\", \"desc\": \"", b"x", 100 << 10, b"\"}}\n");
     let refused = asked(None, long, &guest_ping {}).await.unwrap_err().to_string();
     assert!(refused.len() < 4096, "{} bytes", refused.len());
-    // In the answer to a command whose output comes with it: what the answer has no place for takes none.
+    // In the answer to a command whose output comes with it: what the answer has no place for takes
+    // none.
     let status = qapi::qga::guest_exec_status { pid: 1 };
     let head = &b"{\"return\": {\"exited\": true, \"exitcode\": 0, \"x\": ["[..];
     let answer = asked(None, flood(head, b"{},", 15 << 20, b"0]}}\n"), &status).await.unwrap();
     assert!(answer.exited && peak() < budget, "{} MiB", peak() >> 20);
     let error = asked(None, flood(head, b"[", 40 << 20, b"]}}\n"), &status).await.unwrap_err();
-    assert!(matches!(error, AgentError::Decode { .. }) && peak() < budget, "{error}: {} MiB", peak() >> 20);
+    assert!(
+        matches!(error, AgentError::Decode { .. }) && peak() < budget,
+        "{error}: {} MiB",
+        peak() >> 20
+    );
     let error = asked(None, flood(head, b"{},", 64 << 20, b"0]}}\n"), &status).await.unwrap_err();
-    assert!(matches!(error, AgentError::TooLong { .. }) && peak() < budget, "{error}: {} MiB", peak() >> 20);
+    assert!(
+        matches!(error, AgentError::TooLong { .. }) && peak() < budget,
+        "{error}: {} MiB",
+        peak() >> 20
+    );
     // Output that is none is not quoted.
     let head = &b"{\"return\": {\"exited\": true, \"exitcode\": 0, \"out-data\": \""[..];
     let error = asked(None, flood(head, b"!!!!", 4 << 20, b"\"}}\n"), &status).await.unwrap_err();
     let words = cowhand::error::Error::from(error).full_message();
     assert!(words.len() < 8192, "{} bytes", words.len());
     // As much as QEMU's agent keeps of both streams.
-    let (head, answer) = (&b"{\"return\": {\"exited\": true, \"exitcode\": 0, \"out-data\": \""[..], b"QUJD");
+    let (head, answer) =
+        (&b"{\"return\": {\"exited\": true, \"exitcode\": 0, \"out-data\": \""[..], b"QUJD");
     let kept = asked(None, flood(head, answer, 5 << 20, b"\"}}\n"), &status).await.unwrap();
     assert_eq!(kept.out_data.unwrap().len(), 15 << 20);
     assert!(peak() < budget, "{} MiB", peak() >> 20);

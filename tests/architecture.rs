@@ -1,10 +1,11 @@
-//! The rules of the source tree, read from the source itself: which room may import which, no circle
-//! of files, where `unsafe` and printing belong, how long a file may be.
+//! The rules of the source tree, read from the source itself: which room may import which, no
+//! circle of files, where `unsafe` and printing belong, how long a file and a line may be.
 //!
-//! The lists of exceptions can only shrink: an entry that is not needed any more fails the test, too.
+//! The lists of exceptions can only shrink: an entry that is not needed any more fails the test,
+//! too.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The floors of the house, from the ground up. A room imports from its own floor and from those
 /// below it, never from one above.
@@ -20,7 +21,11 @@ const FLOORS: &[&[&str]] = &[
     &["instance"],
     &["change"],
     &["guest", "steps"],
-    &["appliance", "clone", "disk", "ephemeral", "image", "libvirt", "snapshot", "template", "vm", "warm"],
+    &[
+        "appliance", "clone", "disk", "ephemeral", "image", "libvirt", "merge", "seal", "snapshot",
+        "template", "vm", "warm",
+    ],
+    &["maintenance"],
     &["doctor"],
     &["output", "registry"],
     &["cli"],
@@ -34,6 +39,9 @@ const LINES: usize = 450;
 
 /// Files that are still longer.
 const LONG: &[&str] = &[];
+
+/// The most characters of a line.
+const COLUMNS: usize = 100;
 
 /// A source file: the path of its module, its text without comments and tests, its number of lines.
 struct Source {
@@ -56,7 +64,8 @@ fn no_room_imports_from_a_floor_above_it() {
 
 #[test]
 fn each_room_stands_on_a_floor() {
-    let rooms: BTreeSet<String> = read().iter().map(|source| room(&source.module).to_owned()).collect();
+    let rooms: BTreeSet<String> =
+        read().iter().map(|source| room(&source.module).to_owned()).collect();
     let floors: BTreeSet<String> =
         FLOORS.iter().flat_map(|floor| floor.iter().map(|room| (*room).to_owned())).collect();
     assert_eq!(rooms, floors);
@@ -70,7 +79,9 @@ fn no_files_import_each_other_in_a_circle() {
 
 #[test]
 fn unsafe_code_is_in_sys_alone() {
-    let found = read().into_iter().filter(|source| room(&source.module) != "sys" && has_word(&source.code, "unsafe"));
+    let found = read()
+        .into_iter()
+        .filter(|source| room(&source.module) != "sys" && has_word(&source.code, "unsafe"));
     let found: Vec<String> = found.map(|source| source.module).collect();
     assert!(found.is_empty(), "{found:?}");
 }
@@ -79,7 +90,8 @@ fn unsafe_code_is_in_sys_alone() {
 fn only_the_command_line_prints() {
     let prints = ["println!", "print!", "eprintln!", "eprint!", "dbg!", "stdout()", "stderr()"];
     let found = read().into_iter().filter(|source| {
-        !matches!(room(&source.module), "cli" | "output") && prints.iter().any(|print| source.code.contains(print))
+        !matches!(room(&source.module), "cli" | "output")
+            && prints.iter().any(|print| source.code.contains(print))
     });
     let found: Vec<String> = found.map(|source| source.module).collect();
     assert!(found.is_empty(), "{found:?}");
@@ -87,18 +99,43 @@ fn only_the_command_line_prints() {
 
 #[test]
 fn no_file_is_too_long_to_be_read_at_once() {
-    let found: BTreeSet<String> =
-        read().into_iter().filter(|source| source.lines > LINES).map(|source| source.module).collect();
+    let found: BTreeSet<String> = read()
+        .into_iter()
+        .filter(|source| source.lines > LINES)
+        .map(|source| source.module)
+        .collect();
     let known: BTreeSet<String> = LONG.iter().map(|module| (*module).to_owned()).collect();
     assert_eq!(found, known, "files of more than {LINES} lines, and those that are known to be");
+}
+
+#[test]
+fn no_line_is_longer_than_100_columns() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = Vec::new();
+    for path in ["src", "tests", "integration"].into_iter().flat_map(|name| files(&root.join(name)))
+    {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let long = text.lines().enumerate().filter(|(_, line)| line.chars().count() > COLUMNS);
+        let shown = path.strip_prefix(root).unwrap().display();
+        found.extend(long.map(|(at, _)| format!("{shown}:{}", at + 1)));
+    }
+    found.sort();
+    assert!(found.is_empty(), "these lines have more than {COLUMNS} characters: {found:#?}");
 }
 
 /// The rules find what they are for.
 #[test]
 fn an_arrow_that_runs_up_and_a_circle_are_found() {
-    let source = |module: &str, code: &str| Source { module: module.into(), code: without_comments(code), lines: 1 };
+    let source = |module: &str, code: &str| Source {
+        module: module.into(),
+        code: without_comments(code),
+        lines: 1,
+    };
     let sources = [
-        source("change::apply", "use crate::{\n    error::Error,\n    vm::{self, start::{go as on}},\n};"),
+        source(
+            "change::apply",
+            "use crate::{\n    error::Error,\n    vm::{self, start::{go as on}},\n};",
+        ),
         source("vm", ""),
         source("vm::start", "use super::stop; // use crate::cli::no\n"),
         source("vm::stop", "fn f() { let x = crate::vm::start::go(); }"),
@@ -106,37 +143,55 @@ fn an_arrow_that_runs_up_and_a_circle_are_found() {
     ];
     let imports = imports(&sources);
     let up = upwards(&imports);
-    assert_eq!(up, [("change::apply", "vm"), ("change::apply", "vm::start")].map(|(a, b)| (a.into(), b.into())));
+    assert_eq!(
+        up,
+        [("change::apply", "vm"), ("change::apply", "vm::start")]
+            .map(|(a, b)| (a.into(), b.into()))
+    );
     assert_eq!(circles(&imports), [["vm::start", "vm::stop"]]);
 }
 
-/// The sources of the program. What it starts with, `main.rs` and `lib.rs`, stands outside the house.
+/// The sources of the program. What it starts with, `main.rs` and `lib.rs`, stands outside the
+/// house.
 fn read() -> Vec<Source> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut sources = Vec::new();
-    let mut directories = vec![root.clone()];
+    for path in files(&root) {
+        let inside = path.strip_prefix(&root).unwrap().with_extension("");
+        let mut parts: Vec<&str> = inside.iter().map(|part| part.to_str().unwrap()).collect();
+        if parts == ["main"] || parts == ["lib"] {
+            continue;
+        }
+        if parts.last() == Some(&"mod") {
+            parts.pop();
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        let own = text.split("\nmod tests {").next().unwrap();
+        sources.push(Source {
+            module: parts.join("::"),
+            code: without_comments(own),
+            lines: text.lines().count(),
+        });
+    }
+    assert!(sources.len() > 200, "the sources were not found");
+    sources
+}
+
+/// The `.rs` files of a directory and of those inside it.
+fn files(directory: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    let mut directories = vec![directory.to_owned()];
     while let Some(directory) = directories.pop() {
         for entry in std::fs::read_dir(directory).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 directories.push(path);
-                continue;
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                files.push(path);
             }
-            let inside = path.strip_prefix(&root).unwrap().with_extension("");
-            let mut parts: Vec<&str> = inside.iter().map(|part| part.to_str().unwrap()).collect();
-            if parts == ["main"] || parts == ["lib"] {
-                continue;
-            }
-            if parts.last() == Some(&"mod") {
-                parts.pop();
-            }
-            let text = std::fs::read_to_string(&path).unwrap();
-            let own = text.split("\nmod tests {").next().unwrap();
-            sources.push(Source { module: parts.join("::"), code: without_comments(own), lines: text.lines().count() });
         }
     }
-    assert!(sources.len() > 200, "the sources were not found");
-    sources
+    files
 }
 
 /// A line ends at `//`, in a string as well: what stands behind it there is no import.
@@ -156,10 +211,14 @@ fn room(module: &str) -> &str {
 fn imports(sources: &[Source]) -> BTreeMap<String, BTreeSet<String>> {
     let modules: BTreeSet<&str> = sources.iter().map(|source| source.module.as_str()).collect();
     let imports_of = |source: &Source| {
-        let paths = paths(&source.code).into_iter().filter_map(|path| absolute(&source.module, &path));
+        let paths =
+            paths(&source.code).into_iter().filter_map(|path| absolute(&source.module, &path));
         let files = paths.filter_map(|path| {
             // The longest beginning of the path that is a file: what follows is an item in it.
-            (1..=path.len()).rev().map(|length| path[..length].join("::")).find(|path| modules.contains(path.as_str()))
+            (1..=path.len())
+                .rev()
+                .map(|length| path[..length].join("::"))
+                .find(|path| modules.contains(path.as_str()))
         });
         files.filter(|file| *file != source.module).collect()
     };
@@ -183,7 +242,8 @@ fn paths(code: &str) -> Vec<String> {
 
 /// Adds the paths of the tree that `text` begins with.
 fn expand(text: &str, paths: &mut Vec<String>) {
-    let length = text.find(|c: char| !c.is_alphanumeric() && c != '_' && c != ':').unwrap_or(text.len());
+    let length =
+        text.find(|c: char| !c.is_alphanumeric() && c != '_' && c != ':').unwrap_or(text.len());
     let path = &text[..length];
     if !(path.ends_with("::") && text[length..].starts_with('{')) {
         paths.push(path.trim_end_matches(':').to_owned());
@@ -229,7 +289,8 @@ fn absolute(module: &str, path: &str) -> Option<Vec<String>> {
 /// The imports that lead to a higher floor.
 fn upwards(imports: &BTreeMap<String, BTreeSet<String>>) -> Vec<(String, String)> {
     let floor = |module: &str| FLOORS.iter().position(|floor| floor.contains(&room(module)));
-    let arrows = imports.iter().flat_map(|(from, to)| to.iter().map(move |to| (from.clone(), to.clone())));
+    let arrows =
+        imports.iter().flat_map(|(from, to)| to.iter().map(move |to| (from.clone(), to.clone())));
     arrows.filter(|(from, to)| floor(from) < floor(to)).collect()
 }
 
@@ -245,11 +306,15 @@ fn circles(imports: &BTreeMap<String, BTreeSet<String>>) -> Vec<Vec<String>> {
         }
         seen
     };
-    let reached: BTreeMap<&String, BTreeSet<&String>> = imports.keys().map(|file| (file, reached(file))).collect();
+    let reached: BTreeMap<&String, BTreeSet<&String>> =
+        imports.keys().map(|file| (file, reached(file))).collect();
     let mut circles: BTreeSet<Vec<String>> = BTreeSet::new();
     for (file, others) in &reached {
         if others.contains(file) {
-            let circle = others.iter().filter(|other| reached[*other].contains(file)).map(|other| (*other).clone());
+            let circle = others
+                .iter()
+                .filter(|other| reached[*other].contains(file))
+                .map(|other| (*other).clone());
             circles.insert(circle.collect());
         }
     }

@@ -2,9 +2,12 @@
 
 use std::path::Path;
 
-use cowhand::model::{Bus, Cdrom, Chain, Config, Disk, Firmware, Format, KernelBoot, Layer, Link, Nic, NicModel};
+use cowhand::model::{
+    Bus, Cdrom, Chain, Config, Disk, Firmware, Format, KernelBoot, Layer, Link, Nic, NicModel,
+};
 use cowhand::qemu::accel::Chosen;
-use cowhand::qemu::cmdline::{How, Machine, Sockets, argv, leased, shell_line};
+use cowhand::qemu::cmdline::{Machine, StartMode, argv, leased, shell_line};
+use cowhand::qemu::sockets::Sockets;
 
 fn layer(id: &str, format: Format) -> Layer {
     Layer { id: id.parse().unwrap(), format }
@@ -22,7 +25,10 @@ fn chain(layers: &[Layer]) -> Chain {
 }
 
 fn config() -> Config {
-    let disk = |target: &str, layer: Layer, read_only| Disk { read_only, ..Disk::new(target, layer, 1 << 30) };
+    let disk = |target: &str, layer: Layer, read_only| Disk {
+        read_only,
+        ..Disk::new(target, layer, 1 << 30)
+    };
     Config {
         machine: "pc-q35-7.2".into(),
         cpu: None,
@@ -54,11 +60,11 @@ fn config() -> Config {
     }
 }
 
-fn vector(how: How<'_>) -> Vec<String> {
+fn vector(how: StartMode<'_>) -> Vec<String> {
     vector_of(&config(), how)
 }
 
-fn vector_of(config: &Config, how: How<'_>) -> Vec<String> {
+fn vector_of(config: &Config, how: StartMode<'_>) -> Vec<String> {
     let chains = [
         chain(&[layer("head000000", Format::Qcow2), layer("base000000", Format::Raw)]),
         chain(&[layer("seed000000", Format::Raw)]),
@@ -80,7 +86,7 @@ fn vector_of(config: &Config, how: How<'_>) -> Vec<String> {
 
 #[test]
 fn the_whole_argument_vector_of_a_uefi_guest_with_two_disks() {
-    insta::assert_snapshot!(vector(How::Paused).join("\n"));
+    insta::assert_snapshot!(vector(StartMode::Paused).join("\n"));
 }
 
 /// The devices alone, of a machine that has one or more on each bus.
@@ -95,7 +101,11 @@ fn the_drives_and_cards_of_every_bus_have_the_controllers_that_they_need() {
         };
         buses.iter().enumerate().map(disk).collect()
     };
-    let cdrom = |target: &str, bus, iso: Option<&str>| Cdrom { target: target.into(), bus, iso: iso.map(Into::into) };
+    let cdrom = |target: &str, bus, iso: Option<&str>| Cdrom {
+        target: target.into(),
+        bus,
+        iso: iso.map(Into::into),
+    };
     let card = |model, place: Option<&str>| Nic {
         mac: "52:54:00:00:00:01".into(),
         model,
@@ -103,14 +113,24 @@ fn the_drives_and_cards_of_every_bus_have_the_controllers_that_they_need() {
         ports: Vec::new(),
     };
     let shown = |machine: &str, buses: &[Bus], cdroms: Vec<Cdrom>, nics: Vec<Nic>| {
-        let config = Config { machine: machine.into(), disks: disks(buses), nvram: None, cdroms, nics, ..config() };
-        let args = vector_of(&config, How::Running);
-        let is_own =
-            |pair: &&[String]| matches!(&*pair[0], "-device" | "-netdev" | "-blockdev") && !pair[1].contains("serial1");
+        let config = Config {
+            machine: machine.into(),
+            disks: disks(buses),
+            nvram: None,
+            cdroms,
+            nics,
+            ..config()
+        };
+        let args = vector_of(&config, StartMode::Running);
+        let is_own = |pair: &&[String]| {
+            matches!(&*pair[0], "-device" | "-netdev" | "-blockdev") && !pair[1].contains("serial1")
+        };
         let lines = args.windows(2).filter(is_own).map(|pair| pair[1].as_str());
         let left_out = ["vmgenid", "isa-serial", "virtserialport", "virtio-rng", "uefi", "000000"];
         lines
-            .filter(|line| line.contains("drive") || !left_out.iter().any(|word| line.contains(word)))
+            .filter(|line| {
+                line.contains("drive") || !left_out.iter().any(|word| line.contains(word))
+            })
             .filter(|line| !line.contains("node-name\":\"l-") && !line.contains("node-name\":\"f-"))
             .collect::<Vec<_>>()
             .join("\n")
@@ -125,7 +145,11 @@ fn the_drives_and_cards_of_every_bus_have_the_controllers_that_they_need() {
             cdrom("c2", Usb, None),
             cdrom("c3", Scsi, None),
         ],
-        vec![card(NicModel::E1000, None), card(NicModel::Virtio, Some("02:00")), card(NicModel::E1000e, Some("00:03"))],
+        vec![
+            card(NicModel::E1000, None),
+            card(NicModel::Virtio, Some("02:00")),
+            card(NicModel::E1000e, Some("00:03")),
+        ],
     );
     insta::assert_snapshot!("devices of a q35", q35);
     let pc = shown(
@@ -138,10 +162,12 @@ fn the_drives_and_cards_of_every_bus_have_the_controllers_that_they_need() {
 }
 
 #[test]
-fn the_second_lease_of_a_card_is_the_address_that_ports_lead_to_where_the_first_was_given_away_before() {
+fn ports_lead_to_the_second_lease_of_a_card_where_the_first_was_given_away() {
     let file = Path::new("/a store/ram/x.mem");
-    let warm = |cards| How::Warm { file, readonly: true, leased: cards };
-    for how in [warm(&[0]), How::Incoming { leased: &[0] }, How::Loading { leased: &[0] }] {
+    let warm = |cards| StartMode::Warm { file, readonly: true, leased: cards };
+    for how in
+        [warm(&[0]), StartMode::Incoming { leased: &[0] }, StartMode::Loading { leased: &[0] }]
+    {
         let args = vector(how);
         let network = &args[args.iter().position(|arg| arg == "-netdev").unwrap() + 1];
         assert!(network.contains(r#""dhcpstart":"10.0.2.14""#), "{network}");
@@ -149,11 +175,17 @@ fn the_second_lease_of_a_card_is_the_address_that_ports_lead_to_where_the_first_
         assert_eq!(leased(&args, 1), [0]);
         assert_eq!(leased(&args, 0), [0; 0]);
     }
-    for how in [How::Paused, warm(&[1])] {
+    for how in [StartMode::Paused, warm(&[1])] {
         assert_eq!(leased(&vector(how), 1), [0; 0]);
     }
     // A QEMU that was taken over says what it likes.
-    let odd = ["", "{", "[]", r#"{"dhcpstart": 1, "id": "net0"}"#, r#"{"dhcpstart": "10.0.2.14", "id": "net-1"}"#];
+    let odd = [
+        "",
+        "{",
+        "[]",
+        r#"{"dhcpstart": 1, "id": "net0"}"#,
+        r#"{"dhcpstart": "10.0.2.14", "id": "net-1"}"#,
+    ];
     for said in odd {
         let args = ["-netdev", said, "-netdev"].map(str::to_owned);
         assert_eq!(leased(&args, 1), [0; 0], "{said}");
@@ -167,7 +199,10 @@ fn a_shell_reads_back_exactly_the_arguments() {
         .args(["-c", &format!("printf '%s\\0' {}", shell_line(&args))])
         .output()
         .unwrap();
-    let words: Vec<String> =
-        output.stdout.split(|byte| *byte == 0).map(|word| String::from_utf8(word.to_vec()).unwrap()).collect();
+    let words: Vec<String> = output
+        .stdout
+        .split(|byte| *byte == 0)
+        .map(|word| String::from_utf8(word.to_vec()).unwrap())
+        .collect();
     assert_eq!(&words[..args.len()], &args);
 }

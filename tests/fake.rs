@@ -10,8 +10,10 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 
-pub const GREETING: &str =
-    r#"{"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""}, "capabilities": ["oob"]}}"#;
+pub const GREETING: &str = concat!(
+    r#"{"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""}, "#,
+    r#""capabilities": ["oob"]}}"#,
+);
 
 /// What a fake does with a command.
 pub enum Answer {
@@ -29,7 +31,10 @@ pub enum Answer {
 pub type Heard = Arc<Mutex<Vec<Value>>>;
 
 /// Serves QMP on `path`, for every connection anew.
-pub fn serve(path: &Path, answer: impl Fn(&str, &Value) -> Answer + Send + Sync + 'static) -> Heard {
+pub fn serve(
+    path: &Path,
+    answer: impl Fn(&str, &Value) -> Answer + Send + Sync + 'static,
+) -> Heard {
     let listener = UnixListener::bind(path).unwrap();
     let heard = Heard::default();
     let log = Arc::clone(&heard);
@@ -58,7 +63,9 @@ fn converse(mut stream: UnixStream, answer: &dyn Fn(&str, &Value) -> Answer, log
         };
         let text = match reply {
             Answer::Return(value) => json!({"return": value, "id": id}).to_string(),
-            Answer::Refuse(words) => json!({"error": {"class": "GenericError", "desc": words}, "id": id}).to_string(),
+            Answer::Refuse(words) => {
+                json!({"error": {"class": "GenericError", "desc": words}, "id": id}).to_string()
+            }
             Answer::Lines(lines) => lines.join("\n").replace("\"ID\"", &id.to_string()),
             Answer::HangUp => return,
         };
@@ -76,14 +83,17 @@ pub struct FakeVm {
 }
 
 impl FakeVm {
-    /// The VM `web` with two disks; `answer` gets its name of the first disk's layer, too. Until a transaction is sent, or a job
-    /// is completed, the disks are on the layers of the record.
+    /// The VM `web` with two disks; `answer` gets its name of the first disk's layer, too. Until a
+    /// transaction is sent, or a job is completed, the disks are on the layers of the record.
     pub fn new(answer: impl Fn(&str, &Value, &str) -> Answer + Send + Sync + 'static) -> Self {
         Self::after(&[], answer)
     }
 
     /// The same after these commands, which are run before it "runs".
-    pub fn after(commands: &[&[&str]], answer: impl Fn(&str, &Value, &str) -> Answer + Send + Sync + 'static) -> Self {
+    pub fn after(
+        commands: &[&[&str]],
+        answer: impl Fn(&str, &Value, &str) -> Answer + Send + Sync + 'static,
+    ) -> Self {
         let directory = tempfile::Builder::new().prefix("cwf").tempdir_in("/tmp").unwrap();
         let made = run(directory.path(), &["create", "web", "--size", "64M", "--size", "64M"]);
         assert!(made.0 == 0, "{}", made.2);
@@ -97,8 +107,10 @@ impl FakeVm {
         std::os::unix::fs::symlink(&sockets, vm.join("run")).unwrap();
         let lock = File::create(vm.join("run.lock")).unwrap();
         rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
-        let record: Value = serde_json::from_slice(&std::fs::read(vm.join("vm.json")).unwrap()).unwrap();
-        let disks: Vec<(String, String)> = record["config"]["disks"].as_array().unwrap().iter().map(disk).collect();
+        let record: Value =
+            serde_json::from_slice(&std::fs::read(vm.join("vm.json")).unwrap()).unwrap();
+        let disks: Vec<(String, String)> =
+            record["config"]["disks"].as_array().unwrap().iter().map(disk).collect();
         let was_sent = AtomicBool::new(false);
         let heard = serve(&sockets.join("qmp.sock"), move |name, arguments| match name {
             "query-named-block-nodes" => Answer::Return(json!([])),
@@ -108,7 +120,8 @@ impl FakeVm {
                 Answer::Return(json!(format!("l-{layer}")))
             }
             name => {
-                was_sent.fetch_or(["transaction", "job-complete"].contains(&name), Ordering::SeqCst);
+                was_sent
+                    .fetch_or(["transaction", "job-complete"].contains(&name), Ordering::SeqCst);
                 answer(name, arguments, &disks[0].1)
             }
         });
@@ -137,7 +150,12 @@ impl FakeVm {
 
     /// The names of the commands QEMU was given.
     pub fn heard(&self) -> Vec<String> {
-        self.heard.lock().unwrap().iter().map(|command| command["execute"].as_str().unwrap().to_owned()).collect()
+        self.heard
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|command| command["execute"].as_str().unwrap().to_owned())
+            .collect()
     }
 
     pub fn layers(&self) -> usize {
@@ -184,8 +202,13 @@ fn command(root: &Path, args: &[&str]) -> Command {
     let qemu = root.join("qemu");
     if !qemu.exists() {
         let machines = r#"{"return": [{"name": "pc-q35-7.2", "alias": "q35"}]}"#;
-        std::fs::write(&qemu, format!("#!/bin/sh\ncat >/dev/null\necho '{GREETING}'\necho '{machines}'\n")).unwrap();
-        std::fs::set_permissions(&qemu, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        std::fs::write(
+            &qemu,
+            format!("#!/bin/sh\ncat >/dev/null\necho '{GREETING}'\necho '{machines}'\n"),
+        )
+        .unwrap();
+        std::fs::set_permissions(&qemu, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .unwrap();
     }
     let mut command = Command::new(env!("CARGO_BIN_EXE_cowhand"));
     command

@@ -27,8 +27,10 @@ const IMPATIENT: Limits = Limits { silence: Duration::from_millis(300), ..LIMITS
 const A: &str = "\"a\"";
 const B: &str = "\"b\"";
 /// `a small image`, as `xz` writes it.
-const XZ: &str = "fd377a585a000004e6d6b4460200210116000000742fe5a301000d6120736d616c6c20696d6167650a0000006b95783188188387\
-                  0001260e081be0041fb6f37d010000000004595a";
+const XZ: &str = concat!(
+    "fd377a585a000004e6d6b4460200210116000000742fe5a301000d6120736d616c6c20696d6167650a00",
+    "00006b957831881883870001260e081be0041fb6f37d010000000004595a",
+);
 
 /// What was told.
 #[derive(Default)]
@@ -80,7 +82,8 @@ impl Place {
     /// The files that are there.
     fn left(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.directory.path()).unwrap();
-        let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
     }
@@ -190,7 +193,11 @@ fn ranges(requests: &[Request]) -> Vec<Option<usize>> {
 #[track_caller]
 fn assert_says(error: &Error, kind: Kind, words: &str) {
     let text = format!("{}\n{}", error.full_message(), error.hints().join("\n"));
-    assert!(error.kind() == kind && text.contains(words), "{:?}, not {kind:?} with {words:?}: {text}", error.kind());
+    assert!(
+        error.kind() == kind && text.contains(words),
+        "{:?}, not {kind:?} with {words:?}: {text}",
+        error.kind()
+    );
 }
 
 const NOTHING: [&str; 0] = [];
@@ -243,7 +250,11 @@ fn the_checksum_that_is_expected_is_compared() {
     for (wrong, algorithm) in [(sha256(b"other"), "SHA-256"), (sha512(b"other"), "SHA-512")] {
         let place = Place::new();
         let error = place.fetch(&server.url("/x.raw"), Some(&wrong)).unwrap_err();
-        assert_says(&error, Kind::Refused, &format!("does not have the {algorithm} checksum {wrong}, but "));
+        assert_says(
+            &error,
+            Kind::Refused,
+            &format!("does not have the {algorithm} checksum {wrong}, but "),
+        );
         assert_eq!(place.left(), NOTHING);
     }
     assert_eq!(server.requests().len(), 4);
@@ -265,7 +276,8 @@ fn a_packed_file_is_unpacked() {
             _ => Reply::file(&file, A, request),
         });
         let place = Place::new();
-        let fetched = place.fetch(&server.url(&format!("/{name}")), Some(&sha256(&packed))).unwrap();
+        let fetched =
+            place.fetch(&server.url(&format!("/{name}")), Some(&sha256(&packed))).unwrap();
         assert_eq!(fetched.path, place.path("x.raw"));
         assert_eq!(fetched.sums.sha256, sha256(&packed));
         assert!(place.read("x.raw") == bytes && place.read(name) == packed, "{name}");
@@ -307,9 +319,15 @@ fn a_connection_that_is_lost_again_and_again_goes_on_where_it_was() {
     let expected: Vec<Option<usize>> =
         std::iter::once(None).chain((1..15).map(|number| Some(number * 70_000))).collect();
     assert_eq!(ranges(&requests), expected);
-    assert!(requests[1..].iter().all(|request| request.header("if-range") == Some(A)), "{requests:?}");
+    assert!(
+        requests[1..].iter().all(|request| request.header("if-range") == Some(A)),
+        "{requests:?}"
+    );
     let notes = place.notes();
-    assert!(notes.len() == 14 && notes.iter().all(|note| note.ends_with("; trying again in 1 s")), "{notes:?}");
+    assert!(
+        notes.len() == 14 && notes.iter().all(|note| note.ends_with("; trying again in 1 s")),
+        "{notes:?}"
+    );
 }
 
 #[test]
@@ -403,7 +421,11 @@ fn without_any_version_a_lost_download_is_begun_anew() {
     place.fetch(&server.url("/x.raw"), None).unwrap();
     assert!(place.read("x.raw") == bytes);
     assert_eq!(server.requests().last().unwrap().header("range"), None);
-    assert!(place.notes().iter().any(|note| note.ends_with("beginning anew")), "{:?}", place.notes());
+    assert!(
+        place.notes().iter().any(|note| note.ends_with("beginning anew")),
+        "{:?}",
+        place.notes()
+    );
 }
 
 #[test]
@@ -430,7 +452,9 @@ fn a_part_of_another_version_is_not_put_together_with_the_first() {
     let server = Server::new(move |request, number| match number {
         0 => Reply::file(&old, A, request).cut(100_000),
         // It does not heed If-Range.
-        1 => Reply::new(206, &new[100_000..]).header("Content-Range", "bytes 100000-299999/300000").header("ETag", B),
+        1 => Reply::new(206, &new[100_000..])
+            .header("Content-Range", "bytes 100000-299999/300000")
+            .header("ETag", B),
         _ => Reply::file(&new, B, request),
     });
     let place = Place::new();
@@ -446,10 +470,17 @@ fn a_file_that_is_replaced_for_ever_is_given_up() {
     });
     let place = Place::new();
     let error = place.fetch(&server.url("/x.raw"), None).unwrap_err();
-    assert_says(&error, Kind::Failed, "the connection is lost again and again, or the file replaced");
+    assert_says(
+        &error,
+        Kind::Failed,
+        "the connection is lost again and again, or the file replaced",
+    );
     assert_says(&error, Kind::Failed, "run the command again later");
     assert_eq!(place.left(), NOTHING);
-    assert_eq!(ranges(&server.requests()), [None, Some(100_000), None, Some(100_000), None, Some(100_000)]);
+    assert_eq!(
+        ranges(&server.requests()),
+        [None, Some(100_000), None, Some(100_000), None, Some(100_000)]
+    );
 }
 
 #[test]
@@ -564,8 +595,14 @@ fn a_busy_server_is_asked_again_when_it_says() {
     assert!(begun.elapsed() >= Duration::from_secs(1));
     assert_eq!(place.read("x.raw"), b"image");
     let notes = place.notes();
-    assert!(notes[0].contains("the server answers 429") && notes[0].ends_with("trying again in 0 s"), "{notes:?}");
-    assert!(notes[1].contains("the server answers 503") && notes[1].ends_with("trying again in 1 s"), "{notes:?}");
+    assert!(
+        notes[0].contains("the server answers 429") && notes[0].ends_with("trying again in 0 s"),
+        "{notes:?}"
+    );
+    assert!(
+        notes[1].contains("the server answers 503") && notes[1].ends_with("trying again in 1 s"),
+        "{notes:?}"
+    );
     assert_eq!((server.requests().len(), notes.len()), (3, 2));
 }
 
@@ -616,7 +653,9 @@ fn an_address_of_another_kind_is_a_misuse() {
 
 #[test]
 fn a_drip_is_given_up() {
-    let server = Server::new(|request, _| Reply::file(&content(100_000), A, request).drip(Duration::from_millis(5)));
+    let server = Server::new(|request, _| {
+        Reply::file(&content(100_000), A, request).drip(Duration::from_millis(5))
+    });
     let place = Place::with(IMPATIENT);
     let begun = Instant::now();
     let error = place.fetch(&server.url("/x.raw"), None).unwrap_err();
@@ -625,7 +664,10 @@ fn a_drip_is_given_up() {
     assert!(begun.elapsed() < Duration::from_secs(20));
     let requests = server.requests();
     assert_eq!(requests.len(), 3);
-    assert!(requests[2].from() > requests[1].from() && requests[1].from().is_some(), "{requests:?}");
+    assert!(
+        requests[2].from() > requests[1].from() && requests[1].from().is_some(),
+        "{requests:?}"
+    );
     assert_eq!(place.left(), [".download.json", "x.raw"]);
 }
 
@@ -662,7 +704,9 @@ fn a_body_that_is_longer_than_promised_ends_where_it_should() {
 fn a_part_that_is_longer_than_the_rest_is_an_error() {
     let server = Server::new(|request, number| match number {
         0 => Reply::file(&content(1_000), A, request).cut(100),
-        _ => Reply::new(206, content(2_000)).header("ETag", A).header("Content-Range", "bytes 100-999/1000"),
+        _ => Reply::new(206, content(2_000))
+            .header("ETag", A)
+            .header("Content-Range", "bytes 100-999/1000"),
     });
     let place = Place::new();
     let error = place.fetch(&server.url("/x.raw"), None).unwrap_err();
@@ -692,7 +736,9 @@ fn a_server_that_sends_less_than_it_was_asked_for_is_asked_for_the_rest() {
 fn a_server_that_repeats_a_part_for_ever_is_given_up() {
     let server = Server::new(|request, number| match number {
         0 => Reply::file(&content(1_000), A, request).cut(100),
-        _ => Reply::new(206, content(200)).header("ETag", A).header("Content-Range", "bytes 100-999/1000"),
+        _ => Reply::new(206, content(200))
+            .header("ETag", A)
+            .header("Content-Range", "bytes 100-999/1000"),
     });
     let place = Place::new();
     let error = place.fetch(&server.url("/x.raw"), None).unwrap_err();
@@ -745,7 +791,13 @@ fn a_part_that_begins_elsewhere_is_not_put_where_it_does_not_belong() {
 
 #[test]
 fn a_part_of_which_nobody_knows_where_it_belongs_is_an_error() {
-    for range in [None, Some("bytes"), Some("bytes x-9/10"), Some("bytes */300000"), Some("lines 100000-2/3")] {
+    for range in [
+        None,
+        Some("bytes"),
+        Some("bytes x-9/10"),
+        Some("bytes */300000"),
+        Some("lines 100000-2/3"),
+    ] {
         let server = Server::new(move |request, number| {
             let part = Reply::new(206, content(1_000)).header("ETag", A);
             match (number, range) {
@@ -756,39 +808,66 @@ fn a_part_of_which_nobody_knows_where_it_belongs_is_an_error() {
         });
         let place = Place::new();
         let error = place.fetch(&server.url("/x.raw"), None).unwrap_err();
-        assert_says(&error, Kind::Failed, "the server sends a part of the file and does not say which");
+        assert_says(
+            &error,
+            Kind::Failed,
+            "the server sends a part of the file and does not say which",
+        );
         assert_eq!((server.requests().len(), place.length("x.raw")), (2, 100_000));
     }
 }
 
 #[test]
 fn a_part_that_nobody_asked_for_is_not_taken_for_the_file() {
-    let server =
-        Server::new(|_, _| Reply::new(206, content(100)).header("ETag", A).header("Content-Range", "bytes 50-149/150"));
+    let server = Server::new(|_, _| {
+        Reply::new(206, content(100)).header("ETag", A).header("Content-Range", "bytes 50-149/150")
+    });
     let place = Place::new();
     let error = place.fetch(&server.url("/x.raw"), None).unwrap_err();
     assert_says(&error, Kind::Failed, "cannot download http://127.0.0.1:");
     assert_eq!(place.left(), NOTHING);
-    assert_says(&place.text(&server.url("/x.txt")).unwrap_err(), Kind::Failed, "cannot download http://127.0.0.1:");
+    assert_says(
+        &place.text(&server.url("/x.txt")).unwrap_err(),
+        Kind::Failed,
+        "cannot download http://127.0.0.1:",
+    );
 }
 
 #[test]
 fn an_encoded_answer_and_a_web_page_are_refused() {
     for (name, value, kind, words) in [
-        ("Content-Encoding", "gzip", Kind::Failed, "the server sends it encoded (gzip), which was not asked for"),
-        ("Content-Type", "text/html", Kind::Refused, "/x.raw is a web page (text/html), not the file itself"),
+        (
+            "Content-Encoding",
+            "gzip",
+            Kind::Failed,
+            "the server sends it encoded (gzip), which was not asked for",
+        ),
+        (
+            "Content-Type",
+            "text/html",
+            Kind::Refused,
+            "/x.raw is a web page (text/html), not the file itself",
+        ),
         ("Content-Type", "Text/HTML; charset=utf-8", Kind::Refused, "not of the page"),
         ("Content-Type", "application/xhtml+xml", Kind::Refused, "is a web page"),
     ] {
-        let server = Server::new(move |request, _| Reply::file(&gzip(b"<html>"), A, request).header(name, value));
+        let server = Server::new(move |request, _| {
+            Reply::file(&gzip(b"<html>"), A, request).header(name, value)
+        });
         let place = Place::new();
         let error = place.fetch(&server.url("/x.raw"), None).unwrap_err();
         assert_says(&error, kind, words);
         assert_eq!(place.left(), NOTHING);
         assert_eq!((server.requests().len(), place.notes().len()), (1, 0));
-        assert_says(&place.text(&server.url("/x.raw")).unwrap_err(), kind, words.trim_start_matches("/x.raw "));
+        assert_says(
+            &place.text(&server.url("/x.raw")).unwrap_err(),
+            kind,
+            words.trim_start_matches("/x.raw "),
+        );
     }
-    let server = Server::new(|request, _| Reply::file(b"image", A, request).header("Content-Encoding", "identity"));
+    let server = Server::new(|request, _| {
+        Reply::file(b"image", A, request).header("Content-Encoding", "identity")
+    });
     Place::new().fetch(&server.url("/x.raw"), None).unwrap();
 }
 
@@ -879,7 +958,8 @@ fn a_redirect_to_something_else_than_the_web_is_not_followed() {
 
 #[test]
 fn an_authority_that_nobody_knows_is_refused_at_once() {
-    let server = Server::with_tls(&Authority::new(), |request, _| Reply::file(b"image", A, request));
+    let server =
+        Server::with_tls(&Authority::new(), |request, _| Reply::file(b"image", A, request));
     let place = Place::new();
     let error = place.fetch(&server.url("/x.raw"), None).unwrap_err();
     assert_says(&error, Kind::Failed, "certificate");
@@ -923,7 +1003,8 @@ fn an_authority_that_is_named_is_trusted_and_https_does_not_become_http() {
         .env(URL, server.url(""))
         .output()
         .unwrap();
-    let said = format!("{}{}", String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+    let said =
+        format!("{}{}", String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
     assert!(ran.status.success() && said.contains("1 passed"), "{said}");
     assert_eq!(ranges(&server.requests()), [None, Some(100_000), None]);
     assert!(plain.requests().is_empty());
@@ -977,18 +1058,34 @@ fn a_text_is_read() {
     let place = Place::new();
     assert_eq!(place.text(&server.url("/SUMS?token=secret")).unwrap(), words);
     assert_eq!(ranges(&server.requests()), [None, None, Some(50_000)]);
-    assert!(place.notes().len() == 2 && !place.notes().concat().contains("secret"), "{:?}", place.notes());
+    assert!(
+        place.notes().len() == 2 && !place.notes().concat().contains("secret"),
+        "{:?}",
+        place.notes()
+    );
     assert_eq!(place.left(), NOTHING);
 }
 
 #[test]
 fn what_is_no_text_is_refused() {
     for (reply, kind, words) in [
-        (Reply::new(200, vec![b'a'; (1 << 20) + 1]), Kind::Refused, "is too long for a text: more than 1 MiB"),
-        (Reply::new(200, vec![b'a'; 3 << 20]).chunked(), Kind::Refused, "is too long for a text: more than 1 MiB"),
+        (
+            Reply::new(200, vec![b'a'; (1 << 20) + 1]),
+            Kind::Refused,
+            "is too long for a text: more than 1 MiB",
+        ),
+        (
+            Reply::new(200, vec![b'a'; 3 << 20]).chunked(),
+            Kind::Refused,
+            "is too long for a text: more than 1 MiB",
+        ),
         (Reply::new(200, b"\xff\xfe"), Kind::Refused, "/SUMS is no text"),
         (Reply::new(404, ""), Kind::NotFound, "/SUMS is not there: the server answers 404"),
-        (Reply::new(200, "<html>").header("Content-Type", "text/html"), Kind::Refused, "is a web page"),
+        (
+            Reply::new(200, "<html>").header("Content-Type", "text/html"),
+            Kind::Refused,
+            "is a web page",
+        ),
     ] {
         let server = Server::new(move |_, _| reply.clone());
         let place = Place::new();
@@ -1037,7 +1134,11 @@ fn a_file_of_the_host_that_is_wrong_is_refused_and_leaves_nothing() {
     for (name, bytes) in [("x.raw", &bytes), ("x.raw.gz", &packed)] {
         for wrong in [sha256(b"other"), sha512(b"other")] {
             let error = place.local(name, bytes, Some(&wrong)).unwrap_err();
-            assert_says(&error, Kind::Refused, &format!("FILE does not have the {} checksum", wrong.algorithm()));
+            assert_says(
+                &error,
+                Kind::Refused,
+                &format!("FILE does not have the {} checksum", wrong.algorithm()),
+            );
             assert_eq!(place.left(), NOTHING);
         }
     }
@@ -1049,7 +1150,8 @@ fn a_file_of_the_host_that_is_wrong_is_refused_and_leaves_nothing() {
 #[test]
 fn a_file_of_the_host_that_cannot_be_read_is_an_error() {
     let place = Place::new();
-    let job = Local { shown: "FILE", directory: place.directory.path(), name: "x.raw", expected: None };
+    let job =
+        Local { shown: "FILE", directory: place.directory.path(), name: "x.raw", expected: None };
     let directory = File::open("/").unwrap();
     let error = run(local(&place.ui, directory, &job)).unwrap_err();
     assert_says(&error, Kind::Failed, "Is a directory");
@@ -1081,11 +1183,19 @@ fn what_may_be_secret_in_an_address_is_told_to_the_server_alone() {
         let url = server.url("/x.raw?token=secret").replace("http://", "http://user:hidden@");
         let error = place.fetch(&url, None).unwrap_err();
         let record = std::fs::read_to_string(place.path(".download.json")).unwrap_or_default();
-        let told = format!("{error:?} {} {:?} {:?} {record}", error.full_message(), error.hints(), place.ui.0.borrow());
+        let told = format!(
+            "{error:?} {} {:?} {:?} {record}",
+            error.full_message(),
+            error.hints(),
+            place.ui.0.borrow()
+        );
         assert!(!told.contains("secret") && !told.contains("hidden"), "{number}: {told}");
         let request = &server.requests()[0];
         assert_eq!(request.path, "/x.raw?token=secret");
-        assert!(request.header("authorization").is_some_and(|value| value.starts_with("Basic ")), "{request:?}");
+        assert!(
+            request.header("authorization").is_some_and(|value| value.starts_with("Basic ")),
+            "{request:?}"
+        );
     }
     // A record that is kept, and a checksum that is wrong.
     let server = Server::new(|request, _| Reply::file(&content(300_000), A, request));

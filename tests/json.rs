@@ -7,29 +7,30 @@ use std::time::Duration;
 use cowhand::clone::{Cloned, Kind};
 use cowhand::disk::{check::Found, merge::Merged, resize::Resized};
 use cowhand::doctor::{Finding, Level, Remedy};
-use cowhand::ephemeral::{pool::Shelf, reset::Reset};
+use cowhand::ephemeral::{reset::Reset, standby::StandbyStatus};
 use cowhand::error::Error;
 use cowhand::image::add::Added;
 use cowhand::image::catalogue::Entry;
 use cowhand::image::file::{Seen, Written};
-use cowhand::image::prune::Pruned;
 use cowhand::instance::status::Status;
 use cowhand::layer::inspect::{Reference, Role as FileRole};
 use cowhand::libvirt::{Fate, Note, export};
+use cowhand::maintenance::gc::Collected;
+use cowhand::maintenance::prune::Pruned;
+use cowhand::merge::outcome::{Outcome, Removed, What};
 use cowhand::model::{
-    Bus, Cdrom, Chain, Ephemeral, Fingerprint, Firmware, Format, ImageOrigin, KernelBoot, Layer, Link, LogLimit,
-    Memory, Merge, MergeKind, Name, PciSlot, Quiesced, Record, Role, Seed, Snapshot, SnapshotKind, State,
+    Bus, Cdrom, Chain, Ephemeral, Fingerprint, Firmware, Format, ImageOrigin, KernelBoot, Layer,
+    Link, LogLimit, Memory, Merge, MergeKind, Name, PciSlot, Quiesced, Record, Role, Seed,
+    Snapshot, SnapshotKind, State,
 };
 use cowhand::output::json;
 use cowhand::qemu::img::{Checked, Info, Inner};
+use cowhand::seal::options::GeneratedPassword;
+use cowhand::seal::{PathChange, Performed, Report, Touched};
 use cowhand::snapshot::create::Taken;
-use cowhand::snapshot::outcome::{Outcome, Removed, What};
 use cowhand::snapshot::{list::Row as SnapshotRow, revert::Reverted};
 use cowhand::store::schema::parse_record;
 use cowhand::template::list::Row as TemplateRow;
-use cowhand::template::seal::wishes::MadeUp;
-use cowhand::template::seal::{How, Performed, Report, Touched};
-use cowhand::vm::gc::Collected;
 use cowhand::vm::list::{About, ChainRow, Details, DiskRow, Row};
 use cowhand::warm::make::Warmed;
 use serde::Serialize;
@@ -67,7 +68,9 @@ fn documented(command: &str) -> Vec<&'static str> {
             ' ' | '\n' => {}
             'a'..='z' if expected && open.last() == Some(&'{') => {
                 let word = &span[at..];
-                keys.push(&word[..word.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap()]);
+                keys.push(
+                    &word[..word.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap()],
+                );
                 expected = false;
             }
             _ => expected = false,
@@ -123,14 +126,18 @@ fn full() -> Record {
         verified: true,
         ..ImageOrigin::default()
     };
-    record.role = Role::Template { frozen: time(), sealed: true, stamps: Vec::new(), image: Some(image) };
-    record.ephemeral = Some(Ephemeral { owner: None, expires: Some(time()), shell: false });
+    record.role =
+        Role::Template { frozen: time(), sealed: true, stamps: Vec::new(), image: Some(image) };
+    record.ephemeral = Some(Ephemeral { owner: None, expires: Some(time()), standby: false });
     record.autostart = true;
     let config = &mut record.config;
     config.cpu = text("max");
     config.firmware = Firmware::Uefi;
-    config.kernel =
-        Some(KernelBoot { kernel: "/boot/k".into(), initrd: Some("/boot/i".into()), append: text("quiet") });
+    config.kernel = Some(KernelBoot {
+        kernel: "/boot/k".into(),
+        initrd: Some("/boot/i".into()),
+        append: text("quiet"),
+    });
     config.nics[0].place = Some(PciSlot { bus: 1, slot: 0 });
     config.nics[0].ports.push("0.0.0.0:53:53/udp".parse().unwrap());
     config.disks[0].serial = text("WD-1");
@@ -156,10 +163,19 @@ fn status(detail: Option<&str>) -> Status {
 
 #[test]
 fn vms_in_json() {
-    let row =
-        |about, cut_short: Option<&str>| Row { name: name("web"), about, cut_short: cut_short.map(str::to_owned) };
+    let row = |about, cut_short: Option<&str>| Row {
+        name: name("web"),
+        about,
+        cut_short: cut_short.map(str::to_owned),
+    };
     let about = |record, from: Option<&str>, detail| {
-        Ok(About { record, status: status(detail), from: from.map(str::to_owned), own_bytes: 1, virtual_bytes: 2 })
+        Ok(About {
+            record,
+            status: status(detail),
+            from: from.map(str::to_owned),
+            own_bytes: 1,
+            virtual_bytes: 2,
+        })
     };
     let rows = [
         row(about(full(), Some("deb12@one"), Some("io-error")), Some("set web")),
@@ -168,7 +184,8 @@ fn vms_in_json() {
     ];
     hold("ls", &rows.iter().map(json::Vm::from).collect::<Vec<_>>());
     let (web, uuid) = (name("web"), bare().uuid);
-    let states = (json::State::running(&web), json::State::paused(&web), json::State::stopped(&web, "acpi"));
+    let states =
+        (json::State::running(&web), json::State::paused(&web), json::State::stopped(&web, "acpi"));
     hold("start", &(states, json::Created::new(&web, uuid), json::Named::new(&web)));
     hold("rm", &json::Removed::new(&[web, name("db")]));
 }
@@ -183,8 +200,12 @@ fn all_of_a_vm_in_json() {
         chains: vec![chain],
         cut_short: has_all.then(|| "set web".into()),
     };
-    let (all, none) = (details(full(), Ok(chain()), true), details(bare(), Err("it is torn".into()), false));
-    hold("show", &(json::Details::new(&name("web"), &all), json::Details::new(&name("web"), &none)));
+    let (all, none) =
+        (details(full(), Ok(chain()), true), details(bare(), Err("it is torn".into()), false));
+    hold(
+        "show",
+        &(json::Details::new(&name("web"), &all), json::Details::new(&name("web"), &none)),
+    );
 }
 
 #[test]
@@ -200,13 +221,22 @@ fn disks_in_json() {
         read_only: serial.is_some(),
     };
     hold("disk ls", &[row(Some("WD-1")), row(None)].each_ref().map(json::Disk::from));
-    let (snapshots, shared_by) = (vec![vec![], vec![name("one")]], vec![vec![], vec![name("db"), name("deb12")]]);
+    let (snapshots, shared_by) =
+        (vec![vec![], vec![name("one")]], vec![vec![], vec![name("db"), name("deb12")]]);
     let row = ChainRow { target: "vda".into(), chain: chain(), snapshots, shared_by };
     hold("disk chain", &[json::Chain::from(&row)]);
-    let checked = Checked { corruptions: 5, leaks: 4, errors: 3, corruptions_fixed: 2, leaks_fixed: 1 };
-    let found =
-        |checked| Found { target: "vda".into(), layer: layer("head000000", Format::Qcow2), checked, in_use: false };
-    hold("disk check", &[found(Some(checked)), found(None)].each_ref().map(json::CheckedLayer::from));
+    let checked =
+        Checked { corruptions: 5, leaks: 4, errors: 3, corruptions_fixed: 2, leaks_fixed: 1 };
+    let found = |checked| Found {
+        target: "vda".into(),
+        layer: layer("head000000", Format::Qcow2),
+        checked,
+        in_use: false,
+    };
+    hold(
+        "disk check",
+        &[found(Some(checked)), found(None)].each_ref().map(json::CheckedLayer::from),
+    );
     hold("disk resize", &json::Resized::new("vda", &Resized { before: 1, after: 2 }));
     let drives = [drive(Some("/srv/a.iso")), drive(None)];
     hold("cdrom ls", &(drives.each_ref().map(json::Cdrom::from), json::NoCdrom::new("sdb")));
@@ -222,7 +252,13 @@ fn merges_in_json() {
         given_up: vec![name("one")],
     };
     let none = Merged { merges: Vec::new(), given_up: Vec::new() };
-    hold("disk commit", &(json::Merged::new(&name("web"), &all, true), json::Merged::new(&name("web"), &none, false)));
+    hold(
+        "disk commit",
+        &(
+            json::Merged::new(&name("web"), &all, true),
+            json::Merged::new(&name("web"), &none, false),
+        ),
+    );
 }
 
 fn snapshot_row(has_all: bool) -> SnapshotRow {
@@ -237,7 +273,11 @@ fn snapshot_row(has_all: bool) -> SnapshotRow {
     let snapshot = Snapshot {
         name: name("two"),
         parent: has_all.then(|| name("one")),
-        kind: if has_all { SnapshotKind::Internal { tag: "cw-two".into() } } else { SnapshotKind::External },
+        kind: if has_all {
+            SnapshotKind::Internal { tag: "cw-two".into() }
+        } else {
+            SnapshotKind::External
+        },
         created: time(),
         description: "before\nthe \"upgrade\"".into(),
         quiesced: has_all,
@@ -272,11 +312,20 @@ fn snapshots_in_json() {
     hold("snapshot create", &json::TakenSnapshot::new(&rows[1], &taken));
     let reverted = Reverted { name: name("two"), state: State::Stopped };
     hold("snapshot revert", &json::Reverted::new(&name("web"), &reverted));
-    let kinds = [What::Committed, What::Streamed, What::Trashed, What::Internal, What::Kept("db stands on it".into())];
+    let kinds = [
+        What::Committed,
+        What::Streamed,
+        What::Trashed,
+        What::Internal,
+        What::Kept("db stands on it".into()),
+    ];
     let outcomes = kinds.map(|what| Outcome { target: "vda".into(), what, bytes: 3 }).into();
     let all = Removed { name: name("two"), outcomes, lost_undo: vec!["set web".into()] };
     let none = Removed { name: name("one"), outcomes: Vec::new(), lost_undo: Vec::new() };
-    hold("snapshot rm", &(json::RemovedSnapshot::new(&all, true), json::RemovedSnapshot::new(&none, false)));
+    hold(
+        "snapshot rm",
+        &(json::RemovedSnapshot::new(&all, true), json::RemovedSnapshot::new(&none, false)),
+    );
 }
 
 fn template_row(record: Record, dependents: Vec<Name>) -> TemplateRow {
@@ -287,20 +336,33 @@ fn template_row(record: Record, dependents: Vec<Name>) -> TemplateRow {
 fn templates_and_sealing_in_json() {
     let rows = [template_row(full(), vec![name("web")]), template_row(bare(), Vec::new())];
     hold("template ls", &rows.each_ref().map(json::Template::from));
-    let hows = [How::Removed, How::Emptied, How::Changed, How::Created, How::Ran];
+    let hows = [
+        PathChange::Removed,
+        PathChange::Emptied,
+        PathChange::Changed,
+        PathChange::Created,
+        PathChange::Ran,
+    ];
     let touched = hows.map(|how| Touched { path: "/etc/machine-id".into(), how }).into();
     let done = |name: &str, touched, more| Performed { name: name.into(), touched, more };
     let operations = vec![done("machine-id", touched, 3), done("logs", Vec::new(), 0)];
-    let report = Report { system: "Debian 12".into(), mounts: vec!["vda1 on / (ext4)".into()], operations };
-    let made_up = [MadeUp { user: "root".into(), password: "tulip".into() }];
+    let report =
+        Report { system: "Debian 12".into(), mounts: vec!["vda1 on / (ext4)".into()], operations };
+    let made_up = [GeneratedPassword { user: "root".into(), password: "tulip".into() }];
     let deb12 = name("deb12");
     let (sealed, empty) = (json::Sealed::new(&report, true), Report::default());
     let nothing = json::Sealed::new(&empty, false);
-    hold("seal", &(json::WithPasswords::new(&sealed, &made_up), json::WithPasswords::new(&nothing, &[])));
+    hold(
+        "seal",
+        &(json::WithPasswords::new(&sealed, &made_up), json::WithPasswords::new(&nothing, &[])),
+    );
     let all = json::FrozenTemplate::new(&deb12, true).with_report(&report, false).made_warm();
     let none = json::FrozenTemplate::new(&deb12, false);
     let created = (json::WithPasswords::new(&all, &made_up), json::WithPasswords::new(&none, &[]));
-    insta::assert_snapshot!("json of template create", serde_json::to_string_pretty(&created).unwrap());
+    insta::assert_snapshot!(
+        "json of template create",
+        serde_json::to_string_pretty(&created).unwrap()
+    );
     let warm = json::Warmth::warm(&deb12, &Warmed { bytes: 6, took: Duration::from_micros(1500) });
     hold("template warm", &(warm, json::Warmth::cool(&deb12, 6)));
 }
@@ -322,10 +384,17 @@ fn images_in_json() {
         format: Format::Qcow2,
         user: has_all.then(|| "debian".into()),
     };
-    hold("image ls --catalogue", &[entry(true), entry(false)].each_ref().map(json::CatalogueImage::from));
+    hold(
+        "image ls --catalogue",
+        &[entry(true), entry(false)].each_ref().map(json::CatalogueImage::from),
+    );
     let pruned = |image| Pruned { image, what: "image deb12".into(), bytes: 4 };
-    hold("image prune", &[pruned(Some(name("deb12"))), pruned(None)].each_ref().map(json::PrunedImage::from));
-    let inner = Inner { id: "1".into(), name: "one".into(), vm_state_bytes: 3, created: 1_700_000_000 };
+    hold(
+        "image prune",
+        &[pruned(Some(name("deb12"))), pruned(None)].each_ref().map(json::PrunedImage::from),
+    );
+    let inner =
+        Inner { id: "1".into(), name: "one".into(), vm_state_bytes: 3, created: 1_700_000_000 };
     let file = |all: bool| Seen {
         info: Info {
             format: "qcow2".into(),
@@ -337,10 +406,15 @@ fn images_in_json() {
             encrypted: all,
         },
         variant: all.then(|| "monolithicSparse".into()),
-        names: [Some("base.raw".to_owned()), None].map(|name| Reference { role: FileRole::Backing, name }).into(),
+        names: [Some("base.raw".to_owned()), None]
+            .map(|name| Reference { role: FileRole::Backing, name })
+            .into(),
     };
     let files = [file(true), file(false)];
-    hold("image info", &files.each_ref().map(|seen| json::ImageFile::new(Path::new("a.qcow2"), seen)));
+    hold(
+        "image info",
+        &files.each_ref().map(|seen| json::ImageFile::new(Path::new("a.qcow2"), seen)),
+    );
     let written = Written { path: "/tmp/b.raw".into(), format: Format::Raw, bytes: 5 };
     hold("image export", &(json::WrittenImage::from(&written), json::Unchecked::new(Format::Raw)));
 }
@@ -353,8 +427,15 @@ fn domains_of_libvirt_in_json() {
         how: "virtio".into(),
     });
     let web = name("web");
-    hold("import", &(json::Imported::new(&web, bare().uuid, true, &notes), json::ImportPlan::new(&web, &notes)));
-    let snapshots = vec![export::Written { name: name("one"), xml: "/out/one.xml".into(), is_current: true }];
+    hold(
+        "import",
+        &(
+            json::Imported::new(&web, bare().uuid, true, &notes),
+            json::ImportPlan::new(&web, &notes),
+        ),
+    );
+    let snapshots =
+        vec![export::Written { name: name("one"), xml: "/out/one.xml".into(), is_current: true }];
     let exported = export::Exported { xml: "/out/web.xml".into(), snapshots, notes: notes.into() };
     hold("export", &json::Exported::new(&web, &exported, &["virsh define /out/web.xml".into()]));
 }
@@ -372,32 +453,54 @@ fn findings_and_errors_in_json() {
     };
     let findings = [finding(true, false), finding(true, true), finding(false, false)];
     hold("doctor", &findings.each_ref().map(json::Finding::from));
-    let all = Error::refused("no").hint("one").hint("two").because("why").dependents(vec!["web".into()]);
+    let all =
+        Error::refused("no").hint("one").hint("two").because("why").dependents(vec!["web".into()]);
     let none = Error::usage("bad");
     let errors = (json::Failure::from(&all), json::Failure::from(&none));
     insta::assert_snapshot!(
         "json of errors",
-        serde_json::to_string(&errors.0).unwrap() + "\n" + &serde_json::to_string(&errors.1).unwrap()
+        serde_json::to_string(&errors.0).unwrap()
+            + "\n"
+            + &serde_json::to_string(&errors.1).unwrap()
     );
 }
 
 #[test]
 fn what_does_not_stay_in_json() {
-    let clone = |kind| Cloned { name: name("web"), kind, took: Duration::from_micros(1500), reason: "reflink".into() };
+    let clone = |kind| Cloned {
+        name: name("web"),
+        kind,
+        took: Duration::from_micros(1500),
+        reason: "reflink".into(),
+    };
     hold("clone", &[clone(Kind::Thin), clone(Kind::Full)].each_ref().map(json::Cloned::from));
     let made = Some((Kind::Warm, Duration::from_millis(3), Duration::from_millis(4)));
     let web = name("web");
-    let (all, none) =
-        (json::Run::new(Some(&web), made, Duration::from_millis(5)), json::Run::new(None, None, Duration::ZERO));
+    let (all, none) = (
+        json::Run::new(Some(&web), made, Duration::from_millis(5)),
+        json::Run::new(None, None, Duration::ZERO),
+    );
     assert!(all.is_kept() && !none.is_kept());
-    let told =
-        |run| json::Ended { exit_code: 1, stdout: &"out\n", stderr: &"", truncated: true, timed_out: false, run };
+    let told = |run| json::Ended {
+        exit_code: 1,
+        stdout: &"out\n",
+        stderr: &"",
+        truncated: true,
+        timed_out: false,
+        run,
+    };
     hold("exec", &told(None));
     hold("run", &(told(Some(&all)), told(Some(&none)), json::Copied::new(3)));
     let reset = |kind| Reset { origin: "deb12".into(), kind };
-    hold("reset", &[reset(Some(Kind::Warm)), reset(None)].each_ref().map(|done| json::Reset::new(&web, done)));
-    let shelf = Shelf { template: name("deb12"), wanted: 2, waiting: 1 };
-    hold("pool ls", &(json::Shelf::from(&shelf), json::Filled::new(&web, 2, 1), json::Drained::new(1)));
+    hold(
+        "reset",
+        &[reset(Some(Kind::Warm)), reset(None)].each_ref().map(|done| json::Reset::new(&web, done)),
+    );
+    let status = StandbyStatus { template: name("deb12"), wanted: 2, waiting: 1 };
+    hold(
+        "pool ls",
+        &(json::StandbyStatus::from(&status), json::Filled::new(&web, 2, 1), json::Drained::new(1)),
+    );
     let gone = [Collected { what: "web@one".into(), why: "expired", bytes: 4 }];
     hold("gc", &(json::Collected::new(&gone, true), json::Collected::new(&[], false)));
     hold(

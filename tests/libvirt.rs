@@ -32,10 +32,12 @@ fn a_domain_comes_over_the_same_before_and_after_libvirt_has_defined_it() {
         let path = fixtures.join(name);
         domain::parse(&std::fs::read_to_string(path).unwrap(), name).unwrap()
     };
-    for name in
-        ["01-bios-virtio", "02-uefi", "05-sata", "06-scsi", "08-usb", "09-several-nics", "10-cdrom", "13-windows"]
-    {
-        let (printed, defined) = (read(&format!("{name}.xml")), read(&format!("{name}.defined.xml")));
+    for name in [
+        "01-bios-virtio", "02-uefi", "05-sata", "06-scsi", "08-usb", "09-several-nics", "10-cdrom",
+        "13-windows",
+    ] {
+        let (printed, defined) =
+            (read(&format!("{name}.xml")), read(&format!("{name}.defined.xml")));
         // libvirt has given it PCI addresses.
         let mut devices = defined.devices.clone();
         devices.nics.iter_mut().for_each(|nic| nic.place = None);
@@ -48,7 +50,8 @@ fn a_domain_comes_over_the_same_before_and_after_libvirt_has_defined_it() {
     }
 }
 
-/// Snapshots of two domains, as libvirt 9.0 prints them: one shut down, one of a running domain, each way of keeping it.
+/// Snapshots of two domains, as libvirt 9.0 prints them: one shut down, one of a running domain,
+/// each way of keeping it.
 #[test]
 fn snapshots_are_read_as_libvirt_prints_them() {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/libvirt/snapshots");
@@ -57,7 +60,14 @@ fn snapshots_are_read_as_libvirt_prints_them() {
         let found = snapshots::parse(&text, name).unwrap();
         let file = found.domain.as_ref().unwrap().devices.disks[0].file.clone().unwrap();
         let file = file.file_name().unwrap().to_str().unwrap().to_owned();
-        (found.parent, found.disks["sda"].clone(), found.state, found.was_off, found.has_memory, file)
+        (
+            found.parent,
+            found.disks["sda"].clone(),
+            found.state,
+            found.was_off,
+            found.has_memory,
+            file,
+        )
     };
     let (external, internal) = ("external".to_owned(), "internal".to_owned());
     let row = |parent: Option<&str>, kind: &String, state, was_off, has_memory, file: &str| {
@@ -65,7 +75,13 @@ fn snapshots_are_read_as_libvirt_prints_them() {
     };
     use cowhand::model::VmState::{Running, Stopped};
     assert_eq!(read("web-first.xml"), row(None, &external, Stopped, true, false, "web.qcow2"));
-    assert_eq!(read("web-live.xml"), row(Some("second"), &external, Running, false, false, "web.second"));
+    assert_eq!(
+        read("web-live.xml"),
+        row(Some("second"), &external, Running, false, false, "web.second")
+    );
     assert_eq!(read("inn-early.xml"), row(None, &internal, Stopped, true, false, "inn.qcow2"));
-    assert_eq!(read("inn-withmem.xml"), row(Some("early"), &internal, Running, false, true, "inn.qcow2"));
+    assert_eq!(
+        read("inn-withmem.xml"),
+        row(Some("early"), &internal, Running, false, true, "inn.qcow2")
+    );
 }

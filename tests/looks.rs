@@ -58,9 +58,12 @@ fn lists_are_tables_without_colour_in_a_pipe_and_names_alone_when_quiet() {
     vms(&["clone", "base", "web"]);
     vms(&["snapshot", "create", "web", "one"]);
     let (_, table, _) = vms(&["ls", "-a"]);
-    // What a file takes on the disk is the file system's business: attributes have room in its inode, or take a block.
+    // What a file takes on the disk is the file system's business: attributes have room in its
+    // inode, or take a block.
     let without_own = |line: &str| match line.split_once(" KiB / ") {
-        Some((before, after)) => format!("{}NN KiB / {after}", before.trim_end_matches(|c: char| c.is_ascii_digit())),
+        Some((before, after)) => {
+            format!("{}NN KiB / {after}", before.trim_end_matches(|c: char| c.is_ascii_digit()))
+        }
         None => line.to_owned(),
     };
     insta::assert_snapshot!("ls", table.lines().map(without_own).collect::<Vec<_>>().join("\n"));
@@ -89,7 +92,10 @@ fn every_json_list_has_the_keys_of_the_contract() {
             assert!(value.get(key).is_some(), "{key} is not in {value}");
         }
     };
-    has(&json(&["ls"])[0], "name state memory_bytes cpus template from snapshots disk_bytes expires");
+    has(
+        &json(&["ls"])[0],
+        "name state memory_bytes cpus template from snapshots disk_bytes expires",
+    );
     let show = json(&["show", "web"]);
     has(&show, "name state uuid machine accel memory_bytes cpus from disks nics head pid");
     has(&show["disks"][0], "target format virtual_bytes allocated_bytes chain");

@@ -1,5 +1,6 @@
-//! The merge of a running VM's active layers when QEMU cannot flush what was copied: before the switch nothing has happened; after it both layers stay
-//! and the guest stands still, until the flush succeeds.
+//! The merge of a running VM's active layers when QEMU cannot flush what was copied: before the
+//! switch nothing has happened; after it both layers stay and the guest stands still, until the
+//! flush succeeds.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,16 +29,21 @@ struct Qemu {
 impl Qemu {
     fn answer(&self, name: &str, arguments: &Value) -> Answer {
         let set = |status: &str, error: Option<&str>| {
-            let id = ["job-id", "id", "device"].iter().find_map(|key| arguments[key].as_str()).unwrap();
-            let mut job =
-                json!({"id": id, "type": "commit", "status": status, "current-progress": 1, "total-progress": 1});
+            let id =
+                ["job-id", "id", "device"].iter().find_map(|key| arguments[key].as_str()).unwrap();
+            let mut job = json!({
+                "id": id, "type": "commit", "status": status, "current-progress": 1,
+                "total-progress": 1,
+            });
             if let Some(error) = error {
                 job["error"] = error.into();
             }
             self.jobs.lock().unwrap().insert(id.to_owned(), job);
         };
         match name {
-            "query-jobs" => return Answer::Return(self.jobs.lock().unwrap().values().cloned().collect()),
+            "query-jobs" => {
+                return Answer::Return(self.jobs.lock().unwrap().values().cloned().collect());
+            }
             "query-status" => {
                 let running = !self.paused.load(Ordering::SeqCst);
                 let status = if running { "running" } else { "paused" };
@@ -45,7 +51,13 @@ impl Qemu {
             }
             "qom-get" => {
                 let path = arguments["path"].as_str().unwrap();
-                let (_, base) = self.bases.get().unwrap().iter().find(|(target, _)| path.ends_with(*target)).unwrap();
+                let (_, base) = self
+                    .bases
+                    .get()
+                    .unwrap()
+                    .iter()
+                    .find(|(target, _)| path.ends_with(*target))
+                    .unwrap();
                 return Answer::Return(json!(format!("l-{base}")));
             }
             "blockdev-reopen" => {
@@ -61,7 +73,9 @@ impl Qemu {
                 self.switched.store(true, Ordering::SeqCst);
                 set("concluded", None);
             }
-            "job-dismiss" => drop(self.jobs.lock().unwrap().remove(arguments["id"].as_str().unwrap())),
+            "job-dismiss" => {
+                drop(self.jobs.lock().unwrap().remove(arguments["id"].as_str().unwrap()))
+            }
             "stop" => self.paused.store(true, Ordering::SeqCst),
             "cont" => self.paused.store(false, Ordering::SeqCst),
             _ => {}
@@ -79,7 +93,9 @@ fn vm() -> (FakeVm, Arc<Qemu>) {
     });
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     let disks = vm.record()["snapshots"][0]["config"]["disks"].as_array().unwrap().clone();
-    qemu.bases.set(disks.iter().map(|disk| (text(&disk["target"]), text(&disk["layer"]["id"]))).collect()).unwrap();
+    qemu.bases
+        .set(disks.iter().map(|disk| (text(&disk["target"]), text(&disk["layer"]["id"]))).collect())
+        .unwrap();
     (vm, qemu)
 }
 
@@ -90,14 +106,18 @@ fn a_flush_that_fails_before_the_switch_leaves_everything_as_it_was() {
     let heads = vm.record()["config"]["disks"].clone();
     let (code, out, error) = vm.run(&["snapshot", "rm", "web@s"]);
     assert_eq!(code, 0, "{error}");
-    assert!(out.contains("did not reach the disk") && out.contains("Input/output error"), "{out} {error}");
+    assert!(
+        out.contains("did not reach the disk") && out.contains("Input/output error"),
+        "{out} {error}"
+    );
     assert_eq!((vm.record()["config"]["disks"].clone(), vm.layers()), (heads, 4));
     assert!(!vm.file("journal.json").exists());
     assert!(!qemu.paused.load(Ordering::SeqCst) && !qemu.switched.load(Ordering::SeqCst));
     assert!(qemu.jobs.lock().unwrap().is_empty());
 }
 
-/// The command dies while its jobs are at work, and one of them fails before the next command comes.
+/// The command dies while its jobs are at work, and one of them fails before the next command
+/// comes.
 #[test]
 fn a_job_that_has_failed_meanwhile_is_called_off_with_the_others() {
     let (vm, qemu) = vm();

@@ -41,7 +41,9 @@ async fn a_qemu_that_never_greets_is_given_up_on() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("qmp.sock");
     let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
-    let Err(error) = Qmp::connect(&socket, Duration::from_millis(50)).await else { panic!("nobody greeted") };
+    let Err(error) = Qmp::connect(&socket, Duration::from_millis(50)).await else {
+        panic!("nobody greeted")
+    };
     assert!(error.is_unknown(), "{error}");
 }
 
@@ -82,5 +84,8 @@ async fn a_guest_that_may_not_go_on_is_an_error_with_the_words_of_qemu() {
     serve(&socket, |_, _| Answer::Refuse("Resetting the Virtual Machine is required"));
     let mut qmp = Qmp::connect(&socket, Duration::from_secs(20)).await.unwrap();
     let error = qmp.cont_until_running().await.unwrap_err();
-    assert!(!error.is_unknown() && error.to_string().contains("Resetting the Virtual Machine"), "{error}");
+    assert!(
+        !error.is_unknown() && error.to_string().contains("Resetting the Virtual Machine"),
+        "{error}"
+    );
 }

@@ -1,5 +1,6 @@
-//! A snapshot of a running guest whose agent is absent, hangs, answers late or says no: each has an outcome of its own, the snapshot is what
-//! was asked for or nothing at all, and whatever was frozen is thawed.
+//! A snapshot of a running guest whose agent is absent, hangs, answers late or says no: each has an
+//! outcome of its own, the snapshot is what was asked for or nothing at all, and whatever was
+//! frozen is thawed.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -46,7 +47,9 @@ fn converse(mut input: File, mut output: File, reply: &dyn Fn(&str) -> Reply, lo
             // Whoever begins anew says so with this byte.
             let begins = line.contains(&0xff);
             match hung.take_if(|_| begins) {
-                Some(Reply::Late(value)) => writeln!(output, "{}", json!({"return": value})).unwrap(),
+                Some(Reply::Late(value)) => {
+                    writeln!(output, "{}", json!({"return": value})).unwrap()
+                }
                 _ if hung.is_some() => continue,
                 _ => {}
             }
@@ -109,16 +112,8 @@ fn take(vm: &FakeVm, quiesce: &str) -> (i32, Value, String) {
 /// For agents that do not answer: that many seconds have to pass.
 fn take_within(vm: &FakeVm, quiesce: &str, seconds: &str) -> (i32, Value, String) {
     let (code, out, error) = vm.run(&[
-        "--format",
-        "json",
-        "snapshot",
-        "create",
-        "web",
-        "s",
-        "--quiesce",
-        quiesce,
-        "--quiesce-timeout",
-        seconds,
+        "--format", "json", "snapshot", "create", "web", "s", "--quiesce", quiesce,
+        "--quiesce-timeout", seconds,
     ]);
     (code, serde_json::from_str(&out).unwrap_or_default(), error)
 }
@@ -139,7 +134,10 @@ fn a_freeze_that_works_is_noted_and_thawed() {
     assert_eq!(code, 0, "{error}");
     assert_eq!((&taken["quiesced"], &taken["quiesce"]), (&true.into(), &"frozen".into()));
     assert!(taken["freeze_ms"].as_f64().unwrap() > 0.0);
-    assert_eq!((count(&heard, "guest-fsfreeze-freeze"), count(&heard, "guest-fsfreeze-thaw")), (1, 1));
+    assert_eq!(
+        (count(&heard, "guest-fsfreeze-freeze"), count(&heard, "guest-fsfreeze-thaw")),
+        (1, 1)
+    );
 }
 
 #[test]
@@ -155,14 +153,29 @@ fn an_agent_that_is_absent_leaves_a_snapshot_only_if_nothing_else_was_asked_for(
 #[test]
 fn an_agent_that_hangs_on_freeze_is_given_up_on_and_thawed() {
     let vm = vm(true);
-    let heard = agent(&vm, |name| if name == "guest-fsfreeze-freeze" { Reply::Hang } else { ordinary(name) });
+    let heard =
+        agent(
+            &vm,
+            |name| if name == "guest-fsfreeze-freeze" { Reply::Hang } else { ordinary(name) },
+        );
     let (code, _, error) = take_within(&vm, "require", "3");
     assert_eq!((code, snapshots(&vm)), (7, 0), "{error}");
-    assert!(error.contains("did not freeze within") && error.contains("--quiesce-timeout"), "{error}");
-    assert_eq!(count(&heard, "guest-fsfreeze-thaw"), 1, "it may have frozen something all the same");
+    assert!(
+        error.contains("did not freeze within") && error.contains("--quiesce-timeout"),
+        "{error}"
+    );
+    assert_eq!(
+        count(&heard, "guest-fsfreeze-thaw"),
+        1,
+        "it may have frozen something all the same"
+    );
     assert!(!vm.file("journal.json").exists());
     let (code, taken, error) = take_within(&vm, "auto", "3");
-    assert_eq!((code, &taken["quiesced"], &taken["quiesce"]), (0, &false.into(), &"hung".into()), "{error}");
+    assert_eq!(
+        (code, &taken["quiesced"], &taken["quiesce"]),
+        (0, &false.into(), &"hung".into()),
+        "{error}"
+    );
     assert!(error.contains("were not frozen"), "{error}");
     assert_eq!(count(&heard, "guest-fsfreeze-thaw"), 2);
 }
@@ -212,14 +225,19 @@ fn a_hook_that_says_no_and_a_guest_frozen_by_somebody_else_are_told_apart() {
     assert_eq!(taken["quiesce"], "refused");
 
     let frozen = vm(true);
-    let heard =
-        agent(&frozen, |name| if name == "guest-fsfreeze-status" { Reply::Word("frozen") } else { ordinary(name) });
+    let heard = agent(&frozen, |name| {
+        if name == "guest-fsfreeze-status" { Reply::Word("frozen") } else { ordinary(name) }
+    });
     let (code, _, error) = take(&frozen, "require");
     assert_eq!((code, snapshots(&frozen)), (5, 0));
     assert!(error.contains("frozen already"), "{error}");
     let (_, taken, _) = take(&frozen, "auto");
     assert_eq!(taken["quiesce"], "already-frozen");
-    assert_eq!(count(&heard, "guest-fsfreeze-thaw"), 0, "what somebody else has frozen is not ours to thaw");
+    assert_eq!(
+        count(&heard, "guest-fsfreeze-thaw"),
+        0,
+        "what somebody else has frozen is not ours to thaw"
+    );
 }
 
 #[test]
@@ -253,7 +271,10 @@ fn a_guest_left_frozen_by_a_killed_snapshot_is_thawed_by_the_next_command() {
     arrived.recv_timeout(Duration::from_secs(60)).unwrap();
     child.kill().unwrap();
     child.wait().unwrap();
-    assert_eq!((count(&heard, "guest-fsfreeze-freeze"), count(&heard, "guest-fsfreeze-thaw")), (1, 0));
+    assert_eq!(
+        (count(&heard, "guest-fsfreeze-freeze"), count(&heard, "guest-fsfreeze-thaw")),
+        (1, 0)
+    );
     let (code, _, error) = vm.run(&["pause", "web"]);
     assert_eq!(code, 0, "{error}");
     assert_eq!(count(&heard, "guest-fsfreeze-thaw"), 1, "{error}");

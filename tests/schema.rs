@@ -1,5 +1,5 @@
-//! The saved forms: `vm.json`, entries of the trash, the version of a journal. The fixtures are what
-//! version 0.1 wrote; they must be readable for ever, and are written back the same.
+//! The saved forms: `vm.json`, entries of the trash, the version of a journal. The fixtures are
+//! what version 0.1 wrote; they must be readable for ever, and are written back the same.
 
 use std::path::Path;
 
@@ -9,7 +9,9 @@ use cowhand::model::{Bus, Cdrom, Name, NicModel, PciSlot};
 use cowhand::registry;
 use cowhand::store::Store;
 use cowhand::store::journal::Journal;
-use cowhand::store::schema::{parse_entry, parse_record, parse_written, render_entry, render_record};
+use cowhand::store::schema::{
+    parse_entry, parse_record, parse_written, render_entry, render_record,
+};
 use cowhand::store::trash;
 use serde_json::Value;
 
@@ -57,18 +59,29 @@ fn a_record_without_autostart_is_read_as_one_that_has_it_off() {
 #[test]
 fn disks_and_cards_of_which_nothing_is_said_are_virtio() {
     let mut record = parse_record(V1.as_bytes()).unwrap();
-    assert_eq!((record.config.disks[0].bus, record.config.nics[0].model), (Bus::Virtio, NicModel::Virtio));
+    assert_eq!(
+        (record.config.disks[0].bus, record.config.nics[0].model),
+        (Bus::Virtio, NicModel::Virtio)
+    );
     assert!(record.config.cdroms.is_empty());
     record.config.disks[0].bus = Bus::Sata;
     record.config.disks[0].serial = Some("WD-1".into());
     record.config.nics[0].model = NicModel::E1000;
     record.config.nics[0].place = Some(PciSlot { bus: 1, slot: 0 });
-    record.config.cdroms.push(Cdrom { target: "sdb".into(), bus: Bus::Sata, iso: Some("/srv/a.iso".into()) });
+    record.config.cdroms.push(Cdrom {
+        target: "sdb".into(),
+        bus: Bus::Sata,
+        iso: Some("/srv/a.iso".into()),
+    });
     let text = render_record(&record, None, None).unwrap();
     assert_eq!(parse_record(&text).unwrap(), record);
     let text = String::from_utf8(text).unwrap();
     for (from, to, words) in [
-        ("\"bus\": \"sata\"", "\"bus\": \"mca\"", "\"mca\" is not a disk bus that this version knows"),
+        (
+            "\"bus\": \"sata\"",
+            "\"bus\": \"mca\"",
+            "\"mca\" is not a disk bus that this version knows",
+        ),
         ("\"e1000\"", "\"ne2k\"", "\"ne2k\" is not a network card that this version knows"),
         ("\"01:00\"", "\"1\"", "is not a PCI bus and slot"),
     ] {
@@ -83,7 +96,11 @@ fn damage_is_named_by_line_and_reason() {
     for (from, to, words) in [
         ("\"cpus\"", "\"cpuz\"", "line 13: unknown field \"cpuz\""),
         ("\"schema\": 1", "\"schema\": 2", "newer version of cowhand (schema 2"),
-        ("\"parent\": \"s1\"", "\"parent\": \"gone\"", "snapshot s2 stands on gone, which is not there"),
+        (
+            "\"parent\": \"s1\"",
+            "\"parent\": \"gone\"",
+            "snapshot s2 stands on gone, which is not there",
+        ),
         ("\"head\": \"s2\"", "\"head\": \"gone\"", "the head stands on snapshot gone"),
         ("\"name\": \"s2\"", "\"name\": \"../s2\"", "is not a name"),
         ("\"id\": \"head000000\"", "\"id\": \"../etc\"", "is not the id of a layer"),
@@ -105,10 +122,18 @@ fn warm_templates_memory_and_vms_that_are_not_to_stay_are_written_back_unchanged
         assert_eq!(String::from_utf8(again).unwrap(), text);
     }
     let warm = parse_record(WARM.as_bytes()).unwrap().warm.unwrap();
-    assert_eq!((warm.image.memory(), warm.pool, warm.leased), ("warm000000.mem".to_owned(), 2, vec![0]));
+    assert_eq!(
+        (warm.image.memory(), warm.pool, warm.leased),
+        ("warm000000.mem".to_owned(), 2, vec![0])
+    );
     let record = parse_record(EPHEMERAL.as_bytes()).unwrap();
-    assert!(record.ephemeral.is_some_and(|ephemeral| ephemeral.shell && ephemeral.owner.unwrap().pid == 4242));
-    let images = record.snapshots.iter().map(|snapshot| snapshot.ram_image().map(|image| image.file_name()));
+    assert!(
+        record
+            .ephemeral
+            .is_some_and(|ephemeral| ephemeral.standby && ephemeral.owner.unwrap().pid == 4242)
+    );
+    let images =
+        record.snapshots.iter().map(|snapshot| snapshot.ram_image().map(|image| image.file_name()));
     assert_eq!(images.collect::<Vec<_>>(), [Some("ram0000000.zst".to_owned()), None]);
 }
 
@@ -117,11 +142,15 @@ fn a_field_that_is_not_known_is_refused_at_each_place_of_a_record() {
     let places: [(&str, &[&str]); 3] = [
         (WARM, &["", "/warm", "/warm/image", "/warm/writer", "/warm/config", "/template"]),
         (EPHEMERAL, &["/ephemeral", "/ephemeral/owner", "/origin", "/snapshots/0", "/snapshots/1"]),
-        (EPHEMERAL, &["/snapshots/0/memory", "/snapshots/0/memory/image", "/snapshots/1/memory/writer"]),
+        (
+            EPHEMERAL,
+            &["/snapshots/0/memory", "/snapshots/0/memory/image", "/snapshots/1/memory/writer"],
+        ),
     ];
     for (text, places) in places {
         for place in places {
-            let error = parse_record(&with(text, place, "more", 1.into())).unwrap_err().full_message();
+            let error =
+                parse_record(&with(text, place, "more", 1.into())).unwrap_err().full_message();
             assert!(error.contains("unknown field \"more\""), "{place}: {error}");
         }
     }
@@ -135,14 +164,20 @@ fn entries_of_the_trash_are_read_and_written_back_unchanged() {
     for file in std::fs::read_dir(directory).unwrap() {
         let path = file.unwrap().path();
         let mut text = std::fs::read_to_string(&path).unwrap();
-        let entry = parse_entry(text.as_bytes()).unwrap_or_else(|error| panic!("{}: {error:?}", path.display()));
+        let entry = parse_entry(text.as_bytes())
+            .unwrap_or_else(|error| panic!("{}: {error:?}", path.display()));
         if !text.contains("\"schema\"") {
             text = text.replacen('{', "{\"schema\":1,", 1);
         }
         if !text.contains("\"operation\"") {
             text = text.replacen("Z\"}", "Z\",\"operation\":\"\",\"layers\":[],\"below\":[]}", 1);
         }
-        assert_eq!(String::from_utf8(render_entry(&entry).unwrap()).unwrap(), text, "{}", path.display());
+        assert_eq!(
+            String::from_utf8(render_entry(&entry).unwrap()).unwrap(),
+            text,
+            "{}",
+            path.display()
+        );
         kinds.push(entry.what);
     }
     let missing = trash::Kind::ALL.into_iter().find(|kind| !kinds.contains(kind));
@@ -164,11 +199,17 @@ fn an_entry_of_a_newer_version_is_no_damage_and_what_it_stands_on_is_kept() {
     let (_room, store) = store();
     let directory = store.layout.trash().join("20261129T173020744Z-revert-web");
     std::fs::create_dir_all(&directory).unwrap();
-    std::fs::write(directory.join("entry.json"), with(&String::from_utf8(newer).unwrap(), "", "what", "dance".into()))
-        .unwrap();
+    std::fs::write(
+        directory.join("entry.json"),
+        with(&String::from_utf8(newer).unwrap(), "", "what", "dance".into()),
+    )
+    .unwrap();
     assert!(store.list_trash().unwrap().iter().all(trash::Found::is_newer));
     let below = store.below_trash().unwrap();
-    assert_eq!(below.iter().map(|id| id.as_str()).collect::<Vec<_>>(), ["tjq4ayozfn", "0base00000"]);
+    assert_eq!(
+        below.iter().map(|id| id.as_str()).collect::<Vec<_>>(),
+        ["tjq4ayozfn", "0base00000"]
+    );
 }
 
 #[test]
@@ -184,19 +225,31 @@ fn a_journal_of_a_newer_version_is_no_damage_and_older_ones_are_read() {
     for version in 1..=3 {
         assert_eq!(load(with(JOURNAL, "", "schema", version.into())).unwrap().schema, version);
     }
-    is_newer(&load(with(JOURNAL, "", "schema", 4.into())).unwrap_err(), "(schema 4, this one knows 3)");
+    is_newer(
+        &load(with(JOURNAL, "", "schema", 4.into())).unwrap_err(),
+        "(schema 4, this one knows 3)",
+    );
     // A newer one may have a field that this version does not know.
     let newer = String::from_utf8(with(JOURNAL, "", "schema", 4.into())).unwrap();
-    is_newer(&load(with(&newer, "", "more", 1.into())).unwrap_err(), "(schema 4, this one knows 3)");
+    is_newer(
+        &load(with(&newer, "", "more", 1.into())).unwrap_err(),
+        "(schema 4, this one knows 3)",
+    );
     for place in ["", "/vm", "/steps/0", "/steps/2"] {
         let error = load(with(JOURNAL, place, "more", 1.into())).unwrap_err();
-        assert!(!error.is_newer() && error.full_message().contains("unknown field"), "{place}: {error:?}");
+        assert!(
+            !error.is_newer() && error.full_message().contains("unknown field"),
+            "{place}: {error:?}"
+        );
     }
 }
 
 #[test]
 fn a_record_of_a_newer_version_is_no_damage() {
-    is_newer(&parse_record(&with(V1, "", "schema", 2.into())).unwrap_err(), "(schema 2, this one knows 1)");
+    is_newer(
+        &parse_record(&with(V1, "", "schema", 2.into())).unwrap_err(),
+        "(schema 2, this one knows 1)",
+    );
     let (_room, store) = store();
     let name: Name = "web".parse().unwrap();
     std::fs::create_dir_all(store.layout.vm(&name)).unwrap();
@@ -223,7 +276,8 @@ fn with(text: &str, place: &str, field: &str, value: Value) -> Vec<u8> {
 fn is_newer(error: &Error, versions: &str) {
     let words = error.full_message();
     assert!(
-        error.is_newer() && words.contains(&format!("written by a newer version of cowhand {versions}")),
+        error.is_newer()
+            && words.contains(&format!("written by a newer version of cowhand {versions}")),
         "{words}"
     );
     assert_eq!(error.kind(), Kind::Damaged);

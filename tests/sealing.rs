@@ -1,6 +1,6 @@
 //! The document lists what the table says.
 
-use cowhand::template::seal::operations::{OPERATIONS, Operation, Work};
+use cowhand::seal::operations::{OPERATIONS, Operation, Work};
 
 fn work(work: &Work) -> String {
     match work {
@@ -39,7 +39,8 @@ fn the_document_lists_every_operation_with_its_paths() {
     } else {
         assert!(
             text[begin..end] == table,
-            "docs/sealing.md is out of date; to write it anew: COWHAND_UPDATE=1 cargo nextest run the_document_lists"
+            "docs/sealing.md is out of date; to write it anew: COWHAND_UPDATE=1 cargo nextest run \
+             the_document_lists"
         );
     }
 }

@@ -22,7 +22,10 @@ pub struct Request {
 
 impl Request {
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(known, _)| known.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.as_str())
     }
 
     /// The first byte of `Range: bytes=N-`.
@@ -100,9 +103,8 @@ impl Reply {
         let is_same = request.header("if-range").is_none_or(|version| version == etag);
         let reply = match request.from().filter(|_| is_same) {
             None => Self::new(200, content),
-            Some(from) if from < total => {
-                Self::new(206, &content[from..]).header("Content-Range", &format!("bytes {from}-{}/{total}", total - 1))
-            }
+            Some(from) if from < total => Self::new(206, &content[from..])
+                .header("Content-Range", &format!("bytes {from}-{}/{total}", total - 1)),
             // Some servers say this with a page.
             Some(_) => Self::new(416, "<html></html>")
                 .header("Content-Type", "text/html")
@@ -183,7 +185,10 @@ impl Reply {
         }
         match self.framing {
             Framing::Length(length) => {
-                head.push_str(&format!("Content-Length: {}\r\n", length.unwrap_or(self.body.len() as u64)));
+                head.push_str(&format!(
+                    "Content-Length: {}\r\n",
+                    length.unwrap_or(self.body.len() as u64)
+                ));
             }
             Framing::Chunked => head.push_str("Transfer-Encoding: chunked\r\n"),
             Framing::Closing => {}
@@ -225,12 +230,16 @@ impl Authority {
         let key = rcgen::KeyPair::generate().unwrap();
         let params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
         let certificate = params.signed_by(&key, &issuer).unwrap();
-        let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate.der().clone()], PrivateKeyDer::try_from(key.serialize_der()).unwrap())
-            .unwrap();
+        let config =
+            ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_no_client_auth()
+                .with_single_cert(
+                    vec![certificate.der().clone()],
+                    PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+                )
+                .unwrap();
         Self { pem, config: Arc::new(config) }
     }
 }
@@ -250,7 +259,10 @@ impl Server {
     }
 
     /// The same over TLS.
-    pub fn with_tls(authority: &Authority, answer: impl Fn(&Request, usize) -> Reply + Send + Sync + 'static) -> Self {
+    pub fn with_tls(
+        authority: &Authority,
+        answer: impl Fn(&Request, usize) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         Self::start(Some(Arc::clone(&authority.config)), answer)
     }
 
@@ -265,12 +277,14 @@ impl Server {
             requests: Arc::default(),
             connections: Arc::default(),
         };
-        let (requests, connections) = (Arc::clone(&server.requests), Arc::clone(&server.connections));
+        let (requests, connections) =
+            (Arc::clone(&server.requests), Arc::clone(&server.connections));
         let answer = Arc::new(answer);
         std::thread::spawn(move || {
             for socket in listener.incoming().map_while(Result::ok) {
                 connections.fetch_add(1, Ordering::SeqCst);
-                let (tls, answer, requests) = (tls.clone(), Arc::clone(&answer), Arc::clone(&requests));
+                let (tls, answer, requests) =
+                    (tls.clone(), Arc::clone(&answer), Arc::clone(&requests));
                 std::thread::spawn(move || {
                     // A client that hangs up is none of our business.
                     let _ = match tls {
@@ -301,7 +315,11 @@ impl Server {
 
 type Answer = dyn Fn(&Request, usize) -> Reply + Send + Sync;
 
-fn serve(mut socket: TcpStream, answer: &Answer, requests: &Mutex<Vec<Request>>) -> std::io::Result<()> {
+fn serve(
+    mut socket: TcpStream,
+    answer: &Answer,
+    requests: &Mutex<Vec<Request>>,
+) -> std::io::Result<()> {
     converse(&mut socket, answer, requests)?;
     socket.shutdown(Shutdown::Both)
 }
@@ -321,7 +339,11 @@ fn serve_tls(
 }
 
 /// One request, one answer.
-fn converse(stream: &mut dyn Stream, answer: &Answer, requests: &Mutex<Vec<Request>>) -> std::io::Result<()> {
+fn converse(
+    stream: &mut dyn Stream,
+    answer: &Answer,
+    requests: &Mutex<Vec<Request>>,
+) -> std::io::Result<()> {
     let Some(request) = read(stream)? else { return Ok(()) };
     let number = {
         let mut requests = requests.lock().unwrap();

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use crate::fake::{Answer, FakeVm, agent_pipes};
 
-/// A guest in which sysprep.exe ends with `code`, or is not there; with 0 it is switched off afterwards. Returns what was to be run.
+/// A guest in which sysprep.exe ends with `code`, or is not there; with 0 it is switched off
+/// afterwards. Returns what was to be run.
 fn windows(vm: &FakeVm, code: Option<i64>) -> std::sync::mpsc::Receiver<Value> {
     let (mut input, mut output) = agent_pipes(&vm.file("run"));
     let power: File = vm.power();
@@ -25,7 +26,8 @@ fn windows(vm: &FakeVm, code: Option<i64>) -> std::sync::mpsc::Receiver<Value> {
                         json!({"return": command["arguments"]["id"]})
                     }
                     ("guest-exec", None) => {
-                        json!({"error": {"class": "GenericError", "desc": "No such file or directory"}})
+                        let desc = "No such file or directory";
+                        json!({"error": {"class": "GenericError", "desc": desc}})
                     }
                     ("guest-exec", _) => {
                         tell.send(command["arguments"].clone()).unwrap();

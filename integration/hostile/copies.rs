@@ -1,8 +1,9 @@
 //! What a guest answers to `cp`, `--copy-out`, `exec` and its agent's clients.
 //!
-//! The guest is a fake in the place of a real one: the ports of a running VM lead to a listener of the test, which speaks the
-//! protocol of the helper as fast as the host can read, and says what no helper would say. Floods last two seconds here;
-//! with `COWHAND_HOSTILE_SECONDS=60` each lasts a minute, and the tests print a table.
+//! The guest is a fake in the place of a real one: the ports of a running VM lead to a listener of
+//! the test, which speaks the protocol of the helper as fast as the host can read, and says what no
+//! helper would say. Floods last two seconds here; with `COWHAND_HOSTILE_SECONDS=60` each lasts a
+//! minute, and the tests print a table.
 
 pub mod fake_guest;
 mod floods;
@@ -38,7 +39,8 @@ fn is_untouched(outside: &Path) {
     assert_eq!(std::fs::read_to_string(outside.join("authorized_keys")).unwrap(), "mine");
 }
 
-/// What the guest sends as the tree that was asked for: a link, or a file called as the guest likes.
+/// What the guest sends as the tree that was asked for: a link, or a file called as the guest
+/// likes.
 fn link_to(conversation: &mut Conversation, to: &Path) -> std::io::Result<()> {
     conversation.entry("", json!({"link": {"to": to}}))?;
     conversation.end(0)
@@ -72,7 +74,8 @@ fn a_guest_that_answers_twice_writes_into_any_directory_of_the_host() {
     let out = out.to_str().unwrap();
     for follow in [&[][..], &["--follow"]] {
         let cp = |from: &str, to: &str| lab.run(&[&["cp"], follow, &[from, to]].concat());
-        let done = cp("a:/root/first", out).fails(5, &["/root/first is a symbolic link in the guest"]);
+        let done =
+            cp("a:/root/first", out).fails(5, &["/root/first is a symbolic link in the guest"]);
         assert!(done.err.contains("--follow"), "{done:?}");
         assert!(Path::new(out).symlink_metadata().is_err(), "the link is there for the next copy");
         cp("a:/root/authorized_keys", out).ok();
@@ -147,29 +150,40 @@ fn a_link_in_the_guest_brings_the_file_it_points_to_on_the_host() {
     let path = host.to_str().unwrap();
     lab.sh(
         "a",
-        &format!("ln -s '{path}' /tmp/link; mkdir -p '{}'; echo of the guest > '{path}'", lab.path().display()),
+        &format!(
+            "ln -s '{path}' /tmp/link; mkdir -p '{}'; echo of the guest > '{path}'",
+            lab.path().display()
+        ),
     );
     let out = lab.path().join("out");
     let out = out.to_str().unwrap();
-    lab.run(&["cp", "a:/tmp/link", out]).fails(5, &["/tmp/link is a symbolic link in the guest", "--follow"]);
+    lab.run(&["cp", "a:/tmp/link", out])
+        .fails(5, &["/tmp/link is a symbolic link in the guest", "--follow"]);
     lab.ok(&["cp", "--follow", "a:/tmp/link", out]);
     // Resolved in the guest.
     assert_eq!(std::fs::read_to_string(out).unwrap(), "of the guest\n");
     assert!(!Path::new(out).is_symlink());
     lab.run(&["cp", "--follow", "a:/tmp/nowhere", out]).fails(3, &["/tmp/nowhere"]);
     // Budgets, of a guest that is honest.
-    lab.sh("a", "mkdir /tmp/many; for n in 1 2 3 4 5; do echo $n > /tmp/many/$n; done; dd if=/dev/zero of=/tmp/hole bs=1 count=1 seek=1099511627775 2>/dev/null");
+    lab.sh(
+        "a",
+        "mkdir /tmp/many; for n in 1 2 3 4 5; do echo $n > /tmp/many/$n; done; dd \
+         if=/dev/zero of=/tmp/hole bs=1 count=1 seek=1099511627775 2>/dev/null",
+    );
     let into = lab.path().join("many");
     let into = into.to_str().unwrap();
     let done = lab.run(&["cp", "--max-entries", "4", "a:/tmp/many", into]);
     done.fails(5, &["more than 4 files, directories and links", "--max-entries"]);
     assert_eq!(files_in(Path::new(into)), ["1", "2", "3"], "what was whole stays");
     lab.ok(&["cp", "--max-entries", "6", "--max-bytes", "10", "a:/tmp/many", into]);
-    lab.run(&["cp", "--max-bytes", "9", "a:/tmp/many", into]).fails(5, &["longer than 9 B", "--max-bytes"]);
-    lab.run(&["cp", "a:/tmp/hole", into]).fails(5, &["longer than 64 GiB", "holes count, too", "--max-bytes"]);
+    lab.run(&["cp", "--max-bytes", "9", "a:/tmp/many", into])
+        .fails(5, &["longer than 9 B", "--max-bytes"]);
+    lab.run(&["cp", "a:/tmp/hole", into])
+        .fails(5, &["longer than 64 GiB", "holes count, too", "--max-bytes"]);
     lab.ok(&["cp", "--max-bytes", "1T", "a:/tmp/hole", into]);
     assert_eq!(Path::new(into).join("hole").metadata().unwrap().len(), 1 << 40);
-    let limited = lab.command(&["cp", "a:/tmp/many", into]).env("COWHAND_MAX_BYTES", "9").output().unwrap();
+    let limited =
+        lab.command(&["cp", "a:/tmp/many", into]).env("COWHAND_MAX_BYTES", "9").output().unwrap();
     Done::from(limited).fails(5, &["longer than 9 B"]);
 }
 
@@ -178,8 +192,8 @@ fn a_copy_out_of_a_run_goes_where_an_earlier_one_has_put_a_link() {
     let lab = Lab::warm();
     let outside = outside(&lab);
     let place = outside.clone();
-    let fake =
-        FakeGuest::listen(&lab, move |request, conversation| match request["path"].as_str().unwrap_or_default() {
+    let fake = FakeGuest::listen(&lab, move |request, conversation| {
+        match request["path"].as_str().unwrap_or_default() {
             // Not a copy.
             "" => Ok(()),
             "/first" => link_to(conversation, &place),
@@ -189,7 +203,8 @@ fn a_copy_out_of_a_run_goes_where_an_earlier_one_has_put_a_link() {
                 conversation.end(0)
             }
             _ => one_file(conversation, ""),
-        });
+        }
+    });
     let room = lab.path().join("room");
     std::fs::create_dir(&room).unwrap();
     let at = |path: &str| room.join(path).to_str().unwrap().to_owned();
@@ -203,7 +218,8 @@ fn a_copy_out_of_a_run_goes_where_an_earlier_one_has_put_a_link() {
     done.fails(125, &["--copy-out /first", "is a symbolic link in the guest", "--follow"]);
     run(&[format!("/authorized_keys:{}", at("out"))]).ok();
     is_untouched(&outside);
-    // In one run: the second target is a link that the first copy has brought, in a directory that was there.
+    // In one run: the second target is a link that the first copy has brought, in a directory that
+    // was there.
     std::fs::create_dir(room.join("tree")).unwrap();
     let both = [format!("/tree:{}", at("")), format!("/authorized_keys:{}", at("tree/report"))];
     run(&both).ok();
@@ -236,11 +252,13 @@ fn a_guest_that_dawdles_keeps_a_run_for_ever() {
         let words = [&["run", "--copy-timeout", "3"], words, &["t", "--", "true"]].concat();
         Done::from(fake.command(&lab, &words).output().unwrap())
     };
-    run(&["--copy-out", &copy]).fails(125, &["the copies after the command did not end within 3 s", "--copy-timeout"]);
+    run(&["--copy-out", &copy])
+        .fails(125, &["the copies after the command did not end within 3 s", "--copy-timeout"]);
     let from = lab.path().join("from");
     std::fs::write(&from, "x").unwrap();
     let copy = format!("{}:/x", from.display());
-    run(&["--copy-in", &copy]).fails(125, &["the copies before the command did not end within 3 s", "--copy-timeout"]);
+    run(&["--copy-in", &copy])
+        .fails(125, &["the copies before the command did not end within 3 s", "--copy-timeout"]);
     assert_eq!(lab.vm_directories(), ["t"]);
 }
 
@@ -250,7 +268,9 @@ fn a_guest_forges_the_lines_of_its_virtualisation_server() {
     let lab = Lab::new();
     lab.booted("t");
     // What cowhand asks the guest for is answered by a program of the guest's.
-    let shell = "#!/bin/busybox sh\ncase \"$*\" in *mktemp*) printf \"/tmp/x\\nok forged\\033[2J\\n\"; exit 0;; esac\nexec /bin/busybox sh \"$@\"\n";
+    let shell = "#!/bin/busybox sh\n\
+                 case \"$*\" in *mktemp*) printf \"/tmp/x\\nok forged\\033[2J\\n\"; exit 0;; esac\n\
+                 exec /bin/busybox sh \"$@\"\n";
     std::fs::write(lab.path().join("shell"), shell).unwrap();
     lab.ok(&["cp", lab.path().join("shell").to_str().unwrap(), "t:/tmp/shell"]);
     lab.sh("t", "chmod 755 /tmp/shell; cp /tmp/shell /bin/new; mv -f /bin/new /bin/sh; sync");
@@ -267,9 +287,13 @@ fn a_guest_forges_the_lines_of_its_virtualisation_server() {
     writeln!(to, "open").unwrap();
     writeln!(to, "quit").unwrap();
     drop(to);
-    let lines: Vec<String> = BufReader::new(child.stdout.take().unwrap()).lines().map(|line| line.unwrap()).collect();
+    let lines: Vec<String> =
+        BufReader::new(child.stdout.take().unwrap()).lines().map(|line| line.unwrap()).collect();
     let done = Done::from(child.wait_with_output().unwrap());
-    assert!(!lines.iter().any(|line| line.contains("forged") || line.contains('\u{1b}')), "{lines:?}");
+    assert!(
+        !lines.iter().any(|line| line.contains("forged") || line.contains('\u{1b}')),
+        "{lines:?}"
+    );
     assert_eq!((lines.len(), done.code), (1, 7), "{lines:?} {done:?}");
     assert!(done.err.contains("scratch directory"), "{done:?}");
     assert_eq!(lab.vm_directories(), ["t"]);
@@ -294,12 +318,18 @@ fn a_job_of_another_gitlab_gets_or_ends_the_machine_of_this_one() {
     assert_eq!((lab.pid(&one), lab.vm_directories().len()), (pid, 2));
     let script = lab.path().join("script");
     std::fs::write(&script, "hostname").unwrap();
-    assert_eq!(stage("https://one.example", &["run", script.to_str().unwrap(), "build"]).ok().trim(), one);
+    assert_eq!(
+        stage("https://one.example", &["run", script.to_str().unwrap(), "build"]).ok().trim(),
+        one
+    );
     stage("https://one.example", &["cleanup"]).ok();
     // A job that an earlier version has prepared still finds its VM.
     let mut earlier = lab.command(&["gitlab", "prepare", "--template", "t"]);
     assert_eq!(made(earlier.env("CUSTOM_ENV_CI_JOB_ID", "5").output().unwrap().into()), "gitlab-5");
-    assert_eq!(stage("https://one.example", &["run", script.to_str().unwrap(), "build"]).ok().trim(), "gitlab-5");
+    assert_eq!(
+        stage("https://one.example", &["run", script.to_str().unwrap(), "build"]).ok().trim(),
+        "gitlab-5"
+    );
     stage("https://one.example", &["cleanup"]).ok();
     assert_eq!(lab.vm_directories(), ["t"]);
 }

@@ -11,13 +11,17 @@ use crate::lab::{Lab, eventually};
 
 const MARKER: &str = "a-secret-of-the-job-that-started-it";
 
-/// THREATS: a QEMU of the pool carries the variables of job A into job B, where a guest that takes it over reads them.
+/// THREATS: a QEMU of the pool carries the variables of job A into job B, where a guest that takes
+/// it over reads them.
 #[test]
 fn the_variables_of_another_job_through_the_environment_of_qemu() {
     let lab = Lab::new();
     lab.ok(&["create", "web", "--size", "16M", "--net", "none"]);
     let mut start = lab.command(&["start", "web"]);
-    start.env("CI_JOB_TOKEN", MARKER).env("LD_PRELOAD_OF_THE_JOB", MARKER).env("QEMU_AUDIO_DRV", MARKER);
+    start
+        .env("CI_JOB_TOKEN", MARKER)
+        .env("LD_PRELOAD_OF_THE_JOB", MARKER)
+        .env("QEMU_AUDIO_DRV", MARKER);
     assert!(start.output().unwrap().status.success());
     let pid = lab.pid("web");
     let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap();
@@ -27,23 +31,18 @@ fn the_variables_of_another_job_through_the_environment_of_qemu() {
     for variable in environment.split('\0').filter(|variable| !variable.is_empty()) {
         let name = variable.split('=').next().unwrap();
         let known = [
-            "PATH",
-            "HOME",
-            "TMPDIR",
-            "XDG_RUNTIME_DIR",
-            "LANG",
-            "LANGUAGE",
-            "QEMU_MODULE_DIR",
-            "PWD",
-            "OLDPWD",
-            "SHLVL",
-            "_",
+            "PATH", "HOME", "TMPDIR", "XDG_RUNTIME_DIR", "LANG", "LANGUAGE", "QEMU_MODULE_DIR",
+            "PWD", "OLDPWD", "SHLVL", "_",
         ];
         assert!(known.contains(&name) || name.starts_with("LC_"), "QEMU has {name}");
     }
     // Neither does any other process that this store has started.
     eventually("no process of the store has the variable", || {
-        let found = Command::new("grep").args(["-l", "-a", MARKER]).args(processes_of(&lab)).output().unwrap();
+        let found = Command::new("grep")
+            .args(["-l", "-a", MARKER])
+            .args(processes_of(&lab))
+            .output()
+            .unwrap();
         found.stdout.is_empty()
     });
     lab.ok(&["stop", "-f", "web"]);
@@ -62,8 +61,9 @@ fn processes_of(lab: &Lab) -> Vec<String> {
     found
 }
 
-/// A VM that is started from the output of `plan` writes what its guest prints, passwords of a first boot for example, to a file
-/// that QEMU would make with the umask of the shell; its sockets are in a directory that somebody may have made before.
+/// A VM that is started from the output of `plan` writes what its guest prints, passwords of a
+/// first boot for example, to a file that QEMU would make with the umask of the shell; its sockets
+/// are in a directory that somebody may have made before.
 #[test]
 fn what_a_guest_prints_or_its_monitor_through_what_plan_has_made() {
     let lab = Lab::new();
@@ -94,7 +94,8 @@ fn what_a_guest_prints_or_its_monitor_through_what_plan_has_made() {
     }
 }
 
-/// Puts every time in the JSON files below `directory` back by 30 days: the store as a clock finds it that has jumped ahead by as much.
+/// Puts every time in the JSON files below `directory` back by 30 days: the store as a clock finds
+/// it that has jumped ahead by as much.
 fn put_back(directory: &Path, is_meant: fn(&str) -> bool) {
     for entry in std::fs::read_dir(directory).unwrap().flatten() {
         let path = entry.path();
@@ -151,7 +152,8 @@ fn what_has_a_date_through_a_clock_that_jumped_ahead() {
     put_back(&lab.store(), TIMES);
     let before = lab.fingerprint();
     let today = Timestamp::now().strftime("%Y-%m-%d").to_string();
-    let then = (Timestamp::now() - SignedDuration::from_hours(30 * 24)).strftime("%Y-%m-%d").to_string();
+    let then =
+        (Timestamp::now() - SignedDuration::from_hours(30 * 24)).strftime("%Y-%m-%d").to_string();
     lab.run(&["gc"]).fails(5, &["the clock", &today, &then, "cowhand gc --yes"]);
     assert_eq!(lab.fingerprint(), before);
     let said = lab.run(&["gc", "--dry-run"]);
@@ -175,7 +177,8 @@ fn what_has_a_date_through_a_clock_that_jumped_ahead() {
     lab.ok(&["gc"]);
 }
 
-/// The same in a boot of the host in which the clock was believed: nothing written since then hides a jump, and a store that nobody used for a month is none.
+/// The same in a boot of the host in which the clock was believed: nothing written since then hides
+/// a jump, and a store that nobody used for a month is none.
 #[test]
 fn what_has_a_date_through_a_record_made_by_the_wrong_clock() {
     let lab = dated();

@@ -1,5 +1,5 @@
-//! What the author of an image writes into it. The file of the host that the attacks are after is called `secret`; whether a program opened
-//! it is seen with strace(1).
+//! What the author of an image writes into it. The file of the host that the attacks are after is
+//! called `secret`; whether a program opened it is seen with strace(1).
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -44,7 +44,8 @@ impl Site {
         self.at(name)
     }
 
-    /// Runs a command under strace. Returns what it did, and every path that it or a child of it tried to open.
+    /// Runs a command under strace. Returns what it did, and every path that it or a child of it
+    /// tried to open.
     fn traced(&self, args: &[&str]) -> (Done, BTreeSet<String>) {
         let log = self.at("strace");
         let own = self.lab.command(args);
@@ -63,7 +64,8 @@ impl Site {
         (done, opened)
     }
 
-    /// Runs a command that must refuse the image with these words, and that opens the secret as little as its children do.
+    /// Runs a command that must refuse the image with these words, and that opens the secret as
+    /// little as its children do.
     #[track_caller]
     fn refuses(&self, args: &[&str], words: &[&str]) {
         let before = self.lab.fingerprint();
@@ -74,7 +76,8 @@ impl Site {
         assert!(std::fs::read(self.secret()).unwrap().starts_with(SECRET));
     }
 
-    /// Every command that takes an image refuses this one, says what it names, and opens nothing of it.
+    /// Every command that takes an image refuses this one, says what it names, and opens nothing of
+    /// it.
     #[track_caller]
     fn every_command_refuses(&self, image: &str, words: &[&str]) {
         let out = self.at("out.qcow2");
@@ -100,8 +103,11 @@ fn opened(log: &Path) -> BTreeSet<String> {
 }
 
 fn descriptor(kind: &str, extents: &str) -> Vec<u8> {
-    format!("# Disk DescriptorFile\nversion=1\nCID=12345678\nparentCID=ffffffff\ncreateType=\"{kind}\"\n\n{extents}\n")
-        .into_bytes()
+    format!(
+        "# Disk DescriptorFile\nversion=1\nCID=12345678\nparentCID=ffffffff\n\
+         createType=\"{kind}\"\n\n{extents}\n"
+    )
+    .into_bytes()
 }
 
 /// THREATS: a VMDK descriptor gives the guest any file of the host to read and write.
@@ -121,7 +127,8 @@ fn a_file_of_the_host_through_the_extent_of_a_vmdk() {
     }
 }
 
-/// The same, behind a header that looks like a self-contained file: QEMU reads an embedded descriptor when the capacity is 0.
+/// The same, behind a header that looks like a self-contained file: QEMU reads an embedded
+/// descriptor when the capacity is 0.
 #[test]
 fn a_file_of_the_host_through_a_descriptor_that_is_embedded_in_a_vmdk() {
     let site = Site::new();
@@ -161,7 +168,10 @@ fn a_file_of_the_host_through_the_backing_file_or_data_file_of_a_qcow2() {
         ("absolute.qcow2", secret.clone()),
         ("relative.qcow2", "secret".to_owned()),
         ("file.qcow2", format!("file:{secret}")),
-        ("json.qcow2", format!(r#"json:{{"driver":"raw","file":{{"driver":"file","filename":"{secret}"}}}}"#)),
+        (
+            "json.qcow2",
+            format!(r#"json:{{"driver":"raw","file":{{"driver":"file","filename":"{secret}"}}}}"#),
+        ),
         ("nbd.qcow2", "nbd://127.0.0.1:1/x".to_owned()),
     ] {
         let image = site.at(name);
@@ -175,7 +185,8 @@ fn a_file_of_the_host_through_the_backing_file_or_data_file_of_a_qcow2() {
     site.every_command_refuses(&image, &["data.qcow2", "external data file", &secret]);
 }
 
-/// THREATS: a guest writes a header into its raw disk; what was exported comes back as another format.
+/// THREATS: a guest writes a header into its raw disk; what was exported comes back as another
+/// format.
 #[test]
 fn another_format_for_the_raw_disk_of_a_guest() {
     let site = Site::new();
@@ -213,9 +224,11 @@ fn another_format_for_the_raw_disk_of_a_guest() {
             done.ok();
             assert!(!opened.contains(&secret), "exporting {name} opened the secret");
             assert!(std::fs::read(&back).unwrap() == disk, "{name}: the export is another disk");
-            // Without a format: refused, with both readings. With raw: the same bytes. Never another file.
+            // Without a format: refused, with both readings. With raw: the same bytes. Never
+            // another file.
             site.refuses(&["create", "again", "--disk", &back], &["format=raw"]);
-            let (done, opened) = site.traced(&["create", "again", "--disk", &format!("{back},format=raw")]);
+            let (done, opened) =
+                site.traced(&["create", "again", "--disk", &format!("{back},format=raw")]);
             done.ok();
             assert!(!opened.contains(&secret), "creating from {name} opened the secret");
             let third = site.at("third.raw");
@@ -261,10 +274,16 @@ fn a_command_that_hangs_on_a_fifo_or_touches_a_device() {
     let kind = nix::sys::stat::SFlag::S_IFCHR;
     let is_root = nix::unistd::geteuid().is_root();
     if is_root {
-        nix::sys::stat::mknod(device.as_str(), kind, nix::sys::stat::Mode::S_IRWXU, nix::sys::stat::makedev(1, 3))
-            .unwrap();
+        nix::sys::stat::mknod(
+            device.as_str(),
+            kind,
+            nix::sys::stat::Mode::S_IRWXU,
+            nix::sys::stat::makedev(1, 3),
+        )
+        .unwrap();
     }
-    for (out, what) in [(&fifo, "FIFO"), (&link, "FIFO"), (&socket, "socket"), (&device, "device")] {
+    for (out, what) in [(&fifo, "FIFO"), (&link, "FIFO"), (&socket, "socket"), (&device, "device")]
+    {
         if !is_root && out == &device {
             continue;
         }
@@ -291,9 +310,11 @@ fn a_file_of_the_host_through_an_image_that_changes_after_it_was_taken() {
     site.lab.ok(&["create", "used", "--disk", &format!("{image},use"), "--net", "none"]);
     let line = format!("RW 2048 FLAT \"{}\" 0", site.secret());
     std::fs::write(&image, descriptor("monolithicFlat", &line)).unwrap();
-    for args in
-        [&["start", "used"][..], &["image", "export", "used", &site.at("out.raw")], &["clone", "used", "c", "--full"]]
-    {
+    for args in [
+        &["start", "used"][..],
+        &["image", "export", "used", &site.at("out.raw")],
+        &["clone", "used", "c", "--full"],
+    ] {
         let (done, opened) = site.traced(args);
         assert_ne!(done.code, 0, "{args:?}");
         assert!(!opened.contains(&site.secret()), "{args:?} opened the secret");
@@ -308,7 +329,17 @@ fn a_file_of_the_host_through_an_image_that_changes_after_it_was_taken() {
     // Nor may it choose among the layers of others.
     site.lab.ok(&["create", "victim", "--size", "8M"]);
     let layer = &site.lab.chain("victim")[0];
-    qemu_img(&["rebase", "-u", "-f", "qcow2", "-b", &format!("{layer}.qcow2"), "-F", "qcow2", &image]);
+    qemu_img(&[
+        "rebase",
+        "-u",
+        "-f",
+        "qcow2",
+        "-b",
+        &format!("{layer}.qcow2"),
+        "-F",
+        "qcow2",
+        &image,
+    ]);
     for args in [
         &["start", "other"][..],
         &["image", "export", "other", &site.at("out.raw")],
@@ -321,16 +352,20 @@ fn a_file_of_the_host_through_an_image_that_changes_after_it_was_taken() {
     site.lab.ok(&["rm", "victim"]);
 }
 
-/// THREATS: `qemu-img` looks at images as root, without limits. Here an image has taken it over: it is a program of the attacker's.
+/// THREATS: `qemu-img` looks at images as root, without limits. Here an image has taken it over: it
+/// is a program of the attacker's.
 #[test]
 fn the_host_through_a_qemu_img_that_an_image_has_taken_over() {
     let site = Site::new();
     let bin = site.lab.path().join("tools/bin");
     std::fs::create_dir_all(&bin).unwrap();
-    let real =
-        std::env::var_os("COWHAND_QEMU").map_or_else(|| PathBuf::from("/usr/bin/qemu-system-x86_64"), PathBuf::from);
+    let real = std::env::var_os("COWHAND_QEMU")
+        .map_or_else(|| PathBuf::from("/usr/bin/qemu-system-x86_64"), PathBuf::from);
     if !real.is_absolute() {
-        return skip("the_host_through_a_qemu_img_that_an_image_has_taken_over", "COWHAND_QEMU is not a path");
+        return skip(
+            "the_host_through_a_qemu_img_that_an_image_has_taken_over",
+            "COWHAND_QEMU is not a path",
+        );
     }
     std::os::unix::fs::symlink(&real, bin.join("qemu-system-x86_64")).unwrap();
     let image = site.at("image.qcow2");
@@ -340,7 +375,8 @@ fn the_host_through_a_qemu_img_that_an_image_has_taken_over() {
         let mut file = std::fs::File::create(&path).unwrap();
         write!(file, "#!/bin/sh\n{script}\n").unwrap();
         drop(file);
-        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .unwrap();
         let mut command = site.lab.command(&["image", "info", &image]);
         let done: Done = command
             .env("COWHAND_QEMU", bin.join("qemu-system-x86_64"))
@@ -353,7 +389,10 @@ fn the_host_through_a_qemu_img_that_an_image_has_taken_over() {
     // What it can reach, it would print as its last words.
     let done = run(&format!("cat {} >&2; exit 1", site.secret()));
     if done.err.contains("the secret of the host") {
-        return skip("the_host_through_a_qemu_img_that_an_image_has_taken_over", "this kernel has no Landlock");
+        return skip(
+            "the_host_through_a_qemu_img_that_an_image_has_taken_over",
+            "this kernel has no Landlock",
+        );
     }
     done.fails(7, &["Permission denied"]);
     run(&format!("echo x > {}; exit 1", site.at("planted"))).fails(7, &[]);
@@ -423,9 +462,11 @@ fn corpus(room: &Path, qemu_img: &Path) -> Vec<Sample> {
     ] {
         make(&format!("{name}.qcow2"), Qcow2, false, &["-o", options]);
     }
-    for (name, options) in
-        [("backed-v2", "compat=0.10"), ("backed-v3", "compat=1.1"), ("backed-large", "cluster_size=2M")]
-    {
+    for (name, options) in [
+        ("backed-v2", "compat=0.10"),
+        ("backed-v3", "compat=1.1"),
+        ("backed-large", "cluster_size=2M"),
+    ] {
         make(&format!("{name}.qcow2"), Qcow2, true, &["-o", options, "-b", base, "-F", "raw"]);
     }
     let json = format!(r#"json:{{"driver":"raw","file":{{"driver":"file","filename":"{base}"}}}}"#);
@@ -468,11 +509,17 @@ fn opened_by_qemu(room: &Path, path: &Path, format: Format) -> BTreeSet<String> 
     command.args(["qemu-io", "-r", "-f", format.as_str(), "-c", "read 0 512"]).arg(path);
     command.stdin(Stdio::null()).output().unwrap();
     let others = |opened: &String| {
-        let own = ["/usr/", "/lib", "/etc/", "/proc/", "/sys/", "/dev/"].iter().any(|start| opened.starts_with(start));
+        let own = ["/usr/", "/lib", "/etc/", "/proc/", "/sys/", "/dev/"]
+            .iter()
+            .any(|start| opened.starts_with(start));
         !own && Path::new(opened) != path
     };
     let all = opened(&log);
-    assert!(all.contains(path.to_str().unwrap()), "qemu-io did not open {}: {all:?}", path.display());
+    assert!(
+        all.contains(path.to_str().unwrap()),
+        "qemu-io did not open {}: {all:?}",
+        path.display()
+    );
     all.into_iter().filter(others).collect()
 }
 
@@ -494,7 +541,10 @@ fn the_inspector_sees_every_reference_that_qemu_img_can_write() {
     let mut programs = vec![PathBuf::from("qemu-img")];
     match other_qemu_img() {
         Some(program) => programs.push(program),
-        None => skip("the_inspector_sees_every_reference_that_qemu_img_can_write", "there is no newer QEMU here"),
+        None => skip(
+            "the_inspector_sees_every_reference_that_qemu_img_can_write",
+            "there is no newer QEMU here",
+        ),
     }
     for program in programs {
         let room = tempfile::tempdir().unwrap();
@@ -502,7 +552,8 @@ fn the_inspector_sees_every_reference_that_qemu_img_can_write() {
         for Sample { path, format, names } in &samples {
             let file = std::fs::File::open(path).unwrap();
             let content = inspect::content(&file).unwrap();
-            let expected = if *format == Format::Raw { Content::Raw } else { Content::Image(*format) };
+            let expected =
+                if *format == Format::Raw { Content::Raw } else { Content::Image(*format) };
             assert_eq!(content, expected, "{}", path.display());
             assert_eq!(verdict(path, *format), *names, "{}", path.display());
             let opened = opened_by_qemu(room.path(), path, *format);
@@ -514,7 +565,8 @@ fn the_inspector_sees_every_reference_that_qemu_img_can_write() {
     }
 }
 
-/// A sample of damaged and forged headers: whenever the verdict is that nothing is named, QEMU opens nothing.
+/// A sample of damaged and forged headers: whenever the verdict is that nothing is named, QEMU
+/// opens nothing.
 #[test]
 fn a_forged_header_that_the_inspector_takes_for_harmless_opens_nothing() {
     let room = tempfile::tempdir().unwrap();
@@ -526,14 +578,16 @@ fn a_forged_header_that_the_inspector_takes_for_harmless_opens_nothing() {
         let sample = &samples[numbers.below(samples.len())];
         let mut bytes = std::fs::read(&sample.path).unwrap();
         bytes.truncate(1 << 20);
-        // Where headers lie, a few bytes become others; sometimes the first sector of another sample takes its place.
+        // Where headers lie, a few bytes become others; sometimes the first sector of another
+        // sample takes its place.
         for _ in 0..=numbers.below(4) {
             let within = [64, 512, 2048][numbers.below(3)].min(bytes.len());
             bytes[numbers.below(within)] = [0, 1, 4, 0xff, b'"'][numbers.below(5)];
         }
         if numbers.below(4) == 0 {
             let other = std::fs::read(&samples[numbers.below(samples.len())].path).unwrap();
-            let length = [80, 512].map(|length: usize| length.min(other.len()).min(bytes.len()))[numbers.below(2)];
+            let length = [80, 512].map(|length: usize| length.min(other.len()).min(bytes.len()))
+                [numbers.below(2)];
             bytes[..length].copy_from_slice(&other[..length]);
         }
         let format = Format::ALL[1 + numbers.below(Format::ALL.len() - 1)];
@@ -549,7 +603,10 @@ fn a_forged_header_that_the_inspector_takes_for_harmless_opens_nothing() {
         if !opened.is_empty() {
             let kept = std::env::temp_dir().join("cowhand-forged");
             std::fs::copy(&forged, &kept).unwrap();
-            panic!("taken for harmless as {format}, QEMU opened {opened:?}; kept as {}", kept.display());
+            panic!(
+                "taken for harmless as {format}, QEMU opened {opened:?}; kept as {}",
+                kept.display()
+            );
         }
     }
     assert!(harmless >= 60, "only {harmless} of {tried} were harmless");
@@ -567,7 +624,17 @@ fn a_directory_of_the_host_through_with_backing() {
     // A chain of three, of which the lowest is raw.
     std::fs::write(at("base.raw"), vec![7; 1 << 20]).unwrap();
     qemu_img(&["create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", &at("middle.qcow2")]);
-    qemu_img(&["create", "-q", "-f", "qcow2", "-b", "middle.qcow2", "-F", "qcow2", &at("top.qcow2")]);
+    qemu_img(&[
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-b",
+        "middle.qcow2",
+        "-F",
+        "qcow2",
+        &at("top.qcow2"),
+    ]);
     let done = site.lab.run(&["create", "chain", "--disk", &at("top.qcow2"), "--with-backing"]);
     for name in ["base.raw", "middle.qcow2"] {
         assert!(done.err.contains(&at(name)), "{name} is not listed: {}", done.err);
@@ -582,24 +649,46 @@ fn a_directory_of_the_host_through_with_backing() {
     // In several parts: made one file by the command that the refusal names.
     for kind in ["monolithicFlat", "twoGbMaxExtentFlat", "twoGbMaxExtentSparse"] {
         let parts = at(&format!("{kind}.vmdk"));
-        qemu_img(&["convert", "-f", "raw", "-O", "vmdk", "-o", &format!("subformat={kind}"), &at("base.raw"), &parts]);
+        qemu_img(&[
+            "convert",
+            "-f",
+            "raw",
+            "-O",
+            "vmdk",
+            "-o",
+            &format!("subformat={kind}"),
+            &at("base.raw"),
+            &parts,
+        ]);
         let whole = site.at(&format!("{kind}.raw"));
         site.refuses(&["create", "x", "--disk", &parts], &["cowhand image convert --with-backing"]);
         site.lab.ok(&["image", "convert", "--with-backing", &parts, &whole]);
-        assert!(std::fs::read(&whole).unwrap() == vec![7; 1 << 20], "{kind} came out as something else");
+        assert!(
+            std::fs::read(&whole).unwrap() == vec![7; 1 << 20],
+            "{kind} came out as something else"
+        );
     }
     // The secret lies outside; and inside lies a link that leads there.
     let overlay = at("greedy.qcow2");
-    qemu_img(&["create", "-q", "-u", "-f", "qcow2", "-b", "../secret", "-F", "raw", &overlay, "1M"]);
+    qemu_img(&[
+        "create", "-q", "-u", "-f", "qcow2", "-b", "../secret", "-F", "raw", &overlay, "1M",
+    ]);
     std::os::unix::fs::symlink(site.secret(), at("innocent.raw")).unwrap();
     let linked = at("linked.qcow2");
-    qemu_img(&["create", "-q", "-u", "-f", "qcow2", "-b", "innocent.raw", "-F", "raw", &linked, "1M"]);
+    qemu_img(&[
+        "create", "-q", "-u", "-f", "qcow2", "-b", "innocent.raw", "-F", "raw", &linked, "1M",
+    ]);
     let vmdk = at("greedy.vmdk");
     std::fs::write(&vmdk, descriptor("monolithicFlat", "RW 2048 FLAT \"../secret\" 0")).unwrap();
     for image in [&overlay, &linked, &vmdk] {
         let out = site.at("out.qcow2");
-        for within in ["--with-backing".to_owned(), format!("--with-backing={}", elsewhere.display())] {
-            for args in [&["create", "x", "--disk", image, &within][..], &["image", "convert", &within, image, &out]] {
+        for within in
+            ["--with-backing".to_owned(), format!("--with-backing={}", elsewhere.display())]
+        {
+            for args in [
+                &["create", "x", "--disk", image, &within][..],
+                &["image", "convert", &within, image, &out],
+            ] {
                 let before = site.lab.fingerprint();
                 site.lab.run(args).fails(5, &["another directory", "secret"]);
                 assert_eq!(site.lab.fingerprint(), before);
@@ -613,7 +702,10 @@ fn a_directory_of_the_host_through_with_backing() {
     std::fs::copy(at("base.raw"), below.join("key.raw")).unwrap();
     let (named, out) = (format!("--with-backing={}", below.display()), site.at("below.raw"));
     std::fs::write(&vmdk, descriptor("monolithicFlat", "RW 2048 FLAT \"keys/key.raw\" 0")).unwrap();
-    site.refuses(&["image", "convert", "--with-backing", &vmdk, &out], &["another directory", "keys"]);
+    site.refuses(
+        &["image", "convert", "--with-backing", &vmdk, &out],
+        &["another directory", "keys"],
+    );
     site.lab.ok(&["image", "convert", &named, &vmdk, &out]);
     // A link leads to a path that would be more than one line of the descriptor that QEMU is given.
     let torn = below.join("a\" 0\nRW 2048 FLAT \"b");
@@ -621,9 +713,24 @@ fn a_directory_of_the_host_through_with_backing() {
     std::fs::copy(at("base.raw"), torn.join("key.raw")).unwrap();
     std::os::unix::fs::symlink(torn.join("key.raw"), at("plain.raw")).unwrap();
     std::fs::write(&vmdk, descriptor("monolithicFlat", "RW 2048 FLAT \"plain.raw\" 0")).unwrap();
-    site.refuses(&["image", "convert", &named, &vmdk, &site.at("torn.raw")], &["not one line of text"]);
+    site.refuses(
+        &["image", "convert", &named, &vmdk, &site.at("torn.raw")],
+        &["not one line of text"],
+    );
     // A loop ends.
-    qemu_img(&["create", "-q", "-u", "-f", "qcow2", "-b", "loop.qcow2", "-F", "qcow2", &at("loop.qcow2"), "1M"]);
+    qemu_img(&[
+        "create",
+        "-q",
+        "-u",
+        "-f",
+        "qcow2",
+        "-b",
+        "loop.qcow2",
+        "-F",
+        "qcow2",
+        &at("loop.qcow2"),
+        "1M",
+    ]);
     site.refuses(&["create", "x", "--disk", &at("loop.qcow2"), "--with-backing"], &["never end"]);
 }
 
@@ -642,7 +749,9 @@ fn nothing_of_an_honest_image_is_refused() {
     site.lab.ok(&["snapshot", "create", "honest2", "s"]);
     let back = site.at("back.qcow2");
     site.lab.ok(&["image", "export", "honest2@s", &back]);
-    let compare =
-        Command::new("qemu-img").args(["compare", "-f", "qcow2", "-F", "qcow2", &disk, &back]).output().unwrap();
+    let compare = Command::new("qemu-img")
+        .args(["compare", "-f", "qcow2", "-F", "qcow2", &disk, &back])
+        .output()
+        .unwrap();
     assert!(compare.status.success(), "{compare:?}");
 }

@@ -34,7 +34,8 @@ fn older(log: &Path) -> PathBuf {
 /// How many bytes a log has had in all: where its older part begins, and what is there.
 fn printed(log: &Path) -> u64 {
     let mut digits = [0; 20];
-    let length = rustix::fs::getxattr(older(log), "user.cowhand.begin", &mut digits[..]).unwrap_or(0);
+    let length =
+        rustix::fs::getxattr(older(log), "user.cowhand.begin", &mut digits[..]).unwrap_or(0);
     let begin: u64 = std::str::from_utf8(&digits[..length]).unwrap().parse().unwrap_or(0);
     let (older, newer) = sizes(log);
     begin + older + newer
@@ -84,7 +85,11 @@ fn a_guest_that_never_stops_printing_takes_the_disk_of_the_host_and_the_memory_o
         most = most.max(older + newer);
         enough = printed(&log) > 6 * LIMIT;
         std::thread::sleep(Duration::from_millis(20));
-        assert!(began.elapsed() < crate::lab::PATIENCE + Duration::from_secs(seconds()), "it prints {}", printed(&log));
+        assert!(
+            began.elapsed() < crate::lab::PATIENCE + Duration::from_secs(seconds()),
+            "it prints {}",
+            printed(&log)
+        );
     }
     heading();
     for words in [&["logs", "a"][..], &["logs", "--raw", "a"], &["logs", "--follow", "a"]] {
@@ -98,7 +103,8 @@ fn a_guest_that_never_stops_printing_takes_the_disk_of_the_host_and_the_memory_o
         let outcome = watch(&lab, command);
         let kept = outcome.done.out.len() as u64;
         row(&format!("serial port: {}", words.join(" ")), &outcome, printed(&log), (kept, 1));
-        // A command can be over before it has been looked at once; the one that follows the log is not.
+        // A command can be over before it has been looked at once; the one that follows the log is
+        // not.
         assert!(outcome.peak > 0 || !words.contains(&"--follow"), "its memory was not measured");
         assert!(outcome.peak <= READER_MEMORY, "{} MiB of memory", outcome.peak >> 20);
         assert!(outcome.done.out.contains("dull boy"), "{:?}", outcome.done);

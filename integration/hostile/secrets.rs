@@ -54,46 +54,71 @@ fn text(path: &Path) -> &str {
 
 #[test]
 fn an_order_beside_an_image_does_not_make_root_write_to_a_file_of_roots() {
-    let Some(lab) = lab("an_order_beside_an_image_does_not_make_root_write_to_a_file_of_roots") else { return };
+    let Some(lab) = lab("an_order_beside_an_image_does_not_make_root_write_to_a_file_of_roots")
+    else {
+        return;
+    };
     let (directory, disk) = theirs(&lab);
     let victim = lab.path().join("victim");
     std::fs::write(&victim, vec![1; 1 << 20]).unwrap();
     std::fs::set_permissions(&victim, std::fs::Permissions::from_mode(0o600)).unwrap();
-    // The order of a `seal` that never was: of the disk, and of a "disk" that is a link to the victim. The other user knows all of these numbers.
+    // The order of a `seal` that never was: of the disk, and of a "disk" that is a link to the
+    // victim. The other user knows all of these numbers.
     let link = directory.join("link");
     symlink(&victim, &link).unwrap();
     let beside = |disk: &Path, ending: &str| {
-        disk.with_file_name(format!(".{}.cowhand-{ending}", disk.file_name().unwrap().to_str().unwrap()))
+        disk.with_file_name(format!(
+            ".{}.cowhand-{ending}",
+            disk.file_name().unwrap().to_str().unwrap()
+        ))
     };
     let mut planted = vec![link.clone()];
     let stamp = |path: &Path, format: &str| {
         let about = std::fs::metadata(path).unwrap();
-        serde_json::json!({"path": path, "format": format, "device": about.dev(), "inode": about.ino(), "bytes": about.len(),
-            "modified": [about.mtime(), about.mtime_nsec()]})
+        serde_json::json!({
+            "path": path,
+            "format": format,
+            "device": about.dev(),
+            "inode": about.ino(),
+            "bytes": about.len(),
+            "modified": [about.mtime(), about.mtime_nsec()],
+        })
     };
     let order = serde_json::json!({"id": "00000000-0000-4000-8000-000000000001", "started": false,
         "disks": [stamp(&disk, "qcow2"), stamp(&link, "raw")]});
     for (disk, size) in [(&disk, "64M"), (&link, "1M")] {
         let overlay = beside(disk, "sealing");
         qemu_img(&["create", "-q", "-f", "qcow2", text(&overlay), size]);
-        let done =
-            Command::new("qemu-io").args(["-f", "qcow2", "-c", "write -P 7 0 64k"]).arg(&overlay).output().unwrap();
+        let done = Command::new("qemu-io")
+            .args(["-f", "qcow2", "-c", "write -P 7 0 64k"])
+            .arg(&overlay)
+            .output()
+            .unwrap();
         assert!(done.status.success(), "{done:?}");
         std::fs::write(beside(disk, "seal.json"), order.to_string()).unwrap();
         planted.extend([overlay, beside(disk, "seal.json")]);
     }
     give_away(&planted.iter().map(PathBuf::as_path).collect::<Vec<_>>());
     let done = lab.run(&["seal", text(&disk)]);
-    assert!(std::fs::read(&victim).unwrap().iter().all(|byte| *byte == 1), "the victim was written to: {done:?}");
+    assert!(
+        std::fs::read(&victim).unwrap().iter().all(|byte| *byte == 1),
+        "the victim was written to: {done:?}"
+    );
     done.ok();
     // It says what lies there, and leaves it alone.
     let done = lab.run(&["seal", text(&disk)]);
-    assert!(done.err.contains("is not used") && planted.iter().all(|path| path.symlink_metadata().is_ok()), "{done:?}");
+    assert!(
+        done.err.contains("is not used")
+            && planted.iter().all(|path| path.symlink_metadata().is_ok()),
+        "{done:?}"
+    );
 }
 
 #[test]
 fn a_disk_that_is_exchanged_for_a_link_does_not_make_root_write_to_another_image() {
-    let Some(lab) = lab("a_disk_that_is_exchanged_for_a_link_does_not_make_root_write_to_another_image") else {
+    let Some(lab) =
+        lab("a_disk_that_is_exchanged_for_a_link_does_not_make_root_write_to_another_image")
+    else {
         return;
     };
     let (directory, disk) = theirs(&lab);
@@ -110,13 +135,18 @@ fn a_disk_that_is_exchanged_for_a_link_does_not_make_root_write_to_another_image
     };
     let (status, rest) = lab.stopped_at(&["seal", text(&disk)], "2", exchange);
     assert!(rest[0].contains("json, written"), "{rest:?}");
-    assert!(std::fs::read(&victim).unwrap() == before, "the victim was written to: {status} {rest:?}");
+    assert!(
+        std::fs::read(&victim).unwrap() == before,
+        "the victim was written to: {status} {rest:?}"
+    );
     qemu_img(&["check", "-q", text(&directory.join("kept"))]);
 }
 
 #[test]
 fn a_raw_disk_that_is_exchanged_for_a_link_does_not_bring_a_file_of_roots_into_a_guest() {
-    let Some(lab) = lab("a_raw_disk_that_is_exchanged_for_a_link_does_not_bring_a_file_of_roots_into_a_guest") else {
+    let Some(lab) =
+        lab("a_raw_disk_that_is_exchanged_for_a_link_does_not_bring_a_file_of_roots_into_a_guest")
+    else {
         return;
     };
     let (directory, _) = theirs(&lab);
@@ -138,8 +168,11 @@ fn a_raw_disk_that_is_exchanged_for_a_link_does_not_bring_a_file_of_roots_into_a
     ] {
         lab.run(args).fails(5, &["symbolic link", "65534", "name the file"]);
     }
-    // Their file, which is exchanged after it was looked at: for a link, for another name of the victim, for another file.
-    for (exchange, words) in [("link", "symbolic link"), ("name", "hard links"), ("file", "was replaced")] {
+    // Their file, which is exchanged after it was looked at: for a link, for another name of the
+    // victim, for another file.
+    for (exchange, words) in
+        [("link", "symbolic link"), ("name", "hard links"), ("file", "was replaced")]
+    {
         let act = |_| {
             std::fs::rename(&disk, directory.join("kept")).unwrap();
             match exchange {
@@ -151,7 +184,8 @@ fn a_raw_disk_that_is_exchanged_for_a_link_does_not_bring_a_file_of_roots_into_a
                 give_away(&[&disk]);
             }
         };
-        let (status, rest) = lab.stopped_at(&["create", "web", "--disk", text(&disk)], "journal.json, written", act);
+        let (status, rest) =
+            lab.stopped_at(&["create", "web", "--disk", text(&disk)], "journal.json, written", act);
         assert_eq!(status.code(), Some(5), "{exchange}: {rest:?}");
         assert!(rest.iter().any(|line| line.contains(words)), "{exchange}: {rest:?}");
         let mut found = Vec::new();
@@ -162,7 +196,10 @@ fn a_raw_disk_that_is_exchanged_for_a_link_does_not_bring_a_file_of_roots_into_a
         let convert = &["image", "convert", text(&disk), text(&out)];
         let (status, rest) = lab.stopped_at(convert, "a file from outside, looked at", act);
         assert!(status.success(), "{exchange}: {rest:?}");
-        assert!(std::fs::read(&out).unwrap() == vec![1; 1 << 20], "{exchange}: another file was converted");
+        assert!(
+            std::fs::read(&out).unwrap() == vec![1; 1 << 20],
+            "{exchange}: another file was converted"
+        );
         std::fs::remove_file(&out).unwrap();
         std::fs::rename(directory.join("kept"), &disk).unwrap();
     }
@@ -173,11 +210,14 @@ fn a_raw_disk_that_is_exchanged_for_a_link_does_not_bring_a_file_of_roots_into_a
 
 #[test]
 fn a_disk_in_its_place_that_becomes_a_link_does_not_bring_a_file_of_roots_into_a_copy() {
-    let Some(lab) = lab("a_disk_in_its_place_that_becomes_a_link_does_not_bring_a_file_of_roots_into_a_copy") else {
+    let Some(lab) =
+        lab("a_disk_in_its_place_that_becomes_a_link_does_not_bring_a_file_of_roots_into_a_copy")
+    else {
         return;
     };
     let (directory, _) = theirs(&lab);
-    let (disk, victim, outside) = (directory.join("disk.raw"), lab.path().join("victim"), lab.path().join("outside"));
+    let (disk, victim, outside) =
+        (directory.join("disk.raw"), lab.path().join("victim"), lab.path().join("outside"));
     std::fs::create_dir(&outside).unwrap();
     let out = outside.join("out.raw");
     std::fs::write(&disk, vec![1; 1 << 20]).unwrap();
@@ -222,7 +262,8 @@ fn a_disk_in_its_place_that_becomes_a_link_does_not_bring_a_file_of_roots_into_a
     assert!(lab.run(&["doctor"]).out.contains("used in its place"));
     back();
     // While it is at work.
-    let (status, rest) = lab.stopped_at(&["clone", "web@s", "copy", "--full"], "journal.json, written", exchange);
+    let (status, rest) =
+        lab.stopped_at(&["clone", "web@s", "copy", "--full"], "journal.json, written", exchange);
     assert_eq!(status.code(), Some(8), "{rest:?}");
     assert!(rest.iter().any(|line| line.contains("symbolic link")), "{rest:?}");
     nothing_of_it();
@@ -246,14 +287,18 @@ fn a_disk_in_its_place_that_becomes_a_link_does_not_bring_a_file_of_roots_into_a
 
 #[test]
 fn a_name_that_another_user_made_does_not_make_root_seal_another_image() {
-    let Some(lab) = lab("a_name_that_another_user_made_does_not_make_root_seal_another_image") else { return };
+    let Some(lab) = lab("a_name_that_another_user_made_does_not_make_root_seal_another_image")
+    else {
+        return;
+    };
     let (directory, _) = theirs(&lab);
     let images = lab.path().join("images");
     std::fs::create_dir(&images).unwrap();
     let victim = images.join("victim.qcow2");
     std::fs::copy(PathBuf::from(guest("layouts").disk()).join("whole.qcow2"), &victim).unwrap();
     let before = std::fs::read(&victim).unwrap();
-    let (link, way, name) = (directory.join("a.qcow2"), directory.join("images"), directory.join("b.qcow2"));
+    let (link, way, name) =
+        (directory.join("a.qcow2"), directory.join("images"), directory.join("b.qcow2"));
     symlink(&victim, &link).unwrap();
     symlink(&images, &way).unwrap();
     std::fs::hard_link(&victim, &name).unwrap();
@@ -262,19 +307,26 @@ fn a_name_that_another_user_made_does_not_make_root_seal_another_image() {
     lab.run(&["seal", text(&way.join("victim.qcow2"))]).fails(5, &["symbolic link", "65534"]);
     lab.run(&["seal", text(&name)]).fails(5, &["hard links"]);
     assert!(std::fs::read(&victim).unwrap() == before);
-    // By its own name it is what the user means, and a link of the user's own is the user's own business.
+    // By its own name it is what the user means, and a link of the user's own is the user's own
+    // business.
     let own = lab.path().join("own.qcow2");
     symlink(&victim, &own).unwrap();
     lab.ok(&["seal", "--dry-run", text(&own)]);
 }
 
 fn base64(bytes: &[u8]) -> String {
-    let mut child = Command::new("base64").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child =
+        Command::new("base64").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(bytes).unwrap();
-    String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap().trim().trim_end_matches('=').to_owned()
+    String::from_utf8(child.wait_with_output().unwrap().stdout)
+        .unwrap()
+        .trim()
+        .trim_end_matches('=')
+        .to_owned()
 }
 
-/// The secret as it would be found: as it is, and in base64 at each of the three places it may have in a group.
+/// The secret as it would be found: as it is, and in base64 at each of the three places it may have
+/// in a group.
 fn needles() -> Vec<Vec<u8>> {
     let inside = |shift: usize| {
         let text = base64(&[&vec![b'x'; shift], secret().as_bytes()].concat());
@@ -305,7 +357,8 @@ fn files_with_it(directory: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Processes other than `ours`, whom the user has told, with the secret in their arguments or their environment.
+/// Processes other than `ours`, whom the user has told, with the secret in their arguments or their
+/// environment.
 fn processes_with_it(ours: u32) -> Vec<String> {
     let mut found = Vec::new();
     let ours_said = std::fs::read(format!("/proc/{ours}/cmdline")).ok();
@@ -380,8 +433,11 @@ fn a_password_is_in_no_lock_journal_log_temporary_file_or_process_list() {
         nowhere(&lab, &format!("after fault {number}"));
         lab.run(&["set", "web", "cpus=1"]);
         nowhere(&lab, &format!("when it was put right after fault {number}"));
-        let verb: &[&str] =
-            if lab.json(&["show", "web"])["template"] == true { &["template", "rm", "web"] } else { &["rm", "web"] };
+        let verb: &[&str] = if lab.json(&["show", "web"])["template"] == true {
+            &["template", "rm", "web"]
+        } else {
+            &["rm", "web"]
+        };
         lab.ok(verb);
         nowhere(&lab, "in the trash");
         if !survived {
@@ -469,9 +525,23 @@ fn passwords_and_variables_come_in_without_being_in_the_process_list() {
     let file = lab.path().join("password");
     std::fs::write(&file, "from the file\n").unwrap();
     let ann = format!("ann:file:{}", file.display());
-    let args = ["seal", text(&disk), "--operations", "customize", "--root-password", "stdin", "--password", &ann];
-    let mut child =
-        lab.command(&args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let args = [
+        "seal",
+        text(&disk),
+        "--operations",
+        "customize",
+        "--root-password",
+        "stdin",
+        "--password",
+        &ann,
+    ];
+    let mut child = lab
+        .command(&args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     child.stdin.take().unwrap().write_all(format!("{}\n", secret()).as_bytes()).unwrap();
     Done::from(child.wait_with_output().unwrap()).ok();
     let look = "grep -c '^[a-z]*:[$]6[$]' /etc/shadow | grep -qx 2";
@@ -484,8 +554,14 @@ fn passwords_and_variables_come_in_without_being_in_the_process_list() {
 fn limited(lab: &Lab, limits: &str, args: &[&str]) -> Done {
     let inner = lab.command(args);
     let mut command = Command::new("sh");
-    command.arg("-c").arg(format!("ulimit {limits} && exec \"$0\" \"$@\"")).arg(inner.get_program()).args(args);
-    command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?)))).stdin(Stdio::null());
+    command
+        .arg("-c")
+        .arg(format!("ulimit {limits} && exec \"$0\" \"$@\""))
+        .arg(inner.get_program())
+        .args(args);
+    command
+        .envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))))
+        .stdin(Stdio::null());
     command.output().unwrap().into()
 }
 
@@ -519,9 +595,12 @@ mod full {
         let other = lab.path().join("other.qcow2");
         std::fs::copy(&disk, &other).unwrap();
         lab.ok(&["seal", text(&other), "--operations", "customize", "--run-command", "true"]);
-        // It writes to everything that leads to the host: the console, the kernel's log, the port, its own output.
+        // It writes to everything that leads to the host: the console, the kernel's log, the port,
+        // its own output.
         let script = "for out in /dev/ttyS0 /dev/console /dev/kmsg /dev/vport*; do \
-                      (while :; do echo '{\"event\":\"warning\",\"text\":\"flood flood flood flood flood flood\"}'; done > $out) 2>/dev/null & done; \
+                      (while :; do echo \
+                      '{\"event\":\"warning\",\"text\":\"flood flood flood flood flood flood\"}'; \
+                      done > $out) 2>/dev/null & done; \
                       while :; do echo flood flood flood flood flood; done";
         let args = ["seal", text(&disk), "--run-command", script, "--appliance-timeout", "40s"];
         let mut command = with_temporary_files(&lab, &args);
@@ -535,21 +614,31 @@ mod full {
         while child.try_wait().unwrap().is_none() {
             let files = [lab.path().join("tmp"), lab.store()];
             let mut bytes = 0;
-            for file in files.iter().flat_map(|directory| std::fs::read_dir(directory).into_iter().flatten().flatten())
+            for file in files
+                .iter()
+                .flat_map(|directory| std::fs::read_dir(directory).into_iter().flatten().flatten())
             {
                 let name = file.file_name().to_string_lossy().into_owned();
                 let is_ours = name.starts_with("appliance-") || name == "reserve";
-                bytes += file.metadata().map_or(0, |about| if is_ours { 0 } else { about.blocks() * 512 });
+                bytes += file
+                    .metadata()
+                    .map_or(0, |about| if is_ours { 0 } else { about.blocks() * 512 });
             }
             most = most.max(bytes);
-            let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
-            let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
+            let status =
+                std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
+            let peak =
+                status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
             memory = memory.max(peak.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0));
             std::thread::sleep(std::time::Duration::from_millis(200));
         }
         let mut out = String::new();
         stdout.read_to_string(&mut out).unwrap();
-        let done = Done { code: child.wait().unwrap().code().unwrap_or(-1), out, err: reader.join().unwrap() };
+        let done = Done {
+            code: child.wait().unwrap().code().unwrap_or(-1),
+            out,
+            err: reader.join().unwrap(),
+        };
         eprintln!(
             "{} KiB of temporary files, {memory} KiB of memory, {} bytes of messages",
             most >> 10,
@@ -566,14 +655,17 @@ mod full {
 
     #[test]
     fn a_link_in_place_of_an_overlay_does_not_make_root_overwrite_what_it_leads_to() {
-        let Some(lab) = lab("a_link_in_place_of_an_overlay_does_not_make_root_overwrite_what_it_leads_to") else {
+        let Some(lab) =
+            lab("a_link_in_place_of_an_overlay_does_not_make_root_overwrite_what_it_leads_to")
+        else {
             return;
         };
         let (directory, disk) = theirs(&lab);
         let victim = lab.path().join("victim");
         std::fs::write(&victim, "root's").unwrap();
         let overlay = directory.join(".disk.qcow2.cowhand-sealing");
-        // The other user puts it there over and over: whenever it was removed, before something else comes into its place.
+        // The other user puts it there over and over: whenever it was removed, before something
+        // else comes into its place.
         let stop = lab.path().join("stop");
         std::fs::create_dir(directory.join("stop")).unwrap();
         let script = format!(
@@ -595,10 +687,17 @@ mod full {
 
     #[test]
     fn an_order_is_in_a_directory_that_nobody_else_can_look_into() {
-        let Some(lab) = lab("an_order_is_in_a_directory_that_nobody_else_can_look_into") else { return };
+        let Some(lab) = lab("an_order_is_in_a_directory_that_nobody_else_can_look_into") else {
+            return;
+        };
         let (_, disk) = theirs(&lab);
         lab.ok(&["seal", "--dry-run", text(&disk)]);
-        let done: Done = lab.command(&["seal", text(&disk)]).env("COWHAND_FAULT", "2:die").output().unwrap().into();
+        let done: Done = lab
+            .command(&["seal", text(&disk)])
+            .env("COWHAND_FAULT", "2:die")
+            .output()
+            .unwrap()
+            .into();
         assert_eq!(done.code, 137, "{done:?}");
         let sealing = lab.store().join("sealing");
         let order = sealing.join(&files_in(&sealing)[0]);

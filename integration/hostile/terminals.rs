@@ -1,7 +1,8 @@
-//! What reaches the terminal of the person who looks: control sequences from guests, images and file names rename its window, move its
-//! cursor, or make it answer as if somebody had typed.
+//! What reaches the terminal of the person who looks: control sequences from guests, images and
+//! file names rename its window, move its cursor, or make it answer as if somebody had typed.
 //!
-//! The commands run on a terminal of their own (script(1)); what comes out of it is compared byte for byte.
+//! The commands run on a terminal of their own (script(1)); what comes out of it is compared byte
+//! for byte.
 
 use std::process::Command;
 
@@ -22,10 +23,16 @@ fn on_terminal(lab: &Lab, args: &[&str]) -> Done {
     let inner = lab.command(args);
     let quote = |word: &str| format!("'{}'", word.replace('\'', "'\\''"));
     let program = quote(inner.get_program().to_str().unwrap());
-    let line = [program].into_iter().chain(args.iter().map(|word| quote(word))).collect::<Vec<_>>().join(" ");
+    let line = [program]
+        .into_iter()
+        .chain(args.iter().map(|word| quote(word)))
+        .collect::<Vec<_>>()
+        .join(" ");
     let mut script = Command::new("script");
     script.args(["-qec", &line, "/dev/null"]).env("SHELL", "/bin/sh").env("TERM", "xterm");
-    script.envs(inner.get_envs().filter_map(|(key, value)| Some((key, value?)))).stdin(std::process::Stdio::null());
+    script
+        .envs(inner.get_envs().filter_map(|(key, value)| Some((key, value?))))
+        .stdin(std::process::Stdio::null());
     script.output().expect("script(1)").into()
 }
 
@@ -53,7 +60,9 @@ fn an_image_or_a_file_name_commands_the_terminal() {
     qemu_img(&["create", "-q", "-f", "qcow2", &named, "16M"]);
     is_shown("image info", &on_terminal(&lab, &["image", "info", &named]));
     lab.ok(&["create", "b", "--disk", &format!("{named},use"), "--net", "none"]);
-    for words in [&["disk", "chain", "b"][..], &["disk", "ls", "b"], &["show", "b"], &["ls"], &["doctor"]] {
+    for words in
+        [&["disk", "chain", "b"][..], &["disk", "ls", "b"], &["show", "b"], &["ls"], &["doctor"]]
+    {
         let done = on_terminal(&lab, words);
         assert!(!done.out.contains("\x1b]"), "{words:?}: {:?}", done.out);
     }
@@ -87,7 +96,9 @@ fn a_guest_commands_the_terminal_through_its_log_its_answers_and_its_errors() {
     let _fake = with_ports_of(&lab, "a", |request, conversation| {
         let message = format!("no {ATTACK} here\nerror: the host is gone");
         match request["request"].as_str() {
-            Some("get" | "exec") => conversation.reply(&json!({"reply": "failed", "why": "other", "message": message})),
+            Some("get" | "exec") => {
+                conversation.reply(&json!({"reply": "failed", "why": "other", "message": message}))
+            }
             _ => Ok(()),
         }
     });
@@ -99,21 +110,27 @@ fn a_guest_commands_the_terminal_through_its_log_its_answers_and_its_errors() {
     }
 }
 
-/// Whoever pastes what a hint says into a shell runs one command, on that file, whatever its name is.
+/// Whoever pastes what a hint says into a shell runs one command, on that file, whatever its name
+/// is.
 #[test]
 fn a_second_command_through_the_name_of_a_file_in_a_hint() {
     let lab = Lab::new();
     let victim = lab.path().join("victim");
-    for name in
-        ["a; rm victim; b", "a\nrm victim\nb", "$(rm victim)", "a' ; rm victim ; 'b", "a\u{202e}`rm victim`\n\\"]
-    {
+    for name in [
+        "a; rm victim; b", "a\nrm victim\nb", "$(rm victim)", "a' ; rm victim ; 'b",
+        "a\u{202e}`rm victim`\n\\",
+    ] {
         let file = lab.path().join(format!("{name}.raw"));
         std::fs::write(&file, "x").unwrap();
         std::fs::write(&victim, "precious").unwrap();
         let said = lab.run(&["create", "c", "--disk", file.to_str().unwrap()]);
         said.clone().fails(5, &["fill it up first: "]);
         let (_, hint) = said.err.split_once("fill it up first: ").unwrap();
-        let pasted = Command::new("bash").args(["-c", hint.trim_end()]).current_dir(lab.path()).output().unwrap();
+        let pasted = Command::new("bash")
+            .args(["-c", hint.trim_end()])
+            .current_dir(lab.path())
+            .output()
+            .unwrap();
         assert!(pasted.status.success(), "{hint}: {pasted:?}");
         assert_eq!(file.metadata().unwrap().len(), 512, "{hint}");
         assert!(victim.exists(), "{hint}");
@@ -124,8 +141,12 @@ fn a_second_command_through_the_name_of_a_file_in_a_hint() {
         said.clone().fails(5, &[",format=qcow2"]);
         let (_, hint) = said.err.rsplit_once("hint: if it was made as qcow2: ").unwrap();
         let echo = format!("printf %s {}", hint.trim_end());
-        let pasted = Command::new("bash").args(["-c", &echo]).current_dir(lab.path()).output().unwrap();
-        assert_eq!(String::from_utf8(pasted.stdout).unwrap(), format!("--disk{},format=qcow2", image.display()));
+        let pasted =
+            Command::new("bash").args(["-c", &echo]).current_dir(lab.path()).output().unwrap();
+        assert_eq!(
+            String::from_utf8(pasted.stdout).unwrap(),
+            format!("--disk{},format=qcow2", image.display())
+        );
         assert!(victim.exists(), "{hint}");
     }
 }

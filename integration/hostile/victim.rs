@@ -24,7 +24,12 @@ pub struct Outcome {
 pub fn watch(lab: &Lab, mut command: Command) -> Outcome {
     let file = |name: &str| std::fs::File::create(lab.path().join(name)).unwrap();
     let began = Instant::now();
-    let mut child = command.stdin(Stdio::null()).stdout(file("victim.out")).stderr(file("victim.err")).spawn().unwrap();
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(file("victim.out"))
+        .stderr(file("victim.err"))
+        .spawn()
+        .unwrap();
     let status = format!("/proc/{}/status", child.id());
     let mut peak = 0;
     let code = loop {
@@ -43,7 +48,9 @@ pub fn watch(lab: &Lab, mut command: Command) -> Outcome {
         }
         std::thread::sleep(Duration::from_millis(5));
     };
-    let text = |name: &str| String::from_utf8_lossy(&std::fs::read(lab.path().join(name)).unwrap()).into_owned();
+    let text = |name: &str| {
+        String::from_utf8_lossy(&std::fs::read(lab.path().join(name)).unwrap()).into_owned()
+    };
     let done = Done { code, out: text("victim.out"), err: text("victim.err") };
     Outcome { done, peak, took: began.elapsed() }
 }
@@ -64,6 +71,7 @@ pub fn row(attack: &str, outcome: &Outcome, sent: u64, disk: (u64, u64)) {
 
 pub fn heading() {
     eprintln!(
-        "| attack | seconds | bytes sent | peak memory | on disk, in entries | outcome |\n|---|---|---|---|---|---|"
+        "| attack | seconds | bytes sent | peak memory | on disk, in entries | outcome \
+         |\n|---|---|---|---|---|---|"
     );
 }

@@ -1,4 +1,5 @@
-//! Booting the appliance with a guest's disks, giving it its job and hearing what comes of it. It ends with us, however we end.
+//! Booting the appliance with a guest's disks, giving it its job and hearing what comes of it. It
+//! ends with us, however we end.
 
 use std::cmp::Ordering;
 use std::fs::File;
@@ -21,9 +22,9 @@ use crate::context::Context;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::qemu::accel::{self, Chosen, Host};
 use crate::qemu::probe::Probe;
+use crate::seal::Report;
 use crate::sys::pidfd::PidFd;
 use crate::sys::{command, files};
-use crate::template::seal::Report;
 
 /// How long its kernel may take to start our program.
 const START: Duration = Duration::from_secs(180);
@@ -35,7 +36,8 @@ const PRINTED: usize = 64 << 10;
 const WARNINGS: usize = 100;
 /// How long sealing may take, unless it is said: scripts may install packages.
 pub const LIMIT: Duration = Duration::from_secs(30 * 60);
-/// Its memory where it only moves files about; and where it runs the guest's programs, which may be package managers.
+/// Its memory where it only moves files about; and where it runs the guest's programs, which may be
+/// package managers.
 const MEMORY: u64 = 256 << 20;
 const MEMORY_FOR_PROGRAMS: u64 = 1 << 30;
 
@@ -74,7 +76,8 @@ pub async fn run(context: &Context, boot: &Boot<'_>, job: &Job) -> Result<Report
     if let Some(warning) = &chosen.warning {
         context.ui.warn(warning);
     }
-    let failed = |source: std::io::Error| Error::failed("cannot start the appliance").because(source);
+    let failed =
+        |source: std::io::Error| Error::failed("cannot start the appliance").because(source);
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(failed)?;
     let (console, writer) = Console::new().map_err(failed)?;
     let console_path = files::proc_path(&writer);
@@ -104,14 +107,17 @@ pub async fn run(context: &Context, boot: &Boot<'_>, job: &Job) -> Result<Report
         Err(_) => {
             let seconds = boot.limit.as_secs();
             Err(appliance
-                .died(&format!("it did not end within {seconds} s and was ended; nothing was changed"))
+                .died(&format!(
+                    "it did not end within {seconds} s and was ended; nothing was changed"
+                ))
                 .await
                 .hint("if what it does takes longer: --appliance-timeout DURATION (90s, 45m, 2h)"))
         }
     }
 }
 
-/// What the appliance's console says: a guest decides how much that is, so only the end of it is kept, and no file is written.
+/// What the appliance's console says: a guest decides how much that is, so only the end of it is
+/// kept, and no file is written.
 struct Console(JoinHandle<Vec<u8>>);
 
 impl Console {
@@ -145,11 +151,16 @@ struct Appliance {
 }
 
 impl Appliance {
-    async fn converse(&mut self, context: &Context, stream: UnixStream, job: &Job) -> Result<Report> {
+    async fn converse(
+        &mut self,
+        context: &Context,
+        stream: UnixStream,
+        job: &Job,
+    ) -> Result<Report> {
         let (input, mut output) = stream.into_split();
         let mut lines = BufReader::new(input);
-        let words =
-            serde_json::to_string(job).map_err(|error| Error::failed("cannot write down the job").because(error))?;
+        let words = serde_json::to_string(job)
+            .map_err(|error| Error::failed("cannot write down the job").because(error))?;
         // It waits in the socket until the appliance has its port open.
         let told = timeout(START, output.write_all(format!("{words}\n").as_bytes())).await;
         if !matches!(told, Ok(Ok(()))) {
@@ -164,10 +175,15 @@ impl Appliance {
             let line = match timeout(limit, (&mut lines).take(LINE).read_line(&mut line)).await {
                 Ok(Ok(1..)) => line.trim_end(),
                 Ok(_) => return Err(self.died("it ended in the middle").await),
-                Err(_) => return Err(self.died(&format!("it did not start within {} s", START.as_secs())).await),
+                Err(_) => {
+                    return Err(self
+                        .died(&format!("it did not start within {} s", START.as_secs()))
+                        .await);
+                }
             };
-            let event: Event = serde_json::from_str(line)
-                .map_err(|error| Error::failed("what the appliance says cannot be read").because(error))?;
+            let event: Event = serde_json::from_str(line).map_err(|error| {
+                Error::failed("what the appliance says cannot be read").because(error)
+            })?;
             tracing::debug!(target: "appliance", "{line}");
             match event {
                 Event::Hello { kernel } => {
@@ -182,7 +198,9 @@ impl Appliance {
                     warnings += 1;
                     match warnings.cmp(&WARNINGS) {
                         Ordering::Less => context.ui.warn(&text),
-                        Ordering::Equal => context.ui.warn("more warnings of the appliance are not shown"),
+                        Ordering::Equal => {
+                            context.ui.warn("more warnings of the appliance are not shown")
+                        }
                         Ordering::Greater => {}
                     }
                 }
@@ -191,11 +209,14 @@ impl Appliance {
                     printed.push_str(&text);
                     // The end is what says why it failed.
                     let excess = printed.len().saturating_sub(PRINTED);
-                    let cut = (excess..printed.len()).find(|at| printed.is_char_boundary(*at)).unwrap_or(printed.len());
+                    let cut = (excess..printed.len())
+                        .find(|at| printed.is_char_boundary(*at))
+                        .unwrap_or(printed.len());
                     printed.drain(..cut);
                 }
                 Event::Done { report, peak_bytes } => {
-                    tracing::debug!(target: "appliance", "{} MiB of memory at most", peak_bytes >> 20);
+                    let peak = peak_bytes >> 20;
+                    tracing::debug!(target: "appliance", "{peak} MiB of memory at most");
                     return Ok(report.bounded());
                 }
                 Event::Failed { kind, message, hints } => {
@@ -215,7 +236,11 @@ impl Appliance {
     async fn died(&mut self, what: &str) -> Error {
         let _ = self.child.kill();
         let mut words = Vec::new();
-        let _ = self.child.stderr.take().map(|stderr| stderr.take(PRINTED as u64).read_to_end(&mut words));
+        let _ = self
+            .child
+            .stderr
+            .take()
+            .map(|stderr| stderr.take(PRINTED as u64).read_to_end(&mut words));
         let _ = self.child.wait();
         let mut words = command::tail(&words);
         if let Some((console, writer)) = self.console.take().filter(|_| words.is_empty()) {
@@ -264,8 +289,9 @@ struct Machine<'a> {
     network: bool,
 }
 
-/// QEMU 7 emulates `cmpxchg16b` wrongly, and Linux 6.5 and newer use it wherever it is announced: they die early. (Programs of the guest's
-/// that were built for processors that have it, x86-64-v2, say so and end.)
+/// QEMU 7 emulates `cmpxchg16b` wrongly, and Linux 6.5 and newer use it wherever it is announced:
+/// they die early. (Programs of the guest's that were built for processors that have it, x86-64-v2,
+/// say so and end.)
 fn cpu(accel: &Chosen, qemu: &str, kernel: &str) -> String {
     match accel.accel == "tcg" && numbers(qemu) < vec![8] && numbers(kernel) >= vec![6, 5] {
         true => format!("{},cx16=off", accel.cpu),
@@ -280,7 +306,10 @@ fn argv(machine: &Machine<'_>, boot: &Boot<'_>) -> Vec<String> {
     let mut option = |name: &str, value: String| args.extend([name.to_owned(), value]);
     let memory = if boot.programs { MEMORY_FOR_PROGRAMS } else { MEMORY };
     option("-name", "cowhand-appliance".to_owned());
-    option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned());
+    option(
+        "-sandbox",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned(),
+    );
     option("-machine", "q35,graphics=off".to_owned());
     option("-accel", machine.accel.accel.to_owned());
     option("-cpu", machine.cpu.clone());
@@ -290,7 +319,8 @@ fn argv(machine: &Machine<'_>, boot: &Boot<'_>) -> Vec<String> {
     option("-kernel", text(machine.kernel));
     option("-initrd", text(machine.initramfs));
     // A panic is an end, and its words are on the console.
-    let append = "console=ttyS0 quiet panic=-1 random.trust_cpu=on no_timer_check mitigations=off cryptomgr.notests";
+    let append = "console=ttyS0 quiet panic=-1 random.trust_cpu=on no_timer_check mitigations=off \
+                  cryptomgr.notests";
     option("-append", append.to_owned());
     option("-chardev", format!("file,id=console,path={}", escaped(machine.console)));
     option("-device", json!({"driver": "isa-serial", "chardev": "console"}).to_string());
@@ -298,22 +328,33 @@ fn argv(machine: &Machine<'_>, boot: &Boot<'_>) -> Vec<String> {
     option("-device", json!({"driver": "virtio-serial-pci", "id": "serial"}).to_string());
     option(
         "-device",
-        json!({"driver": "virtserialport", "bus": "serial.0", "chardev": "port", "name": PORT}).to_string(),
+        json!({"driver": "virtserialport", "bus": "serial.0", "chardev": "port", "name": PORT})
+            .to_string(),
     );
     for drive in boot.drives {
         for node in &drive.nodes {
             option("-blockdev", node.to_string());
         }
         // A full disk is an error for the appliance to see, and not a reason to stand still.
-        let device = json!({"driver": "virtio-blk-pci", "drive": drive.top, "serial": drive.target, "discard": true, "werror": "report", "rerror": "report"});
+        let device = json!({
+            "driver": "virtio-blk-pci", "drive": drive.top, "serial": drive.target, "discard": true,
+            "werror": "report", "rerror": "report",
+        });
         option("-device", device.to_string());
     }
     if let Some(payload) = boot.payload {
-        let file = json!({"driver": "file", "node-name": "payload-file", "filename": payload, "read-only": true});
-        let raw = json!({"driver": "raw", "node-name": "payload", "file": "payload-file", "read-only": true});
+        let file = json!({
+            "driver": "file", "node-name": "payload-file", "filename": payload, "read-only": true,
+        });
+        let raw = json!({
+            "driver": "raw", "node-name": "payload", "file": "payload-file", "read-only": true,
+        });
         option("-blockdev", file.to_string());
         option("-blockdev", raw.to_string());
-        option("-device", json!({"driver": "virtio-blk-pci", "drive": "payload", "serial": PAYLOAD}).to_string());
+        option(
+            "-device",
+            json!({"driver": "virtio-blk-pci", "drive": "payload", "serial": PAYLOAD}).to_string(),
+        );
     }
     if machine.network {
         option("-netdev", json!({"type": "user", "id": "net0"}).to_string());
@@ -325,7 +366,8 @@ fn argv(machine: &Machine<'_>, boot: &Boot<'_>) -> Vec<String> {
     args
 }
 
-/// The files a job carries along, one behind the other in one image; each is addressed by its place.
+/// The files a job carries along, one behind the other in one image; each is addressed by its
+/// place.
 #[derive(Debug)]
 pub struct Payload {
     file: File,
@@ -336,8 +378,8 @@ impl Payload {
     /// An empty one.
     pub fn new() -> Result<Self> {
         // It has no name: it goes when we go, however that is.
-        let file =
-            tempfile::tempfile().map_err(|source| Error::failed("cannot make a temporary file").because(source))?;
+        let file = tempfile::tempfile()
+            .map_err(|source| Error::failed("cannot make a temporary file").because(source))?;
         Ok(Self { file, length: 0 })
     }
 
@@ -350,13 +392,15 @@ impl Payload {
         Ok((at, copied))
     }
 
-    /// The image, as large as a disk can be; `None` when there is nothing in it. It goes when this does.
+    /// The image, as large as a disk can be; `None` when there is nothing in it. It goes when this
+    /// does.
     pub fn finish(&mut self) -> Result<Option<PathBuf>> {
         if self.length == 0 {
             return Ok(None);
         }
         let whole = self.length.next_multiple_of(512);
-        let path = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd()));
+        let path =
+            PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd()));
         self.file.set_len(whole).on("write", &path)?;
         Ok(Some(path))
     }

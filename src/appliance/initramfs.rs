@@ -1,5 +1,7 @@
-//! The initramfs: a cpio archive (`newc`, as in the kernel's `Documentation/driver-api/early-userspace/buffer-format.rst`) with our own
-//! binary as `/init`, the modules, and what LVM needs where the host has it. Kept in the store until the kernel or the binary changes.
+//! The initramfs: a cpio archive (`newc`, as in the kernel's
+//! `Documentation/driver-api/early-userspace/buffer-format.rst`) with our own binary as `/init`,
+//! the modules, and what LVM needs where the host has it. Kept in the store until the kernel or the
+//! binary changes.
 
 use std::hash::{Hash, Hasher};
 use std::os::unix::fs::MetadataExt;
@@ -50,8 +52,9 @@ pub struct Initramfs {
 
 /// The initramfs for `kernel`, from the cache or made now.
 pub fn get(context: &Context, kernel: &Kernel) -> Result<Initramfs> {
-    let binary = std::env::current_exe()
-        .map_err(|source| Error::failed("where the cowhand program lies is not known").because(source))?;
+    let binary = std::env::current_exe().map_err(|source| {
+        Error::failed("where the cowhand program lies is not known").because(source)
+    })?;
     let stamp = |path: &Path| {
         path.metadata()
             .map(|about| format!("{}-{}.{}", about.len(), about.mtime(), about.mtime_nsec()))
@@ -59,7 +62,8 @@ pub fn get(context: &Context, kernel: &Kernel) -> Result<Initramfs> {
     };
     let lvm = command::find(Path::new("lvm"), &context.settings.search_path).or_else(sbin_lvm);
     let mut hasher = std::hash::DefaultHasher::new();
-    (&kernel.modules, stamp(&kernel.modules.join("modules.dep"))?, stamp(&binary)?, &lvm).hash(&mut hasher);
+    (&kernel.modules, stamp(&kernel.modules.join("modules.dep"))?, stamp(&binary)?, &lvm)
+        .hash(&mut hasher);
     let layout = &context.store.layout;
     let path = layout.appliance(hasher.finish());
     if path.exists() {
@@ -71,13 +75,16 @@ pub fn get(context: &Context, kernel: &Kernel) -> Result<Initramfs> {
         return Ok(Initramfs { path, _temporary: None });
     }
     // Only a cache: without it the next command makes it again.
-    let cannot = |source: std::io::Error| Error::failed("cannot write the appliance's initramfs").because(source);
+    let cannot = |source: std::io::Error| {
+        Error::failed("cannot write the appliance's initramfs").because(source)
+    };
     let mut file = tempfile::NamedTempFile::new().map_err(cannot)?;
     std::io::Write::write_all(&mut file, &archive).map_err(cannot)?;
     Ok(Initramfs { path: file.path().to_owned(), _temporary: Some(file) })
 }
 
-/// Those of other kernels and older versions of ours. A QEMU that is just starting with one has it open.
+/// Those of other kernels and older versions of ours. A QEMU that is just starting with one has it
+/// open.
 fn forget_others(root: &Path, kept: &Path) {
     for entry in std::fs::read_dir(root).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -99,8 +106,13 @@ fn build(kernel: &Kernel, binary: &Path, lvm: Option<&Path>) -> Result<Vec<u8>> 
         // crc32c_generic went away in Linux 6.14, where it is built in.
         let files = match kernel.closure(modules)? {
             Some(files) => Some(files),
-            None => kernel
-                .closure(&modules.iter().copied().filter(|module| *module != "crc32c_generic").collect::<Vec<_>>())?,
+            None => kernel.closure(
+                &modules
+                    .iter()
+                    .copied()
+                    .filter(|module| *module != "crc32c_generic")
+                    .collect::<Vec<_>>(),
+            )?,
         };
         let Some(files) = files else {
             if name == "base" {
@@ -115,7 +127,8 @@ fn build(kernel: &Kernel, binary: &Path, lvm: Option<&Path>) -> Result<Vec<u8>> 
         };
         let mut inside = Vec::new();
         for file in files {
-            let name = format!("modules/{}", file.file_name().unwrap_or_default().to_string_lossy());
+            let name =
+                format!("modules/{}", file.file_name().unwrap_or_default().to_string_lossy());
             if !packed.contains(&name) {
                 archive.file(&name, &read(&file)?, 0o644)?;
                 packed.push(name.clone());
@@ -124,7 +137,8 @@ fn build(kernel: &Kernel, binary: &Path, lvm: Option<&Path>) -> Result<Vec<u8>> 
         }
         groups.push(Group { name: name.to_owned(), files: inside });
     }
-    let list = serde_json::to_vec(&groups).map_err(|error| Error::failed("cannot list modules").because(error))?;
+    let list = serde_json::to_vec(&groups)
+        .map_err(|error| Error::failed("cannot list modules").because(error))?;
     archive.file(&MODULES[1..], &list, 0o644)?;
     if let Some(lvm) = lvm {
         archive.program("sbin/lvm", lvm)?;
@@ -152,11 +166,14 @@ impl Archive {
         if self.names.iter().any(|other| other == name) {
             return Ok(());
         }
-        let cannot = |source: std::io::Error| Error::failed("cannot make the appliance's initramfs").because(source);
+        let cannot = |source: std::io::Error| {
+            Error::failed("cannot make the appliance's initramfs").because(source)
+        };
         let size = u32::try_from(content.len())
             .map_err(|error| Error::failed(format!("{name} is too large")).because(error))?;
         let number = u32::try_from(self.names.len()).unwrap_or(u32::MAX) + 1;
-        let mut writer = Builder::new(name).ino(number).mode(mode).nlink(1).write(&mut self.bytes, size);
+        let mut writer =
+            Builder::new(name).ino(number).mode(mode).nlink(1).write(&mut self.bytes, size);
         std::io::Write::write_all(&mut writer, content).map_err(cannot)?;
         writer.finish().map_err(cannot)?;
         self.names.push(name.to_owned());
@@ -191,13 +208,15 @@ impl Archive {
     }
 
     fn finish(mut self) -> Result<Vec<u8>> {
-        trailer(&mut self.bytes)
-            .map_err(|source| Error::failed("cannot make the appliance's initramfs").because(source))?;
+        trailer(&mut self.bytes).map_err(|source| {
+            Error::failed("cannot make the appliance's initramfs").because(source)
+        })?;
         Ok(self.bytes)
     }
 }
 
-/// The files `ldd` names: `libc.so.6 => /lib/libc.so.6 (0x…)` or `/lib64/ld-linux-x86-64.so.2 (0x…)`.
+/// The files `ldd` names: `libc.so.6 => /lib/libc.so.6 (0x…)` or `/lib64/ld-linux-x86-64.so.2
+/// (0x…)`.
 pub fn libraries(listed: &str) -> Vec<&str> {
     let after = |line| str::split_once(line, "=> ").map_or(line, |(_, path)| path);
     let words = listed.lines().filter_map(|line| after(line.trim()).split_whitespace().next());
@@ -210,8 +229,14 @@ mod tests {
 
     #[test]
     fn what_ldd_names_is_packed() {
-        let listed = "\tlinux-vdso.so.1 (0x0000)\n\tlibm.so.6 => /lib/x86_64-linux-gnu/libm.so.6 (0x01)\n\t/lib64/ld-linux-x86-64.so.2 (0x02)\n\tlost => not found\n";
-        assert_eq!(libraries(listed), ["/lib/x86_64-linux-gnu/libm.so.6", "/lib64/ld-linux-x86-64.so.2"]);
+        let listed = "\tlinux-vdso.so.1 (0x0000)\n\
+                      \tlibm.so.6 => /lib/x86_64-linux-gnu/libm.so.6 (0x01)\n\
+                      \t/lib64/ld-linux-x86-64.so.2 (0x02)\n\
+                      \tlost => not found\n";
+        assert_eq!(
+            libraries(listed),
+            ["/lib/x86_64-linux-gnu/libm.so.6", "/lib64/ld-linux-x86-64.so.2"]
+        );
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! A kernel for the appliance, and the modules it needs for the guest's disks. Sources: `modules.dep(5)`, `modules.builtin`.
+//! A kernel for the appliance, and the modules it needs for the guest's disks. Sources:
+//! `modules.dep(5)`, `modules.builtin`.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -42,8 +43,14 @@ impl Kernel {
         File::open(image).on("read the appliance's kernel", image)?;
         let modules = std::path::absolute(modules).on("find", modules)?;
         if !modules.join("modules.dep").is_file() {
-            return Err(Error::not_found(format!("there is no modules.dep in {}", modules.display()))
-                .hint("name the directory of that kernel's modules: --appliance-modules /lib/modules/VERSION"));
+            return Err(Error::not_found(format!(
+                "there is no modules.dep in {}",
+                modules.display()
+            ))
+            .hint(
+                "name the directory of that kernel's modules: --appliance-modules \
+                 /lib/modules/VERSION",
+            ));
         }
         let version = modules.file_name().unwrap_or_default().to_string_lossy().into_owned();
         Ok(Self { image: std::path::absolute(image).on("find", image)?, modules, version })
@@ -52,7 +59,12 @@ impl Kernel {
     fn of_host() -> Result<Self> {
         let running = rustix::system::uname().release().to_string_lossy().into_owned();
         let mut versions: Vec<String> = std::fs::read_dir("/lib/modules")
-            .map(|entries| entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect())
+            .map(|entries| {
+                entries
+                    .flatten()
+                    .map(|entry| entry.file_name().to_string_lossy().into_owned())
+                    .collect()
+            })
             .unwrap_or_default();
         versions.sort_by_key(|version| (*version == running, numbers(version)));
         let mut unreadable = None;
@@ -61,7 +73,9 @@ impl Kernel {
             if !modules.join("modules.dep").is_file() {
                 continue;
             }
-            for image in [format!("/boot/vmlinuz-{version}"), format!("/lib/modules/{version}/vmlinuz")] {
+            for image in
+                [format!("/boot/vmlinuz-{version}"), format!("/lib/modules/{version}/vmlinuz")]
+            {
                 match File::open(&image) {
                     Ok(_) => return Ok(Self { image: image.into(), modules, version }),
                     Err(error) if error.kind() == ErrorKind::PermissionDenied => {
@@ -74,24 +88,31 @@ impl Kernel {
         let elsewhere = "or name another one: --appliance-kernel FILE --appliance-modules DIR";
         Err(match unreadable {
             Some(image) => Error::failed(format!("the kernel {image} may not be read by you"))
-                .hint(format!("let it be read: chmod +r {image} (Ubuntu keeps kernels from its users)"))
+                .hint(format!(
+                    "let it be read: chmod +r {image} (Ubuntu keeps kernels from its users)"
+                ))
                 .hint(elsewhere),
             None => Error::not_found(
-                "no kernel with its modules is on this host (/boot/vmlinuz-VERSION with /lib/modules/VERSION): sealing boots one",
+                "no kernel with its modules is on this host (/boot/vmlinuz-VERSION with \
+                 /lib/modules/VERSION): sealing boots one",
             )
             .hint("install one (Debian: apt-get install linux-image-cloud-amd64)")
             .hint(elsewhere),
         })
     }
 
-    /// The files of `modules` and all they need, in the order in which they are loaded. `None`: this kernel has not all of them. What is
-    /// built in needs no file.
+    /// The files of `modules` and all they need, in the order in which they are loaded. `None`:
+    /// this kernel has not all of them. What is built in needs no file.
     pub fn closure(&self, modules: &[&str]) -> Result<Option<Vec<PathBuf>>> {
         let read = |name: &str| {
             let path = self.modules.join(name);
             std::fs::read_to_string(&path).on("read", &path)
         };
-        let files = load_order(&read("modules.dep")?, &read("modules.builtin").unwrap_or_default(), modules);
+        let files = load_order(
+            &read("modules.dep")?,
+            &read("modules.builtin").unwrap_or_default(),
+            modules,
+        );
         Ok(files.map(|files| files.into_iter().map(|file| self.modules.join(file)).collect()))
     }
 }
@@ -107,7 +128,8 @@ fn module_name(file: &str) -> String {
     name.split(".ko").next().unwrap_or(name).replace('-', "_")
 }
 
-/// `modules.dep` has a line per module: its file, a colon, the files it needs, the ones to be loaded last first.
+/// `modules.dep` has a line per module: its file, a colon, the files it needs, the ones to be
+/// loaded last first.
 fn load_order(dep: &str, builtin: &str, wanted: &[&str]) -> Option<Vec<String>> {
     let builtin: BTreeSet<String> = builtin.lines().map(module_name).collect();
     let mut order: Vec<String> = Vec::new();
@@ -115,8 +137,10 @@ fn load_order(dep: &str, builtin: &str, wanted: &[&str]) -> Option<Vec<String>> 
         if builtin.contains(*module) {
             continue;
         }
-        let (file, needs) =
-            dep.lines().filter_map(|line| line.split_once(':')).find(|(file, _)| module_name(file) == *module)?;
+        let (file, needs) = dep
+            .lines()
+            .filter_map(|line| line.split_once(':'))
+            .find(|(file, _)| module_name(file) == *module)?;
         for file in needs.split_whitespace().rev().chain([file]) {
             if !order.iter().any(|other| other == file) {
                 order.push(file.to_owned());
@@ -130,15 +154,21 @@ fn load_order(dep: &str, builtin: &str, wanted: &[&str]) -> Option<Vec<String>> 
 mod tests {
     use super::*;
 
-    const DEP: &str = "kernel/fs/ext4/ext4.ko.xz: kernel/lib/crc16.ko.xz kernel/fs/jbd2/jbd2.ko.xz\n\
+    const DEP: &str = "kernel/fs/ext4/ext4.ko.xz: kernel/lib/crc16.ko.xz \
+                       kernel/fs/jbd2/jbd2.ko.xz\n\
                        kernel/fs/jbd2/jbd2.ko.xz:\nkernel/lib/crc16.ko.xz:\n\
-                       kernel/drivers/block/virtio-blk.ko: kernel/drivers/virtio/virtio_ring.ko kernel/drivers/virtio/virtio.ko\n";
+                       kernel/drivers/block/virtio-blk.ko: kernel/drivers/virtio/virtio_ring.ko \
+                       kernel/drivers/virtio/virtio.ko\n";
 
     #[test]
     fn what_a_module_needs_is_loaded_before_it_and_once() {
-        let order =
-            load_order(DEP, "kernel/drivers/virtio/virtio_pci.ko\n", &["virtio_pci", "virtio_blk", "ext4", "ext4"]);
-        let names: Vec<String> = order.expect("all are there").iter().map(|file| module_name(file)).collect();
+        let order = load_order(
+            DEP,
+            "kernel/drivers/virtio/virtio_pci.ko\n",
+            &["virtio_pci", "virtio_blk", "ext4", "ext4"],
+        );
+        let names: Vec<String> =
+            order.expect("all are there").iter().map(|file| module_name(file)).collect();
         assert_eq!(names, ["virtio", "virtio_ring", "virtio_blk", "jbd2", "crc16", "ext4"]);
     }
 

@@ -1,9 +1,9 @@
-//! What the two sides say to each other: one JSON object a line. The host sends one [`Job`]; the appliance sends [`Event`]s, the last of
-//! which is [`Event::Done`] or [`Event::Failed`].
+//! What the two sides say to each other: one JSON object a line. The host sends one [`Job`]; the
+//! appliance sends [`Event`]s, the last of which is [`Event::Done`] or [`Event::Failed`].
 
 use serde::{Deserialize, Serialize};
 
-use crate::template::seal::{Plan, Report};
+use crate::seal::{Plan, Report};
 
 /// The name of the virtio-serial port.
 pub const PORT: &str = "cowhand.appliance";

@@ -1,5 +1,5 @@
-//! What changes that are under way, or were cut short, need beside layers: directories of the trash and
-//! files of guests' memory. `gc` leaves those alone. Layers are in a journal's `pins`
+//! What changes that are under way, or were cut short, need beside layers: directories of the trash
+//! and files of guests' memory. `gc` leaves those alone. Layers are in a journal's `pins`
 //! ([`crate::store::journal::pins`]).
 
 use std::collections::BTreeSet;
@@ -23,16 +23,18 @@ pub struct Claims {
 }
 
 impl Claims {
-    /// Reads all journals of `store`. A change writes its journal before it makes a file, and its record
-    /// before it removes the journal: whoever looks for unneeded files lists those first, and reads the
-    /// records after this.
+    /// Reads all journals of `store`. A change writes its journal before it makes a file, and its
+    /// record before it removes the journal: whoever looks for unneeded files lists those first,
+    /// and reads the records after this.
     pub fn look(store: &Store) -> Result<Self> {
         let mut claims = Self::default();
         for name in store.directories()? {
             match Journal::<Planned>::load(store, &name) {
                 Ok(journal) => {
                     let steps = journal.iter().flat_map(|journal| &journal.steps);
-                    if let Err(error) = steps.map(Planned::touches).try_for_each(|touches| claims.add(touches)) {
+                    if let Err(error) =
+                        steps.map(Planned::touches).try_for_each(|touches| claims.add(touches))
+                    {
                         claims.unreadable.push((name, error));
                     }
                 }
@@ -42,7 +44,8 @@ impl Claims {
         Ok(claims)
     }
 
-    /// Adds what a step touches. An error: its record cannot be read, and may name any file of memory.
+    /// Adds what a step touches. An error: its record cannot be read, and may name any file of
+    /// memory.
     pub fn add(&mut self, touches: Touches) -> Result<()> {
         self.trash.extend(touches.trash);
         self.images.extend(touches.images);

@@ -68,7 +68,8 @@ impl Plan {
     }
 }
 
-/// Carries out `plan` on the VM behind `lock`. An error before the pivot leaves everything as it was.
+/// Carries out `plan` on the VM behind `lock`. An error before the pivot leaves everything as it
+/// was.
 pub async fn run(lock: &VmLock, plan: Plan, run: &mut Run<'_>) -> Result<Report> {
     let (context, store) = (run.context, run.store());
     let touches: Vec<Touches> = plan.steps.iter().map(Planned::touches).collect();
@@ -80,9 +81,19 @@ pub async fn run(lock: &VmLock, plan: Plan, run: &mut Run<'_>) -> Result<Report>
             return Err(error);
         }
     };
-    debug_assert!(plan.steps.iter().all(|step| planned::reader(step.tag()).is_some()), "a step that no journal tells");
+    debug_assert!(
+        plan.steps.iter().all(|step| planned::reader(step.tag()).is_some()),
+        "a step that no journal tells"
+    );
     let operation = context.operation.clone();
-    let journal = Journal { schema: journal::SCHEMA, vm, operation, steps: plan.steps, pivot: plan.pivot, pins };
+    let journal = Journal {
+        schema: journal::SCHEMA,
+        vm,
+        operation,
+        steps: plan.steps,
+        pivot: plan.pivot,
+        pins,
+    };
     if let Err(error) = journal.save(store, lock.name()) {
         store.unclaim(lock.name())?;
         return Err(error);
@@ -90,14 +101,18 @@ pub async fn run(lock: &VmLock, plan: Plan, run: &mut Run<'_>) -> Result<Report>
     if let Err(error) = refuse_new_dependents(store, lock.name(), &journal.steps, &journal.pins) {
         return Err(match forget_for_good(store, lock) {
             Ok(()) => error,
-            Err(second) => error.hint(format!("its journal is still there: {}", second.full_message())),
+            Err(second) => {
+                error.hint(format!("its journal is still there: {}", second.full_message()))
+            }
         });
     }
     for (at, step) in journal.steps.iter().enumerate() {
         let Err(error) = apply(step, run).await else { continue };
         if at > journal.pivot {
             apply_what_shows_nowhere(&journal, run).await;
-            return Err(error.hint("it is past the point of no return: the next command on this VM finishes it"));
+            return Err(error.hint(
+                "it is past the point of no return: the next command on this VM finishes it",
+            ));
         }
         // A switch that was sent and never answered may have happened: only QEMU knows, or nobody.
         run.reconnect();
@@ -134,7 +149,12 @@ pub(super) async fn apply(step: &Planned, run: &mut Run<'_>) -> Result<()> {
 }
 
 /// Undoes the steps up to and with `at`, in reverse, and forgets the change.
-pub(super) async fn roll_back(lock: &VmLock, journal: &Journal<Planned>, at: usize, run: &mut Run<'_>) -> Result<()> {
+pub(super) async fn roll_back(
+    lock: &VmLock,
+    journal: &Journal<Planned>,
+    at: usize,
+    run: &mut Run<'_>,
+) -> Result<()> {
     undo_all(journal, at, run).await?;
     refuse_frozen(lock, run)?;
     forget(run.store(), lock)
@@ -146,8 +166,11 @@ pub(super) fn refuse_frozen(lock: &VmLock, run: &Run<'_>) -> Result<()> {
         return Ok(());
     }
     let name = lock.name();
-    let error = Error::qemu(format!("the guest of {name} may still be frozen")).because(run.report.warnings.join("; "));
-    Err(error.hint(format!("the next command on {name} tries again; if it never answers: cowhand stop --force {name}")))
+    let error = Error::qemu(format!("the guest of {name} may still be frozen"))
+        .because(run.report.warnings.join("; "));
+    Err(error.hint(format!(
+        "the next command on {name} tries again; if it never answers: cowhand stop --force {name}"
+    )))
 }
 
 /// Undoes the steps up to and with `at`, in reverse, with a fault point behind each.
@@ -160,7 +183,8 @@ async fn undo_all(journal: &Journal<Planned>, at: usize, run: &mut Run<'_>) -> R
     Ok(())
 }
 
-/// Did the journal's pivot happen? Asked of the kernel, of QEMU, of the file system, in that order; never of a note.
+/// Did the journal's pivot happen? Asked of the kernel, of QEMU, of the file system, in that order;
+/// never of a note.
 pub(super) async fn pivot_happened(journal: &Journal<Planned>, run: &mut Run<'_>) -> Result<bool> {
     match journal.steps[journal.pivot].happened(run).await? {
         Some(happened) => Ok(happened),
@@ -168,14 +192,15 @@ pub(super) async fn pivot_happened(journal: &Journal<Planned>, run: &mut Run<'_>
     }
 }
 
-/// Is the record of the step at `at`, or of a later one, what `vm.json` says now? A record that is there and
-/// cannot be read says neither yes nor no.
+/// Is the record of the step at `at`, or of a later one, what `vm.json` says now? A record that is
+/// there and cannot be read says neither yes nor no.
 pub(super) fn saved(journal: &Journal<Planned>, at: usize, run: &Run<'_>) -> Result<bool> {
     let Some(now) = run.record()? else { return Ok(false) };
     Ok(journal.steps[at..].iter().any(|step| step.wrote(&now) == Some(true)))
 }
 
-/// Notes of the layers that new ones were put on what they are: from here on nothing writes to them.
+/// Notes of the layers that new ones were put on what they are: from here on nothing writes to
+/// them.
 pub(super) fn seal(store: &Store, journal: &Journal<Planned>) {
     let sealed = journal.steps.iter().filter_map(|step| step.touches().seals);
     sealed.for_each(|layer| sealed::note(store, &layer));
@@ -196,18 +221,26 @@ async fn apply_what_shows_nowhere(journal: &Journal<Planned>, run: &mut Run<'_>)
     }
 }
 
-/// Refuses a change that would lose something, or that is told to a QEMU which is not this VM's. Else, whose it is.
-async fn may_begin(context: &Context, name: &Name, touches: &[Touches], run: &mut Run<'_>) -> Result<Owner> {
+/// Refuses a change that would lose something, or that is told to a QEMU which is not this VM's.
+/// Else, whose it is.
+async fn may_begin(
+    context: &Context,
+    name: &Name,
+    touches: &[Touches],
+    run: &mut Run<'_>,
+) -> Result<Owner> {
     refuse_lost(&context.store, touches)?;
     refuse_stranger(context, name, run).await?;
     owner(&context.store, name, touches)
 }
 
-/// What a layer has lost is lost for good once it is merged into another one; and so is what it hides, where it stands on another layer than its own.
+/// What a layer has lost is lost for good once it is merged into another one; and so is what it
+/// hides, where it stands on another layer than its own.
 fn refuse_lost(store: &Store, touches: &[Touches]) -> Result<()> {
     let merged = touches.iter().flat_map(|touches| &touches.merges).flat_map(Merge::layers);
     // One that the plan makes is not there yet.
-    let is_made = |layer: &&Layer| touches.iter().any(|touches| touches.makes.as_ref() == Some(layer));
+    let is_made =
+        |layer: &&Layer| touches.iter().any(|touches| touches.makes.as_ref() == Some(layer));
     merged.filter(|layer| !is_made(layer)).try_for_each(|layer| chain::refuse_unsound(store, layer))
 }
 
@@ -228,7 +261,8 @@ fn owner(store: &Store, name: &Name, touches: &[Touches]) -> Result<Owner> {
     Ok(Owner { name: name.clone(), uuid, store: store.id() })
 }
 
-/// Forgets a change that was refused. It must not come back with a power cut: nothing would tell that it was.
+/// Forgets a change that was refused. It must not come back with a power cut: nothing would tell
+/// that it was.
 fn forget_for_good(store: &Store, lock: &VmLock) -> Result<()> {
     forget(store, lock)?;
     let directory = store.layout.vm(lock.name());
@@ -236,13 +270,21 @@ fn forget_for_good(store: &Store, lock: &VmLock) -> Result<()> {
 }
 
 /// Undoes the steps up to and with `at`, in reverse, and hands the error on.
-async fn undo(lock: &VmLock, journal: &Journal<Planned>, at: usize, run: &mut Run<'_>, error: Error) -> Error {
+async fn undo(
+    lock: &VmLock,
+    journal: &Journal<Planned>,
+    at: usize,
+    run: &mut Run<'_>,
+    error: Error,
+) -> Error {
     match roll_back(lock, journal, at, run).await {
         Ok(()) => error,
-        Err(second) => {
-            Error::damaged(format!("{} (and undoing it failed: {})", error.full_message(), second.full_message()))
-                .hint("the next command on this VM tries again to undo it")
-        }
+        Err(second) => Error::damaged(format!(
+            "{} (and undoing it failed: {})",
+            error.full_message(),
+            second.full_message()
+        ))
+        .hint("the next command on this VM tries again to undo it"),
     }
 }
 

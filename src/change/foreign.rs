@@ -1,5 +1,6 @@
-//! A journal is executed only on what is its VM's: undoing one removes the layers that it makes, and completing one writes to layers and removes others. One that
-//! names what another VM has, or makes what was there before, is damaged: it is neither undone nor completed.
+//! A journal is executed only on what is its VM's: undoing one removes the layers that it makes,
+//! and completing one writes to layers and removes others. One that names what another VM has, or
+//! makes what was there before, is damaged: it is neither undone nor completed.
 
 use std::path::{Component, Path};
 
@@ -8,13 +9,18 @@ use uuid::Uuid;
 use super::planned::Planned;
 use super::step::Touches;
 use crate::error::{Error, Result};
-use crate::layer::{census, info};
+use crate::layer::{info, scan};
 use crate::model::{Layer, LayerId, Merge, Name, Record};
 use crate::store::journal::Journal;
 use crate::store::{Store, how_to_mend, plain};
 
 /// Refuses such a journal of `name`. `saved`: the record is one that the change has written.
-pub(super) fn refuse(store: &Store, name: &Name, journal: &Journal<Planned>, saved: bool) -> Result<()> {
+pub(super) fn refuse(
+    store: &Store,
+    name: &Name,
+    journal: &Journal<Planned>,
+    saved: bool,
+) -> Result<()> {
     let own = match store.load(name) {
         Err(error) if error.is_passing() => return Err(error),
         other => other.ok(),
@@ -35,7 +41,8 @@ pub(super) fn refuse(store: &Store, name: &Name, journal: &Journal<Planned>, sav
     })
 }
 
-/// What steps write to, make or take away, in words, that another VM has; or that the VM itself had before the change, or has after it.
+/// What steps write to, make or take away, in words, that another VM has; or that the VM itself had
+/// before the change, or has after it.
 fn wrong_by_records(
     store: &Store,
     name: &Name,
@@ -64,10 +71,15 @@ fn wrong_by_records(
     let touches: Vec<Touches> = journal.steps.iter().map(Planned::touches).collect();
     let after = touches.iter().rev().filter(|touches| touches.writes_record).find_map(record);
     for touches in &touches {
-        let heads =
-            record(touches).into_iter().flat_map(|record| record.config.writable().cloned().collect::<Vec<_>>());
+        let heads = record(touches)
+            .into_iter()
+            .flat_map(|record| record.config.writable().cloned().collect::<Vec<_>>());
         let heads: Vec<Layer> = heads.map(|disk| disk.layer).collect();
-        let found = touches.changes.iter().chain(&heads).find_map(|layer| Some((layer, of_another(layer)?)));
+        let found = touches
+            .changes
+            .iter()
+            .chain(&heads)
+            .find_map(|layer| Some((layer, of_another(layer)?)));
         if let Some((layer, other)) = found {
             return Ok(Some(format!("layer {layer}, which belongs to {other}")));
         }
@@ -90,11 +102,16 @@ fn wrong_by_records(
         return Ok(None);
     }
     let overruling = own.map(|own| store.overruling(name, own)).transpose()?.flatten();
-    Ok(overruling.map(|_| "its own layers, while its record names others than the spare copy".to_owned()))
+    Ok(overruling
+        .map(|_| "its own layers, while its record names others than the spare copy".to_owned()))
 }
 
 /// The same of directories of the trash: what lies there belongs to the VM `own`.
-fn wrong_by_trash(store: &Store, own: Option<Uuid>, journal: &Journal<Planned>) -> Result<Option<String>> {
+fn wrong_by_trash(
+    store: &Store,
+    own: Option<Uuid>,
+    journal: &Journal<Planned>,
+) -> Result<Option<String>> {
     let touches: Vec<Touches> = journal.steps.iter().map(Planned::touches).collect();
     for directory in touches.iter().filter_map(|touches| touches.trash.as_ref()) {
         let mut parts = Path::new(directory).components();
@@ -112,7 +129,9 @@ fn wrong_by_trash(store: &Store, own: Option<Uuid>, journal: &Journal<Planned>) 
             }
             Some(Err(error)) if error.is_passing() => return Err(error),
             Some(Err(_))
-                if touches.iter().any(|touches| touches.drops_trash && touches.trash.as_ref() == Some(directory)) =>
+                if touches.iter().any(|touches| {
+                    touches.drops_trash && touches.trash.as_ref() == Some(directory)
+                }) =>
             {
                 return Ok(Some(format!("{directory} in the trash, whose entry cannot be read")));
             }
@@ -123,14 +142,19 @@ fn wrong_by_trash(store: &Store, own: Option<Uuid>, journal: &Journal<Planned>) 
 }
 
 /// The same of layers that steps make, or give another backing file, as their headers tell.
-fn wrong_by_headers(store: &Store, journal: &Journal<Planned>, saved: bool) -> Result<Option<String>> {
+fn wrong_by_headers(
+    store: &Store,
+    journal: &Journal<Planned>,
+    saved: bool,
+) -> Result<Option<String>> {
     // Of one that cannot be read nothing can be said.
     let backing = |layer: &Layer| info::inspect(store, layer).ok().map(|info| info.backing);
     let touches: Vec<Touches> = journal.steps.iter().map(Planned::touches).collect();
     let merges = || touches.iter().flat_map(|touches| &touches.merges);
     for overlay in merges().filter_map(|merge| merge.overlay.as_ref()) {
         // It stands on what is merged, or on what that was merged into.
-        let is_merged = |backing: &Layer| merges().flat_map(Merge::layers).any(|layer| layer == backing);
+        let is_merged =
+            |backing: &Layer| merges().flat_map(Merge::layers).any(|layer| layer == backing);
         if backing(overlay).is_some_and(|backing| !backing.as_ref().is_some_and(is_merged)) {
             return Ok(Some(format!("layer {overlay}, which does not stand on what it merges")));
         }
@@ -139,11 +163,12 @@ fn wrong_by_headers(store: &Store, journal: &Journal<Planned>, saved: bool) -> R
         return Ok(None);
     }
     let is_there = |layer: &&Layer| store.layout.layer(layer).symlink_metadata().is_ok();
-    let made: Vec<&Layer> = touches.iter().filter_map(|touches| touches.makes.as_ref()).filter(is_there).collect();
+    let made: Vec<&Layer> =
+        touches.iter().filter_map(|touches| touches.makes.as_ref()).filter(is_there).collect();
     if made.is_empty() {
         return Ok(None);
     }
-    if let Some(above) = census::standing_on(store, &made)?.iter().find(|above| !made.contains(above)) {
+    if let Some(above) = scan::backed_by(store, &made)?.iter().find(|above| !made.contains(above)) {
         return Ok(Some(format!("what layer {above} stands on")));
     }
     Ok(touches.iter().find_map(|touches| {

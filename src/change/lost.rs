@@ -1,9 +1,10 @@
-//! Is a directory without a record and a spare copy that of a VM which never came to be, or of one that has lost them? What such a VM had is named by nobody.
+//! Is a directory without a record and a spare copy that of a VM which never came to be, or of one
+//! that has lost them? What such a VM had is named by nobody.
 
 use super::planned::Planned;
 use super::step::Touches;
 use crate::error::Result;
-use crate::layer::pool::Pool;
+use crate::layer::graph::LayerGraph;
 use crate::model::{Layer, Name, Record};
 use crate::store::journal::Journal;
 use crate::store::{Store, plain, schema};
@@ -20,7 +21,8 @@ pub enum Lost {
     Unknown,
 }
 
-/// The directories without a record, a spare copy, a journal and anybody at work on them, where a VM may have lost its record.
+/// The directories without a record, a spare copy, a journal and anybody at work on them, where a
+/// VM may have lost its record.
 pub fn directories(store: &Store) -> Result<Vec<Name>> {
     let mut lost = store.directories()?;
     lost.retain(|name| {
@@ -47,32 +49,43 @@ pub fn look(store: &Store) -> Result<Lost> {
 }
 
 fn look_once(store: &Store) -> Result<Lost> {
-    let (mut pool, below_trash) = Pool::scan_with_trash(store)?;
-    pool.add_spares(store)?;
+    let (mut graph, below_trash) = LayerGraph::scan_with_trash(store)?;
+    graph.add_spares(store)?;
     let mut claimed: Vec<Layer> = Vec::new();
     let mut records = Vec::new();
     for found in store.list_trash()? {
-        // The layers of a VM that was removed while nobody could say who else needs them stay in the pool.
+        // The layers of a VM that was removed while nobody could say who else needs them stay in
+        // the pool.
         records.extend(["vm/vm.json", "vm/vm.json.spare"].map(|file| found.path.join(file)));
         claimed.extend(found.entry.into_iter().flat_map(|entry| entry.layers));
     }
     records.extend(store.gone()?.into_iter().map(|path| path.join("vm.json")));
-    let records = records.into_iter().filter_map(|path| schema::parse_record(&plain::read_if_possible(&path)?).ok());
+    let records = records
+        .into_iter()
+        .filter_map(|path| schema::parse_record(&plain::read_if_possible(&path)?).ok());
     claimed.extend(records.flat_map(|record| record.layers().cloned().collect::<Vec<_>>()));
-    // Hidden layers are stood on, and named by nobody; but those of templates are never hidden, and read-only.
+    // Hidden layers are stood on, and named by nobody; but those of templates are never hidden, and
+    // read-only.
     let is_of_a_template = |layer: &Layer| {
         let about = store.layout.layer(layer).symlink_metadata();
-        pool.uses(&layer.id).is_empty() && about.is_ok_and(|about| about.is_file() && about.permissions().readonly())
+        graph.uses(&layer.id).is_empty()
+            && about.is_ok_and(|about| about.is_file() && about.permissions().readonly())
     };
-    let used = pool.used();
+    let used = graph.used();
     let is_lost = |layer: &&Layer| {
         let is_free = !used.contains(&layer.id) || is_of_a_template(layer);
         let is_kept = below_trash.contains(&layer.id) || claimed.contains(layer);
         is_free && !is_kept && plain::is_there(&store.layout.layer(layer))
     };
-    let lost: Vec<Layer> =
-        pool.layers.values().map(|info| &info.layer).chain(&pool.damaged).filter(is_lost).cloned().collect();
-    Ok(match (lost.is_empty(), pool.uncertainty(None)) {
+    let lost: Vec<Layer> = graph
+        .layers
+        .values()
+        .map(|info| &info.layer)
+        .chain(&graph.damaged)
+        .filter(is_lost)
+        .cloned()
+        .collect();
+    Ok(match (lost.is_empty(), graph.uncertainty(None)) {
         (true, _) => Lost::Nothing,
         (false, None) => Lost::Layers(lost),
         (false, Some(_)) => Lost::Unknown,
@@ -83,12 +96,14 @@ fn look_once(store: &Store) -> Result<Lost> {
 pub fn missing(name: &Name, layers: &[Layer]) -> String {
     let layers: Vec<String> = layers.iter().map(Layer::to_string).collect();
     format!(
-        "the record of {name} is missing, and so is its spare copy; layers that nobody names may belong to it: {}",
+        "the record of {name} is missing, and so is its spare copy; layers that nobody names may \
+         belong to it: {}",
         layers.join(", ")
     )
 }
 
-/// Does this journal make a VM, with all that it writes to? Otherwise the VM was there before, and has lost its record.
+/// Does this journal make a VM, with all that it writes to? Otherwise the VM was there before, and
+/// has lost its record.
 pub fn makes_its_vm(journal: &Journal<Planned>) -> bool {
     let touches: Vec<Touches> = journal.steps.iter().map(Planned::touches).collect();
     let makes = |layer: &Layer| touches.iter().any(|touches| touches.makes.as_ref() == Some(layer));

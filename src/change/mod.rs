@@ -5,9 +5,10 @@
 //!                    failed or cut short:       failed or cut short after it:
 //!                    undone in reverse          carried on, by us or by the next command
 //! ```
-//! Every step is idempotent: applying it again, or undoing what never happened, does no harm. So the journal needs no notes on
-//! how far it got; whether the pivot happened is *observed* ([`recover`]). The same code undoes a change after an error, after
-//! Ctrl-C and after our own death.
+//! Every step is idempotent: applying it again, or undoing what never happened, does no harm. So
+//! the journal needs no notes on how far it got; whether the pivot happened is *observed*
+//! ([`recover`]). The same code undoes a change after an error, after Ctrl-C and after our own
+//! death.
 //!
 //! | file | what it is |
 //! |---|---|

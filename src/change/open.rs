@@ -1,5 +1,5 @@
-//! The beginning of every change: take the lock, finish or undo what an earlier change left unfinished,
-//! read the record; and observe the VM's QEMU once, when that is first asked for.
+//! The beginning of every change: take the lock, finish or undo what an earlier change left
+//! unfinished, read the record; and observe the VM's QEMU once, when that is first asked for.
 
 use super::engine::{self, Plan};
 use super::recover;
@@ -54,7 +54,7 @@ impl<'a> OpenVm<'a> {
     pub async fn for_change(context: &'a Context, name: &Name, doing: &str) -> Result<Self> {
         let vm = Self::open(context, name).await?;
         refuse_template(name, &vm.record, doing)?;
-        refuse_nobodys(name, &vm.record)?;
+        refuse_unclaimed(name, &vm.record)?;
         Ok(vm)
     }
 
@@ -73,7 +73,8 @@ impl<'a> OpenVm<'a> {
         &self.lock
     }
 
-    /// Writes the record as it is now, and nothing else. No journal is needed: one file is replaced.
+    /// Writes the record as it is now, and nothing else. No journal is needed: one file is
+    /// replaced.
     pub fn save(&self) -> Result<()> {
         self.context.store.save(self.name(), &self.record)
     }
@@ -142,15 +143,19 @@ impl<'a> OpenVm<'a> {
         Ok(self.observed.take().and_then(|observed| observed.qmp))
     }
 
-    /// Carries out `plan`. An error before its pivot leaves everything as it was. What was observed of
-    /// QEMU is forgotten, and so is the connection: the plan may have ended it. `record` stays what it
-    /// was before.
+    /// Carries out `plan`. An error before its pivot leaves everything as it was. What was observed
+    /// of QEMU is forgotten, and so is the connection: the plan may have ended it. `record` stays
+    /// what it was before.
     pub async fn carry_out(&mut self, plan: Plan) -> Result<Report> {
         self.carry_out_holding(plan, None).await
     }
 
     /// The same, and the lock of the store is held until a step has no need of it any more.
-    pub async fn carry_out_holding(&mut self, plan: Plan, store_lock: Option<StoreLock>) -> Result<Report> {
+    pub async fn carry_out_holding(
+        &mut self,
+        plan: Plan,
+        store_lock: Option<StoreLock>,
+    ) -> Result<Report> {
         let qmp = self.observed.take().and_then(|observed| observed.qmp);
         let mut run = Run::with(self.context, self.lock.name(), qmp).holding(store_lock);
         engine::run(&self.lock, plan, &mut run).await
@@ -165,40 +170,54 @@ impl<'a> OpenVm<'a> {
     async fn observe(&mut self) -> Result<&mut Observed> {
         let observed = match self.observed.take() {
             Some(observed) => observed,
-            None => Observed { qmp: connect::if_running(self.context, self.lock.name()).await?, run: None },
+            None => Observed {
+                qmp: connect::if_running(self.context, self.lock.name()).await?,
+                run: None,
+            },
         };
         Ok(self.observed.insert(observed))
     }
 }
 
-/// A record that names other layers than its spare copy is not the one that was written last. A change would make it that, and what it does not name nobody's.
+/// A record that names other layers than its spare copy is not the one that was written last. A
+/// change would make it that, and what it does not name nobody's.
 pub fn refuse_overruled(context: &Context, name: &Name, record: &Record) -> Result<()> {
     let Some(spare) = context.store.overruling(name, record)? else { return Ok(()) };
-    let differs =
-        |one: &Record, other: &Record| one.layers().find(|layer| !other.layers().any(|it| it == *layer)).cloned();
+    let differs = |one: &Record, other: &Record| {
+        one.layers().find(|layer| !other.layers().any(|it| it == *layer)).cloned()
+    };
     let what = match (differs(record, &spare), differs(&spare, record)) {
         (Some(layer), _) => format!("it names layer {layer}, and its spare copy does not"),
         (None, Some(layer)) => format!("its spare copy names layer {layer}, and it does not"),
         (None, None) => return Ok(()),
     };
-    Err(Error::damaged(format!("the record of {name} is not the last one that was written: {what}"))
-        .hint(how_to_mend(name))
-        .hint(format!("if the record is right: rm {}", context.store.layout.spare_json(name).display())))
+    Err(Error::damaged(format!(
+        "the record of {name} is not the last one that was written: {what}"
+    ))
+    .hint(how_to_mend(name))
+    .hint(format!(
+        "if the record is right: rm {}",
+        context.store.layout.spare_json(name).display()
+    )))
 }
 
-/// What waits in the pool is nobody's VM yet, and what was made for a command that has died is nobody's any more: its guest may be another's double.
-pub fn refuse_nobodys(name: &Name, record: &Record) -> Result<()> {
+/// What waits in the pool is nobody's VM yet, and what was made for a command that has died is
+/// nobody's any more: its guest may be another's double.
+pub fn refuse_unclaimed(name: &Name, record: &Record) -> Result<()> {
     let owner = record.ephemeral.as_ref().and_then(|ephemeral| ephemeral.owner.as_ref());
     if owner.is_some_and(|owner| !owner::is_alive(owner)) {
-        return Err(Error::refused(format!("{name} was made by a command that was killed, and goes with it"))
-            .hint("remove what is left: cowhand gc"));
+        return Err(Error::refused(format!(
+            "{name} was made by a command that was killed, and goes with it"
+        ))
+        .hint("remove what is left: cowhand gc"));
     }
     match &record.origin {
-        Some(origin) if record.is_shell() => {
-            Err(Error::refused(format!("{name} waits in the pool of {}, for a run to claim it", origin.name))
-                .hint(format!("use it: cowhand run {} -- COMMAND", origin.name))
-                .hint(format!("or end all that wait: cowhand pool drain {}", origin.name)))
-        }
+        Some(origin) if record.is_standby() => Err(Error::refused(format!(
+            "{name} waits in the pool of {}, for a run to claim it",
+            origin.name
+        ))
+        .hint(format!("use it: cowhand run {} -- COMMAND", origin.name))
+        .hint(format!("or end all that wait: cowhand pool drain {}", origin.name))),
         _ => Ok(()),
     }
 }
@@ -207,10 +226,14 @@ pub fn refuse_nobodys(name: &Name, record: &Record) -> Result<()> {
 pub fn refuse_template(name: &Name, record: &Record, doing: &str) -> Result<()> {
     if record.is_template() {
         return Err(match record.image() {
-            None => Error::refused(format!("cannot {doing} {name}: it is a template, which never changes"))
-                .hint(format!("make a VM of it: cowhand clone {name} NEW")),
-            Some(_) => Error::refused(format!("cannot {doing} {name}: it is an image, which never changes"))
-                .hint(format!("make a VM of it: cowhand create NEW --image {name}")),
+            None => Error::refused(format!(
+                "cannot {doing} {name}: it is a template, which never changes"
+            ))
+            .hint(format!("make a VM of it: cowhand clone {name} NEW")),
+            Some(_) => Error::refused(format!(
+                "cannot {doing} {name}: it is an image, which never changes"
+            ))
+            .hint(format!("make a VM of it: cowhand create NEW --image {name}")),
         });
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! Recovery: what the next command does about a change that was cut short.
 //!
-//! Before the pivot: the steps are undone in reverse. From the pivot on: they are carried on. A directory that never became a
-//! VM is removed. Recovering twice changes nothing the second time.
+//! Before the pivot: the steps are undone in reverse. From the pivot on: they are carried on. A
+//! directory that never became a VM is removed. Recovering twice changes nothing the second time.
 
 use super::dependents::refuse_new_dependents;
 use super::engine::{apply, pivot_happened, refuse_frozen, roll_back, saved, seal};
@@ -31,11 +31,11 @@ pub enum Recovered {
 
 /// Recovers the VM behind `lock`.
 pub async fn recover(context: &Context, lock: &VmLock) -> Result<Recovered> {
-    settle(context, lock, true).await
+    recover_journal(context, lock, true).await
 }
 
-/// Undoes what changes of this process were cut short, where they can still be undone. For Ctrl-C: what is past its point of no
-/// return may take long, and is left to the next command.
+/// Undoes what changes of this process were cut short, where they can still be undone. For Ctrl-C:
+/// what is past its point of no return may take long, and is left to the next command.
 pub async fn after_interrupt(context: &Context) -> Result<Vec<(String, Recovered)>> {
     let mut results = Vec::new();
     for name in context.store.directories()? {
@@ -44,7 +44,7 @@ pub async fn after_interrupt(context: &Context) -> Result<Vec<(String, Recovered
             continue;
         }
         if let Some(lock) = context.store.try_lock_vm(&name, &context.operation)? {
-            match settle(context, &lock, false).await {
+            match recover_journal(context, &lock, false).await {
                 Ok(recovered) => results.push((name.to_string(), recovered)),
                 Err(error) => context.ui.warn(&format!("{name}: {}", error.full_message())),
             }
@@ -65,7 +65,8 @@ pub fn load(context: &Context, name: &Name) -> Result<Option<Journal<Planned>>> 
 
 /// Is its guest going on from memory just now, and perhaps not yet one of its own?
 pub fn holds_guest(store: &Store, name: &Name) -> Result<bool> {
-    Ok(Journal::<Planned>::load(store, name)?.is_some_and(|journal| journal.steps.iter().any(Planned::holds_guest)))
+    Ok(Journal::<Planned>::load(store, name)?
+        .is_some_and(|journal| journal.steps.iter().any(Planned::holds_guest)))
 }
 
 /// Removes what commands that died have left of VMs that never came to be.
@@ -75,15 +76,22 @@ pub async fn sweep(context: &Context, _: &StoreLock) -> Result<()> {
             continue;
         }
         if let Some(lock) = context.store.try_lock_vm(&name, &context.operation)?
-            && let Err(error) = settle(context, &lock, true).await
+            && let Err(error) = recover_journal(context, &lock, true).await
         {
-            context.ui.warn(&format!("what is left of {name} cannot be cleared up: {}", error.full_message()));
+            context.ui.warn(&format!(
+                "what is left of {name} cannot be cleared up: {}",
+                error.full_message()
+            ));
         }
     }
     Ok(())
 }
 
-async fn settle(context: &Context, lock: &VmLock, may_complete: bool) -> Result<Recovered> {
+async fn recover_journal(
+    context: &Context,
+    lock: &VmLock,
+    may_complete: bool,
+) -> Result<Recovered> {
     let (store, name) = (&context.store, lock.name());
     remove_temporary(store, name);
     let Some(journal) = Journal::<Planned>::load(store, name)? else {
@@ -110,27 +118,35 @@ async fn settle(context: &Context, lock: &VmLock, may_complete: bool) -> Result<
         if journal.steps.iter().any(Planned::holds_guest) {
             // Its disks were there before.
             context.ui.note(&format!(
-                "{name}: `{}` was cut short: it is back where it was made from, and does not run; start it: cowhand start {name}",
+                "{name}: `{}` was cut short: it is back where it was made from, and does not run; \
+                 start it: cowhand start {name}",
                 journal.operation
             ));
         } else {
-            context.ui.note(&format!("{name}: `{}` was cut short and has been undone", journal.operation));
+            context.ui.note(&format!(
+                "{name}: `{}` was cut short and has been undone",
+                journal.operation
+            ));
         }
         let ended = journal.steps[..=journal.pivot].iter().any(Planned::ends_guest);
         if ended && run.qmp().await?.is_none() {
-            context
-                .ui
-                .note(&format!("{name}: its guest had been ended for that; start it again: cowhand start {name}"));
+            context.ui.note(&format!(
+                "{name}: its guest had been ended for that; start it again: cowhand start {name}"
+            ));
         }
         Recovered::Undone
     } else if may_complete || can_be_ended_now(remaining(&journal, &run)?, &mut run).await? {
         call_off_new_dependents(store, name, &journal, &mut run).await?;
         roll_forward(context, lock, &journal, &mut run).await?;
         match &run.report.unmerged {
-            None => context.ui.note(&format!("{name}: `{}` was cut short and has been completed", journal.operation)),
+            None => context.ui.note(&format!(
+                "{name}: `{}` was cut short and has been completed",
+                journal.operation
+            )),
             Some(why) => context.ui.warn(&format!(
                 "{name}: `{}` was cut short before its layers were merged ({why}); all points that \
-                 are left keep what they hold; run it again, or merge layers that nobody names any more: cowhand gc",
+                 are left keep what they hold; run it again, or merge layers that nobody names any \
+                 more: cowhand gc",
                 journal.operation
             )),
         }
@@ -141,7 +157,9 @@ async fn settle(context: &Context, lock: &VmLock, may_complete: bool) -> Result<
     run.forget_jobs().await?;
     store.renew_spare(name);
     if let Some(why) = &run.report.memory_lost {
-        context.ui.warn(&format!("{name}: the snapshot that was being taken holds the disks alone: {why}"));
+        context.ui.warn(&format!(
+            "{name}: the snapshot that was being taken holds the disks alone: {why}"
+        ));
     }
     for warning in &run.report.warnings {
         context.ui.warn(warning);
@@ -149,25 +167,34 @@ async fn settle(context: &Context, lock: &VmLock, may_complete: bool) -> Result<
     Ok(outcome)
 }
 
-/// Whether a change has happened shows in the record. One that is there and cannot be read is no proof that it has not: undoing the change could
-/// remove layers that the record names.
+/// Whether a change has happened shows in the record. One that is there and cannot be read is no
+/// proof that it has not: undoing the change could remove layers that the record names.
 fn refuse_unreadable(store: &Store, name: &Name, operation: &str) -> Result<()> {
     let Err(error) = store.load(name) else { return Ok(()) };
     let (kind, hint) = match error.kind() {
         Kind::NotFound => return Ok(()),
-        Kind::Damaged if error.is_newer() => (Kind::Damaged, "use that version; nothing was changed".to_owned()),
+        Kind::Damaged if error.is_newer() => {
+            (Kind::Damaged, "use that version; nothing was changed".to_owned())
+        }
         Kind::Damaged => (
             Kind::Damaged,
-            format!("cowhand doctor {name} --repair    brings back the last readable record, where there is one"),
+            format!(
+                "cowhand doctor {name} --repair    brings back the last readable record, \
+                 where there is one"
+            ),
         ),
         kind => (kind, "the next command on this VM tries again; nothing was undone".to_owned()),
     };
-    Err(Error::new(kind, format!("`{operation}` was cut short on {name}, and how far it got cannot be seen"))
-        .hint(hint)
-        .because_of(&error))
+    Err(Error::new(
+        kind,
+        format!("`{operation}` was cut short on {name}, and how far it got cannot be seen"),
+    )
+    .hint(hint)
+    .because_of(&error))
 }
 
-/// What was to be renamed into its place when its writer died. Whoever holds the lock is the only one who writes here.
+/// What was to be renamed into its place when its writer died. Whoever holds the lock is the only
+/// one who writes here.
 fn remove_temporary(store: &Store, name: &Name) {
     for entry in std::fs::read_dir(store.layout.vm(name)).into_iter().flatten().flatten() {
         let file = entry.file_name().to_string_lossy().into_owned();
@@ -177,8 +204,8 @@ fn remove_temporary(store: &Store, name: &Name) {
     }
 }
 
-/// After an interrupt: calls off what `steps` have under way, so that the rest can be done at once. False: something
-/// goes on by itself, or has gone too far.
+/// After an interrupt: calls off what `steps` have under way, so that the rest can be done at once.
+/// False: something goes on by itself, or has gone too far.
 async fn can_be_ended_now(steps: &[Planned], run: &mut Run<'_>) -> Result<bool> {
     for step in steps {
         if step.abandon(run).await? == Abandoned::GoesOn {
@@ -205,7 +232,12 @@ async fn call_off_new_dependents(
     Ok(())
 }
 
-async fn roll_forward(context: &Context, lock: &VmLock, journal: &Journal<Planned>, run: &mut Run<'_>) -> Result<()> {
+async fn roll_forward(
+    context: &Context,
+    lock: &VmLock,
+    journal: &Journal<Planned>,
+    run: &mut Run<'_>,
+) -> Result<()> {
     let steps = remaining(journal, run)?;
     // Whether it happened shows nowhere, so it is done again.
     for step in journal.steps.iter().filter(|step| step.shows_nowhere() && !steps.contains(step)) {
@@ -219,7 +251,8 @@ async fn roll_forward(context: &Context, lock: &VmLock, journal: &Journal<Planne
     journal::remove(&context.store, lock.name())
 }
 
-/// What is still to be done behind the pivot. A record that has been saved proves every step before it.
+/// What is still to be done behind the pivot. A record that has been saved proves every step before
+/// it.
 fn remaining<'a>(journal: &'a Journal<Planned>, run: &Run<'_>) -> Result<&'a [Planned]> {
     let mut from = journal.pivot;
     for (at, step) in journal.steps.iter().enumerate().skip(journal.pivot) {

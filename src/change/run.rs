@@ -1,5 +1,5 @@
-//! What the steps of one change share: the connection to the VM's QEMU, and what one step learns and
-//! another needs.
+//! What the steps of one change share: the connection to the VM's QEMU, and what one step learns
+//! and another needs.
 
 use std::any::Any;
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::instance::connect;
-use crate::model::{LayerStamp, Name, Quiesced, Record};
+use crate::model::{FileStamp, Name, Quiesced, Record};
 use crate::qemu::qmp::Qmp;
 use crate::qemu::ram::Saving;
 use crate::store::{Store, StoreLock};
@@ -33,7 +33,7 @@ pub struct Report {
     /// Why memory that was to be saved was not; the disks are as they should be.
     pub memory_lost: Option<String>,
     /// What the layers of a template look like, once they are read-only.
-    pub stamps: Option<Vec<LayerStamp>>,
+    pub stamps: Option<Vec<FileStamp>>,
     /// What went wrong beside the change, which succeeded.
     pub warnings: Vec<String>,
     /// What a step tells its caller alone.
@@ -75,7 +75,8 @@ pub struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// For the VM `name`, whose lock the caller holds. It connects to its QEMU when a step needs it.
+    /// For the VM `name`, whose lock the caller holds. It connects to its QEMU when a step needs
+    /// it.
     pub fn new(context: &'a Context, name: &Name) -> Self {
         Self::with(context, name, None)
     }
@@ -131,7 +132,8 @@ impl<'a> Run<'a> {
         Ok(self.qmp.as_mut())
     }
 
-    /// The same, and when it does not run, it is looked for again by the step that needs it: another may start it.
+    /// The same, and when it does not run, it is looked for again by the step that needs it:
+    /// another may start it.
     pub async fn qmp_now(&mut self) -> Result<Option<&mut Qmp>> {
         let asked = self.asked;
         self.qmp().await?;
@@ -157,7 +159,8 @@ impl<'a> Run<'a> {
         self.asked = true;
     }
 
-    /// Forgets the connection, so that the next step makes a new one: this one may be out of step, or dead.
+    /// Forgets the connection, so that the next step makes a new one: this one may be out of step,
+    /// or dead.
     pub fn reconnect(&mut self) {
         if self.qmp.take().is_some() {
             self.asked = false;

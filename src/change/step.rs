@@ -1,6 +1,6 @@
-//! What a step is. Each kind of step is a type of its own beside its domain, which says in one place
-//! how it is applied, undone and called off, and what it touches. Nothing here knows which kinds
-//! there are.
+//! What a step is. Each kind of step is a type of its own beside its domain, which says in one
+//! place how it is applied, undone and called off, and what it touches. Nothing here knows which
+//! kinds there are.
 
 use std::fmt;
 
@@ -35,8 +35,8 @@ pub trait Step: fmt::Debug + Clone + PartialEq + Serialize + DeserializeOwned + 
         Ok(Abandoned::CalledOff)
     }
 
-    /// Asked of the pivot: has it happened? By the kernel, QEMU or a header. `None`: the record tells,
-    /// which a step writes that comes later.
+    /// Asked of the pivot: has it happened? By the kernel, QEMU or a header. `None`: the record
+    /// tells, which a step writes that comes later.
     async fn happened(&self, _: &mut Run<'_>) -> Result<Option<bool>> {
         Ok(None)
     }
@@ -46,8 +46,8 @@ pub trait Step: fmt::Debug + Clone + PartialEq + Serialize + DeserializeOwned + 
         None
     }
 
-    /// What it does has an effect that shows nowhere. So it is applied whatever fails past the pivot,
-    /// and recovery applies it again.
+    /// What it does has an effect that shows nowhere. So it is applied whatever fails past the
+    /// pivot, and recovery applies it again.
     fn shows_nowhere(&self) -> bool {
         false
     }
@@ -78,8 +78,8 @@ pub enum Abandoned {
 /// What a step touches.
 #[derive(Debug, Clone, Default)]
 pub struct Touches {
-    /// Layers that it relies on or brings into being. Nobody takes them for unused while the journal
-    /// is there.
+    /// Layers that it relies on or brings into being. Nobody takes them for unused while the
+    /// journal is there.
     pub pins: Vec<Layer>,
     /// The layer that it makes, which undoing it removes.
     pub makes: Option<Layer>,
@@ -91,7 +91,8 @@ pub struct Touches {
     pub changes: Vec<Layer>,
     /// It changes no more of them than who may write to them.
     pub only_modes: bool,
-    /// Of these, the layers that something may stand on, and that are not what they were afterwards.
+    /// Of these, the layers that something may stand on, and that are not what they were
+    /// afterwards.
     pub consumes: Vec<Layer>,
     /// The consumed layers are heads that it puts out of use. While a record names them as such,
     /// nothing is restored on top of them, so there are no new dependents.

@@ -12,8 +12,9 @@ use crate::model::{Name, PointRef};
 
 /// Be autopkgtest's virtualisation server: its testbeds are clones, `revert` is a reset
 ///
-/// For `autopkgtest PACKAGE -- /usr/bin/cowhand autopkgtest-virt TEMPLATE`. It speaks the protocol of Debian's autopkgtest on standard input and output:
-/// open, revert, reboot, copydown, copyup, print-execute-command, close, quit. Whatever ends it, the testbed goes with it.
+/// For `autopkgtest PACKAGE -- /usr/bin/cowhand autopkgtest-virt TEMPLATE`. It speaks the protocol
+/// of Debian's autopkgtest on standard input and output: open, revert, reboot, copydown, copyup,
+/// print-execute-command, close, quit. Whatever ends it, the testbed goes with it.
 #[derive(Debug, Args)]
 pub struct AutopkgtestVirt {
     /// By a boot, even from a warm template
@@ -35,11 +36,14 @@ impl AutopkgtestVirt {
     pub async fn run(self, app: &App) -> Result<()> {
         let limit = Duration::from_secs(self.agent_timeout);
         let warmth = if self.cold { Warmth::Cold } else { Warmth::Either };
-        let mut testbed = Testbed::new(&app.context, self.source, warmth, limit, self.limits.budget());
+        let mut testbed =
+            Testbed::new(&app.context, self.source, warmth, limit, self.limits.budget());
         let mut control = Some(local::control(false)?);
         let result = tokio::select! {
             result = serve(app, &mut testbed) => result,
-            () = exec::interrupted(&mut control) => Err(Error::new(Kind::Interrupted, "interrupted")),
+            () = exec::interrupted(&mut control) => {
+                Err(Error::new(Kind::Interrupted, "interrupted"))
+            }
         };
         // However it ended, the testbed is put back: it goes.
         testbed.close().await?;
@@ -71,7 +75,11 @@ fn program(app: &App) -> Result<Vec<String>> {
     let path = std::env::current_exe()
         .map_err(|source| Error::failed("where this program lies is not known").because(source))?;
     let store = app.context.store.layout.root();
-    Ok(vec![path.to_string_lossy().into_owned(), "--store".to_owned(), store.to_string_lossy().into_owned()])
+    Ok(vec![
+        path.to_string_lossy().into_owned(),
+        "--store".to_owned(),
+        store.to_string_lossy().into_owned(),
+    ])
 }
 
 fn lines() -> Receiver<String> {

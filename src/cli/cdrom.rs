@@ -88,7 +88,10 @@ impl Eject {
     async fn run(self, app: &App) -> Result<()> {
         let change = Change { target: self.target, iso: None, force: self.force };
         let drive = cdrom::change(&app.context, &self.vm, &change).await?;
-        app.printer.done(&format!("CD-ROM drive {} of {} is empty", drive.target, self.vm), &json::Cdrom::from(&drive));
+        app.printer.done(
+            &format!("CD-ROM drive {} of {} is empty", drive.target, self.vm),
+            &json::Cdrom::from(&drive),
+        );
         Ok(())
     }
 }

@@ -12,18 +12,20 @@ use crate::output::{json, time};
 
 /// Make new VMs of a template, a snapshot or a stopped VM
 ///
-/// A thin clone is a copy-on-write overlay on the source's layers and takes milliseconds; a full clone is an independent copy. Each
-/// has a UUID, network addresses and a generation id of its own.
+/// A thin clone is a copy-on-write overlay on the source's layers and takes milliseconds; a full
+/// clone is an independent copy. Each has a UUID, network addresses and a generation id of its own.
 #[derive(Debug, Args)]
 pub struct Clone {
-    /// A template, VM@SNAPSHOT, or a stopped VM (which takes a snapshot for a thin clone to stand on)
+    /// A template, VM@SNAPSHOT, or a stopped VM (which takes a snapshot for a thin clone to stand
+    /// on)
     source: PointRef,
     /// What to call it; with -n, NEW-1, NEW-2, …
     new: Name,
     /// Copy-on-write overlays (the default)
     #[arg(long, conflicts_with = "full")]
     thin: bool,
-    /// Overlays, and the memory of the template's warm guest: they run at once, each a guest of its own
+    /// Overlays, and the memory of the template's warm guest: they run at once, each a guest of its
+    /// own
     #[arg(long, conflicts_with_all = ["thin", "full"])]
     warm: bool,
     /// They go after that time, with `gc`: 30m, 12h, 7d
@@ -33,7 +35,10 @@ pub struct Clone {
     #[arg(long)]
     full: bool,
     /// How many
-    #[arg(short = 'n', long = "count", value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(
+        short = 'n', long = "count", value_name = "COUNT",
+        value_parser = clap::value_parser!(u32).range(1..=10_000),
+    )]
     count: Option<u32>,
     /// Start them
     #[arg(long)]
@@ -60,20 +65,29 @@ impl Clone {
             (_, true) => Kind::Warm,
             _ => Kind::Thin,
         };
-        let ephemeral =
-            self.expires.map(|age| Ephemeral { owner: None, expires: Some(ephemeral::from_now(age)), shell: false });
+        let ephemeral = self.expires.map(|age| Ephemeral {
+            owner: None,
+            expires: Some(ephemeral::from_now(age)),
+            standby: false,
+        });
         let ephemeral_at_first = match self.warm {
             true => Some(ephemeral::ours(WARMING)),
             false => ephemeral.clone(),
         };
-        let request =
-            Request { source: self.source.clone(), names, kind, ports: self.port, ephemeral: ephemeral_at_first };
+        let request = Request {
+            source: self.source.clone(),
+            names,
+            kind,
+            ports: self.port,
+            ephemeral: ephemeral_at_first,
+        };
         if self.warm || self.start {
             ports::refuse_taken(&app.context, &request.ports)?;
         }
         let mut clones = clone::clone(&app.context, &request).await?;
         if self.warm {
-            clone::start_warm(&app.context, &self.source.vm, &mut clones, ephemeral.as_ref()).await?;
+            clone::start_warm(&app.context, &self.source.vm, &mut clones, ephemeral.as_ref())
+                .await?;
         } else if self.start {
             clone::start_all(&app.context, &clones).await?;
         }

@@ -1,7 +1,9 @@
-//! What a shell offers when TAB is pressed: verbs and flags, and the names of VMs, templates and snapshots.
+//! What a shell offers when TAB is pressed: verbs and flags, and the names of VMs, templates and
+//! snapshots.
 //!
-//! The script of `cowhand completions SHELL` calls cowhand for each TAB, with `COWHAND_COMPLETE=SHELL` and the words so far (`clap_complete::env`). Nothing is
-//! locked or written.
+//! The script of `cowhand completions SHELL` calls cowhand for each TAB, with
+//! `COWHAND_COMPLETE=SHELL` and the words so far (`clap_complete::env`). Nothing is locked or
+//! written.
 
 use std::any::TypeId;
 use std::ffi::OsStr;
@@ -28,7 +30,8 @@ const BASH: &str = include_str!("cowhand.bash");
 pub fn answer() -> Result<bool> {
     let here = std::env::current_dir().ok();
     let env = CompleteEnv::with_factory(|| with_names(Cli::command())).var(VARIABLE);
-    env.try_complete(std::env::args_os(), here.as_deref()).map_err(|error| Error::usage(error.to_string()))
+    env.try_complete(std::env::args_os(), here.as_deref())
+        .map_err(|error| Error::usage(error.to_string()))
 }
 
 /// The script that makes `shell` ask.
@@ -40,13 +43,17 @@ pub fn script(shell: Shell) -> Result<Vec<u8>> {
     }
     let shells = Shells::builtins();
     let completer = shells.completer(&shell.to_string());
-    let completer = completer.ok_or_else(|| Error::usage(format!("there are no completions for {shell}")))?;
+    let completer =
+        completer.ok_or_else(|| Error::usage(format!("there are no completions for {shell}")))?;
     completer
         .write_registration(VARIABLE, "cowhand", "cowhand", "cowhand", &mut script)
         .map_err(|source| Error::failed("cannot write completions").because(source))?;
     if shell == Shell::Zsh {
-        // From a directory of `fpath`, zsh takes the file for the function itself when it is called first.
-        script.extend(b"if [ \"$funcstack[1]\" = _cowhand ]; then _clap_dynamic_completer_cowhand; fi\n");
+        // From a directory of `fpath`, zsh takes the file for the function itself when it is called
+        // first.
+        script.extend(
+            b"if [ \"$funcstack[1]\" = _cowhand ]; then _clap_dynamic_completer_cowhand; fi\n",
+        );
     }
     Ok(script)
 }
@@ -76,10 +83,15 @@ fn with_names(command: Command) -> Command {
 fn images(current: &OsStr) -> Vec<CompletionCandidate> {
     let (Some(current), Ok(store)) = (current.to_str(), store()) else { return Vec::new() };
     let records = store.records().unwrap_or_default().into_iter();
-    let stored = records.filter(|(_, record)| record.image().is_some()).map(|(name, _)| name.to_string());
+    let stored =
+        records.filter(|(_, record)| record.image().is_some()).map(|(name, _)| name.to_string());
     let known = Catalogue::load(&store).map(|all| all.entries().to_vec()).unwrap_or_default();
     let known = known.iter().map(|entry| format!("{}:{}", entry.name, entry.version));
-    stored.chain(known).filter(|name| name.starts_with(current)).map(CompletionCandidate::new).collect()
+    stored
+        .chain(known)
+        .filter(|name| name.starts_with(current))
+        .map(CompletionCandidate::new)
+        .collect()
 }
 
 /// What begins with `current`; behind an `@`, the snapshots of that VM.
@@ -89,7 +101,11 @@ fn candidates(current: &OsStr, with_snapshots: bool) -> Vec<CompletionCandidate>
         Some((vm, _)) if with_snapshots => snapshots(&store, vm).unwrap_or_default(),
         _ => store.names().unwrap_or_default().iter().map(Name::to_string).collect(),
     };
-    names.into_iter().filter(|name| name.starts_with(current)).map(CompletionCandidate::new).collect()
+    names
+        .into_iter()
+        .filter(|name| name.starts_with(current))
+        .map(CompletionCandidate::new)
+        .collect()
 }
 
 fn snapshots(store: &Store, vm: &str) -> Option<Vec<String>> {

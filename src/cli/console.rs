@@ -14,16 +14,18 @@ use crate::sys::terminal::Raw;
 
 /// Ctrl-], as telnet and virsh have it.
 const ESCAPE: u8 = 0x1d;
-/// How long the guest may take to say anything to the end of piped input. A terminal echoes at once, but a busy host may be slow.
+/// How long the guest may take to say anything to the end of piped input. A terminal echoes at
+/// once, but a busy host may be slow.
 const FIRST: Duration = Duration::from_secs(30);
 
 /// Talk to a guest's serial console; Ctrl-] ends it
 ///
-/// One client at a time. Input may be piped; when it ends, the guest has 30 seconds to answer, and the console is left when it then
-/// says nothing for a second (`--linger`).
+/// One client at a time. Input may be piped; when it ends, the guest has 30 seconds to answer, and
+/// the console is left when it then says nothing for a second (`--linger`).
 #[derive(Debug, Args)]
 pub struct Console {
-    /// Seconds of silence after which the console is left when piped input has ended; 0: at once, without an answer
+    /// Seconds of silence after which the console is left when piped input has ended; 0: at once,
+    /// without an answer
     #[arg(long, value_name = "SECS", default_value_t = 1)]
     linger: u64,
     /// The VM
@@ -51,8 +53,9 @@ impl Console {
         let from_guest = socket.try_clone().on("use", &path)?;
         let (hears, heard) = watch::channel(0);
         // Whichever thread ends first ends the console; the other one dies with the process.
-        let mut output =
-            tokio::task::spawn_blocking(move || copy_output(from_guest, &hears, |bytes| printer.raw(bytes)));
+        let mut output = tokio::task::spawn_blocking(move || {
+            copy_output(from_guest, &hears, |bytes| printer.raw(bytes))
+        });
         let interactive = raw.is_some();
         let counts = heard.clone();
         let input = tokio::task::spawn_blocking(move || copy_input(socket, &counts, interactive));
@@ -68,8 +71,8 @@ impl Console {
     }
 }
 
-/// Waits until the guest has nothing more to say: it may take long for its first word to the last input, before which `before` bytes
-/// had been heard, and `linger` for each one after.
+/// Waits until the guest has nothing more to say: it may take long for its first word to the last
+/// input, before which `before` bytes had been heard, and `linger` for each one after.
 async fn silence(mut heard: watch::Receiver<u64>, before: Option<u64>, linger: Duration) {
     let has_answered = before.is_none_or(|before| *heard.borrow_and_update() > before);
     let mut limit = if has_answered || linger.is_zero() { linger } else { linger.max(FIRST) };
@@ -94,8 +97,13 @@ fn copy_output(mut socket: UnixStream, heard: &watch::Sender<u64>, print: impl F
     }
 }
 
-/// Gives the guest what is typed or piped, to its end. Returns how many bytes had been heard before the last of it, if there was any.
-fn copy_input(mut socket: UnixStream, heard: &watch::Receiver<u64>, interactive: bool) -> std::io::Result<Option<u64>> {
+/// Gives the guest what is typed or piped, to its end. Returns how many bytes had been heard before
+/// the last of it, if there was any.
+fn copy_input(
+    mut socket: UnixStream,
+    heard: &watch::Receiver<u64>,
+    interactive: bool,
+) -> std::io::Result<Option<u64>> {
     let (mut buffer, mut before) = ([0; 4096], None);
     loop {
         let read = std::io::stdin().read(&mut buffer)?;

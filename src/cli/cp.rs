@@ -23,13 +23,17 @@ const CHUNK: usize = 1 << 20;
 
 /// Copy files and directories into or out of a running guest
 ///
-/// One side is VM:PATH, the other a path of the host, or - for a single file from standard input or to standard output, which is in $TMPDIR meanwhile. Modes, times, links and holes come along; owners do not, nor do set-uid bits out of a guest. Files appear when they are whole. What a guest sends
-/// is put below the target and nowhere else: no link there is followed. A guest that cannot run the helper (see `exec`) takes and gives single files, through its agent.
+/// One side is VM:PATH, the other a path of the host, or - for a single file from standard input or
+/// to standard output, which is in $TMPDIR meanwhile. Modes, times, links and holes come along;
+/// owners do not, nor do set-uid bits out of a guest. Files appear when they are whole. What a
+/// guest sends is put below the target and nowhere else: no link there is followed. A guest that
+/// cannot run the helper (see `exec`) takes and gives single files, through its agent.
 #[derive(Debug, Args)]
 pub struct Cp {
     /// A file or directory: PATH or VM:PATH; or standard input: -
     source: String,
-    /// Where to: PATH or VM:PATH; into a directory that is there, or a path that ends in /; or to standard output: -
+    /// Where to: PATH or VM:PATH; into a directory that is there, or a path that ends in /; or to
+    /// standard output: -
     target: String,
     #[command(flatten)]
     rules: Rules,
@@ -41,7 +45,8 @@ pub struct Cp {
 /// How copies come out of a guest.
 #[derive(Debug, Args)]
 pub struct Rules {
-    /// If what is copied out of the guest is a symbolic link, copy what it points to in the guest; without it, a link is refused
+    /// If what is copied out of the guest is a symbolic link, copy what it points to in the guest;
+    /// without it, a link is refused
     #[arg(long)]
     follow: bool,
     #[command(flatten)]
@@ -52,10 +57,16 @@ pub struct Rules {
 #[derive(Debug, Args)]
 pub struct Limits {
     /// Copy files of at most this length together out of the guest; holes count, too
-    #[arg(long, value_name = "SIZE", env = "COWHAND_MAX_BYTES", hide_env_values = true, default_value = "64G", value_parser = parse_size)]
+    #[arg(
+        long, value_name = "SIZE", env = "COWHAND_MAX_BYTES", hide_env_values = true,
+        default_value = "64G", value_parser = parse_size,
+    )]
     max_bytes: u64,
     /// Copy at most so many files, directories and links out of the guest
-    #[arg(long, value_name = "COUNT", env = "COWHAND_MAX_ENTRIES", hide_env_values = true, default_value_t = Budget::default().entries)]
+    #[arg(
+        long, value_name = "COUNT", env = "COWHAND_MAX_ENTRIES", hide_env_values = true,
+        default_value_t = Budget::default().entries,
+    )]
     max_entries: u64,
 }
 
@@ -83,7 +94,8 @@ impl Cp {
         Ok(())
     }
 
-    /// Copies to a file that nobody else can read, and from there to standard output: of a copy that fails half-way nothing is shown.
+    /// Copies to a file that nobody else can read, and from there to standard output: of a copy
+    /// that fails half-way nothing is shown.
     async fn copy_to_standard_output(&self, app: &App, source: &Side) -> Result<()> {
         let (_directory, path) = private_file()?;
         let rules = self.rules.rules();
@@ -91,8 +103,11 @@ impl Cp {
         let alone = copy::Rules { budget: Budget { entries: 1, ..rules.budget }, ..rules };
         let copied = self.copy(app, source, &Side::Host(path.clone()), &alone).await;
         if path.is_dir() {
-            return Err(Error::refused(format!("{} is a directory, and standard output takes a file", self.source))
-                .hint("name a file; or as an archive: cowhand exec VM -- tar -c PATH"));
+            return Err(Error::refused(format!(
+                "{} is a directory, and standard output takes a file",
+                self.source
+            ))
+            .hint("name a file; or as an archive: cowhand exec VM -- tar -c PATH"));
         }
         copied?;
         // Its mode is that of the file in the guest.
@@ -102,10 +117,9 @@ impl Cp {
         loop {
             match file.read(&mut bytes).on("read", &path)? {
                 0 => return Ok(()),
-                length => app
-                    .printer
-                    .pass(&bytes[..length])
-                    .map_err(|source| Error::failed("standard output cannot be written to").because(source))?,
+                length => app.printer.pass(&bytes[..length]).map_err(|source| {
+                    Error::failed("standard output cannot be written to").because(source)
+                })?,
             }
         }
     }
@@ -126,15 +140,25 @@ impl Cp {
         let (_directory, path) = private_file()?;
         let mut file = File::create(&path).on("write", &path)?;
         // On a thread of its own, because a signal has to end the wait for it.
-        let read = tokio::task::spawn_blocking(move || std::io::copy(&mut std::io::stdin().lock(), &mut file)).await;
-        read.unwrap_or_else(|panic| Err(std::io::Error::other(panic))).on("copy standard input to", &path)?;
+        let read = tokio::task::spawn_blocking(move || {
+            std::io::copy(&mut std::io::stdin().lock(), &mut file)
+        })
+        .await;
+        read.unwrap_or_else(|panic| Err(std::io::Error::other(panic)))
+            .on("copy standard input to", &path)?;
         match self.reach(app, vm, limit).await? {
             Some(mut client) => copy::put_as(&app.context, &mut client, &path, to).await,
             None => files::copy_in(&app.context, vm, &path, to, limit).await,
         }
     }
 
-    async fn copy(&self, app: &App, source: &Side, target: &Side, rules: &copy::Rules) -> Result<u64> {
+    async fn copy(
+        &self,
+        app: &App,
+        source: &Side,
+        target: &Side,
+        rules: &copy::Rules,
+    ) -> Result<u64> {
         let limit = Duration::from_secs(self.agent_timeout);
         let context = &app.context;
         match (source, target) {
@@ -161,7 +185,7 @@ impl Cp {
 
     /// The helper of the guest, if it can have one.
     async fn reach(&self, app: &App, vm: &Name, limit: Duration) -> Result<Option<Client>> {
-        session::settle(&app.context, vm).await?;
+        session::ensure_recovered(&app.context, vm).await?;
         session::refuse_paused(&app.context, vm).await?;
         match install::reach(&app.context, vm, limit).await? {
             Reached::Helper(client) => Ok(Some(client)),

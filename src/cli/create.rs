@@ -11,7 +11,9 @@ use super::words::{tag_pair, within};
 use crate::error::{Error, IoContext, Result};
 use crate::image::add;
 use crate::image::source::Wanted;
-use crate::model::{Bus, Credentials, Firmware, KernelBoot, LogLimit, Name, Nic, PortForward, parse_size};
+use crate::model::{
+    Bus, Credentials, Firmware, KernelBoot, LogLimit, Name, Nic, PortForward, parse_size,
+};
 use crate::output::json;
 use crate::vm::cdrom;
 use crate::vm::cdrom_request::CdromRequest;
@@ -22,38 +24,46 @@ use crate::vm::{edit, requirements};
 
 /// Make a VM from disk images, or a blank one
 ///
-/// Each --disk is copied into the store (sparse, or sharing blocks where the file system can), or with `,use` written in place.
-/// The format is read from the file once and recorded; QEMU never probes it.
+/// Each --disk is copied into the store (sparse, or sharing blocks where the file system can), or
+/// with `,use` written in place. The format is read from the file once and recorded; QEMU never
+/// probes it.
 #[derive(Debug, Args)]
 pub struct Create {
     /// What to call it: 1 to 64 letters, digits, dots, dashes, underscores
     name: Name,
-    /// An image that the first disk stands on: its name in the store, an address, or NAME:VERSION of the catalogue
+    /// An image that the first disk stands on: its name in the store, an address, or NAME:VERSION
+    /// of the catalogue
     ///
-    /// What is not in the store yet is downloaded and added first, as `image add` does. All VMs of an image share it.
+    /// What is not in the store yet is downloaded and added first, as `image add` does. All VMs of
+    /// an image share it.
     #[arg(long, value_name = "IMAGE")]
     image: Option<String>,
-    /// Size of the disk on the image [default: the size of the image]; cloud-init enlarges the file system at the first boot
+    /// Size of the disk on the image [default: the size of the image]; cloud-init enlarges the file
+    /// system at the first boot
     #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "image")]
     disk_size: Option<u64>,
     #[command(flatten)]
     checksum: Checksum,
     /// A disk image; can be repeated: FILE[,copy|use][,format=F][,ro][,bus=B][,serial=S]
     ///
-    /// The format is taken from `format=`, else from the header if the name agrees with it: a file called .raw or .img, or without
-    /// an extension, that looks like another format is refused. An image that names other files is refused.
+    /// The format is taken from `format=`, else from the header if the name agrees with it: a file
+    /// called .raw or .img, or without an extension, that looks like another format is refused. An
+    /// image that names other files is refused.
     #[arg(long, value_name = "FILE[,copy|use]")]
     disk: Vec<DiskRequest>,
     /// Also bring in the backing files that an image names, from its own directory or DIRECTORY
     ///
-    /// An image can name any file of the host as its backing file, so this is for images of your own. Each file is
-    /// inspected and listed before it is copied into the store.
-    #[arg(long, value_name = "DIRECTORY", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    /// An image can name any file of the host as its backing file, so this is for images of your
+    /// own. Each file is inspected and listed before it is copied into the store.
+    #[arg(
+        long, value_name = "DIRECTORY", num_args = 0..=1, require_equals = true,
+        default_missing_value = "",
+    )]
     with_backing: Vec<OsString>,
     /// Bus of the disks of which `bus=` says nothing else: virtio, scsi, nvme, sata, ide, usb
     ///
-    /// A guest without virtio drivers needs another one, which is slower. `ide` is for `--machine pc`. The memory of a
-    /// guest with a disk on `nvme` cannot be saved.
+    /// A guest without virtio drivers needs another one, which is slower. `ide` is for `--machine
+    /// pc`. The memory of a guest with a disk on `nvme` cannot be saved.
     #[arg(long, value_name = "BUS", default_value_t)]
     bus: Bus,
     /// A blank disk of this size, behind the others; can be repeated
@@ -61,8 +71,8 @@ pub struct Create {
     size: Vec<u64>,
     /// A CD-ROM drive with this ISO image, which is not copied; can be repeated: FILE[,bus=BUS]
     ///
-    /// The guest boots from it if it cannot boot from its disks. Buses: sata, ide, scsi, usb [default: sata, or ide for
-    /// `--machine pc`].
+    /// The guest boots from it if it cannot boot from its disks. Buses: sata, ide, scsi, usb
+    /// [default: sata, or ide for `--machine pc`].
     #[arg(long, value_name = "FILE")]
     iso: Vec<CdromRequest>,
     /// Memory: 512M, 2G
@@ -80,7 +90,8 @@ pub struct Create {
     /// What runs first
     #[arg(long, value_name = "FIRMWARE", default_value = "bios")]
     firmware: FirmwareArg,
-    /// Boot this kernel of the host instead of the disk's boot loader; it is not copied, so keep it there
+    /// Boot this kernel of the host instead of the disk's boot loader; it is not copied, so keep it
+    /// there
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
     /// The kernel's initial RAM disk
@@ -94,7 +105,8 @@ pub struct Create {
     /// `user` is NAT without privileges. Models: virtio, e1000, e1000e, rtl8139.
     #[arg(long, value_name = "NETWORK", default_value = "user")]
     net: Vec<String>,
-    /// Forward a port of the host into the guest; can be repeated: HOST:GUEST, ADDRESS:HOST:GUEST, with /udp for UDP
+    /// Forward a port of the host into the guest; can be repeated: HOST:GUEST, ADDRESS:HOST:GUEST,
+    /// with /udp for UDP
     #[arg(short, long = "port", value_name = "HOST:GUEST")]
     port: Vec<PortForward>,
     /// Limit of each log file, at least 64K, or none; the log has two files [default: 16M]
@@ -106,7 +118,8 @@ pub struct Create {
     /// A key and value of your own; can be repeated
     #[arg(long, value_name = "K=V")]
     tag: Vec<String>,
-    /// Give systemd in the guest the content of FILE as the credential NAME (`systemd-creds --system list`); can be repeated
+    /// Give systemd in the guest the content of FILE as the credential NAME (`systemd-creds
+    /// --system list`); can be repeated
     #[arg(long, value_name = "NAME=FILE")]
     credential: Vec<String>,
     #[command(flatten)]
@@ -122,10 +135,12 @@ enum FirmwareArg {
 impl Create {
     pub async fn run(self, app: &App) -> Result<()> {
         let name = self.name.clone();
-        let (wanted, disk_size, checksum) = (self.image.clone(), self.disk_size, self.checksum.clone());
+        let (wanted, disk_size, checksum) =
+            (self.image.clone(), self.disk_size, self.checksum.clone());
         let mut request = self.request()?;
         if wanted.is_none() && checksum.is_any() {
-            return Err(Error::usage("a checksum is that of an image to be added").hint("say which: --image URL"));
+            return Err(Error::usage("a checksum is that of an image to be added")
+                .hint("say which: --image URL"));
         }
         if app.context.store.exists(&name) {
             // Before anything is downloaded.

@@ -84,23 +84,32 @@ impl Check {
         let found = check::check(&app.context, &self.vm, self.disk.as_deref(), self.repair).await?;
         let entries: Vec<_> = found.iter().map(json::CheckedLayer::from).collect();
         app.printer.result(&table::checks(&found), &entries);
-        let damaged: Vec<String> =
-            found.iter().filter(|found| found.is_damaged()).map(|found| found.layer.to_string()).collect();
+        let damaged: Vec<String> = found
+            .iter()
+            .filter(|found| found.is_damaged())
+            .map(|found| found.layer.to_string())
+            .collect();
         if damaged.is_empty() {
             return Ok(());
         }
-        let error = Error::damaged(format!("{}: layers are damaged: {}", self.vm, damaged.join(", ")));
+        let error =
+            Error::damaged(format!("{}: layers are damaged: {}", self.vm, damaged.join(", ")));
         let record = app.context.store.load(&self.vm)?;
-        let is_active = |found: &Found| record.config.volumes().any(|disk| disk.layer == found.layer);
+        let is_active =
+            |found: &Found| record.config.volumes().any(|disk| disk.layer == found.layer);
         Err(match found.iter().filter(|found| found.is_damaged()).all(is_active) && !self.repair {
-            true => error
-                .hint(format!("cowhand disk check {} --repair    mends the active layer as far as it can be", self.vm)),
-            false => error.hint("bring the file back from a backup, or go back to a snapshot that is sound"),
+            true => error.hint(format!(
+                "cowhand disk check {} --repair    mends the active layer as far as it can be",
+                self.vm
+            )),
+            false => error
+                .hint("bring the file back from a backup, or go back to a snapshot that is sound"),
         })
     }
 }
 
-/// Give a disk another size, running or stopped; the guest's partitions and file systems are the guest's business
+/// Give a disk another size, running or stopped; the guest's partitions and file systems are the
+/// guest's business
 #[derive(Debug, Args)]
 pub struct Resize {
     /// The VM
@@ -121,12 +130,23 @@ impl Resize {
             None => parse_size(&self.size)?,
             Some(more) => {
                 let rows = list::disks(&app.context, &self.vm)?;
-                let now = rows.iter().find(|row| row.target == self.disk).map_or(0, |row| row.virtual_bytes);
-                now.checked_add(parse_size(more)?).ok_or_else(|| Error::usage(format!("{} is too much", self.size)))?
+                let now = rows
+                    .iter()
+                    .find(|row| row.target == self.disk)
+                    .map_or(0, |row| row.virtual_bytes);
+                now.checked_add(parse_size(more)?)
+                    .ok_or_else(|| Error::usage(format!("{} is too much", self.size)))?
             }
         };
-        let resized = resize::resize(&app.context, &self.vm, &self.disk, bytes, self.shrink).await?;
-        let text = format!("{} of {}: {} → {}", self.disk, self.vm, human(resized.before), human(resized.after));
+        let resized =
+            resize::resize(&app.context, &self.vm, &self.disk, bytes, self.shrink).await?;
+        let text = format!(
+            "{} of {}: {} → {}",
+            self.disk,
+            self.vm,
+            human(resized.before),
+            human(resized.after)
+        );
         app.printer.done(&text, &json::Resized::new(&self.disk, &resized));
         Ok(())
     }
@@ -134,15 +154,17 @@ impl Resize {
 
 /// Merge a layer down into the one below, or further down into --base
 ///
-/// Snapshots whose layers are written to or vanish, the base's and those between, are given up; --dry-run says which. Where clones, templates or branches stand on them it is refused.
-/// To remove a snapshot and keep all others, use `snapshot rm`.
+/// Snapshots whose layers are written to or vanish, the base's and those between, are given up;
+/// --dry-run says which. Where clones, templates or branches stand on them it is refused. To remove
+/// a snapshot and keep all others, use `snapshot rm`.
 #[derive(Debug, Args)]
 pub struct Commit {
     /// The VM
     vm: Name,
     /// The disk: vda, vdb, …
     disk: String,
-    /// The layer to begin with: an id, a file name, or a snapshot's name [default: the active layer]
+    /// The layer to begin with: an id, a file name, or a snapshot's name [default: the active
+    /// layer]
     #[arg(long, value_name = "LAYER")]
     top: Option<String>,
     /// The layer to merge into [default: the one below]
@@ -156,7 +178,8 @@ pub struct Commit {
 impl Commit {
     async fn run(self, app: &App) -> Result<()> {
         let (top, base) = (self.top.as_deref(), self.base.as_deref());
-        let merged = merge::commit(&app.context, &self.vm, &self.disk, top, base, self.dry_run).await?;
+        let merged =
+            merge::commit(&app.context, &self.vm, &self.disk, top, base, self.dry_run).await?;
         tell(app, &self.vm, &merged, self.dry_run);
         Ok(())
     }
@@ -181,7 +204,9 @@ pub struct Stream {
 
 impl Stream {
     async fn run(self, app: &App) -> Result<()> {
-        let merged = merge::stream(&app.context, &self.vm, &self.disk, self.base.as_deref(), self.dry_run).await?;
+        let merged =
+            merge::stream(&app.context, &self.vm, &self.disk, self.base.as_deref(), self.dry_run)
+                .await?;
         tell(app, &self.vm, &merged, self.dry_run);
         Ok(())
     }
@@ -196,15 +221,26 @@ pub(super) fn tell(app: &App, vm: &Name, merged: &Merged, dry_run: bool) {
         let layers = if layers == 1 { "1 layer".to_owned() } else { format!("{layers} layers") };
         lines.push(match merge.kind {
             MergeKind::Commit => {
-                format!("{}: {layers} ({}) {would}committed down into {}", merge.target, human(merge.bytes), merge.base)
+                format!(
+                    "{}: {layers} ({}) {would}committed down into {}",
+                    merge.target,
+                    human(merge.bytes),
+                    merge.base
+                )
             }
             MergeKind::Stream => {
-                format!("{}: {layers} ({}) {would}streamed up into {}", merge.target, human(merge.bytes), merge.top)
+                format!(
+                    "{}: {layers} ({}) {would}streamed up into {}",
+                    merge.target,
+                    human(merge.bytes),
+                    merge.top
+                )
             }
         });
     }
     if !merged.given_up.is_empty() {
-        let names: Vec<String> = merged.given_up.iter().map(|name| format!("{vm}@{name}")).collect();
+        let names: Vec<String> =
+            merged.given_up.iter().map(|name| format!("{vm}@{name}")).collect();
         lines.push(format!("snapshots {would}given up for it: {}", names.join(", ")));
     }
     if merged.merges.is_empty() {

@@ -6,10 +6,12 @@ use crate::error::Result;
 use crate::model::Name;
 use crate::output::{json, table};
 
-/// Compare records, layers and running QEMUs with each other, look at the host, and say what is wrong
+/// Compare records, layers and running QEMUs with each other, look at the host, and say what is
+/// wrong
 ///
-/// Looks at all of the store, or at one VM or template. Exit code 1 only when something has failed. With --repair, what can be put right without
-/// losing anything is put right; what is in doubt stays as it is, and is said. Nothing that may hold data is removed: it goes into the trash.
+/// Looks at all of the store, or at one VM or template. Exit code 1 only when something has failed.
+/// With --repair, what can be put right without losing anything is put right; what is in doubt
+/// stays as it is, and is said. Nothing that may hold data is removed: it goes into the trash.
 #[derive(Debug, Args)]
 pub struct Doctor {
     /// Only this VM or template
@@ -17,7 +19,8 @@ pub struct Doctor {
     /// Put right what can be put right
     #[arg(long)]
     repair: bool,
-    /// Also read all files: check each image (`qemu-img check`), and compare what the layers of templates hold with what they held before
+    /// Also read all files: check each image (`qemu-img check`), and compare what the layers of
+    /// templates hold with what they held before
     #[arg(long)]
     deep: bool,
 }

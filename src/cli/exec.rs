@@ -15,21 +15,25 @@ use crate::output::{Format, Printer, json};
 
 /// Run a command in a guest as if it ran here, and exit as it does
 ///
-/// No shell is involved: for one, say `-- sh -c '…'`. Output comes as it is written; signals are handed on, and three in a row hang up. The first time, a small helper is sent
-/// into the guest's memory through its agent; where that cannot be (Windows, no agent's leave), the agent itself runs the command, and the
-/// output arrives at its end, at most 16 MiB of it. Exit codes: the command's own, 128 and more for a signal; 124 timeout, 125 our own failure, 126 not executable,
+/// No shell is involved: for one, say `-- sh -c '…'`. Output comes as it is written; signals are
+/// handed on, and three in a row hang up. The first time, a small helper is sent into the guest's
+/// memory through its agent; where that cannot be (Windows, no agent's leave), the agent itself
+/// runs the command, and the output arrives at its end, at most 16 MiB of it. Exit codes: the
+/// command's own, 128 and more for a signal; 124 timeout, 125 our own failure, 126 not executable,
 /// 127 not found in the guest.
 #[derive(Debug, Args)]
 pub struct Exec {
     #[command(flatten)]
-    how: How,
-    /// How long it may take, in seconds or like 90s, 10m, 2h; then it is terminated, and 5 s later killed
+    how: ExecOptions,
+    /// How long it may take, in seconds or like 90s, 10m, 2h; then it is terminated, and 5 s later
+    /// killed
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     timeout: Option<Duration>,
     /// How long the guest may take to boot as far as its agent, in seconds
     #[arg(long, value_name = "SECS", default_value_t = 120)]
     agent_timeout: u64,
-    /// Through the guest agent alone: nothing is sent into the guest's memory, output comes at the end
+    /// Through the guest agent alone: nothing is sent into the guest's memory, output comes at the
+    /// end
     #[arg(long)]
     agent_only: bool,
     /// What to exit with when the command could not be run
@@ -44,7 +48,7 @@ pub struct Exec {
 
 /// How a command runs in a guest.
 #[derive(Debug, Args)]
-pub struct How {
+pub struct ExecOptions {
     /// Give it what comes on standard input
     #[arg(short, long)]
     pub interactive: bool,
@@ -63,7 +67,8 @@ pub struct How {
     /// Who runs it in the guest, by name or number [default: root]
     #[arg(short, long, value_name = "USER")]
     user: Option<String>,
-    /// With --format json: keep at most so much of each output stream, drop the rest, and print `truncated`
+    /// With --format json: keep at most so much of each output stream, drop the rest, and print
+    /// `truncated`
     #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = parse_size)]
     pub max_output: u64,
 }
@@ -91,9 +96,11 @@ impl Exec {
             Err(error) => return fail(app, self.failure_code, &error),
         };
         let name = self.name;
-        let (result, captured) =
-            near.attend(async |streams| exec::exec(&app.context, &name, &request, streams).await).await;
-        let ours = matches!(&result, Err(Failure::Ours(error)) if error.kind() != Kind::Interrupted);
+        let (result, captured) = near
+            .attend(async |streams| exec::exec(&app.context, &name, &request, streams).await)
+            .await;
+        let ours =
+            matches!(&result, Err(Failure::Ours(error)) if error.kind() != Kind::Interrupted);
         match code(app, name.as_str(), request.limit, result, &captured, None) {
             _ if ours => self.failure_code,
             code => code,
@@ -101,19 +108,26 @@ impl Exec {
     }
 }
 
-impl How {
+impl ExecOptions {
     /// The command as the guest is asked for it, on a terminal of this size.
-    pub fn command(&self, command: Vec<String>, terminal: Option<(u16, u16)>) -> Result<frame::Exec> {
+    pub fn command(
+        &self,
+        command: Vec<String>,
+        terminal: Option<(u16, u16)>,
+    ) -> Result<frame::Exec> {
         let mut environment = Vec::new();
         for file in &self.env_file {
             if file.as_os_str() == "-" && (self.interactive || self.tty) {
-                return Err(Error::usage("--env-file - and the command (-i, -t) cannot both have standard input")
-                    .hint("read the variables from a file: --env-file FILE"));
+                return Err(Error::usage(
+                    "--env-file - and the command (-i, -t) cannot both have standard input",
+                )
+                .hint("read the variables from a file: --env-file FILE"));
             }
             environment.extend(local::variables(file)?);
         }
         for pair in &self.env {
-            environment.push(local::variable(pair).map_err(|why| Error::usage(format!("-e: {why}")))?);
+            environment
+                .push(local::variable(pair).map_err(|why| Error::usage(format!("-e: {why}")))?);
         }
         let environment = local::last_of_each(environment);
         Ok(frame::Exec {
@@ -142,7 +156,8 @@ struct Kept {
 }
 
 impl Kept {
-    /// Keeps `bytes` as far as there is room for them in `limit` bytes. What comes later is dropped: the command has to go on.
+    /// Keeps `bytes` as far as there is room for them in `limit` bytes. What comes later is
+    /// dropped: the command has to go on.
     fn take(&mut self, bytes: &[u8], limit: usize) {
         let room = limit.saturating_sub(self.bytes.len());
         self.bytes.extend_from_slice(&bytes[..bytes.len().min(room)]);
@@ -150,7 +165,8 @@ impl Kept {
     }
 }
 
-/// As text, without a copy of it. What is not UTF-8 becomes U+FFFD; a character that the limit has cut in two is left out.
+/// As text, without a copy of it. What is not UTF-8 becomes U+FFFD; a character that the limit has
+/// cut in two is left out.
 impl Serialize for Kept {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         serializer.collect_str(self)
@@ -182,10 +198,11 @@ pub struct Near<'a> {
 
 impl<'a> Near<'a> {
     /// Ends for `request`.
-    pub fn new(printer: &'a Printer, request: &Request, how: &How) -> Result<Self> {
+    pub fn new(printer: &'a Printer, request: &Request, how: &ExecOptions) -> Result<Self> {
         let terminal = request.exec.terminal.is_some();
         if terminal && printer.format == Format::Json {
-            return Err(Error::usage("a terminal cannot be had in JSON").hint("leave out -t or --format json"));
+            return Err(Error::usage("a terminal cannot be had in JSON")
+                .hint("leave out -t or --format json"));
         }
         let limit = usize::try_from(how.max_output).unwrap_or(usize::MAX);
         Ok(Self { printer, terminal, input: how.interactive || terminal, limit })
@@ -215,7 +232,11 @@ impl<'a> Near<'a> {
             (Stream::Output, false) => printer.pass(bytes),
             (Stream::Errors, false) => printer.pass_error(bytes),
         };
-        let streams = Streams { input: self.input.then(local::input), control: Some(control), output: &mut output };
+        let streams = Streams {
+            input: self.input.then(local::input),
+            control: Some(control),
+            output: &mut output,
+        };
         let result = work(streams).await;
         (result, captured)
     }
@@ -234,7 +255,14 @@ pub fn code(
     let tell = |exit_code: u8, truncated: bool, timed_out: bool| {
         let Captured { stdout, stderr } = captured;
         let truncated = truncated || stdout.truncated || stderr.truncated;
-        app.printer.json(&json::Ended { exit_code, stdout, stderr, truncated, timed_out, run: about });
+        app.printer.json(&json::Ended {
+            exit_code,
+            stdout,
+            stderr,
+            truncated,
+            timed_out,
+            run: about,
+        });
     };
     let in_json = app.printer.format == Format::Json;
     // A VM that was kept has to be named, and so has what came before a timeout.
@@ -252,12 +280,16 @@ pub fn code(
             }
             finished.code
         }
-        Err(Failure::TimedOut) => {
-            fail(app, 124, &Error::qemu(format!("the command did not end within {seconds} s and was ended")))
-        }
+        Err(Failure::TimedOut) => fail(
+            app,
+            124,
+            &Error::qemu(format!("the command did not end within {seconds} s and was ended")),
+        ),
         Err(Failure::GoesOn { pid }) => {
-            let error = Error::qemu(format!("the command did not end within {seconds} s; it goes on in {name}"))
-                .hint(format!("end it: cowhand exec {name} -- kill {pid}"));
+            let error = Error::qemu(format!(
+                "the command did not end within {seconds} s; it goes on in {name}"
+            ))
+            .hint(format!("end it: cowhand exec {name} -- kill {pid}"));
             fail(app, 124, &error)
         }
         Err(Failure::NotExecutable(message)) => fail(app, 126, &Error::failed(message)),

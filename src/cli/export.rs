@@ -10,9 +10,9 @@ use crate::output::{json, table};
 
 /// Write a VM into a directory from which libvirt takes it over
 ///
-/// The directory gets the XML of a domain and its disks, which `virsh define` takes. A VM with snapshots keeps them; a VM
-/// without, a template, and a snapshot get one file for each disk. What the domain has otherwise, or not at all, is listed
-/// with the reason. Nothing of the VM changes.
+/// The directory gets the XML of a domain and its disks, which `virsh define` takes. A VM with
+/// snapshots keeps them; a VM without, a template, and a snapshot get one file for each disk. What
+/// the domain has otherwise, or not at all, is listed with the reason. Nothing of the VM changes.
 #[derive(Debug, Args)]
 pub struct Export {
     /// The VM or template, which does not run, or VM@SNAPSHOT

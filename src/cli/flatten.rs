@@ -8,7 +8,8 @@ use crate::model::Name;
 
 /// Make VMs stand on nothing: everything below their disks is copied into them, running or stopped
 ///
-/// Afterwards the template or VM they were cloned from can be removed, unless snapshots of theirs still stand on it.
+/// Afterwards the template or VM they were cloned from can be removed, unless snapshots of theirs
+/// still stand on it.
 #[derive(Debug, Args)]
 pub struct Flatten {
     /// VMs; behind a VM a disk of it (vda, nvram), to flatten that one alone
@@ -26,12 +27,14 @@ impl Flatten {
         let mut words = self.words.iter().peekable();
         while let Some(vm) = words.next() {
             let record = app.context.store.load(vm)?;
-            let is_disk = |word: &&Name| record.config.volumes().any(|disk| disk.target == word.as_str());
+            let is_disk =
+                |word: &&Name| record.config.volumes().any(|disk| disk.target == word.as_str());
             let disk = words.next_if(|word| is_disk(word) && !app.context.store.exists(word));
             wanted.push((vm, disk));
         }
         for (vm, disk) in wanted {
-            let merged = merge::flatten(&app.context, vm, disk.map(Name::as_str), self.dry_run).await?;
+            let merged =
+                merge::flatten(&app.context, vm, disk.map(Name::as_str), self.dry_run).await?;
             tell(app, vm, &merged, self.dry_run);
         }
         Ok(())

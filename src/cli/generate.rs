@@ -7,7 +7,8 @@ use super::{App, Cli, complete};
 use crate::error::{IoContext, Result};
 use crate::output::json;
 
-/// The commit that this was built from and its date; none in builds that no package was made of (`scripts/package`).
+/// The commit that this was built from and its date; none in builds that no package was made of
+/// (`scripts/package`).
 const COMMIT: Option<&str> = option_env!("COWHAND_COMMIT");
 
 /// The version, with that.
@@ -39,7 +40,8 @@ pub struct Man {
 
 impl Man {
     pub fn run(self, app: &App) -> Result<()> {
-        clap_mangen::generate_to(Cli::command(), &self.directory).on("write manual pages to", &self.directory)?;
+        clap_mangen::generate_to(Cli::command(), &self.directory)
+            .on("write manual pages to", &self.directory)?;
         let text = format!("manual pages are in {}", self.directory.display());
         app.printer.done(&text, &json::Man::new(&self.directory));
         Ok(())

@@ -6,8 +6,8 @@ use serde_json::json;
 
 use super::{App, local};
 use crate::ephemeral::gitlab::Job;
+use crate::ephemeral::make;
 use crate::ephemeral::request::{Keep, Request, Warmth};
-use crate::ephemeral::run;
 use crate::ephemeral::{discard, from_now};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::guest::exec::{self, Stream, Streams};
@@ -17,7 +17,8 @@ use crate::model::{Ephemeral, Name, PointRef, parse_age};
 
 /// Be the custom executor of a GitLab runner: a VM per job
 ///
-/// The runner calls these, one after another, each in a process of its own; see docs/ci.md for its config.toml.
+/// The runner calls these, one after another, each in a process of its own; see docs/ci.md for its
+/// config.toml.
 #[derive(Debug, Subcommand)]
 pub enum Gitlab {
     Config(Config),
@@ -144,11 +145,14 @@ impl Prepare {
             most: None,
             command: exec::Request { agent_limit: limit, ..Default::default() },
         };
-        let ephemeral = Ephemeral { owner: None, expires: Some(from_now(self.ttl)), shell: false };
+        let ephemeral =
+            Ephemeral { owner: None, expires: Some(from_now(self.ttl)), standby: false };
         let mut control = Some(local::control(false)?);
         let made = tokio::select! {
-            made = run::make(context, &request, &name, &ephemeral, limit) => made,
-            () = exec::interrupted(&mut control) => Err(Error::new(Kind::Interrupted, "interrupted")),
+            made = make::make(context, &request, &name, &ephemeral, limit) => made,
+            () = exec::interrupted(&mut control) => {
+                Err(Error::new(Kind::Interrupted, "interrupted"))
+            }
         };
         match made {
             Ok(made) => {
@@ -183,10 +187,13 @@ impl Run {
             Ok(0) => 0,
             Ok(code) => {
                 // Newer runners show it as the job's own exit code.
-                if let Some(path) = std::env::var_os("BUILD_EXIT_CODE_FILE").filter(|path| !path.is_empty())
+                if let Some(path) =
+                    std::env::var_os("BUILD_EXIT_CODE_FILE").filter(|path| !path.is_empty())
                     && let Err(source) = std::fs::write(&path, code.to_string())
                 {
-                    app.context.ui.warn(&format!("cannot write {}: {source}", PathBuf::from(path).display()));
+                    app.context
+                        .ui
+                        .warn(&format!("cannot write {}: {source}", PathBuf::from(path).display()));
                 }
                 exit_code("BUILD_FAILURE_EXIT_CODE", 1)
             }
@@ -218,13 +225,22 @@ impl Run {
             Stream::Output => printer.pass(bytes),
             Stream::Errors => printer.pass_error(bytes),
         };
-        let streams = Streams { input: Some(receive), control: Some(local::control(false)?), output: &mut output };
-        let (result, ()) = tokio::join!(exec::exec(&app.context, &name, &request, streams), sending);
+        let streams = Streams {
+            input: Some(receive),
+            control: Some(local::control(false)?),
+            output: &mut output,
+        };
+        let (result, ()) =
+            tokio::join!(exec::exec(&app.context, &name, &request, streams), sending);
         match result {
             Ok(finished) => Ok(finished.code),
             Err(Failure::Ours(error)) => Err(error),
-            Err(Failure::NotFound(words) | Failure::NotExecutable(words)) => Err(Error::failed(words)),
-            Err(Failure::TimedOut | Failure::GoesOn { .. }) => Err(Error::qemu("the script did not end")),
+            Err(Failure::NotFound(words) | Failure::NotExecutable(words)) => {
+                Err(Error::failed(words))
+            }
+            Err(Failure::TimedOut | Failure::GoesOn { .. }) => {
+                Err(Error::qemu("the script did not end"))
+            }
         }
     }
 }

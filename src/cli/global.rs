@@ -22,7 +22,13 @@ pub struct Global {
     #[arg(long, global = true, value_name = "DIR", env = "COWHAND_STORE", hide_env_values = true)]
     store: Option<PathBuf>,
     /// The form of results
-    #[arg(long, global = true, value_name = "FORM", default_value = "table", hide_possible_values = false)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FORM",
+        default_value = "table",
+        hide_possible_values = false
+    )]
     pub format: Format,
     /// Say only what was asked for; lists show names alone
     #[arg(short, long, global = true)]
@@ -85,7 +91,9 @@ impl Global {
 /// The directory of the store: the one that is `named`, else the user's.
 pub fn store(named: Option<&Path>) -> Result<PathBuf> {
     match named {
-        Some(store) if store.as_os_str().is_empty() => Err(Error::usage("the store's directory is empty")),
+        Some(store) if store.as_os_str().is_empty() => {
+            Err(Error::usage("the store's directory is empty"))
+        }
         Some(store) => Ok(store.to_path_buf()),
         None if nix::unistd::geteuid().is_root() => Ok(PathBuf::from("/var/lib/cowhand")),
         None => Ok(data_home()?.join("cowhand")),
@@ -94,19 +102,25 @@ pub fn store(named: Option<&Path>) -> Result<PathBuf> {
 
 fn data_home() -> Result<PathBuf> {
     let base = etcetera::choose_base_strategy().map_err(|source| {
-        Error::failed("where your home directory is is not known").hint("say --store DIR").because(source)
+        Error::failed("where your home directory is is not known")
+            .hint("say --store DIR")
+            .because(source)
     })?;
     Ok(base.data_dir())
 }
 
-/// The directory of a login of root (pam_systemd). It is removed when root logs out, and guests go on running.
+/// The directory of a login of root (pam_systemd). It is removed when root logs out, and guests go
+/// on running.
 const OF_A_LOGIN: &str = "/run/user/0";
 
-/// `$XDG_RUNTIME_DIR/cowhand`; without that variable `/run/cowhand` for root, and a private directory in /tmp else. Root does not use
-/// that of a login, its own or another user's (`sudo -E`, `su`).
+/// `$XDG_RUNTIME_DIR/cowhand`; without that variable `/run/cowhand` for root, and a private
+/// directory in /tmp else. Root does not use that of a login, its own or another user's (`sudo -E`,
+/// `su`).
 fn runtime(user: Uid, session: Option<PathBuf>) -> PathBuf {
     let is_roots = |session: &Path| session.metadata().map_or(true, |about| about.uid() == 0);
-    let lasts = |session: &PathBuf| !user.is_root() || (session != Path::new(OF_A_LOGIN) && is_roots(session));
+    let lasts = |session: &PathBuf| {
+        !user.is_root() || (session != Path::new(OF_A_LOGIN) && is_roots(session))
+    };
     match session.filter(lasts) {
         Some(session) => session.join("cowhand"),
         None if user.is_root() => PathBuf::from("/run/cowhand"),
@@ -123,10 +137,13 @@ pub fn arm_faults(tell: fn(&str)) {
     if !cfg!(debug_assertions) {
         return;
     }
-    if let Some((place, fault)) = std::env::var("COWHAND_FAULT").ok().and_then(|text| fault::parse(&text)) {
+    if let Some((place, fault)) =
+        std::env::var("COWHAND_FAULT").ok().and_then(|text| fault::parse(&text))
+    {
         fault::arm(place, fault, tell);
     }
-    if let Some(seconds) = std::env::var("COWHAND_PATIENCE").ok().and_then(|text| text.parse().ok()) {
+    if let Some(seconds) = std::env::var("COWHAND_PATIENCE").ok().and_then(|text| text.parse().ok())
+    {
         fault::set_patience(Duration::from_secs(seconds));
     }
 }
@@ -145,7 +162,12 @@ pub fn trace(verbose: u8) {
         1 => tracing::Level::DEBUG,
         _ => tracing::Level::TRACE,
     };
-    tracing_subscriber::fmt().with_max_level(level).with_writer(|| Trace).with_ansi(false).without_time().init();
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(|| Trace)
+        .with_ansi(false)
+        .without_time()
+        .init();
 }
 
 #[cfg(test)]
@@ -154,7 +176,9 @@ mod tests {
 
     #[test]
     fn sockets_of_root_do_not_go_where_the_end_of_a_login_removes_them() {
-        let at = |user: u32, session: Option<&str>| runtime(Uid::from_raw(user), session.map(PathBuf::from));
+        let at = |user: u32, session: Option<&str>| {
+            runtime(Uid::from_raw(user), session.map(PathBuf::from))
+        };
         assert_eq!(at(0, Some("/run/user/0")), Path::new("/run/cowhand"));
         assert_eq!(at(0, Some("/run/user/0/")), Path::new("/run/cowhand"));
         assert_eq!(at(0, None), Path::new("/run/cowhand"));

@@ -10,13 +10,15 @@ use crate::fetch::digest::Digest;
 use crate::image::add::{self, Added};
 use crate::image::catalogue::Catalogue;
 use crate::image::file::{self, Target, Written};
+use crate::image::list;
 use crate::image::source::Source;
-use crate::image::{list, prune};
+use crate::maintenance::prune;
+use crate::maintenance::remove::{self, Options, Which};
 use crate::model::{Format, Name, PointRef, human};
 use crate::output::{self, json, table};
-use crate::vm::remove::{self, Options, Which};
 
-/// Images that VMs share; image files: look at them, check and convert them, make one of a point of a VM
+/// Images that VMs share; image files: look at them, check and convert them, make one of a point of
+/// a VM
 #[derive(Debug, Subcommand)]
 pub enum Image {
     Add(Add),
@@ -65,7 +67,12 @@ impl Checksum {
     }
 
     /// The request for an image with that checksum.
-    pub(super) fn request(self, source: Source, name: Option<Name>, format: Option<Format>) -> Result<add::Request> {
+    pub(super) fn request(
+        self,
+        source: Source,
+        name: Option<Name>,
+        format: Option<Format>,
+    ) -> Result<add::Request> {
         let digest = match (&self.sha256, &self.sha512) {
             (Some(hex), _) => Some(Digest::sha256(hex)?),
             (None, Some(hex)) => Some(Digest::sha512(hex)?),
@@ -77,8 +84,9 @@ impl Checksum {
 
 /// Add an image to the store, for VMs to share: `create NAME --image IMAGE`
 ///
-/// The image is downloaded (an interrupted download goes on where it was), verified if a checksum is said or the catalogue has one,
-/// decompressed if its name ends in .xz, .zst, .gz or .bz2, inspected, and copied into the store, where it never changes.
+/// The image is downloaded (an interrupted download goes on where it was), verified if a checksum
+/// is said or the catalogue has one, decompressed if its name ends in .xz, .zst, .gz or .bz2,
+/// inspected, and copied into the store, where it never changes.
 #[derive(Debug, Args)]
 pub struct Add {
     /// A file, an https or http address, or NAME:VERSION of the catalogue (`image ls --catalogue`)
@@ -102,7 +110,10 @@ impl Add {
         let added = add::add(&app.context, &request).await?;
         let Added { name, record } = &added;
         let bytes = record.config.disks.first().map_or(0, |disk| disk.virtual_bytes);
-        let text = format!("added image {name} ({}); make a VM of it: cowhand create NEW --image {name}", human(bytes));
+        let text = format!(
+            "added image {name} ({}); make a VM of it: cowhand create NEW --image {name}",
+            human(bytes)
+        );
         app.printer.done(&text, &json::AddedImage::from(&added));
         Ok(())
     }
@@ -123,7 +134,9 @@ impl Ls {
             let catalogue = Catalogue::load(&app.context.store)?;
             let entries = catalogue.entries();
             if is_quiet {
-                entries.iter().for_each(|entry| app.printer.text(&format!("{}:{}", entry.name, entry.version)));
+                entries.iter().for_each(|entry| {
+                    app.printer.text(&format!("{}:{}", entry.name, entry.version))
+                });
                 return Ok(());
             }
             let values: Vec<_> = entries.iter().map(json::CatalogueImage::from).collect();
@@ -180,12 +193,17 @@ impl Prune {
     async fn run(self, app: &App) -> Result<()> {
         let pruned = prune::prune(&app.context, self.dry_run).await?;
         let verb = if self.dry_run { "would remove" } else { "removed" };
-        let mut lines: Vec<String> =
-            pruned.iter().map(|one| format!("{verb} {} ({})", one.what, human(one.bytes))).collect();
+        let mut lines: Vec<String> = pruned
+            .iter()
+            .map(|one| format!("{verb} {} ({})", one.what, human(one.bytes)))
+            .collect();
         if lines.is_empty() {
             lines.push("nothing to remove".to_owned());
         } else if !self.dry_run && pruned.iter().any(|one| one.image.is_some()) {
-            lines.push("images are in the trash; to free their space: cowhand gc --older-than 0".to_owned());
+            lines.push(
+                "images are in the trash; to free their space: cowhand gc --older-than 0"
+                    .to_owned(),
+            );
         }
         let entries: Vec<_> = pruned.iter().map(json::PrunedImage::from).collect();
         app.printer.result(&lines.join("\n"), &entries);
@@ -206,7 +224,8 @@ pub struct Info {
 impl Info {
     async fn run(self, app: &App) -> Result<()> {
         let about = file::info(&app.context, &self.file, self.image_format).await?;
-        app.printer.result(&table::image(&self.file, &about), &json::ImageFile::new(&self.file, &about));
+        app.printer
+            .result(&table::image(&self.file, &about), &json::ImageFile::new(&self.file, &about));
         Ok(())
     }
 }
@@ -226,7 +245,8 @@ pub struct Check {
 
 impl Check {
     async fn run(self, app: &App) -> Result<()> {
-        let (format, checked) = file::check(&app.context, &self.file, self.image_format, self.repair).await?;
+        let (format, checked) =
+            file::check(&app.context, &self.file, self.image_format, self.repair).await?;
         let shown = self.file.display();
         let Some(checked) = checked else {
             let text = format!("{shown}: {format}: there is nothing to check");
@@ -242,9 +262,8 @@ impl Check {
         );
         app.printer.result(&text, &json::CheckedImage::from(&checked));
         if checked.corruptions > checked.corruptions_fixed || checked.errors > 0 {
-            return Err(
-                Error::damaged(format!("{shown} is damaged")).hint(format!("cowhand image check {shown} --repair"))
-            );
+            return Err(Error::damaged(format!("{shown} is damaged"))
+                .hint(format!("cowhand image check {shown} --repair")));
         }
         Ok(())
     }
@@ -265,9 +284,12 @@ pub struct Convert {
     output_format: Option<Format>,
     /// Also read the files that the image names, from its own directory or DIRECTORY
     ///
-    /// An image can name any file of the host as its backing file, its data file or an extent, so this is for images of
-    /// your own. Each file is inspected and listed before it is read.
-    #[arg(long, value_name = "DIRECTORY", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    /// An image can name any file of the host as its backing file, its data file or an extent, so
+    /// this is for images of your own. Each file is inspected and listed before it is read.
+    #[arg(
+        long, value_name = "DIRECTORY", num_args = 0..=1, require_equals = true,
+        default_missing_value = "",
+    )]
     with_backing: Vec<OsString>,
     /// Replace a file that is there
     #[arg(long)]
@@ -278,7 +300,14 @@ impl Convert {
     async fn run(self, app: &App) -> Result<()> {
         let target = Target { path: self.target, format: self.output_format, force: self.force };
         let within = within(self.with_backing);
-        let written = file::convert(&app.context, &self.source, self.image_format, within.as_deref(), &target).await?;
+        let written = file::convert(
+            &app.context,
+            &self.source,
+            self.image_format,
+            within.as_deref(),
+            &target,
+        )
+        .await?;
         tell(app, &written);
         Ok(())
     }
@@ -305,13 +334,15 @@ pub struct Export {
 impl Export {
     async fn run(self, app: &App) -> Result<()> {
         let target = Target { path: self.file, format: self.output_format, force: self.force };
-        let written = file::export(&app.context, &self.point, self.disk.as_deref(), &target).await?;
+        let written =
+            file::export(&app.context, &self.point, self.disk.as_deref(), &target).await?;
         tell(app, &written);
         Ok(())
     }
 }
 
 fn tell(app: &App, written: &Written) {
-    let text = format!("wrote {} ({}, {})", written.path.display(), written.format, human(written.bytes));
+    let text =
+        format!("wrote {} ({}, {})", written.path.display(), written.format, human(written.bytes));
     app.printer.done(&text, &json::WrittenImage::from(written));
 }

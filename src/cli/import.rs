@@ -42,13 +42,16 @@ pub struct Import {
     disk: Vec<String>,
     /// Files that the XML names, and backing files, may also lie below DIRECTORY; can be repeated
     ///
-    /// Without this, the XML can name files of its own directory alone, and an image those beside it: an XML or image of somebody else's could name any file.
+    /// Without this, the XML can name files of its own directory alone, and an image those beside
+    /// it: an XML or image of somebody else's could name any file.
     #[arg(long, value_name = "DIRECTORY", require_equals = true)]
     with_backing: Vec<OsString>,
-    /// Import the snapshots, too: their XML lies in DIR (`virsh snapshot-dumpxml`), a file each that ends in .xml; or libvirt is asked
+    /// Import the snapshots, too: their XML lies in DIR (`virsh snapshot-dumpxml`), a file each
+    /// that ends in .xml; or libvirt is asked
     ///
-    /// The XML in DIR can name the files of the domain, and files in DIR. `libvirt` goes with --libvirt; a directory of that
-    /// name is ./libvirt. The memory of snapshots does not come over.
+    /// The XML in DIR can name the files of the domain, and files in DIR. `libvirt` goes with
+    /// --libvirt; a directory of that name is ./libvirt. The memory of snapshots does not come
+    /// over.
     #[arg(long, value_name = "DIR|libvirt", conflicts_with = "template")]
     snapshots: Option<PathBuf>,
     /// Give the VM a new UUID
@@ -78,7 +81,8 @@ impl Import {
             (None, Some(domain)) => (ask_libvirt(app, domain)?, format!("domain {domain}"), None),
             (None, None) => return Err(Error::usage("name the XML of a domain")),
         };
-        let files: BTreeMap<String, PathBuf> = self.disk.iter().map(|text| file_of(text)).collect::<Result<_>>()?;
+        let files: BTreeMap<String, PathBuf> =
+            self.disk.iter().map(|text| file_of(text)).collect::<Result<_>>()?;
         if files.len() < self.disk.len() {
             return Err(Error::usage("--disk names the same disk twice"));
         }
@@ -88,16 +92,19 @@ impl Import {
         };
         let (snapshots, current) = match (&self.snapshots, &self.libvirt) {
             (None, _) => (Vec::new(), None),
-            (Some(word), Some(domain)) if word == Path::new("libvirt") => ask_for_snapshots(app, domain)?,
+            (Some(word), Some(domain)) if word == Path::new("libvirt") => {
+                ask_for_snapshots(app, domain)?
+            }
             (Some(word), None) if word == Path::new("libvirt") => {
-                return Err(
-                    Error::usage("--snapshots libvirt asks for those of a domain").hint("say which: --libvirt DOMAIN")
-                );
+                return Err(Error::usage("--snapshots libvirt asks for those of a domain")
+                    .hint("say which: --libvirt DOMAIN"));
             }
             (Some(directory), _) => (snapshots::read(directory)?, None),
         };
         let snapshots_beside = match &self.snapshots {
-            Some(word) if word != Path::new("libvirt") => Some(std::path::absolute(word).on("find", word)?),
+            Some(word) if word != Path::new("libvirt") => {
+                Some(std::path::absolute(word).on("find", word)?)
+            }
             _ => None,
         };
         let request = Request {
@@ -117,8 +124,11 @@ impl Import {
         let lost = plan.notes.iter().filter(|note| note.fate != Fate::Kept);
         if self.strict && lost.clone().count() > 0 {
             let error = Error::refused(format!("{} does not come over as it is", request.shown));
-            let lines = lost.map(|note| format!("{} {}: {}", note.fate.as_str(), note.what, note.how));
-            return Err(lines.fold(error, Error::hint).hint("to import it all the same, leave out --strict"));
+            let lines =
+                lost.map(|note| format!("{} {}: {}", note.fate.as_str(), note.what, note.how));
+            return Err(lines
+                .fold(error, Error::hint)
+                .hint("to import it all the same, leave out --strict"));
         }
         let list = table::domain(&plan.notes);
         if self.dry_run {
@@ -128,15 +138,19 @@ impl Import {
         let record = import::import(&app.context, &plan, self.template).await?;
         let name = &plan.name;
         let next = match self.template {
-            true => format!("{list}\nimported {name} as a template; make a VM of it: cowhand clone {name} NEW"),
+            true => format!(
+                "{list}\nimported {name} as a template; make a VM of it: cowhand clone {name} NEW"
+            ),
             false => format!("{list}\nimported {name}; start it: cowhand start {name}"),
         };
-        app.printer.done(&next, &json::Imported::new(name, record.uuid, self.template, &plan.notes));
+        app.printer
+            .done(&next, &json::Imported::new(name, record.uuid, self.template, &plan.notes));
         Ok(())
     }
 }
 
-/// Where the files of an XML lie; of one that is no file (standard input, a link), the working directory.
+/// Where the files of an XML lie; of one that is no file (standard input, a link), the working
+/// directory.
 fn directory_of(xml: &Path) -> Result<PathBuf> {
     let absolute = std::path::absolute(xml).on("find", xml)?;
     // A pipe lies in no directory of the user's.
@@ -166,23 +180,35 @@ fn ask_for_snapshots(app: &App, domain: &str) -> Result<(Vec<String>, Option<Str
     let names = virsh(app, &["snapshot-list", "--name", "--domain", domain])?;
     let names: Vec<&str> = names.lines().filter(|name| !name.trim().is_empty()).collect();
     if names.len() > snapshots::MOST {
-        return Err(Error::refused(format!("domain {domain} has more than {} snapshots", snapshots::MOST)));
+        return Err(Error::refused(format!(
+            "domain {domain} has more than {} snapshots",
+            snapshots::MOST
+        )));
     }
     if names.is_empty() {
         return Ok((Vec::new(), None));
     }
-    let xml = |name: &&str| virsh(app, &["snapshot-dumpxml", "--domain", domain, "--snapshotname", name]);
+    let xml =
+        |name: &&str| virsh(app, &["snapshot-dumpxml", "--domain", domain, "--snapshotname", name]);
     let all = names.iter().map(xml).collect::<Result<_>>()?;
     // It fails where there is none.
     let current = virsh(app, &["snapshot-current", "--name", "--domain", domain]).ok();
-    Ok((all, current.map(|name| name.trim_end_matches(['\r', '\n']).to_owned()).filter(|name| !name.is_empty())))
+    Ok((
+        all,
+        current
+            .map(|name| name.trim_end_matches(['\r', '\n']).to_owned())
+            .filter(|name| !name.is_empty()),
+    ))
 }
 
 fn virsh(app: &App, args: &[&str]) -> Result<String> {
-    let path = command::find(Path::new("virsh"), &app.context.settings.search_path).ok_or_else(|| {
-        Error::failed("virsh is not installed")
-            .hint("where libvirt is: virsh dumpxml --inactive DOMAIN > domain.xml; here: cowhand import domain.xml")
-    })?;
+    let path =
+        command::find(Path::new("virsh"), &app.context.settings.search_path).ok_or_else(|| {
+            Error::failed("virsh is not installed").hint(
+                "where libvirt is: virsh dumpxml --inactive DOMAIN > domain.xml; here: cowhand \
+                 import domain.xml",
+            )
+        })?;
     let answer = command::output(&path, args)?;
     String::from_utf8(answer).map_err(std::io::Error::other).on("read the answer of", &path)
 }

@@ -1,4 +1,5 @@
-//! The near ends of a guest's command: this process's input, output, terminal, variables and signals.
+//! The near ends of a guest's command: this process's input, output, terminal, variables and
+//! signals.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -19,19 +20,24 @@ const CHUNK: usize = 16 << 10;
 /// The most bytes a file with variables may have.
 const VARIABLES: u64 = 1 << 20;
 
-/// `K=V`, as it is; or `K`, with the value that it has here. The words that say what is wrong do not repeat a value: it may be secret.
+/// `K=V`, as it is; or `K`, with the value that it has here. The words that say what is wrong do
+/// not repeat a value: it may be secret.
 pub fn variable(pair: &str) -> std::result::Result<String, String> {
     let (key, value) = pair.split_once('=').map_or((pair, None), |(key, value)| (key, Some(value)));
     match (key, value) {
         ("", _) => Err("a variable has no name: it is written NAME or NAME=VALUE".to_owned()),
-        (_, Some(value)) if value.contains('\0') => Err(format!("the value of {key:?} contains a NUL")),
+        (_, Some(value)) if value.contains('\0') => {
+            Err(format!("the value of {key:?} contains a NUL"))
+        }
         (_, Some(_)) => Ok(pair.to_owned()),
         (_, None) => match std::env::var(key) {
             Ok(value) => Ok(format!("{key}={value}")),
             Err(std::env::VarError::NotPresent) => {
                 Err(format!("there is no variable {key:?} here; give it a value: {key}=VALUE"))
             }
-            Err(std::env::VarError::NotUnicode(_)) => Err(format!("the value of {key:?} is not UTF-8")),
+            Err(std::env::VarError::NotUnicode(_)) => {
+                Err(format!("the value of {key:?} is not UTF-8"))
+            }
         },
     }
 }
@@ -40,21 +46,28 @@ pub fn variable(pair: &str) -> std::result::Result<String, String> {
 pub fn last_of_each(pairs: Vec<String>) -> Vec<String> {
     let mut seen = HashSet::new();
     let name = |pair: &str| pair.split('=').next().unwrap_or_default().to_owned();
-    let mut kept: Vec<String> = pairs.into_iter().rev().filter(|pair| seen.insert(name(pair))).collect();
+    let mut kept: Vec<String> =
+        pairs.into_iter().rev().filter(|pair| seen.insert(name(pair))).collect();
     kept.reverse();
     kept
 }
 
-/// The variables in a file, one a line: `K=V` or `K`, without quotes. Empty lines and those that begin with `#` are left out. `-` is standard input.
+/// The variables in a file, one a line: `K=V` or `K`, without quotes. Empty lines and those that
+/// begin with `#` are left out. `-` is standard input.
 pub fn variables(file: &Path) -> Result<Vec<String>> {
     let mut text = String::new();
     let read = match file.as_os_str() == "-" {
         true => std::io::stdin().lock().take(VARIABLES + 1).read_to_string(&mut text),
-        false => File::open(file).and_then(|file| file.take(VARIABLES + 1).read_to_string(&mut text)),
+        false => {
+            File::open(file).and_then(|file| file.take(VARIABLES + 1).read_to_string(&mut text))
+        }
     };
     read.on("read", file)?;
     if text.len() as u64 > VARIABLES {
-        return Err(Error::usage(format!("{} is too long for a file with variables (1 MiB)", file.display())));
+        return Err(Error::usage(format!(
+            "{} is too long for a file with variables (1 MiB)",
+            file.display()
+        )));
     }
     let mut all = Vec::new();
     for (number, line) in text.lines().enumerate().map(|(number, line)| (number + 1, line)) {
@@ -102,14 +115,18 @@ pub fn control(terminal: bool) -> Result<Receiver<Control>> {
         let (send, mut signals) = (send.clone(), signal(kind).map_err(cannot)?);
         let number = u8::try_from(kind.as_raw_value()).unwrap_or_default();
         tokio::spawn(async move {
-            while signals.recv().await.is_some() && send.send(Control::Signal(number)).await.is_ok() {}
+            while signals.recv().await.is_some() && send.send(Control::Signal(number)).await.is_ok()
+            {
+            }
         });
     }
     if terminal {
         let mut changes = signal(SignalKind::window_change()).map_err(cannot)?;
         tokio::spawn(async move {
             while changes.recv().await.is_some() {
-                let Some((rows, columns)) = inside::terminal_size(std::io::stdin()) else { continue };
+                let Some((rows, columns)) = inside::terminal_size(std::io::stdin()) else {
+                    continue;
+                };
                 if send.send(Control::Resize(rows, columns)).await.is_err() {
                     return;
                 }
@@ -129,7 +146,8 @@ pub fn terminal() -> Result<(Raw, (u16, u16))> {
         return Err(none());
     }
     let size = inside::terminal_size(std::io::stdin()).unwrap_or((24, 80));
-    let raw = Raw::enter().map_err(|source| Error::failed("cannot set up the terminal").because(source))?;
+    let raw = Raw::enter()
+        .map_err(|source| Error::failed("cannot set up the terminal").because(source))?;
     raw.map(|raw| (raw, size)).ok_or_else(none)
 }
 
@@ -141,7 +159,8 @@ mod tests {
     fn variables_are_read_as_podman_does() {
         let directory = tempfile::tempdir().expect("directory");
         let file = directory.path().join("env");
-        std::fs::write(&file, "# a comment\n\nA=1\nB=two words = 'quoted'\nPATH\nE=\n").expect("written");
+        std::fs::write(&file, "# a comment\n\nA=1\nB=two words = 'quoted'\nPATH\nE=\n")
+            .expect("written");
         let all = variables(&file).expect("good");
         let path = format!("PATH={}", std::env::var("PATH").expect("there"));
         assert_eq!(all, ["A=1", "B=two words = 'quoted'", path.as_str(), "E="]);

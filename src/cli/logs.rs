@@ -18,7 +18,8 @@ use crate::sys::rotated::Rotated;
 pub struct Logs {
     /// The VM
     name: Name,
-    /// Go on as more comes, until the VM has ended or Ctrl-C; of a VM that does not run, print what there is
+    /// Go on as more comes, until the VM has ended or Ctrl-C; of a VM that does not run, print what
+    /// there is
     #[arg(short, long)]
     pub follow: bool,
     /// Print the bytes as they are, also on a terminal; they can contain any control sequence
@@ -35,16 +36,25 @@ impl Logs {
         if !store.exists(&self.name) {
             return Err(store.unknown(&self.name));
         }
-        let path = if self.qemu { store.layout.qemu_log(&self.name) } else { store.layout.serial_log(&self.name) };
+        let path = if self.qemu {
+            store.layout.qemu_log(&self.name)
+        } else {
+            store.layout.serial_log(&self.name)
+        };
         if !path.exists() {
-            return Err(Error::not_found(format!("{} has never been started, so there is no log", self.name)));
+            return Err(Error::not_found(format!(
+                "{} has never been started, so there is no log",
+                self.name
+            )));
         }
         let log = Rotated::open(&path).on("open", &path)?;
         let follows = self.follow && status::is_running(&app.context, &self.name)?;
         let follow = follows.then(|| Follow::new(&path)).transpose().on("watch", &path)?;
-        // Of a QEMU that does not say who it is, the end cannot be seen. One that has ended by now does not say it, either.
+        // Of a QEMU that does not say who it is, the end cannot be seen. One that has ended by now
+        // does not say it, either.
         let process = if follows { logs::process(&app.context, &self.name).await? } else { None };
-        let mut has_ended = follows && process.is_none() && !status::is_running(&app.context, &self.name)?;
+        let mut has_ended =
+            follows && process.is_none() && !status::is_running(&app.context, &self.name)?;
         let printer = app.printer;
         // On a terminal, what the guest prints must not command it.
         let mut escape = (!self.raw && std::io::stdout().is_terminal()).then(LogEscape::default);
@@ -57,9 +67,12 @@ impl Logs {
             let (mut position, end) = (log.begin()?, log.end()?);
             let mut buffer = vec![0; 64 << 10];
             loop {
-                // Without --follow to where the log ends now: a guest that prints faster than it is read would keep us for ever.
+                // Without --follow to where the log ends now: a guest that prints faster than it is
+                // read would keep us for ever.
                 let most = match follow {
-                    None => usize::try_from(end.saturating_sub(position)).unwrap_or(usize::MAX).min(buffer.len()),
+                    None => usize::try_from(end.saturating_sub(position))
+                        .unwrap_or(usize::MAX)
+                        .min(buffer.len()),
                     Some(_) => buffer.len(),
                 };
                 let piece = log.read(position, &mut buffer[..most])?;
@@ -76,14 +89,16 @@ impl Logs {
                 }
             }
         };
-        // In a thread, so that Ctrl-C is heard while nothing comes. There it is how one leaves, and no error.
+        // In a thread, so that Ctrl-C is heard while nothing comes. There it is how one leaves, and
+        // no error.
         let mut work = tokio::task::spawn_blocking(work);
         let mut interrupt = std::pin::pin!(tokio::signal::ctrl_c());
         let result = loop {
             tokio::select! {
                 biased;
                 Some(bytes) = lost_bytes.recv() => app.context.ui.warn(&format!(
-                    "the guest printed more than the log keeps: {} were dropped before they were read", human(bytes)
+                    "the guest printed more than the log keeps: \
+                     {} were dropped before they were read", human(bytes)
                 )),
                 result = &mut work => break result,
                 _ = &mut interrupt, if follows => return Ok(()),

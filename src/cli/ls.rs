@@ -9,7 +9,8 @@ use crate::vm::list::{self, Row};
 
 /// List the VMs, what they are doing and what they take
 ///
-/// Columns of DISK: bytes on disk that are the VM's own (head and snapshots), and the size its disks show to the guest.
+/// Columns of DISK: bytes on disk that are the VM's own (head and snapshots), and the size its
+/// disks show to the guest.
 #[derive(Debug, Args)]
 pub struct Ls {
     /// Templates, too
@@ -22,7 +23,8 @@ pub struct Ls {
 
 impl Ls {
     pub async fn run(self, app: &App) -> Result<()> {
-        let filters = self.filter.iter().map(|filter| tag_pair(filter)).collect::<Result<Vec<_>>>()?;
+        let filters =
+            self.filter.iter().map(|filter| tag_pair(filter)).collect::<Result<Vec<_>>>()?;
         let rows = list::list(&app.context).await?;
         let template = |row: &Row| row.about.as_ref().is_ok_and(|about| about.record.is_template());
         let shown: Vec<&Row> = rows
@@ -33,10 +35,12 @@ impl Ls {
         for row in &shown {
             if let Some(operation) = &row.cut_short {
                 let name = &row.name;
-                let is_paused = row.about.as_ref().is_ok_and(|about| about.status.state == State::Paused);
+                let is_paused =
+                    row.about.as_ref().is_ok_and(|about| about.status.state == State::Paused);
                 let until = if is_paused { "; until then its guest is paused" } else { "" };
                 app.context.ui.note(&format!(
-                    "{name}: `{operation}` was cut short; the next command that changes {name} undoes or completes it{until}"
+                    "{name}: `{operation}` was cut short; the next command that changes {name} \
+                     undoes or completes it{until}"
                 ));
             }
         }
@@ -48,7 +52,9 @@ impl Ls {
                 let entries: Vec<_> = shown.into_iter().map(json::Vm::from).collect();
                 app.printer.result("", &entries);
             }
-            (Format::Table, true) => shown.iter().for_each(|row| app.printer.text(row.name.as_str())),
+            (Format::Table, true) => {
+                shown.iter().for_each(|row| app.printer.text(row.name.as_str()))
+            }
             (Format::Table, false) => app.printer.text(&table::vms(&shown)),
         }
         Ok(())
@@ -62,8 +68,16 @@ fn matches(row: &Row, key: &str, value: &str) -> bool {
     match key {
         "name" => row.name.as_str() == value,
         "state" => about.status.state.as_str() == value,
-        "from" => about.from.as_deref().is_some_and(|from| from == value || from.split('@').next() == Some(value)),
+        "from" => about
+            .from
+            .as_deref()
+            .is_some_and(|from| from == value || from.split('@').next() == Some(value)),
         "autostart" => value == if about.record.autostart { "on" } else { "off" },
-        _ => about.record.config.tags.get(key.strip_prefix("tag.").unwrap_or(key)).is_some_and(|tag| tag == value),
+        _ => about
+            .record
+            .config
+            .tags
+            .get(key.strip_prefix("tag.").unwrap_or(key))
+            .is_some_and(|tag| tag == value),
     }
 }

@@ -1,5 +1,5 @@
-//! The command line: one file per verb, each of which parses, calls the library and renders what comes back. The only room that
-//! reads the environment and decides exit codes.
+//! The command line: one file per verb, each of which parses, calls the library and renders what
+//! comes back. The only room that reads the environment and decides exit codes.
 
 mod autopkgtest;
 mod cdrom;
@@ -57,10 +57,14 @@ use global::Global;
 
 /// Templates, clones and snapshots for QEMU virtual machines, without libvirt.
 ///
-/// A VM's disks are chains of layers. A snapshot seals the layer on top and goes on in a new one; reverting, cloning and removing
-/// are moves in the tree that results. No daemon: the store is a directory, QEMU is started directly.
+/// A VM's disks are chains of layers. A snapshot seals the layer on top and goes on in a new one;
+/// reverting, cloning and removing are moves in the tree that results. No daemon: the store is a
+/// directory, QEMU is started directly.
 #[derive(Debug, Parser)]
-#[command(name = "cowhand", version = generate::VERSION, propagate_version = true, max_term_width = 110, arg_required_else_help = true)]
+#[command(
+    name = "cowhand", version = generate::VERSION, propagate_version = true, max_term_width = 110,
+    arg_required_else_help = true,
+)]
 #[command(after_help = AFTER_HELP)]
 pub struct Cli {
     #[command(flatten)]
@@ -69,14 +73,17 @@ pub struct Cli {
     command: Command,
 }
 
-/// What the runtime, the signals and the locks of the smallest command take: with less, it would fail in the middle of things.
+/// What the runtime, the signals and the locks of the smallest command take: with less, it would
+/// fail in the middle of things.
 const FILES: usize = 16;
 
 const AFTER_HELP: &str = "\
-Exit codes:
+                          Exit codes:
   0 done   1 failed   2 usage   3 no such thing   4 already exists   5 refused   6 locked
-  7 QEMU or the guest agent failed or timed out   8 the store needs recovery or is damaged   130 interrupted
-  exec exits with the command's own code; 124 timeout, 125 our failure, 126 not executable, 127 not found
+  7 QEMU or the guest agent failed or timed out   8 the store needs recovery or is damaged   130 \
+                          interrupted
+  exec exits with the command's own code; 124 timeout, 125 our failure, 126 not executable, 127 \
+                          not found
 
 Example:
   cowhand create web --disk debian.qcow2 && cowhand start web
@@ -191,7 +198,8 @@ impl Command {
 
 /// The program.
 pub fn main() -> ExitCode {
-    let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    let words: Vec<String> =
+        std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
     if let Some((verb, rest)) = words.split_first()
         && verb == relay::VERB
     {
@@ -235,13 +243,19 @@ pub fn main() -> ExitCode {
     };
     let operation = operation(&program, &matches);
     drop((program, matches));
-    global::arm_faults(|line| Printer { format: Format::Table, quiet: false }.raw_error(line.as_bytes()));
+    global::arm_faults(|line| {
+        Printer { format: Format::Table, quiet: false }.raw_error(line.as_bytes())
+    });
     cli.global.color.apply();
     global::trace(cli.global.verbose);
     let printer = Printer { format: cli.global.format, quiet: cli.global.quiet };
     files::raise_limit();
     if let Err(source) = files::can_open(FILES) {
-        printer.error(&Error::failed("cannot start").hint("let it open more files: ulimit -n 1024").because(source));
+        printer.error(
+            &Error::failed("cannot start")
+                .hint("let it open more files: ulimit -n 1024")
+                .because(source),
+        );
         return ExitCode::FAILURE;
     }
     // In these, all other codes are the command's in the guest.
@@ -297,18 +311,22 @@ async fn run(cli: Cli, printer: Printer, operation: String) -> Result<u8> {
         _ = terminate.recv() => {}
         _ = hangup.recv() => {}
     }
-    // The operation's future is gone and its locks are free: put right what it was in the middle of, as after a crash.
+    // The operation's future is gone and its locks are free: put right what it was in the middle
+    // of, as after a crash.
     let mut error = interrupted();
     let recovered = tokio::select! {
         recovered = recover::after_interrupt(&app.context) => recovered?,
-        _ = interrupt.recv() => return Err(error.hint("not even put right: the next command on that VM does it")),
-        _ = terminate.recv() => return Err(error.hint("not even put right: the next command on that VM does it")),
+        _ = interrupt.recv() => return Err(error.hint("not even put right: the next command on \
+                                                       that VM does it")),
+        _ = terminate.recv() => return Err(error.hint("not even put right: the next command on \
+                                                       that VM does it")),
     };
     discard::reap_own(&app.context).await?;
     for (name, outcome) in recovered {
         if outcome == Recovered::Left {
-            error =
-                error.hint(format!("{name}: what was begun cannot be undone; the next command on {name} completes it"));
+            error = error.hint(format!(
+                "{name}: what was begun cannot be undone; the next command on {name} completes it"
+            ));
         }
     }
     Err(error)
@@ -317,10 +335,11 @@ async fn run(cli: Cli, printer: Printer, operation: String) -> Result<u8> {
 /// The longest [`operation`], in characters.
 const OPERATION: usize = 200;
 
-/// The command for those who wait for its lock: verb, names of VMs and snapshots, and which options were given.
+/// The command for those who wait for its lock: verb, names of VMs and snapshots, and which options
+/// were given.
 ///
-/// Locks, journals and the trash keep it, where others may read it. Of values, only those are in it whose type is a name: no
-/// password, variable or command of the user can be one.
+/// Locks, journals and the trash keep it, where others may read it. Of values, only those are in it
+/// whose type is a name: no password, variable or command of the user can be one.
 fn operation(program: &clap::Command, matches: &clap::ArgMatches) -> String {
     let (mut command, mut matches) = (program, matches);
     let mut words: Vec<String> = Vec::new();
@@ -354,8 +373,13 @@ fn operation(program: &clap::Command, matches: &clap::ArgMatches) -> String {
     words.join(" ").replace(|c: char| c.is_control(), " ").chars().take(OPERATION).collect()
 }
 
-/// Does the same to each name. All are tried and every error is shown; the last one decides the exit code.
-async fn each<T>(app: &App, names: &[T], mut verb: impl AsyncFnMut(&T) -> Result<()>) -> Result<()> {
+/// Does the same to each name. All are tried and every error is shown; the last one decides the
+/// exit code.
+async fn each<T>(
+    app: &App,
+    names: &[T],
+    mut verb: impl AsyncFnMut(&T) -> Result<()>,
+) -> Result<()> {
     let mut failed: Option<Error> = None;
     for name in names {
         if let Err(error) = verb(name).await
@@ -368,56 +392,4 @@ async fn each<T>(app: &App, names: &[T], mut verb: impl AsyncFnMut(&T) -> Result
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn of(words: &str) -> String {
-        let mut program = Cli::command();
-        let matches = program.try_get_matches_from_mut(words.split(' ')).expect(words);
-        operation(&program, &matches)
-    }
-
-    #[test]
-    fn an_operation_names_the_verb_the_vms_and_the_options() {
-        for (words, expected) in [
-            ("cowhand snapshot create web before --memory", "snapshot create web before --memory"),
-            ("cowhand --store /s --wait 3 snapshot revert web@before -q", "snapshot revert web@before"),
-            ("cowhand rm one two -f", "rm one two --force"),
-            ("cowhand template create web --as deb12 --no-seal", "template create web --as deb12 --no-seal"),
-            ("cowhand clone deb12 a", "clone deb12 a"),
-            ("cowhand run --keep=left deb12 -- true", "run deb12 --keep left"),
-        ] {
-            let mut shown: Vec<String> = of(words).split(' ').map(str::to_owned).collect();
-            let mut wanted: Vec<String> = expected.split(' ').map(str::to_owned).collect();
-            assert_eq!(shown[..2], wanted[..2], "{words}");
-            shown.sort();
-            wanted.sort();
-            assert_eq!(shown, wanted, "{words}");
-        }
-    }
-
-    #[test]
-    fn no_value_of_the_users_is_in_an_operation() {
-        for words in [
-            "cowhand run -e TOKEN=sesame deb12 -- sesame",
-            "cowhand run --env=TOKEN=sesame --copy-in /sesame:/sesame deb12 sesame sesame",
-            "cowhand exec web -- login sesame",
-            "cowhand template create web --root-password password:sesame --password ann:password:sesame",
-            "cowhand template create web --write /etc/sesame:sesame --run-command sesame --ready sesame",
-            "cowhand seal sesame --motd sesame",
-            "cowhand set web tag.token=sesame",
-            "cowhand create web --size 1G --tag token=sesame --append sesame --kernel sesame",
-            "cowhand snapshot create web before --description sesame",
-            "cowhand cp web:/sesame sesame",
-        ] {
-            let shown = of(words);
-            assert!(!shown.contains("sesame") && !shown.is_empty(), "{words}: {shown}");
-        }
-    }
-
-    #[test]
-    fn a_long_operation_is_cut() {
-        let words = format!("cowhand rm {}", vec!["a-name-of-some-length"; 100].join(" "));
-        assert_eq!(of(&words).len(), OPERATION);
-    }
-}
+mod tests;

@@ -8,8 +8,8 @@ use crate::vm::start;
 
 /// Print the exact QEMU command a VM would be started with
 ///
-/// One line for a shell, or with --format json an array of arguments. Pasted into a shell while the VM does not run, it starts it, in
-/// the foreground.
+/// One line for a shell, or with --format json an array of arguments. Pasted into a shell while the
+/// VM does not run, it starts it, in the foreground.
 #[derive(Debug, Args)]
 pub struct Plan {
     /// The VM

@@ -1,14 +1,15 @@
 use clap::{Args, Subcommand};
 
 use super::App;
-use crate::ephemeral::pool;
+use crate::ephemeral::standby;
 use crate::error::Result;
 use crate::model::Name;
 use crate::output::{Format, json, table};
 
 /// Keep QEMUs waiting to become clones of a warm template
 ///
-/// `run` claims one in a few milliseconds and starts another in its place. They take little memory until they are claimed.
+/// `run` claims one in a few milliseconds and starts another in its place. They take little memory
+/// until they are claimed.
 #[derive(Debug, Subcommand)]
 pub enum Pool {
     Fill(Fill),
@@ -24,7 +25,7 @@ impl Pool {
             Self::Fill(verb) => verb.run(app).await,
             Self::Ls(verb) => verb.run(app),
             Self::Drain(verb) => verb.run(app).await,
-            Self::TopUp(verb) => pool::top_up(&app.context, &verb.template).await.map(drop),
+            Self::TopUp(verb) => standby::top_up(&app.context, &verb.template).await.map(drop),
         }
     }
 }
@@ -41,7 +42,7 @@ pub struct Fill {
 
 impl Fill {
     async fn run(self, app: &App) -> Result<()> {
-        let started = pool::fill(&app.context, &self.template, self.count).await?;
+        let started = standby::fill(&app.context, &self.template, self.count).await?;
         let text = format!("{} wait for {} ({started} started)", self.count, self.template);
         app.printer.done(&text, &json::Filled::new(&self.template, self.count, started));
         Ok(())
@@ -54,12 +55,14 @@ pub struct Ls {}
 
 impl Ls {
     fn run(self, app: &App) -> Result<()> {
-        let shelves = pool::list(&app.context)?;
+        let statuses = standby::list(&app.context)?;
         match (app.printer.format, app.printer.quiet) {
-            (Format::Table, true) => shelves.iter().for_each(|shelf| app.printer.text(shelf.template.as_str())),
+            (Format::Table, true) => {
+                statuses.iter().for_each(|status| app.printer.text(status.template.as_str()))
+            }
             _ => {
-                let entries: Vec<_> = shelves.iter().map(json::Shelf::from).collect();
-                app.printer.result(&table::pool(&shelves), &entries);
+                let entries: Vec<_> = statuses.iter().map(json::StandbyStatus::from).collect();
+                app.printer.result(&table::pool(&statuses), &entries);
             }
         }
         Ok(())
@@ -75,7 +78,7 @@ pub struct Drain {
 
 impl Drain {
     async fn run(self, app: &App) -> Result<()> {
-        let drained = pool::drain(&app.context, self.template.as_ref()).await?;
+        let drained = standby::drain(&app.context, self.template.as_ref()).await?;
         app.printer.done(&format!("ended {drained}"), &json::Drained::new(drained));
         Ok(())
     }

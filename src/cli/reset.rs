@@ -8,8 +8,9 @@ use crate::output::json;
 
 /// Put a VM back to the template or snapshot it was made from, and start it, at once
 ///
-/// The guest is ended without being asked, so what it has not written to its disks yet is lost. What it has goes into the trash, for `undo`; of a VM with a date on which it goes,
-/// nothing is kept. From a warm template it goes on in well under a second.
+/// The guest is ended without being asked, so what it has not written to its disks yet is lost.
+/// What it has goes into the trash, for `undo`; of a VM with a date on which it goes, nothing is
+/// kept. From a warm template it goes on in well under a second.
 #[derive(Debug, Args)]
 pub struct Reset {
     /// The VM

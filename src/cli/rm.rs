@@ -2,9 +2,9 @@ use clap::Args;
 
 use super::{App, each};
 use crate::error::Result;
+use crate::maintenance::remove::{self, Options, Which};
 use crate::model::Name;
 use crate::output::json;
-use crate::vm::remove::{self, Options, Which};
 
 /// Remove VMs; their disks go into the trash until `gc`
 ///

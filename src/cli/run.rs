@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::exec::{self, How, Near, OURS};
+use super::exec::{self, ExecOptions, Near, OURS};
 use super::{App, cp, local};
 use crate::ephemeral::request::{Keep, Request, Warmth};
 use crate::ephemeral::run;
@@ -14,13 +14,14 @@ use crate::output::json;
 
 /// Run a command in a guest that is made for it and gone afterwards
 ///
-/// From a warm template (`template warm`) the guest goes on from memory in well under a second, as a guest of its own: machine-id, host name, SSH host keys, network
-/// addresses, clock and random numbers are new. Exit codes as of `exec`. Of a run that was killed QEMU ends with it (one that came from the pool or is to be kept does not),
-/// and `gc` or the next `run` clears up.
+/// From a warm template (`template warm`) the guest goes on from memory in well under a second, as
+/// a guest of its own: machine-id, host name, SSH host keys, network addresses, clock and random
+/// numbers are new. Exit codes as of `exec`. Of a run that was killed QEMU ends with it (one that
+/// came from the pool or is to be kept does not), and `gc` or the next `run` clears up.
 #[derive(Debug, Args)]
 pub struct Run {
     #[command(flatten)]
-    how: How,
+    how: ExecOptions,
     /// From memory, or not at all
     #[arg(long, conflicts_with = "cold")]
     warm: bool,
@@ -30,15 +31,18 @@ pub struct Run {
     /// Copy a file or directory into the guest before: HOST:GUEST; can be repeated
     #[arg(long, value_name = "HOST:GUEST", value_parser = host_guest)]
     copy_in: Vec<(PathBuf, String)>,
-    /// Copy a file or directory out of it afterwards, also when the command has failed: GUEST:HOST; can be repeated
+    /// Copy a file or directory out of it afterwards, also when the command has failed: GUEST:HOST;
+    /// can be repeated
     #[arg(long, value_name = "GUEST:HOST", value_parser = guest_host)]
     copy_out: Vec<(String, PathBuf)>,
     #[command(flatten)]
     rules: cp::Rules,
-    /// How long the copies before the command may take together, and those after it, in seconds or like 90s, 10m, 2h
+    /// How long the copies before the command may take together, and those after it, in seconds or
+    /// like 90s, 10m, 2h
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = parse_time)]
     copy_timeout: Duration,
-    /// How long the command may take, in seconds or like 90s, 10m, 2h; then it is terminated, and 5 s later killed
+    /// How long the command may take, in seconds or like 90s, 10m, 2h; then it is terminated, and 5
+    /// s later killed
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     timeout: Option<Duration>,
     /// Keep the VM, under this name
@@ -50,8 +54,12 @@ pub struct Run {
     /// The VM goes after that time whatever happens: 30m, 12h, 7d [default: 1d; with --keep: never]
     #[arg(long, value_name = "AGE", value_parser = parse_age)]
     ttl: Option<Duration>,
-    /// How many runs may go on at once in this store; others wait. There are never more than the host has memory for
-    #[arg(long, value_name = "COUNT", env = "COWHAND_MAX_PARALLEL", hide_env_values = true, value_parser = clap::value_parser!(u32).range(1..))]
+    /// How many runs may go on at once in this store; others wait. There are never more than the
+    /// host has memory for
+    #[arg(
+        long, value_name = "COUNT", env = "COWHAND_MAX_PARALLEL", hide_env_values = true,
+        value_parser = clap::value_parser!(u32).range(1..),
+    )]
     max_parallel: Option<u32>,
     /// Forward a port of the host into the guest; can be repeated: HOST:GUEST
     #[arg(short, long = "port", value_name = "HOST:GUEST")]
@@ -92,7 +100,11 @@ impl Run {
         // A name behind a blank is taken for the source.
         if self.keep == Some(None) && !app.context.store.exists(&self.source.vm) {
             let error = app.context.store.unknown(&self.source.vm);
-            return exec::fail(app, OURS, &error.hint(format!("or is that to be its name? --keep={}", self.source.vm)));
+            return exec::fail(
+                app,
+                OURS,
+                &error.hint(format!("or is that to be its name? --keep={}", self.source.vm)),
+            );
         }
         let request = Request {
             source: self.source,
@@ -127,7 +139,9 @@ impl Run {
             })
             .await;
         if let Some(name) = &kept {
-            app.context.ui.note(&format!("{name} was kept: cowhand exec -it {name} -- sh    cowhand rm -f {name}"));
+            app.context.ui.note(&format!(
+                "{name} was kept: cowhand exec -it {name} -- sh    cowhand rm -f {name}"
+            ));
         }
         let about = json::Run::new(kept.as_ref(), made, teardown);
         exec::code(app, "the guest", limit, result, &captured, Some(&about))
@@ -136,14 +150,22 @@ impl Run {
 
 fn host_guest(text: &str) -> Result<(PathBuf, String)> {
     match text.rsplit_once(':') {
-        Some((host, guest)) if !host.is_empty() && guest.starts_with('/') => Ok((host.into(), guest.to_owned())),
-        _ => Err(Error::usage(format!("{text:?} is not HOST:GUEST with an absolute path in the guest"))),
+        Some((host, guest)) if !host.is_empty() && guest.starts_with('/') => {
+            Ok((host.into(), guest.to_owned()))
+        }
+        _ => Err(Error::usage(format!(
+            "{text:?} is not HOST:GUEST with an absolute path in the guest"
+        ))),
     }
 }
 
 fn guest_host(text: &str) -> Result<(String, PathBuf)> {
     match text.split_once(':') {
-        Some((guest, host)) if !host.is_empty() && guest.starts_with('/') => Ok((guest.to_owned(), host.into())),
-        _ => Err(Error::usage(format!("{text:?} is not GUEST:HOST with an absolute path in the guest"))),
+        Some((guest, host)) if !host.is_empty() && guest.starts_with('/') => {
+            Ok((guest.to_owned(), host.into()))
+        }
+        _ => Err(Error::usage(format!(
+            "{text:?} is not GUEST:HOST with an absolute path in the guest"
+        ))),
     }
 }

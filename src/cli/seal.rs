@@ -11,17 +11,18 @@ use crate::error::{Error, IoContext, Kind, Result};
 use crate::image::file::Target;
 use crate::model::{Format as ImageFormat, parse_time};
 use crate::output::{Format, json};
-use crate::template::seal::customise::{self, Customisation};
-use crate::template::seal::operations::{self, OPERATIONS};
-use crate::template::seal::run::Sealing;
-use crate::template::seal::selection;
-use crate::template::seal::wishes::{Given, MadeUp, Wishes};
-use crate::template::seal::{How, Performed, Plan, Report, file};
+use crate::seal::customise::{self, Customisation};
+use crate::seal::operations::{self, OPERATIONS};
+use crate::seal::options::{CustomiseOptions, GeneratedPassword, RawOption};
+use crate::seal::run::Sealing;
+use crate::seal::selection;
+use crate::seal::{PathChange, Performed, Plan, Report, image};
 
 /// Strip the disks of a guest of what clones must not share, and put in what they should have
 ///
-/// The images belong to no VM (for one: `template create`), and together are the disks of one guest. A small Linux made of this host's
-/// kernel and of cowhand itself is booted on them; nothing of them is mounted here, and they change when everything has worked, or not at all.
+/// The images belong to no VM (for one: `template create`), and together are the disks of one
+/// guest. A small Linux made of this host's kernel and of cowhand itself is booted on them; nothing
+/// of them is mounted here, and they change when everything has worked, or not at all.
 #[derive(Debug, Args)]
 pub struct Seal {
     /// Image files
@@ -50,15 +51,22 @@ impl Seal {
         let (sealing, passwords) = self.options.sealing(&mut payload)?;
         let out = self.out.map(|path| Target { path, format: None, force: self.force });
         let dry_run = self.options.dry_run;
-        let (report, written) = file::seal(&app.context, &self.disks, self.from, out.as_ref(), dry_run, &sealing)
-            .await
-            .map_err(|error| not_lost(error, &passwords))?;
+        let (report, written) =
+            image::seal(&app.context, &self.disks, self.from, out.as_ref(), dry_run, &sealing)
+                .await
+                .map_err(|error| not_lost(error, &passwords))?;
         let what: Vec<String> = self.disks.iter().map(|path| path.display().to_string()).collect();
         let what = match &written {
             Some(written) => format!("{} (from {})", written.path.display(), what.join(", ")),
             None => what.join(", "),
         };
-        tell(app, &text(&what, &report, dry_run), &json::Sealed::new(&report, dry_run), dry_run, &passwords);
+        tell(
+            app,
+            &text(&what, &report, dry_run),
+            &json::Sealed::new(&report, dry_run),
+            dry_run,
+            &passwords,
+        );
         Ok(())
     }
 }
@@ -99,7 +107,8 @@ pub struct SealOptions {
         help_heading = "Sealing"
     )]
     appliance_modules: Option<PathBuf>,
-    /// How long the appliance may take, with all scripts, in seconds or like 90s, 45m, 2h; then nothing is changed [default: 30m]
+    /// How long the appliance may take, with all scripts, in seconds or like 90s, 45m, 2h; then
+    /// nothing is changed [default: 30m]
     #[arg(long, value_name = "DURATION", value_parser = parse_time, help_heading = "Sealing")]
     appliance_timeout: Option<Duration>,
     #[command(flatten)]
@@ -108,23 +117,41 @@ pub struct SealOptions {
 
 impl SealOptions {
     /// What was asked for, and passwords that were made up on the way.
-    pub fn sealing(&self, payload: &mut Payload) -> Result<(Sealing, Vec<MadeUp>)> {
+    pub fn sealing(&self, payload: &mut Payload) -> Result<(Sealing, Vec<GeneratedPassword>)> {
         let mut operations = selection::select(self.operations.as_deref(), self.enable.as_deref())?;
         let options = self.customise.all()?;
         let home = etcetera::home_dir().ok();
-        let wishes = Wishes::read(&options, payload, home.as_deref(), &mut std::io::stdin().lock())?;
-        // What was asked for is done, whatever operations were picked; a first-boot script needs what runs it.
-        let scripts = wishes.wishes.iter().any(|wish| matches!(wish.what, Customisation::Firstboot { .. }));
-        if !wishes.wishes.is_empty() {
+        let customise = CustomiseOptions::read(
+            &options,
+            payload,
+            home.as_deref(),
+            &mut std::io::stdin().lock(),
+        )?;
+        // What was asked for is done, whatever operations were picked; a first-boot script needs
+        // what runs it.
+        let scripts = customise
+            .wishes
+            .iter()
+            .any(|wish| matches!(wish.what, Customisation::Firstboot { .. }));
+        if !customise.wishes.is_empty() {
             let needed = |name: &str| name == "customize" || (name == "first-boot" && scripts);
             let wanted = |name: &&str| needed(name) || operations.iter().any(|other| other == name);
-            operations = OPERATIONS.iter().map(|operation| operation.name).filter(wanted).map(str::to_owned).collect();
+            operations = OPERATIONS
+                .iter()
+                .map(|operation| operation.name)
+                .filter(wanted)
+                .map(str::to_owned)
+                .collect();
         }
-        let kernel = Wanted { image: self.appliance_kernel.clone(), modules: self.appliance_modules.clone() };
-        let plan = Plan { operations, wishes: wishes.wishes };
+        let kernel = Wanted {
+            image: self.appliance_kernel.clone(),
+            modules: self.appliance_modules.clone(),
+        };
+        let plan = Plan { operations, wishes: customise.wishes };
         let limit = self.appliance_timeout.unwrap_or(LIMIT);
-        let sealing = Sealing { plan, payload: payload.finish()?, network: self.network, kernel, limit };
-        Ok((sealing, wishes.passwords))
+        let sealing =
+            Sealing { plan, payload: payload.finish()?, network: self.network, kernel, limit };
+        Ok((sealing, customise.passwords))
     }
 
     /// Is anything asked for at all?
@@ -147,16 +174,18 @@ const FROM_FILE: &str = "commands-from-file";
 
 impl Customise {
     /// All of them; those in files in the place of the option that names the file.
-    fn all(&self) -> Result<Vec<Given>> {
+    fn all(&self) -> Result<Vec<RawOption>> {
         let mut all = Vec::new();
         for (name, value) in &self.0 {
             if name != FROM_FILE {
-                all.push(Given { name: name.clone(), value: value.clone(), place: None });
+                all.push(RawOption { name: name.clone(), value: value.clone(), place: None });
                 continue;
             }
             let path = PathBuf::from(value);
             let text = std::fs::read_to_string(&path).on("read", &path)?;
-            for (number, line) in text.lines().enumerate().map(|(number, line)| (number + 1, line.trim())) {
+            for (number, line) in
+                text.lines().enumerate().map(|(number, line)| (number + 1, line.trim()))
+            {
                 if line.is_empty() || line.starts_with('#') {
                     continue;
                 }
@@ -167,10 +196,17 @@ impl Customise {
                         "{}, line {number}: there is no option {name:?}",
                         path.display()
                     ))
-                    .hint("an option is a name, a blank and a value, without dashes; see them: cowhand seal --help"));
+                    .hint(
+                        "an option is a name, a blank and a value, without dashes; see them: \
+                         cowhand seal --help",
+                    ));
                 }
                 let place = Some(format!("{}, line {number}", path.display()));
-                all.push(Given { name: name.to_owned(), value: value.trim().to_owned(), place });
+                all.push(RawOption {
+                    name: name.to_owned(),
+                    value: value.trim().to_owned(),
+                    place,
+                });
             }
         }
         Ok(all)
@@ -189,9 +225,12 @@ impl Args for Customise {
         customise::OPTIONS
             .iter()
             .fold(command, |command, option| {
-                let arg = Arg::new(option.name).long(option.name).help(option.help).help_heading(heading);
+                let arg =
+                    Arg::new(option.name).long(option.name).help(option.help).help_heading(heading);
                 command.arg(match option.value {
-                    Some(value) => arg.value_name(value).action(ArgAction::Append).allow_hyphen_values(true),
+                    Some(value) => {
+                        arg.value_name(value).action(ArgAction::Append).allow_hyphen_values(true)
+                    }
                     // Counted by their places: a flag that is given twice is done twice.
                     None => arg.num_args(0).default_missing_value("").action(ArgAction::Append),
                 })
@@ -210,13 +249,18 @@ impl FromArgMatches for Customise {
         for name in customise::OPTIONS.iter().map(|option| option.name).chain([FROM_FILE]) {
             let values = matches.get_many::<String>(name).into_iter().flatten();
             let places = matches.indices_of(name).into_iter().flatten();
-            found.extend(places.zip(values).map(|(place, value)| (place, name.to_owned(), value.clone())));
+            found.extend(
+                places.zip(values).map(|(place, value)| (place, name.to_owned(), value.clone())),
+            );
         }
         found.sort();
         Ok(Self(found.into_iter().map(|(_, name, value)| (name, value)).collect()))
     }
 
-    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> std::result::Result<(), clap::Error> {
+    fn update_from_arg_matches(
+        &mut self,
+        matches: &ArgMatches,
+    ) -> std::result::Result<(), clap::Error> {
         *self = Self::from_arg_matches(matches)?;
         Ok(())
     }
@@ -225,7 +269,12 @@ impl FromArgMatches for Customise {
 /// Lists the operations.
 pub fn list(app: &App) {
     let line = |operation: &operations::Operation| {
-        format!("{} {:<24} {}\n", if operation.default { '*' } else { ' ' }, operation.name, operation.about)
+        format!(
+            "{} {:<24} {}\n",
+            if operation.default { '*' } else { ' ' },
+            operation.name,
+            operation.about
+        )
     };
     let rows: Vec<_> = OPERATIONS.iter().map(json::SealOperation::from).collect();
     app.printer.result(&OPERATIONS.iter().map(line).collect::<String>(), &rows);
@@ -237,7 +286,8 @@ pub fn text(what: &str, report: &Report, dry_run: bool) -> String {
     let count: u64 = report.operations.iter().map(of).sum();
     let verb = if dry_run { "would seal" } else { "sealed" };
     let paths = if count == 1 { "path" } else { "paths" };
-    let mut text = format!("{verb} {what}: {}; {}; {count} {paths}", report.system, report.mounts.join(", "));
+    let mut text =
+        format!("{verb} {what}: {}; {}; {count} {paths}", report.system, report.mounts.join(", "));
     for performed in &report.operations {
         if !dry_run {
             text.push_str(&format!("\n  {:<24} {}", performed.name, of(performed)));
@@ -254,38 +304,52 @@ pub fn text(what: &str, report: &Report, dry_run: bool) -> String {
     text
 }
 
-fn word(how: How) -> &'static str {
+fn word(how: PathChange) -> &'static str {
     match how {
-        How::Removed => "remove",
-        How::Emptied => "empty",
-        How::Changed => "change",
-        How::Created => "create",
-        How::Ran => "run",
+        PathChange::Removed => "remove",
+        PathChange::Emptied => "empty",
+        PathChange::Changed => "change",
+        PathChange::Created => "create",
+        PathChange::Ran => "run",
     }
 }
 
 /// Should it be carried on later, the passwords that were made up for it hold then.
-pub fn not_lost(error: Error, passwords: &[MadeUp]) -> Error {
+pub fn not_lost(error: Error, passwords: &[GeneratedPassword]) -> Error {
     match passwords {
         [] => error,
         _ if error.kind() == Kind::Usage || error.kind() == Kind::NotFound => error,
         some => {
-            let words: Vec<String> = some.iter().map(|one| format!("{}: {}", one.user, one.password)).collect();
-            error.hint(format!("should it be completed later, the passwords are {}", words.join(", ")))
+            let words: Vec<String> =
+                some.iter().map(|one| format!("{}: {}", one.user, one.password)).collect();
+            error.hint(format!(
+                "should it be completed later, the passwords are {}",
+                words.join(", ")
+            ))
         }
     }
 }
 
-/// Prints a result, and passwords that nobody would know otherwise. Whoever wants no words still wants
-/// them where he has asked for them (`asked`).
-pub fn tell(app: &App, text: &str, value: &impl Serialize, asked: bool, passwords: &[MadeUp]) {
+/// Prints a result, and passwords that nobody would know otherwise. Whoever wants no words still
+/// wants them where he has asked for them (`asked`).
+pub fn tell(
+    app: &App,
+    text: &str,
+    value: &impl Serialize,
+    asked: bool,
+    passwords: &[GeneratedPassword],
+) {
     let value = json::WithPasswords::new(value, passwords);
-    let words: Vec<String> = passwords.iter().map(|one| format!("{}: {}", one.user, one.password)).collect();
+    let words: Vec<String> =
+        passwords.iter().map(|one| format!("{}: {}", one.user, one.password)).collect();
     match (app.printer.format, app.printer.quiet && !asked) {
         (Format::Table, true) => app.printer.text(&words.join("\n")),
         (Format::Table, false) if words.is_empty() => app.printer.result(text, &value),
         (Format::Table, false) => {
-            app.printer.result(&format!("{text}\npasswords, shown this once:\n  {}", words.join("\n  ")), &value);
+            app.printer.result(
+                &format!("{text}\npasswords, shown this once:\n  {}", words.join("\n  ")),
+                &value,
+            );
         }
         (Format::Json, _) => app.printer.result(text, &value),
     }

@@ -8,8 +8,14 @@ use crate::vm::edit;
 
 /// Change the configuration of a VM
 ///
-/// Keys: memory, cpus, cpu, machine, kernel, initrd, append, ports (HOST:GUEST,…), disk.TARGET.bus (virtio, scsi, nvme, sata, ide, usb), disk.TARGET.serial, cloud-init (FILE or DIRECTORY with what cloud-init in the guest is told), hostname (what it calls the guest), credential.NAME (FILE with what systemd in the guest is given under that name), expires (of a clone that has a date: 30m, 2d; gc removes it then, for good), log.max (limit of each of the two files of a log: 64K or more, or none; 16M without it), autostart (on: start the VM with the host; off), tag.KEY. An empty value takes a key away. All changes are
-/// made, or none. While the VM runs, only autostart, expires, log.max and tags can be changed.
+/// Keys: memory, cpus, cpu, machine, kernel, initrd, append, ports (HOST:GUEST,…), disk.TARGET.bus
+/// (virtio, scsi, nvme, sata, ide, usb), disk.TARGET.serial, cloud-init (FILE or DIRECTORY with
+/// what cloud-init in the guest is told), hostname (what it calls the guest), credential.NAME (FILE
+/// with what systemd in the guest is given under that name), expires (of a clone that has a date:
+/// 30m, 2d; gc removes it then, for good), log.max (limit of each of the two files of a log: 64K or
+/// more, or none; 16M without it), autostart (on: start the VM with the host; off), tag.KEY. An
+/// empty value takes a key away. All changes are made, or none. While the VM runs, only autostart,
+/// expires, log.max and tags can be changed.
 #[derive(Debug, Args)]
 pub struct Set {
     /// The VM
@@ -39,7 +45,8 @@ pub struct Rename {
 impl Rename {
     pub async fn run(self, app: &App) -> Result<()> {
         edit::rename(&app.context, &self.old, &self.new).await?;
-        app.printer.done(&format!("renamed {} to {}", self.old, self.new), &json::Named::new(&self.new));
+        app.printer
+            .done(&format!("renamed {} to {}", self.old, self.new), &json::Named::new(&self.new));
         Ok(())
     }
 }

@@ -16,7 +16,10 @@ pub struct Show {
 impl Show {
     pub async fn run(self, app: &App) -> Result<()> {
         let details = list::show(&app.context, &self.name).await?;
-        app.printer.result(&table::details(self.name.as_str(), &details), &json::Details::new(&self.name, &details));
+        app.printer.result(
+            &table::details(self.name.as_str(), &details),
+            &json::Details::new(&self.name, &details),
+        );
         Ok(())
     }
 }

@@ -5,9 +5,9 @@ use clap::{Args, Subcommand, ValueEnum};
 use super::{App, each};
 use crate::change::OpenVm;
 use crate::error::{Error, Result};
+use crate::merge::outcome::{Removed, What};
 use crate::model::{Name, PointRef, human, parse_age};
 use crate::output::{Format, json, table, time, tree};
-use crate::snapshot::outcome::{Removed, What};
 use crate::snapshot::plan::Quiesce;
 use crate::snapshot::plan::Which;
 use crate::snapshot::revert::Then;
@@ -43,7 +43,9 @@ impl Snapshot {
 /// `5`, `0.5`.
 fn seconds(text: &str) -> Result<Duration> {
     let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    seconds.filter(|limit| !limit.is_zero()).ok_or_else(|| Error::usage(format!("{text:?} is not a number of seconds")))
+    seconds
+        .filter(|limit| !limit.is_zero())
+        .ok_or_else(|| Error::usage(format!("{text:?} is not a number of seconds")))
 }
 
 /// The snapshot of a point that has to name one.
@@ -56,8 +58,9 @@ fn snapshot_of(point: &PointRef) -> Result<&Name> {
 
 /// Take a snapshot of all disks of a VM, running or stopped, at one instant
 ///
-/// The layers that were written so far are sealed and new overlays put on top: all of them, or none. While the VM runs its file systems
-/// are frozen for that instant if the guest agent is there.
+/// The layers that were written so far are sealed and new overlays put on top: all of them, or
+/// none. While the VM runs its file systems are frozen for that instant if the guest agent is
+/// there.
 #[derive(Debug, Args)]
 pub struct Create {
     /// The VM
@@ -73,7 +76,8 @@ pub struct Create {
     /// Keep it inside the qcow2 images; of a running VM, with its memory
     #[arg(long)]
     internal: bool,
-    /// Save the guest's memory, too: after a revert it goes on where it was. It stands still for an instant only
+    /// Save the guest's memory, too: after a revert it goes on where it was. It stands still for an
+    /// instant only
     #[arg(long)]
     memory: bool,
     /// Compress the memory; slower
@@ -121,11 +125,22 @@ impl Create {
         };
         let taken = create::create(&app.context, &self.vm, &request).await?;
         let row = list::show(&app.context, &self.vm, &taken.name)?;
-        let frozen =
-            if taken.frozen.is_zero() { String::new() } else { format!(", frozen {}", time::short(taken.frozen)) };
-        let paused =
-            if taken.paused.is_zero() { String::new() } else { format!(", paused {}", time::short(taken.paused)) };
-        let text = format!("took {}@{} in {}{frozen}{paused}", self.vm, taken.name, time::short(taken.total));
+        let frozen = if taken.frozen.is_zero() {
+            String::new()
+        } else {
+            format!(", frozen {}", time::short(taken.frozen))
+        };
+        let paused = if taken.paused.is_zero() {
+            String::new()
+        } else {
+            format!(", paused {}", time::short(taken.paused))
+        };
+        let text = format!(
+            "took {}@{} in {}{frozen}{paused}",
+            self.vm,
+            taken.name,
+            time::short(taken.total)
+        );
         match (app.printer.format, app.printer.quiet && made_up) {
             // The name is news to whoever asked.
             (Format::Table, true) => app.printer.text(taken.name.as_str()),
@@ -133,11 +148,12 @@ impl Create {
         }
         match taken.memory_lost {
             None => Ok(()),
-            Some(why) => {
-                Err(Error::qemu(format!("{}@{} holds the disks alone: its memory was not saved", self.vm, taken.name))
-                    .hint(format!("if it is of no use so: cowhand snapshot rm {}@{}", self.vm, taken.name))
-                    .because(why))
-            }
+            Some(why) => Err(Error::qemu(format!(
+                "{}@{} holds the disks alone: its memory was not saved",
+                self.vm, taken.name
+            ))
+            .hint(format!("if it is of no use so: cowhand snapshot rm {}@{}", self.vm, taken.name))
+            .because(why)),
         }
     }
 }
@@ -153,7 +169,9 @@ impl Ls {
     fn run(self, app: &App) -> Result<()> {
         let rows = list::list(&app.context, &self.vm)?;
         match (app.printer.format, app.printer.quiet) {
-            (Format::Table, true) => rows.iter().for_each(|row| app.printer.text(row.snapshot.name.as_str())),
+            (Format::Table, true) => {
+                rows.iter().for_each(|row| app.printer.text(row.snapshot.name.as_str()))
+            }
             _ => {
                 let entries: Vec<_> = rows.iter().map(json::Snapshot::from).collect();
                 app.printer.result(&table::snapshots(&rows), &entries);
@@ -189,7 +207,8 @@ pub struct Show {
 impl Show {
     fn run(self, app: &App) -> Result<()> {
         let row = list::show(&app.context, &self.point.vm, snapshot_of(&self.point)?)?;
-        app.printer.result(&table::snapshot(&self.point.vm, &row), &json::SnapshotInFull::from(&row));
+        app.printer
+            .result(&table::snapshot(&self.point.vm, &row), &json::SnapshotInFull::from(&row));
         Ok(())
     }
 }
@@ -214,8 +233,9 @@ impl Rename {
 
 /// Take a VM back to a snapshot: its disks and its configuration
 ///
-/// What was written since then goes into the trash; `undo` brings it back. A snapshot with memory goes on as its guest was at that moment; else the VM runs
-/// afterwards if it ran before, and its guest boots anew.
+/// What was written since then goes into the trash; `undo` brings it back. A snapshot with memory
+/// goes on as its guest was at that moment; else the VM runs afterwards if it ran before, and its
+/// guest boots anew.
 #[derive(Debug, Args)]
 pub struct Revert {
     /// VM@SNAPSHOT
@@ -268,10 +288,12 @@ pub struct Rm {
     /// Everything that stands on them, and not they themselves
     #[arg(long)]
     children_only: bool,
-    /// Leave the layers as they are that `undo` needs, of a revert or a removal before. They are merged when the trash is emptied
+    /// Leave the layers as they are that `undo` needs, of a revert or a removal before. They are
+    /// merged when the trash is emptied
     #[arg(long)]
     keep_undo: bool,
-    /// Only say what would be merged, how much would move, and which change could not be undone any more
+    /// Only say what would be merged, how much would move, and which change could not be undone any
+    /// more
     #[arg(long)]
     dry_run: bool,
 }
@@ -284,7 +306,8 @@ impl Rm {
             _ => Which::Alone,
         };
         let request = delete::Request { which, keep_undo: self.keep_undo, dry_run: self.dry_run };
-        // A slip of the pen in the last one must not leave the first one removed; and `current` means what it means now.
+        // A slip of the pen in the last one must not leave the first one removed; and `current`
+        // means what it means now.
         let mut points: Vec<PointRef> = Vec::new();
         for point in &self.points {
             let cut_short = journal::cut_short(&app.context.store, &point.vm);
@@ -292,7 +315,12 @@ impl Rm {
                 drop(OpenVm::open(&app.context, &point.vm).await?);
             }
             if cut_short.as_ref() == Some(&app.context.operation)
-                && app.context.store.load(&point.vm)?.snapshot(&point.vm, snapshot_of(point)?).is_err()
+                && app
+                    .context
+                    .store
+                    .load(&point.vm)?
+                    .snapshot(&point.vm, snapshot_of(point)?)
+                    .is_err()
             {
                 // It was this very command, and now it is done.
                 continue;
@@ -305,12 +333,18 @@ impl Rm {
             }
         }
         each(app, &points, async |point| {
-            let gone = app.context.store.load(&point.vm)?.snapshot(&point.vm, snapshot_of(point)?).is_err();
+            let gone = app
+                .context
+                .store
+                .load(&point.vm)?
+                .snapshot(&point.vm, snapshot_of(point)?)
+                .is_err();
             if gone && self.children {
                 // It stood on another one of them.
                 return Ok(());
             }
-            let removed = delete::remove(&app.context, &point.vm, snapshot_of(point)?, request).await?;
+            let removed =
+                delete::remove(&app.context, &point.vm, snapshot_of(point)?, request).await?;
             let verb = if self.dry_run { "would remove" } else { "removed" };
             if removed.is_empty() {
                 app.printer.done(&format!("nothing stands on {point}"), &[(); 0]);
@@ -319,7 +353,9 @@ impl Rm {
                 let mut text = removed_text(verb, &point.vm, removed);
                 // Else it was said before it was done.
                 for lost in removed.lost_undo.iter().filter(|_| self.dry_run) {
-                    text.push_str(&format!("\n  {lost} could not be undone any more; to keep that: --keep-undo"));
+                    text.push_str(&format!(
+                        "\n  {lost} could not be undone any more; to keep that: --keep-undo"
+                    ));
                 }
                 app.printer.done(&text, &json::RemovedSnapshot::new(removed, self.dry_run));
             }

@@ -28,7 +28,9 @@ impl Start {
         }
         let Selected { names, unclear, .. } = select::with_autostart(&app.context)?;
         if names.is_empty() && unclear.is_empty() && !select::any_with_autostart(&app.context)? {
-            app.context.ui.note("no VM has autostart=on; to start one with the host: cowhand set NAME autostart=on");
+            app.context.ui.note(
+                "no VM has autostart=on; to start one with the host: cowhand set NAME autostart=on",
+            );
         }
         let mut result = self.start(app, &names).await;
         for error in unclear {
@@ -42,7 +44,8 @@ impl Start {
     async fn start(&self, app: &App, names: &[Name]) -> Result<()> {
         each(app, names, async |name| {
             start::start(&app.context, name, self.paused).await?;
-            let state = if self.paused { json::State::paused(name) } else { json::State::running(name) };
+            let state =
+                if self.paused { json::State::paused(name) } else { json::State::running(name) };
             app.printer.done(&format!("started {name}"), &state);
             Ok(())
         })

@@ -13,7 +13,8 @@ use crate::vm::stop::{self, Stopped};
 
 /// Stop VMs: ask the guests to shut down, and wait for them
 ///
-/// The guest agent is asked if it is there, then the ACPI power button is pressed. A guest that does not comply goes on running. Several VMs are stopped at the same time.
+/// The guest agent is asked if it is there, then the ACPI power button is pressed. A guest that
+/// does not comply goes on running. Several VMs are stopped at the same time.
 #[derive(Debug, Args)]
 pub struct Stop {
     /// The VMs
@@ -52,13 +53,16 @@ impl Stop {
         let (failed, stopped) = self.stop(app, &names).await;
         if !owned.is_empty() {
             let names = listed(&owned);
-            app.context.ui.note(&format!("not stopped, because their commands are still at work: {names}"));
+            app.context
+                .ui
+                .note(&format!("not stopped, because their commands are still at work: {names}"));
         }
         if !abandoned.is_empty() {
             let names = listed(&abandoned);
-            app.context
-                .ui
-                .note(&format!("not stopped, because their commands were killed: {names}; `cowhand gc` removes them"));
+            app.context.ui.note(&format!(
+                "not stopped, because their commands were killed: {names}; `cowhand \
+                 gc` removes them"
+            ));
         }
         if failed.is_empty() {
             return last(app, unclear);
@@ -69,14 +73,19 @@ impl Stop {
         let kind = errors.last().map_or(Kind::Failed, Error::kind);
         let total = names.len() + stopped;
         let text: Vec<&str> = names.iter().map(Name::as_str).collect();
-        Err(Error::new(kind, format!("{} of {total} VMs have not been stopped: {}", names.len(), text.join(", ")))
-            .hint(format!("pull the plug: cowhand stop --force {}", text.join(" "))))
+        Err(Error::new(
+            kind,
+            format!("{} of {total} VMs have not been stopped: {}", names.len(), text.join(", ")),
+        )
+        .hint(format!("pull the plug: cowhand stop --force {}", text.join(" "))))
     }
 
     /// Stops all of `names` at the same time. Returns those that failed, and how many did not.
     async fn stop(&self, app: &App, names: &[Name]) -> (Vec<(Name, Error)>, usize) {
         let limit = Duration::from_secs(self.timeout);
-        let stop = async |name: &Name| (name.clone(), stop::stop(&app.context, name, self.force, limit).await);
+        let stop = async |name: &Name| {
+            (name.clone(), stop::stop(&app.context, name, self.force, limit).await)
+        };
         let mut stopping: FuturesUnordered<_> = names.iter().map(stop).collect();
         let mut waiting = names.to_vec();
         let (mut failed, mut stopped) = (Vec::new(), 0);
@@ -107,7 +116,10 @@ fn say(app: &App, name: &Name, how: Stopped) {
         Stopped::Agent => (format!("stopped {name} (shut down by its guest agent)"), "agent"),
         Stopped::Acpi => (format!("stopped {name} (shut down at the power button)"), "acpi"),
         Stopped::Forced => (format!("stopped {name} (the guest was not asked)"), "forced"),
-        Stopped::Ended => (format!("{name} has stopped (its QEMU was ended, the guest had not shut down)"), "ended"),
+        Stopped::Ended => (
+            format!("{name} has stopped (its QEMU was ended, the guest had not shut down)"),
+            "ended",
+        ),
     };
     app.printer.done(&text, &json::State::stopped(name, word));
 }
@@ -126,7 +138,9 @@ fn last(app: &App, errors: impl IntoIterator<Item = Error>) -> Result<()> {
 fn progress(waiting: &[Name], total: usize) -> String {
     match total {
         1 => format!("waiting for {}", listed(waiting)),
-        _ => format!("{} of {total} stopped, waiting for {}", total - waiting.len(), listed(waiting)),
+        _ => {
+            format!("{} of {total} stopped, waiting for {}", total - waiting.len(), listed(waiting))
+        }
     }
 }
 

@@ -7,11 +7,12 @@ use super::{App, each};
 use crate::appliance::boot::Payload;
 use crate::appliance::kernel::Kernel;
 use crate::error::{Error, Result};
+use crate::maintenance::remove::{self, Options, Which};
 use crate::model::{Name, bus, human};
 use crate::output::{Format, json, table, time};
-use crate::template::freeze::How;
+use crate::template::freeze::SealMode;
 use crate::template::{freeze, list, windows};
-use crate::vm::remove::{self, Options, Which};
+use crate::warm::cool;
 use crate::warm::make::{self, Warming};
 
 /// How long a Windows guest's agent may take to answer, and how long its sysprep.exe may take.
@@ -44,8 +45,9 @@ impl Template {
 
 /// Seal a stopped VM and freeze it into a template, for ever
 ///
-/// What clones must not share is taken out of its disks (see `seal`). Then its files become read-only, it cannot be started or changed any
-/// more, and it cannot be removed while clones stand on it.
+/// What clones must not share is taken out of its disks (see `seal`). Then its files become
+/// read-only, it cannot be started or changed any more, and it cannot be removed while clones stand
+/// on it.
 #[derive(Debug, Args)]
 pub struct Create {
     /// The VM
@@ -53,7 +55,8 @@ pub struct Create {
     /// Leave its disks as they are: clones will share machine-id, host keys, logs
     #[arg(long)]
     no_seal: bool,
-    /// Windows: let the running guest's own sysprep.exe do it, through the guest agent, and wait until it is off
+    /// Windows: let the running guest's own sysprep.exe do it, through the guest agent, and wait
+    /// until it is off
     #[arg(long, conflicts_with_all = ["no_seal", "dry_run", "operations", "enable"])]
     windows: bool,
     /// Rename it at the same time
@@ -74,7 +77,8 @@ pub struct WarmOptions {
     /// For a warm template: a shell command that has to succeed in the guest before it is saved
     #[arg(long, value_name = "CMD")]
     ready: Option<String>,
-    /// For a warm template: how long the guest may take to boot as far as its agent, and again for --ready, in seconds
+    /// For a warm template: how long the guest may take to boot as far as its agent, and again for
+    /// --ready, in seconds
     #[arg(long, value_name = "SECS", default_value_t = 600)]
     ready_timeout: u64,
 }
@@ -92,8 +96,10 @@ impl Create {
             return Ok(());
         }
         if self.no_seal && self.seal.is_anything() {
-            return Err(Error::usage("--no-seal leaves the disks as they are, and the other options do not")
-                .hint("leave out one or the other"));
+            return Err(Error::usage(
+                "--no-seal leaves the disks as they are, and the other options do not",
+            )
+            .hint("leave out one or the other"));
         }
         let mut payload = Payload::new()?;
         let (sealing, passwords) = self.seal.sealing(&mut payload)?;
@@ -102,19 +108,23 @@ impl Create {
         if self.windows {
             if self.seal.is_anything() {
                 return Err(Error::usage(
-                    "Windows generalises itself: the other options are for systems sealed from the outside",
+                    "Windows generalises itself: \
+                     the other options are for systems sealed from the outside",
                 ));
             }
             windows::generalise(&app.context, &self.vm, AGENT, SYSPREP).await?;
         }
         if !self.no_seal && !self.windows {
-            let unsealed = format!("or leave its disks as they are: cowhand template create {} --no-seal", self.vm);
+            let unsealed = format!(
+                "or leave its disks as they are: cowhand template create {} --no-seal",
+                self.vm
+            );
             Kernel::find(&sealing.kernel).map_err(|error| error.hint(unsealed))?;
         }
         let how = match (self.no_seal, self.windows) {
-            (true, _) => How::AsItIs,
-            (_, true) => How::SealedItself,
-            _ => How::Seal(&sealing, dry_run),
+            (true, _) => SealMode::AsItIs,
+            (_, true) => SealMode::SealedItself,
+            _ => SealMode::Seal(&sealing, dry_run),
         };
         if self.warm {
             let record = app.context.store.load(&self.vm)?;
@@ -131,12 +141,18 @@ impl Create {
             text = seal::text(self.vm.as_str(), report, dry_run) + "\n";
         }
         if !dry_run {
-            text.push_str(&format!("{name} is a template now; make a VM of it: cowhand clone {name} NEW"));
+            text.push_str(&format!(
+                "{name} is a template now; make a VM of it: cowhand clone {name} NEW"
+            ));
         }
         if self.warm {
-            let warmed = make::warm(&app.context, name, &self.warming.warming()).await.map_err(|error| {
-                error.hint(format!("{name} is a template now, but not warm; try again: cowhand template warm {name}"))
-            })?;
+            let warmed =
+                make::warm(&app.context, name, &self.warming.warming()).await.map_err(|error| {
+                    error.hint(format!(
+                        "{name} is a template now, but not warm; try again: cowhand \
+                         template warm {name}"
+                    ))
+                })?;
             value = value.made_warm();
             text.push_str(&format!(
                 "\nit is warm ({}); run something in it: cowhand run {name} -- true",
@@ -156,7 +172,9 @@ impl Ls {
     fn run(self, app: &App) -> Result<()> {
         let rows = list::list(&app.context)?;
         match (app.printer.format, app.printer.quiet) {
-            (Format::Table, true) => rows.iter().for_each(|row| app.printer.text(row.name.as_str())),
+            (Format::Table, true) => {
+                rows.iter().for_each(|row| app.printer.text(row.name.as_str()))
+            }
             _ => {
                 let entries: Vec<_> = rows.iter().map(json::Template::from).collect();
                 app.printer.result(&table::templates(&rows), &entries);
@@ -176,15 +194,16 @@ pub struct Show {
 impl Show {
     fn run(self, app: &App) -> Result<()> {
         let row = list::show(&app.context, &self.name)?;
-        app.printer.result(&table::templates(std::slice::from_ref(&row)), &json::Template::from(&row));
+        app.printer
+            .result(&table::templates(std::slice::from_ref(&row)), &json::Template::from(&row));
         Ok(())
     }
 }
 
 /// Boot a template once, and keep its memory for clones to go on from
 ///
-/// A throw-away clone is booted and waited for: its agent, systemd's word that the boot is over, --ready, and until it idles. Its SSH host keys are taken
-/// away, and it is saved as it stands.
+/// A throw-away clone is booted and waited for: its agent, systemd's word that the boot is over,
+/// --ready, and until it idles. Its SSH host keys are taken away, and it is saved as it stands.
 #[derive(Debug, Args)]
 pub struct Warm {
     /// The template
@@ -219,7 +238,7 @@ pub struct Cool {
 impl Cool {
     async fn run(self, app: &App) -> Result<()> {
         each(app, &self.names, async |name| {
-            let bytes = make::cool(&app.context, name).await?;
+            let bytes = cool::cool(&app.context, name).await?;
             let text = format!("{name} is not warm any more ({} freed)", human(bytes));
             app.printer.done(&text, &json::Warmth::cool(name, bytes));
             Ok(())

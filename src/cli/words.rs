@@ -7,7 +7,9 @@ use crate::error::{Error, Result};
 
 /// What was said with `--with-backing`, which may be repeated and may name a directory.
 pub(super) fn within(said: Vec<OsString>) -> Option<Vec<PathBuf>> {
-    (!said.is_empty()).then(|| said.into_iter().filter(|directory| !directory.is_empty()).map(PathBuf::from).collect())
+    (!said.is_empty()).then(|| {
+        said.into_iter().filter(|directory| !directory.is_empty()).map(PathBuf::from).collect()
+    })
 }
 
 /// `K=V`.

@@ -1,7 +1,9 @@
 //! cloud-init: what a guest is told at its first boot, as a NoCloud seed.
 //!
-//! The seed is a small disk that is made anew for each start ([`image`]). Its instance id is the VM's UUID, so each clone is an instance of its own, on which cloud-init
-//! runs anew; a snapshot or a revert does not change it. Sources: cloud-init's documentation, "NoCloud", "User-Data Formats", "Cloud config examples".
+//! The seed is a small disk that is made anew for each start ([`image`]). Its instance id is the
+//! VM's UUID, so each clone is an instance of its own, on which cloud-init runs anew; a snapshot or
+//! a revert does not change it. Sources: cloud-init's documentation, "NoCloud", "User-Data
+//! Formats", "Cloud config examples".
 
 pub mod image;
 pub mod request;
@@ -14,10 +16,12 @@ use crate::model::{Name, Seed};
 /// The files of the seed of the VM `name`.
 pub fn files(seed: &Seed, name: &Name, uuid: Uuid) -> Vec<(&'static str, String)> {
     let hostname = seed.hostname.clone().unwrap_or_else(|| hostname_of(name));
-    let mut meta_data: Map<String, Value> = serde_json::from_str(&seed.meta_data).unwrap_or_default();
+    let mut meta_data: Map<String, Value> =
+        serde_json::from_str(&seed.meta_data).unwrap_or_default();
     meta_data.insert("instance-id".into(), format!("iid-{uuid}").into());
     meta_data.insert("local-hostname".into(), hostname.into());
-    let mut files = vec![("user-data", seed.user_data.clone()), ("meta-data", yaml(&Value::Object(meta_data)))];
+    let mut files =
+        vec![("user-data", seed.user_data.clone()), ("meta-data", yaml(&Value::Object(meta_data)))];
     files.extend(seed.network_config.iter().map(|text| ("network-config", text.clone())));
     files.extend(seed.vendor_data.iter().map(|text| ("vendor-data", text.clone())));
     files
@@ -29,15 +33,20 @@ fn yaml(value: &Value) -> String {
     for c in format!("{value:#}\n").chars() {
         match c.is_ascii() && c != '\x7f' {
             true => text.push(c),
-            false => c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| text.push_str(&format!("\\u{unit:04x}"))),
+            false => c
+                .encode_utf16(&mut [0; 2])
+                .iter()
+                .for_each(|unit| text.push_str(&format!("\\u{unit:04x}"))),
         }
     }
     text
 }
 
-/// What a host may be called that is nearest to the name of the VM: letters, digits and dashes, at most 63 (`hostname(7)`). A dot would begin the domain.
+/// What a host may be called that is nearest to the name of the VM: letters, digits and dashes, at
+/// most 63 (`hostname(7)`). A dot would begin the domain.
 fn hostname_of(name: &Name) -> String {
-    let words: Vec<&str> = name.as_str().split(['.', '_', '-']).filter(|word| !word.is_empty()).collect();
+    let words: Vec<&str> =
+        name.as_str().split(['.', '_', '-']).filter(|word| !word.is_empty()).collect();
     let text: String = words.join("-").chars().take(63).collect();
     text.trim_end_matches('-').to_owned()
 }
@@ -56,7 +65,9 @@ mod tests {
             hostname: None,
         };
         let name: Name = "web_1".parse().expect("a name");
-        let meta = |seed: &Seed, uuid| -> Value { serde_json::from_str(&files(seed, &name, uuid)[1].1).expect("JSON") };
+        let meta = |seed: &Seed, uuid| -> Value {
+            serde_json::from_str(&files(seed, &name, uuid)[1].1).expect("JSON")
+        };
         let (one, other) = (Uuid::new_v4(), Uuid::new_v4());
         let expected = serde_json::json!({
             "instance-id": format!("iid-{one}"), "local-hostname": "web-1", "cloud-name": "mine",

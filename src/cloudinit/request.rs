@@ -8,17 +8,20 @@ use serde_json::{Map, Value, json};
 use crate::error::{Error, IoContext, Result};
 use crate::model::{Seed, hash_password, public_key};
 
-/// All documents of a seed together have at most this many bytes, as in the largest clouds. They are part of the record, and of each snapshot's.
+/// All documents of a seed together have at most this many bytes, as in the largest clouds. They
+/// are part of the record, and of each snapshot's.
 pub const LONGEST: usize = 16 << 10;
 
-/// How `user-data` may begin, in whatever case: cloud-init does nothing with any other that is no MIME message (`cloudinit/handlers`, `INCLUSION_TYPES_MAP`).
+/// How `user-data` may begin, in whatever case: cloud-init does nothing with any other that is no
+/// MIME message (`cloudinit/handlers`, `INCLUSION_TYPES_MAP`).
 const BEGINNINGS: [&str; 6] =
     ["#cloud-config", "#!", "#include", "#cloud-boothook", "#part-handler", "## template: jinja"];
 
 /// What is asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Request {
-    /// A file that is the `user-data`, or a directory with `user-data` and, maybe, `meta-data`, `network-config`, `vendor-data`.
+    /// A file that is the `user-data`, or a directory with `user-data` and, maybe, `meta-data`,
+    /// `network-config`, `vendor-data`.
     pub documents: Option<PathBuf>,
     /// A user that is made.
     pub user: Option<String>,
@@ -43,12 +46,25 @@ impl Request {
         let hostname = self.hostname.clone();
         let Some(documents) = &self.documents else {
             let (user_data, meta_data) = (self.user_data()?, "{}".to_owned());
-            return bounded(Seed { user_data, meta_data, network_config: None, vendor_data: None, hostname }).map(Some);
+            return bounded(Seed {
+                user_data,
+                meta_data,
+                network_config: None,
+                vendor_data: None,
+                hostname,
+            })
+            .map(Some);
         };
-        let alone = Self { documents: self.documents.clone(), hostname: hostname.clone(), ..Self::default() };
+        let alone = Self {
+            documents: self.documents.clone(),
+            hostname: hostname.clone(),
+            ..Self::default()
+        };
         if *self != alone {
-            return Err(Error::usage("--cloud-init is all of the user-data: it goes with --hostname alone")
-                .hint("write users, keys, packages and commands into that file"));
+            return Err(Error::usage(
+                "--cloud-init is all of the user-data: it goes with --hostname alone",
+            )
+            .hint("write users, keys, packages and commands into that file"));
         }
         let seed = match documents.is_dir() {
             true => directory(documents)?,
@@ -69,7 +85,9 @@ impl Request {
     fn user_data(&self) -> Result<String> {
         let keys = self.ssh_keys.iter().map(|path| key(path)).collect::<Result<Vec<_>>>()?;
         let password = self.password.as_ref().map(|path| password(path)).transpose()?;
-        let is_odd = |name: &String| name.is_empty() || name.starts_with('-') || name.contains(char::is_whitespace);
+        let is_odd = |name: &String| {
+            name.is_empty() || name.starts_with('-') || name.contains(char::is_whitespace)
+        };
         if let Some(package) = self.packages.iter().find(|name| is_odd(name)) {
             return Err(Error::usage(format!("{package:?} is no name of a package")));
         }
@@ -99,7 +117,9 @@ impl Request {
                 return Err(Error::usage("--password-file needs --user: whose password is it?"));
             }
             // The image's own user.
-            None if !keys.is_empty() => drop(config.insert("ssh_authorized_keys".into(), json!(keys))),
+            None if !keys.is_empty() => {
+                drop(config.insert("ssh_authorized_keys".into(), json!(keys)))
+            }
             None => {}
         }
         if password.is_some() {
@@ -122,8 +142,11 @@ fn directory(path: &Path) -> Result<Seed> {
     for entry in std::fs::read_dir(path).on("list", path)? {
         let name = entry.on("list", path)?.file_name();
         if !known.iter().any(|known| name == *known) {
-            return Err(Error::usage(format!("{} is none of a seed's documents", path.join(name).display()))
-                .hint(format!("they are: {}", known.join(", "))));
+            return Err(Error::usage(format!(
+                "{} is none of a seed's documents",
+                path.join(name).display()
+            ))
+            .hint(format!("they are: {}", known.join(", "))));
         }
     }
     let file = path.join("meta-data");
@@ -137,11 +160,13 @@ fn directory(path: &Path) -> Result<Seed> {
     })
 }
 
-/// What a `meta-data` says but for what belongs to each VM, as JSON; and the host's name, if it has one. It is JSON, or a line for each key.
+/// What a `meta-data` says but for what belongs to each VM, as JSON; and the host's name, if it has
+/// one. It is JSON, or a line for each key.
 fn others(text: &str, path: &Path) -> Result<(String, Option<String>)> {
     let refuse = |what: &str| {
-        Err(Error::usage(format!("{}: {what}", path.display()))
-            .hint("write KEY: VALUE on a line for each, or JSON; what is longer belongs into user-data"))
+        Err(Error::usage(format!("{}: {what}", path.display())).hint(
+            "write KEY: VALUE on a line for each, or JSON; what is longer belongs into user-data",
+        ))
     };
     let mut all = Map::new();
     if text.trim_start().starts_with('{') {
@@ -150,13 +175,19 @@ fn others(text: &str, path: &Path) -> Result<(String, Option<String>)> {
             Err(error) => return refuse(&format!("it is no JSON: {error}")),
         }
     } else {
-        for line in text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#') && *line != "---") {
-            let is_key = |key: &str| key.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
+        for line in text
+            .lines()
+            .filter(|line| !line.trim().is_empty() && !line.starts_with('#') && *line != "---")
+        {
+            let is_key =
+                |key: &str| key.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
             let Some((key, value)) = line.split_once(':').filter(|(key, _)| is_key(key)) else {
                 return refuse(&format!("{line:?} is no key and value"));
             };
             let value = value.split(" #").next().unwrap_or_default().trim();
-            if value.is_empty() || value.starts_with(['|', '>', '[', '{', '&', '*', '!', '%', '@', '`']) {
+            if value.is_empty()
+                || value.starts_with(['|', '>', '[', '{', '&', '*', '!', '%', '@', '`'])
+            {
                 return refuse(&format!("the value of {key} is more than a word or a text"));
             }
             all.insert(key.to_owned(), value.trim_matches(['"', '\'']).into());
@@ -187,37 +218,58 @@ fn optional(path: &Path) -> Result<Option<String>> {
     if bytes.len() > LONGEST {
         return Err(too_long(&path.display().to_string()));
     }
-    String::from_utf8(bytes).map(Some).map_err(|_| Error::usage(format!("{} is no text (UTF-8)", path.display())))
+    String::from_utf8(bytes)
+        .map(Some)
+        .map_err(|_| Error::usage(format!("{} is no text (UTF-8)", path.display())))
 }
 
 fn too_long(what: &str) -> Error {
-    Error::usage(format!("{what} is too long: a seed for cloud-init has at most {} KiB", LONGEST >> 10))
-        .hint("let it fetch the rest: a first line of #include, and URLs below")
+    Error::usage(format!(
+        "{what} is too long: a seed for cloud-init has at most {} KiB",
+        LONGEST >> 10
+    ))
+    .hint("let it fetch the rest: a first line of #include, and URLs below")
 }
 
 fn bounded(seed: Seed) -> Result<Seed> {
     seed.hostname.as_deref().map_or(Ok(()), check_hostname)?;
-    let texts = [Some(&seed.user_data), Some(&seed.meta_data), seed.network_config.as_ref(), seed.vendor_data.as_ref()];
+    let texts = [
+        Some(&seed.user_data),
+        Some(&seed.meta_data),
+        seed.network_config.as_ref(),
+        seed.vendor_data.as_ref(),
+    ];
     let bytes: usize = texts.into_iter().flatten().map(String::len).sum();
     if bytes > LONGEST { Err(too_long("all of it together")) } else { Ok(seed) }
 }
 
 fn check_user_data(text: &str, path: &Path) -> Result<()> {
     let start = text.trim_start().to_ascii_lowercase();
-    let is_mime = || start.lines().take_while(|line| !line.is_empty()).any(|line| line.starts_with("mime-version:"));
+    let is_mime = || {
+        start
+            .lines()
+            .take_while(|line| !line.is_empty())
+            .any(|line| line.starts_with("mime-version:"))
+    };
     if BEGINNINGS.iter().any(|beginning| start.starts_with(beginning)) || is_mime() {
         return Ok(());
     }
     let first: String = text.lines().next().unwrap_or_default().chars().take(40).collect();
-    Err(Error::usage(format!("cloud-init would ignore {}: its first line is {first:?}", path.display()))
-        .hint("a cloud-config begins with #cloud-config, a script with #!"))
+    Err(Error::usage(format!(
+        "cloud-init would ignore {}: its first line is {first:?}",
+        path.display()
+    ))
+    .hint("a cloud-config begins with #cloud-config, a script with #!"))
 }
 
 /// Refuses what no host can be called (RFC 1123).
 pub fn check_hostname(name: &str) -> Result<()> {
     let is_label = |label: &str| {
         let inner = |c: char| c.is_ascii_alphanumeric() || c == '-';
-        (1..=63).contains(&label.len()) && label.chars().all(inner) && !label.starts_with('-') && !label.ends_with('-')
+        (1..=63).contains(&label.len())
+            && label.chars().all(inner)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
     };
     match name.len() <= 253 && name.split('.').all(is_label) {
         true => Ok(()),
@@ -228,25 +280,32 @@ pub fn check_hostname(name: &str) -> Result<()> {
 
 fn check_user(name: &str) -> Result<()> {
     let rest = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-';
-    let is_name =
-        name.len() <= 32 && name.chars().all(rest) && name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_');
+    let is_name = name.len() <= 32
+        && name.chars().all(rest)
+        && name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_');
     match is_name {
         true => Ok(()),
-        false => Err(Error::usage(format!("{name:?} is no name of a user"))
-            .hint("small letters, digits, dashes and underscores, at most 32, not a digit or a dash first")),
+        false => Err(Error::usage(format!("{name:?} is no name of a user")).hint(
+            "small letters, digits, dashes and underscores, \
+             at most 32, not a digit or a dash first",
+        )),
     }
 }
 
 fn key(path: &Path) -> Result<String> {
-    public_key(&required(path)?).map_err(|error| Error::usage(format!("{}: {}", path.display(), error.full_message())))
+    public_key(&required(path)?)
+        .map_err(|error| Error::usage(format!("{}: {}", path.display(), error.full_message())))
 }
 
 fn password(path: &Path) -> Result<String> {
     let text = required(path)?;
     let word = text.lines().next().unwrap_or_default();
     if word.is_empty() {
-        return Err(Error::usage(format!("the first line of {} is empty, and that is no password", path.display()))
-            .hint("to let nobody in by password, leave out --password-file"));
+        return Err(Error::usage(format!(
+            "the first line of {} is empty, and that is no password",
+            path.display()
+        ))
+        .hint("to let nobody in by password, leave out --password-file"));
     }
     hash_password(word)
 }
@@ -274,9 +333,10 @@ mod tests {
             documents: None,
         };
         let seed = request.seed().expect("a seed").expect("something was asked for");
-        let config: Value =
-            serde_json::from_str(seed.user_data.strip_prefix("#cloud-config\n").expect("its first line"))
-                .expect("JSON");
+        let config: Value = serde_json::from_str(
+            seed.user_data.strip_prefix("#cloud-config\n").expect("its first line"),
+        )
+        .expect("JSON");
         let user = &config["users"][0];
         assert_eq!(
             (user["name"].as_str(), user["ssh_authorized_keys"][0].as_str()),
@@ -292,15 +352,23 @@ mod tests {
     #[test]
     fn what_cloud_init_would_not_take_is_refused() {
         let directory = tempfile::tempdir().expect("a directory");
-        let of =
-            |name: &str, text: &str| Request { documents: Some(written(&directory, name, text)), ..Request::default() };
+        let of = |name: &str, text: &str| Request {
+            documents: Some(written(&directory, name, text)),
+            ..Request::default()
+        };
         for (request, words) in [
             (of("a", "users: []\n"), "#cloud-config"),
             (of("b", &format!("#!/bin/sh\n{}", "x".repeat(LONGEST))), "16 KiB"),
             (Request { user: Some("Ada".into()), ..Request::default() }, "name of a user"),
             (Request { hostname: Some("-x".into()), ..Request::default() }, "name of a host"),
-            (Request { user: Some("ada".into()), ..of("c", "#cloud-config\n") }, "--hostname alone"),
-            (Request { password: Some(written(&directory, "p", "x")), ..Request::default() }, "needs --user"),
+            (
+                Request { user: Some("ada".into()), ..of("c", "#cloud-config\n") },
+                "--hostname alone",
+            ),
+            (
+                Request { password: Some(written(&directory, "p", "x")), ..Request::default() },
+                "needs --user",
+            ),
             (
                 Request {
                     password: Some(written(&directory, "q", "\n")),
@@ -316,7 +384,10 @@ mod tests {
                 },
                 "private key",
             ),
-            (Request { documents: Some(directory.path().join("none")), ..Request::default() }, "is not there"),
+            (
+                Request { documents: Some(directory.path().join("none")), ..Request::default() },
+                "is not there",
+            ),
         ] {
             let error = request.seed().expect_err(words);
             let told = format!("{} {:?}", error.full_message(), error.hints());
@@ -328,15 +399,32 @@ mod tests {
     fn a_directory_is_a_seed_but_for_what_belongs_to_each_vm() {
         let directory = tempfile::tempdir().expect("a directory");
         written(&directory, "user-data", "#cloud-config\n{}\n");
-        written(&directory, "meta-data", "# mine\ninstance-id: old\nlocal-hostname: \"shop\" # here\ncloud-name: x\n");
+        written(
+            &directory,
+            "meta-data",
+            "# mine\ninstance-id: old\nlocal-hostname: \"shop\" # here\ncloud-name: x\n",
+        );
         written(&directory, "network-config", "version: 2\n");
         let request = Request { documents: Some(directory.path().into()), ..Request::default() };
         let seed = request.seed().expect("a seed").expect("something was asked for");
-        assert_eq!(serde_json::from_str::<Value>(&seed.meta_data).expect("JSON"), json!({"cloud-name": "x"}));
-        assert_eq!((seed.hostname.as_deref(), seed.network_config.as_deref()), (Some("shop"), Some("version: 2\n")));
-        written(&directory, "meta-data", "{\"instance-id\": 7, \"local-hostname\": \"db\", \"keys\": [1]}");
+        assert_eq!(
+            serde_json::from_str::<Value>(&seed.meta_data).expect("JSON"),
+            json!({"cloud-name": "x"})
+        );
+        assert_eq!(
+            (seed.hostname.as_deref(), seed.network_config.as_deref()),
+            (Some("shop"), Some("version: 2\n"))
+        );
+        written(
+            &directory,
+            "meta-data",
+            "{\"instance-id\": 7, \"local-hostname\": \"db\", \"keys\": [1]}",
+        );
         let seed = request.seed().expect("a seed").expect("something was asked for");
-        assert_eq!((seed.hostname.as_deref(), seed.meta_data.contains("instance-id")), (Some("db"), false));
+        assert_eq!(
+            (seed.hostname.as_deref(), seed.meta_data.contains("instance-id")),
+            (Some("db"), false)
+        );
         for odd in ["a: [1]\n", " a: b\n", "a b\n", "local-hostname: a: b\n", "{", "a:\n  - b\n"] {
             written(&directory, "meta-data", odd);
             request.seed().expect_err(odd);

@@ -29,15 +29,16 @@ impl Context {
     pub fn prepare_store(&self) -> Result<()> {
         if self.store.prepare()? {
             self.ui.note(&format!(
-                "the store {} seems to have been copied, or moved from another file system: it is a store of its own from now on, and its VMs are others than those of the original",
+                "the store {} seems to have been copied, or moved from another file system: it is \
+                 a store of its own from now on, and its VMs are others than those of the original",
                 self.store.layout.root().display()
             ));
         }
         Ok(())
     }
 
-    /// Takes the store's lock for a change of `names`. Whoever is at work on one of them now is waited for first: a copy may take long, and others need the
-    /// store.
+    /// Takes the store's lock for a change of `names`. Whoever is at work on one of them now is
+    /// waited for first: a copy may take long, and others need the store.
     pub async fn lock_store_for(&self, names: &[&Name]) -> Result<StoreLock> {
         for name in names {
             let path = self.store.layout.lock(name);
@@ -79,7 +80,8 @@ impl Context {
         Ok(flock::is_still_at(&directory, path).on("check", path)?.then_some(directory))
     }
 
-    /// Takes the lock of the pool of the template `name` with this UUID, waiting for its holder, who is named.
+    /// Takes the lock of the pool of the template `name` with this UUID, waiting for its holder,
+    /// who is named.
     pub async fn lock_pool(&self, name: &Name, uuid: Uuid) -> Result<PoolLock> {
         make_directory(&self.store.layout.slots())?;
         let path = self.store.layout.pool_lock(&uuid.simple().to_string());
@@ -90,9 +92,8 @@ impl Context {
 /// The error with what helps, if something is in the place of the lock of `name`.
 fn mended_by(name: &Name, error: Error) -> Error {
     match error.kind() {
-        Kind::Damaged => {
-            Error::damaged(format!("{name} cannot be locked: {}", error.message())).hint(how_to_mend(name))
-        }
+        Kind::Damaged => Error::damaged(format!("{name} cannot be locked: {}", error.message()))
+            .hint(how_to_mend(name)),
         _ => error,
     }
 }
@@ -103,13 +104,16 @@ async fn acquire(context: &Context, path: &Path, what: &str) -> Result<File> {
         if !flock::try_exclusive(&file).on("lock", path)? {
             wait_for(context, &file, path, what).await?;
         }
-        // Its directory may have been renamed or removed while we waited: then the lock we got guards nothing.
+        // Its directory may have been renamed or removed while we waited: then the lock we got
+        // guards nothing.
         if flock::is_still_at(&file, path).on("check", path)? {
             lock::sign(&file, &context.operation);
             return Ok(file);
         }
         if !path.parent().is_some_and(Path::exists) {
-            return Err(Error::not_found(format!("{what} is gone: it was removed or renamed meanwhile")));
+            return Err(Error::not_found(format!(
+                "{what} is gone: it was removed or renamed meanwhile"
+            )));
         }
     }
 }
@@ -117,7 +121,8 @@ async fn acquire(context: &Context, path: &Path, what: &str) -> Result<File> {
 /// So long waiting needs no word.
 const MOMENT: Duration = Duration::from_millis(500);
 
-/// Waits in a thread of its own, because flock(2) knows no time limit; a thread that waits in vain ends with the process.
+/// Waits in a thread of its own, because flock(2) knows no time limit; a thread that waits in vain
+/// ends with the process.
 async fn wait_for(context: &Context, file: &File, path: &Path, what: &str) -> Result<()> {
     let limit = context.settings.lock_wait;
     let waiting = file.try_clone().on("open the lock", path)?;
@@ -134,7 +139,10 @@ async fn wait_for(context: &Context, file: &File, path: &Path, what: &str) -> Re
     }
     match waited {
         Ok(Ok(result)) => result.on("lock", path),
-        _ => Err(Error::locked(format!("{what} is locked by {holder}; waited {} s", limit.as_secs()))
-            .hint("run the command again later, or wait longer with --wait SECS")),
+        _ => Err(Error::locked(format!(
+            "{what} is locked by {holder}; waited {} s",
+            limit.as_secs()
+        ))
+        .hint("run the command again later, or wait longer with --wait SECS")),
     }
 }

@@ -20,11 +20,15 @@ pub struct Context {
 }
 
 impl Context {
-    /// Opens the store named in `settings`; nothing is created until an operation changes something.
+    /// Opens the store named in `settings`; nothing is created until an operation changes
+    /// something.
     pub fn open(settings: Settings, ui: Box<dyn Ui>, operation: impl Into<String>) -> Result<Self> {
         for path in [&settings.store, &settings.runtime] {
             if path.to_str().is_none() {
-                return Err(Error::usage(format!("{} is not UTF-8, and QEMU takes paths as JSON", path.display())));
+                return Err(Error::usage(format!(
+                    "{} is not UTF-8, and QEMU takes paths as JSON",
+                    path.display()
+                )));
             }
         }
         let store = Store::at(&settings.store)?;

@@ -1,4 +1,5 @@
-//! Checking the images below a VM: every layer of every chain (`qemu-img check`), which shows at the same time that the chain is whole.
+//! Checking the images below a VM: every layer of every chain (`qemu-img check`), which shows at
+//! the same time that the chain is whole.
 
 use crate::change::OpenVm;
 use crate::context::Context;
@@ -22,8 +23,14 @@ pub struct Found {
     pub in_use: bool,
 }
 
-/// Checks the disks of `vm`, or the one called `target`. With `repair`, puts right the active layer of a stopped VM.
-pub async fn check(context: &Context, vm: &Name, target: Option<&str>, repair: bool) -> Result<Vec<Found>> {
+/// Checks the disks of `vm`, or the one called `target`. With `repair`, puts right the active layer
+/// of a stopped VM.
+pub async fn check(
+    context: &Context,
+    vm: &Name,
+    target: Option<&str>,
+    repair: bool,
+) -> Result<Vec<Found>> {
     let (_opened, record) = match repair {
         true => {
             let opened = OpenVm::for_change(context, vm, "repair").await?;
@@ -42,7 +49,9 @@ pub async fn check(context: &Context, vm: &Name, target: Option<&str>, repair: b
             .hint(format!("stop it first: cowhand stop {vm}")));
     }
     let mut found = Vec::new();
-    for disk in record.config.volumes().filter(|disk| target.is_none_or(|target| disk.target == target)) {
+    for disk in
+        record.config.volumes().filter(|disk| target.is_none_or(|target| disk.target == target))
+    {
         let chain = chain::of_disk(&context.store, disk)?;
         let img = Img::find(context)?.reading(chain.links().iter().map(|link| link.path.clone()));
         for (depth, link) in chain.links().iter().enumerate() {
@@ -58,7 +67,12 @@ pub async fn check(context: &Context, vm: &Name, target: Option<&str>, repair: b
                     Some(img.check(&link.path, source, repair == Repair::Nothing, repair).await?)
                 }
             };
-            found.push(Found { target: disk.target.clone(), layer: link.layer.clone(), checked, in_use });
+            found.push(Found {
+                target: disk.target.clone(),
+                layer: link.layer.clone(),
+                checked,
+                in_use,
+            });
         }
     }
     Ok(found)
@@ -74,7 +88,9 @@ impl Found {
 
     /// In words.
     pub fn words(&self) -> String {
-        let Some(checked) = &self.checked else { return format!("nothing to check ({})", self.layer.format) };
+        let Some(checked) = &self.checked else {
+            return format!("nothing to check ({})", self.layer.format);
+        };
         let mut words = Vec::new();
         if checked.corruptions > 0 {
             words.push(format!("{} corruptions", checked.corruptions));

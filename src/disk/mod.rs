@@ -1,4 +1,5 @@
-//! Disks of a VM, by hand: merge layers, grow them, check them. [`plan`] decides and is pure, the others act.
+//! Disks of a VM, by hand: merge layers, grow them, check them. [`plan`] decides and is pure, the
+//! others act.
 
 pub mod check;
 pub mod merge;

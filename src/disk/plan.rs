@@ -2,8 +2,8 @@
 
 use crate::error::{Error, Result};
 use crate::layer::collapse::Permissions;
+use crate::layer::graph::{LayerGraph, Use};
 use crate::layer::info::LayerInfo;
-use crate::layer::pool::{Pool, Use};
 use crate::model::{Format, Layer, Merge, MergeKind, Name, Record};
 
 /// The chain of one disk, from the active layer down, and whose it is.
@@ -20,15 +20,24 @@ pub struct Subject<'a> {
 }
 
 impl Subject<'_> {
-    /// The place in the chain of what a user calls a layer: its id, its file name, or the name of a snapshot that it belongs to.
+    /// The place in the chain of what a user calls a layer: its id, its file name, or the name of a
+    /// snapshot that it belongs to.
     pub fn place(&self, text: &str) -> Result<usize> {
         let point = text.strip_prefix(&format!("{}@", self.vm)).unwrap_or(text);
         let of_snapshot =
-            self.record.snapshots.iter().find(|snapshot| snapshot.name.as_str() == point).and_then(|snapshot| {
-                snapshot.config.volumes().find(|disk| disk.target == self.target).map(|disk| &disk.layer)
-            });
+            self.record.snapshots.iter().find(|snapshot| snapshot.name.as_str() == point).and_then(
+                |snapshot| {
+                    snapshot
+                        .config
+                        .volumes()
+                        .find(|disk| disk.target == self.target)
+                        .map(|disk| &disk.layer)
+                },
+            );
         let is = |layer: &Layer| {
-            layer.id.to_string() == text || layer.file_name() == text || of_snapshot.is_some_and(|named| named == layer)
+            layer.id.to_string() == text
+                || layer.file_name() == text
+                || of_snapshot.is_some_and(|named| named == layer)
         };
         self.chain.iter().position(|info| is(&info.layer)).ok_or_else(|| {
             Error::not_found(format!("{text} is no layer below {} of {}", self.target, self.vm))
@@ -41,7 +50,8 @@ impl Subject<'_> {
     }
 }
 
-/// A commit: the snapshots that are given up for it, because their layers are written to, and the merge.
+/// A commit: the snapshots that are given up for it, because their layers are written to, and the
+/// merge.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Commit {
     /// The merge.
@@ -52,7 +62,7 @@ pub struct Commit {
 
 /// Commits the layers from `top` down into `base`; without a base into the layer below `top`.
 pub fn commit(
-    pool: &Pool,
+    graph: &LayerGraph,
     subject: Subject<'_>,
     top: usize,
     base: Option<usize>,
@@ -61,7 +71,10 @@ pub fn commit(
     let Subject { vm, record, target, chain } = subject;
     let base = match base {
         Some(base) if base == top => {
-            return Err(Error::usage(format!("top and base are the same layer, {}", subject.name(top))));
+            return Err(Error::usage(format!(
+                "top and base are the same layer, {}",
+                subject.name(top)
+            )));
         }
         Some(base) if base < top => {
             return Err(Error::usage(format!(
@@ -74,7 +87,9 @@ pub fn commit(
         Some(base) => base,
         None if top + 1 < chain.len() => top + 1,
         None => {
-            return Err(Error::refused(format!("{target} of {vm} stands on nothing: there is nothing to commit into")));
+            return Err(Error::refused(format!(
+                "{target} of {vm} stands on nothing: there is nothing to commit into"
+            )));
         }
     };
     if let Some(why) = permissions.uncertain {
@@ -82,41 +97,49 @@ pub fn commit(
     }
     let (upper, lower) = (chain[top], chain[base]);
     let refuse = |info: &LayerInfo, why: String| {
-        Err(Error::refused(format!("{target} of {vm} cannot be committed: layer {} {why}", info.layer)))
+        Err(Error::refused(format!(
+            "{target} of {vm} cannot be committed: layer {} {why}",
+            info.layer
+        )))
     };
     for info in &chain[top..=base] {
-        if permissions.foreign.contains(&info.layer.id) {
+        if permissions.in_use.contains(&info.layer.id) {
             return refuse(info, "is in use by another VM".to_owned());
         }
         if info.internal_snapshots > 0 {
             let count = info.internal_snapshots;
-            let error = refuse(info, format!("carries {count} internal snapshots, which a merge would lose"));
-            return error
-                .map_err(|error| error.hint("those a revert has left for undo go with: cowhand gc --older-than 0"));
+            let error = refuse(
+                info,
+                format!("carries {count} internal snapshots, which a merge would lose"),
+            );
+            return error.map_err(|error| {
+                error.hint("those a revert has left for undo go with: cowhand gc --older-than 0")
+            });
         }
     }
-    // What is below `top` is written to or vanishes: only names that can be given up may point at it, and nothing else may stand on it.
+    // What is below `top` is written to or vanishes: only names that can be given up may point at
+    // it, and nothing else may stand on it.
     let mut given_up = Vec::new();
     for (at, info) in chain.iter().enumerate().take(base + 1).skip(top + 1) {
-        for r#use in pool.uses(&info.layer.id) {
+        for r#use in graph.uses(&info.layer.id) {
             match r#use {
                 Use::Snapshot(owner, name) if owner == vm => given_up.push(name.clone()),
                 other => return refuse(info, format!("belongs to {}", words(other))),
             }
         }
         let above = &chain[at - 1].layer;
-        if let Some(other) = pool.children(&info.layer.id).find(|child| child.layer != *above) {
-            let users: Vec<String> = pool.uses(&other.layer.id).iter().map(words).collect();
+        if let Some(other) = graph.children(&info.layer.id).find(|child| child.layer != *above) {
+            let users: Vec<String> = graph.uses(&other.layer.id).iter().map(words).collect();
             return refuse(info, format!("has another layer standing on it, of {}", list(&users)));
         }
     }
-    if let Some(other) = pool.uses(&upper.layer.id).iter().find(|r#use| r#use.owner() != vm) {
+    if let Some(other) = graph.uses(&upper.layer.id).iter().find(|r#use| r#use.owner() != vm) {
         return refuse(upper, format!("belongs to {}", words(other)));
     }
-    let above: Vec<&LayerInfo> = pool.children(&upper.layer.id).collect();
+    let above: Vec<&LayerInfo> = graph.children(&upper.layer.id).collect();
     let expected = top.checked_sub(1).map(|at| &chain[at].layer);
     if let Some(other) = above.iter().find(|info| Some(&info.layer) != expected) {
-        let users: Vec<String> = pool.uses(&other.layer.id).iter().map(words).collect();
+        let users: Vec<String> = graph.uses(&other.layer.id).iter().map(words).collect();
         return refuse(upper, format!("has another layer standing on it, of {}", list(&users)));
     }
     if !matches!(lower.layer.format, Format::Raw | Format::Qcow2) {
@@ -126,12 +149,18 @@ pub fn commit(
         return refuse(lower, "is larger than what would be committed into it".to_owned());
     }
     if lower.would_show_memory(upper.virtual_bytes) {
-        let why = "would grow, and holds memory that a revert has loaded, which the guest would see there";
-        return refuse(lower, why.to_owned())
-            .map_err(|error| error.hint(format!("it is given up by: cowhand stop {vm}, then cowhand gc")));
+        let why = "would grow, and holds memory that a revert has loaded, \
+                   which the guest would see there";
+        return refuse(lower, why.to_owned()).map_err(|error| {
+            error.hint(format!("it is given up by: cowhand stop {vm}, then cowhand gc"))
+        });
     }
     // In the order of the record, each once.
-    let given_up = record.snapshots.iter().map(|snapshot| snapshot.name.clone()).filter(|name| given_up.contains(name));
+    let given_up = record
+        .snapshots
+        .iter()
+        .map(|snapshot| snapshot.name.clone())
+        .filter(|name| given_up.contains(name));
     let bytes = chain[top..base].iter().map(|info| info.allocated_bytes).sum();
     let merge = Merge {
         between: chain[top + 1..base].iter().map(|info| info.layer.clone()).collect(),
@@ -142,9 +171,14 @@ pub fn commit(
     Ok(Commit { merge, given_up: given_up.collect() })
 }
 
-/// Copies everything between the active layer and `base` (which stays below; `None`: all of it) into the active layer. `None`: there is
-/// nothing to copy. Where nobody can be sure who uses what, the data is copied and no layer vanishes.
-pub fn stream(pool: &Pool, subject: Subject<'_>, base: Option<usize>) -> Result<Option<Merge>> {
+/// Copies everything between the active layer and `base` (which stays below; `None`: all of it)
+/// into the active layer. `None`: there is nothing to copy. Where nobody can be sure who uses what,
+/// the data is copied and no layer vanishes.
+pub fn stream(
+    graph: &LayerGraph,
+    subject: Subject<'_>,
+    base: Option<usize>,
+) -> Result<Option<Merge>> {
     let Subject { vm, target, chain, .. } = subject;
     if base == Some(0) {
         return Err(Error::usage(format!(
@@ -165,18 +199,19 @@ pub fn stream(pool: &Pool, subject: Subject<'_>, base: Option<usize>) -> Result<
     }
     if top.internal_snapshots > 0 {
         return Err(Error::refused(format!(
-            "{target} of {vm} cannot be streamed: its layer {} carries {} internal snapshots, which rest on what is below",
+            "{target} of {vm} cannot be streamed: its layer {} carries {} internal snapshots, \
+             which rest on what is below",
             top.layer, top.internal_snapshots
         ))
         .hint(format!("see them: cowhand snapshot ls {vm}")));
     }
     // From above: once a layer stays, what is below it stays, too.
     let mut kept = Vec::new();
-    let mut stays = pool.uncertainty(Some(vm)).is_some();
+    let mut stays = graph.uncertainty(Some(vm)).is_some();
     for (at, info) in chain.iter().enumerate().take(end).skip(1) {
-        let others = pool.children(&info.layer.id).any(|child| child.layer != chain[at - 1].layer);
+        let others = graph.children(&info.layer.id).any(|child| child.layer != chain[at - 1].layer);
         // A change that can be undone may need an internal snapshot in it.
-        stays |= others || info.internal_snapshots > 0 || !pool.uses(&info.layer.id).is_empty();
+        stays |= others || info.internal_snapshots > 0 || !graph.uses(&info.layer.id).is_empty();
         if stays {
             kept.push(info.layer.clone());
         }

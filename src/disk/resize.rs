@@ -20,28 +20,46 @@ pub struct Resized {
     pub after: u64,
 }
 
-/// Gives the disk `target` of `vm` the size `bytes`. Making it smaller has to be asked for, and is refused where data would be cut off.
-pub async fn resize(context: &Context, vm: &Name, target: &str, bytes: u64, shrink: bool) -> Result<Resized> {
+/// Gives the disk `target` of `vm` the size `bytes`. Making it smaller has to be asked for, and is
+/// refused where data would be cut off.
+pub async fn resize(
+    context: &Context,
+    vm: &Name,
+    target: &str,
+    bytes: u64,
+    shrink: bool,
+) -> Result<Resized> {
     let mut opened = OpenVm::for_change(context, vm, "resize a disk of").await?;
     let mut record = opened.record.clone();
     chain::refresh(&context.store, &mut record.config)?;
     let disk = list::disk(vm, &record, target)?.clone();
     if target == "nvram" || disk.read_only {
-        return Err(Error::refused(format!("{target} of {vm} cannot be resized: its size is the machine's business")));
+        return Err(Error::refused(format!(
+            "{target} of {vm} cannot be resized: its size is the machine's business"
+        )));
     }
     if bytes == 0 || !bytes.is_multiple_of(512) {
-        return Err(Error::usage(format!("{bytes} bytes are not a whole number of 512-byte sectors")));
+        return Err(Error::usage(format!(
+            "{bytes} bytes are not a whole number of 512-byte sectors"
+        )));
     }
     if !matches!(disk.layer.format, Format::Raw | Format::Qcow2) {
-        return Err(Error::refused(format!("{target} of {vm} is {}, which cannot be resized", disk.layer.format))
-            .hint(format!("take a snapshot first, on which it goes on as qcow2: cowhand snapshot create {vm}")));
+        return Err(Error::refused(format!(
+            "{target} of {vm} is {}, which cannot be resized",
+            disk.layer.format
+        ))
+        .hint(format!(
+            "take a snapshot first, on which it goes on as qcow2: cowhand snapshot create {vm}"
+        )));
     }
     let resized = Resized { before: disk.virtual_bytes, after: bytes };
     opened.refuse_job().await?;
     let running = opened.state().await?.is_live();
     if running && disk.bus == Bus::Nvme {
-        return Err(Error::refused(format!("{target} of {vm} is on NVMe, which QEMU cannot resize while {vm} runs"))
-            .hint(format!("stop it first: cowhand stop {vm}")));
+        return Err(Error::refused(format!(
+            "{target} of {vm} is on NVMe, which QEMU cannot resize while {vm} runs"
+        ))
+        .hint(format!("stop it first: cowhand stop {vm}")));
     }
     if bytes < disk.virtual_bytes {
         refuse_shrinking(context, vm, &record, target, bytes, shrink, running).await?;
@@ -54,8 +72,8 @@ pub async fn resize(context: &Context, vm: &Name, target: &str, bytes: u64, shri
         disk.virtual_bytes = bytes;
     }
     let (target, before) = (target.to_owned(), disk.virtual_bytes);
-    let plan =
-        Plan::pivot(Resize { target, layer: disk.layer, before, after: bytes }).after([WriteRecord::of(&after).into()]);
+    let plan = Plan::pivot(Resize { target, layer: disk.layer, before, after: bytes })
+        .after([WriteRecord::of(&after).into()]);
     if bytes != disk.virtual_bytes {
         opened.carry_out(plan).await?;
     }
@@ -63,21 +81,33 @@ pub async fn resize(context: &Context, vm: &Name, target: &str, bytes: u64, shri
 }
 
 /// Memory that a revert has loaded lies where the disk would go on. It is given up first.
-async fn refuse_memory(context: &Context, vm: &Name, disk: &Disk, bytes: u64, running: bool) -> Result<()> {
-    let shows = || Ok::<_, Error>(info::inspect(&context.store, &disk.layer)?.would_show_memory(bytes));
+async fn refuse_memory(
+    context: &Context,
+    vm: &Name,
+    disk: &Disk,
+    bytes: u64,
+    running: bool,
+) -> Result<()> {
+    let shows =
+        || Ok::<_, Error>(info::inspect(&context.store, &disk.layer)?.would_show_memory(bytes));
     if !shows()? {
         return Ok(());
     }
     let target = &disk.target;
     if running {
         return Err(Error::refused(format!(
-            "{target} of {vm} cannot be made larger while it runs: memory that a revert has loaded lies where the disk would go on"
+            "{target} of {vm} cannot be made larger while it runs: memory that a revert has loaded \
+             lies where the disk would go on"
         ))
-        .hint(format!("it goes when the VM is stopped: cowhand stop {vm}, cowhand disk resize …, cowhand start {vm}")));
+        .hint(format!(
+            "it goes when the VM is stopped: cowhand stop {vm}, cowhand disk resize …, \
+             cowhand start {vm}"
+        )));
     }
     internal_steps::give_up_memory_of(context, &disk.layer).await.map_err(|error| {
         Error::refused(format!(
-            "{target} of {vm} cannot be made larger: memory that a revert has loaded lies where the disk would go on, and cannot be given up"
+            "{target} of {vm} cannot be made larger: memory that a revert has loaded lies where \
+             the disk would go on, and cannot be given up"
         ))
         .hint(format!("see what is wrong with its image: cowhand disk check {vm}"))
         .because(error.full_message())
@@ -97,10 +127,20 @@ async fn refuse_shrinking(
     let path = context.store.layout.layer(&disk.layer);
     let files = chain::files(&context.store, &disk.layer);
     let used = Img::find(context)?.reading(files).end_of_data(&path, disk.layer.format).await?;
-    let what = format!("{target} of {vm} has {} and would have {}", human(disk.virtual_bytes), human(bytes));
+    let what = format!(
+        "{target} of {vm} has {} and would have {}",
+        human(disk.virtual_bytes),
+        human(bytes)
+    );
     if used > bytes {
-        return Err(Error::refused(format!("{what}: its data reaches up to {} ({used} bytes)", human(used)))
-            .hint("shrink the file systems and partitions in the guest first; their unused blocks have to be discarded (fstrim), too"));
+        return Err(Error::refused(format!(
+            "{what}: its data reaches up to {} ({used} bytes)",
+            human(used)
+        ))
+        .hint(
+            "shrink the file systems and partitions in the guest first; their unused blocks \
+             have to be discarded (fstrim), too",
+        ));
     }
     if !shrink {
         return Err(Error::refused(format!("{what}: a guest may count on what it has"))
@@ -111,7 +151,9 @@ async fn refuse_shrinking(
             .hint(format!("stop it first: cowhand stop {vm}")));
     }
     if info::inspect(&context.store, &disk.layer)?.internal_snapshots > 0 {
-        return Err(Error::refused(format!("{what}: its layer carries internal snapshots of the larger size")));
+        return Err(Error::refused(format!(
+            "{what}: its layer carries internal snapshots of the larger size"
+        )));
     }
     Ok(())
 }

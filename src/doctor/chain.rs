@@ -1,13 +1,14 @@
-//! The chains below a VM: every layer that is named has to be there, and has to stand on what it stood on.
+//! The chains below a VM: every layer that is named has to be there, and has to stand on what it
+//! stood on.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::{Finding, Remedy};
 use crate::context::Context;
+use crate::layer::backing_xattr::{self, RecordedBacking};
 pub use crate::layer::chain::read;
 use crate::layer::info;
-use crate::layer::note::{self, Noted};
 use crate::layer::sealed::{self, Change};
 use crate::layer::trashed;
 use crate::model::{Layer, Name, Record, Snapshot};
@@ -32,7 +33,9 @@ impl Fault {
     /// The layer whose file or header is wrong.
     fn is_about(&self) -> &Layer {
         match self {
-            Self::Missing { layer, .. } | Self::Header { layer, .. } | Self::Lost { layer, .. } => layer,
+            Self::Missing { layer, .. } | Self::Header { layer, .. } | Self::Lost { layer, .. } => {
+                layer
+            }
             Self::Foreign { layer, .. } | Self::Loop { layer } => layer,
         }
     }
@@ -45,7 +48,12 @@ struct Changes(BTreeMap<Layer, Result<Option<Change>, String>>);
 impl Changes {
     fn of(&mut self, store: &Store, layer: &Layer) -> Result<Option<&Change>, &str> {
         let look = || sealed::change(store, layer).map_err(|error| error.full_message());
-        self.0.entry(layer.clone()).or_insert_with(look).as_ref().map(Option::as_ref).map_err(String::as_str)
+        self.0
+            .entry(layer.clone())
+            .or_insert_with(look)
+            .as_ref()
+            .map(Option::as_ref)
+            .map_err(String::as_str)
     }
 }
 
@@ -61,13 +69,15 @@ fn fault_below(store: &Store, changes: &mut Changes, layer: &Layer) -> Option<Fa
         }
         match info::inspect(store, &layer) {
             Ok(info) => {
-                if let Noted::On(noted) = note::read(store, &layer)
+                if let RecordedBacking::On(noted) = backing_xattr::read(store, &layer)
                     && noted != info.backing
                 {
                     return Some(Fault::Foreign { layer, backing: info.backing });
                 }
                 match changes.of(store, &layer) {
-                    Ok(Some(Change::Lost(why))) => return Some(Fault::Lost { why: why.clone(), layer }),
+                    Ok(Some(Change::Lost(why))) => {
+                        return Some(Fault::Lost { why: why.clone(), layer });
+                    }
                     Ok(_) => {}
                     Err(why) => return Some(Fault::Header { why: why.to_owned(), layer }),
                 }
@@ -87,10 +97,9 @@ pub fn examine(context: &Context, name: &Name, record: &Record) -> Vec<Finding> 
         record.config.volumes().map(|disk| (disk.target.clone(), &disk.layer)).collect();
     for snapshot in &record.snapshots {
         named.extend(
-            snapshot
-                .config
-                .volumes()
-                .map(|disk| (format!("{} at snapshot {}", disk.target, snapshot.name), &disk.layer)),
+            snapshot.config.volumes().map(|disk| {
+                (format!("{} at snapshot {}", disk.target, snapshot.name), &disk.layer)
+            }),
         );
     }
     let mut changes = Changes::default();
@@ -108,7 +117,9 @@ pub fn examine(context: &Context, name: &Name, record: &Record) -> Vec<Finding> 
             None => faults.push((fault, vec![place])),
         }
     }
-    let describe = |(fault, places): (Fault, Vec<String>)| describe(store, record, name, fault, &places.join(", "));
+    let describe = |(fault, places): (Fault, Vec<String>)| {
+        describe(store, record, name, fault, &places.join(", "))
+    };
     faults.into_iter().map(describe).chain(written(name, &changes)).collect()
 }
 
@@ -116,9 +127,14 @@ pub fn examine(context: &Context, name: &Name, record: &Record) -> Vec<Finding> 
 fn written(name: &Name, changes: &Changes) -> Vec<Finding> {
     let written = changes.0.iter().filter(|(_, change)| **change == Ok(Some(Change::Written)));
     let describe = |(layer, _): (&Layer, _)| {
-        Finding::info("chain", format!("layer {layer} was written to after it was sealed, and not by cowhand"))
-            .of(name)
-            .hint(format!("was it restored or repaired? Its tables are looked at by: cowhand disk check {name}"))
+        Finding::info(
+            "chain",
+            format!("layer {layer} was written to after it was sealed, and not by cowhand"),
+        )
+        .of(name)
+        .hint(format!(
+            "was it restored or repaired? Its tables are looked at by: cowhand disk check {name}"
+        ))
     };
     written.map(describe).collect()
 }
@@ -126,18 +142,24 @@ fn written(name: &Name, changes: &Changes) -> Vec<Finding> {
 fn describe(store: &Store, record: &Record, name: &Name, fault: Fault, places: &str) -> Finding {
     let lost = |finding: Finding| {
         let readable = |snapshot: &&Snapshot| {
-            snapshot.config.volumes().all(|disk| fault_below(store, &mut Changes::default(), &disk.layer).is_none())
+            snapshot
+                .config
+                .volumes()
+                .all(|disk| fault_below(store, &mut Changes::default(), &disk.layer).is_none())
         };
         match record.snapshots.iter().rev().find(readable) {
             Some(snapshot) => finding.hint(format!(
-                "bring the file back from a backup; or go back to what is whole: cowhand snapshot revert {name}@{}",
+                "bring the file back from a backup; or go back to what is whole: cowhand snapshot \
+                 revert {name}@{}",
                 snapshot.name
             )),
             None => finding.hint("bring the file back from a backup; nothing else can"),
         }
     };
     let copy = |message: String, layer: &Layer| match trashed::copies(store, layer).first() {
-        Some(path) => format!("{message}; a copy of it is in the trash, and stays there: {}", path.display()),
+        Some(path) => {
+            format!("{message}; a copy of it is in the trash, and stays there: {}", path.display())
+        }
         None => message,
     };
     let (message, layer) = match fault {
@@ -164,26 +186,39 @@ fn describe(store: &Store, record: &Record, name: &Name, fault: Fault, places: &
             return lost(Finding::fail("chain", copy(message, &layer)).of(name));
         }
         Fault::Foreign { layer, backing } => {
-            let backing = backing.map_or_else(|| "nothing".to_owned(), |backing| backing.to_string());
-            (format!("layer {layer} stands on {backing}, where it does not belong ({places})"), layer)
+            let backing =
+                backing.map_or_else(|| "nothing".to_owned(), |backing| backing.to_string());
+            (
+                format!("layer {layer} stands on {backing}, where it does not belong ({places})"),
+                layer,
+            )
         }
         Fault::Loop { layer } => (format!("layer {layer} stands on itself ({places})"), layer),
     };
     let finding = Finding::fail("chain", copy(message, &layer)).of(name);
-    match note::read(store, &layer) {
-        Noted::On(Some(backing)) if read(store, &backing).is_ok_and(|chain| !chain.contains(&layer.id)) => finding
-            .hint(format!("it was made on {backing}: cowhand doctor {name} --repair    writes that into its header"))
-            .remedy(Some(Remedy::SetBacking { layer, backing: Some(backing) })),
-        Noted::On(None) => finding
+    match backing_xattr::read(store, &layer) {
+        RecordedBacking::On(Some(backing))
+            if read(store, &backing).is_ok_and(|chain| !chain.contains(&layer.id)) =>
+        {
+            finding
+                .hint(format!(
+                    "it was made on {backing}: \
+                     cowhand doctor {name} --repair    writes that into its header"
+                ))
+                .remedy(Some(Remedy::SetBacking { layer, backing: Some(backing) }))
+        }
+        RecordedBacking::On(None) => finding
             .hint(format!(
-                "it was made on no other layer: cowhand doctor {name} --repair    writes that into its header"
+                "it was made on no other layer: \
+                 cowhand doctor {name} --repair    writes that into its header"
             ))
             .remedy(Some(Remedy::SetBacking { layer, backing: None })),
         _ => lost(finding),
     }
 }
 
-/// The directory of the trash that has the file of this layer. `Err`: what has its name and may not be it.
+/// The directory of the trash that has the file of this layer. `Err`: what has its name and may not
+/// be it.
 fn in_trash(store: &Store, layer: &Layer) -> Option<Result<PathBuf, String>> {
     let mut other = None;
     for found in store.list_trash().ok()? {
@@ -191,18 +226,24 @@ fn in_trash(store: &Store, layer: &Layer) -> Option<Result<PathBuf, String>> {
             Some(Ok(())) => return Some(Ok(found.path)),
             Some(Err(why)) => {
                 let path = found.path.join("layers").join(layer.file_name());
-                other = Some(Err(format!("{} in the trash has its name, but may not be it: {why}", path.display())));
+                other = Some(Err(format!(
+                    "{} in the trash has its name, but may not be it: {why}",
+                    path.display()
+                )));
             }
             None => {}
         }
     }
     let elsewhere = || trashed::copies(store, layer).into_iter().next();
-    other.or_else(|| elsewhere().map(|path| Err(format!("{} in the trash has its name", path.display()))))
+    other.or_else(|| {
+        elsewhere().map(|path| Err(format!("{} in the trash has its name", path.display())))
+    })
 }
 
 /// Does anything that `record` names lack this layer's file?
 pub fn lacks(store: &Store, record: &Record, layer: &Layer) -> bool {
-    record.layers().any(
-        |named| matches!(fault_below(store, &mut Changes::default(), named), Some(Fault::Missing { layer: missing, .. }) if missing == *layer),
-    )
+    record.layers().any(|named| {
+        let fault = fault_below(store, &mut Changes::default(), named);
+        matches!(fault, Some(Fault::Missing { layer: missing, .. }) if missing == *layer)
+    })
 }

@@ -1,5 +1,6 @@
-//! `doctor --deep`: what the files hold. Each image is checked (`qemu-img check`), and what the layers of templates hold, which never changes, is compared
-//! with what they held when it was first looked at.
+//! `doctor --deep`: what the files hold. Each image is checked (`qemu-img check`), and what the
+//! layers of templates hold, which never changes, is compared with what they held when it was first
+//! looked at.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -16,7 +17,8 @@ use crate::qemu::img::{Checked, Img, Repair, Source};
 use crate::store::sums::Sum;
 use crate::sys::flock;
 
-/// Looks into the files of all VMs and templates, or of one. What is wrong with records and chains is said elsewhere.
+/// Looks into the files of all VMs and templates, or of one. What is wrong with records and chains
+/// is said elsewhere.
 pub async fn examine(context: &Context, only: Option<&Name>) -> Result<Vec<Finding>> {
     let store = &context.store;
     let mut names = store.names()?;
@@ -41,11 +43,17 @@ struct Seen {
 }
 
 impl Seen {
-    async fn images(&mut self, context: &Context, name: &Name, record: &Record) -> Result<Vec<Finding>> {
+    async fn images(
+        &mut self,
+        context: &Context,
+        name: &Name,
+        record: &Record,
+    ) -> Result<Vec<Finding>> {
         let mut findings = Vec::new();
         let (mut sound, mut written) = (0, 0);
         for layer in layers(context, record) {
-            let is_head = !record.is_template() && record.config.writable().any(|disk| disk.layer == layer);
+            let is_head =
+                !record.is_template() && record.config.writable().any(|disk| disk.layer == layer);
             if is_head && status::is_running(context, name)? {
                 written += 1;
                 continue;
@@ -65,7 +73,10 @@ impl Seen {
             };
             let wrong = match &checked {
                 Ok(Some(checked)) if checked.corruptions + checked.errors > 0 => {
-                    format!("{} corruptions, {} places that could not be read", checked.corruptions, checked.errors)
+                    format!(
+                        "{} corruptions, {} places that could not be read",
+                        checked.corruptions, checked.errors
+                    )
                 }
                 Ok(_) => {
                     sound += 1;
@@ -83,7 +94,9 @@ impl Seen {
                 true => format!("what can be put right is by: cowhand disk check {name} --repair"),
                 false => format!("its file is {}; bring it back from a backup", path.display()),
             };
-            findings.push(Finding::fail("images", format!("layer {layer}: {wrong}")).of(name).hint(hint));
+            findings.push(
+                Finding::fail("images", format!("layer {layer}: {wrong}")).of(name).hint(hint),
+            );
         }
         if findings.is_empty() {
             let written = match written {
@@ -96,15 +109,24 @@ impl Seen {
         Ok(findings)
     }
 
-    async fn content(&mut self, context: &Context, name: &Name, record: &Record) -> Result<Vec<Finding>> {
+    async fn content(
+        &mut self,
+        context: &Context,
+        name: &Name,
+        record: &Record,
+    ) -> Result<Vec<Finding>> {
         let store = &context.store;
         let mut sums = match store.sums(name) {
             Ok(sums) => sums,
             Err(error) => {
                 let path = store.layout.sums(name);
                 let hint = error.hints().first().cloned();
-                let hint = hint.unwrap_or_else(|| format!("to have it noted anew: rm {}", printable::shell(&path)));
-                return Ok(vec![Finding::warn("content", error.full_message()).of(name).hint(hint)]);
+                let hint = hint.unwrap_or_else(|| {
+                    format!("to have it noted anew: rm {}", printable::shell(&path))
+                });
+                return Ok(vec![
+                    Finding::warn("content", error.full_message()).of(name).hint(hint),
+                ]);
             }
         };
         let mut findings = Vec::new();
@@ -123,10 +145,14 @@ impl Seen {
                 (Err(why), _) => findings.push(
                     Finding::fail("content", format!("layer {layer} cannot be read: {why}"))
                         .of(name)
-                        .hint(format!("its file is {}; bring it back from a backup", path.display())),
+                        .hint(format!(
+                            "its file is {}; bring it back from a backup",
+                            path.display()
+                        )),
                 ),
                 (Ok(sum), None) => {
-                    sums.layers.insert(layer.id.clone(), Sum { sha256: sum, noted: Timestamp::now() });
+                    sums.layers
+                        .insert(layer.id.clone(), Sum { sha256: sum, noted: Timestamp::now() });
                     new += 1;
                 }
                 (Ok(sum), Some(noted)) if sum == noted.sha256 => {
@@ -136,11 +162,15 @@ impl Seen {
                 (Ok(_), Some(noted)) => findings.push(
                     Finding::fail(
                         "content",
-                        format!("layer {layer} does not hold what it held on {}", noted.noted.strftime("%Y-%m-%d")),
+                        format!(
+                            "layer {layer} does not hold what it held on {}",
+                            noted.noted.strftime("%Y-%m-%d")
+                        ),
                     )
                     .of(name)
                     .hint(format!(
-                        "its file is {}; bring it back from a backup. Clones of {name} read what is in it now",
+                        "its file is {}; bring it back from a backup. \
+                         Clones of {name} read what is in it now",
                         path.display()
                     )),
                 ),
@@ -150,19 +180,29 @@ impl Seen {
             findings.push(match store.save_sums(name, &sums) {
                 Ok(()) => Finding::info(
                     "content",
-                    format!("checksums of its layers ({new}) are noted now; the next --deep compares them"),
+                    format!(
+                        "checksums of its layers ({new}) are noted now; \
+                         the next --deep compares them"
+                    ),
                 )
                 .of(name),
                 Err(error) => Finding::warn(
                     "content",
-                    format!("the checksums of its layers cannot be noted: {}", error.full_message()),
+                    format!(
+                        "the checksums of its layers cannot be noted: {}",
+                        error.full_message()
+                    ),
                 )
                 .of(name),
             });
         } else if findings.is_empty() {
             let date = since.strftime("%Y-%m-%d");
             findings.push(
-                Finding::ok("content", format!("what its layers ({same}) hold is what they held on {date}")).of(name),
+                Finding::ok(
+                    "content",
+                    format!("what its layers ({same}) hold is what they held on {date}"),
+                )
+                .of(name),
             );
         }
         Ok(findings)
@@ -193,11 +233,19 @@ async fn check(context: &Context, layer: &Layer) -> Result<Option<Checked>, Stri
             Some(pinned) => {
                 let held = pinned.held()?;
                 let img = Img::find(context)?.holding([&held]);
-                img.check(&held.path(), Source::alone(&held.path(), layer.format), true, Repair::Nothing).await
+                img.check(
+                    &held.path(),
+                    Source::alone(&held.path(), layer.format),
+                    true,
+                    Repair::Nothing,
+                )
+                .await
             }
             None => {
                 let path = context.store.layout.layer(layer);
-                Img::find(context)?.check(&path, Source::alone(&path, layer.format), true, Repair::Nothing).await
+                Img::find(context)?
+                    .check(&path, Source::alone(&path, layer.format), true, Repair::Nothing)
+                    .await
             }
         };
         drop(task);
@@ -212,7 +260,9 @@ async fn sum(context: &Context, layer: &Layer) -> Result<String, String> {
         let file = opened::open(&context.store, layer)?.file;
         let total = file.metadata().map(|about| about.blocks() * 512).on("read", &path)?;
         let task = context.ui.task(&format!("reading {layer}"), total);
-        blocking::run(&*task, total, move |counter, stop| content::sum(&file, counter, stop)).await.on("read", &path)
+        blocking::run(&*task, total, move |counter, stop| content::sum(&file, counter, stop))
+            .await
+            .on("read", &path)
     };
     summed.await.map_err(|error: Error| error.full_message())
 }

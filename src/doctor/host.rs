@@ -17,7 +17,8 @@ use crate::sys::command;
 const OLDEST: [u32; 2] = [7, 2];
 /// How long the probe guest may take.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// What QEMU exits with when the probe guest has written [`WORD`] to the debug port: `(word << 1) | 1` (`hw/misc/debugexit.c`).
+/// What QEMU exits with when the probe guest has written [`WORD`] to the debug port: `(word << 1) |
+/// 1` (`hw/misc/debugexit.c`).
 const EXPECTED: i32 = ((WORD as i32) << 1) | 1;
 const WORD: u8 = 0x10;
 const PORT: u8 = 0xf4;
@@ -49,14 +50,18 @@ fn qemu(probe: &Probe) -> Finding {
 fn tools(context: &Context, probe: &Probe) -> Finding {
     if let Err(error) = Img::find(context) {
         return Finding::fail("tools", error.full_message()).hint(
-            "install it: apt-get install qemu-utils; without it there are no internal snapshots, checks and exports",
+            "install it: apt-get install qemu-utils; without it there are no internal snapshots, \
+             checks and exports",
         );
     }
     match probe::storage_daemon(&probe.path, context) {
-        Some(path) => Finding::ok("tools", format!("qemu-img, and {} for stopped VMs", path.display())),
+        Some(path) => {
+            Finding::ok("tools", format!("qemu-img, and {} for stopped VMs", path.display()))
+        }
         None => Finding::info(
             "tools",
-            "qemu-storage-daemon is not installed: merging layers of stopped VMs starts a whole QEMU",
+            "qemu-storage-daemon is not installed: \
+             merging layers of stopped VMs starts a whole QEMU",
         )
         .hint("apt-get install qemu-utils, or the package that has it"),
     }
@@ -78,7 +83,8 @@ async fn kvm(context: &Context, probe: &Probe) -> Finding {
     match guest(&probe.path, host.hardware).await {
         Ok(None) if host.hardware => Finding::ok("kvm", "a probe guest ran under KVM"),
         Ok(None) => bad(
-            "a probe guest ran under KVM, but the processor announces neither vmx nor svm: many guests will not boot"
+            "a probe guest ran under KVM, but the processor announces neither vmx nor svm: many \
+             guests will not boot"
                 .into(),
         ),
         Ok(Some(words)) => bad(format!("/dev/kvm opens, but a probe guest did not run: {words}")),
@@ -86,7 +92,8 @@ async fn kvm(context: &Context, probe: &Probe) -> Finding {
     }
 }
 
-/// Five bytes of firmware at the reset vector that end QEMU with a known exit code. `None`: they ran.
+/// Five bytes of firmware at the reset vector that end QEMU with a known exit code. `None`: they
+/// ran.
 async fn guest(qemu: &Path, hardware: bool) -> Result<Option<String>> {
     let mut firmware = vec![0xf4; 64 << 10];
     let reset = firmware.len() - 16;
@@ -98,7 +105,10 @@ async fn guest(qemu: &Path, hardware: bool) -> Result<Option<String>> {
     let cpu = if hardware { "host" } else { "qemu64" };
     let device = format!("isa-debug-exit,iobase={PORT:#x},iosize=1");
     let bios = file.path().to_string_lossy().into_owned();
-    let args = ["-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35", "-accel", "kvm", "-cpu", cpu];
+    let args = [
+        "-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35", "-accel", "kvm",
+        "-cpu", cpu,
+    ];
     let rest = ["-m", "16", "-device", &device, "-bios", &bios, "-no-reboot"];
     let args: Vec<String> = args.into_iter().chain(rest).map(str::to_owned).collect();
     let output = match tokio::time::timeout(PATIENCE, command::outcome(qemu, &args)).await {

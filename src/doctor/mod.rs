@@ -1,12 +1,16 @@
-//! `doctor`: compares what ought to be with what is. The record of each VM, its journal, the headers of its layers and what its QEMU really has
-//! open have to agree; beside that, whether the host can do what is asked of it.
+//! `doctor`: compares what ought to be with what is. The record of each VM, its journal, the
+//! headers of its layers and what its QEMU really has open have to agree; beside that, whether the
+//! host can do what is asked of it.
 //!
-//! Looking takes no lock and changes nothing. A finding may carry a [`Remedy`]: what would put it right without losing anything.
-//! [`treat`] applies those; what it cannot be sure of stays as it is.
+//! Looking takes no lock and changes nothing. A finding may carry a [`Remedy`]: what would put it
+//! right without losing anything. [`treat`] applies those; what it cannot be sure of stays as it
+//! is.
 
 mod chain;
 mod deep;
 mod host;
+mod pool;
+mod record;
 mod remedy;
 mod running;
 mod store;
@@ -20,7 +24,7 @@ use remedy::Applied;
 use crate::context::Context;
 use crate::error::Result;
 use crate::layer::garbage::Needs;
-use crate::layer::pool::Pool;
+use crate::layer::graph::LayerGraph;
 use crate::model::{Layer, Name};
 use crate::store::plain;
 
@@ -76,10 +80,19 @@ pub struct Finding {
 
 impl Finding {
     fn new(check: &'static str, level: Level, message: impl Into<String>) -> Self {
-        Self { check, vm: None, level, message: message.into(), hint: None, remedy: None, repaired: false }
+        Self {
+            check,
+            vm: None,
+            level,
+            message: message.into(),
+            hint: None,
+            remedy: None,
+            repaired: false,
+        }
     }
 
-    /// Is it the same matter, though the words may be others by now? What a remedy puts right is one.
+    /// Is it the same matter, though the words may be others by now? What a remedy puts right is
+    /// one.
     fn is_about_the_same(&self, other: &Self) -> bool {
         let is_same_matter = match (&self.remedy, &other.remedy) {
             (None, None) => self.message == other.message,
@@ -148,14 +161,20 @@ async fn examine_store(context: &Context, only: Option<&Name>) -> Result<Vec<Fin
         let of_disks = finding.vm.is_some() || ["layers", "leftovers"].contains(&finding.check);
         let leftover = matches!(
             finding.remedy,
-            Some(Remedy::Recover(_) | Remedy::Sweep(_) | Remedy::TrashUnused { .. } | Remedy::TrashFile(_))
+            Some(
+                Remedy::Recover(_)
+                    | Remedy::Sweep(_)
+                    | Remedy::TrashUnused { .. }
+                    | Remedy::TrashFile(_)
+            )
         );
         leftover || (of_disks && finding.level >= Level::Warn)
     };
     if !findings.iter().any(passing) {
         return Ok(findings);
     }
-    // Commands that are at work make, change and remove such things between two looks; what a dead one has left stays.
+    // Commands that are at work make, change and remove such things between two looks; what a dead
+    // one has left stays.
     tokio::time::sleep(SECOND_LOOK).await;
     let again = look(context, only).await?;
     let unused: Vec<Layer> = findings.iter().flat_map(Finding::unused_layers).cloned().collect();
@@ -163,11 +182,13 @@ async fn examine_store(context: &Context, only: Option<&Name>) -> Result<Vec<Fin
         .into_iter()
         .filter_map(|finding| match &finding.remedy {
             Some(Remedy::TrashUnused { layers }) => {
-                let both: Vec<Layer> = layers.iter().filter(|layer| unused.contains(layer)).cloned().collect();
-                (!both.is_empty()).then(|| store::nobody_uses(both))
+                let both: Vec<Layer> =
+                    layers.iter().filter(|layer| unused.contains(layer)).cloned().collect();
+                (!both.is_empty()).then(|| pool::nobody_uses(both))
             }
-            _ => (!passing(&finding) || findings.iter().any(|before| before.is_about_the_same(&finding)))
-                .then_some(finding),
+            _ => (!passing(&finding)
+                || findings.iter().any(|before| before.is_about_the_same(&finding)))
+            .then_some(finding),
         })
         .collect())
 }
@@ -185,18 +206,18 @@ async fn look(context: &Context, only: Option<&Name>) -> Result<Vec<Finding>> {
         None => Needs::look_at_spares(store)?,
         // Of the trash, nothing is to be said.
         Some(_) => {
-            let mut pool = Pool::scan(store)?;
-            pool.add_spares(store)?;
-            Needs::of(pool)
+            let mut graph = LayerGraph::scan(store)?;
+            graph.add_spares(store)?;
+            Needs::of(graph)
         }
     };
     if only.is_none() {
-        findings.extend(store::examine_pool(context, &needs)?);
+        findings.extend(pool::examine(context, &needs)?);
     }
     let mut names = store.directories()?;
     names.sort();
     for name in names.iter().filter(|name| only.is_none_or(|only| only == *name)) {
-        findings.extend(vm::examine(context, &needs.pool, name).await?);
+        findings.extend(vm::examine(context, &needs.graph, name).await?);
     }
     Ok(findings)
 }
@@ -235,11 +256,16 @@ pub async fn treat(context: &Context, only: Option<&Name>) -> Result<Vec<Finding
                 continue;
             }
             tried = true;
-            match remedy::apply(context, remedy).await {
+            match remedy::apply::apply(context, remedy).await {
                 Ok(Applied::NotNeeded) => not_needed.push(remedy.clone()),
                 Ok(Applied::Done(words)) => {
                     let message = format!("{}: {words}", finding.message);
-                    repaired.push(Finding { level: Level::Ok, repaired: true, message, ..finding.clone() });
+                    repaired.push(Finding {
+                        level: Level::Ok,
+                        repaired: true,
+                        message,
+                        ..finding.clone()
+                    });
                 }
                 Err(error) => failed.push((remedy.clone(), error.full_message())),
             }
@@ -248,9 +274,12 @@ pub async fn treat(context: &Context, only: Option<&Name>) -> Result<Vec<Finding
             break;
         }
     }
-    findings.retain(|finding| finding.remedy.as_ref().is_none_or(|remedy| !not_needed.contains(remedy)));
+    findings.retain(|finding| {
+        finding.remedy.as_ref().is_none_or(|remedy| !not_needed.contains(remedy))
+    });
     for finding in &mut findings {
-        if let Some((_, why)) = finding.remedy.as_ref().and_then(|mine| failed.iter().find(|(other, _)| other == mine))
+        if let Some((_, why)) =
+            finding.remedy.as_ref().and_then(|mine| failed.iter().find(|(other, _)| other == mine))
         {
             finding.hint = Some(format!("it could not be repaired: {why}"));
         }

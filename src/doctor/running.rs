@@ -1,4 +1,5 @@
-//! A running VM: does its QEMU have open what the record says, is it at work on something nobody knows of, does its guest stand still?
+//! A running VM: does its QEMU have open what the record says, is it at work on something nobody
+//! knows of, does its guest stand still?
 //!
 //! Asked on the socket for observers, so that nobody is kept from changing the VM.
 
@@ -23,7 +24,12 @@ const GREETING: Duration = Duration::from_secs(5);
 const AGENT: Duration = Duration::from_secs(3);
 
 /// Looks at it.
-pub async fn examine(context: &Context, name: &Name, record: &Record, status: &Status) -> Vec<Finding> {
+pub async fn examine(
+    context: &Context,
+    name: &Name,
+    record: &Record,
+    status: &Status,
+) -> Vec<Finding> {
     let mut findings = Vec::new();
     match look(context, name, record, status).await {
         Ok(more) => findings.extend(more),
@@ -34,8 +40,10 @@ pub async fn examine(context: &Context, name: &Name, record: &Record, status: &S
         ),
     }
     if !logs::are_limited(context, name, record) {
-        // Without their size, which changes while the guest prints: a finding that differs at the second look is dropped.
-        let about = "no process limits its logs (was it killed, or the VM started by hand?), so they can grow";
+        // Without their size, which changes while the guest prints: a finding that differs at the
+        // second look is dropped.
+        let about = "no process limits its logs (was it killed, or the VM started by hand?), \
+                     so they can grow";
         findings.push(
             Finding::warn("logs", about)
                 .hint(format!("cowhand doctor {name} --repair    starts it"))
@@ -46,11 +54,17 @@ pub async fn examine(context: &Context, name: &Name, record: &Record, status: &S
 }
 
 async fn connect(context: &Context, name: &Name) -> Result<Qmp, Error> {
-    let sockets = sockets::of(context, name).ok_or_else(|| Error::damaged("where its sockets are is not known"))?;
+    let sockets = sockets::of(context, name)
+        .ok_or_else(|| Error::damaged("where its sockets are is not known"))?;
     Ok(Qmp::connect(&sockets.status(), GREETING).await?)
 }
 
-async fn look(context: &Context, name: &Name, record: &Record, status: &Status) -> Result<Vec<Finding>, Error> {
+async fn look(
+    context: &Context,
+    name: &Name,
+    record: &Record,
+    status: &Status,
+) -> Result<Vec<Finding>, Error> {
     let mut qmp = connect(context, name).await?;
     let mut findings = Vec::new();
     let jobs = qmp.jobs().await?;
@@ -58,11 +72,16 @@ async fn look(context: &Context, name: &Name, record: &Record, status: &Status) 
         let ours = job.id.starts_with("cw-");
         let about = format!("QEMU's job {} is {}", job.id, job.status);
         findings.push(match (ours, job.status.as_str()) {
-            (true, "concluded") => Finding::warn("jobs", format!("{about}, and nobody has asked how it ended"))
-                .hint("cowhand doctor --repair    forgets it")
-                .remedy(Some(Remedy::Dismiss { vm: name.clone(), job: job.id.clone() })),
-            (true, _) => Finding::warn("jobs", format!("{about}, and no command is waiting for it"))
-                .hint("it goes on by itself; changes of its disks are refused until it has ended"),
+            (true, "concluded") => {
+                Finding::warn("jobs", format!("{about}, and nobody has asked how it ended"))
+                    .hint("cowhand doctor --repair    forgets it")
+                    .remedy(Some(Remedy::Dismiss { vm: name.clone(), job: job.id.clone() }))
+            }
+            (true, _) => {
+                Finding::warn("jobs", format!("{about}, and no command is waiting for it")).hint(
+                    "it goes on by itself; changes of its disks are refused until it has ended",
+                )
+            }
             (false, _) => Finding::info("jobs", format!("{about}; it is not ours"))
                 .hint("changes of its disks are refused until it has ended"),
         });
@@ -73,9 +92,15 @@ async fn look(context: &Context, name: &Name, record: &Record, status: &Status) 
         let finding = Finding::fail("process", why);
         findings.push(match adopt {
             Some(_) => finding
-                .hint(format!("was vm.json replaced by an older one? cowhand doctor {name} --repair    believes QEMU"))
+                .hint(format!(
+                    "was vm.json replaced by an older one? cowhand doctor {name} \
+                     --repair    believes QEMU"
+                ))
                 .remedy(adopt),
-            None => finding.hint("something else has changed its disks under it (user-qmp.sock?); do not stop it before you have copied what it wrote"),
+            None => finding.hint(
+                "something else has changed its disks under it (user-qmp.sock?); \
+                 do not stop it before you have copied what it wrote",
+            ),
         });
     }
     let mut in_use: Vec<LayerId> = record.layers().map(|layer| layer.id.clone()).collect();
@@ -91,13 +116,18 @@ async fn look(context: &Context, name: &Name, record: &Record, status: &Status) 
     {
         findings.push(
             Finding::fail("process", format!("its QEMU writes to a file that was removed: {file}"))
-                .hint(format!("while it runs the data is in /proc/{pid}/fd; copy it inside the guest, then stop it")),
+                .hint(format!(
+                    "while it runs the data is in /proc/{pid}/fd; copy it inside the \
+                     guest, then stop it"
+                )),
         );
     }
     let mut known = Vec::new();
     for disk in record.config.volumes() {
         if let Ok(chain) = chain::read(&context.store, &disk.layer) {
-            known.extend(chain.links().iter().map(|link| (link.layer.id.clone(), link.path.clone())));
+            known.extend(
+                chain.links().iter().map(|link| (link.layer.id.clone(), link.path.clone())),
+            );
         }
     }
     for (id, file) in qmp.open_layers().await? {
@@ -105,21 +135,27 @@ async fn look(context: &Context, name: &Name, record: &Record, status: &Status) 
             Some((_, path)) if !connect::is_same(&file, path) => findings.push(
                 Finding::warn(
                     "process",
-                    format!("its QEMU has layer {id} open as {file}, and it lies at {}", path.display()),
+                    format!(
+                        "its QEMU has layer {id} open as {file}, and it lies at {}",
+                        path.display()
+                    ),
                 )
                 .hint("was the store moved while it ran? stop it and start it again"),
             ),
             Some(_) => {}
             None if in_use.contains(&id) => {}
-            None if is_quiet => findings
-                .push(Finding::info("process", format!("its QEMU still has layer {id} open, which it does not need"))),
+            None if is_quiet => findings.push(Finding::info(
+                "process",
+                format!("its QEMU still has layer {id} open, which it does not need"),
+            )),
             None => {}
         }
     }
     if let Some(detail) = status.detail.as_deref() {
         let finding = Finding::warn("process", format!("QEMU says of the guest: {detail}"));
         findings.push(match detail {
-            "io-error" => finding.hint(format!("is there room on the disk? make some, then: cowhand resume {name}")),
+            "io-error" => finding
+                .hint(format!("is there room on the disk? make some, then: cowhand resume {name}")),
             _ => finding.hint(format!("what it said: cowhand logs {name}")),
         });
     }
@@ -127,9 +163,13 @@ async fn look(context: &Context, name: &Name, record: &Record, status: &Status) 
     Ok(findings)
 }
 
-/// The layers of the store that its devices are on, where they are others than the record says and stand on those. `None`: some are not, or all are as
-/// recorded.
-pub async fn heads(context: &Context, qmp: &mut Qmp, record: &Record) -> Result<Option<Vec<(String, Layer)>>, Error> {
+/// The layers of the store that its devices are on, where they are others than the record says and
+/// stand on those. `None`: some are not, or all are as recorded.
+pub async fn heads(
+    context: &Context,
+    qmp: &mut Qmp,
+    record: &Record,
+) -> Result<Option<Vec<(String, Layer)>>, Error> {
     let mut heads = Vec::new();
     for disk in record.config.writable() {
         let active = match qmp.active_layer(&disk.target).await {
@@ -159,13 +199,19 @@ pub async fn agrees(context: &Context, name: &Name, record: &Record) -> Result<(
     connect::differs(context, &mut qmp, record).await.map_err(words)?
 }
 
-async fn agent(context: &Context, name: &Name, qmp: &mut Qmp, status: &Status) -> Result<Vec<Finding>, Error> {
+async fn agent(
+    context: &Context,
+    name: &Name,
+    qmp: &mut Qmp,
+    status: &Status,
+) -> Result<Vec<Finding>, Error> {
     if status.state != crate::model::State::Running {
         return Ok(Vec::new());
     }
     let none = |why: &str| {
         vec![Finding::info("agent", why).hint(
-            "without qemu-guest-agent in the guest there is no exec, no cp, and snapshots are taken without a freeze",
+            "without qemu-guest-agent in the guest there is no exec, no cp, and snapshots are \
+             taken without a freeze",
         )]
     };
     if !qmp.agent_is_listening().await? {
@@ -176,26 +222,37 @@ async fn agent(context: &Context, name: &Name, qmp: &mut Qmp, status: &Status) -
     };
     Ok(match session.agent.run(&guest_fsfreeze_status {}, AGENT).await {
         Ok(GuestFsfreezeStatus::frozen) => vec![
-            Finding::warn("frozen", "the guest's file systems are frozen, and no command of ours is at work on it")
-                .hint(format!("cowhand doctor {name} --repair    thaws them; whoever froze them may rely on it"))
-                .remedy(Some(Remedy::Thaw(name.clone()))),
+            Finding::warn(
+                "frozen",
+                "the guest's file systems are frozen, and no command of ours is at work on it",
+            )
+            .hint(format!(
+                "cowhand doctor {name} --repair    thaws them; whoever froze them may rely on it"
+            ))
+            .remedy(Some(Remedy::Thaw(name.clone()))),
         ],
         _ => Vec::new(),
     })
 }
 
-/// A file of these layers that QEMU has open and that is not there any more (`/proc/PID/fd`). By its name: the kernel tells the path without links.
+/// A file of these layers that QEMU has open and that is not there any more (`/proc/PID/fd`). By
+/// its name: the kernel tells the path without links.
 fn removed_file(context: &Context, pid: i32, layers: &[LayerId]) -> Option<String> {
     let linked: Vec<PathBuf> = layers
         .iter()
-        .filter_map(|id| std::fs::read_link(context.store.layout.layer(&context.store.find_link(id)?)).ok())
+        .filter_map(|id| {
+            std::fs::read_link(context.store.layout.layer(&context.store.find_link(id)?)).ok()
+        })
         .collect();
     let open = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
     let open = open.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok());
-    let removed = open.filter_map(|target| target.to_string_lossy().strip_suffix(" (deleted)").map(PathBuf::from));
+    let removed = open.filter_map(|target| {
+        target.to_string_lossy().strip_suffix(" (deleted)").map(PathBuf::from)
+    });
     let ours = |path: &PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Layer::from_file_name(&name).is_some_and(|layer| layers.contains(&layer.id)) || linked.contains(path)
+        Layer::from_file_name(&name).is_some_and(|layer| layers.contains(&layer.id))
+            || linked.contains(path)
     };
     removed.into_iter().find(ours).map(|path| path.display().to_string())
 }

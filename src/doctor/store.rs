@@ -1,4 +1,5 @@
-//! The store as a whole: may it be written, do locks work, is there room, is it private, what lies around in it?
+//! The store as a whole: may it be written, do locks work, is there room, is it private, what lies
+//! around in it?
 
 use std::fs::{File, Metadata};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -6,20 +7,15 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::{Finding, Remedy};
-use crate::change::lost;
 use crate::context::Context;
 use crate::error::{IoContext, Result};
-use crate::layer::garbage::{Certainty, Needs};
-use crate::layer::info;
-use crate::layer::pool::Pool;
 use crate::model::{Layer, Name, Record, human};
+use crate::seal::pending;
 use crate::store::trash::Found;
 use crate::store::{Store, plain};
 use crate::sys::files::special;
-use crate::sys::{flock, image_lock, space};
+use crate::sys::{flock, space};
 use crate::template::freeze;
-use crate::template::seal::pending;
-use crate::vm::gc;
 
 /// Less free space than this is worth a warning, in bytes, where it is less than a fifth.
 const LITTLE: u64 = 1 << 30;
@@ -36,18 +32,24 @@ pub fn examine(context: &Context) -> Result<Vec<Finding>> {
     let root = store.layout.root();
     if !plain::is_there(&store.layout.store_json()) {
         return Ok(vec![match layout_is_used(store) {
-            true => Finding::fail("store", format!("{} is missing", store.layout.store_json().display()))
-                .hint("cowhand doctor --repair    writes it anew")
-                .remedy(Some(Remedy::WriteStoreFile)),
-            false => Finding::warn("store", format!("there is no store at {} (yet)", root.display()))
-                .hint("the first VM makes it; another one: --store DIR, COWHAND_STORE"),
+            true => Finding::fail(
+                "store",
+                format!("{} is missing", store.layout.store_json().display()),
+            )
+            .hint("cowhand doctor --repair    writes it anew")
+            .remedy(Some(Remedy::WriteStoreFile)),
+            false => {
+                Finding::warn("store", format!("there is no store at {} (yet)", root.display()))
+                    .hint("the first VM makes it; another one: --store DIR, COWHAND_STORE")
+            }
         }]);
     }
     let mut findings = Vec::new();
     match store.check_identity() {
         Ok(()) => findings.push(Finding::ok("store", root.display().to_string())),
         Err(error) if error.is_newer() => findings.push(
-            Finding::fail("store", error.full_message()).hint("use that version; nothing is changed by this one"),
+            Finding::fail("store", error.full_message())
+                .hint("use that version; nothing is changed by this one"),
         ),
         Err(error) => findings.push(
             Finding::fail("store", error.full_message())
@@ -62,8 +64,10 @@ pub fn examine(context: &Context) -> Result<Vec<Finding>> {
     findings.extend(temporary(store)?);
     findings.extend(sealing(store)?);
     findings.extend(store.look_at_clock().map(|ahead| {
-        Finding::warn("clock", ahead.to_string())
-            .hint("nothing is removed for its age or date until you say that the clock is right: cowhand gc --yes")
+        Finding::warn("clock", ahead.to_string()).hint(
+            "nothing is removed for its age or date until you say that the clock is right: \
+             cowhand gc --yes",
+        )
     }));
     let trash = store.list_trash()?;
     let records = store.records()?;
@@ -72,11 +76,16 @@ pub fn examine(context: &Context) -> Result<Vec<Finding>> {
     }
     for found in &trash {
         let Some(why) = found.fault() else { continue };
-        let finding =
-            Finding::warn("trash", format!("what is in {} cannot be taken back: {why}", found.path.display()));
+        let finding = Finding::warn(
+            "trash",
+            format!("what is in {} cannot be taken back: {why}", found.path.display()),
+        );
         findings.push(finding.hint(match found.is_newer() {
             true => "use that version; nothing is changed by this one",
-            false => "put its entry.json right by hand; gc removes the directory once it is older than 7 days",
+            false => {
+                "put its entry.json right by hand; gc removes the directory once it is older \
+                 than 7 days"
+            }
         }));
     }
     let trash: u64 = trash.iter().map(|found| found.bytes).sum();
@@ -93,16 +102,21 @@ pub fn examine(context: &Context) -> Result<Vec<Finding>> {
 fn anothers(records: &[(Name, Record)], found: &Found) -> Option<Finding> {
     let entry = found.entry.as_ref().ok()?;
     let is_named = |layer: &Layer| {
-        let others = records.iter().filter(|(_, record)| entry.uuid().is_some_and(|uuid| uuid != record.uuid));
+        let others = records
+            .iter()
+            .filter(|(_, record)| entry.uuid().is_some_and(|uuid| uuid != record.uuid));
         others.into_iter().find(|(_, record)| record.layers().any(|named| named == layer))
     };
-    let (layer, owner) = entry.layers.iter().find_map(|layer| Some((layer, &is_named(layer)?.0)))?;
+    let (layer, owner) =
+        entry.layers.iter().find_map(|layer| Some((layer, &is_named(layer)?.0)))?;
     let about = format!(
-        "what is in {} cannot be taken back: its entry.json names layer {layer}, which belongs to {owner}",
+        "what is in {} cannot be taken back: its entry.json names layer {layer}, which belongs to \
+         {owner}",
         found.path.display()
     );
     Some(Finding::warn("trash", about).hint(format!(
-        "take {layer} out of its list of layers by hand; gc removes the directory once it is older than 7 days"
+        "take {layer} out of its list of layers by hand; gc removes the directory once it is older \
+         than 7 days"
     )))
 }
 
@@ -128,16 +142,22 @@ fn misplaced(store: &Store) -> Vec<Finding> {
 /// What is said of what lies in the place of a file, and is none; or in that of a directory.
 pub fn of_misplaced(store: &Store, check: &'static str, path: PathBuf) -> Option<Finding> {
     let finding = Finding::fail(check, what_is_misplaced(store, &path)?);
-    Some(finding.hint("cowhand doctor --repair    moves it into the trash").remedy(Some(Remedy::SetAside(path))))
+    Some(
+        finding
+            .hint("cowhand doctor --repair    moves it into the trash")
+            .remedy(Some(Remedy::SetAside(path))),
+    )
 }
 
 /// What is wrong with what lies at `path`, if it is of another kind than what belongs there.
 pub fn what_is_misplaced(store: &Store, path: &Path) -> Option<String> {
     let layout = &store.layout;
-    if ![layout.sealing(), layout.rams(), layout.slots()].iter().any(|directory| directory == path) {
+    if ![layout.sealing(), layout.rams(), layout.slots()].iter().any(|directory| directory == path)
+    {
         return plain::damage(path).map(|damage| damage.message().to_owned());
     }
-    (plain::is_there(path) && !path.is_dir()).then(|| format!("{} is not a directory", path.display()))
+    (plain::is_there(path) && !path.is_dir())
+        .then(|| format!("{} is not a directory", path.display()))
 }
 
 /// Are there VMs?
@@ -145,7 +165,8 @@ fn layout_is_used(store: &Store) -> bool {
     store.directories().is_ok_and(|names| !names.is_empty())
 }
 
-/// Two descriptors of one file must not have its lock at once. On a file system where they can, nothing here is safe.
+/// Two descriptors of one file must not have its lock at once. On a file system where they can,
+/// nothing here is safe.
 fn locks(root: &Path) -> Option<Finding> {
     let file = match tempfile::Builder::new().prefix(".").suffix(".tmp").tempfile_in(root) {
         Ok(file) => file,
@@ -163,13 +184,20 @@ fn locks(root: &Path) -> Option<Finding> {
         Ok(true) => Some(
             Finding::fail(
                 "locks",
-                "flock has no effect on the store's file system: two commands could change a VM at once",
+                "flock has no effect on the store's file system: two commands could change a VM at \
+                 once",
             )
             .hint("move the store to a local file system"),
         ),
         Err(error) => Some(
-            Finding::fail("locks", format!("flock does not work on the store's file system: {error}"))
-                .hint("move the store to a local file system"),
+            Finding::fail(
+                "locks",
+                format!(
+                    "flock does not work on the store's file system: \
+                     {error}"
+                ),
+            )
+            .hint("move the store to a local file system"),
         ),
     }
 }
@@ -178,10 +206,12 @@ fn room(root: &Path) -> Result<Finding> {
     let free = space::free(root).on("look at", root)?;
     let (total, files) = space::size(root).on("look at", root)?;
     let about = format!("{} of {} are free", human(free), human(total));
-    let hint = "make room: cowhand gc --older-than 0 empties the trash; what takes room: cowhand ls -a";
+    let hint =
+        "make room: cowhand gc --older-than 0 empties the trash; what takes room: cowhand ls -a";
     let below = |bytes, percent| free < bytes && free < total / 100 * percent;
     if below(NOTHING, 10) {
-        return Ok(Finding::fail("space", format!("{about}: guests that write will be stopped")).hint(hint));
+        return Ok(Finding::fail("space", format!("{about}: guests that write will be stopped"))
+            .hint(hint));
     }
     if let Some(files @ ..FEW_FILES) = files {
         let about = format!("{about}, but only {files} more files can be made");
@@ -214,7 +244,8 @@ fn permissions(context: &Context) -> Result<Vec<Finding>> {
         }
         let mode = about.mode() & 0o7777;
         // A template's layers are 0444, below a directory that is not for others.
-        let fine = mode & 0o077 == 0 || about.is_symlink() || (about.is_file() && mode == freeze::MODE);
+        let fine =
+            mode & 0o077 == 0 || about.is_symlink() || (about.is_file() && mode == freeze::MODE);
         if !fine {
             let right = match about.is_dir() {
                 true => 0o700,
@@ -228,7 +259,9 @@ fn permissions(context: &Context) -> Result<Vec<Finding>> {
     look(layout.root());
     look(&layout.store_lock());
     look(&layout.store_json());
-    for directory in [layout.layers(), layout.rams(), layout.sealing(), layout.trash(), layout.vms()] {
+    for directory in
+        [layout.layers(), layout.rams(), layout.sealing(), layout.trash(), layout.vms()]
+    {
         look(&directory);
         for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
             let is_dir = look(&entry.path()).is_some_and(|about| about.is_dir());
@@ -256,8 +289,11 @@ fn permissions(context: &Context) -> Result<Vec<Finding>> {
     if let Some(path) = foreign.first() {
         let more = and_more(foreign.len());
         findings.push(
-            Finding::warn("permissions", format!("{}{more} belong to another user", path.display()))
-                .hint(format!("chown --recursive {me} {}", layout.root().display())),
+            Finding::warn(
+                "permissions",
+                format!("{}{more} belong to another user", path.display()),
+            )
+            .hint(format!("chown --recursive {me} {}", layout.root().display())),
         );
     }
     if findings.is_empty() {
@@ -283,9 +319,15 @@ fn temporary(store: &Store) -> Result<Vec<Finding>> {
             .is_some_and(|age| age > FORGOTTEN)
     };
     let mut findings = Vec::new();
-    for entry in directories.iter().filter_map(|directory| std::fs::read_dir(directory).ok()).flatten().flatten() {
+    for entry in directories
+        .iter()
+        .filter_map(|directory| std::fs::read_dir(directory).ok())
+        .flatten()
+        .flatten()
+    {
         let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with('.') && name.ends_with(".tmp") && entry.metadata().is_ok_and(forgotten) {
+        if name.starts_with('.') && name.ends_with(".tmp") && entry.metadata().is_ok_and(forgotten)
+        {
             let path = entry.path();
             findings.push(
                 Finding::info("leftovers", format!("{} was never finished", path.display()))
@@ -304,103 +346,45 @@ fn sealing(store: &Store) -> Result<Vec<Finding>> {
         let disks: Vec<String> = left.disks.iter().map(|disk| disk.display().to_string()).collect();
         let disks = disks.join(" ");
         match (left.started, disks.is_empty()) {
-            (true, true) => Finding::warn("sealing", format!("the order in {directory} cannot be read"))
-                .hint(format!("let the version that wrote it complete the `seal`; to forget it: rm -r {directory}    its disks may be sealed in part")),
-            (true, false) => Finding::warn("sealing", format!("a `seal` of {disks} was cut short while it wrote to them"))
-                .hint(format!("cowhand seal {disks}    completes it")),
-            (false, false) => Finding::info("sealing", format!("a `seal` of {disks} was cut short before it wrote to them ({size})"))
-                .hint(format!("cowhand seal {disks}    completes it; gc forgets it when it is older than 7 days")),
-            (false, true) => Finding::info("leftovers", format!("{directory} is left of a `seal` that was cut short ({size})"))
-                .hint("cowhand gc    removes it"),
+            (true, true) => Finding::warn(
+                "sealing",
+                format!(
+                    "the order in {directory} cannot be \
+                     read"
+                ),
+            )
+            .hint(format!(
+                "let the version that wrote it complete the `seal`; to forget it: rm \
+                 -r {directory}    its disks may be sealed in part"
+            )),
+            (true, false) => Finding::warn(
+                "sealing",
+                format!(
+                    "a `seal` of {disks} was cut short \
+                     while it wrote to them"
+                ),
+            )
+            .hint(format!("cowhand seal {disks}    completes it")),
+            (false, false) => Finding::info(
+                "sealing",
+                format!(
+                    "a `seal` of {disks} was cut short \
+                     before it wrote to them ({size})"
+                ),
+            )
+            .hint(format!(
+                "cowhand seal {disks}    completes it; gc forgets it when it is \
+                 older than 7 days"
+            )),
+            (false, true) => Finding::info(
+                "leftovers",
+                format!(
+                    "{directory} is left of a `seal` \
+                     that was cut short ({size})"
+                ),
+            )
+            .hint("cowhand gc    removes it"),
         }
     };
     Ok(pending::left(store)?.into_iter().map(finding).collect())
-}
-
-/// Looks at the layers and at memory: damaged ones, and those nobody uses.
-pub fn examine_pool(context: &Context, needs: &Needs) -> Result<Vec<Finding>> {
-    let (store, pool) = (&context.store, &needs.pool);
-    let mut findings = Vec::new();
-    let why = |layer| info::inspect(store, layer).err().map(|error| error.full_message()).unwrap_or_default();
-    for layer in &pool.unusable {
-        findings.push(Finding::warn("layers", why(layer)).hint("the VMs that use it are named below"));
-    }
-    for layer in &pool.damaged {
-        let why = why(layer);
-        findings.push(
-            Finding::warn("layers", format!("the header of layer {layer} cannot be trusted: {why}"))
-                .hint("while that is so, layers that seem unused are kept; the VMs that use it are named below"),
-        );
-    }
-    // What a QEMU has open is in use, whatever the records say; of that the VM's own findings tell.
-    let open = |layer: &Layer| image_lock::is_open(&store.layout.layer(layer)).unwrap_or(true);
-    let certain = needs.certainty() == Certainty::Sure && lost::directories(store)?.is_empty();
-    let claimed = if certain { Vec::new() } else { claimed(store, pool)? };
-    let unused = needs.orphans(|info| {
-        claimed.contains(&info.layer) || open(&info.layer) || pool.stands_on_head(&info.layer.id).is_some()
-    });
-    let unused: Vec<&Layer> = unused.iter().map(|info| &info.layer).collect();
-    if !unused.is_empty() {
-        findings.push(match certain {
-            true => nobody_uses(unused.into_iter().cloned().collect()),
-            false => Finding::info("leftovers", format!("layers that nobody seems to use: {}", names(unused)))
-                .hint("they stay while some record, header or entry of the trash cannot be read: it might name them"),
-        });
-    }
-    for path in partial(store, pool)? {
-        findings.push(
-            Finding::warn("leftovers", format!("{} was never finished", path.display()))
-                .hint("cowhand doctor --repair    moves it into the trash")
-                .remedy(certain.then_some(Remedy::TrashFile(path))),
-        );
-    }
-    let memory = gc::unneeded_memory(store)?;
-    if !memory.is_empty() {
-        findings.push(
-            Finding::info("leftovers", format!("{} files of guests' memory belong to no snapshot", memory.len()))
-                .hint("cowhand gc    removes them"),
-        );
-    }
-    if !findings.iter().any(|finding| finding.check == "layers") {
-        findings.push(Finding::ok("layers", format!("{} in the pool, all headers readable", pool.layers.len())));
-    }
-    Ok(findings)
-}
-
-/// The layers in the spare copies of records that cannot be read, and those of removed VMs that stay in the pool until all records can be.
-fn claimed(store: &Store, pool: &Pool) -> Result<Vec<Layer>> {
-    let spares = pool.unreadable.iter().filter_map(|name| store.load_spare(name)?.ok());
-    let mut claimed: Vec<Layer> = spares.flat_map(|spare| spare.layers().cloned().collect::<Vec<_>>()).collect();
-    claimed.extend(store.list_trash()?.into_iter().filter_map(|found| found.entry.ok()).flat_map(|entry| entry.layers));
-    Ok(claimed)
-}
-
-/// What is said of layers that nobody uses.
-pub fn nobody_uses(layers: Vec<Layer>) -> Finding {
-    Finding::info("leftovers", format!("layers that nobody uses: {}", names(&layers)))
-        .hint("cowhand doctor --repair    moves them into the trash, as gc does")
-        .remedy(Some(Remedy::TrashUnused { layers }))
-}
-
-fn names<'a>(layers: impl IntoIterator<Item = &'a Layer>) -> String {
-    let names: Vec<String> = layers.into_iter().map(Layer::to_string).collect();
-    names.join(", ")
-}
-
-/// Half-written layers of which no change knows.
-fn partial(store: &Store, pool: &Pool) -> Result<Vec<PathBuf>> {
-    let directory = store.layout.layers();
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(&directory).into_iter().flatten() {
-        let path = entry.on("list", &directory)?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let known = name
-            .strip_suffix(".part")
-            .and_then(Layer::from_file_name)
-            .is_some_and(|layer| !pool.uses(&layer.id).is_empty());
-        if name.ends_with(".part") && !known {
-            found.push(path);
-        }
-    }
-    Ok(found)
 }

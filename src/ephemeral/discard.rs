@@ -1,8 +1,10 @@
-//! Removing a VM that was never to stay: the plug is pulled and its files go, not into the trash. What others stand on stays.
+//! Removing a VM that was never to stay: the plug is pulled and its files go, not into the trash.
+//! What others stand on stays.
 //!
 //! ```text
-//! QEMU killed ─▶ vms/NAME renamed to vms/.gone-… (it is gone) ─▶ layers removed ─▶ vms/.gone-… removed
-//!                                                     └ killed here: the next `gc` or `run` removes the rest
+//! QEMU killed ─▶ vms/NAME renamed to vms/.gone-… ─▶ layers removed ─▶ vms/.gone-… removed
+//!                (it is gone)                    └ killed here: the next `gc` or `run` removes
+//!                                                  the rest
 //! ```
 
 use std::os::unix::fs::MetadataExt;
@@ -27,14 +29,21 @@ use crate::sys::{fault, owner};
 const ENDING: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(10);
 
-/// Removes the ephemeral VM `name`, whatever it is doing, if `ephemeral` is still what its record says of it: meanwhile somebody may have decided to keep it, or made
-/// another one of that name.
+/// Removes the ephemeral VM `name`, whatever it is doing, if `ephemeral` is still what its record
+/// says of it: meanwhile somebody may have decided to keep it, or made another one of that name.
 pub async fn discard(context: &Context, name: &Name, ephemeral: &Ephemeral) -> Result<bool> {
-    Ok(discard_if(context, name, |record| record.ephemeral.as_ref() == Some(ephemeral)).await?.is_some())
+    Ok(discard_if(context, name, |record| record.ephemeral.as_ref() == Some(ephemeral))
+        .await?
+        .is_some())
 }
 
-/// The same, for every record that `may_go`. What never came to be goes, too. Returns how many bytes on disk are free now, if it went.
-async fn discard_if(context: &Context, name: &Name, may_go: impl Fn(&Record) -> bool) -> Result<Option<u64>> {
+/// The same, for every record that `may_go`. What never came to be goes, too. Returns how many
+/// bytes on disk are free now, if it went.
+async fn discard_if(
+    context: &Context,
+    name: &Name,
+    may_go: impl Fn(&Record) -> bool,
+) -> Result<Option<u64>> {
     let store = &context.store;
     if !store.layout.vm(name).exists() {
         return Ok(None);
@@ -70,7 +79,8 @@ async fn discard_if(context: &Context, name: &Name, may_go: impl Fn(&Record) -> 
 
 /// Ends the QEMU of `name`, if there is one.
 async fn end(context: &Context, name: &Name) -> Result<()> {
-    // It may be half-way through its start, or its end, and then its process is not found: whoever started it has killed it when interrupted.
+    // It may be half-way through its start, or its end, and then its process is not found: whoever
+    // started it has killed it when interrupted.
     let deadline = Instant::now() + ENDING;
     while status::is_running(context, name)? {
         match terminate::kill(context, name).await {
@@ -94,7 +104,9 @@ fn clear(store: &Store, gone: &Path) -> Result<u64> {
             bytes += bytes_of(&path);
             match std::fs::remove_file(&path) {
                 // Somebody else clears up, too.
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).on("remove", &path),
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).on("remove", &path);
+                }
                 _ => {}
             }
         }
@@ -115,13 +127,14 @@ fn bytes_of(path: &Path) -> u64 {
 
 /// How many bytes on disk the disks of the VM `name` take for itself.
 pub fn own_bytes(store: &Store, name: &Name) -> u64 {
-    store
-        .load(name)
-        .map_or(0, |record| record.config.writable().map(|disk| bytes_of(&store.layout.layer(&disk.layer))).sum())
+    store.load(name).map_or(0, |record| {
+        record.config.writable().map(|disk| bytes_of(&store.layout.layer(&disk.layer))).sum()
+    })
 }
 
-/// Removes VMs whose owner has died or whose date has passed, shells that do not wait any more, and what is left of those that are gone. Returns their names,
-/// and how many bytes on disk are free now. By a clock that cannot be believed, no date has passed.
+/// Removes VMs whose owner has died or whose date has passed, standby clones that do not wait any
+/// more, and what is left of those that are gone. Returns their names, and how many bytes on disk
+/// are free now. By a clock that cannot be believed, no date has passed.
 pub async fn reap(context: &Context) -> Result<Vec<(Name, u64)>> {
     let store = &context.store;
     let ahead = store.check_clock();
@@ -137,7 +150,7 @@ pub async fn reap(context: &Context) -> Result<Vec<(Name, u64)>> {
         if record.is_ok_and(|record| record.ephemeral.is_none()) {
             continue;
         }
-        if let Err(error) = restore_shell(context, &name) {
+        if let Err(error) = restore_standby(context, &name) {
             context.ui.warn(&error.full_message());
         }
         if !is_over(context, &name, dates) {
@@ -153,7 +166,9 @@ pub async fn reap(context: &Context) -> Result<Vec<(Name, u64)>> {
         match discard_if(context, &name, over).await {
             Ok(Some(bytes)) => reaped.push((name, bytes)),
             Ok(None) => {}
-            Err(error) => context.ui.warn(&format!("{name} is over and stays: {}", error.full_message())),
+            Err(error) => {
+                context.ui.warn(&format!("{name} is over and stays: {}", error.full_message()))
+            }
         }
     }
     if let Some(ahead) = ahead.filter(|_| !kept.is_empty()) {
@@ -166,11 +181,13 @@ pub async fn reap(context: &Context) -> Result<Vec<(Name, u64)>> {
     Ok(reaped)
 }
 
-/// Makes a shell of one again that was claimed shortly before a power cut: the record it got then was not flushed, and may be lost.
-fn restore_shell(context: &Context, name: &Name) -> Result<()> {
+/// Makes a standby clone of one again that was claimed shortly before a power cut: the record it
+/// got then was not flushed, and may be lost.
+fn restore_standby(context: &Context, name: &Name) -> Result<()> {
     let store = &context.store;
-    let lost = || store.load(name).is_err_and(|error| error.kind() == Kind::Damaged && !error.is_newer());
-    let spare = || store.load_spare(name).and_then(Result::ok).filter(Record::is_shell);
+    let lost =
+        || store.load(name).is_err_and(|error| error.kind() == Kind::Damaged && !error.is_newer());
+    let spare = || store.load_spare(name).and_then(Result::ok).filter(Record::is_standby);
     if !lost() || spare().is_none() || status::is_running(context, name)? {
         return Ok(());
     }
@@ -185,8 +202,9 @@ fn restore_shell(context: &Context, name: &Name) -> Result<()> {
 pub async fn reap_own(context: &Context) -> Result<()> {
     let Some(ours) = owner::ours() else { return Ok(()) };
     for name in context.store.names()? {
-        let is_ours =
-            |record: &Record| record.ephemeral.as_ref().and_then(|ephemeral| ephemeral.owner.as_ref()) == Some(&ours);
+        let is_ours = |record: &Record| {
+            record.ephemeral.as_ref().and_then(|ephemeral| ephemeral.owner.as_ref()) == Some(&ours)
+        };
         if context.store.load(&name).is_ok_and(|record| is_ours(&record)) {
             discard_if(context, &name, is_ours).await?;
         }
@@ -206,15 +224,19 @@ pub enum Dates {
 /// Is it a VM that may go?
 pub fn is_over(context: &Context, name: &Name, dates: Dates) -> bool {
     let Ok(record) = context.store.load(name) else { return false };
-    let Some(ephemeral) = record.ephemeral.as_ref().filter(|_| !record.is_template()) else { return false };
+    let Some(ephemeral) = record.ephemeral.as_ref().filter(|_| !record.is_template()) else {
+        return false;
+    };
     let running = status::is_running(context, name).unwrap_or(true);
-    // A shell that is just being started is locked.
-    let idle = || context.store.try_lock_vm(name, &context.operation).is_ok_and(|lock| lock.is_some());
+    // A standby clone that is just being started is locked.
+    let idle =
+        || context.store.try_lock_vm(name, &context.operation).is_ok_and(|lock| lock.is_some());
     has_ended(ephemeral, true, dates) || (has_ended(ephemeral, running, dates) && idle())
 }
 
 fn has_ended(ephemeral: &Ephemeral, running: bool, dates: Dates) -> bool {
     let abandoned = ephemeral.owner.as_ref().is_some_and(|owner| !owner::is_alive(owner));
-    let expired = dates == Dates::Counted && ephemeral.expires.is_some_and(|at| at <= Timestamp::now());
-    abandoned || expired || (ephemeral.shell && ephemeral.owner.is_none() && !running)
+    let expired =
+        dates == Dates::Counted && ephemeral.expires.is_some_and(|at| at <= Timestamp::now());
+    abandoned || expired || (ephemeral.standby && ephemeral.owner.is_none() && !running)
 }

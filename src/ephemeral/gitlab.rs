@@ -1,5 +1,6 @@
-//! A GitLab runner's custom executor: its four stages, each a process of its own (`docs.gitlab.com/runner/executors/custom`). What a job can set, variables
-//! and the name of an image, is not trusted.
+//! A GitLab runner's custom executor: its four stages, each a process of its own
+//! (`docs.gitlab.com/runner/executors/custom`). What a job can set, variables and the name of an
+//! image, is not trusted.
 
 use serde::Deserialize;
 
@@ -33,9 +34,10 @@ struct GitInfo {
 }
 
 impl Job {
-    /// The VM of this job: `gitlab-4711-1a2b3c4d`. Instances of GitLab count their jobs each for itself, so the name also holds a
-    /// hash of the instance: of where the repository lies, which the runner says. Only where it does not, of the URL of the server: that
-    /// is a variable, which a job can set.
+    /// The VM of this job: `gitlab-4711-1a2b3c4d`. Instances of GitLab count their jobs each for
+    /// itself, so the name also holds a hash of the instance: of where the repository lies, which
+    /// the runner says. Only where it does not, of the URL of the server: that is a variable, which
+    /// a job can set.
     pub fn vm(&self) -> Result<Name> {
         let (id, repository) = self.numbered()?;
         let server = || self.server.as_deref().map(|url| url.trim_end_matches('/'));
@@ -45,7 +47,8 @@ impl Job {
         }
     }
 
-    /// The name that the VM of this job had before names told instances apart. A job that was running then still has it.
+    /// The name that the VM of this job had before names told instances apart. A job that was
+    /// running then still has it.
     pub fn earlier_vm(&self) -> Result<Name> {
         format!("gitlab-{}", self.numbered()?.0).parse()
     }
@@ -54,8 +57,9 @@ impl Job {
     fn numbered(&self) -> Result<(String, Option<String>)> {
         let (id, repository) = match &self.response {
             Some(text) => {
-                let response = serde_json::from_str::<Response>(text)
-                    .map_err(|source| Error::failed("the runner's JOB_RESPONSE_FILE cannot be read").because(source))?;
+                let response = serde_json::from_str::<Response>(text).map_err(|source| {
+                    Error::failed("the runner's JOB_RESPONSE_FILE cannot be read").because(source)
+                })?;
                 let repository = Some(response.git_info.repo_url).filter(|url| !url.is_empty());
                 (response.id.to_string(), repository)
             }
@@ -75,19 +79,25 @@ impl Job {
 
     /// The template for it: the runner's own, or one of `allowed` that the job names as its image.
     pub fn template(&self, default: &Name, allowed: &[Name]) -> Result<Name> {
-        let Some(image) = self.image.as_deref().filter(|image| !image.is_empty()) else { return Ok(default.clone()) };
+        let Some(image) = self.image.as_deref().filter(|image| !image.is_empty()) else {
+            return Ok(default.clone());
+        };
         if image == default.as_str() {
             return Ok(default.clone());
         }
         allowed.iter().find(|name| name.as_str() == image).cloned().ok_or_else(|| {
             let names: Vec<&str> = [default].into_iter().chain(allowed).map(Name::as_str).collect();
-            Error::refused(format!("the job asks for the image {image:?}, and this runner has: {}", names.join(", ")))
-                .hint("name one of them as `image:` in the job, or none")
+            Error::refused(format!(
+                "the job asks for the image {image:?}, and this runner has: {}",
+                names.join(", ")
+            ))
+            .hint("name one of them as `image:` in the job, or none")
         })
     }
 }
 
-/// Host and port of a URL: neither the token in it, which is another for each job, nor the path, which is the project's.
+/// Host and port of a URL: neither the token in it, which is another for each job, nor the path,
+/// which is the project's.
 fn origin(url: &str) -> &str {
     let start = url.find("://").map_or(0, |at| at + 3);
     let end = url[start..].find(['/', '?', '#']).map_or(url.len(), |at| start + at);
@@ -119,7 +129,11 @@ mod tests {
 
     #[test]
     fn jobs_of_two_instances_with_one_id_have_two_vms() {
-        let on = |server: &str| Job { id: Some("5".into()), server: Some(server.into()), ..Job::default() };
+        let on = |server: &str| Job {
+            id: Some("5".into()),
+            server: Some(server.into()),
+            ..Job::default()
+        };
         let name = |job: &Job| job.vm().expect("a name").to_string();
         let (one, two) = (name(&on("https://one.example")), name(&on("https://two.example")));
         assert_ne!(one, two);
@@ -132,11 +146,16 @@ mod tests {
             Job { response: Some(text), ..on("https://forged.example") }
         };
         assert_eq!(name(&response(5, "one.example", "a")), name(&response(5, "one.example", "b")));
-        // A job that names the other's URL as a variable of its own does not get the other's VM, whatever it calls its server.
-        let forged = Job { server: Some("https://two.example".into()), ..response(5, "one.example", "a") };
+        // A job that names the other's URL as a variable of its own does not get the other's VM,
+        // whatever it calls its server.
+        let forged =
+            Job { server: Some("https://two.example".into()), ..response(5, "one.example", "a") };
         assert_eq!(name(&forged), name(&response(5, "one.example", "a")));
         assert_ne!(name(&response(5, "one.example", "a")), name(&response(5, "two.example", "a")));
-        assert_eq!(response(5, "one.example", "a").earlier_vm().expect("a name").as_str(), "gitlab-5");
+        assert_eq!(
+            response(5, "one.example", "a").earlier_vm().expect("a name").as_str(),
+            "gitlab-5"
+        );
         assert_eq!(origin("https://u:p@h:8443/x@y"), "h:8443");
         assert_eq!(origin("ssh.example"), "ssh.example");
         assert_eq!(origin(""), "");

@@ -1,14 +1,17 @@
-//! VMs that are not to stay: made for one command, waiting in a pool, or with a date on which they go. Nothing of them is kept for an undo.
+//! VMs that are not to stay: made for one command, waiting in a pool, or with a date on which they
+//! go. Nothing of them is kept for an undo.
 //!
-//! Their record says who looks after them and until when. Whoever that is removes them at the end; should it be killed, `gc` does, and so does the next `run`.
+//! Their record says who looks after them and until when. Whoever that is removes them at the end;
+//! should it be killed, `gc` does, and so does the next `run`.
 
 pub mod discard;
 pub mod gitlab;
-pub mod pool;
+pub mod make;
 pub mod queue;
 pub mod request;
 pub mod reset;
 pub mod run;
+pub mod standby;
 pub mod testbed;
 
 use std::time::Duration;
@@ -22,10 +25,11 @@ use crate::sys::owner;
 
 /// One that goes with this process, and `ttl` from now at the latest.
 pub fn ours(ttl: Duration) -> Ephemeral {
-    Ephemeral { owner: owner::ours(), expires: Some(from_now(ttl)), shell: false }
+    Ephemeral { owner: owner::ours(), expires: Some(from_now(ttl)), standby: false }
 }
 
-/// A name nobody has for a VM of `template`: `pool-deb12-1a2b3c`. A long template's is cut to what a name may be.
+/// A name nobody has for a VM of `template`: `pool-deb12-1a2b3c`. A long template's is cut to what
+/// a name may be.
 pub fn name(kind: &str, template: &Name) -> Result<Name> {
     let random = Uuid::new_v4().simple().to_string();
     let stem: String = template.as_str().chars().take(40).collect();

@@ -1,7 +1,9 @@
-//! How many runs go on at once: no more than the host has memory for, and no more than was said. Who has to wait queues up, and is told for what.
+//! How many runs go on at once: no more than the host has memory for, and no more than was said.
+//! Who has to wait queues up, and is told for what.
 //!
-//! Every run holds a *slot*, a file with its memory's size in it, locked with flock(2); the kernel frees it however the run ends. One at a time looks for a free slot, and
-//! holds `queue.lock` meanwhile; the others wait for that.
+//! Every run holds a *slot*, a file with its memory's size in it, locked with flock(2); the kernel
+//! frees it however the run ends. One at a time looks for a free slot, and holds `queue.lock`
+//! meanwhile; the others wait for that.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -69,10 +71,18 @@ pub async fn enter(context: &Context, memory_bytes: u64, most: Option<u32>) -> R
         }
         let Some((path, mut file)) = free else { continue };
         if most.is_some_and(|most| taken >= most) {
-            tell(context, &mut told, &format!("waiting for one of {taken} runs to end (--max-parallel)"));
+            tell(
+                context,
+                &mut told,
+                &format!("waiting for one of {taken} runs to end (--max-parallel)"),
+            );
         } else if bytes + memory_bytes > room {
             let (bytes, room) = (human(bytes), human(room));
-            tell(context, &mut told, &format!("waiting for memory: {taken} runs have {bytes} of {room}"));
+            tell(
+                context,
+                &mut told,
+                &format!("waiting for memory: {taken} runs have {bytes} of {room}"),
+            );
         } else {
             let written = file.set_len(0).and_then(|()| file.seek(SeekFrom::Start(0)));
             written.and_then(|_| write!(file, "{memory_bytes}")).on("write", &path)?;

@@ -48,7 +48,8 @@ pub struct Request {
     pub keep_for: Option<Duration>,
     /// What to copy into the guest before: from the host, to the guest.
     pub copy_in: Vec<(PathBuf, String)>,
-    /// What to copy out of it afterwards, also when the command has failed: from the guest, to the host.
+    /// What to copy out of it afterwards, also when the command has failed: from the guest, to the
+    /// host.
     pub copy_out: Vec<(String, PathBuf)>,
     /// How it is copied out.
     pub copy_rules: copy::Rules,

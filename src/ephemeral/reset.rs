@@ -1,5 +1,6 @@
-//! Back to where a VM was made from, in one step: its guest is ended, its head becomes new overlays on the template's or the snapshot's layers, and it starts again,
-//! from memory where the template is warm.
+//! Back to where a VM was made from, in one step: its guest is ended, its head becomes new overlays
+//! on the template's or the snapshot's layers, and it starts again, from memory where the template
+//! is warm.
 
 use uuid::Uuid;
 
@@ -10,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::instance::{boot_files, launch};
 use crate::layer::chain;
 use crate::model::{Config, Disk, Format, Layer, Name, Origin, Record, Warm};
-use crate::qemu::cmdline::How;
+use crate::qemu::cmdline::StartMode;
 use crate::steps::layers::CreateOverlay;
 use crate::steps::merge::RemoveLayers;
 use crate::steps::qemu::StopQemu;
@@ -43,10 +44,15 @@ pub async fn reset(context: &Context, name: &Name, stopped: bool) -> Result<Rese
     let (source_name, mut source) = source(context, name, &origin)?;
     if origin.snapshot.is_none() && !source.is_template() {
         return Err(Error::refused(format!(
-            "{name} is a copy of the VM {source_name}, which may have changed since: there is nothing to go back to"
+            "{name} is a copy of the VM {source_name}, which may have changed since: there is \
+             nothing to go back to"
         ))
-        .hint(format!("for a new copy: cowhand rm {name} && cowhand clone {source_name} {name} --full"))
-        .hint(format!("or go back to a snapshot of its own: cowhand snapshot revert {name}@NAME")));
+        .hint(format!(
+            "for a new copy: cowhand rm {name} && cowhand clone {source_name} {name} --full"
+        ))
+        .hint(format!(
+            "or go back to a snapshot of its own: cowhand snapshot revert {name}@NAME"
+        )));
     }
     // Nobody may merge the layers of the snapshot meanwhile.
     let mut source_lock = None;
@@ -63,8 +69,9 @@ pub async fn reset(context: &Context, name: &Name, stopped: bool) -> Result<Rese
         Some(snapshot) => &source.snapshot(&source_name, snapshot)?.config,
         None => &source.config,
     };
-    let warm =
-        (!stopped && origin.snapshot.is_none()).then(|| usable(context, &source_name, &source, &record)).flatten();
+    let warm = (!stopped && origin.snapshot.is_none())
+        .then(|| usable(context, &source_name, &source, &record))
+        .flatten();
     let base = warm.map_or(base, |warm| &warm.config);
     let (mut after, mut before) = (record.clone(), Vec::new());
     after.config.generation = Uuid::new_v4();
@@ -85,8 +92,12 @@ pub async fn reset(context: &Context, name: &Name, stopped: bool) -> Result<Rese
         before.push(StopQemu {}.into());
     }
     let kept: Vec<&Layer> = after.layers().collect();
-    let gone: Vec<Layer> =
-        record.config.writable().map(|disk| disk.layer.clone()).filter(|layer| !kept.contains(&layer)).collect();
+    let gone: Vec<Layer> = record
+        .config
+        .writable()
+        .map(|disk| disk.layer.clone())
+        .filter(|layer| !kept.contains(&layer))
+        .collect();
     let away: Planned = match record.ephemeral {
         // Nothing of it was ever to stay.
         Some(_) => RemoveLayers { layers: gone }.into(),
@@ -107,7 +118,7 @@ pub async fn reset(context: &Context, name: &Name, stopped: bool) -> Result<Rese
                 let plan = Plan::pivot(ResumeWarm::from(warm));
                 opened.carry_out_on_files(plan).await.map(drop)
             }
-            None => launch::launch(context, name, &after, How::Running).await.map(drop),
+            None => launch::launch(context, name, &after, StartMode::Running).await.map(drop),
         }
     };
     if let Err(error) = started.await {
@@ -118,13 +129,25 @@ pub async fn reset(context: &Context, name: &Name, stopped: bool) -> Result<Rese
     Ok(Reset { origin: at, kind: Some(if warm.is_some() { Kind::Warm } else { Kind::Thin }) })
 }
 
-/// Refuses a VM that has none of the layers that it would get: a full clone, or one that was flattened. Afterwards it would need
-/// what it was made from. What cannot be read is no proof of that.
-fn refuse_independent(context: &Context, name: &Name, now: &Config, at: &str, base: &Config) -> Result<()> {
+/// Refuses a VM that has none of the layers that it would get: a full clone, or one that was
+/// flattened. Afterwards it would need what it was made from. What cannot be read is no proof of
+/// that.
+fn refuse_independent(
+    context: &Context,
+    name: &Name,
+    now: &Config,
+    at: &str,
+    base: &Config,
+) -> Result<()> {
     let layers = |config: &Config| -> Result<Vec<Layer>> {
         let mut layers = Vec::new();
         for disk in config.writable() {
-            layers.extend(chain::read(&context.store, &disk.layer)?.links().iter().map(|link| link.layer.clone()));
+            layers.extend(
+                chain::read(&context.store, &disk.layer)?
+                    .links()
+                    .iter()
+                    .map(|link| link.layer.clone()),
+            );
         }
         Ok(layers)
     };
@@ -133,11 +156,14 @@ fn refuse_independent(context: &Context, name: &Name, now: &Config, at: &str, ba
     if ours.is_empty() || ours.iter().any(|layer| theirs.contains(layer)) {
         return Ok(());
     }
-    Err(Error::refused(format!("{name} has no layer of {at}: it is a full clone of it, or was flattened"))
-        .hint(format!(
-            "a reset would make it depend on {at}; for a new one: cowhand rm {name} && cowhand clone {at} {name}"
-        ))
-        .hint(format!("or go back to a snapshot of its own: cowhand snapshot revert {name}@NAME")))
+    Err(Error::refused(format!(
+        "{name} has no layer of {at}: it is a full clone of it, or was flattened"
+    ))
+    .hint(format!(
+        "a reset would make it depend on {at}; for a new one: cowhand rm {name} && cowhand \
+         clone {at} {name}"
+    ))
+    .hint(format!("or go back to a snapshot of its own: cowhand snapshot revert {name}@NAME")))
 }
 
 /// The VM whose snapshot `name` goes back to, and whose layers nobody may merge meanwhile.
@@ -156,11 +182,20 @@ fn source(context: &Context, name: &Name, origin: &Origin) -> Result<(Name, Reco
             return Ok((other, record));
         }
     }
-    Err(Error::not_found(format!("{name} was made from {}, which is not there any more", origin.name)))
+    Err(Error::not_found(format!(
+        "{name} was made from {}, which is not there any more",
+        origin.name
+    )))
 }
 
-/// The warm guest of the template, if this VM can go on from it: it has to be the same machine still.
-fn usable<'a>(context: &Context, name: &Name, template: &'a Record, vm: &Record) -> Option<&'a Warm> {
+/// The warm guest of the template, if this VM can go on from it: it has to be the same machine
+/// still.
+fn usable<'a>(
+    context: &Context,
+    name: &Name,
+    template: &'a Record,
+    vm: &Record,
+) -> Option<&'a Warm> {
     template.warm.as_ref()?;
     let same = |a: &Config, b: &Config| {
         (&a.machine, &a.cpu, a.memory_bytes, a.cpus, a.firmware, &a.kernel)
@@ -182,21 +217,33 @@ fn usable<'a>(context: &Context, name: &Name, template: &'a Record, vm: &Record)
     }
 }
 
-/// New overlays on the layers of `base`, disk by disk. Disks that the source does not have stay as they are.
-fn renew(name: &Name, config: &mut Config, base: &Config, keeps_size: bool, steps: &mut Vec<Planned>) -> Result<()> {
+/// New overlays on the layers of `base`, disk by disk. Disks that the source does not have stay as
+/// they are.
+fn renew(
+    name: &Name,
+    config: &mut Config,
+    base: &Config,
+    keeps_size: bool,
+    steps: &mut Vec<Planned>,
+) -> Result<()> {
     let below = |target: &str| base.volumes().find(|disk| disk.target == target && !disk.read_only);
     let mut renewed = 0;
     for disk in config.disks.iter_mut().chain(&mut config.nvram).filter(|disk| !disk.read_only) {
-        let Some(Disk { layer: backing, virtual_bytes, .. }) = below(&disk.target).cloned() else { continue };
+        let Some(Disk { layer: backing, virtual_bytes, .. }) = below(&disk.target).cloned() else {
+            continue;
+        };
         let layer = Layer::new(Format::Qcow2);
-        let virtual_bytes = if keeps_size { virtual_bytes.max(disk.virtual_bytes) } else { virtual_bytes };
+        let virtual_bytes =
+            if keeps_size { virtual_bytes.max(disk.virtual_bytes) } else { virtual_bytes };
         disk.layer = layer.clone();
         disk.virtual_bytes = virtual_bytes;
         steps.push(CreateOverlay { layer, backing: Some(backing), virtual_bytes }.into());
         renewed += 1;
     }
     if renewed == 0 {
-        return Err(Error::refused(format!("{name} has no disk in common with what it was made from")));
+        return Err(Error::refused(format!(
+            "{name} has no disk in common with what it was made from"
+        )));
     }
     Ok(())
 }

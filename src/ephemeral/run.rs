@@ -1,56 +1,34 @@
 //! A command in a guest that is made for it and gone afterwards, however it ends.
 //!
 //! ```text
-//! queue ─▶ clone (pool, warm, or cold) ─▶ its own identity ─▶ copy in ─▶ command ─▶ copy out ─▶ discard
+//! queue ─▶ clone (pool, warm, or cold) ─▶ its own identity
+//!     ─▶ copy in ─▶ command ─▶ copy out ─▶ discard
 //! ```
 
-use std::fs::File;
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use super::request::{Keep, Request, Warmth};
-use super::{discard, pool, queue};
+use super::make::{Made, make};
+use super::request::{Keep, Request};
+use super::{discard, queue};
 use crate::change::OpenVm;
-use crate::clone::{self, Kind};
+use crate::clone::Kind;
 use crate::context::Context;
 use crate::error::{Error, IoContext, Kind as ErrorKind, Result};
 use crate::guest::copy;
 use crate::guest::exec::{self, Streams};
 use crate::guest::install::{self, Reached};
 use crate::guest::outcome::{Failure, Finished};
-use crate::guest::port::Client;
 use crate::helper::tree::Target;
-use crate::instance::launch::Launch;
-use crate::instance::{launch, ports};
+use crate::instance::ports;
+use crate::merge::collapse::merge_hidden;
 use crate::model::{Ephemeral, Name, Record, human};
-use crate::qemu::cmdline::How;
-use crate::settings::Accel;
 use crate::snapshot::delete;
-use crate::sys::{command, relay, space};
-use crate::warm::resume;
+use crate::sys::space;
 
 /// What has to be left on the store's file system for a guest to write to.
 const SPARE: u64 = 256 << 20;
-
-/// How many seconds a process that fills the pool again waits for others that do: nobody waits for it.
-const REFILL: &str = "3600";
-
-/// A VM that was made for somebody, and runs.
-pub struct Made {
-    /// Its name.
-    pub name: Name,
-    /// How it was made.
-    pub kind: Kind,
-    /// From the pool.
-    pub pooled: bool,
-    /// A conversation with its helper.
-    pub client: Client,
-    /// How long it took until its CPUs ran.
-    pub running: Duration,
-    /// How long it took until a command could be run in it.
-    pub took: Duration,
-}
 
 /// What came of a run.
 #[derive(Debug)]
@@ -59,7 +37,8 @@ pub struct Ran {
     pub result: std::result::Result<Finished, Failure>,
     /// The VM, if it is still there.
     pub kept: Option<Name>,
-    /// How the guest was made, how long it took until its CPUs ran, and until a command could be run in it.
+    /// How the guest was made, how long it took until its CPUs ran, and until a command could be
+    /// run in it.
     pub made: Option<(Kind, Duration, Duration)>,
     /// How long it took to clear up.
     pub teardown: Duration,
@@ -67,7 +46,12 @@ pub struct Ran {
 
 /// Runs a command in a guest made for it.
 pub async fn run(context: &Context, request: &Request, mut streams: Streams<'_>) -> Ran {
-    let failed = |error: Error| Ran { result: Err(error.into()), kept: None, made: None, teardown: Duration::ZERO };
+    let failed = |error: Error| Ran {
+        result: Err(error.into()),
+        kept: None,
+        made: None,
+        teardown: Duration::ZERO,
+    };
     let name = match request.name.clone().map_or_else(free_name, Ok) {
         Ok(name) => name,
         Err(error) => return failed(error),
@@ -108,15 +92,24 @@ pub async fn run(context: &Context, request: &Request, mut streams: Streams<'_>)
     match kept {
         Ok(kept) => Ran { result, kept, made, teardown: began.elapsed() },
         Err(error) => {
-            context.ui.warn(&format!("{name} could not be removed: {} (cowhand gc tries again)", error.full_message()));
+            context.ui.warn(&format!(
+                "{name} could not be removed: {} (cowhand gc tries again)",
+                error.full_message()
+            ));
             Ran { result, kept: None, made, teardown: began.elapsed() }
         }
     }
 }
 
 /// Removes the VM, and the snapshot that was taken of a stopped VM for it to stand on.
-async fn leave_nothing(context: &Context, request: &Request, name: &Name, ours: &Ephemeral) -> Result<()> {
-    let record = context.store.load(name).ok().filter(|record| record.ephemeral.as_ref() == Some(ours));
+async fn leave_nothing(
+    context: &Context,
+    request: &Request,
+    name: &Name,
+    ours: &Ephemeral,
+) -> Result<()> {
+    let record =
+        context.store.load(name).ok().filter(|record| record.ephemeral.as_ref() == Some(ours));
     let base = record.as_ref().and_then(|record| base(request, record)).cloned();
     // Somebody may have made another one of that name, or decided to keep this one.
     let ours_is_gone = discard::discard(context, name, ours).await?;
@@ -130,11 +123,13 @@ async fn leave_nothing(context: &Context, request: &Request, name: &Name, ours: 
             return Ok(Vec::new());
         }
         // Those of other runs, which could not be merged while this one stood on them.
-        delete::merge_hidden(context, source, &context.store.below_trash()?, false).await
+        merge_hidden(context, source, &context.store.below_trash()?, false).await
     };
     if let Err(error) = merged.await {
         let why = error.full_message();
-        context.ui.warn(&format!("{source}@{base}, which {name} stood on, stays until cowhand gc: {why}"));
+        context.ui.warn(&format!(
+            "{source}@{base}, which {name} stood on, stays until cowhand gc: {why}"
+        ));
     }
     Ok(())
 }
@@ -149,21 +144,30 @@ pub fn free_name() -> Result<Name> {
     format!("run-{}", &Uuid::new_v4().simple().to_string()[..8]).parse()
 }
 
-/// Everything that can be known to fail is looked at before anything is made. The places of the copies out of the guest.
+/// Everything that can be known to fail is looked at before anything is made. The places of the
+/// copies out of the guest.
 fn check(context: &Context, request: &Request, name: &Name) -> Result<Vec<Target>> {
     if context.store.exists(name) {
-        return Err(Error::exists(format!("the name {name} is taken")).hint("choose another: --keep=NAME"));
+        return Err(
+            Error::exists(format!("the name {name} is taken")).hint("choose another: --keep=NAME")
+        );
     }
     for (from, _) in &request.copy_in {
-        from.symlink_metadata().and_then(|_| from.metadata()).map(drop).on("read", from).map_err(|error| {
-            Error::not_found(format!("--copy-in: {} is not there", from.display())).because(error.full_message())
-        })?;
+        from.symlink_metadata().and_then(|_| from.metadata()).map(drop).on("read", from).map_err(
+            |error| {
+                Error::not_found(format!("--copy-in: {} is not there", from.display()))
+                    .because(error.full_message())
+            },
+        )?;
     }
     let mut targets = Vec::new();
     for (from, to) in &request.copy_out {
         let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty());
         if let Some(parent) = parent.filter(|parent| !parent.is_dir()) {
-            return Err(Error::not_found(format!("--copy-out: there is no directory {}", parent.display())));
+            return Err(Error::not_found(format!(
+                "--copy-out: there is no directory {}",
+                parent.display()
+            )));
         }
         targets.push(copy::target(from, to)?);
     }
@@ -180,7 +184,12 @@ fn check(context: &Context, request: &Request, name: &Name) -> Result<Vec<Target
     }
 }
 
-async fn prepare(context: &Context, request: &Request, name: &Name, ours: &Ephemeral) -> Result<(Made, queue::Slot)> {
+async fn prepare(
+    context: &Context,
+    request: &Request,
+    name: &Name,
+    ours: &Ephemeral,
+) -> Result<(Made, queue::Slot)> {
     let source = context.store.load(&request.source.vm)?;
     let config = match &request.source.snapshot {
         Some(snapshot) => &source.snapshot(&request.source.vm, snapshot)?.config,
@@ -193,111 +202,6 @@ async fn prepare(context: &Context, request: &Request, name: &Name, ours: &Ephem
     let limit = request.command.agent_limit;
     let made = make(context, request, name, ours, limit).await?;
     Ok((made, slot))
-}
-
-/// Makes the VM `name` and has it run: from the pool, from memory, or by a boot.
-pub async fn make(
-    context: &Context,
-    request: &Request,
-    name: &Name,
-    ephemeral: &Ephemeral,
-    limit: Duration,
-) -> Result<Made> {
-    let began = Instant::now();
-    let source = &request.source;
-    let record = context.store.load(&source.vm)?;
-    let warm = match (request.warmth, &source.snapshot) {
-        (Warmth::Cold, _) | (Warmth::Either, Some(_)) => None,
-        (Warmth::Warm, Some(_)) => {
-            return Err(Error::refused(format!("{source} is a snapshot, and only a template can be warm")));
-        }
-        (Warmth::Warm, None) => Some(clone::warm(context, &source.vm, &record)?),
-        (Warmth::Either, None) if record.warm.is_none() => None,
-        (Warmth::Either, None) => match clone::warm(context, &source.vm, &record) {
-            Ok(warm) => Some(warm),
-            Err(error) => {
-                context.ui.warn(&format!("{}; the guest boots instead", error.full_message()));
-                None
-            }
-        },
-    };
-    let Some(warm) = warm else { return boot(context, request, name, ephemeral, limit, began).await };
-    if request.ports.is_empty()
-        && let Some((_lock, vm, qmp)) = pool::claim(context, &record, name, ephemeral).await?
-    {
-        resume::go_on(context, name, qmp).await?;
-        let running = began.elapsed();
-        refill(context, &source.vm);
-        let client = resume::settle(context, name, &vm, warm).await?;
-        return Ok(Made { name: name.clone(), kind: Kind::Warm, pooled: true, client, running, took: began.elapsed() });
-    }
-    if warm.pool > 0 && request.ports.is_empty() {
-        // None waited: they were all claimed, or have died.
-        refill(context, &source.vm);
-    }
-    clone::clone(context, &cloning(request, name, Kind::Warm, ephemeral)).await?;
-    let vm = OpenVm::open(context, name).await?;
-    let qmp = resume::wake(context, name, &vm.record, warm, bound(request)).await?;
-    resume::go_on(context, name, qmp).await?;
-    let running = began.elapsed();
-    let client = resume::settle(context, name, &vm.record, warm).await?;
-    Ok(Made { name: name.clone(), kind: Kind::Warm, pooled: false, client, running, took: began.elapsed() })
-}
-
-/// QEMU ends with us, unless it is to stay.
-fn bound(request: &Request) -> bool {
-    request.keep == Keep::Never
-}
-
-fn cloning(request: &Request, name: &Name, kind: Kind, ephemeral: &Ephemeral) -> clone::Request {
-    clone::Request {
-        source: request.source.clone(),
-        names: vec![name.clone()],
-        kind,
-        ports: request.ports.clone(),
-        ephemeral: Some(ephemeral.clone()),
-    }
-}
-
-async fn boot(
-    context: &Context,
-    request: &Request,
-    name: &Name,
-    ephemeral: &Ephemeral,
-    limit: Duration,
-    began: Instant,
-) -> Result<Made> {
-    clone::clone(context, &cloning(request, name, Kind::Thin, ephemeral)).await?;
-    let vm = OpenVm::open(context, name).await?;
-    let launch = Launch { how: How::Running, held: Vec::new(), with_us: bound(request) };
-    drop(launch::launch(context, name, &vm.record, launch).await?);
-    drop(vm);
-    let running = began.elapsed();
-    match install::reach(context, name, limit).await? {
-        Reached::Helper(client) => {
-            Ok(Made { name: name.clone(), kind: Kind::Thin, pooled: false, client, running, took: began.elapsed() })
-        }
-        Reached::AgentOnly(why) => {
-            Err(Error::refused(format!("nothing can be run in the guest of {}: {why}", request.source)))
-        }
-    }
-}
-
-/// Starts a process that puts new shells in the place of those that were claimed, and outlives us.
-fn refill(context: &Context, template: &Name) {
-    let accel = match context.settings.accel {
-        Accel::Auto => "auto",
-        Accel::Kvm => "kvm",
-        Accel::Tcg => "tcg",
-    };
-    let store = context.store.layout.root().to_string_lossy();
-    let common = [relay::PROGRAM, "--quiet", "--accel", accel, "--store", &store, "--wait", REFILL];
-    let argv: Vec<String> =
-        common.into_iter().chain(["pool", "top-up", template.as_str()]).map(str::to_owned).collect();
-    let started = File::open("/dev/null").and_then(|null| command::companion(&argv, null.into(), Vec::new()));
-    if let Err(error) = started {
-        context.ui.warn(&format!("the pool cannot be filled again: {error}"));
-    }
 }
 
 async fn attend(
@@ -320,12 +224,14 @@ async fn attend(
     };
     copied.map_err(|_| too_slow(request, "before"))??;
     streams.control = control;
-    let result = exec::converse(context, &made.name, &mut made.client, &request.command, &mut streams).await;
+    let result =
+        exec::converse(context, &made.name, &mut made.client, &request.command, &mut streams).await;
     let copying = async {
         let mut lost = None;
         for ((from, _), target) in request.copy_out.iter().zip(targets) {
             if let Err(error) = copy_out(context, made, from, target, &request.copy_rules).await {
-                let named = Error::new(error.kind(), format!("--copy-out {from}")).because(error.full_message());
+                let named = Error::new(error.kind(), format!("--copy-out {from}"))
+                    .because(error.full_message());
                 let named = error.hints().iter().fold(named, |named, hint| named.hint(hint));
                 // Of several that fail, the last is the error.
                 if let Some(before) = lost.replace(named) {
@@ -363,10 +269,17 @@ fn too_slow(request: &Request, when: &str) -> Error {
         .hint("to give them longer: --copy-timeout TIME")
 }
 
-async fn copy_out(context: &Context, made: &mut Made, from: &str, target: Target, rules: &copy::Rules) -> Result<u64> {
+async fn copy_out(
+    context: &Context,
+    made: &mut Made,
+    from: &str,
+    target: Target,
+    rules: &copy::Rules,
+) -> Result<u64> {
     let copied = copy::get(context, &mut made.client, from, target, rules).await;
     if copied.is_err()
-        && let Reached::Helper(client) = install::reach(context, &made.name, Duration::from_secs(30)).await?
+        && let Reached::Helper(client) =
+            install::reach(context, &made.name, Duration::from_secs(30)).await?
     {
         // What was on its way in the old conversation is of no use any more.
         made.client = client;
@@ -388,10 +301,16 @@ async fn keep_from_now_on(context: &Context, request: &Request, name: &Name) -> 
 async fn stay(context: &Context, request: &Request, name: &Name) -> Result<Option<Name>> {
     let mut vm = OpenVm::open(context, name).await?;
     if let Some(base) = base(request, &vm.record) {
-        context.ui.note(&format!("{name} stands on the snapshot {}@{base}, which was taken for it", request.source.vm));
+        context.ui.note(&format!(
+            "{name} stands on the snapshot {}@{base}, which was taken for it",
+            request.source.vm
+        ));
     }
-    vm.record.ephemeral =
-        request.keep_for.map(|ttl| Ephemeral { owner: None, expires: Some(super::from_now(ttl)), shell: false });
+    vm.record.ephemeral = request.keep_for.map(|ttl| Ephemeral {
+        owner: None,
+        expires: Some(super::from_now(ttl)),
+        standby: false,
+    });
     vm.save()?;
     Ok(Some(name.clone()))
 }

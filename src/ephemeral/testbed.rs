@@ -1,5 +1,6 @@
-//! A testbed in autopkgtest's sense: the server's side of its virtualisation protocol (`README.virtualisation-server` in Debian's package `autopkgtest`),
-//! with a clone as the machine and [`reset`](super::reset) as `revert`.
+//! A testbed in autopkgtest's sense: the server's side of its virtualisation protocol
+//! (`README.virtualisation-server` in Debian's package `autopkgtest`), with a clone as the machine
+//! and [`reset`](super::reset) as `revert`.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,8 +8,8 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::request::{Keep, Request, Warmth};
-use super::run;
 use super::{discard, reset};
+use super::{make, run};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::guest::copy;
@@ -76,10 +77,13 @@ pub fn decode(text: &str) -> Result<String> {
 /// URL encoding, of everything that could mean something.
 pub fn encode(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./=".contains(&byte);
-    text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+    text.bytes()
+        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
 }
 
-/// The answer of a command that has worked: `ok` and words, each of them encoded, so that no word of a guest is two, or a line.
+/// The answer of a command that has worked: `ok` and words, each of them encoded, so that no word
+/// of a guest is two, or a line.
 pub fn ok(words: &[String]) -> String {
     words.iter().fold("ok".to_owned(), |line, word| format!("{line} {}", encode(word)))
 }
@@ -93,7 +97,10 @@ fn directory(text: &str) -> Result<String> {
     if text.starts_with('/') && text.len() <= 255 && text.chars().all(plain) {
         return Ok(text.to_owned());
     }
-    Err(Error::qemu(format!("what the guest names as its scratch directory is none: {:?}", abridged(text))))
+    Err(Error::qemu(format!(
+        "what the guest names as its scratch directory is none: {:?}",
+        abridged(text)
+    )))
 }
 
 /// Could this be the name of a user (`useradd(8)`)?
@@ -135,16 +142,29 @@ const SAVED: &str = "/var/cache/cowhand-testbed.tar";
 const LOOK: Duration = Duration::from_millis(500);
 
 impl<'a> Testbed<'a> {
-    /// One on clones of `source`, which have `limit` to come up. Each copy out of them may bring `budget`.
-    pub fn new(context: &'a Context, source: PointRef, warmth: Warmth, limit: Duration, budget: Budget) -> Self {
+    /// One on clones of `source`, which have `limit` to come up. Each copy out of them may bring
+    /// `budget`.
+    pub fn new(
+        context: &'a Context,
+        source: PointRef,
+        warmth: Warmth,
+        limit: Duration,
+        budget: Budget,
+    ) -> Self {
         Self { context, source, warmth, limit, budget, vm: None, scratch: String::new() }
     }
 
-    /// Carries out a command and returns its answer, a line. `program` is how commands are run in a VM.
-    pub async fn answer(&mut self, command: &Command, program: &dyn Fn(&Name) -> Vec<String>) -> Result<String> {
+    /// Carries out a command and returns its answer, a line. `program` is how commands are run in a
+    /// VM.
+    pub async fn answer(
+        &mut self,
+        command: &Command,
+        program: &dyn Fn(&Name) -> Vec<String>,
+    ) -> Result<String> {
         if *command == Command::PrintExecuteCommand {
             // Words in a word: they are encoded one by one.
-            let words: Vec<String> = program(&self.open()?).iter().map(|word| encode(word)).collect();
+            let words: Vec<String> =
+                program(&self.open()?).iter().map(|word| encode(word)).collect();
             return Ok(format!("ok {}", words.join(",")));
         }
         self.carry_out(command).await.map(|words| ok(&words))
@@ -162,7 +182,7 @@ impl<'a> Testbed<'a> {
                 let request = self.request();
                 let ours = super::ours(request.ttl);
                 self.vm = Some((name.clone(), ours.clone()));
-                let made = run::make(self.context, &request, &name, &ours, self.limit).await?;
+                let made = make::make(self.context, &request, &name, &ours, self.limit).await?;
                 drop(made);
                 self.scratch().await.map(|scratch| vec![scratch])
             }
@@ -179,7 +199,8 @@ impl<'a> Testbed<'a> {
             Command::CopyDown(from, to) => {
                 let mut client = self.client().await?;
                 check_slashes(from, to)?;
-                copy::put_as(self.context, &mut client, Path::new(from), to.trim_end_matches('/')).await?;
+                copy::put_as(self.context, &mut client, Path::new(from), to.trim_end_matches('/'))
+                    .await?;
                 Ok(Vec::new())
             }
             Command::CopyUp(from, to) => {
@@ -187,7 +208,8 @@ impl<'a> Testbed<'a> {
                 check_slashes(from, to)?;
                 let to = PathBuf::from(to.trim_end_matches('/'));
                 let target = Target::at(&to).on("write", &to)?;
-                // As `cat` and `tar` in the guest would: what is named may be a link, which the guest follows.
+                // As `cat` and `tar` in the guest would: what is named may be a link, which the
+                // guest follows.
                 let rules = copy::Rules { follow: true, budget: self.budget };
                 copy::get(self.context, &mut client, from, target, &rules).await?;
                 Ok(Vec::new())
@@ -223,20 +245,26 @@ impl<'a> Testbed<'a> {
     }
 
     fn open(&self) -> Result<Name> {
-        self.vm.as_ref().map(|(name, _)| name.clone()).ok_or_else(|| Error::usage("the testbed is not open"))
+        self.vm
+            .as_ref()
+            .map(|(name, _)| name.clone())
+            .ok_or_else(|| Error::usage("the testbed is not open"))
     }
 
     async fn client(&self) -> Result<Client> {
         match install::reach(self.context, &self.open()?, self.limit).await? {
             Reached::Helper(client) => Ok(client),
-            Reached::AgentOnly(why) => Err(Error::refused(format!("nothing can be run in the guest: {why}"))),
+            Reached::AgentOnly(why) => {
+                Err(Error::refused(format!("nothing can be run in the guest: {why}")))
+            }
         }
     }
 
     async fn capabilities(&self) -> Result<Vec<String>> {
-        let mut all = ["reboot", "revert", "revert-full-system", "root-on-testbed", "isolation-machine"]
-            .map(str::to_owned)
-            .to_vec();
+        let mut all =
+            ["reboot", "revert", "revert-full-system", "root-on-testbed", "isolation-machine"]
+                .map(str::to_owned)
+                .to_vec();
         if self.vm.is_some() {
             let script = "awk -F: '$3 >= 1000 && $3 < 60000 { print $1; exit }' /etc/passwd";
             let user = self.shell(script, Through::Helper).await?;
@@ -249,24 +277,28 @@ impl<'a> Testbed<'a> {
 
     /// A directory that the tests may use.
     async fn scratch(&mut self) -> Result<String> {
-        let script =
-            "directory=$(mktemp -d /tmp/autopkgtest.XXXXXX) && chmod 1777 \"$directory\" && echo \"$directory\"";
+        let script = "directory=$(mktemp -d /tmp/autopkgtest.XXXXXX) && \
+                      chmod 1777 \"$directory\" && echo \"$directory\"";
         self.scratch = directory(&self.shell(script, Through::Helper).await?)?;
         Ok(self.scratch.clone())
     }
 
-    /// Returns when the guest has been booted anew, with its scratch directory as it was. The answer is empty: `README.virtualisation-server` wants the
-    /// directory in it, autopkgtest (5.28) takes that for an error.
+    /// Returns when the guest has been booted anew, with its scratch directory as it was. The
+    /// answer is empty: `README.virtualisation-server` wants the directory in it, autopkgtest
+    /// (5.28) takes that for an error.
     async fn reboot(&self, tell: bool) -> Result<()> {
         let name = self.open()?;
-        // The mark is autopkgtest's: a test that is about to reboot waits until it is gone. tar's 1 is a file that changed meanwhile.
+        // The mark is autopkgtest's: a test that is about to reboot waits until it is gone. tar's 1
+        // is a file that changed meanwhile.
         let save = format!(
-            "umask 77; mkdir -p /var/cache && {{ tar -C / -cf {SAVED} '.{}'; [ $? -le 1 ]; }} && sync && {BOOT_ID} && rm -f /run/autopkgtest-reboot-prepare-mark",
+            "umask 77; mkdir -p /var/cache && {{ tar -C / -cf {SAVED} '.{}'; [ $? -le 1 ]; }} && \
+             sync && {BOOT_ID} && rm -f /run/autopkgtest-reboot-prepare-mark",
             self.scratch
         );
         let before = self.shell(&save, Through::Helper).await?;
         if tell {
-            let reboot = "(sleep 1; systemctl reboot || reboot || reboot -f) </dev/null >/dev/null 2>&1 &";
+            let reboot =
+                "(sleep 1; systemctl reboot || reboot || reboot -f) </dev/null >/dev/null 2>&1 &";
             self.shell(reboot, Through::Helper).await?;
         }
         let deadline = Instant::now() + self.limit;
@@ -277,7 +309,9 @@ impl<'a> Testbed<'a> {
             }
             if Instant::now() > deadline {
                 let limit = self.limit.as_secs();
-                return Err(Error::qemu(format!("{name} has not come back from its reboot within {limit} s")));
+                return Err(Error::qemu(format!(
+                    "{name} has not come back from its reboot within {limit} s"
+                )));
             }
             sleep(LOOK).await;
         }
@@ -294,15 +328,22 @@ impl<'a> Testbed<'a> {
             Ok(())
         };
         let request = exec::Request {
-            exec: frame::Exec { command: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(), ..Default::default() },
+            exec: frame::Exec {
+                command: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
+                ..Default::default()
+            },
             agent_limit: self.limit,
             limit: Some(self.limit),
             agent_only: through == Through::Agent,
         };
         let streams = Streams { input: None, control: None, output: &mut output };
         match exec::exec(self.context, &name, &request, streams).await {
-            Ok(finished) if finished.code == 0 => Ok(String::from_utf8_lossy(&text).trim().to_owned()),
-            Ok(finished) => Err(Error::failed(format!("`{script}` exits with {} in the guest", finished.code))),
+            Ok(finished) if finished.code == 0 => {
+                Ok(String::from_utf8_lossy(&text).trim().to_owned())
+            }
+            Ok(finished) => {
+                Err(Error::failed(format!("`{script}` exits with {} in the guest", finished.code)))
+            }
             Err(Failure::Ours(error)) => Err(error),
             Err(_) => Err(Error::failed(format!("`{script}` cannot be run in the guest"))),
         }
@@ -328,14 +369,8 @@ mod tests {
         let copy = parse("copydown /tmp/a%20b%2Cc/ /x%0a/").expect("a command");
         assert_eq!(copy, Command::CopyDown("/tmp/a b,c/".into(), "/x\n/".into()));
         for bad in [
-            "",
-            "opens",
-            "open now",
-            "reboot later",
-            "copydown /a",
-            "copyup /a% /b",
-            "copyup /%zz /b",
-            "copyup /%ff /b",
+            "", "opens", "open now", "reboot later", "copydown /a", "copyup /a% /b",
+            "copyup /%zz /b", "copyup /%ff /b",
         ] {
             assert!(parse(bad).is_err(), "{bad:?} was taken");
         }

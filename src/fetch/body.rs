@@ -132,7 +132,9 @@ impl<'a> Body<'a> {
             self.skip -= passed_over as u64;
             self.at += (chunk.len() - passed_over) as u64;
             if let Some(total) = self.version.total.filter(|total| self.at > *total) {
-                return Err(self.wrong(&format!("the server sends more than the {total} bytes that it promised")));
+                return Err(self.wrong(&format!(
+                    "the server sends more than the {total} bytes that it promised"
+                )));
             }
             if let Some(why) = self.is_too_slow(chunk.len()) {
                 self.pause(why, None).await?;
@@ -155,7 +157,8 @@ impl<'a> Body<'a> {
             return None;
         }
         let (_, bytes) = std::mem::replace(&mut self.watched, (Instant::now(), 0));
-        (bytes < DRIP).then(|| format!("the server sent {bytes} bytes in {} s", silence.as_secs_f64().ceil()))
+        (bytes < DRIP)
+            .then(|| format!("the server sent {bytes} bytes in {} s", silence.as_secs_f64().ceil()))
     }
 
     /// Asks for what is missing, as often as that is worth it. `false`: there is another version.
@@ -178,7 +181,9 @@ impl<'a> Body<'a> {
         let validator = validator(response.headers());
         let length = response.content_length();
         if status == StatusCode::RANGE_NOT_SATISFIABLE {
-            let total = content_range(response.headers()).and_then(|(_, total)| total).or(self.version.total);
+            let total = content_range(response.headers())
+                .and_then(|(_, total)| total)
+                .or(self.version.total);
             let is_same = self.version.total.is_none_or(|known| Some(known) == total);
             self.is_whole = total == Some(self.at) && is_same;
             return Ok(self.is_whole);
@@ -187,7 +192,9 @@ impl<'a> Body<'a> {
         let (from, total) = match status {
             StatusCode::PARTIAL_CONTENT => {
                 let Some((Some(from), total)) = content_range(response.headers()) else {
-                    return Err(self.wrong("the server sends a part of the file and does not say which"));
+                    return Err(
+                        self.wrong("the server sends a part of the file and does not say which")
+                    );
                 };
                 (from, total.or_else(|| length.map(|length| from.saturating_add(length))))
             }
@@ -215,11 +222,15 @@ impl<'a> Body<'a> {
     /// every one.
     fn is_other(&self, status: StatusCode, validator: Option<&str>, total: Option<u64>) -> bool {
         let version = &self.version;
-        let differs = |known: Option<u64>, now: Option<u64>| known.zip(now).is_some_and(|(known, now)| known != now);
+        let differs = |known: Option<u64>, now: Option<u64>| {
+            known.zip(now).is_some_and(|(known, now)| known != now)
+        };
         match (version.validator.as_deref(), validator) {
             (Some(known), Some(now)) => known != now || differs(version.total, total),
             // A part is sent only of the version that was asked for, and need not say it again.
-            (Some(_), None) if status == StatusCode::PARTIAL_CONTENT => differs(version.total, total),
+            (Some(_), None) if status == StatusCode::PARTIAL_CONTENT => {
+                differs(version.total, total)
+            }
             _ => self.at > 0,
         }
     }
@@ -227,17 +238,26 @@ impl<'a> Body<'a> {
     /// Refuses what is not the file itself.
     fn refuse_strange(&self, response: &Response) -> Result<()> {
         let says = |name: header::HeaderName| {
-            response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_ascii_lowercase)
+            response
+                .headers()
+                .get(name)
+                .and_then(|value| value.to_str().ok())
+                .map(str::to_ascii_lowercase)
         };
         if let Some(coding) = says(header::CONTENT_ENCODING).filter(|coding| coding != "identity") {
-            return Err(self.wrong(&format!("the server sends it encoded ({coding:.20}), which was not asked for")));
+            return Err(self.wrong(&format!(
+                "the server sends it encoded ({coding:.20}), which was not asked for"
+            )));
         }
-        let is_page = |kind: &String| ["text/html", "application/xhtml"].iter().any(|page| kind.starts_with(page));
+        let is_page = |kind: &String| {
+            ["text/html", "application/xhtml"].iter().any(|page| kind.starts_with(page))
+        };
         match says(header::CONTENT_TYPE).filter(is_page) {
-            Some(_) => {
-                Err(Error::refused(format!("{} is a web page (text/html), not the file itself", http::shown(self.url)))
-                    .hint("name the address of the file, not of the page that links to it"))
-            }
+            Some(_) => Err(Error::refused(format!(
+                "{} is a web page (text/html), not the file itself",
+                http::shown(self.url)
+            ))
+            .hint("name the address of the file, not of the page that links to it")),
             None => Ok(()),
         }
     }
@@ -258,9 +278,8 @@ impl<'a> Body<'a> {
         }
         let wait = after.unwrap_or_else(|| limits.pause * 2_u32.saturating_pow(self.failures - 1));
         if wait > limits.longest_pause {
-            return Err(
-                failed(format!("{why}, and asks to wait for {} s", wait.as_secs())).hint("run the command again later")
-            );
+            return Err(failed(format!("{why}, and asks to wait for {} s", wait.as_secs()))
+                .hint("run the command again later"));
         }
         self.ui.note(&format!("{shown}: {why}; trying again in {} s", wait.as_secs_f64().ceil()));
         tokio::time::sleep(wait).await;
@@ -270,7 +289,11 @@ impl<'a> Body<'a> {
 
 /// Do the chunks say where the content ends? Any other coding is over when the connection is.
 fn is_chunked(headers: &HeaderMap) -> bool {
-    let last = headers.get_all(header::TRANSFER_ENCODING).iter().next_back().and_then(|codings| codings.to_str().ok());
+    let last = headers
+        .get_all(header::TRANSFER_ENCODING)
+        .iter()
+        .next_back()
+        .and_then(|codings| codings.to_str().ok());
     last.and_then(|codings| codings.rsplit(',').next())
         .is_some_and(|coding| coding.trim().eq_ignore_ascii_case("chunked"))
 }
@@ -284,7 +307,12 @@ fn validator(headers: &HeaderMap) -> Option<String> {
 
 /// `bytes 5-9/10`, `bytes 5-9/*`, `bytes */10`: where the part begins, and how long the whole is.
 fn content_range(headers: &HeaderMap) -> Option<(Option<u64>, Option<u64>)> {
-    let (range, total) = headers.get(header::CONTENT_RANGE)?.to_str().ok()?.strip_prefix("bytes ")?.split_once('/')?;
+    let (range, total) = headers
+        .get(header::CONTENT_RANGE)?
+        .to_str()
+        .ok()?
+        .strip_prefix("bytes ")?
+        .split_once('/')?;
     let from = range.split_once('-').and_then(|(from, _)| from.parse().ok());
     Some((from, total.parse().ok()))
 }

@@ -124,9 +124,13 @@ impl Sums {
                 let found = found.map_or("none".to_owned(), Digest::to_string);
                 let algorithm = expected.algorithm();
                 Err(Error::refused(format!(
-                    "{what} does not have the {algorithm} checksum {expected}, but {found}: it was changed, or damaged on its way"
+                    "{what} does not have the {algorithm} checksum {expected}, but {found}: it was \
+                     changed, or damaged on its way"
                 ))
-                .hint("compare the checksum with the one that the project publishes, then run the command again"))
+                .hint(
+                    "compare the checksum with the one that the project publishes, \
+                     then run the command again",
+                ))
             }
         }
     }
@@ -139,8 +143,11 @@ impl Sums {
 /// image whatever it says: the image may have been given another name since.
 pub fn find(text: &str, name: &str, what: &str) -> Result<Digest> {
     let lines: Vec<(Option<&str>, Digest)> = text.lines().filter_map(line).collect();
-    let mut found: Vec<&Digest> =
-        lines.iter().filter(|(of, _)| of.is_some_and(|of| base(of) == name)).map(|(_, digest)| digest).collect();
+    let mut found: Vec<&Digest> = lines
+        .iter()
+        .filter(|(of, _)| of.is_some_and(|of| base(of) == name))
+        .map(|(_, digest)| digest)
+        .collect();
     if found.is_empty()
         && let [(of, alone)] = &lines[..]
         && (of.is_none() || base(what).starts_with(name))
@@ -152,12 +159,13 @@ pub fn find(text: &str, name: &str, what: &str) -> Result<Digest> {
     found.dedup();
     match found[..] {
         [digest] => Ok(digest.clone()),
-        [] if lines.is_empty() => {
-            Err(Error::refused(format!("{what} is no checksum file: it has no SHA-256 or SHA-512 checksum"))
-                .hint("name the checksum file of the image: --sums URL; or the checksum: --sha256 HEX"))
-        }
-        [] => Err(Error::refused(format!("{what} has no checksum of {name}"))
-            .hint("name the checksum file of the image: --sums URL; or the checksum: --sha256 HEX")),
+        [] if lines.is_empty() => Err(Error::refused(format!(
+            "{what} is no checksum file: it has no SHA-256 or SHA-512 checksum"
+        ))
+        .hint("name the checksum file of the image: --sums URL; or the checksum: --sha256 HEX")),
+        [] => Err(Error::refused(format!("{what} has no checksum of {name}")).hint(
+            "name the checksum file of the image: --sums URL; or the checksum: --sha256 HEX",
+        )),
         _ => Err(Error::refused(format!("{what} has several different checksums of {name}"))
             .hint("say which is the right one: --sha256 HEX")),
     }
@@ -167,14 +175,17 @@ pub fn find(text: &str, name: &str, what: &str) -> Result<Digest> {
 fn line(line: &str) -> Option<(Option<&str>, Digest)> {
     let line = line.trim();
     // `SHA256 (name) = hex`
-    if let Some((_, rest)) = line.split_once('(').filter(|(kind, _)| matches!(kind.trim_end(), "SHA256" | "SHA512"))
+    if let Some((_, rest)) =
+        line.split_once('(').filter(|(kind, _)| matches!(kind.trim_end(), "SHA256" | "SHA512"))
         && let Some((name, hex)) = rest.rsplit_once(')')
-        && let Some(digest) = hex.trim_start().strip_prefix('=').and_then(|hex| Digest::from_hex(hex.trim()))
+        && let Some(digest) =
+            hex.trim_start().strip_prefix('=').and_then(|hex| Digest::from_hex(hex.trim()))
     {
         return Some((Some(name), digest));
     }
     // `hex  name`, `hex *name`, `hex`
-    let (hex, name) = line.split_once(char::is_whitespace).map_or((line, None), |(hex, name)| (hex, Some(name)));
+    let (hex, name) =
+        line.split_once(char::is_whitespace).map_or((line, None), |(hex, name)| (hex, Some(name)));
     let name = name.map(|name| name.trim_start().trim_start_matches('*'));
     Digest::from_hex(hex).map(|digest| (name.filter(|name| !name.is_empty()), digest))
 }
@@ -201,7 +212,8 @@ mod tests {
             format!("{b} *other.img\n{a} *./x.img\r\n"),
             format!("# x.img: 3 bytes\nSHA256 (other.img) = {b}\nSHA256 (x.img) = {a}\n"),
             format!(
-                "-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA256\n\nSHA256 (x.img) = {a}\n-----BEGIN PGP SIGNATURE-----\n"
+                "-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA256\n\nSHA256 (x.img) = \
+                 {a}\n-----BEGIN PGP SIGNATURE-----\n"
             ),
             format!("{a}\n"),
             format!("{a}  x.img\n{a}  dir/x.img\n"),
@@ -216,7 +228,10 @@ mod tests {
     fn a_checksum_file_of_one_image_may_have_another_name_in_it() {
         let a = hex('a', 64);
         let text = format!("{a}  x-20261101.img\n");
-        assert_eq!(find(&text, "x.img", "https://host/x.img.SHA256").expect("it is that").to_string(), a);
+        assert_eq!(
+            find(&text, "x.img", "https://host/x.img.SHA256").expect("it is that").to_string(),
+            a
+        );
         find(&text, "x.img", "https://host/SHA256SUMS").expect_err("it may be any");
     }
 
@@ -241,18 +256,23 @@ mod tests {
 
     #[test]
     fn a_file_is_compared_with_the_kind_of_checksum_that_is_known() {
-        let expected = Digest::from_hex("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")
-            .expect("SHA-256 of abc");
-        let long = Digest::from_hex(
-            "ddaf35a193617abacc417349ae20413112e6fa4e89a97ea20a9eeee64b55d39a2192992a274fc1a836ba3c23a3feebbd454d4423643ce80e2a9ac94fa54ca49f",
-        )
+        let expected =
+            Digest::from_hex("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")
+                .expect("SHA-256 of abc");
+        let long = Digest::from_hex(concat!(
+            "ddaf35a193617abacc417349ae20413112e6fa4e89a97ea20a9eeee64b55d39a",
+            "2192992a274fc1a836ba3c23a3feebbd454d4423643ce80e2a9ac94fa54ca49f",
+        ))
         .expect("SHA-512 of abc");
         for expected in [expected, long] {
             let mut hasher = Hasher::new(Some(&expected));
             hasher.update(b"ab");
             hasher.update(b"c");
             hasher.finish().check("abc", &expected).expect("it is that");
-            let error = Hasher::new(Some(&expected)).finish().check("nothing", &expected).expect_err("it is empty");
+            let error = Hasher::new(Some(&expected))
+                .finish()
+                .check("nothing", &expected)
+                .expect_err("it is empty");
             assert!(error.message().contains(&expected.to_string()), "{error:?}");
         }
     }

@@ -74,7 +74,10 @@ impl Client {
             .hickory_dns(true);
         let inner = builder.build().map_err(|error| {
             Error::failed("cannot prepare a download")
-                .hint("https needs the CA certificates of the host: apt install ca-certificates, or SSL_CERT_FILE=FILE")
+                .hint(
+                    "https needs the CA certificates of the host: apt install ca-certificates, \
+                     or SSL_CERT_FILE=FILE",
+                )
                 .because(causes(&error))
         })?;
         Ok(Self { inner, limits })
@@ -82,11 +85,17 @@ impl Client {
 
     /// Asks for `url` from the byte `from` on; with `if_range`, only if the file is still that
     /// version. An answer is 200, 206 or 416.
-    pub async fn get(&self, url: &Url, from: u64, if_range: Option<&str>) -> Result<Response, Fault> {
+    pub async fn get(
+        &self,
+        url: &Url,
+        from: u64,
+        if_range: Option<&str>,
+    ) -> Result<Response, Fault> {
         let mut request = self.inner.get(url.clone()).header(header::ACCEPT_ENCODING, "identity");
         if from > 0 {
             request = request.header(header::RANGE, format!("bytes={from}-"));
-            if let Some(version) = if_range.and_then(|version| HeaderValue::from_str(version).ok()) {
+            if let Some(version) = if_range.and_then(|version| HeaderValue::from_str(version).ok())
+            {
                 request = request.header(header::IF_RANGE, version);
             }
         }
@@ -107,8 +116,9 @@ fn redirect(attempt: Attempt<'_>) -> reqwest::redirect::Action {
     }
     if from_https && attempt.url().scheme() != "https" {
         let to = shown(attempt.url());
-        return attempt
-            .error(format!("the server redirects from https to {to}, which anybody on the way could change"));
+        return attempt.error(format!(
+            "the server redirects from https to {to}, which anybody on the way could change"
+        ));
     }
     attempt.follow()
 }
@@ -127,21 +137,33 @@ pub fn shown(url: &Url) -> String {
 fn fault(url: &Url, error: &reqwest::Error) -> Fault {
     let why = causes(error);
     if error.is_redirect() {
-        return Fault::Final(Error::refused(format!("cannot download {}", shown(url))).because(why));
+        return Fault::Final(
+            Error::refused(format!("cannot download {}", shown(url))).because(why),
+        );
     }
     // A certificate does not become valid by asking again.
     if why.contains("certificate") {
         return Fault::Final(
             Error::failed(format!("cannot download {}", shown(url)))
-                .hint("for a server with a certificate of your own authority: SSL_CERT_FILE=CA.pem cowhand …")
+                .hint(
+                    "for a server with a certificate of your own authority: \
+                     SSL_CERT_FILE=CA.pem cowhand …",
+                )
                 .because(why),
         );
     }
-    if error.is_builder() || error.is_request() && !error.is_connect() && !error.is_timeout() && why.contains("scheme")
+    if error.is_builder()
+        || error.is_request()
+            && !error.is_connect()
+            && !error.is_timeout()
+            && why.contains("scheme")
     {
         // The address itself, or one that the server redirects to.
-        let kind = if matches!(url.scheme(), "http" | "https") { Kind::Refused } else { Kind::Usage };
-        return Fault::Final(Error::new(kind, format!("cannot download {}", shown(url))).because(why));
+        let kind =
+            if matches!(url.scheme(), "http" | "https") { Kind::Refused } else { Kind::Usage };
+        return Fault::Final(
+            Error::new(kind, format!("cannot download {}", shown(url))).because(why),
+        );
     }
     Fault::Passing(why, None)
 }
@@ -164,7 +186,8 @@ pub fn causes(error: &reqwest::Error) -> String {
 
 /// A status that is no answer, in words.
 fn refusal(url: &Url, status: StatusCode, headers: &HeaderMap) -> Fault {
-    let after = headers.get(header::RETRY_AFTER).and_then(|after| after.to_str().ok()?.trim().parse().ok());
+    let after =
+        headers.get(header::RETRY_AFTER).and_then(|after| after.to_str().ok()?.trim().parse().ok());
     let is_passing = matches!(
         status,
         StatusCode::REQUEST_TIMEOUT
@@ -180,14 +203,20 @@ fn refusal(url: &Url, status: StatusCode, headers: &HeaderMap) -> Fault {
     }
     let shown = shown(url);
     Fault::Final(match status {
-        StatusCode::NOT_FOUND | StatusCode::GONE => Error::not_found(format!("{shown} is not there: {answer}"))
-            .hint("look for its present address in a browser"),
+        StatusCode::NOT_FOUND | StatusCode::GONE => {
+            Error::not_found(format!("{shown} is not there: {answer}"))
+                .hint("look for its present address in a browser")
+        }
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
             Error::refused(format!("{shown} may not be downloaded: {answer}"))
                 .hint("download it by other means, then: cowhand image add FILE")
         }
-        StatusCode::PROXY_AUTHENTICATION_REQUIRED => Error::refused(format!("cannot download {shown}: {answer}"))
-            .hint("name a user and a password for the proxy: https_proxy=http://USER:PASSWORD@HOST:PORT"),
+        StatusCode::PROXY_AUTHENTICATION_REQUIRED => Error::refused(format!(
+            "cannot download {shown}: {answer}"
+        ))
+        .hint(
+            "name a user and a password for the proxy: https_proxy=http://USER:PASSWORD@HOST:PORT",
+        ),
         _ => Error::failed(format!("cannot download {shown}: {answer}")),
     })
 }

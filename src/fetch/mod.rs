@@ -83,11 +83,15 @@ pub async fn text(client: &Client, ui: &dyn Ui, url: &Url) -> Result<String> {
             Piece::Bytes(bytes) => text.extend(bytes),
             Piece::End => break,
             Piece::Changed => {
-                return Err(Error::failed(format!("{shown} changes while it is read")).hint("run the command again"));
+                return Err(Error::failed(format!("{shown} changes while it is read"))
+                    .hint("run the command again"));
             }
         }
         if text.len() as u64 > TEXT {
-            return Err(Error::refused(format!("{shown} is too long for a text: more than {} MiB", TEXT >> 20)));
+            return Err(Error::refused(format!(
+                "{shown} is too long for a text: more than {} MiB",
+                TEXT >> 20
+            )));
         }
     }
     String::from_utf8(text).map_err(|_| Error::refused(format!("{shown} is no text")))
@@ -100,7 +104,10 @@ pub async fn download(client: &Client, ui: &dyn Ui, job: &Job<'_>) -> Result<Fet
         if let Some(fetched) = begin(client, ui, job).await? {
             return Ok(fetched);
         }
-        ui.note(&format!("the download of {} cannot go on where it was: beginning anew", http::shown(job.url)));
+        ui.note(&format!(
+            "the download of {} cannot go on where it was: beginning anew",
+            http::shown(job.url)
+        ));
         partial::forget(job.directory)?;
     }
     Err(Error::failed(format!(
@@ -131,7 +138,13 @@ async fn begin(client: &Client, ui: &dyn Ui, job: &Job<'_>) -> Result<Option<Fet
         Partial::new(job.url, &body.version).save(job.directory)?;
     }
     let (sender, receiver) = channel(WAITING);
-    let file = File::options().create(true).truncate(false).write(true).read(true).open(&path).on("open", &path)?;
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .read(true)
+        .open(&path)
+        .on("open", &path)?;
     let packed = packed(job.directory, job.name);
     if let Some((_, unpacked)) = &packed {
         partial::remove(unpacked)?;
@@ -159,7 +172,8 @@ async fn begin(client: &Client, ui: &dyn Ui, job: &Job<'_>) -> Result<Option<Fet
         (Err(error), _) => {
             let came = path.metadata().map_or(0, |about| about.len());
             Err(if came > 0 && body.version.validator.is_some() {
-                error.hint(format!("{} are there; the same command goes on from there", human(came)))
+                error
+                    .hint(format!("{} are there; the same command goes on from there", human(came)))
             } else {
                 error
             })
@@ -187,8 +201,10 @@ async fn begin(client: &Client, ui: &dyn Ui, job: &Job<'_>) -> Result<Option<Fet
 
 fn endless(job: &Job<'_>) -> Error {
     let shown = http::shown(job.url);
-    Error::refused(format!("the server does not say how long {shown} is, so nobody could tell whether all of it came"))
-        .hint("say which checksum it has: --sha256 HEX, or --sums URL")
+    Error::refused(format!(
+        "the server does not say how long {shown} is, so nobody could tell whether all of it came"
+    ))
+    .hint("say which checksum it has: --sha256 HEX, or --sums URL")
 }
 
 /// A file of the host that is checked or decompressed.
@@ -208,7 +224,10 @@ pub struct Local<'a> {
 /// say that it is compressed. So what was checked is what is used.
 pub async fn local(ui: &dyn Ui, file: File, job: &Local<'_>) -> Result<Fetched> {
     let shown = job.shown;
-    let total = file.metadata().map_err(|error| Error::failed(format!("cannot read {shown}")).because(error))?.len();
+    let total = file
+        .metadata()
+        .map_err(|error| Error::failed(format!("cannot read {shown}")).because(error))?
+        .len();
     let packed = packed(job.directory, job.name);
     let path = job.directory.join(job.name);
     let copy = match packed {
@@ -227,10 +246,11 @@ pub async fn local(ui: &dyn Ui, file: File, job: &Local<'_>) -> Result<Fetched> 
     };
     let taken = blocking::run(&*task, total, work).await;
     drop(task);
-    let checked = taken.map_err(|error| unusable(shown, job.name, error)).and_then(|(unpacked, sums)| {
-        job.expected.map_or(Ok(()), |expected| sums.check(shown, expected))?;
-        Ok((unpacked, sums))
-    });
+    let checked =
+        taken.map_err(|error| unusable(shown, job.name, error)).and_then(|(unpacked, sums)| {
+            job.expected.map_or(Ok(()), |expected| sums.check(shown, expected))?;
+            Ok((unpacked, sums))
+        });
     if checked.is_err() {
         partial::forget(job.directory)?;
     }
@@ -253,7 +273,12 @@ enum Sent {
     Changed,
 }
 
-async fn send(body: &mut Body<'_>, sender: Sender<Vec<u8>>, task: &dyn Task, at: u64) -> Result<Sent> {
+async fn send(
+    body: &mut Body<'_>,
+    sender: Sender<Vec<u8>>,
+    task: &dyn Task,
+    at: u64,
+) -> Result<Sent> {
     let mut done = at;
     loop {
         let piece = match body.next().await? {
@@ -294,7 +319,9 @@ fn unusable(shown: &str, name: &str, error: io::Error) -> Error {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
             Error::failed(format!("cannot write what {shown} holds")).hint(MAKE_ROOM)
         }
-        ErrorKind::FileTooLarge | ErrorKind::OutOfMemory => Error::refused(format!("{shown} cannot be decompressed")),
+        ErrorKind::FileTooLarge | ErrorKind::OutOfMemory => {
+            Error::refused(format!("{shown} cannot be decompressed"))
+        }
         _ if Packing::by_name(name).is_none() || error.raw_os_error().is_some() => {
             Error::failed(format!("cannot read {shown}, or write what it holds"))
         }

@@ -57,7 +57,8 @@ impl Partial {
     }
 
     pub(super) fn save(&self, directory: &Path) -> Result<()> {
-        let text = serde_json::to_vec(self).map_err(|error| Error::failed("cannot write JSON").because(error))?;
+        let text = serde_json::to_vec(self)
+            .map_err(|error| Error::failed("cannot write JSON").because(error))?;
         atomic::write_unflushed(&path(directory), &text)
     }
 }

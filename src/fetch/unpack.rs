@@ -45,7 +45,8 @@ impl Packing {
         Self::ALL.into_iter().find_map(|packing| {
             let at = name.len().checked_sub(packing.extension().len())?;
             let (stem, extension) = name.split_at_checked(at)?;
-            (extension.eq_ignore_ascii_case(packing.extension()) && !stem.is_empty()).then_some((packing, stem))
+            (extension.eq_ignore_ascii_case(packing.extension()) && !stem.is_empty())
+                .then_some((packing, stem))
         })
     }
 
@@ -71,13 +72,20 @@ impl Packing {
 
 /// Writes what `input` holds to the empty file `output`, with holes where there are only zeros.
 /// Returns its length in bytes. When `stop` is set, it ends with an error.
-pub fn unpack(packing: Packing, input: impl Read, output: &File, longest: u64, stop: &Stop) -> io::Result<u64> {
+pub fn unpack(
+    packing: Packing,
+    input: impl Read,
+    output: &File,
+    longest: u64,
+    stop: &Stop,
+) -> io::Result<u64> {
     let mut input = BufReader::with_capacity(BLOCK, input);
     let mut output = Sparse { file: output, at: 0, longest, stop, room: Room::new(output)? };
     match packing {
         Packing::Gzip => output.take(&mut flate2::bufread::MultiGzDecoder::new(&mut input))?,
         Packing::Bzip2 => output.take(&mut bzip2::bufread::MultiBzDecoder::new(&mut input))?,
-        Packing::Xz => output.take(&mut lzma_rust2::XzReader::new_mem_limit(&mut input, true, DICTIONARY_KIB))?,
+        Packing::Xz => output
+            .take(&mut lzma_rust2::XzReader::new_mem_limit(&mut input, true, DICTIONARY_KIB))?,
         Packing::Zstd => frames(&mut input, &mut output)?,
     }
     output.finish()
@@ -93,10 +101,16 @@ fn frames<R: io::BufRead>(input: &mut R, output: &mut Sparse<'_>) -> io::Result<
                 // The decoder leaves this to its caller (RFC 8878, 3.1.1: Content_Checksum).
                 let said = frame.decoder.get_checksum_from_data();
                 if said.is_some() && said != frame.decoder.get_calculated_checksum() {
-                    return Err(io::Error::new(ErrorKind::InvalidData, "its checksum does not match"));
+                    return Err(io::Error::new(
+                        ErrorKind::InvalidData,
+                        "its checksum does not match",
+                    ));
                 }
             }
-            Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame { length, .. })) => {
+            Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame {
+                length,
+                ..
+            })) => {
                 let skipped = io::copy(&mut (&mut *input).take(length.into()), &mut io::sink())?;
                 if skipped < length.into() {
                     return Err(ErrorKind::UnexpectedEof.into());
@@ -143,7 +157,10 @@ impl Sparse<'_> {
             let bytes = &block[..filled];
             if self.at + filled as u64 > self.longest {
                 let most = self.longest >> 30;
-                return Err(io::Error::new(ErrorKind::FileTooLarge, format!("it holds more than {most} GiB")));
+                return Err(io::Error::new(
+                    ErrorKind::FileTooLarge,
+                    format!("it holds more than {most} GiB"),
+                ));
             }
             if bytes.iter().any(|byte| *byte != 0) {
                 self.room.take(bytes.len() as u64)?;
@@ -177,16 +194,19 @@ mod tests {
     fn packed(packing: Packing, bytes: &[u8]) -> Vec<u8> {
         match packing {
             Packing::Gzip => {
-                let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+                let mut encoder =
+                    flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
                 encoder.write_all(bytes).and_then(|()| encoder.finish()).expect("gzip")
             }
             Packing::Bzip2 => {
-                let mut encoder = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+                let mut encoder =
+                    bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
                 encoder.write_all(bytes).and_then(|()| encoder.finish()).expect("bzip2")
             }
             // Nothing here writes this format.
             Packing::Xz if bytes == content() => {
-                let digit = |at: usize| u8::from_str_radix(&XZ[at..at + 2], 16).expect("two digits");
+                let digit =
+                    |at: usize| u8::from_str_radix(&XZ[at..at + 2], 16).expect("two digits");
                 (0..XZ.len()).step_by(2).map(digit).collect()
             }
             Packing::Xz => unreachable!("only the content is at hand"),
@@ -199,15 +219,19 @@ mod tests {
     }
 
     /// `xz -9e --check=crc32` of [`content`].
-    const XZ: &str = "\
-        fd377a585a0000016922de36020021011c00000010cf58ccffff1601755d00006ffdffffa3b7ff473e481572396151b89228e6a38607f9eee41e82d3\
-        2fc53a3c014bb17ec98a8a4d2fa30dd97fa6e38c231153e05918c5758ae277f8b6947f0c6ac0de744964e2e95c53b204d8f7440cab5f0d6d46e9e5c3\
-        7688b79657acb64de1691d6ffb4b88106c42cb883f5c008fd04eaf262894711f3d8f24e1709ea7235fec28cb85d195988a7e2a91f22775f719c00698\
-        4d98fdd8afd5900fc42553f8f591363105a5b0ee6fc1704d470cd19111aaad601dbaceb127185c5986e9665258bee976ac59e4e55b0508f9942905c0\
-        64fa2e204f17aeb6a7a38af6f1e2ef71663eb6329ae7442bb95c467299da003ead26c040008fb5195a5539e1bda23e56657e48f4d07456839c046ecc\
-        bdd9e88aad972dff2eeb9a1dbaceb127185c5986e9665258bee976ac59e4e55b0508f9c7daadfcfb522b74cd1e5b2042f9dd533df82964093b80cb2a\
-        6cdfb53bf0c4bd2e5faa0f3e4b664290130eff1093f8717859f80bcdff9528460fa9fc7cdefb9a302c45fa848000eb0009001c1d1cb06c2686e20000\
-        e2d2558000019c0383808001bdd20cbc3e300d8b020000000001595a";
+    const XZ: &str = concat!(
+        "fd377a585a0000016922de36020021011c00000010cf58ccffff1601755d00006ffdffffa3b7ff473e48",
+        "1572396151b89228e6a38607f9eee41e82d32fc53a3c014bb17ec98a8a4d2fa30dd97fa6e38c231153e0",
+        "5918c5758ae277f8b6947f0c6ac0de744964e2e95c53b204d8f7440cab5f0d6d46e9e5c37688b79657ac",
+        "b64de1691d6ffb4b88106c42cb883f5c008fd04eaf262894711f3d8f24e1709ea7235fec28cb85d19598",
+        "8a7e2a91f22775f719c006984d98fdd8afd5900fc42553f8f591363105a5b0ee6fc1704d470cd19111aa",
+        "ad601dbaceb127185c5986e9665258bee976ac59e4e55b0508f9942905c064fa2e204f17aeb6a7a38af6",
+        "f1e2ef71663eb6329ae7442bb95c467299da003ead26c040008fb5195a5539e1bda23e56657e48f4d074",
+        "56839c046eccbdd9e88aad972dff2eeb9a1dbaceb127185c5986e9665258bee976ac59e4e55b0508f9c7",
+        "daadfcfb522b74cd1e5b2042f9dd533df82964093b80cb2a6cdfb53bf0c4bd2e5faa0f3e4b664290130e",
+        "ff1093f8717859f80bcdff9528460fa9fc7cdefb9a302c45fa848000eb0009001c1d1cb06c2686e20000",
+        "e2d2558000019c0383808001bdd20cbc3e300d8b020000000001595a",
+    );
 
     fn unpacked(packing: Packing, bytes: &[u8]) -> io::Result<(Vec<u8>, u64)> {
         let file = tempfile::tempfile()?;
@@ -225,7 +249,10 @@ mod tests {
             assert_eq!(bytes, content());
             assert!(on_disk < 1 << 20, "{packing:?}: {on_disk} bytes on disk");
             let twice = [&whole[..], &whole[..]].concat();
-            assert_eq!(unpacked(packing, &twice).expect("two parts").0, [content(), content()].concat());
+            assert_eq!(
+                unpacked(packing, &twice).expect("two parts").0,
+                [content(), content()].concat()
+            );
         }
     }
 
@@ -241,18 +268,24 @@ mod tests {
                 let mut wrong = whole.clone();
                 wrong[at] ^= 0xff;
                 if let Ok((bytes, _)) = unpacked(packing, &wrong) {
-                    assert!(at > 0 && bytes == content(), "{packing:?}, byte {at} of {}", whole.len());
+                    assert!(
+                        at > 0 && bytes == content(),
+                        "{packing:?}, byte {at} of {}",
+                        whole.len()
+                    );
                 }
             }
             let file = tempfile::tempfile().expect("a file");
-            let error = unpack(packing, &whole[..], &file, 1 << 20, &Stop::default()).expect_err("it is too long");
+            let error = unpack(packing, &whole[..], &file, 1 << 20, &Stop::default())
+                .expect_err("it is too long");
             assert_eq!(error.kind(), ErrorKind::FileTooLarge, "{error:?}");
         }
     }
 
     #[test]
     fn nobody_waits_for_the_end_of_what_is_not_wanted_any_more() {
-        let (whole, file) = (packed(Packing::Xz, &content()), tempfile::tempfile().expect("a file"));
+        let (whole, file) =
+            (packed(Packing::Xz, &content()), tempfile::tempfile().expect("a file"));
         let stop = Stop::default();
         stop.store(true, Ordering::Relaxed);
         unpack(Packing::Xz, &whole[..], &file, 1 << 30, &stop).expect_err("it was stopped");

@@ -69,7 +69,13 @@ pub(super) struct Arriving {
 
 impl Arriving {
     /// The file has `there` bytes. An empty piece says that no more come.
-    pub(super) fn new(file: File, there: u64, receiver: Receiver<Vec<u8>>, stop: Stop, lock: File) -> io::Result<Self> {
+    pub(super) fn new(
+        file: File,
+        there: u64,
+        receiver: Receiver<Vec<u8>>,
+        stop: Stop,
+        lock: File,
+    ) -> io::Result<Self> {
         let room = Room::new(&file)?;
         let piece = (Vec::new(), 0);
         Ok(Self { file, there, read: 0, receiver, piece, is_over: false, room, stop, _lock: lock })
@@ -101,7 +107,8 @@ impl Drop for Arriving {
 impl Read for Arriving {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.read < self.there {
-            let left = usize::try_from(self.there - self.read).unwrap_or(usize::MAX).min(buffer.len());
+            let left =
+                usize::try_from(self.there - self.read).unwrap_or(usize::MAX).min(buffer.len());
             let read = self.file.read_at(&mut buffer[..left], self.read)?;
             if read == 0 {
                 return Err(ErrorKind::UnexpectedEof.into());
@@ -118,7 +125,10 @@ impl Read for Arriving {
             }
             self.is_over = piece.is_empty();
             if self.is_over && self.file.metadata()?.len() != self.there {
-                return Err(io::Error::new(ErrorKind::InvalidData, "another program writes to the file, too"));
+                return Err(io::Error::new(
+                    ErrorKind::InvalidData,
+                    "another program writes to the file, too",
+                ));
             }
             self.piece = (piece, 0);
         }

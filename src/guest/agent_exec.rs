@@ -1,5 +1,7 @@
-//! Running a command in a guest that has no helper, through its agent (`guest-exec`, `guest-exec-status`). The agent tells no event at its end, so it is asked, at
-//! first often and then every tenth of a second. Output arrives when the command has ended; QEMU's agent keeps at most 16 MiB.
+//! Running a command in a guest that has no helper, through its agent (`guest-exec`,
+//! `guest-exec-status`). The agent tells no event at its end, so it is asked, at first often and
+//! then every tenth of a second. Output arrives when the command has ended; QEMU's agent keeps at
+//! most 16 MiB.
 
 use std::time::Duration;
 
@@ -50,7 +52,7 @@ pub async fn exec(context: &Context, name: &Name, request: &Request) -> Result<F
         .command
         .split_first()
         .ok_or_else(|| Error::usage("no command was given").hint("cowhand exec NAME -- COMMAND"))?;
-    session::settle(context, name).await?;
+    session::ensure_recovered(context, name).await?;
     session::refuse_paused(context, name).await?;
     let command = guest_exec {
         path: program.clone(),
@@ -66,12 +68,17 @@ pub async fn exec(context: &Context, name: &Name, request: &Request) -> Result<F
         match session.agent.run(&command, REPLY).await {
             Ok(started) => break started.pid,
             Err(error) if is_frozen(&error) && Instant::now() < patience => {}
-            Err(error) if is_frozen(&error) => return Err(Failure::Ours(stays_frozen(name, error))),
-            Err(AgentError::Refused { message, .. }) => return Err(cannot_start(program, &message)),
+            Err(error) if is_frozen(&error) => {
+                return Err(Failure::Ours(stays_frozen(name, error)));
+            }
+            Err(AgentError::Refused { message, .. }) => {
+                return Err(cannot_start(program, &message));
+            }
             Err(error) => return Err(error.into()),
         }
         drop(session);
-        // It is there: from now on it has as long as any other answer, however little of the patience is left.
+        // It is there: from now on it has as long as any other answer, however little of the
+        // patience is left.
         limit = REPLY;
         tokio::time::sleep(LAST_LOOK).await;
     };
@@ -96,7 +103,8 @@ pub async fn exec(context: &Context, name: &Name, request: &Request) -> Result<F
                 code,
                 stdout: status.out_data.unwrap_or_default(),
                 stderr: status.err_data.unwrap_or_default(),
-                truncated: status.out_truncated.unwrap_or(false) || status.err_truncated.unwrap_or(false),
+                truncated: status.out_truncated.unwrap_or(false)
+                    || status.err_truncated.unwrap_or(false),
             });
         }
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
@@ -107,13 +115,17 @@ pub async fn exec(context: &Context, name: &Name, request: &Request) -> Result<F
     }
 }
 
-/// The agent's refusal names the reason only in words, GLib's: `Failed to execute child process “x” (No such file or directory)`.
+/// The agent's refusal names the reason only in words, GLib's: `Failed to execute child process “x”
+/// (No such file or directory)`.
 fn cannot_start(program: &str, message: &str) -> Failure {
     if message.contains("No such file") {
         Failure::NotFound(format!("{program}: not found in the guest"))
     } else if message.contains("Permission denied") || message.contains("Exec format") {
         Failure::NotExecutable(format!("{program}: not executable in the guest"))
     } else {
-        Failure::Ours(Error::qemu(format!("the guest agent cannot run {program}")).because(format!("\"{message}\"")))
+        Failure::Ours(
+            Error::qemu(format!("the guest agent cannot run {program}"))
+                .because(format!("\"{message}\"")),
+        )
     }
 }

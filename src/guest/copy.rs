@@ -24,14 +24,26 @@ pub async fn put_as(context: &Context, client: &mut Client, from: &Path, to: &st
     send(context, client, from, &format!("{parent}/"), name.to_owned()).await
 }
 
-/// Copies the file or directory `from` of the host to `to` in the guest: into it, where it is a directory. Returns the bytes of data.
+/// Copies the file or directory `from` of the host to `to` in the guest: into it, where it is a
+/// directory. Returns the bytes of data.
 pub async fn put(context: &Context, client: &mut Client, from: &Path, to: &str) -> Result<u64> {
     let name = std::fs::canonicalize(from).on("read", from)?;
-    let name = from.file_name().or(name.file_name()).unwrap_or(OsStr::new("files")).to_string_lossy().into_owned();
+    let name = from
+        .file_name()
+        .or(name.file_name())
+        .unwrap_or(OsStr::new("files"))
+        .to_string_lossy()
+        .into_owned();
     send(context, client, from, to, name).await
 }
 
-async fn send(context: &Context, client: &mut Client, from: &Path, to: &str, name: String) -> Result<u64> {
+async fn send(
+    context: &Context,
+    client: &mut Client,
+    from: &Path,
+    to: &str,
+    name: String,
+) -> Result<u64> {
     client.ask(&Request::Put { path: to.to_owned(), name }).await?;
     let task = context.ui.task(&format!("copying {}", from.display()), 0);
     // A thread reads, so that nothing waits for a slow disk; few frames at a time.
@@ -42,7 +54,9 @@ async fn send(context: &Context, client: &mut Client, from: &Path, to: &str, nam
         tree::read(&root, true, &mut |piece| {
             let frame = match piece {
                 Piece::Entry(entry) => (Kind::Entry, serde_json::to_vec(entry)?),
-                Piece::Data(offset, bytes) => (Kind::Data, [&offset.to_le_bytes()[..], bytes].concat()),
+                Piece::Data(offset, bytes) => {
+                    (Kind::Data, [&offset.to_le_bytes()[..], bytes].concat())
+                }
             };
             send.blocking_send(frame).map_err(|_| io::ErrorKind::BrokenPipe.into())
         })
@@ -59,7 +73,9 @@ async fn send(context: &Context, client: &mut Client, from: &Path, to: &str, nam
     client.send(Kind::End, &[]).await?;
     let reply = client.reply(FINISH).await?;
     for path in read.on("read", from)? {
-        context.ui.warn(&format!("{} is no file, directory or link, and was left out", path.display()));
+        context
+            .ui
+            .warn(&format!("{} is no file, directory or link, and was left out", path.display()));
     }
     finished(reply)
 }
@@ -67,7 +83,8 @@ async fn send(context: &Context, client: &mut Client, from: &Path, to: &str, nam
 /// How a tree comes out of a guest.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Rules {
-    /// If what was named is a symbolic link: copy what it points to in the guest. Without it, a link is refused.
+    /// If what was named is a symbolic link: copy what it points to in the guest. Without it, a
+    /// link is refused.
     pub follow: bool,
     /// How much the guest may send.
     pub budget: Budget,
@@ -77,13 +94,16 @@ pub struct Rules {
 pub fn refuse_special(place: &Path) -> Result<()> {
     match files::special_at(place) {
         None => Ok(()),
-        Some(what) => Err(Error::refused(format!("{} is {what}, not an ordinary file", place.display()))
-            .hint("to write a file of the guest to standard output: cowhand cp VM:FILE -")),
+        Some(what) => {
+            Err(Error::refused(format!("{} is {what}, not an ordinary file", place.display()))
+                .hint("to write a file of the guest to standard output: cowhand cp VM:FILE -"))
+        }
     }
 }
 
-/// The place on the host for what is called `from` in the guest: in `to`, where that is a directory, else `to` itself. It is
-/// opened now; what a guest makes later of the path changes nothing.
+/// The place on the host for what is called `from` in the guest: in `to`, where that is a
+/// directory, else `to` itself. It is opened now; what a guest makes later of the path changes
+/// nothing.
 pub fn target(from: &str, to: &Path) -> Result<Target> {
     let name = Path::new(from).file_name().unwrap_or(OsStr::new("files"));
     let place = tree::destination(to, name);
@@ -94,8 +114,15 @@ pub fn target(from: &str, to: &Path) -> Result<Target> {
 /// Frames that belong to no copy and may still be on their way from what was said before.
 const STRAY: usize = 64;
 
-/// Copies the file or directory `from` of the guest to `target` on the host. Returns the bytes of data.
-pub async fn get(context: &Context, client: &mut Client, from: &str, target: Target, rules: &Rules) -> Result<u64> {
+/// Copies the file or directory `from` of the guest to `target` on the host. Returns the bytes of
+/// data.
+pub async fn get(
+    context: &Context,
+    client: &mut Client,
+    from: &str,
+    target: Target,
+    rules: &Rules,
+) -> Result<u64> {
     client.ask(&Request::Get { path: from.to_owned(), follow: rules.follow }).await?;
     let task = context.ui.task(&format!("copying {from}"), 0);
     let mut writer = Writer::untrusted(target, rules.budget);
@@ -155,7 +182,9 @@ fn failed(error: io::Error, from: &str, target: &Path) -> Error {
         Some(Refusal::Link) => Error::refused(format!("{from} is a symbolic link in the guest"))
             .hint("copy what it points to in the guest: --follow"),
         Some(refusal) => refused(refusal, from),
-        None => Err::<(), _>(error).on("write", target).map_or_else(|error| error, |()| no_tree(from)),
+        None => {
+            Err::<(), _>(error).on("write", target).map_or_else(|error| error, |()| no_tree(from))
+        }
     }
 }
 
@@ -163,7 +192,9 @@ fn failed(error: io::Error, from: &str, target: &Path) -> Error {
 pub(super) fn refused(refusal: &Refusal, from: &str) -> Error {
     let refused = || Error::refused(format!("{from} is not copied: {refusal}"));
     match refusal {
-        Refusal::TooManyBytes(_) => refused().hint("holes count, too; to copy more: --max-bytes SIZE"),
+        Refusal::TooManyBytes(_) => {
+            refused().hint("holes count, too; to copy more: --max-bytes SIZE")
+        }
         Refusal::TooManyEntries(_) => refused().hint("to copy more: --max-entries COUNT"),
         refusal => no_tree(from).because(refusal.clone()),
     }
@@ -180,7 +211,9 @@ async fn moving<T>(step: impl Future<Output = Result<T>>) -> Result<T> {
 fn finished(reply: Reply) -> Result<u64> {
     match reply {
         Reply::Done { bytes } => Ok(bytes),
-        Reply::Failed { why: Why::NotFound, message } => Err(Error::not_found(format!("in the guest: {message}"))),
+        Reply::Failed { why: Why::NotFound, message } => {
+            Err(Error::not_found(format!("in the guest: {message}")))
+        }
         Reply::Failed { message, .. } => Err(Error::failed(format!("in the guest: {message}"))),
         _ => Err(Error::qemu("what the guest answers is no answer to a copy")),
     }

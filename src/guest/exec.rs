@@ -1,5 +1,6 @@
-//! Running a command in a guest as if it ran here: its input, output, signals and end pass through as they come. The helper runs it; in a guest that cannot
-//! run the helper the agent does, without input while it runs, and with its output at the end.
+//! Running a command in a guest as if it ran here: its input, output, signals and end pass through
+//! as they come. The helper runs it; in a guest that cannot run the helper the agent does, without
+//! input while it runs, and with its output at the end.
 
 use std::time::Duration;
 
@@ -76,7 +77,8 @@ pub struct Streams<'a> {
     pub output: &'a mut dyn FnMut(Stream, &[u8]) -> std::io::Result<()>,
 }
 
-/// Nobody reads its output any more: as if SIGPIPE had ended it. Or it cannot be written, which is a failure of ours.
+/// Nobody reads its output any more: as if SIGPIPE had ended it. Or it cannot be written, which is
+/// a failure of ours.
 fn unread(error: std::io::Error) -> Result<Finished, Failure> {
     if error.kind() == std::io::ErrorKind::BrokenPipe {
         return Ok(Finished { code: 128 + 13, truncated: false });
@@ -92,9 +94,11 @@ pub async fn exec(
     mut streams: Streams<'_>,
 ) -> Result<Finished, Failure> {
     if request.exec.command.is_empty() {
-        return Err(Error::usage("no command was given").hint("cowhand exec NAME -- COMMAND").into());
+        return Err(Error::usage("no command was given")
+            .hint("cowhand exec NAME -- COMMAND")
+            .into());
     }
-    session::settle(context, name).await?;
+    session::ensure_recovered(context, name).await?;
     session::refuse_paused(context, name).await?;
     let reaching = async {
         match request.agent_only {
@@ -104,10 +108,14 @@ pub async fn exec(
     };
     let reached = tokio::select! {
         reached = reaching => reached?,
-        () = interrupted(&mut streams.control) => return Err(Error::new(ErrorKind::Interrupted, "interrupted").into()),
+        () = interrupted(&mut streams.control) => {
+            return Err(Error::new(ErrorKind::Interrupted, "interrupted").into());
+        }
     };
     match reached {
-        Reached::Helper(mut client) => converse(context, name, &mut client, request, &mut streams).await,
+        Reached::Helper(mut client) => {
+            converse(context, name, &mut client, request, &mut streams).await
+        }
         Reached::AgentOnly(why) => {
             let exec = &request.exec;
             let wanted = [
@@ -116,7 +124,10 @@ pub async fn exec(
                 (exec.user.is_some(), "another user"),
             ];
             if let Some((_, what)) = wanted.into_iter().find(|(wanted, _)| *wanted) {
-                return Err(Error::refused(format!("the guest of {name} cannot give a command {what}: {why}")).into());
+                return Err(Error::refused(format!(
+                    "the guest of {name} cannot give a command {what}: {why}"
+                ))
+                .into());
             }
             let (mut near, mut control) = (streams.input.take(), streams.control.take());
             let collecting = async {
@@ -129,7 +140,12 @@ pub async fn exec(
                 }
                 input
             };
-            let interrupt = || Error::new(ErrorKind::Interrupted, "interrupted; what was begun goes on in the guest");
+            let interrupt = || {
+                Error::new(
+                    ErrorKind::Interrupted,
+                    "interrupted; what was begun goes on in the guest",
+                )
+            };
             let input = tokio::select! {
                 input = collecting => input,
                 () = interrupted(&mut control) => return Err(interrupt().into()),
@@ -171,12 +187,14 @@ pub async fn converse(
     let (mut signals, mut last_signal) = (0, Instant::now());
     let mut paused = false;
     let mut heard = Instant::now();
-    let printed = Rotated::open(&context.store.layout.serial_log(name)).and_then(|log| log.end()).unwrap_or(0);
+    let printed = Rotated::open(&context.store.layout.serial_log(name))
+        .and_then(|log| log.end())
+        .unwrap_or(0);
     let mut tick = Instant::now() + TICK;
     loop {
         tokio::select! {
-            // Signals and deadlines come first: a guest that writes without end does not keep them away. Then what has come is
-            // heard, before anybody asks whether something has.
+            // Signals and deadlines come first: a guest that writes without end does not keep them
+            // away. Then what has come is heard, before anybody asks whether something has.
             biased;
             Some(control) = receive(&mut streams.control) => match control {
                 Control::Signal(signal) => {
@@ -185,18 +203,22 @@ pub async fn converse(
                         last_signal = Instant::now();
                     }
                     if signals >= PATIENCE || paused && signals > 0 {
-                        return Err(Error::new(ErrorKind::Interrupted, "interrupted; the command was hung up").into());
+                        let message = "interrupted; the command was hung up";
+                        return Err(Error::new(ErrorKind::Interrupted, message).into());
                     }
                     client.send(Kind::Signal, &[signal]).await?;
                 }
                 Control::Resize(rows, columns) => {
-                    client.send(Kind::Resize, &[rows.to_le_bytes(), columns.to_le_bytes()].concat()).await?;
+                    let size = [rows.to_le_bytes(), columns.to_le_bytes()].concat();
+                    client.send(Kind::Resize, &size).await?;
                 }
             },
             () = sleep_until(deadline) => {
                 let Some(signal) = last.next() else {
                     if paused {
-                        context.ui.warn(&format!("{name} is paused: the command may go on when it does"));
+                        context.ui.warn(&format!(
+                            "{name} is paused: the command may go on when it does"
+                        ));
                     }
                     return Err(Failure::TimedOut);
                 };
@@ -224,12 +246,18 @@ pub async fn converse(
                             _ if timed_out => Err(Failure::TimedOut),
                             Reply::Exited { code } => Ok(Finished { code, truncated: false }),
                             Reply::Killed { signal } => {
-                                Ok(Finished { code: 128u8.saturating_add(signal & 0x7f), truncated: false })
+                                let code = 128u8.saturating_add(signal & 0x7f);
+                                Ok(Finished { code, truncated: false })
                             }
-                            Reply::Failed { why: Why::NotFound, message } => Err(Failure::NotFound(message)),
-                            Reply::Failed { why: Why::NotExecutable, message } => Err(Failure::NotExecutable(message)),
-                            Reply::Failed { why: Why::Other, message } => Err(Error::failed(message).into()),
-                            _ => Err(Error::qemu("what the guest answers is no answer to a command").into()),
+                            Reply::Failed { why, message } => Err(match why {
+                                Why::NotFound => Failure::NotFound(message),
+                                Why::NotExecutable => Failure::NotExecutable(message),
+                                Why::Other => Error::failed(message).into(),
+                            }),
+                            _ => Err(Error::qemu(
+                                "what the guest answers is no answer to a command",
+                            )
+                            .into()),
                         };
                     }
                     _ => {}
@@ -237,23 +265,28 @@ pub async fn converse(
                 // Behind the output, which may wait for whoever reads ours.
                 heard = Instant::now();
             }
-            bytes = receive(&mut streams.input), if !input_ended && pending.is_empty() => match bytes {
-                Some(bytes) => {
-                    pending = bytes;
-                    give(client, &mut pending, &mut window).await?;
+            bytes = receive(&mut streams.input), if !input_ended && pending.is_empty() => {
+                match bytes {
+                    Some(bytes) => {
+                        pending = bytes;
+                        give(client, &mut pending, &mut window).await?;
+                    }
+                    None => {
+                        input_ended = true;
+                        client.send(Kind::Input, &[]).await?;
+                    }
                 }
-                None => {
-                    input_ended = true;
-                    client.send(Kind::Input, &[]).await?;
-                }
-            },
+            }
             () = sleep_until(tick) => {
                 tick = Instant::now() + TICK;
                 look(context, name, client, &mut heard, printed).await?;
-                let now_paused = heard.elapsed() >= TICK * 2 && is_paused(context, name, paused).await?;
-                paused = now_paused;
+                let silent = heard.elapsed() >= TICK * 2;
+                paused = silent && is_paused(context, name, paused).await?;
                 if paused && signals > 0 {
-                    return Err(Error::new(ErrorKind::Interrupted, format!("interrupted; {name} is paused, and the command may go on when it does")).into());
+                    let message = format!(
+                        "interrupted; {name} is paused, and the command may go on when it does"
+                    );
+                    return Err(Error::new(ErrorKind::Interrupted, message).into());
                 }
             }
         }
@@ -283,7 +316,8 @@ async fn give(client: &mut Client, pending: &mut Vec<u8>, window: &mut usize) ->
     Ok(())
 }
 
-/// Is the guest still there? A kernel that has panicked says so on its console, behind what it had `printed` before, and nothing else ever again.
+/// Is the guest still there? A kernel that has panicked says so on its console, behind what it had
+/// `printed` before, and nothing else ever again.
 async fn look(
     context: &Context,
     name: &Name,
@@ -305,7 +339,9 @@ async fn look(
         && let Some(open) = Qmp::open_ports(&sockets.status()).await
         && open.get(client.index()) == Some(&false)
     {
-        return Err(Error::qemu(format!("the guest of {name} was restarted, or its helper was ended")));
+        return Err(Error::qemu(format!(
+            "the guest of {name} was restarted, or its helper was ended"
+        )));
     }
     if heard.elapsed() > SILENCE {
         // A guest that somebody has paused will answer when it goes on.
@@ -313,8 +349,11 @@ async fn look(
             *heard = Instant::now();
             return Ok(());
         }
-        return Err(Error::qemu(format!("the guest of {name} has not answered for {} s", SILENCE.as_secs()))
-            .hint(format!("what it printed last: cowhand logs {name}")));
+        return Err(Error::qemu(format!(
+            "the guest of {name} has not answered for {} s",
+            SILENCE.as_secs()
+        ))
+        .hint(format!("what it printed last: cowhand logs {name}")));
     }
     client.send(Kind::Ping, &[]).await
 }
@@ -326,8 +365,11 @@ async fn is_paused(context: &Context, name: &Name, told: bool) -> Result<bool, E
         return Ok(false);
     }
     if !told {
-        let why = if now.has_io_error() { ": one of its disks cannot be written; make room" } else { "" };
-        context.ui.warn(&format!("{name} is paused{why}. The command goes on with it: cowhand resume {name}"));
+        let why =
+            if now.has_io_error() { ": one of its disks cannot be written; make room" } else { "" };
+        context.ui.warn(&format!(
+            "{name} is paused{why}. The command goes on with it: cowhand resume {name}"
+        ));
     }
     Ok(true)
 }

@@ -1,12 +1,15 @@
-//! Copying a file into or out of a running guest (`guest-file-open`, `-read`, `-write`, `-close`). Nothing is needed in the guest
-//! but its agent; the agent works as root there.
+//! Copying a file into or out of a running guest (`guest-file-open`, `-read`, `-write`, `-close`).
+//! Nothing is needed in the guest but its agent; the agent works as root there.
 
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
 use std::time::Duration;
 
-use qapi::qga::{guest_exec, guest_file_close, guest_file_flush, guest_file_open, guest_file_read, guest_file_write};
+use qapi::qga::{
+    guest_exec, guest_file_close, guest_file_flush, guest_file_open, guest_file_read,
+    guest_file_write,
+};
 
 use super::copy;
 use super::session::{self, Session};
@@ -16,11 +19,12 @@ use crate::helper::tree::Refusal;
 use crate::model::Name;
 use crate::qemu::agent::{AgentError, REPLY};
 
-/// Bytes per message: the agent's limit for a read is 48 MiB, but small messages keep QEMU's buffers small.
+/// Bytes per message: the agent's limit for a read is 48 MiB, but small messages keep QEMU's
+/// buffers small.
 const CHUNK: usize = 256 << 10;
 
-/// Copies the file `from` of the guest to `to` on the host, which is replaced only when all of it has arrived. The guest
-/// may send `max_bytes`.
+/// Copies the file `from` of the guest to `to` on the host, which is replaced only when all of it
+/// has arrived. The guest may send `max_bytes`.
 pub async fn copy_out(
     context: &Context,
     name: &Name,
@@ -30,7 +34,7 @@ pub async fn copy_out(
     max_bytes: u64,
 ) -> Result<u64> {
     copy::refuse_special(to)?;
-    session::settle(context, name).await?;
+    session::ensure_recovered(context, name).await?;
     session::refuse_paused(context, name).await?;
     let mut session = session::open(context, name, agent_limit).await?;
     let handle = open(&mut session, name, from, "r").await?;
@@ -47,12 +51,19 @@ async fn read_all(
     to: &Path,
     max_bytes: u64,
 ) -> Result<u64> {
-    let directory = to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new().prefix(".cowhand-").tempfile_in(directory).on("write in", directory)?;
+    let directory =
+        to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new()
+        .prefix(".cowhand-")
+        .tempfile_in(directory)
+        .on("write in", directory)?;
     let task = context.ui.task(&format!("copying {from}"), 0);
     let mut total = 0;
     loop {
-        let read = session.agent.run(&guest_file_read { handle, count: Some(CHUNK as i64) }, REPLY).await?;
+        let read = session
+            .agent
+            .run(&guest_file_read { handle, count: Some(CHUNK as i64) }, REPLY)
+            .await?;
         total += read.buf_b64.len() as u64;
         if total > max_bytes {
             return Err(copy::refused(&Refusal::TooManyBytes(max_bytes), from));
@@ -69,9 +80,15 @@ async fn read_all(
     Ok(total)
 }
 
-/// Copies the file `from` of the host to `to` in the guest. When it fails half-way, what was written so far stays there, and the
-/// error says so.
-pub async fn copy_in(context: &Context, name: &Name, from: &Path, to: &str, agent_limit: Duration) -> Result<u64> {
+/// Copies the file `from` of the host to `to` in the guest. When it fails half-way, what was
+/// written so far stays there, and the error says so.
+pub async fn copy_in(
+    context: &Context,
+    name: &Name,
+    from: &Path,
+    to: &str,
+    agent_limit: Duration,
+) -> Result<u64> {
     let mut file = File::open(from).on("open", from)?;
     let about = file.metadata().on("read", from)?;
     if !about.is_file() {
@@ -79,7 +96,7 @@ pub async fn copy_in(context: &Context, name: &Name, from: &Path, to: &str, agen
             .hint("pack a directory into an archive first, and unpack it with cowhand exec"));
     }
     let total = about.len();
-    session::settle(context, name).await?;
+    session::ensure_recovered(context, name).await?;
     session::refuse_paused(context, name).await?;
     let mut session = session::open(context, name, agent_limit).await?;
     let handle = open(&mut session, name, to, "w").await?;
@@ -101,7 +118,8 @@ pub async fn copy_in(context: &Context, name: &Name, from: &Path, to: &str, agen
     }
     .await
     .map_err(|error: Error| {
-        Error::qemu(format!("{to} in the guest of {name} is incomplete")).because(error.full_message())
+        Error::qemu(format!("{to} in the guest of {name} is incomplete"))
+            .because(error.full_message())
     });
     close(&mut session, handle).await;
     let mode = std::os::unix::fs::PermissionsExt::mode(&about.permissions()) & 0o7777;
@@ -126,7 +144,8 @@ async fn write_all(session: &mut Session, handle: i64, mut bytes: &[u8]) -> Resu
     while !bytes.is_empty() {
         let command = guest_file_write { handle, buf_b64: bytes.to_vec(), count: None };
         let written = session.agent.run(&command, REPLY).await?.count;
-        let written = usize::try_from(written).ok().filter(|count| (1..=bytes.len()).contains(count));
+        let written =
+            usize::try_from(written).ok().filter(|count| (1..=bytes.len()).contains(count));
         bytes = &bytes[written.ok_or_else(|| Error::qemu("the guest agent wrote nothing"))?..];
     }
     Ok(())
@@ -142,7 +161,11 @@ async fn open(session: &mut Session, name: &Name, path: &str, mode: &str) -> Res
             } else {
                 error
             };
-            let kind = if message.contains("No such file") { Error::not_found(error) } else { Error::qemu(error) };
+            let kind = if message.contains("No such file") {
+                Error::not_found(error)
+            } else {
+                Error::qemu(error)
+            };
             kind.because(format!("\"{message}\""))
         }
         other => other.into(),

@@ -1,4 +1,5 @@
-//! Making a guest that goes on from shared memory a guest of its own, before anything of the user's runs in it (`helper/identity.rs`).
+//! Making a guest that goes on from shared memory a guest of its own, before anything of the user's
+//! runs in it (`helper/identity.rs`).
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -24,7 +25,12 @@ pub async fn prepare(client: &mut Client) -> Result<Vec<String>> {
 }
 
 /// Makes the guest `name`, with the cards of `now` where the saved one had those of `saved`.
-pub async fn become_(client: &mut Client, name: &Name, saved: &Config, now: &Config) -> Result<Became> {
+pub async fn become_(
+    client: &mut Client,
+    name: &Name,
+    saved: &Config,
+    now: &Config,
+) -> Result<Became> {
     let pairs = saved.nics.iter().zip(&now.nics);
     let entropy: Vec<u8> = (0..4).flat_map(|_| Uuid::new_v4().into_bytes()).collect();
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

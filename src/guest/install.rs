@@ -1,5 +1,6 @@
-//! Getting the helper into a guest: through the guest agent a few lines of shell are started there, which read this program from a port into a file
-//! system in memory and run it. Nothing of it touches the guest's disks.
+//! Getting the helper into a guest: through the guest agent a few lines of shell are started there,
+//! which read this program from a port into a file system in memory and run it. Nothing of it
+//! touches the guest's disks.
 
 use std::path::Path;
 use std::time::Duration;
@@ -29,7 +30,8 @@ const ANSWER: usize = 64 << 10;
 /// The program is sent in blocks of this size, the last one filled up with zeros.
 const BLOCK: usize = 64 << 10;
 
-/// `sh -c SCRIPT sh DIRECTORY VERB PORT BLOCKS`. `head -c` would take the exact size, but busybox's goes byte by byte.
+/// `sh -c SCRIPT sh DIRECTORY VERB PORT BLOCKS`. `head -c` would take the exact size, but busybox's
+/// goes byte by byte.
 const SCRIPT: &str = r#"
 set -e
 directory=$1 verb=$2 wanted=$3 blocks=$4
@@ -40,12 +42,14 @@ for candidate in /sys/class/virtio-ports/*; do
 done
 [ -n "$port" ] || { echo "the guest shows no port $wanted" >&2; exit 3; }
 mkdir -p "$directory"
-grep -q " $directory " /proc/mounts || mount -t tmpfs -o mode=700,nosuid,nodev,size=128m cowhand "$directory"
+grep -q " $directory " /proc/mounts ||
+    mount -t tmpfs -o mode=700,nosuid,nodev,size=128m cowhand "$directory"
 dd bs=65536 count="$blocks" iflag=fullblock if="$port" of="$directory/new" 2>/dev/null
 chmod 700 "$directory/new"
 mv "$directory/new" "$directory/helper"
 if [ -d /run/systemd/system ] && command -v systemd-run >/dev/null; then
-    systemd-run --quiet --collect --unit=cowhand-helper -p KillMode=process "$directory/helper" "$verb" && exit 0
+    systemd-run --quiet --collect --unit=cowhand-helper -p KillMode=process \
+        "$directory/helper" "$verb" && exit 0
 fi
 setsid "$directory/helper" "$verb" </dev/null >/dev/null 2>&1 &
 "#;
@@ -58,24 +62,28 @@ pub enum Reached {
     AgentOnly(String),
 }
 
-/// Begins a conversation with the helper of `name`, which is sent there first if need be. The guest has `limit` to come up as far as its agent.
+/// Begins a conversation with the helper of `name`, which is sent there first if need be. The guest
+/// has `limit` to come up as far as its agent.
 pub async fn reach(context: &Context, name: &Name, limit: Duration) -> Result<Reached> {
     let deadline = Instant::now() + limit;
     session::refuse_not_running(context, name)?;
-    let turn = port::take_turn(context, name, deadline).await?;
-    let sockets = sockets::of(context, name)
-        .ok_or_else(|| Error::damaged(format!("{name} runs, but where its sockets are is not known")))?;
+    let lock = port::lock_port(context, name, deadline).await?;
+    let sockets = sockets::of(context, name).ok_or_else(|| {
+        Error::damaged(format!("{name} runs, but where its sockets are is not known"))
+    })?;
     match Qmp::open_ports(&sockets.status()).await {
         Some(open) if open.len() < PORTS => {
-            return Ok(Reached::AgentOnly("it was started by another version of cowhand".to_owned()));
+            return Ok(Reached::AgentOnly(
+                "it was started by another version of cowhand".to_owned(),
+            ));
         }
-        Some(open) if open.get(turn.index()).is_some_and(|open| *open) => {
-            let wire = Wire::connect(context, name, turn).await?;
+        Some(open) if open.get(lock.index()).is_some_and(|open| *open) => {
+            let wire = Wire::connect(context, name, lock).await?;
             return wire.begin(name, Instant::now() + REPLY).await.map(Reached::Helper);
         }
         _ => {}
     }
-    send(context, name, turn, deadline).await
+    send(context, name, lock, deadline).await
 }
 
 /// Waits for the end of the script, which may come before all was sent, and says why then.
@@ -93,26 +101,37 @@ async fn both<T>(
     }
 }
 
-async fn send(context: &Context, name: &Name, turn: port::Turn, deadline: Instant) -> Result<Reached> {
-    let mut session = session::open(context, name, deadline.saturating_duration_since(Instant::now())).await?;
+async fn send(
+    context: &Context,
+    name: &Name,
+    lock: port::PortLock,
+    deadline: Instant,
+) -> Result<Reached> {
+    let mut session =
+        session::open(context, name, deadline.saturating_duration_since(Instant::now())).await?;
     // Whoever had the agent before may have sent it.
     let sockets = sockets::of(context, name);
     if let Some(sockets) = sockets
-        && Qmp::open_ports(&sockets.status()).await.is_some_and(|open| open.get(turn.index()).is_some_and(|open| *open))
+        && Qmp::open_ports(&sockets.status())
+            .await
+            .is_some_and(|open| open.get(lock.index()).is_some_and(|open| *open))
     {
         drop(session);
-        let wire = Wire::connect(context, name, turn).await?;
+        let wire = Wire::connect(context, name, lock).await?;
         return wire.begin(name, Instant::now() + REPLY).await.map(Reached::Helper);
     }
     match session.agent.run(&guest_get_osinfo {}, REPLY).await {
-        Ok(about) if about.machine.as_deref() != Some("x86_64") || about.id.as_deref() == Some("mswindows") => {
+        Ok(about)
+            if about.machine.as_deref() != Some("x86_64")
+                || about.id.as_deref() == Some("mswindows") =>
+        {
             return Ok(Reached::AgentOnly("it is no 64-bit Linux".to_owned()));
         }
         // An agent that does not say may be one of a small guest.
         Ok(_) | Err(AgentError::Refused { .. }) => {}
         Err(error) => return Err(error.into()),
     }
-    let mut wire = Wire::connect(context, name, turn).await?;
+    let mut wire = Wire::connect(context, name, lock).await?;
     let program = Path::new(crate::sys::relay::PROGRAM);
     let mut program = elf::loadable(&std::fs::read(program).on("read", program)?);
     let blocks = program.len().div_ceil(BLOCK);
@@ -143,11 +162,16 @@ async fn send(context: &Context, name: &Name, turn: port::Turn, deadline: Instan
     let limit = Instant::now() + SENDING;
     let sending = async {
         let sent = wire.write(&program).await;
-        sent.map_err(|source| Error::qemu(format!("{name} ended while it was spoken to")).because(source))
+        sent.map_err(|source| {
+            Error::qemu(format!("{name} ended while it was spoken to")).because(source)
+        })
     };
     let ending = async {
         loop {
-            let status = session.agent.run_within(&guest_exec_status { pid: started.pid }, REPLY, ANSWER).await?;
+            let status = session
+                .agent
+                .run_within(&guest_exec_status { pid: started.pid }, REPLY, ANSWER)
+                .await?;
             if status.exited {
                 return Ok::<_, AgentError>(status);
             }

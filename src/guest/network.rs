@@ -1,4 +1,5 @@
-//! The addresses of a guest's network cards, as its agent tells them (`guest-network-get-interfaces`).
+//! The addresses of a guest's network cards, as its agent tells them
+//! (`guest-network-get-interfaces`).
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -11,8 +12,13 @@ use crate::context::Context;
 use crate::error::Result;
 use crate::model::Name;
 
-/// The hardware address of each card of `name` with each of its IPv4 addresses. The guest decides what it answers.
-pub async fn addresses(context: &Context, name: &Name, limit: Duration) -> Result<Vec<(String, Ipv4Addr)>> {
+/// The hardware address of each card of `name` with each of its IPv4 addresses. The guest decides
+/// what it answers.
+pub async fn addresses(
+    context: &Context,
+    name: &Name,
+    limit: Duration,
+) -> Result<Vec<(String, Ipv4Addr)>> {
     let deadline = Instant::now() + limit;
     let mut session = session::open(context, name, limit).await?;
     let left = deadline.saturating_duration_since(Instant::now());

@@ -1,5 +1,6 @@
-//! A conversation with the helper in a guest, on one of its ports (`helper/frame.rs`). A port serves one client at a time, so there is a lock for
-//! each; a VM has several, so that a long command keeps nobody else out.
+//! A conversation with the helper in a guest, on one of its ports (`helper/frame.rs`). A port
+//! serves one client at a time, so there is a lock for each; a VM has several, so that a long
+//! command keeps nobody else out.
 
 use std::fs::File;
 use std::time::Duration;
@@ -11,7 +12,9 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
-use crate::helper::frame::{self, Decoder, Kind, LARGEST, Next, Reply, Request, START, VERSION, WELCOME};
+use crate::helper::frame::{
+    self, Decoder, Kind, LARGEST, Next, Reply, Request, START, VERSION, WELCOME,
+};
 use crate::instance::sockets;
 use crate::model::{Name, PORTS};
 use crate::store::open_lock;
@@ -24,12 +27,12 @@ const RETRY: Duration = Duration::from_millis(20);
 
 /// The right to use a port.
 #[derive(Debug)]
-pub struct Turn {
+pub struct PortLock {
     index: usize,
     _lock: File,
 }
 
-impl Turn {
+impl PortLock {
     /// Which port it is.
     pub fn index(&self) -> usize {
         self.index
@@ -37,22 +40,26 @@ impl Turn {
 }
 
 /// Takes a port that nobody uses, waiting for one until `deadline`.
-pub async fn take_turn(context: &Context, name: &Name, deadline: Instant) -> Result<Turn> {
+pub async fn lock_port(context: &Context, name: &Name, deadline: Instant) -> Result<PortLock> {
     let mut told = false;
     loop {
         for index in 0..PORTS {
             let path = context.store.layout.port_lock(name, index);
             let lock = open_lock(&path)?;
             if flock::try_exclusive(&lock).on("lock", &path)? {
-                return Ok(Turn { index, _lock: lock });
+                return Ok(PortLock { index, _lock: lock });
             }
         }
         if Instant::now() >= deadline {
-            return Err(Error::locked(format!("{PORTS} commands are talking to the guest of {name} already"))
-                .hint("run the command again when one of them has ended"));
+            return Err(Error::locked(format!(
+                "{PORTS} commands are talking to the guest of {name} already"
+            ))
+            .hint("run the command again when one of them has ended"));
         }
         if !std::mem::replace(&mut told, true) {
-            context.ui.note(&format!("{PORTS} commands are talking to the guest of {name}: waiting for one to end"));
+            context.ui.note(&format!(
+                "{PORTS} commands are talking to the guest of {name}: waiting for one to end"
+            ));
         }
         tokio::time::sleep(RETRY).await;
     }
@@ -62,22 +69,23 @@ pub async fn take_turn(context: &Context, name: &Name, deadline: Instant) -> Res
 #[derive(Debug)]
 pub struct Wire {
     stream: UnixStream,
-    turn: Turn,
+    lock: PortLock,
 }
 
 impl Wire {
     /// Connects.
-    pub async fn connect(context: &Context, name: &Name, turn: Turn) -> Result<Self> {
-        let sockets = sockets::of(context, name)
-            .ok_or_else(|| Error::damaged(format!("{name} runs, but where its sockets are is not known")))?;
-        let path = sockets.port(turn.index);
+    pub async fn connect(context: &Context, name: &Name, lock: PortLock) -> Result<Self> {
+        let sockets = sockets::of(context, name).ok_or_else(|| {
+            Error::damaged(format!("{name} runs, but where its sockets are is not known"))
+        })?;
+        let path = sockets.port(lock.index);
         let stream = UnixStream::connect(&path).await.on("connect to", &path)?;
-        Ok(Self { stream, turn })
+        Ok(Self { stream, lock })
     }
 
     /// Which port it is.
     pub fn index(&self) -> usize {
-        self.turn.index
+        self.lock.index
     }
 
     /// Sends bytes that are no frames.
@@ -89,7 +97,8 @@ impl Wire {
     pub async fn begin(self, name: &Name, deadline: Instant) -> Result<Client> {
         let silent = || Error::qemu(format!("nothing in the guest of {name} answers on its port"));
         let (from, to) = self.stream.into_split();
-        let mut client = Client { from, to, decoder: Decoder::default(), name: name.clone(), turn: self.turn };
+        let mut client =
+            Client { from, to, decoder: Decoder::default(), name: name.clone(), lock: self.lock };
         let mut first = true;
         loop {
             let token = uuid::Uuid::new_v4().into_bytes();
@@ -109,9 +118,12 @@ impl Wire {
                 Ok(Ok(VERSION)) => return Ok(client),
                 Ok(Ok(other)) => {
                     return Err(Error::refused(format!(
-                        "the helper in the guest of {name} speaks version {other}, and this program version {VERSION}"
+                        "the helper in the guest of {name} speaks version {other}, and this \
+                         program version {VERSION}"
                     ))
-                    .hint(format!("restart the guest: cowhand stop {name} && cowhand start {name}")));
+                    .hint(format!(
+                        "restart the guest: cowhand stop {name} && cowhand start {name}"
+                    )));
                 }
                 Ok(Err(source)) => return Err(silent().because(source)),
                 Err(_) if Instant::now() >= deadline => return Err(silent()),
@@ -128,19 +140,20 @@ pub struct Client {
     to: OwnedWriteHalf,
     decoder: Decoder,
     name: Name,
-    turn: Turn,
+    lock: PortLock,
 }
 
 impl Client {
     /// On which port it is.
     pub fn index(&self) -> usize {
-        self.turn.index
+        self.lock.index
     }
 
     async fn welcome(&mut self, token: [u8; 16]) -> std::io::Result<u32> {
         loop {
             while let Some(answer) = self.decoder.find::<20>(&WELCOME) {
-                if let (Some(got), Some(version)) = (answer.first_chunk::<16>(), answer.last_chunk::<4>())
+                if let (Some(got), Some(version)) =
+                    (answer.first_chunk::<16>(), answer.last_chunk::<4>())
                     && *got == token
                 {
                     return Ok(u32::from_le_bytes(*version));
@@ -166,7 +179,12 @@ impl Client {
         loop {
             match self.decoder.cut() {
                 Next::Frame(kind, payload) => return Ok((kind, payload)),
-                Next::Lost => return Err(Error::qemu(format!("the guest of {} says what is no answer", self.name))),
+                Next::Lost => {
+                    return Err(Error::qemu(format!(
+                        "the guest of {} says what is no answer",
+                        self.name
+                    )));
+                }
                 Next::More => {}
             }
             if self.receive().await.is_err() {
@@ -180,16 +198,21 @@ impl Client {
         let mut bytes = Vec::with_capacity(payload.len() + 5);
         frame::put(&mut bytes, kind, payload);
         let name = &self.name;
-        self.to.write_all(&bytes).await.map_err(|_| Error::qemu(format!("{name} ended while it was spoken to")))
+        self.to
+            .write_all(&bytes)
+            .await
+            .map_err(|_| Error::qemu(format!("{name} ended while it was spoken to")))
     }
 
     /// Sends a request.
     pub async fn ask(&mut self, request: &Request) -> Result<()> {
-        let payload =
-            serde_json::to_vec(request).map_err(|error| Error::failed("cannot write a request").because(error))?;
+        let payload = serde_json::to_vec(request)
+            .map_err(|error| Error::failed("cannot write a request").because(error))?;
         if payload.len() > LARGEST {
-            return Err(Error::usage(format!("the command and its environment are longer than {LARGEST} bytes"))
-                .hint("give what is long on standard input (-i), or in a file (cp, --copy-in)"));
+            return Err(Error::usage(format!(
+                "the command and its environment are longer than {LARGEST} bytes"
+            ))
+            .hint("give what is long on standard input (-i), or in a file (cp, --copy-in)"));
         }
         self.send(Kind::Request, &payload).await
     }
@@ -199,7 +222,12 @@ impl Client {
         let deadline = Instant::now() + limit;
         loop {
             let name = self.name.clone();
-            let late = move |_| Error::qemu(format!("the guest of {name} did not answer within {} s", limit.as_secs()));
+            let late = move |_| {
+                Error::qemu(format!(
+                    "the guest of {name} did not answer within {} s",
+                    limit.as_secs()
+                ))
+            };
             let next = timeout_at(deadline, self.next());
             if let (Kind::Reply, payload) = next.await.map_err(late)?? {
                 return parse(&payload);
@@ -210,5 +238,6 @@ impl Client {
 
 /// A reply as it was sent.
 pub fn parse<T: serde::de::DeserializeOwned>(payload: &[u8]) -> Result<T> {
-    serde_json::from_slice(payload).map_err(|error| Error::qemu("what the guest answers cannot be read").because(error))
+    serde_json::from_slice(payload)
+        .map_err(|error| Error::qemu("what the guest answers cannot be read").because(error))
 }

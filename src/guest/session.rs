@@ -1,5 +1,6 @@
-//! A conversation with the guest agent of one VM. The agent's port serves one client at a time, so there is a lock for it, held
-//! for one conversation only: a long-running command in the guest keeps nobody else out.
+//! A conversation with the guest agent of one VM. The agent's port serves one client at a time, so
+//! there is a lock for it, held for one conversation only: a long-running command in the guest
+//! keeps nobody else out.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -27,16 +28,24 @@ pub struct Session {
     _lock: File,
 }
 
-/// Begins a conversation; the agent may take `limit` to answer for the first time (it may still be booting).
+/// Begins a conversation; the agent may take `limit` to answer for the first time (it may still be
+/// booting).
 pub async fn open(context: &Context, name: &Name, limit: Duration) -> Result<Session> {
     let store = &context.store;
     refuse_not_running(context, name)?;
-    let sockets = sockets::of(context, name)
-        .ok_or_else(|| Error::damaged(format!("{name} runs, but where its sockets are is not known")))?;
+    let sockets = sockets::of(context, name).ok_or_else(|| {
+        Error::damaged(format!("{name} runs, but where its sockets are is not known"))
+    })?;
     let deadline = Instant::now() + limit;
-    let lock = take_turn(store.layout.agent_lock(name), deadline.saturating_duration_since(Instant::now())).await?;
+    let lock = take_turn(
+        store.layout.agent_lock(name),
+        deadline.saturating_duration_since(Instant::now()),
+    )
+    .await?;
     loop {
-        match Agent::connect(&sockets.agent(), deadline.saturating_duration_since(Instant::now())).await {
+        match Agent::connect(&sockets.agent(), deadline.saturating_duration_since(Instant::now()))
+            .await
+        {
             Ok(agent) => return Ok(Session { agent, _lock: lock }),
             Err(_) if !status::is_running(context, name)? => {
                 return Err(Error::qemu(format!("{name} ended while it was spoken to")));
@@ -59,24 +68,29 @@ pub fn refuse_not_running(context: &Context, name: &Name) -> Result<()> {
     }
     if !status::is_running(context, name)? {
         open::refuse_template(name, &store.load(name)?, "run something in")?;
-        return Err(Error::refused(format!("{name} is not running")).hint(format!("start it: cowhand start {name}")));
+        return Err(Error::refused(format!("{name} is not running"))
+            .hint(format!("start it: cowhand start {name}")));
     }
     Ok(())
 }
 
 fn no_answer(name: &Name, limit: Duration, error: AgentError) -> Error {
-    Error::qemu(format!("the guest agent of {name} did not answer within {} s", limit.as_secs().max(1)))
-        .hint("is qemu-guest-agent installed and running in the guest? It may also still be booting")
-        .hint(format!("look at its console: cowhand console {name}"))
-        .because(error)
+    Error::qemu(format!(
+        "the guest agent of {name} did not answer within {} s",
+        limit.as_secs().max(1)
+    ))
+    .hint("is qemu-guest-agent installed and running in the guest? It may also still be booting")
+    .hint(format!("look at its console: cowhand console {name}"))
+    .because(error)
 }
 
-/// Puts right what a command that died has left, such as a frozen guest; a change that is under way is left alone. While a guest that goes on from memory is
-/// not yet one of its own, that is waited for.
-pub async fn settle(context: &Context, name: &Name) -> Result<()> {
+/// Puts right what a command that died has left, such as a frozen guest; a change that is under way
+/// is left alone. While a guest that goes on from memory is not yet one of its own, that is waited
+/// for.
+pub async fn ensure_recovered(context: &Context, name: &Name) -> Result<()> {
     let store = &context.store;
     let record = store.load(name).ok();
-    record.as_ref().map_or(Ok(()), |record| open::refuse_nobodys(name, record))?;
+    record.as_ref().map_or(Ok(()), |record| open::refuse_unclaimed(name, record))?;
     let owner = record.and_then(|record| record.ephemeral).and_then(|ephemeral| ephemeral.owner);
     let is_made = owner.is_some() && owner != owner::ours();
     if !is_made && !store.has_journal(name) {
@@ -84,7 +98,9 @@ pub async fn settle(context: &Context, name: &Name) -> Result<()> {
     }
     match store.try_lock_vm(name, &context.operation)? {
         Some(lock) => recover::recover(context, &lock).await.map(drop),
-        None if is_made || recover::holds_guest(store, name)? => context.lock_vm(name).await.map(drop),
+        None if is_made || recover::holds_guest(store, name)? => {
+            context.lock_vm(name).await.map(drop)
+        }
         None => Ok(()),
     }
 }
@@ -98,11 +114,12 @@ pub async fn refuse_paused(context: &Context, name: &Name) -> Result<()> {
     match now.state {
         State::Paused if now.has_io_error() => {
             Err(Error::refused(format!("{name} is paused: one of its disks cannot be written"))
-                .hint(format!("make room, or mend what is wrong with the disk; then: cowhand resume {name}")))
+                .hint(format!(
+                    "make room, or mend what is wrong with the disk; then: cowhand resume {name}"
+                )))
         }
-        State::Paused => {
-            Err(Error::refused(format!("{name} is paused")).hint(format!("let it go on first: cowhand resume {name}")))
-        }
+        State::Paused => Err(Error::refused(format!("{name} is paused"))
+            .hint(format!("let it go on first: cowhand resume {name}"))),
         _ => Ok(()),
     }
 }
@@ -118,6 +135,7 @@ async fn take_turn(path: PathBuf, limit: Duration) -> Result<File> {
     });
     match timeout(limit, wait).await {
         Ok(Ok(result)) => result.on("lock", &path).map(|()| lock),
-        _ => Err(Error::locked("another command is talking to the guest agent").hint("run the command again later")),
+        _ => Err(Error::locked("another command is talking to the guest agent")
+            .hint("run the command again later")),
     }
 }

@@ -1,4 +1,5 @@
-//! A command in the guest: its input, output and end, as they come, on pipes or on a terminal of its own.
+//! A command in the guest: its input, output and end, as they come, on pipes or on a terminal of
+//! its own.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
@@ -58,23 +59,39 @@ type Failed = (Why, String);
 
 impl Running {
     fn start(exec: &Exec) -> Result<Self, Failed> {
-        let (program, arguments) =
-            exec.command.split_first().ok_or_else(|| (Why::NotFound, "no command was given".to_owned()))?;
+        let (program, arguments) = exec
+            .command
+            .split_first()
+            .ok_or_else(|| (Why::NotFound, "no command was given".to_owned()))?;
         let user = match &exec.user {
-            Some(user) => Some(users::find(user).ok_or_else(|| (Why::Other, format!("the guest has no user {user}")))?),
+            Some(user) => Some(
+                users::find(user)
+                    .ok_or_else(|| (Why::Other, format!("the guest has no user {user}")))?,
+            ),
             None => None,
         };
         let root = users::find("0").unwrap_or_else(users::root);
         let who = user.as_ref().unwrap_or(&root);
         let home = Path::new(&who.home);
-        let directory =
-            exec.directory.as_deref().map(Path::new).unwrap_or(if home.is_dir() { home } else { Path::new("/") });
+        let directory = exec.directory.as_deref().map(Path::new).unwrap_or(if home.is_dir() {
+            home
+        } else {
+            Path::new("/")
+        });
         if !directory.is_dir() {
-            return Err((Why::Other, format!("the guest has no directory {}", directory.display())));
+            return Err((
+                Why::Other,
+                format!("the guest has no directory {}", directory.display()),
+            ));
         }
         let mut command = Command::new(program);
         command.args(arguments).current_dir(directory);
-        command.env_clear().env("PATH", PATH).env("HOME", &who.home).env("USER", &who.name).env("LOGNAME", &who.name);
+        command
+            .env_clear()
+            .env("PATH", PATH)
+            .env("HOME", &who.home)
+            .env("USER", &who.name)
+            .env("LOGNAME", &who.name);
         command.env("SHELL", &who.shell);
         if exec.terminal.is_some() {
             command.env("TERM", "xterm-256color");
@@ -84,14 +101,16 @@ impl Running {
                 command.env(key, value);
             }
         }
-        let cannot = |error: std::io::Error| (Why::Other, format!("cannot start a command: {error}"));
+        let cannot =
+            |error: std::io::Error| (Why::Other, format!("cannot start a command: {error}"));
         let other = user.as_ref().filter(|user| user.who.uid != 0).map(|user| user.who.clone());
         let mut ours: Option<(OwnedFd, OwnedFd)> = None;
         match exec.terminal {
             Some(size) => {
                 let (master, slave) = inside::terminals(size).map_err(cannot)?;
                 if let Some(who) = &other {
-                    let _ = rustix::fs::fchown(&slave, Some(rustix::fs::Uid::from_raw(who.uid)), None);
+                    let _ =
+                        rustix::fs::fchown(&slave, Some(rustix::fs::Uid::from_raw(who.uid)), None);
                 }
                 let clone = || slave.try_clone().map_err(cannot);
                 command.stdin(clone()?).stdout(clone()?).stderr(clone()?);
@@ -105,20 +124,24 @@ impl Running {
         inside::prepare(&mut command, exec.terminal.is_some(), other);
         let mut child = command.spawn().map_err(|error| match error.kind() {
             ErrorKind::NotFound => (Why::NotFound, format!("{program}: not found in the guest")),
-            ErrorKind::PermissionDenied => (Why::NotExecutable, format!("{program}: not executable in the guest")),
-            _ if error.raw_os_error() == Some(nix::libc::ENOEXEC) => {
-                (Why::NotExecutable, format!("{program}: not executable in the guest (no #! line?)"))
+            ErrorKind::PermissionDenied => {
+                (Why::NotExecutable, format!("{program}: not executable in the guest"))
             }
+            _ if error.raw_os_error() == Some(nix::libc::ENOEXEC) => (
+                Why::NotExecutable,
+                format!("{program}: not executable in the guest (no #! line?)"),
+            ),
             _ => (Why::Other, format!("{program}: {error}")),
         })?;
-        let (input, output, errors): (Option<OwnedFd>, Option<OwnedFd>, Option<OwnedFd>) = match ours {
-            Some((write, read)) => (Some(write), Some(read), None),
-            None => (
-                child.stdin.take().map(Into::into),
-                child.stdout.take().map(Into::into),
-                child.stderr.take().map(Into::into),
-            ),
-        };
+        let (input, output, errors): (Option<OwnedFd>, Option<OwnedFd>, Option<OwnedFd>) =
+            match ours {
+                Some((write, read)) => (Some(write), Some(read), None),
+                None => (
+                    child.stdin.take().map(Into::into),
+                    child.stdout.take().map(Into::into),
+                    child.stderr.take().map(Into::into),
+                ),
+            };
         for fd in [&input, &output, &errors].into_iter().flatten() {
             inside::never_wait(fd).map_err(cannot)?;
         }
@@ -143,7 +166,8 @@ impl Running {
                 deadline = self.status.map(|_| Instant::now() + LINGER);
             }
             self.give(port);
-            let more = pass_on(port, Kind::Output, &mut self.output) | pass_on(port, Kind::Errors, &mut self.errors);
+            let more = pass_on(port, Kind::Output, &mut self.output)
+                | pass_on(port, Kind::Errors, &mut self.errors);
             // What it wrote before its end is still to come, as long as there is any.
             if deadline.is_some() && (more || port.is_full()) {
                 deadline = Some(Instant::now() + LINGER);
@@ -152,10 +176,12 @@ impl Running {
                 let silent = self.output.is_none() && self.errors.is_none();
                 if silent || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                     return Some(match (status.code(), status.signal()) {
-                        (Some(code), _) => Reply::Exited { code: u8::try_from(code & 0xff).unwrap_or(1) },
-                        (None, signal) => {
-                            Reply::Killed { signal: u8::try_from(signal.unwrap_or(9) & 0x7f).unwrap_or(9) }
+                        (Some(code), _) => {
+                            Reply::Exited { code: u8::try_from(code & 0xff).unwrap_or(1) }
                         }
+                        (None, signal) => Reply::Killed {
+                            signal: u8::try_from(signal.unwrap_or(9) & 0x7f).unwrap_or(9),
+                        },
                     });
                 }
             }
@@ -229,7 +255,8 @@ impl Running {
 
     fn signal(&self, signal: i32) {
         if self.status.is_none()
-            && let (Ok(signal), Ok(group)) = (Signal::try_from(signal), i32::try_from(self.child.id()))
+            && let (Ok(signal), Ok(group)) =
+                (Signal::try_from(signal), i32::try_from(self.child.id()))
         {
             let _ = killpg(Pid::from_raw(group), signal);
         }
@@ -242,7 +269,8 @@ fn taken(port: &mut Port, bytes: usize) {
     }
 }
 
-/// Sends what the command has written, as much as there is room for, and says whether there was any; at its end the file is closed.
+/// Sends what the command has written, as much as there is room for, and says whether there was
+/// any; at its end the file is closed.
 fn pass_on(port: &mut Port, kind: Kind, from: &mut Option<File>) -> bool {
     let mut buffer = [0; LARGEST];
     let mut any = false;

@@ -1,11 +1,13 @@
-//! The words between the host and the helper: frames of bytes on a virtio-serial port. Both ends are this same program.
+//! The words between the host and the helper: frames of bytes on a virtio-serial port. Both ends
+//! are this same program.
 //!
 //! ```text
 //! host:   START token                      request ─ data … ─▶
 //! guest:              WELCOME token version          ◀─ data … ─ reply
 //! ```
-//! A port keeps bytes that nobody has read when a client dies, and may have cut a frame in two. So each client begins with 16 bytes that are no frame
-//! and a token of its own, the guest throws away everything before them, and the client everything before the answer with its token.
+//! A port keeps bytes that nobody has read when a client dies, and may have cut a frame in two. So
+//! each client begins with 16 bytes that are no frame and a token of its own, the guest throws away
+//! everything before them, and the client everything before the answer with its token.
 
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +19,8 @@ pub const START: [u8; 16] = *b"\xc0\xffcowhand start\n";
 pub const WELCOME: [u8; 16] = *b"\xc0\xfecowhand hello\n";
 /// The most bytes a frame carries. The kernel's driver takes no more at once.
 pub const LARGEST: usize = 32 << 10;
-/// Bytes of input that may be under way to a command that does not read them. More would keep a signal behind them waiting.
+/// Bytes of input that may be under way to a command that does not read them. More would keep a
+/// signal behind them waiting.
 pub const WINDOW: usize = 64 << 10;
 
 const HEADER: usize = 5;
@@ -97,7 +100,8 @@ pub enum Request {
     Get {
         /// Absolute.
         path: String,
-        /// If the path is a symbolic link, send what it points to. A helper that does not know this word always does.
+        /// If the path is a symbolic link, send what it points to. A helper that does not know this
+        /// word always does.
         #[serde(default)]
         follow: bool,
     },
@@ -232,8 +236,11 @@ impl Decoder {
                 _ => Next::More,
             };
         };
-        let length = length.try_into().map_or(usize::MAX, |bytes| u32::from_le_bytes(bytes) as usize);
-        let Some(kind) = Kind::from_byte(*kind).filter(|_| length <= LARGEST) else { return Next::Lost };
+        let length =
+            length.try_into().map_or(usize::MAX, |bytes| u32::from_le_bytes(bytes) as usize);
+        let Some(kind) = Kind::from_byte(*kind).filter(|_| length <= LARGEST) else {
+            return Next::Lost;
+        };
         match rest.get(HEADER..HEADER + length) {
             None => Next::More,
             Some(payload) => {
@@ -244,7 +251,8 @@ impl Decoder {
         }
     }
 
-    /// Looks for `mark` and the bytes behind it; everything before them, and they, are gone from the stream.
+    /// Looks for `mark` and the bytes behind it; everything before them, and they, are gone from
+    /// the stream.
     pub fn find<const N: usize>(&mut self, mark: &[u8; 16]) -> Option<[u8; N]> {
         let rest = &self.buffer[self.at..];
         match rest.windows(mark.len()).position(|window| window == mark) {
@@ -280,7 +288,8 @@ mod tests {
         for cut in 0..frame.len() {
             let mut decoder = Decoder::default();
             decoder.push(&frame[..cut]);
-            // What a second client sends after it was not answered: it completes whatever was begun.
+            // What a second client sends after it was not answered: it completes whatever was
+            // begun.
             decoder.push(&vec![0; LARGEST + HEADER]);
             while let Next::Frame(..) = decoder.cut() {}
             assert_ne!(decoder.cut(), Next::More, "cut at {cut}");
@@ -301,7 +310,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn frames_come_out_as_they_went_in(payloads in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..200), 1..20), step in 1usize..70) {
+        fn frames_come_out_as_they_went_in(
+            payloads in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..200), 1..20),
+            step in 1usize..70,
+        ) {
             let mut stream = Vec::new();
             payloads.iter().for_each(|payload| put(&mut stream, Kind::Output, payload));
             let (mut decoder, mut out) = (Decoder::default(), Vec::new());

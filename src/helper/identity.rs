@@ -1,5 +1,6 @@
-//! Becoming somebody else: guests that go on from the same memory agree in everything, down to the next random number, until each has been through here.
-//! What programs have already read into their own memory (the boot id, a generator of their own) cannot be helped.
+//! Becoming somebody else: guests that go on from the same memory agree in everything, down to the
+//! next random number, until each has been through here. What programs have already read into their
+//! own memory (the boot id, a generator of their own) cannot be helped.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,21 +21,26 @@ fn host_key_types() -> PathBuf {
     Path::new(DIRECTORY).join("host-keys")
 }
 
-/// Takes down what no two guests may share and a running program holds: the SSH server and its host keys. Everything is written to the disk.
+/// Takes down what no two guests may share and a running program holds: the SSH server and its host
+/// keys. Everything is written to the disk.
 pub fn prepare() -> Vec<String> {
     let mut problems = Vec::new();
     let keys = host_keys();
     if !keys.is_empty() && !has("ssh-keygen") {
         problems.push("there is no ssh-keygen, so clones will share SSH host keys".to_owned());
     } else if !keys.is_empty() {
-        let active: Vec<&str> =
-            SSH.into_iter().filter(|unit| quietly("systemctl", &["is-active", "--quiet", unit])).collect();
+        let active: Vec<&str> = SSH
+            .into_iter()
+            .filter(|unit| quietly("systemctl", &["is-active", "--quiet", unit]))
+            .collect();
         if !active.is_empty() && !quietly("systemctl", &[&["stop"], &active[..]].concat()) {
-            problems.push("its SSH server could not be stopped, and knows the old host keys".to_owned());
+            problems.push(
+                "its SSH server could not be stopped, and knows the old host keys".to_owned(),
+            );
         }
         let kinds: Vec<&str> = keys.iter().map(|(kind, _)| kind.as_str()).collect();
-        let noted =
-            fs::write(ssh_services(), active.join("\n")).and_then(|()| fs::write(host_key_types(), kinds.join("\n")));
+        let noted = fs::write(ssh_services(), active.join("\n"))
+            .and_then(|()| fs::write(host_key_types(), kinds.join("\n")));
         if let Err(error) = noted {
             problems.push(format!("SSH host keys: {error}"));
         }
@@ -112,7 +118,8 @@ fn in_hosts(hosts: &str, old: &str, new: &str) -> String {
         let ours = line.starts_with("127.") || line.starts_with("::1");
         if ours && line.split_whitespace().skip(1).any(|word| word == old) && old != "localhost" {
             renamed = true;
-            let words: Vec<&str> = line.split_whitespace().map(|word| if word == old { new } else { word }).collect();
+            let words: Vec<&str> =
+                line.split_whitespace().map(|word| if word == old { new } else { word }).collect();
             lines.push(words.join(" "));
         } else {
             lines.push(line.to_owned());
@@ -135,12 +142,15 @@ fn renumber(id: &str) -> Result<(), String> {
 }
 
 fn change_card(from: &str, to: &str) -> Result<(), String> {
-    let parts: Option<Vec<u8>> = to.split(':').map(|part| u8::from_str_radix(part, 16).ok()).collect();
-    let address: [u8; 6] =
-        parts.and_then(|parts| parts.try_into().ok()).ok_or_else(|| format!("{to} is no address"))?;
+    let parts: Option<Vec<u8>> =
+        to.split(':').map(|part| u8::from_str_radix(part, 16).ok()).collect();
+    let address: [u8; 6] = parts
+        .and_then(|parts| parts.try_into().ok())
+        .ok_or_else(|| format!("{to} is no address"))?;
     let cards = fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
     let has = |card: &fs::DirEntry| {
-        fs::read_to_string(card.path().join("address")).is_ok_and(|address| address.trim().eq_ignore_ascii_case(from))
+        fs::read_to_string(card.path().join("address"))
+            .is_ok_and(|address| address.trim().eq_ignore_ascii_case(from))
     };
     // A guest without a driver for it has no card.
     let Some(card) = cards.into_iter().find(has) else { return Ok(()) };
@@ -148,10 +158,12 @@ fn change_card(from: &str, to: &str) -> Result<(), String> {
     inside::set_card_address(&name, address).map_err(|error| format!("{name}: {error}"))
 }
 
-/// What takes long and nobody waits for begins so late, in seconds, that a guest made for one short command is gone before: first the server, then RSA.
+/// What takes long and nobody waits for begins so late, in seconds, that a guest made for one short
+/// command is gone before: first the server, then RSA.
 const LATER: [&str; 2] = ["1", "10"];
 
-/// Host keys of the types that were there, then the server, which goes without RSA for the first seconds.
+/// Host keys of the types that were there, then the server, which goes without RSA for the first
+/// seconds.
 fn make_host_keys() -> Result<(), String> {
     let Ok(types) = fs::read_to_string(host_key_types()) else { return Ok(()) };
     let _ = fs::remove_file(host_key_types());
@@ -167,13 +179,21 @@ fn make_host_keys() -> Result<(), String> {
     let script = in_background(failed.len() < quick.len(), &slow, &services);
     if !script.is_empty() {
         let mut command = Command::new("/bin/sh");
-        command.args(["-c", &script]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .args(["-c", &script])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         inside::prepare(&mut command, false, None);
         if let Ok(mut child) = command.spawn() {
             std::thread::spawn(move || child.wait());
         }
     }
-    if failed.is_empty() { Ok(()) } else { Err(format!("ssh-keygen cannot make {}", failed.join(", "))) }
+    if failed.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("ssh-keygen cannot make {}", failed.join(", ")))
+    }
 }
 
 /// The shell's part. Without a quick key there is nothing the server could start with.
@@ -188,7 +208,8 @@ fn in_background(has_keys: bool, slow: &[&str], services: &[&str]) -> String {
         script += &format!("sleep {late}; ");
     }
     for kind in slow {
-        script += &format!("nice ssh-keygen -q -t {kind} -N '' -C '' -f /etc/ssh/ssh_host_{kind}_key; ");
+        script +=
+            &format!("nice ssh-keygen -q -t {kind} -N '' -C '' -f /etc/ssh/ssh_host_{kind}_key; ");
     }
     if !slow.is_empty() && !services.is_empty() {
         // A socket has nothing to learn: its service starts with each connection, or is told.
@@ -203,7 +224,9 @@ fn in_background(has_keys: bool, slow: &[&str], services: &[&str]) -> String {
 }
 
 fn has(program: &str) -> bool {
-    ["/usr/bin", "/usr/sbin", "/bin", "/sbin"].iter().any(|directory| Path::new(directory).join(program).exists())
+    ["/usr/bin", "/usr/sbin", "/bin", "/sbin"]
+        .iter()
+        .any(|directory| Path::new(directory).join(program).exists())
 }
 
 fn quietly(program: &str, arguments: &[&str]) -> bool {
@@ -227,12 +250,19 @@ mod tests {
         assert_eq!(
             in_background(true, &["rsa"], &["ssh.service"]),
             format!(
-                "sleep 1; systemctl start ssh.service; sleep 10; {keygen}systemctl try-reload-or-restart ssh.service sshd.service"
+                "sleep 1; systemctl start ssh.service; sleep 10; {keygen}systemctl \
+                 try-reload-or-restart ssh.service sshd.service"
             )
         );
-        assert_eq!(in_background(false, &["rsa"], &["ssh.service"]), format!("{keygen}systemctl start ssh.service"));
+        assert_eq!(
+            in_background(false, &["rsa"], &["ssh.service"]),
+            format!("{keygen}systemctl start ssh.service")
+        );
         assert_eq!(in_background(true, &["rsa"], &[]), format!("sleep 10; {keygen}"));
-        assert_eq!(in_background(true, &[], &["ssh.service"]), "sleep 1; systemctl start ssh.service; ");
+        assert_eq!(
+            in_background(true, &[], &["ssh.service"]),
+            "sleep 1; systemctl start ssh.service; "
+        );
         assert_eq!(in_background(true, &[], &[]), "");
     }
 
@@ -241,7 +271,10 @@ mod tests {
         let hosts = "127.0.0.1 localhost\n127.0.1.1\tdeb12.example deb12\n10.0.0.1 deb12\n";
         let renamed = in_hosts(hosts, "deb12", "run-1");
         assert_eq!(renamed, "127.0.0.1 localhost\n127.0.1.1 deb12.example run-1\n10.0.0.1 deb12\n");
-        assert_eq!(in_hosts("127.0.0.1 localhost\n", "localhost", "a"), "127.0.0.1 localhost\n127.0.1.1 a\n");
+        assert_eq!(
+            in_hosts("127.0.0.1 localhost\n", "localhost", "a"),
+            "127.0.0.1 localhost\n127.0.1.1 a\n"
+        );
         assert_eq!(in_hosts("127.0.1.1 a\n", "other", "a"), "127.0.1.1 a\n");
     }
 }

@@ -1,5 +1,6 @@
-//! The helper: what runs in a guest for us, and the words it is spoken to with. It is this same program, sent into the guest's memory
-//! when it is first needed (`guest/install.rs`), where it answers on virtio-serial ports. Nothing of it is on the guest's disks.
+//! The helper: what runs in a guest for us, and the words it is spoken to with. It is this same
+//! program, sent into the guest's memory when it is first needed (`guest/install.rs`), where it
+//! answers on virtio-serial ports. Nothing of it is on the guest's disks.
 //!
 //! | part | what it does |
 //! |---|---|
@@ -43,10 +44,16 @@ pub fn main(words: &[String]) -> ExitCode {
             let program = std::env::current_exe().unwrap_or_default();
             let start = |device: &Path| {
                 let mut command = Command::new(&program);
-                command.arg(VERB).arg(device).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+                command
+                    .arg(VERB)
+                    .arg(device)
+                    .stdin(Stdio::null())
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::null());
                 command.spawn()
             };
-            let children: Vec<_> = port::devices().iter().filter_map(|(_, device)| start(device).ok()).collect();
+            let children: Vec<_> =
+                port::devices().iter().filter_map(|(_, device)| start(device).ok()).collect();
             for mut child in children {
                 let _ = child.wait();
             }
@@ -86,9 +93,13 @@ fn answer(port: &mut Port, request: &[u8]) -> Option<Reply> {
     };
     match request {
         Request::Exec(exec) => command::run(port, &exec),
-        Request::Prepare => Some(Reply::Became(frame::Became { reseeded: false, problems: identity::prepare() })),
+        Request::Prepare => {
+            Some(Reply::Became(frame::Became { reseeded: false, problems: identity::prepare() }))
+        }
         Request::Become(identity) => Some(Reply::Became(identity::become_(&identity))),
-        Request::Put { path, name } => take(port, &tree::destination(Path::new(&path), OsStr::new(&name))),
+        Request::Put { path, name } => {
+            take(port, &tree::destination(Path::new(&path), OsStr::new(&name)))
+        }
         Request::Get { path, follow } => give(port, Path::new(&path), follow),
     }
 }
@@ -110,9 +121,9 @@ fn take(port: &mut Port, target: &Path) -> Option<Reply> {
         let result = match (&mut writer, kind) {
             (_, Kind::End) => break,
             (Err(_), _) => continue,
-            (Ok(writer), Kind::Entry) => {
-                serde_json::from_slice(&payload).map_err(io::Error::from).and_then(|entry| writer.entry(&entry))
-            }
+            (Ok(writer), Kind::Entry) => serde_json::from_slice(&payload)
+                .map_err(io::Error::from)
+                .and_then(|entry| writer.entry(&entry)),
             (Ok(writer), Kind::Data) => match payload.split_first_chunk() {
                 Some((offset, bytes)) => writer.data(u64::from_le_bytes(*offset), bytes),
                 None => Err(io::ErrorKind::InvalidData.into()),

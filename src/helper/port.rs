@@ -1,4 +1,5 @@
-//! The guest's end of a port: a character device that one process has open, with a host that comes and goes.
+//! The guest's end of a port: a character device that one process has open, with a host that comes
+//! and goes.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
@@ -13,7 +14,8 @@ use super::frame::{self, Decoder, Kind, Next, START, VERSION, WELCOME};
 use crate::model::{PORTS, port_name};
 use crate::sys::inside;
 
-/// While nobody is at the other end: how often it is looked all the same, should news have been missed.
+/// While nobody is at the other end: how often it is looked all the same, should news have been
+/// missed.
 const LOOK: Duration = Duration::from_secs(1);
 /// So many bytes may wait to be sent before no more are made.
 const FULL: usize = 256 << 10;
@@ -103,13 +105,16 @@ impl Port {
         while Instant::now() < deadline {
             let mut fds = [PollFd::new(self.file.as_fd(), PollFlags::POLLOUT)];
             let polled = poll(&mut fds, PollTimeout::ZERO);
-            if polled.is_ok() && fds[0].revents().is_some_and(|events| !events.contains(PollFlags::POLLHUP)) {
+            if polled.is_ok()
+                && fds[0].revents().is_some_and(|events| !events.contains(PollFlags::POLLHUP))
+            {
                 return;
             }
             let mut fds = [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
             let _ = poll(
                 &mut fds,
-                PollTimeout::try_from(deadline.saturating_duration_since(Instant::now())).unwrap_or(PollTimeout::ZERO),
+                PollTimeout::try_from(deadline.saturating_duration_since(Instant::now()))
+                    .unwrap_or(PollTimeout::ZERO),
             );
             while let Ok(Some(_)) = self.signals.read_signal() {}
         }
@@ -127,7 +132,8 @@ impl Port {
         }
     }
 
-    /// Waits until there is room to send more; false when the conversation is over. Frames that come meanwhile stay for [`Self::wait`].
+    /// Waits until there is room to send more; false when the conversation is over. Frames that
+    /// come meanwhile stay for [`Self::wait`].
     pub fn has_room(&mut self) -> bool {
         loop {
             self.flush();
@@ -143,7 +149,11 @@ impl Port {
     }
 
     /// Waits for a frame, for one of `others`, for the end of a child, or until `deadline`.
-    pub fn wait(&mut self, others: &[(BorrowedFd<'_>, PollFlags)], deadline: Option<Instant>) -> Event {
+    pub fn wait(
+        &mut self,
+        others: &[(BorrowedFd<'_>, PollFlags)],
+        deadline: Option<Instant>,
+    ) -> Event {
         match self.decoder.cut() {
             Next::Frame(kind, payload) => return Event::Frame(kind, payload),
             Next::Lost => self.talking = false,
@@ -159,14 +169,24 @@ impl Port {
         Event::Other
     }
 
-    /// Waits until something happens, and receives. What it was, the caller looks for itself; what it wants to wait for it has decided after a
-    /// [`Self::flush`], because what was sent in between would never wake it.
+    /// Waits until something happens, and receives. What it was, the caller looks for itself; what
+    /// it wants to wait for it has decided after a [`Self::flush`], because what was sent in
+    /// between would never wake it.
     fn exchange(&mut self, others: &[(BorrowedFd<'_>, PollFlags)], deadline: Option<Instant>) {
-        let ours = if self.unsent.is_empty() { PollFlags::POLLIN } else { PollFlags::POLLIN | PollFlags::POLLOUT };
-        let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN), PollFd::new(self.file.as_fd(), ours)];
+        let ours = if self.unsent.is_empty() {
+            PollFlags::POLLIN
+        } else {
+            PollFlags::POLLIN | PollFlags::POLLOUT
+        };
+        let mut fds = vec![
+            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.file.as_fd(), ours),
+        ];
         fds.extend(others.iter().map(|(fd, flags)| PollFd::new(*fd, *flags)));
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let timeout = left.map_or(PollTimeout::NONE, |left| PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
+        let timeout = left.map_or(PollTimeout::NONE, |left| {
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+        });
         if poll(&mut fds, timeout).is_err() {
             return;
         }

@@ -1,8 +1,9 @@
-//! A file, or a directory with all that is in it, on its way from one machine to the other. Both ends are here: the helper has one of them,
-//! the host the other, whichever way it goes.
+//! A file, or a directory with all that is in it, on its way from one machine to the other. Both
+//! ends are here: the helper has one of them, the host the other, whichever way it goes.
 //!
-//! Holes stay holes; modes and times come along; owners do not (whoever writes owns). What arrives is not trusted: it can name nothing outside the place it was sent
-//! to, neither by `..` nor through a symbolic link, and it is counted ([`Budget`]).
+//! Holes stay holes; modes and times come along; owners do not (whoever writes owns). What arrives
+//! is not trusted: it can name nothing outside the place it was sent to, neither by `..` nor
+//! through a symbolic link, and it is counted ([`Budget`]).
 
 mod writer;
 
@@ -62,7 +63,10 @@ pub enum What {
 impl Entry {
     /// Where it is in the tree.
     pub fn path(&self) -> PathBuf {
-        OsString::from_vec(from_letters(&self.path).unwrap_or_else(|| self.path.clone().into_bytes())).into()
+        OsString::from_vec(
+            from_letters(&self.path).unwrap_or_else(|| self.path.clone().into_bytes()),
+        )
+        .into()
     }
 }
 
@@ -84,10 +88,14 @@ pub enum Piece<'a> {
     Data(u64, &'a [u8]),
 }
 
-/// Hands every piece of the tree at `root` to `give`, depth first. If `root` is a symbolic link, what it points to is read
-/// with `follow`, and the link itself without; below that, links are links. What is neither file, directory nor link is left out
-/// and named.
-pub fn read(root: &Path, follow: bool, give: &mut dyn FnMut(Piece<'_>) -> io::Result<()>) -> io::Result<Vec<PathBuf>> {
+/// Hands every piece of the tree at `root` to `give`, depth first. If `root` is a symbolic link,
+/// what it points to is read with `follow`, and the link itself without; below that, links are
+/// links. What is neither file, directory nor link is left out and named.
+pub fn read(
+    root: &Path,
+    follow: bool,
+    give: &mut dyn FnMut(Piece<'_>) -> io::Result<()>,
+) -> io::Result<Vec<PathBuf>> {
     let mut left_out = Vec::new();
     let root = if follow { std::fs::canonicalize(root)? } else { root.to_owned() };
     read_one(&root, Path::new(""), give, &mut left_out)?;
@@ -104,18 +112,22 @@ fn read_one(
     give: &mut dyn FnMut(Piece<'_>) -> io::Result<()>,
     left_out: &mut Vec<PathBuf>,
 ) -> io::Result<()> {
-    let at = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+    let at =
+        |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
     let about = path.symlink_metadata().map_err(at)?;
     let what = match about.file_type() {
         kind if kind.is_file() => What::File { bytes: about.len() },
         kind if kind.is_dir() => What::Directory,
-        kind if kind.is_symlink() => What::Link { to: to_letters(std::fs::read_link(path).map_err(at)?.as_os_str()) },
+        kind if kind.is_symlink() => {
+            What::Link { to: to_letters(std::fs::read_link(path).map_err(at)?.as_os_str()) }
+        }
         _ => {
             left_out.push(path.to_owned());
             return Ok(());
         }
     };
-    // What the kernel makes up says that it is empty (in /proc), or as long as a page (in /sys), and is not.
+    // What the kernel makes up says that it is empty (in /proc), or as long as a page (in /sys),
+    // and is not.
     let (made_up, what) = match what {
         What::File { bytes: 0 | PAGE } => {
             let bytes = read_made_up(path).map_err(at)?;
@@ -144,8 +156,10 @@ fn read_one(
         }
         What::Link { .. } => give(Piece::Entry(&entry))?,
         What::Directory => {
-            let mut names: Vec<OsString> =
-                std::fs::read_dir(path).map_err(at)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<_>>()?;
+            let mut names: Vec<OsString> = std::fs::read_dir(path)
+                .map_err(at)?
+                .map(|entry| Ok(entry?.file_name()))
+                .collect::<io::Result<_>>()?;
             names.sort();
             give(Piece::Entry(&entry))?;
             for name in names {
@@ -156,21 +170,27 @@ fn read_one(
     Ok(())
 }
 
-/// All of a file that may be longer or shorter than it says. One that would be waited for has nothing now.
+/// All of a file that may be longer or shorter than it says. One that would be waited for has
+/// nothing now.
 fn read_made_up(path: &Path) -> io::Result<Vec<u8>> {
     let flags = OFlags::NONBLOCK.bits().cast_signed();
     let file = File::options().read(true).custom_flags(flags).open(path)?;
     let mut bytes = Vec::new();
     match file.take(MADE_UP + 1).read_to_end(&mut bytes) {
         Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
-        _ if bytes.len() as u64 > MADE_UP => {
-            Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is longer than it says, and does not end"))
-        }
+        _ if bytes.len() as u64 > MADE_UP => Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            "it is longer than it says, and does not end",
+        )),
         _ => Ok(bytes),
     }
 }
 
-fn read_data(file: &File, bytes: u64, give: &mut dyn FnMut(Piece<'_>) -> io::Result<()>) -> io::Result<()> {
+fn read_data(
+    file: &File,
+    bytes: u64,
+    give: &mut dyn FnMut(Piece<'_>) -> io::Result<()>,
+) -> io::Result<()> {
     let mut buffer = vec![0; CHUNK];
     let mut offset = 0;
     while let Some((start, end)) = next_data(file, offset, bytes)? {
@@ -193,8 +213,9 @@ fn read_data(file: &File, bytes: u64, give: &mut dyn FnMut(Piece<'_>) -> io::Res
     Ok(())
 }
 
-/// Where a tree called `name` goes when it is sent to `target`: into a directory that is there, or that the path says is meant; else it gets that name itself.
-/// `target` is what the user typed, so it may be a link to a directory; the [`Writer`] follows none below it.
+/// Where a tree called `name` goes when it is sent to `target`: into a directory that is there, or
+/// that the path says is meant; else it gets that name itself. `target` is what the user typed, so
+/// it may be a link to a directory; the [`Writer`] follows none below it.
 pub fn destination(target: &Path, name: &OsStr) -> PathBuf {
     let slash = target.as_os_str().as_bytes().ends_with(b"/");
     if slash || target.is_dir() { target.join(name) } else { target.to_owned() }
@@ -226,12 +247,17 @@ mod tests {
         let sparse = File::create(from.join("sparse")).expect("a file");
         sparse.set_len(1 << 30).expect("a hole");
         sparse.write_all_at(b"end", (1 << 30) - 3).expect("an end");
-        std::fs::set_permissions(from.join("a/x"), PermissionsExt::from_mode(0o751)).expect("a mode");
-        std::fs::set_permissions(from.join("a/b"), PermissionsExt::from_mode(0o555)).expect("a mode");
+        std::fs::set_permissions(from.join("a/x"), PermissionsExt::from_mode(0o751))
+            .expect("a mode");
+        std::fs::set_permissions(from.join("a/b"), PermissionsExt::from_mode(0o555))
+            .expect("a mode");
         let bytes = copy(&from, &to).expect("a copy");
         assert!(bytes < 1 << 20, "{bytes} bytes for a file that is nearly all hole");
         assert_eq!(std::fs::read(to.join("a/x")).expect("a file"), vec![5; 100_000]);
-        assert_eq!(std::fs::read(to.join(OsStr::from_bytes(b"odd\xff name\n"))).expect("a file"), b"odd");
+        assert_eq!(
+            std::fs::read(to.join(OsStr::from_bytes(b"odd\xff name\n"))).expect("a file"),
+            b"odd"
+        );
         assert_eq!(std::fs::read_link(to.join("a/b/link")).expect("a link"), Path::new("../a"));
         let about = to.join("sparse").metadata().expect("a file");
         assert_eq!(about.len(), 1 << 30);
@@ -250,7 +276,10 @@ mod tests {
         let room = tempfile::tempdir().expect("a directory");
         let to = room.path().join("version");
         let bytes = copy(Path::new("/proc/version"), &to).expect("a copy");
-        assert_eq!(std::fs::read(&to).expect("a file"), std::fs::read("/proc/version").expect("a file"));
+        assert_eq!(
+            std::fs::read(&to).expect("a file"),
+            std::fs::read("/proc/version").expect("a file")
+        );
         assert_eq!(bytes, to.metadata().expect("a file").len());
         let page = Path::new("/sys/kernel/uevent_seqnum");
         assert_eq!(page.metadata().expect("a file").len(), PAGE);

@@ -1,4 +1,5 @@
-//! Users of the guest, as its files have them (`passwd(5)`, `group(5)`). A static program has no name service.
+//! Users of the guest, as its files have them (`passwd(5)`, `group(5)`). A static program has no
+//! name service.
 
 use crate::sys::inside::Who;
 
@@ -17,7 +18,11 @@ pub struct User {
 
 /// The user of this name or number.
 pub fn find(user: &str) -> Option<User> {
-    let read = |path| std::fs::read(path).map(|text| String::from_utf8_lossy(&text).into_owned()).unwrap_or_default();
+    let read = |path| {
+        std::fs::read(path)
+            .map(|text| String::from_utf8_lossy(&text).into_owned())
+            .unwrap_or_default()
+    };
     parse(user, &read("/etc/passwd"), &read("/etc/group"))
 }
 
@@ -33,13 +38,19 @@ pub fn root() -> User {
 
 fn parse(user: &str, passwd: &str, group: &str) -> Option<User> {
     let fields = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>());
-    let known =
-        fields.into_iter().find(|fields| matches!(fields[..], [name, _, uid, ..] if name == user || uid == user));
+    let known = fields
+        .into_iter()
+        .find(|fields| matches!(fields[..], [name, _, uid, ..] if name == user || uid == user));
     let Some(fields) = known else {
         // A number needs no entry.
         let uid = user.parse().ok()?;
         let who = Who { uid, gid: uid, groups: vec![uid] };
-        return Some(User { name: user.to_owned(), who, home: "/".into(), shell: "/bin/sh".into() });
+        return Some(User {
+            name: user.to_owned(),
+            who,
+            home: "/".into(),
+            shell: "/bin/sh".into(),
+        });
     };
     let [name, _, uid, gid, rest @ ..] = &fields[..] else { return None };
     let (uid, gid) = (uid.parse().ok()?, gid.parse().ok()?);
@@ -54,9 +65,16 @@ fn parse(user: &str, passwd: &str, group: &str) -> Option<User> {
         }
     }
     let or = |index: usize, other: &str| {
-        rest.get(index).filter(|text| !text.is_empty()).map_or_else(|| other.to_owned(), |text| (*text).to_owned())
+        rest.get(index)
+            .filter(|text| !text.is_empty())
+            .map_or_else(|| other.to_owned(), |text| (*text).to_owned())
     };
-    Some(User { name: (*name).to_owned(), who: Who { uid, gid, groups }, home: or(1, "/"), shell: or(2, "/bin/sh") })
+    Some(User {
+        name: (*name).to_owned(),
+        who: Who { uid, gid, groups },
+        home: or(1, "/"),
+        shell: or(2, "/bin/sh"),
+    })
 }
 
 #[cfg(test)]
@@ -65,7 +83,8 @@ mod tests {
 
     #[test]
     fn users_are_found_by_name_and_number_with_their_groups() {
-        let passwd = "root:x:0:0:root:/root:/bin/bash\nann:x:1000:1000:Ann,,,:/home/ann:\nbad line\n";
+        let passwd =
+            "root:x:0:0:root:/root:/bin/bash\nann:x:1000:1000:Ann,,,:/home/ann:\nbad line\n";
         let group = "root:x:0:\nann:x:1000:\nsudo:x:27:bob,ann\nkvm:x:106:annette\n";
         let ann = parse("ann", passwd, group).expect("ann");
         assert_eq!(ann.who, Who { uid: 1000, gid: 1000, groups: vec![1000, 27] });

@@ -4,28 +4,31 @@
 //! two commands that want the same file do not get it twice, and one that was cut short goes on.
 //! What was copied into the pool is inspected again there.
 
+mod resolve;
+
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use jiff::Timestamp;
+pub use resolve::Request;
+use resolve::{Place, Resolved, resolve};
 use uuid::Uuid;
 
-use super::catalogue::Catalogue;
-use super::downloads;
-use super::source::{self, Source};
+use super::{downloads, source};
 use crate::change::{self, Plan, Run};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::fetch::digest::{self, Digest};
 use crate::fetch::http::{Client, Limits};
 use crate::fetch::unpack::Packing;
-use crate::fetch::{self, Fetched, Job, Local, Url, http, partial};
+use crate::fetch::{self, Job, Local, Url, http, partial};
 use crate::layer::foreign;
 use crate::layer::foreign::rule::{Ask, Spelling};
 use crate::layer::import::{self, Candidate};
 use crate::model::{
-    Config, Credentials, Disk, Firmware, Format, ImageOrigin, Layer, LogLimit, Name, Nic, Record, Role, printable,
+    Config, Credentials, Disk, Firmware, Format, ImageOrigin, Layer, LogLimit, Name, Nic, Record,
+    Role,
 };
 use crate::qemu::probe::Probe;
 use crate::steps::layers::{CopyFile, SetMode};
@@ -37,21 +40,6 @@ use crate::template::freeze;
 const MEMORY: u64 = 1 << 30;
 const CPUS: u32 = 2;
 
-/// An image as asked for.
-#[derive(Debug, Clone)]
-pub struct Request {
-    /// Where it is from.
-    pub source: Source,
-    /// What it is to be called; without a name, as its file.
-    pub name: Option<Name>,
-    /// What the user says it is.
-    pub format: Option<Format>,
-    /// The checksum of the file.
-    pub digest: Option<Digest>,
-    /// A file, or an address, that has the checksum.
-    pub sums: Option<String>,
-}
-
 /// An image of the store.
 #[derive(Debug, Clone)]
 pub struct Added {
@@ -59,38 +47,6 @@ pub struct Added {
     pub name: Name,
     /// Its record.
     pub record: Record,
-}
-
-/// The same, with all that is known of it before anything is read.
-struct Resolved {
-    place: Place,
-    /// What the image is to be called.
-    name: Name,
-    /// What its file is called in the store.
-    file: String,
-    /// What its file is called in a checksum file.
-    published: String,
-    format: Option<Format>,
-    checksum: Checksum,
-    /// The source as a word of a command.
-    word: String,
-    origin: ImageOrigin,
-}
-
-/// Where the file is.
-#[derive(Clone)]
-enum Place {
-    File(PathBuf),
-    Url(Url),
-}
-
-/// What the file has to be.
-#[derive(Default)]
-struct Checksum {
-    digest: Option<Digest>,
-    sums: Option<String>,
-    /// It is what the user says, or the catalogue itself, and not only what is published.
-    is_said: bool,
 }
 
 /// Makes an image of what the request names. Refused if there is something of that name.
@@ -116,76 +72,19 @@ pub async fn ensure(context: &Context, request: &Request) -> Result<Added> {
     }
 }
 
-fn resolve(context: &Context, request: &Request) -> Result<Resolved> {
-    let Request { source, name, format, digest, sums } = request.clone();
-    let checksum = Checksum { is_said: digest.is_some() || sums.is_some(), digest, sums };
-    match source {
-        Source::File(path) => {
-            let published = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let absolute = std::path::absolute(&path).on("find", &path)?;
-            Ok(Resolved {
-                name: name.map_or_else(|| source::name(&published), Ok)?,
-                file: published.clone(),
-                published,
-                format,
-                checksum,
-                word: printable::shell(&path),
-                origin: ImageOrigin { source: absolute.display().to_string(), ..ImageOrigin::default() },
-                place: Place::File(path),
-            })
-        }
-        Source::Url(url) => {
-            let shown = http::shown(&url);
-            // What is not shown is not known to whoever reads a hint.
-            let word = if url.query().is_some() { "URL".to_owned() } else { printable::shell(Path::new(&shown)) };
-            let name = name.map_or_else(|| source::name(&source::file_name(&url)), Ok)?;
-            Ok(download(url, name, format, checksum, word))
-        }
-        Source::Catalogue { name: of, version } => {
-            let catalogue = Catalogue::load(&context.store)?;
-            let entry = catalogue.find(&of, &version)?;
-            let word = format!("{}:{}", entry.name, entry.version);
-            let name = name.map_or_else(|| format!("{}-{}", entry.name, entry.version).parse(), Ok)?;
-            // What the user says counts more than what the catalogue says.
-            let checksum = match checksum.is_said {
-                true => checksum,
-                // A checksum that is published may be that of a newer build; one in the catalogue itself is meant.
-                false => {
-                    let digest = entry.digest()?;
-                    Checksum { is_said: digest.is_some(), digest, sums: entry.sums.clone() }
-                }
-            };
-            let format = format.or(Some(entry.format));
-            let mut resolved = download(source::url(&entry.url)?, name, format, checksum, word.clone());
-            resolved.origin.catalogue = Some(word);
-            Ok(resolved)
-        }
-    }
-}
-
-fn download(url: Url, name: Name, format: Option<Format>, checksum: Checksum, word: String) -> Resolved {
-    let address = Some(partial::key(&url));
-    Resolved {
-        name,
-        file: source::file_name(&url),
-        published: source::published_name(&url),
-        format,
-        checksum,
-        word,
-        origin: ImageOrigin { source: http::shown(&url), address, ..ImageOrigin::default() },
-        place: Place::Url(url),
-    }
-}
-
 fn refuse_taken(context: &Context, resolved: &Resolved) -> Result<()> {
     let name = &resolved.name;
     if !context.store.exists(name) {
         return Ok(());
     }
     let record = context.store.load(name).ok();
-    let is_same = |record: &Record| record.image().is_some_and(|image| is_same_source(image, &resolved.origin));
+    let is_same = |record: &Record| {
+        record.image().is_some_and(|image| is_same_source(image, &resolved.origin))
+    };
     let by = match &record {
-        Some(record) if is_same(record) => "an image from the same source, which may be another version".to_owned(),
+        Some(record) if is_same(record) => {
+            "an image from the same source, which may be another version".to_owned()
+        }
         Some(record) => format!("another {}", record.kind()),
         None => "a VM, template or image whose record cannot be read".to_owned(),
     };
@@ -208,8 +107,9 @@ fn existing(context: &Context, resolved: &Resolved) -> Result<Option<Added>> {
         Some(digest @ Digest::Sha512(_)) => image.sha512.as_ref() == Some(&digest.to_string()),
         None => true,
     };
-    let is_it =
-        |record: &Record| record.image().is_some_and(|image| is_same_source(image, &resolved.origin) && has_it(image));
+    let is_it = |record: &Record| {
+        record.image().is_some_and(|image| is_same_source(image, &resolved.origin) && has_it(image))
+    };
     let mut records = context.store.records()?.into_iter();
     Ok(records.find(|(_, record)| is_it(record)).map(|(name, record)| Added { name, record }))
 }
@@ -223,7 +123,9 @@ async fn obtain(context: &Context, mut resolved: Resolved, reuse: bool) -> Resul
     find_checksum(context, &mut resolved).await?;
     match resolved.place.clone() {
         Place::Url(url) => from_url(context, resolved, machine, &url, reuse).await,
-        Place::File(path) if resolved.checksum.digest.is_some() || Packing::by_name(&resolved.file).is_some() => {
+        Place::File(path)
+            if resolved.checksum.digest.is_some() || Packing::by_name(&resolved.file).is_some() =>
+        {
             from_read_file(context, resolved, machine, &path).await
         }
         Place::File(path) => {
@@ -245,7 +147,8 @@ async fn find_checksum(context: &Context, resolved: &mut Resolved) -> Result<()>
         resolved.origin.verified = url.scheme() == "https";
         if !resolved.origin.verified {
             context.ui.warn(&format!(
-                "{} is read over http, so the image is not verified: anybody on the way could change both",
+                "{} is read over http, so the image is not verified: anybody on the way could \
+                 change both",
                 http::shown(&url)
             ));
         }
@@ -265,18 +168,16 @@ async fn find_checksum(context: &Context, resolved: &mut Resolved) -> Result<()>
     Ok(())
 }
 
-impl Resolved {
-    /// Notes what was read.
-    fn note(&mut self, fetched: &Fetched) {
-        self.origin.sha256 = Some(fetched.sums.sha256.to_string());
-        self.origin.sha512 = fetched.sums.sha512.as_ref().map(Digest::to_string);
-    }
-}
-
 /// A file of the host that is checked or decompressed.
-async fn from_read_file(context: &Context, mut resolved: Resolved, machine: String, path: &Path) -> Result<Added> {
+async fn from_read_file(
+    context: &Context,
+    mut resolved: Resolved,
+    machine: String,
+    path: &Path,
+) -> Result<Added> {
     let file = foreign::open(path)?.file;
-    let (directory, _lock) = downloads::claim(context, &Uuid::new_v4().simple().to_string()).await?;
+    let (directory, _lock) =
+        downloads::claim(context, &Uuid::new_v4().simple().to_string()).await?;
     let made = async {
         let shown = path.display().to_string();
         let expected = resolved.checksum.digest.as_ref();
@@ -293,9 +194,16 @@ async fn from_read_file(context: &Context, mut resolved: Resolved, machine: Stri
 }
 
 /// A download. One that was cut short, or whose format is in question, stays for the next time.
-async fn from_url(context: &Context, mut resolved: Resolved, machine: String, url: &Url, reuse: bool) -> Result<Added> {
+async fn from_url(
+    context: &Context,
+    mut resolved: Resolved,
+    machine: String,
+    url: &Url,
+    reuse: bool,
+) -> Result<Added> {
     if resolved.checksum.digest.is_none() {
-        let how = if url.scheme() == "https" { "" } else { ", and anybody on the way could change it" };
+        let how =
+            if url.scheme() == "https" { "" } else { ", and anybody on the way could change it" };
         context.ui.warn(&format!(
             "{} is not verified{how}: say its checksum with --sha256 HEX or --sums URL",
             resolved.origin.source
@@ -328,9 +236,12 @@ async fn from_url(context: &Context, mut resolved: Resolved, machine: String, ur
                 return Err(error);
             }
             let _ = std::fs::remove_dir_all(&directory);
-            let why = error.full_message().replace(&fetched.path.display().to_string(), &resolved.origin.source);
+            let why = error
+                .full_message()
+                .replace(&fetched.path.display().to_string(), &resolved.origin.source);
             return Err(Error::new(error.kind(), why).hint(
-                "if it is the right file, download it by other means, put it right, then: cowhand image add FILE",
+                "if it is the right file, download it by other means, put it right, then: cowhand \
+                 image add FILE",
             ));
         }
     };
@@ -345,7 +256,12 @@ fn ask(path: &Path, said: Option<Format>) -> Ask<'_> {
 }
 
 /// Copies the file into the pool, where it is inspected again, and makes its record.
-async fn keep(context: &Context, resolved: Resolved, machine: String, candidate: Candidate) -> Result<Added> {
+async fn keep(
+    context: &Context,
+    resolved: Resolved,
+    machine: String,
+    candidate: Candidate,
+) -> Result<Added> {
     let name = resolved.name;
     let store_lock = context.lock_store().await?;
     change::recover::sweep(context, &store_lock).await?;
@@ -355,7 +271,12 @@ async fn keep(context: &Context, resolved: Resolved, machine: String, candidate:
     let disk = Disk::new("vda", layer.clone(), candidate.virtual_bytes);
     let now = Timestamp::now();
     let record = Record {
-        role: Role::Template { frozen: now, sealed: false, stamps: Vec::new(), image: Some(resolved.origin) },
+        role: Role::Template {
+            frozen: now,
+            sealed: false,
+            stamps: Vec::new(),
+            image: Some(resolved.origin),
+        },
         uuid: Uuid::new_v4(),
         created: now,
         origin: None,
@@ -366,7 +287,12 @@ async fn keep(context: &Context, resolved: Resolved, machine: String, candidate:
         ephemeral: None,
         autostart: false,
     };
-    let copy = CopyFile { from: candidate.path, id: Some(candidate.id), layer: layer.clone(), backing: None };
+    let copy = CopyFile {
+        from: candidate.path,
+        id: Some(candidate.id),
+        layer: layer.clone(),
+        backing: None,
+    };
     let set_mode = SetMode { layers: vec![layer], before: vec![0o600], mode: freeze::MODE };
     let plan = Plan::before([copy.into(), set_mode.into()]).pivot(WriteRecord::of(&record));
     change::run(&lock, plan, &mut Run::with_no_qemu(context, &name)).await?;

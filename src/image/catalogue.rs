@@ -62,12 +62,14 @@ impl Entry {
     }
 
     fn is(&self, name: &str, version: &str) -> bool {
-        self.name == name && (self.version == version || self.aliases.iter().any(|alias| alias == version))
+        self.name == name
+            && (self.version == version || self.aliases.iter().any(|alias| alias == version))
     }
 }
 
 fn shown(address: &str) -> String {
-    source::url(address).map_or_else(|_| "an address that cannot be used".to_owned(), |url| http::shown(&url))
+    source::url(address)
+        .map_or_else(|_| "an address that cannot be used".to_owned(), |url| http::shown(&url))
 }
 
 /// All that are known.
@@ -82,13 +84,20 @@ impl Catalogue {
     /// What is built in, with what the store has.
     pub fn load(store: &Store) -> Result<Self> {
         let path = store.layout.catalogue();
-        let mut all =
-            Self::parse(BUILT_IN).map_err(|why| Error::failed("the catalogue cannot be read").because(why))?;
+        let mut all = Self::parse(BUILT_IN)
+            .map_err(|why| Error::failed("the catalogue cannot be read").because(why))?;
         let Some(text) = plain::read(&path)? else { return Ok(all) };
-        let own = String::from_utf8(text).map_err(|error| error.to_string()).and_then(|text| Self::parse(&text));
-        let own = own.map_err(|why| Error::usage(format!("{} cannot be read", path.display())).because(why))?;
-        all.entries
-            .retain(|entry| !own.entries.iter().any(|own| (&own.name, &own.version) == (&entry.name, &entry.version)));
+        let own = String::from_utf8(text)
+            .map_err(|error| error.to_string())
+            .and_then(|text| Self::parse(&text));
+        let own = own.map_err(|why| {
+            Error::usage(format!("{} cannot be read", path.display())).because(why)
+        })?;
+        all.entries.retain(|entry| {
+            !own.entries
+                .iter()
+                .any(|own| (&own.name, &own.version) == (&entry.name, &entry.version))
+        });
         all.entries.splice(0..0, own.entries);
         Ok(all)
     }
@@ -136,7 +145,8 @@ mod tests {
                 word.parse::<Name>().expect("a word that can be typed");
             }
             assert_eq!(entry.url.get(..8), Some("https://"), "{entry:?}");
-            source::name(&source::file_name(&source::url(&entry.url).expect("an address"))).expect("a name");
+            source::name(&source::file_name(&source::url(&entry.url).expect("an address")))
+                .expect("a name");
             let sums = entry.sums.as_ref().expect("each has a checksum file");
             assert_eq!(source::url(sums).expect("an address").scheme(), "https");
             assert_eq!(all.find(&entry.name, &entry.version).expect("it is there"), entry);
@@ -151,8 +161,16 @@ mod tests {
         let room = tempfile::tempdir().expect("a directory");
         let store = Store::at(room.path()).expect("a store");
         let built_in = Catalogue::load(&store).expect("it can be read").entries.len();
-        let own = "[[image]]\nname = \"debian\"\nversion = \"12\"\nurl = \"https://mirror/x.qcow2\"\nformat = \"qcow2\"\n\
-            [[image]]\nname = \"ours\"\nversion = \"1\"\nurl = \"https://mirror/y.raw.zst\"\nformat = \"raw\"\n";
+        let own = "[[image]]\n\
+                   name = \"debian\"\n\
+                   version = \"12\"\n\
+                   url = \"https://mirror/x.qcow2\"\n\
+                   format = \"qcow2\"\n\
+                   [[image]]\n\
+                   name = \"ours\"\n\
+                   version = \"1\"\n\
+                   url = \"https://mirror/y.raw.zst\"\n\
+                   format = \"raw\"\n";
         std::fs::write(store.layout.catalogue(), own).expect("a file");
         let all = Catalogue::load(&store).expect("it can be read");
         assert_eq!(all.entries.len(), built_in + 1);

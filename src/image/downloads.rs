@@ -74,8 +74,10 @@ pub async fn claim(context: &Context, name: &str) -> Result<(PathBuf, File)> {
 /// Refuses what is there and is no directory: what a link leads to is not ours to empty.
 fn refuse_strange(path: &Path) -> Result<()> {
     match path.symlink_metadata() {
-        Ok(about) if !about.is_dir() => Err(Error::damaged(format!("{} is not a directory", path.display()))
-            .hint(format!("move it away: mv {0} {0}.aside", printable::shell(path)))),
+        Ok(about) if !about.is_dir() => {
+            Err(Error::damaged(format!("{} is not a directory", path.display()))
+                .hint(format!("move it away: mv {0} {0}.aside", printable::shell(path))))
+        }
         _ => Ok(()),
     }
 }
@@ -87,7 +89,9 @@ pub fn left(store: &Store) -> Result<Vec<Left>> {
         return Ok(Vec::new());
     }
     let entries = match std::fs::read_dir(&directory) {
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(Vec::new()),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return Ok(Vec::new());
+        }
         other => other.on("list", &directory)?,
     };
     let mut left = Vec::new();
@@ -98,11 +102,16 @@ pub fn left(store: &Store) -> Result<Vec<Left>> {
             continue;
         }
         let Ok(lock) = files::open_directory(&path) else { continue };
-        if !flock::try_exclusive(&lock).on("lock", &path)? || !flock::is_still_at(&lock, &path).on("check", &path)? {
+        if !flock::try_exclusive(&lock).on("lock", &path)?
+            || !flock::is_still_at(&lock, &path).on("check", &path)?
+        {
             continue;
         }
         let (mut bytes, mut newest) = (0, SystemTime::UNIX_EPOCH);
-        let files = std::fs::read_dir(&path).on("list", &path)?.flatten().filter_map(|file| file.metadata().ok());
+        let files = std::fs::read_dir(&path)
+            .on("list", &path)?
+            .flatten()
+            .filter_map(|file| file.metadata().ok());
         for about in files.chain(path.metadata()) {
             bytes += std::os::unix::fs::MetadataExt::blocks(&about) * 512;
             newest = newest.max(about.modified().unwrap_or(newest));

@@ -1,13 +1,17 @@
-//! Image files: looked at, checked and converted wherever they lie, and made of a point of a VM. Nothing here changes the store.
+//! Image files: looked at, checked and converted wherever they lie, and made of a point of a VM.
+//! Nothing here changes the store.
 //!
-//! A file a user names may come from anybody: it is inspected before QEMU's programs see it, and these run in a cage
-//! (`layer/foreign`, `sys/cage`). A file that names other files is refused, unless the user asks for these.
+//! A file a user names may come from anybody: it is inspected before QEMU's programs see it, and
+//! these run in a cage (`layer/foreign`, `sys/cage`). A file that names other files is refused,
+//! unless the user asks for these.
+
+mod progress;
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
+use progress::watched;
 use serde_json::{Value, json};
 
 use crate::change::OpenVm;
@@ -21,7 +25,6 @@ use crate::model::{Disk, Format, Layer, PointRef, printable};
 use crate::qemu::img::{Checked, Img, Info, Inside, Repair, Source};
 use crate::sys::cage::Held;
 use crate::sys::{files, image_lock};
-use crate::ui::Task;
 use crate::vm::list;
 
 /// What is known of an image without opening any file it names, with its internal snapshots.
@@ -32,14 +35,25 @@ pub async fn info(context: &Context, path: &Path, format: Option<Format>) -> Res
     let info = match names.is_empty() {
         true => {
             let path = file.held.path();
-            Img::find(context)?.holding([&file.held]).info(&path, Source::alone(&path, file.format)).await?
+            Img::find(context)?
+                .holding([&file.held])
+                .info(&path, Source::alone(&path, file.format))
+                .await?
         }
         // No program of QEMU's sees it: it would open these files.
         false => Info {
             format: file.format.to_string(),
             virtual_bytes: file.inspection.virtual_bytes,
-            allocated_bytes: file.held.path().metadata().map(|about| about.blocks() * 512).on("read", &file.path)?,
-            backing: names.iter().find(|name| name.role == Role::Backing).and_then(|name| name.name.clone()),
+            allocated_bytes: file
+                .held
+                .path()
+                .metadata()
+                .map(|about| about.blocks() * 512)
+                .on("read", &file.path)?,
+            backing: names
+                .iter()
+                .find(|name| name.role == Role::Backing)
+                .and_then(|name| name.name.clone()),
             backing_format: file.inspection.backing_format.clone(),
             snapshots: Vec::new(),
             encrypted: file.inspection.encrypted,
@@ -71,7 +85,10 @@ pub async fn check(
     file.refuse_references()?;
     let in_use = image_lock::is_written_to(&file.held.path()).on("look at the locks of", path)?;
     if repair && in_use {
-        return Err(Error::refused(format!("{} is in use: a running QEMU writes to it", path.display())));
+        return Err(Error::refused(format!(
+            "{} is in use: a running QEMU writes to it",
+            path.display()
+        )));
     }
     if !file.format.can_be_checked() {
         return Ok((file.format, None));
@@ -79,7 +96,8 @@ pub async fn check(
     let path = file.held.path();
     let source = Source::alone(&path, file.format);
     let repair = if repair { Repair::All } else { Repair::Nothing };
-    let checked = Img::find(context)?.holding([&file.held]).check(&path, source, in_use, repair).await?;
+    let checked =
+        Img::find(context)?.holding([&file.held]).check(&path, source, in_use, repair).await?;
     Ok((file.format, Some(checked)))
 }
 
@@ -102,21 +120,29 @@ impl Target {
     fn resolve(&self) -> Result<(PathBuf, Format)> {
         let path = std::path::absolute(&self.path).on("find", &self.path)?;
         if path.is_dir() {
-            return Err(Error::usage(format!("{} is a directory: name a file in it", path.display())));
+            return Err(Error::usage(format!(
+                "{} is a directory: name a file in it",
+                path.display()
+            )));
         }
         if let Some(what) = files::special_at(&path) {
-            return Err(Error::refused(format!("{} is {what}, not an ordinary file", path.display()))
-                .hint("name a file, which can be new"));
+            return Err(Error::refused(format!(
+                "{} is {what}, not an ordinary file",
+                path.display()
+            ))
+            .hint("name a file, which can be new"));
         }
         // A link that leads nowhere would be replaced, too.
         if path.symlink_metadata().is_ok() && !self.force {
-            return Err(Error::exists(format!("{} is there already", path.display())).hint("to replace it: --force"));
+            return Err(Error::exists(format!("{} is there already", path.display()))
+                .hint("to replace it: --force"));
         }
         let directory = path.parent().unwrap_or(Path::new("/"));
         if !directory.is_dir() {
             return Err(Error::not_found(format!("there is no directory {}", directory.display())));
         }
-        let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+        let extension =
+            path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
         let guessed = match extension {
             "img" => Some(Format::Raw),
             "vhd" => Some(Format::Vpc),
@@ -137,8 +163,8 @@ pub struct Written {
     pub bytes: u64,
 }
 
-/// Converts an image into a new file. With `within`, the files it names are used, too: those beside it, and those below these
-/// directories; each is inspected and listed before.
+/// Converts an image into a new file. With `within`, the files it names are used, too: those beside
+/// it, and those below these directories; each is inspected and listed before.
 pub async fn convert(
     context: &Context,
     from: &Path,
@@ -157,12 +183,16 @@ pub async fn convert(
     let held = tree.held();
     for (file, held) in tree.files().iter().zip(&held) {
         if image_lock::is_written_to(&held.path()).on("look at the locks of", file)? {
-            return Err(Error::refused(format!("{} is in use: a running QEMU writes to it", file.display()))
-                .hint("if it belongs to a VM of the store: cowhand image export VM@SNAPSHOT FILE"));
+            return Err(Error::refused(format!(
+                "{} is in use: a running QEMU writes to it",
+                file.display()
+            ))
+            .hint("if it belongs to a VM of the store: cowhand image export VM@SNAPSHOT FILE"));
         }
     }
     import::tell(context, &tree);
-    let scratch = tempfile::tempdir().map_err(|error| Error::failed("cannot make a directory").because(error))?;
+    let scratch = tempfile::tempdir()
+        .map_err(|error| Error::failed("cannot make a directory").because(error))?;
     let node = tree.node(scratch.path())?;
     let from = Origin {
         path: scratch.path(),
@@ -191,12 +221,24 @@ pub async fn convert_overlay(
     let opened = File::open(overlay).on("open", overlay)?;
     let virtual_bytes = inspect::inspect(&opened, Format::Qcow2).on("read", overlay)?.virtual_bytes;
     let source = Source::Node(node);
-    let from = Origin { path: overlay, source, virtual_bytes, others: Vec::new(), held: vec![below], within: None };
+    let from = Origin {
+        path: overlay,
+        source,
+        virtual_bytes,
+        others: Vec::new(),
+        held: vec![below],
+        within: None,
+    };
     write(context, from, to).await
 }
 
 /// Flattens one disk of a point into a file, also while the VM runs.
-pub async fn export(context: &Context, point: &PointRef, target: Option<&str>, to: &Target) -> Result<Written> {
+pub async fn export(
+    context: &Context,
+    point: &PointRef,
+    target: Option<&str>,
+    to: &Target,
+) -> Result<Written> {
     let vm = &point.vm;
     // Keeps the layers from being merged meanwhile.
     let opened = OpenVm::open(context, vm).await?;
@@ -207,10 +249,14 @@ pub async fn export(context: &Context, point: &PointRef, target: Option<&str>, t
             (&snapshot.config, snapshot.tag())
         }
         None if opened.is_running()? => {
-            return Err(Error::refused(format!("{vm} is running: its disks change while they would be written out"))
-                .hint(format!(
-                    "export a snapshot: cowhand snapshot create {vm} NOW && cowhand image export {vm}@NOW FILE"
-                )));
+            return Err(Error::refused(format!(
+                "{vm} is running: its disks change while they would \
+                 be written out"
+            ))
+            .hint(format!(
+                "export a snapshot: cowhand snapshot create {vm} NOW && cowhand image export \
+                 {vm}@NOW FILE"
+            )));
         }
         None => (&record.config, None),
     };
@@ -220,8 +266,11 @@ pub async fn export(context: &Context, point: &PointRef, target: Option<&str>, t
         (None, []) => return Err(Error::refused(format!("{point} has no disk"))),
         (None, many) => {
             let names: Vec<&str> = many.iter().map(|disk| disk.target.as_str()).collect();
-            return Err(Error::usage(format!("{point} has {} disks, and a file holds one", many.len()))
-                .hint(format!("say which: --disk {}", names.join(" or --disk "))));
+            return Err(Error::usage(format!(
+                "{point} has {} disks, and a file holds one",
+                many.len()
+            ))
+            .hint(format!("say which: --disk {}", names.join(" or --disk "))));
         }
     };
     export_disk(context, Of { disk, tag }, to).await
@@ -237,7 +286,11 @@ pub struct Of<'a> {
 }
 
 /// Flattens a disk of a VM, whose lock the caller holds, into a file.
-pub async fn export_disk(context: &Context, Of { disk, tag }: Of<'_>, to: &Target) -> Result<Written> {
+pub async fn export_disk(
+    context: &Context,
+    Of { disk, tag }: Of<'_>,
+    to: &Target,
+) -> Result<Written> {
     let layer: &Layer = &disk.layer;
     let chain = chain::whole(&context.store, layer)?;
     let (mut others, mut in_place) = (Vec::new(), Vec::new());
@@ -252,7 +305,11 @@ pub async fn export_disk(context: &Context, Of { disk, tag }: Of<'_>, to: &Targe
     let path = &if alone { in_place[0].path() } else { context.store.layout.layer(layer) };
     let from = Origin {
         path,
-        source: if alone { Source::alone(path, layer.format) } else { Source::File(path, layer.format) },
+        source: if alone {
+            Source::alone(path, layer.format)
+        } else {
+            Source::File(path, layer.format)
+        },
         virtual_bytes: chain.active().virtual_bytes.max(disk.virtual_bytes),
         others,
         held: in_place.iter().collect(),
@@ -268,13 +325,21 @@ pub async fn export_disk(context: &Context, Of { disk, tag }: Of<'_>, to: &Targe
 pub fn check_target(context: &Context, to: &Target) -> Result<(PathBuf, Format)> {
     let (path, into) = to.resolve()?;
     let inside = |root: &Path| {
-        path.parent().and_then(|parent| parent.canonicalize().ok()).is_some_and(|parent| parent.starts_with(root))
+        path.parent()
+            .and_then(|parent| parent.canonicalize().ok())
+            .is_some_and(|parent| parent.starts_with(root))
     };
     if context.store.layout.root().canonicalize().is_ok_and(|root| inside(&root)) {
-        return Err(Error::refused(format!("{} lies in the store, which is not written to by hand", path.display())));
+        return Err(Error::refused(format!(
+            "{} lies in the store, which is not written to by hand",
+            path.display()
+        )));
     }
     if path.exists() && image_lock::is_written_to(&path).on("look at the locks of", &path)? {
-        return Err(Error::refused(format!("{} is in use: a running QEMU writes to it", path.display())));
+        return Err(Error::refused(format!(
+            "{} is in use: a running QEMU writes to it",
+            path.display()
+        )));
     }
     Ok((path, into))
 }
@@ -298,20 +363,32 @@ async fn write(context: &Context, from: Origin<'_>, to: &Target) -> Result<Writt
     let (path, into) = check_target(context, to)?;
     let directory = path.parent().unwrap_or(Path::new("/"));
     let img = Img::find(context)?.reading(from.others).holding(from.held);
-    let temporary = || tempfile::Builder::new().prefix(".cowhand-").tempfile_in(directory).on("write in", directory);
+    let temporary = || {
+        tempfile::Builder::new()
+            .prefix(".cowhand-")
+            .tempfile_in(directory)
+            .on("write in", directory)
+    };
     let partial = temporary()?;
     let task = context.ui.task(&format!("writing {}", path.display()), 0);
     let task = task.as_ref();
     match from.within {
         None => {
-            let converted = img.convert((from.path, from.source), (partial.path(), into), from.virtual_bytes);
+            let converted =
+                img.convert((from.path, from.source), (partial.path(), into), from.virtual_bytes);
             watched(task, partial.as_file(), converted).await?;
         }
         Some((within, format)) => {
             let whole = temporary()?;
-            watched(task, whole.as_file(), img.convert_inner((from.path, format), &within, whole.path())).await?;
+            watched(
+                task,
+                whole.as_file(),
+                img.convert_inner((from.path, format), &within, whole.path()),
+            )
+            .await?;
             let source = Source::alone(whole.path(), Format::Qcow2);
-            let converted = img.convert((whole.path(), source), (partial.path(), into), within.virtual_bytes);
+            let converted =
+                img.convert((whole.path(), source), (partial.path(), into), within.virtual_bytes);
             watched(task, partial.as_file(), converted).await?;
         }
     }
@@ -331,62 +408,4 @@ async fn write(context: &Context, from: Origin<'_>, to: &Target) -> Result<Writt
     }
     let bytes = file.metadata().map(|about| about.blocks() * 512).on("read", &path)?;
     Ok(Written { path, format: into, bytes })
-}
-
-/// How often a person is told how much of a file has been written.
-const TOLD: Duration = Duration::from_millis(100);
-
-/// Does `work`, which writes to `file`, and tells `task` how much of that is on the disk.
-async fn watched<T>(task: &dyn Task, file: &File, work: impl Future<Output = T>) -> T {
-    let mut work = std::pin::pin!(work);
-    let mut told = tokio::time::interval(TOLD);
-    loop {
-        tokio::select! {
-            done = &mut work => return done,
-            _ = told.tick() => {
-                // What QEMU has put in the place of the file is another one: then nothing moves.
-                if let Ok(about) = file.metadata() {
-                    task.update(about.blocks() * 512, 0);
-                }
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
-
-    use super::*;
-
-    #[derive(Default)]
-    struct Told(AtomicU64);
-
-    impl Task for Told {
-        fn update(&self, done: u64, _: u64) {
-            self.0.store(done, Ordering::Relaxed);
-        }
-    }
-
-    #[tokio::test]
-    async fn how_much_of_a_file_is_written_is_told_while_it_is_written() {
-        let (told, file) = (Told::default(), tempfile::tempfile().expect("a file"));
-        let mut writer = file.try_clone().expect("a descriptor");
-        let work = async {
-            for _ in 0..3 {
-                let before = told.0.load(Ordering::Relaxed);
-                // Not to be compressed by a file system that does.
-                let noise: Vec<u8> =
-                    (0..1_u64 << 17).flat_map(|n| (n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()).collect();
-                std::io::Write::write_all(&mut writer, &noise).expect("it is written");
-                writer.sync_all().expect("it is on the disk");
-                while told.0.load(Ordering::Relaxed) <= before {
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
-            }
-        };
-        let limit = Duration::from_secs(60);
-        tokio::time::timeout(limit, watched(&told, &file, work)).await.expect("it is told");
-        assert!(told.0.load(Ordering::Relaxed) >= 2 << 20);
-    }
 }

@@ -6,7 +6,7 @@
 //! was no VM before (`Role::Template` with an [`ImageOrigin`](crate::model::ImageOrigin)), so
 //! whatever protects templates protects images: their files are read-only, noted, checked by
 //! `doctor`, kept while somebody stands on them, and had back by
-//! `undo` after `image rm`.
+//! `undo` after `image rm`. [`prune`](crate::maintenance::prune) removes those that no VM needs.
 //!
 //! ```text
 //! FILE | URL | NAME:VERSION ─▶ source ─▶ fetch: downloaded, verified, decompressed
@@ -18,5 +18,4 @@ pub mod catalogue;
 pub mod downloads;
 pub mod file;
 pub mod list;
-pub mod prune;
 pub mod source;

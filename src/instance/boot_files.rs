@@ -13,11 +13,16 @@ pub fn check_kernel(boot: &KernelBoot) -> Result<()> {
     for (what, path) in [("kernel", Some(&boot.kernel)), ("initrd", boot.initrd.as_ref())] {
         let Some(path) = path else { continue };
         if path.to_str().is_none() {
-            return Err(Error::refused(format!("the path of the {what} is not UTF-8: {}", path.display())));
+            return Err(Error::refused(format!(
+                "the path of the {what} is not UTF-8: {}",
+                path.display()
+            )));
         }
         if !path.is_file() {
-            return Err(Error::not_found(format!("there is no {what} {}", path.display()))
-                .hint("it is not copied into the store; name another: cowhand set NAME kernel=FILE initrd=FILE"));
+            return Err(Error::not_found(format!("there is no {what} {}", path.display())).hint(
+                "it is not copied into the store; name another: \
+                 cowhand set NAME kernel=FILE initrd=FILE",
+            ));
         }
     }
     Ok(())
@@ -26,7 +31,10 @@ pub fn check_kernel(boot: &KernelBoot) -> Result<()> {
 /// Refuses what is no regular file, and what is an image in another format.
 pub fn check_iso(path: &Path) -> Result<()> {
     if path.to_str().is_none() {
-        return Err(Error::refused(format!("the path of the ISO image is not UTF-8: {}", path.display())));
+        return Err(Error::refused(format!(
+            "the path of the ISO image is not UTF-8: {}",
+            path.display()
+        )));
     }
     let file = foreign::open(path)?.file;
     if file.metadata().on("read", path)?.len() == 0 {
@@ -34,7 +42,9 @@ pub fn check_iso(path: &Path) -> Result<()> {
     }
     match inspect::content(&file).on("read", path)? {
         Content::Raw => Ok(()),
-        other => Err(Error::refused(format!("{} is not an ISO image, but {other}", path.display()))),
+        other => {
+            Err(Error::refused(format!("{} is not an ISO image, but {other}", path.display())))
+        }
     }
 }
 

@@ -14,9 +14,10 @@ use crate::error::{Error, IoContext, Kind, Result};
 use crate::layer::{chain, sealed};
 use crate::model::{Chain, Firmware, Name, Record};
 use crate::qemu::accel::{self, Chosen, Host};
-use crate::qemu::cmdline::{self, How, Machine, Sockets};
+use crate::qemu::cmdline::{self, Machine, StartMode};
 use crate::qemu::probe::Probe;
 use crate::qemu::qmp::Qmp;
+use crate::qemu::sockets::Sockets;
 use crate::qemu::{firmware, process};
 use crate::store::{Store, make_directory};
 use crate::sys::files;
@@ -25,21 +26,26 @@ use crate::sys::files;
 #[derive(Debug)]
 pub struct Launch<'a> {
     /// What QEMU does once it is there.
-    pub how: How<'a>,
+    pub how: StartMode<'a>,
     /// What it keeps open, for the locks on it.
     pub held: Vec<OwnedFd>,
     /// It is killed when we are.
     pub with_us: bool,
 }
 
-impl<'a> From<How<'a>> for Launch<'a> {
-    fn from(how: How<'a>) -> Self {
+impl<'a> From<StartMode<'a>> for Launch<'a> {
+    fn from(how: StartMode<'a>) -> Self {
         Self { how, held: Vec::new(), with_us: false }
     }
 }
 
 /// Starts the QEMU of a VM whose lock the caller holds and which does not run.
-pub async fn launch(context: &Context, name: &Name, record: &Record, launch: impl Into<Launch<'_>>) -> Result<Qmp> {
+pub async fn launch(
+    context: &Context,
+    name: &Name,
+    record: &Record,
+    launch: impl Into<Launch<'_>>,
+) -> Result<Qmp> {
     let Launch { how, held, with_us } = launch.into();
     let store = &context.store;
     if let Some(old) = sockets::of(context, name) {
@@ -69,9 +75,15 @@ pub async fn launch(context: &Context, name: &Name, record: &Record, launch: imp
     })
 }
 
-/// Makes ready what `argv` names, so that a shell can start the VM: the directory of its sockets and
-/// what lies in it, the link that leads there, and its serial log, which is for its owner alone.
-pub fn make_ready(context: &Context, name: &Name, record: &Record, sockets: &Sockets) -> Result<()> {
+/// Makes ready what `argv` names, so that a shell can start the VM: the directory of its sockets
+/// and what lies in it, the link that leads there, and its serial log, which is for its owner
+/// alone.
+pub fn make_ready(
+    context: &Context,
+    name: &Name,
+    record: &Record,
+    sockets: &Sockets,
+) -> Result<()> {
     unseal(&context.store, record);
     make_private_directory(context, sockets)?;
     fill_directory(name, record, sockets)?;
@@ -117,7 +129,8 @@ fn damaged_disk(name: &Name, error: &Error) -> Error {
         // It could not be looked at.
         other => Error::new(other, format!("a disk of {name} cannot be used")),
     };
-    let told = error.hints().iter().fold(told.because(error.full_message()), |told, hint| told.hint(hint));
+    let told =
+        error.hints().iter().fold(told.because(error.full_message()), |told, hint| told.hint(hint));
     told.hint(format!("what can be done about it: cowhand doctor {name}"))
 }
 
@@ -133,7 +146,8 @@ fn make_pipes(sockets: &Sockets) -> Result<()> {
     Ok(())
 }
 
-/// What cloud-init is told, where it is told something. It may hold a password, so it is for its owner alone, like its directory.
+/// What cloud-init is told, where it is told something. It may hold a password, so it is for its
+/// owner alone, like its directory.
 fn make_seed(name: &Name, record: &Record, sockets: &Sockets) -> Result<()> {
     let Some(seed) = &record.config.seed else { return Ok(()) };
     let image = cloudinit::image::of(&cloudinit::files(seed, name, record.uuid))?;
@@ -144,14 +158,21 @@ fn make_seed(name: &Name, record: &Record, sockets: &Sockets) -> Result<()> {
 fn make_credentials(record: &Record, sockets: &Sockets) -> Result<()> {
     for (name, content) in record.config.credentials.encoded() {
         let text = format!("io.systemd.credential.binary:{name}={content}");
-        write_private(sockets, &sockets.credential(name), text.as_bytes(), &format!("the credential {name}"))?;
+        write_private(
+            sockets,
+            &sockets.credential(name),
+            text.as_bytes(),
+            &format!("the credential {name}"),
+        )?;
     }
     Ok(())
 }
 
-/// Writes a file beside the sockets. By a rename, so that a QEMU which is just being started finds a whole one, whoever else makes one.
+/// Writes a file beside the sockets. By a rename, so that a QEMU which is just being started finds
+/// a whole one, whoever else makes one.
 fn write_private(sockets: &Sockets, path: &Path, bytes: &[u8], what: &str) -> Result<()> {
-    let failed = |error: std::io::Error| Error::failed(format!("cannot make {what}")).because(error);
+    let failed =
+        |error: std::io::Error| Error::failed(format!("cannot make {what}")).because(error);
     let mut file = tempfile::NamedTempFile::new_in(sockets.directory()).map_err(failed)?;
     file.write_all(bytes).map_err(failed)?;
     file.persist(path).map(drop).map_err(|error| failed(error.error))
@@ -164,7 +185,7 @@ pub fn argv(
     record: &Record,
     accel: &Chosen,
     sockets: &Sockets,
-    how: How<'_>,
+    how: StartMode<'_>,
 ) -> Result<Vec<String>> {
     let probe = Probe::get(context)?;
     let config = &record.config;
@@ -172,7 +193,8 @@ pub fn argv(
     if let Some(boot) = &config.kernel {
         boot_files::check_kernel(boot)?;
     }
-    boot_files::check_isos(config).map_err(|error| error.hint(format!("or eject it: cowhand cdrom eject {name}")))?;
+    boot_files::check_isos(config)
+        .map_err(|error| error.hint(format!("or eject it: cowhand cdrom eject {name}")))?;
     let chains: Vec<Chain> = config
         .volumes()
         .map(|disk| chain::of_disk(&context.store, disk))
@@ -204,9 +226,15 @@ fn make_private_directory(context: &Context, sockets: &Sockets) -> Result<()> {
 /// The directory has to be ours alone: whoever owns a QMP socket owns the host's user.
 fn private(directory: &Path) -> Result<()> {
     let about = directory.symlink_metadata().on("look at", directory)?;
-    if !about.is_dir() || about.uid() != nix::unistd::geteuid().as_raw() || about.mode() & 0o077 != 0 {
-        return Err(Error::refused(format!("{} is not a directory of yours alone", directory.display()))
-            .hint(format!("if it is yours: chmod 700 {}", directory.display())));
+    if !about.is_dir()
+        || about.uid() != nix::unistd::geteuid().as_raw()
+        || about.mode() & 0o077 != 0
+    {
+        return Err(Error::refused(format!(
+            "{} is not a directory of yours alone",
+            directory.display()
+        ))
+        .hint(format!("if it is yours: chmod 700 {}", directory.display())));
     }
     Ok(())
 }

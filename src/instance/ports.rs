@@ -1,5 +1,6 @@
-//! Ports of the host that lead into a guest: whether they are free. Asked before anything is made or started, so that nothing has to be taken back; QEMU, which binds
-//! them itself, still has the last word.
+//! Ports of the host that lead into a guest: whether they are free. Asked before anything is made
+//! or started, so that nothing has to be taken back; QEMU, which binds them itself, still has the
+//! last word.
 
 use std::net::TcpListener;
 
@@ -8,13 +9,20 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::model::{Name, PortForward, Protocol};
 
-/// Refuses ports that nobody can listen on now, and says which VM does already. Only TCP: QEMU's UDP forwards share a port with whoever allows it.
-pub fn refuse_taken<'a>(context: &Context, ports: impl IntoIterator<Item = &'a PortForward>) -> Result<()> {
+/// Refuses ports that nobody can listen on now, and says which VM does already. Only TCP: QEMU's
+/// UDP forwards share a port with whoever allows it.
+pub fn refuse_taken<'a>(
+    context: &Context,
+    ports: impl IntoIterator<Item = &'a PortForward>,
+) -> Result<()> {
     for port in ports.into_iter().filter(|port| port.protocol == Protocol::Tcp) {
         let Err(source) = TcpListener::bind((port.address, port.host)) else { continue };
-        let error = Error::refused(format!("nothing can listen on port {} of {}", port.host, port.address));
+        let error =
+            Error::refused(format!("nothing can listen on port {} of {}", port.host, port.address));
         let error = match holder(context, port) {
-            Some(holder) => error.hint(format!("it leads into {holder}: stop {holder}, or choose another port")),
+            Some(holder) => {
+                error.hint(format!("it leads into {holder}: stop {holder}, or choose another port"))
+            }
             None => error,
         };
         return Err(error.because(source));

@@ -1,4 +1,5 @@
-//! What a VM is doing, observed: `kernel lock > what QEMU answers > what lies around`. Takes no lock.
+//! What a VM is doing, observed: `kernel lock > what QEMU answers > what lies around`. Takes no
+//! lock.
 //!
 //! | `run.lock` | then | state |
 //! |---|---|---|
@@ -23,7 +24,8 @@ pub struct Status {
     pub state: State,
     /// QEMU's process, when it answered.
     pub pid: Option<i32>,
-    /// QEMU's word for the state where it says more than ours (`io-error`, `guest-panicked`, …), or that it does not answer.
+    /// QEMU's word for the state where it says more than ours (`io-error`, `guest-panicked`, …), or
+    /// that it does not answer.
     pub detail: Option<String>,
 }
 
@@ -34,8 +36,8 @@ impl Status {
     }
 }
 
-/// Does QEMU run? By the lock it holds; or, when it was started by somebody else (with the command `plan` prints), by answering on
-/// its socket.
+/// Does QEMU run? By the lock it holds; or, when it was started by somebody else (with the command
+/// `plan` prints), by answering on its socket.
 pub fn is_running(context: &Context, name: &Name) -> Result<bool> {
     let lock = context.store.layout.run_lock(name);
     if flock::is_held(&lock).on("look at the lock", &lock)? {
@@ -45,13 +47,14 @@ pub fn is_running(context: &Context, name: &Name) -> Result<bool> {
         return Ok(false);
     }
     // The socket of a QEMU that is gone refuses at once.
-    Ok(sockets::of(context, name).is_some_and(|sockets| UnixStream::connect(sockets.status()).is_ok()))
+    Ok(sockets::of(context, name)
+        .is_some_and(|sockets| UnixStream::connect(sockets.status()).is_ok()))
 }
 
 /// The state of a VM that has no QEMU: stopped, or crashed.
 pub fn at_rest(context: &Context, name: &Name) -> State {
-    let left_behind =
-        sockets::are_there(context, name) && sockets::of(context, name).is_some_and(|sockets| sockets.qmp().exists());
+    let left_behind = sockets::are_there(context, name)
+        && sockets::of(context, name).is_some_and(|sockets| sockets.qmp().exists());
     if left_behind { State::Crashed } else { State::Stopped }
 }
 
@@ -62,7 +65,7 @@ pub async fn observe(context: &Context, name: &Name) -> Result<Status> {
     }
     let mut status = Status { state: State::Running, pid: None, detail: None };
     let answer = match sockets::of(context, name) {
-        Some(sockets) => Qmp::glance(&sockets.status()).await,
+        Some(sockets) => Qmp::query_once(&sockets.status()).await,
         None => None,
     };
     match answer {

@@ -1,4 +1,5 @@
-//! Reading or copying a whole file: on a thread of its own, with a progress bar, and stopped when nobody waits for it any more.
+//! Reading or copying a whole file: on a thread of its own, with a progress bar, and stopped when
+//! nobody waits for it any more.
 
 use std::io;
 use std::sync::Arc;
@@ -21,7 +22,8 @@ impl Drop for StopOnDrop {
     }
 }
 
-/// Does `work`, which counts its bytes and looks at the other every now and then, and tells `task` of `total` bytes.
+/// Does `work`, which counts its bytes and looks at the other every now and then, and tells `task`
+/// of `total` bytes.
 pub async fn run<T: Send + 'static>(
     task: &dyn Task,
     total: u64,

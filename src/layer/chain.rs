@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
+use super::backing_xattr::{self, RecordedBacking};
 use super::info::LayerInfo;
-use super::note::{self, Noted};
 use super::{info, sealed};
 use crate::error::{Error, Result};
 use crate::model::{Chain, Config, Disk, Layer, Link};
@@ -23,7 +23,10 @@ fn follow(store: &Store, layer: &Layer) -> Result<(Chain, Option<LayerInfo>)> {
     let (mut next, mut disputed) = (Some(layer.clone()), None);
     while let Some(layer) = next.take() {
         if links.iter().any(|link| link.layer.id == layer.id) || links.len() == MAX_DEPTH {
-            return Err(Error::damaged(format!("the chain of layer {} never ends", links[0].layer)));
+            return Err(Error::damaged(format!(
+                "the chain of layer {} never ends",
+                links[0].layer
+            )));
         }
         let info = info::inspect(store, &layer)?;
         links.push(Link {
@@ -36,14 +39,19 @@ fn follow(store: &Store, layer: &Layer) -> Result<(Chain, Option<LayerInfo>)> {
         next.clone_from(&info.backing);
         disputed = disputed.or_else(|| info.disputed.then_some(info));
     }
-    let chain = Chain::from_links(links).ok_or_else(|| Error::damaged(format!("layer {layer} has no chain")))?;
+    let chain = Chain::from_links(links)
+        .ok_or_else(|| Error::damaged(format!("layer {layer} has no chain")))?;
     Ok((chain, disputed))
 }
 
-/// The files of the chain below `layer`, as far as it can be read. One may be a link to a file that is used in its place.
+/// The files of the chain below `layer`, as far as it can be read. One may be a link to a file that
+/// is used in its place.
 pub fn files(store: &Store, layer: &Layer) -> Vec<PathBuf> {
     let own = || vec![store.layout.layer(layer)];
-    read(store, layer).map_or_else(|_| own(), |chain| chain.links().iter().map(|link| link.path.clone()).collect())
+    read(store, layer).map_or_else(
+        |_| own(),
+        |chain| chain.links().iter().map(|link| link.path.clone()).collect(),
+    )
 }
 
 /// The chain of a disk's active layer. What it stands on has to be what it was when it was sealed.
@@ -51,7 +59,8 @@ pub fn of_disk(store: &Store, disk: &Disk) -> Result<Chain> {
     whole(store, &disk.layer)
 }
 
-/// The same as [`read`], of layers of which none has lost anything since it was sealed, and each stands on what it was made on.
+/// The same as [`read`], of layers of which none has lost anything since it was sealed, and each
+/// stands on what it was made on.
 pub fn whole(store: &Store, layer: &Layer) -> Result<Chain> {
     let (chain, disputed) = follow(store, layer)?;
     disputed.map_or(Ok(()), |info| Err(disputed_header(store, &info)))?;
@@ -59,7 +68,8 @@ pub fn whole(store: &Store, layer: &Layer) -> Result<Chain> {
     Ok(chain)
 }
 
-/// Refuses a layer that has lost something since it was sealed, or does not stand on what it was made on.
+/// Refuses a layer that has lost something since it was sealed, or does not stand on what it was
+/// made on.
 pub fn refuse_unsound(store: &Store, layer: &Layer) -> Result<()> {
     let info = info::inspect(store, layer)?;
     if info.disputed {
@@ -69,22 +79,28 @@ pub fn refuse_unsound(store: &Store, layer: &Layer) -> Result<()> {
 }
 
 fn disputed_header(store: &Store, info: &LayerInfo) -> Error {
-    let words = |backing: Option<&Layer>| backing.map_or_else(|| "no other layer".to_owned(), Layer::to_string);
-    let now = words(info.backing.as_ref());
-    let made = match note::read(store, &info.layer) {
-        Noted::On(backing) => format!(", and it was made on {}", words(backing.as_ref())),
-        Noted::Nothing => String::new(),
+    let words = |backing: Option<&Layer>| {
+        backing.map_or_else(|| "no other layer".to_owned(), Layer::to_string)
     };
-    Error::damaged(format!("layer {} is damaged: by its header it stands on {now}{made}", info.layer))
-        .hint("cowhand doctor --repair    writes what it was made on into its header")
-        .hint(format!(
-            "if it was rebased on purpose: setfattr --remove user.cowhand.backing {}",
-            store.layout.layer(&info.layer).display()
-        ))
+    let now = words(info.backing.as_ref());
+    let made = match backing_xattr::read(store, &info.layer) {
+        RecordedBacking::On(backing) => format!(", and it was made on {}", words(backing.as_ref())),
+        RecordedBacking::Nothing => String::new(),
+    };
+    Error::damaged(format!(
+        "layer {} is damaged: by its header it stands on {now}{made}",
+        info.layer
+    ))
+    .hint("cowhand doctor --repair    writes what it was made on into its header")
+    .hint(format!(
+        "if it was rebased on purpose: setfattr --remove user.cowhand.backing {}",
+        store.layout.layer(&info.layer).display()
+    ))
 }
 
-/// Reads the chains of all volumes, which shows that they are whole, and takes over the sizes that the images have now: a disk
-/// may have grown behind our back, and an overlay as small as the record says would hide its end.
+/// Reads the chains of all volumes, which shows that they are whole, and takes over the sizes that
+/// the images have now: a disk may have grown behind our back, and an overlay as small as the
+/// record says would hide its end.
 pub fn refresh(store: &Store, config: &mut Config) -> Result<()> {
     for disk in config.disks.iter_mut().chain(&mut config.nvram) {
         let chain = of_disk(store, disk)?;

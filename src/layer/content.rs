@@ -1,5 +1,6 @@
-//! What a file holds, as one number: SHA-256 over its length and every block of 64 KiB that is not all zeros, with its place. Holes and written zeros
-//! count the same, so a copy that has other holes has the same sum.
+//! What a file holds, as one number: SHA-256 over its length and every block of 64 KiB that is not
+//! all zeros, with its place. Holes and written zeros count the same, so a copy that has other
+//! holes has the same sum.
 
 use std::fs::File;
 use std::io;
@@ -16,10 +17,12 @@ const BLOCK: u64 = 64 << 10;
 /// How much is read at once, in bytes: whole blocks.
 const CHUNK: u64 = 1 << 20;
 
-/// The sum of `file`, in hexadecimal digits. It takes as long as its data takes to be read; `counter` has the bytes read so far.
+/// The sum of `file`, in hexadecimal digits. It takes as long as its data takes to be read;
+/// `counter` has the bytes read so far.
 pub fn sum(file: &File, counter: &Counter, stop: &Stop) -> io::Result<String> {
     let length = file.metadata()?.len();
-    let (mut hash, mut buffer) = (Sha256::new(), vec![0; usize::try_from(CHUNK).unwrap_or_default()]);
+    let (mut hash, mut buffer) =
+        (Sha256::new(), vec![0; usize::try_from(CHUNK).unwrap_or_default()]);
     hash.update(length.to_le_bytes());
     let mut at = 0;
     while let Some((start, end)) = next_data(file, at, length)? {
@@ -32,7 +35,9 @@ pub fn sum(file: &File, counter: &Counter, stop: &Stop) -> io::Result<String> {
             let upto = end.div_ceil(BLOCK).saturating_mul(BLOCK).min(length).min(at + CHUNK);
             let chunk = &mut buffer[..usize::try_from(upto - at).unwrap_or_default()];
             file.read_exact_at(chunk, at)?;
-            for (block, place) in chunk.chunks(usize::try_from(BLOCK).unwrap_or_default()).zip((at..).step_by(65536)) {
+            for (block, place) in
+                chunk.chunks(usize::try_from(BLOCK).unwrap_or_default()).zip((at..).step_by(65536))
+            {
                 if block.iter().any(|byte| *byte != 0) {
                     hash.update(place.to_le_bytes());
                     hash.update(block);
@@ -56,11 +61,13 @@ mod tests {
         sum(file, &Counter::default(), &Stop::default()).expect("it can be read")
     }
 
-    /// A file of `length` bytes with `data` at their places; what lies between is holes, or zeros if `filled`.
+    /// A file of `length` bytes with `data` at their places; what lies between is holes, or zeros
+    /// if `filled`.
     fn file(length: u64, data: &[(u64, Vec<u8>)], filled: bool) -> File {
         let mut file = tempfile::tempfile().expect("a file");
         if filled {
-            file.write_all(&vec![0; usize::try_from(length).expect("it is small")]).expect("it is written");
+            file.write_all(&vec![0; usize::try_from(length).expect("it is small")])
+                .expect("it is written");
         }
         file.set_len(length).expect("it grows");
         for (at, bytes) in data {
@@ -86,7 +93,10 @@ mod tests {
         let stop = Stop::default();
         stop.store(true, Ordering::Relaxed);
         let file = file(100, &[(0, vec![1])], false);
-        assert_eq!(sum(&file, &Counter::default(), &stop).expect_err("stopped").kind(), io::ErrorKind::Interrupted);
+        assert_eq!(
+            sum(&file, &Counter::default(), &stop).expect_err("stopped").kind(),
+            io::ErrorKind::Interrupted
+        );
     }
 
     proptest! {
@@ -97,8 +107,8 @@ mod tests {
             places in proptest::collection::vec((0_u64..400_000, 1_u8..), 0..6),
             at in 0_u64..400_000,
         ) {
-            let data: Vec<(u64, Vec<u8>)> =
-                places.into_iter().filter(|(at, _)| *at < length).map(|(at, byte)| (at, vec![byte])).collect();
+            let within = places.into_iter().filter(|(at, _)| *at < length);
+            let data: Vec<(u64, Vec<u8>)> = within.map(|(at, byte)| (at, vec![byte])).collect();
             let (sparse, filled) = (file(length, &data, false), file(length, &data, true));
             prop_assert_eq!(of(&sparse), of(&filled));
             let before = of(&sparse);

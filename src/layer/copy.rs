@@ -1,4 +1,5 @@
-//! Copying layers: shared blocks where the file system can, else the data alone; a chain of several layers becomes one.
+//! Copying layers: shared blocks where the file system can, else the data alone; a chain of several
+//! layers becomes one.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -24,7 +25,9 @@ pub async fn file(context: &Context, from: &Layer, layer: &Layer) -> Result<Opti
     // Its owner may have written to it, or exchanged it, since it was looked at.
     if opened.in_place.is_some() {
         let partial = context.store.layout.partial_layer(layer);
-        if let Err(error) = refuse_changed(&partial, layer, None, &format!("layer {from}, a file in its place,")) {
+        if let Err(error) =
+            refuse_changed(&partial, layer, None, &format!("layer {from}, a file in its place,"))
+        {
             let _ = std::fs::remove_file(&partial);
             return Err(error);
         }
@@ -33,8 +36,9 @@ pub async fn file(context: &Context, from: &Layer, layer: &Layer) -> Result<Opti
     Ok(Some(method))
 }
 
-/// Copies the file `from`, which comes from outside, into the pool as `layer`, durably, and backs it by `backing`. Its owner may have
-/// put another file in its place since it was inspected, which is not copied, or changed it, so the copy is inspected, too.
+/// Copies the file `from`, which comes from outside, into the pool as `layer`, durably, and backs
+/// it by `backing`. Its owner may have put another file in its place since it was inspected, which
+/// is not copied, or changed it, so the copy is inspected, too.
 pub async fn foreign(
     context: &Context,
     (from, id): (&Path, Option<FileId>),
@@ -69,8 +73,10 @@ pub async fn foreign(
 fn refuse_changed(copy: &Path, layer: &Layer, backing: Option<&Layer>, shown: &str) -> Result<()> {
     let file = std::fs::File::open(copy).on("open", copy)?;
     let found = inspect::inspect(&file, layer.format).on("read the headers of", copy)?;
-    let wanted: Vec<Reference> =
-        backing.iter().map(|backing| Reference { role: Role::Backing, name: Some(backing.file_name()) }).collect();
+    let wanted: Vec<Reference> = backing
+        .iter()
+        .map(|backing| Reference { role: Role::Backing, name: Some(backing.file_name()) })
+        .collect();
     if found.names != wanted || found.unusable.is_some() {
         return Err(Error::refused(format!("{shown} was changed while it was copied")));
     }
@@ -84,7 +90,8 @@ async fn begin(context: &Context, (from, opened): (&Path, File), layer: &Layer) 
     copy(context, (from, opened), partial).await
 }
 
-/// Copies the file of a layer to `to`, which must not exist, as it is: it names the layer below as before.
+/// Copies the file of a layer to `to`, which must not exist, as it is: it names the layer below as
+/// before.
 pub async fn out(context: &Context, layer: &Layer, to: &Path) -> Result<()> {
     let path = context.store.layout.layer(layer);
     let opened = opened::open(&context.store, layer)?;
@@ -98,13 +105,19 @@ pub async fn out(context: &Context, layer: &Layer, to: &Path) -> Result<()> {
 
 async fn copy(context: &Context, (from, opened): (&Path, File), to: PathBuf) -> Result<Method> {
     let total = opened.metadata().map(|about| about.blocks() * 512).on("read", from)?;
-    let task = context.ui.task(&format!("copying {}", from.file_name().unwrap_or_default().to_string_lossy()), total);
-    let copied = blocking::run(&*task, total, move |counter, stop| sparse::copy(&opened, &to, counter, stop));
+    let task = context.ui.task(
+        &format!("copying {}", from.file_name().unwrap_or_default().to_string_lossy()),
+        total,
+    );
+    let copied = blocking::run(&*task, total, move |counter, stop| {
+        sparse::copy(&opened, &to, counter, stop)
+    });
     copied.await.on("copy", from)
 }
 
-/// Makes `layer` an independent copy of the chain below `source`: a single layer is copied as a file, a longer chain is
-/// flattened into a new qcow2 by QEMU (`blockdev-backup`, `sync: full`, in the offline engine).
+/// Makes `layer` an independent copy of the chain below `source`: a single layer is copied as a
+/// file, a longer chain is flattened into a new qcow2 by QEMU (`blockdev-backup`, `sync: full`, in
+/// the offline engine).
 pub async fn chain(context: &Context, source: &Layer, layer: &Layer) -> Result<Option<Method>> {
     let store = &context.store;
     let chain = chains::whole(store, source)?;
@@ -127,15 +140,22 @@ pub async fn chain(context: &Context, source: &Layer, layer: &Layer) -> Result<O
     engine.quit().await;
     if let Err(error) = copied {
         let _ = std::fs::remove_file(&partial);
-        return Err(Error::new(Kind::Qemu, format!("cannot copy the chain of layer {source}")).because(error));
+        return Err(Error::new(Kind::Qemu, format!("cannot copy the chain of layer {source}"))
+            .because(error));
     }
     file.sync_all().on("flush", &partial)?;
     create::finish(store, layer)?;
     Ok(Some(Method::Copied))
 }
 
-/// Makes `layer`, a qcow2, an independent copy of what an internal snapshot of `source` holds (`qemu-img convert -l`).
-pub async fn inner(context: &Context, source: &Layer, inside: &Inside<'_>, layer: &Layer) -> Result<()> {
+/// Makes `layer`, a qcow2, an independent copy of what an internal snapshot of `source` holds
+/// (`qemu-img convert -l`).
+pub async fn inner(
+    context: &Context,
+    source: &Layer,
+    inside: &Inside<'_>,
+    layer: &Layer,
+) -> Result<()> {
     let store = &context.store;
     if store.layout.layer(layer).exists() {
         return Ok(());

@@ -12,8 +12,14 @@ use crate::sys::fault;
 
 /// Writes an empty qcow2 layer, standing on `backing` if there is one, and makes it durable.
 ///
-/// It is written beside its place and renamed, so that a layer that exists is whole. One that exists already is left alone.
-pub fn empty(store: &Store, layer: &Layer, backing: Option<&Layer>, virtual_bytes: u64) -> Result<()> {
+/// It is written beside its place and renamed, so that a layer that exists is whole. One that
+/// exists already is left alone.
+pub fn empty(
+    store: &Store,
+    layer: &Layer,
+    backing: Option<&Layer>,
+    virtual_bytes: u64,
+) -> Result<()> {
     if store.layout.layer(layer).exists() {
         return Ok(());
     }
@@ -28,7 +34,8 @@ pub fn empty_at(path: &Path, backing: Option<(&str, Format)>, virtual_bytes: u64
     write(path, &qcow2::empty(virtual_bytes, backing)?)
 }
 
-/// Writes a small file's content as a qcow2 layer, and makes it durable. One that exists already is left alone.
+/// Writes a small file's content as a qcow2 layer, and makes it durable. One that exists already is
+/// left alone.
 pub fn whole(store: &Store, from: &Path, layer: &Layer) -> Result<()> {
     if store.layout.layer(layer).exists() {
         return Ok(());
@@ -39,7 +46,13 @@ pub fn whole(store: &Store, from: &Path, layer: &Layer) -> Result<()> {
 }
 
 fn write(path: &Path, image: &qcow2::Empty) -> Result<()> {
-    let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path).on("create", path)?;
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .on("create", path)?;
     for (at, bytes) in &image.pieces {
         file.write_all_at(bytes, *at).on("write", path)?;
     }
@@ -49,10 +62,18 @@ fn write(path: &Path, image: &qcow2::Empty) -> Result<()> {
 
 /// Makes an empty file that nobody else may read, for a program that would make it readable.
 pub fn private(path: &Path) -> Result<()> {
-    File::options().write(true).create(true).truncate(true).mode(0o600).open(path).map(drop).on("create", path)
+    File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .map(drop)
+        .on("create", path)
 }
 
-/// Makes the user's own file a layer by a symbolic link: it stays where it is and is written in place.
+/// Makes the user's own file a layer by a symbolic link: it stays where it is and is written in
+/// place.
 pub fn link(store: &Store, layer: &Layer, file: &Path) -> Result<()> {
     let path = store.layout.layer(layer);
     if path.is_symlink() {

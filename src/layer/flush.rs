@@ -1,9 +1,12 @@
-//! What a merge writes is on the disk before a header says that it is there, and before anything is removed. A flush that fails counts.
+//! What a merge writes is on the disk before a header says that it is there, and before anything is
+//! removed. A flush that fails counts.
 //!
-//! - QEMU holds the tables of a qcow2 in memory. QMP `stop` flushes them and answers `{}` whatever came of it; closing an image does the
-//!   same. `blockdev-reopen` with the options that a node has flushes it, and fails when it cannot (`bdrv_reopen_prepare`, QEMU's block.c).
-//! - The kernel holds pages. It reports a write-back that failed to the descriptors that were open then, to each once (`errseq_t` in the
-//!   kernel's documentation), so every file is opened before its job begins.
+//! - QEMU holds the tables of a qcow2 in memory. QMP `stop` flushes them and answers `{}` whatever
+//!   came of it; closing an image does the same. `blockdev-reopen` with the options that a node has
+//!   flushes it, and fails when it cannot (`bdrv_reopen_prepare`, QEMU's block.c).
+//! - The kernel holds pages. It reports a write-back that failed to the descriptors that were open
+//!   then, to each once (`errseq_t` in the kernel's documentation), so every file is opened before
+//!   its job begins.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -70,7 +73,9 @@ impl Written {
                 node: nodes::reopened(layer, backing.as_ref()),
             });
             if let Some(overlay) = &merge.overlay {
-                written.headers.push((store.layout.layer(overlay), opened::open(store, overlay)?.file));
+                written
+                    .headers
+                    .push((store.layout.layer(overlay), opened::open(store, overlay)?.file));
             }
         }
         Ok(written)
@@ -90,14 +95,15 @@ impl Written {
     /// Waits for the disk to have all that was written to the files.
     pub fn sync(&self) -> Result<()> {
         for (path, file) in self.files() {
-            let flushed = fault::point("a merged layer, about to be flushed").and_then(|()| file.sync_data());
+            let flushed =
+                fault::point("a merged layer, about to be flushed").and_then(|()| file.sync_data());
             flushed.inspect_err(|_| self.forget_cached()).on("flush", path)?;
         }
         Ok(())
     }
 
-    /// After a flush that failed the kernel may take pages for written that the disk does not have. The next attempt has to read what the
-    /// disk has, or it would not write them again.
+    /// After a flush that failed the kernel may take pages for written that the disk does not have.
+    /// The next attempt has to read what the disk has, or it would not write them again.
     fn forget_cached(&self) {
         for (path, file) in self.files() {
             if let Err(error) = fadvise(file, 0, None, Advice::DontNeed) {
@@ -112,8 +118,9 @@ impl Written {
     }
 }
 
-/// Makes sure of a header that an earlier attempt has let QEMU change: nobody knows whether the disk has it. Where no QEMU has the layer open,
-/// it is written once more, because a failed write-back of it may have been reported already, and would not be tried again.
+/// Makes sure of a header that an earlier attempt has let QEMU change: nobody knows whether the
+/// disk has it. Where no QEMU has the layer open, it is written once more, because a failed
+/// write-back of it may have been reported already, and would not be tried again.
 pub fn header(store: &Store, merge: &Merge, in_qemu: bool) -> Result<()> {
     let Some(layer) = merge.relinked() else { return Ok(()) };
     let path = store.layout.layer(layer);
@@ -121,7 +128,8 @@ pub fn header(store: &Store, merge: &Merge, in_qemu: bool) -> Result<()> {
     if !in_qemu {
         let mut bytes = vec![0; qcow2::HEADER_BYTES];
         let length = file.read_at(&mut bytes, 0).on("read", &path)?;
-        let writable = File::options().write(true).open(files::proc_path(&file)).on("open", &path)?;
+        let writable =
+            File::options().write(true).open(files::proc_path(&file)).on("open", &path)?;
         writable.write_all_at(&bytes[..length], 0).on("write", &path)?;
         return writable.sync_data().on("flush", &path);
     }

@@ -1,19 +1,19 @@
 //! The one rule of what nobody needs: which layers may go, and when nobody can be sure of that.
 //!
-//! A layer is needed when a record, the spare copy of one, a journal or something in the trash names
-//! it, or when a layer stands on it that stays. `rm`, the end of a throw-away VM, `template cool`, `gc`
-//! and `doctor` ask here. What a merge leaves is decided by [`super::collapse`], which plans the merge,
-//! and what a change takes out of use goes into the trash as its plan says.
+//! A layer is needed when a record, the spare copy of one, a journal or something in the trash
+//! names it, or when a layer stands on it that stays. `rm`, the end of a throw-away VM, `template
+//! cool`, `gc` and `doctor` ask here. What a merge leaves is decided by [`super::collapse`], which
+//! plans the merge, and what a change takes out of use goes into the trash as its plan says.
 //!
-//! While a header or a name cannot be seen, nothing goes, with one exception: where all headers can be
-//! read, a throw-away VM takes along what it alone wrote to. Such a layer was made for that VM, no other
-//! record ever names it, and a layer that is made on it has a header that says so.
+//! While a header or a name cannot be seen, nothing goes, with one exception: where all headers can
+//! be read, a throw-away VM takes along what it alone wrote to. Such a layer was made for that VM,
+//! no other record ever names it, and a layer that is made on it has a header that says so.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::DirEntry;
 
+use super::graph::LayerGraph;
 use super::info::LayerInfo;
-use super::pool::Pool;
 use crate::error::{Kind, Result};
 use crate::model::{Layer, LayerId, Name, Record};
 use crate::store::Store;
@@ -22,7 +22,7 @@ use crate::store::Store;
 #[derive(Debug, Clone)]
 pub struct Needs {
     /// The layers, and who names them.
-    pub pool: Pool,
+    pub graph: LayerGraph,
     /// What something in the trash stands on, which can be taken back.
     below_trash: BTreeSet<LayerId>,
     /// An entry of the trash that cannot be read.
@@ -36,11 +36,11 @@ pub struct Needs {
 pub enum Certainty {
     /// Everything was seen.
     Sure,
-    /// A record, a journal, an entry of the trash cannot be read, or a layer is missing, for this reason:
-    /// what it names is unknown.
+    /// A record, a journal, an entry of the trash cannot be read, or a layer is missing, for this
+    /// reason: what it names is unknown.
     NamesUnknown(String),
-    /// A header cannot be read, or no moment of the store could be seen, for this reason: any layer may
-    /// be stood on.
+    /// A header cannot be read, or no moment of the store could be seen, for this reason: any layer
+    /// may be stood on.
     HeadersUnknown(String),
 }
 
@@ -56,11 +56,11 @@ pub struct Unneeded {
 /// What kind of VM goes, and what it takes along.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Going {
-    /// It goes into the trash, with the layers that its record names, and those below them that nobody
-    /// names. Where anything is uncertain, with none.
+    /// It goes into the trash, with the layers that its record names, and those below them that
+    /// nobody names. Where anything is uncertain, with none.
     IntoTrash,
-    /// It was never to stay, and goes for good, with the layers that its record names. Where only names
-    /// are uncertain, with those that it wrote to.
+    /// It was never to stay, and goes for good, with the layers that its record names. Where only
+    /// names are uncertain, with those that it wrote to.
     ThrownAway,
 }
 
@@ -68,38 +68,43 @@ impl Needs {
     /// Looks at the whole store, the trash included: for layers that are removed for good, or that
     /// go into the trash on their own.
     pub fn look(store: &Store) -> Result<Self> {
-        let (pool, below_trash) = Pool::scan_with_trash(store)?;
+        let (graph, below_trash) = LayerGraph::scan_with_trash(store)?;
         let torn = store.torn_entry()?;
-        Ok(Self { pool, below_trash: below_trash.into_iter().collect(), torn, going: None })
+        Ok(Self { graph, below_trash: below_trash.into_iter().collect(), torn, going: None })
     }
 
-    /// The same, and what spare copies of records name counts, too, for layers that no record names.
+    /// The same, and what spare copies of records name counts, too, for layers that no record
+    /// names.
     pub fn look_at_spares(store: &Store) -> Result<Self> {
         let mut needs = Self::look(store)?;
-        needs.pool.add_spares(store)?;
+        needs.graph.add_spares(store)?;
         Ok(needs)
     }
 
     /// What the trash does not need: for layers that go into it together with their VM. What stands
     /// on them in there is taken back after that VM.
-    pub fn of(pool: Pool) -> Self {
-        Self { pool, below_trash: BTreeSet::new(), torn: None, going: None }
+    pub fn of(graph: LayerGraph) -> Self {
+        Self { graph, below_trash: BTreeSet::new(), torn: None, going: None }
     }
 
     /// The same once the VM `name` has gone: what its record says does not count.
     pub fn without(mut self, name: &Name) -> Self {
-        self.pool.forget(name);
+        self.graph.forget(name);
         Self { going: Some(name.clone()), ..self }
     }
 
     /// How sure it is who needs what.
     pub fn certainty(&self) -> Certainty {
-        let pool = &self.pool;
-        if let Some(why) = pool.unseen_headers() {
+        let graph = &self.graph;
+        if let Some(why) = graph.unseen_headers() {
             return Certainty::HeadersUnknown(why);
         }
-        let torn = || self.torn.as_ref().map(|entry| format!("{entry} in the trash cannot be read, and may need them"));
-        match pool.unseen_names(self.going.as_ref()).or_else(torn) {
+        let torn = || {
+            self.torn
+                .as_ref()
+                .map(|entry| format!("{entry} in the trash cannot be read, and may need them"))
+        };
+        match graph.unseen_names(self.going.as_ref()).or_else(torn) {
             Some(why) => Certainty::NamesUnknown(why),
             None => Certainty::Sure,
         }
@@ -113,7 +118,9 @@ impl Needs {
             Certainty::NamesUnknown(why) if how == Going::ThrownAway && !record.is_template() => {
                 (record.config.writable().map(|disk| ids(&disk.layer)).collect(), Some(why))
             }
-            Certainty::NamesUnknown(why) | Certainty::HeadersUnknown(why) => (BTreeSet::new(), Some(why)),
+            Certainty::NamesUnknown(why) | Certainty::HeadersUnknown(why) => {
+                (BTreeSet::new(), Some(why))
+            }
         };
         if how == Going::IntoTrash && uncertain.is_none() {
             self.add_hidden_below(&mut going);
@@ -134,19 +141,25 @@ impl Needs {
         }
     }
 
-    /// Of layers that were nobody's when it was decided that they go, those that nothing stands on now.
-    /// `None` while something might stand on any of them that cannot be seen: something may have come
-    /// back out of the trash since then.
+    /// Of layers that were nobody's when it was decided that they go, those that nothing stands on
+    /// now. `None` while something might stand on any of them that cannot be seen: something may
+    /// have come back out of the trash since then.
     pub fn decided(&self, layers: &[Layer]) -> Option<Vec<Layer>> {
-        let pool = &self.pool;
-        let is_unseen = |layer: &Layer| !pool.noted.contains_key(&layer.id);
-        if pool.unsettled || pool.unseen_names(None).is_some() || pool.damaged.iter().any(is_unseen) {
+        let graph = &self.graph;
+        let is_unseen = |layer: &Layer| !graph.noted.contains_key(&layer.id);
+        if graph.unsettled
+            || graph.unseen_names(None).is_some()
+            || graph.damaged.iter().any(is_unseen)
+        {
             return None;
         }
         // A damaged one is not among the layers, and what it stands on is free when it has gone.
         let damaged = layers.iter().filter(|layer| {
-            let is_damaged = pool.noted.contains_key(&layer.id) && !pool.layers.contains_key(&layer.id);
-            is_damaged && pool.uses(&layer.id).is_empty() && pool.children(&layer.id).next().is_none()
+            let is_damaged =
+                graph.noted.contains_key(&layer.id) && !graph.layers.contains_key(&layer.id);
+            is_damaged
+                && graph.uses(&layer.id).is_empty()
+                && graph.children(&layer.id).next().is_none()
         });
         let mut free: Vec<Layer> = damaged.cloned().collect();
         free.extend(self.free(&layers.iter().map(|layer| layer.id.clone()).collect()));
@@ -155,16 +168,18 @@ impl Needs {
 
     /// All layers that nobody needs, but those that `stays` tells of, with what they stand on.
     pub fn orphans(&self, stays: impl FnMut(&LayerInfo) -> bool) -> Vec<LayerInfo> {
-        let all = self.pool.layers.keys().cloned().collect();
-        free(&self.pool, &all, &self.below_trash, stays).into_iter().cloned().collect()
+        let all = self.graph.layers.keys().cloned().collect();
+        free(&self.graph, &all, &self.below_trash, stays).into_iter().cloned().collect()
     }
 
     /// The layers below those in `going` that nobody names.
     fn add_hidden_below(&self, going: &mut BTreeSet<LayerId>) {
         let mut next: Vec<LayerId> = going.iter().cloned().collect();
         while let Some(id) = next.pop() {
-            let below = self.pool.layers.get(&id).and_then(|info| info.backing.as_ref());
-            let Some(below) = below.filter(|below| self.pool.uses(&below.id).is_empty()) else { continue };
+            let below = self.graph.layers.get(&id).and_then(|info| info.backing.as_ref());
+            let Some(below) = below.filter(|below| self.graph.uses(&below.id).is_empty()) else {
+                continue;
+            };
             if going.insert(below.id.clone()) {
                 next.push(below.id.clone());
             }
@@ -172,7 +187,7 @@ impl Needs {
     }
 
     fn free(&self, going: &BTreeSet<LayerId>) -> Vec<Layer> {
-        let free = free(&self.pool, going, &self.below_trash, |_| false);
+        let free = free(&self.graph, going, &self.below_trash, |_| false);
         free.into_iter().map(|info| info.layer.clone()).collect()
     }
 }
@@ -181,18 +196,22 @@ impl Needs {
 /// nothing stands on but layers that go before them. `stays` has the last word on each. As long as
 /// the pool is large; the order never leaves a layer without what it stands on.
 fn free<'a>(
-    pool: &'a Pool,
+    graph: &'a LayerGraph,
     going: &BTreeSet<LayerId>,
     kept: &BTreeSet<LayerId>,
     mut stays: impl FnMut(&LayerInfo) -> bool,
 ) -> Vec<&'a LayerInfo> {
     // How many stand on each. By its note, a damaged layer stands on what it was made on for ever.
     let mut children: BTreeMap<&LayerId, usize> = BTreeMap::new();
-    for backing in pool.layers.values().chain(pool.noted.values()).filter_map(|info| info.backing.as_ref()) {
+    for backing in
+        graph.layers.values().chain(graph.noted.values()).filter_map(|info| info.backing.as_ref())
+    {
         *children.entry(&backing.id).or_default() += 1;
     }
-    let is_free = |id: &LayerId| going.contains(id) && !kept.contains(id) && pool.uses(id).is_empty();
-    let mut next: Vec<&LayerInfo> = going.iter().rev().filter_map(|id| pool.layers.get(id)).collect();
+    let is_free =
+        |id: &LayerId| going.contains(id) && !kept.contains(id) && graph.uses(id).is_empty();
+    let mut next: Vec<&LayerInfo> =
+        going.iter().rev().filter_map(|id| graph.layers.get(id)).collect();
     next.retain(|info| is_free(&info.layer.id) && !children.contains_key(&info.layer.id));
     let mut free = Vec::new();
     while let Some(info) = next.pop() {
@@ -206,7 +225,7 @@ fn free<'a>(
             *count
         });
         if left == Some(0) && is_free(&backing.id) {
-            next.extend(pool.layers.get(&backing.id));
+            next.extend(graph.layers.get(&backing.id));
         }
     }
     free
@@ -215,7 +234,11 @@ fn free<'a>(
 /// The files in `ram/`: memory of guests, and the state of their devices.
 pub fn memory_files(store: &Store) -> Vec<DirEntry> {
     let entries = std::fs::read_dir(store.layout.rams()).into_iter().flatten().flatten();
-    entries.filter(|entry| memory_id(entry).is_some() && entry.file_type().is_ok_and(|kind| kind.is_file())).collect()
+    entries
+        .filter(|entry| {
+            memory_id(entry).is_some() && entry.file_type().is_ok_and(|kind| kind.is_file())
+        })
+        .collect()
 }
 
 /// The id with which the name of a file in `ram/` begins. What has none is not ours.
@@ -223,9 +246,13 @@ fn memory_id(file: &DirEntry) -> Option<LayerId> {
     file.file_name().to_str()?.split('.').next()?.parse().ok()
 }
 
-/// Of `files`, which were listed before the journals were read, those that no record names and no change
-/// has `claimed`. None while a record cannot be read: it may name any of them.
-pub fn unneeded_memory(store: &Store, files: Vec<DirEntry>, claimed: BTreeSet<LayerId>) -> Result<Vec<DirEntry>> {
+/// Of `files`, which were listed before the journals were read, those that no record names and no
+/// change has `claimed`. None while a record cannot be read: it may name any of them.
+pub fn unneeded_memory(
+    store: &Store,
+    files: Vec<DirEntry>,
+    claimed: BTreeSet<LayerId>,
+) -> Result<Vec<DirEntry>> {
     let mut named = claimed;
     for name in store.directories()? {
         match store.load(&name) {

@@ -1,9 +1,11 @@
 //! The memory of a guest in the active part of a qcow2 image.
 //!
-//! QMP `snapshot-load` makes the tables of the internal snapshot the active ones, with those that lead to the memory it has loaded. Nothing reads that any more, and
-//! no command of QEMU's gives it up: it stays, when the internal snapshot is removed, and every later one carries it along. So its entries are
-//! taken out of the active L1 table here, and `qemu-img check -r leaks` frees what nothing leads to any more (`qcow2_snapshot_goto` in QEMU's
-//! `block/qcow2-snapshot.c`; `docs/interop/qcow2.txt`, "Snapshots").
+//! QMP `snapshot-load` makes the tables of the internal snapshot the active ones, with those that
+//! lead to the memory it has loaded. Nothing reads that any more, and no command of QEMU's gives it
+//! up: it stays, when the internal snapshot is removed, and every later one carries it along. So
+//! its entries are taken out of the active L1 table here, and `qemu-img check -r leaks` frees what
+//! nothing leads to any more (`qcow2_snapshot_goto` in QEMU's `block/qcow2-snapshot.c`;
+//! `docs/interop/qcow2.txt`, "Snapshots").
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -17,8 +19,9 @@ use crate::model::Layer;
 use crate::qemu::img::{Img, Repair, Source};
 use crate::sys::image_lock;
 
-/// Gives up the memory in the active part of `layer`, if there is any. Nobody has it open. An image with any damage stays as it is, which is an error. Cut short, it
-/// leaves at most clusters that nothing uses, which `disk check --repair` frees.
+/// Gives up the memory in the active part of `layer`, if there is any. Nobody has it open. An image
+/// with any damage stays as it is, which is an error. Cut short, it leaves at most clusters that
+/// nothing uses, which `disk check --repair` frees.
 pub async fn give_up(context: &Context, layer: &Layer) -> Result<()> {
     let store = &context.store;
     let is_there = || Ok::<_, Error>(info::inspect(store, layer)?.guest_memory);
@@ -28,7 +31,9 @@ pub async fn give_up(context: &Context, layer: &Layer) -> Result<()> {
     let path = store.layout.layer(layer);
     let refused = |why: &str| Err(Error::refused(format!("{why}: {}", path.display())));
     if path.is_symlink() {
-        return refused("it is a file that is used in its place, which is left as its owner made it");
+        return refused(
+            "it is a file that is used in its place, which is left as its owner made it",
+        );
     }
     let img = Img::find(context)?.reading(chain::files(store, layer));
     let source = || Source::File(&path, layer.format);
@@ -38,7 +43,8 @@ pub async fn give_up(context: &Context, layer: &Layer) -> Result<()> {
         return refused("the image is damaged");
     }
     let flags = OFlags::NOFOLLOW.bits().cast_signed();
-    let file = File::options().read(true).write(true).custom_flags(flags).open(&path).on("open", &path)?;
+    let file =
+        File::options().read(true).write(true).custom_flags(flags).open(&path).on("open", &path)?;
     let mut start = vec![0; qcow2::HEADER_BYTES];
     let length = inspect::Source::read_at(&file, 0, &mut start).on("read", &path)?;
     start.truncate(length);

@@ -1,7 +1,8 @@
 //! Looking at a file the user wants as a disk, before anything is touched.
 //!
-//! The format is decided only here, when a person names the file ([`super::foreign`]); from then on it is recorded and told to QEMU,
-//! because a guest could write a header of its own choice into a raw disk.
+//! The format is decided only here, when a person names the file ([`super::foreign`]); from then on
+//! it is recorded and told to QEMU, because a guest could write a header of its own choice into a
+//! raw disk.
 
 use std::path::{Path, PathBuf};
 
@@ -43,15 +44,24 @@ pub async fn examine(context: &Context, ask: &Ask<'_>) -> Result<Candidate> {
     candidate(context, file, ask).await
 }
 
-/// Examines the file of `ask` with its backing files, which lie beside it or below one of `within`. They are listed.
-pub async fn examine_with_backing(context: &Context, ask: &Ask<'_>, within: &[PathBuf]) -> Result<Candidate> {
+/// Examines the file of `ask` with its backing files, which lie beside it or below one of `within`.
+/// They are listed.
+pub async fn examine_with_backing(
+    context: &Context,
+    ask: &Ask<'_>,
+    within: &[PathBuf],
+) -> Result<Candidate> {
     let tree = tree(ask, within)?;
     tell(context, &tree);
     from_tree(context, tree, ask).await
 }
 
 /// The same, for files that were listed before.
-pub async fn examine_again(context: &Context, ask: &Ask<'_>, within: &[PathBuf]) -> Result<Candidate> {
+pub async fn examine_again(
+    context: &Context,
+    ask: &Ask<'_>,
+    within: &[PathBuf],
+) -> Result<Candidate> {
     from_tree(context, tree(ask, within)?, ask).await
 }
 
@@ -73,7 +83,11 @@ fn tree(ask: &Ask<'_>, within: &[PathBuf]) -> Result<Tree> {
 /// Says which files are used.
 pub fn tell(context: &Context, tree: &Tree) {
     for file in tree.files().iter().skip(1) {
-        context.ui.note(&format!("{} names {}, which is used, too", tree.image.path.display(), file.display()));
+        context.ui.note(&format!(
+            "{} names {}, which is used, too",
+            tree.image.path.display(),
+            file.display()
+        ));
     }
 }
 
@@ -102,9 +116,8 @@ fn look(ask: &Ask<'_>) -> Result<Foreign> {
 fn refuse_in_use(file: &Foreign) -> Result<()> {
     if image_lock::is_written_to(&file.held.path()).on("look at the locks of", &file.path)? {
         let shown = file.path.display();
-        return Err(
-            Error::refused(format!("{shown} is in use: a running QEMU writes to it")).hint("stop that VM first")
-        );
+        return Err(Error::refused(format!("{shown} is in use: a running QEMU writes to it"))
+            .hint("stop that VM first"));
     }
     Ok(())
 }
@@ -113,16 +126,20 @@ async fn candidate(context: &Context, file: Foreign, ask: &Ask<'_>) -> Result<Ca
     let shown = ask.path.display();
     let virtual_bytes = match file.format {
         Format::Raw | Format::Qcow2 => file.inspection.virtual_bytes,
-        // It has more to say about these than their headers; and what it cannot open, no VM can start from.
+        // It has more to say about these than their headers; and what it cannot open, no VM can
+        // start from.
         format => {
             let path = file.held.path();
-            Img::find(context)?.holding([&file.held]).info(&path, Source::alone(&path, format)).await?.virtual_bytes
+            Img::find(context)?
+                .holding([&file.held])
+                .info(&path, Source::alone(&path, format))
+                .await?
+                .virtual_bytes
         }
     };
     if virtual_bytes == 0 {
-        return Err(
-            Error::refused(format!("{shown} is an empty disk of 0 bytes")).hint("for a blank disk, say --size 20G")
-        );
+        return Err(Error::refused(format!("{shown} is an empty disk of 0 bytes"))
+            .hint("for a blank disk, say --size 20G"));
     }
     if !virtual_bytes.is_multiple_of(512) {
         return Err(Error::refused(format!(
@@ -130,7 +147,13 @@ async fn candidate(context: &Context, file: Foreign, ask: &Ask<'_>) -> Result<Ca
         ))
         .hint(format!("fill it up first: truncate -s %512 {}", printable::shell(ask.path))));
     }
-    Ok(Candidate { path: file.path, id: file.id, format: file.format, virtual_bytes, backing: None })
+    Ok(Candidate {
+        path: file.path,
+        id: file.id,
+        format: file.format,
+        virtual_bytes,
+        backing: None,
+    })
 }
 
 /// How a format is said for `--disk`.

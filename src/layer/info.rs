@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use super::note::{self, Noted};
+use super::backing_xattr::{self, RecordedBacking};
 use super::opened::{self, Opened};
 use super::{foreign, inspect, qcow2};
 use crate::error::{Error, IoContext, Kind, Result};
@@ -31,12 +31,14 @@ pub struct LayerInfo {
 }
 
 impl LayerInfo {
-    /// Would the guest see memory of an earlier one behind what it has now, were the disk grown to `bytes`? QEMU keeps it there, and does not take it away.
+    /// Would the guest see memory of an earlier one behind what it has now, were the disk grown to
+    /// `bytes`? QEMU keeps it there, and does not take it away.
     pub fn would_show_memory(&self, bytes: u64) -> bool {
         self.guest_memory && bytes > self.virtual_bytes
     }
 
-    /// What is known of a file that is used in its place and cannot be read: it has no backing file.
+    /// What is known of a file that is used in its place and cannot be read: it has no backing
+    /// file.
     pub fn unusable(layer: Layer) -> Self {
         Self {
             layer,
@@ -53,12 +55,13 @@ impl LayerInfo {
 /// Notes beside the file of `layer` what its header says now.
 pub fn note_backing(store: &Store, layer: &Layer) {
     match inspect(store, layer) {
-        Ok(info) => note::write(store, layer, info.backing.as_ref()),
-        Err(_) => note::forget(store, layer),
+        Ok(info) => backing_xattr::write(store, layer, info.backing.as_ref()),
+        Err(_) => backing_xattr::forget(store, layer),
     }
 }
 
-/// Reads what one layer says of itself. What it should not say is damage of this layer; that its file cannot be read is an error of another kind.
+/// Reads what one layer says of itself. What it should not say is damage of this layer; that its
+/// file cannot be read is an error of another kind.
 pub fn inspect(store: &Store, layer: &Layer) -> Result<LayerInfo> {
     let opened = opened::open(store, layer).map_err(|error| of_the_layer(error, layer))?;
     look(&opened, &store.layout.layer(layer), layer).map_err(|error| of_the_layer(error, layer))
@@ -72,7 +75,9 @@ pub fn inspect_file(path: &Path, layer: &Layer) -> Result<LayerInfo> {
 
 fn of_the_layer(error: Error, layer: &Layer) -> Error {
     match error.kind() {
-        Kind::Refused => Error::damaged(format!("layer {layer} is damaged: {}", error.full_message())),
+        Kind::Refused => {
+            Error::damaged(format!("layer {layer} is damaged: {}", error.full_message()))
+        }
         _ => error,
     }
 }
@@ -89,7 +94,11 @@ fn look(opened: &Opened, path: &Path, layer: &Layer) -> Result<LayerInfo> {
         disputed: false,
         guest_memory: false,
     };
-    let (noted, whose) = if in_place.is_some() { (Noted::Nothing, None) } else { note::read_file(file) };
+    let (noted, whose) = if in_place.is_some() {
+        (RecordedBacking::Nothing, None)
+    } else {
+        backing_xattr::read_file(file)
+    };
     if let Some(other) = whose.filter(|id| *id != layer.id) {
         return Err(Error::damaged(format!(
             "layer {layer} is damaged: its file is that of layer {other}; were files exchanged?"
@@ -102,7 +111,8 @@ fn look(opened: &Opened, path: &Path, layer: &Layer) -> Result<LayerInfo> {
     }
     if layer.format == Format::Qcow2 {
         let damaged = |why: &str| {
-            Error::damaged(format!("layer {layer} is damaged: {why}")).hint(format!("its file is {}", path.display()))
+            Error::damaged(format!("layer {layer} is damaged: {why}"))
+                .hint(format!("its file is {}", path.display()))
         };
         let bytes = start(file, path)?;
         let header = qcow2::parse(&bytes).map_err(|error| damaged(&error.full_message()))?;
@@ -120,13 +130,21 @@ fn look(opened: &Opened, path: &Path, layer: &Layer) -> Result<LayerInfo> {
         info.internal_snapshots = header.snapshots;
         info.guest_memory = l1[qcow2::memory_entries(&bytes, &l1)].iter().any(|byte| *byte != 0);
         if let Some(name) = header.backing_file {
-            let backing = Layer::from_file_name(&name)
-                .ok_or_else(|| damaged(&format!("its backing file {name:?} is not a layer of the store")))?;
-            // It had none when it was taken; its owner has written it, and may not choose among our layers.
+            let backing = Layer::from_file_name(&name).ok_or_else(|| {
+                damaged(&format!("its backing file {name:?} is not a layer of the store"))
+            })?;
+            // It had none when it was taken; its owner has written it, and may not choose among our
+            // layers.
             if in_place.is_some() {
-                return Err(damaged(&format!("it is a file in its place, and names the backing file {name:?}")));
+                return Err(damaged(&format!(
+                    "it is a file in its place, and names the backing file {name:?}"
+                )));
             }
-            if header.backing_format.as_deref().is_some_and(|format| format != backing.format.as_str()) {
+            if header
+                .backing_format
+                .as_deref()
+                .is_some_and(|format| format != backing.format.as_str())
+            {
                 return Err(damaged(&format!(
                     "it takes its backing file {name:?} for {}",
                     header.backing_format.as_deref().unwrap_or_default()
@@ -135,7 +153,8 @@ fn look(opened: &Opened, path: &Path, layer: &Layer) -> Result<LayerInfo> {
             info.backing = Some(backing);
         }
         // A merge takes the note away before the header is written, and notes anew what that says.
-        info.disputed = matches!(&noted, Noted::On(on) if *on != info.backing) && note::read_file(file).0 == noted;
+        info.disputed = matches!(&noted, RecordedBacking::On(on) if *on != info.backing)
+            && backing_xattr::read_file(file).0 == noted;
     } else if layer.format != Format::Raw && !foreign::is_alone(file, path, layer.format)? {
         // A file that is used in its place can have been changed by its owner.
         return Err(Error::damaged(format!(
@@ -146,8 +165,9 @@ fn look(opened: &Opened, path: &Path, layer: &Layer) -> Result<LayerInfo> {
     Ok(info)
 }
 
-/// The L1 table of the qcow2 image that begins with `start`; or what is wrong with its header, or with where its tables are. The tables of the second level
-/// are not read, since there may be gigabytes of them; `disk check` and `doctor --deep` do that.
+/// The L1 table of the qcow2 image that begins with `start`; or what is wrong with its header, or
+/// with where its tables are. The tables of the second level are not read, since there may be
+/// gigabytes of them; `disk check` and `doctor --deep` do that.
 fn tables(file: &File, path: &Path, start: &[u8]) -> Result<Result<Vec<u8>, String>> {
     let length = || Ok::<_, Error>(file.metadata().on("read", path)?.len());
     if let Some(why) = qcow2::problem(start, length()?) {

@@ -25,16 +25,19 @@ pub struct Inner {
     pub virtual_bytes: Option<u64>,
 }
 
-/// Reads the snapshot table of a qcow2 image whose header has been looked at. `shown` is the image in messages.
+/// Reads the snapshot table of a qcow2 image whose header has been looked at. `shown` is the image
+/// in messages.
 pub fn read(image: &dyn Source, shown: &Path) -> Result<Vec<Inner>> {
-    let bad = || Error::refused(format!("the snapshot table of {} cannot be read", shown.display()));
+    let bad =
+        || Error::refused(format!("the snapshot table of {} cannot be read", shown.display()));
     let mut header = [0; 72];
     let read = image.read_at(0, &mut header).on("read", shown)?;
     let (count, at) = (be32(&header, 60).ok_or_else(bad)?, be64(&header, 64).ok_or_else(bad)?);
     if read < header.len() || count > MOST {
         return Err(bad());
     }
-    let mut table = vec![0; LONGEST.min(usize::try_from(image.length().saturating_sub(at)).unwrap_or(LONGEST))];
+    let mut table =
+        vec![0; LONGEST.min(usize::try_from(image.length().saturating_sub(at)).unwrap_or(LONGEST))];
     let read = image.read_at(at, &mut table).on("read", shown)?;
     table.truncate(read);
     let (mut found, mut next) = (Vec::new(), 0_usize);
@@ -42,10 +45,12 @@ pub fn read(image: &dyn Source, shown: &Path) -> Result<Vec<Inner>> {
         let entry = table.get(next..).ok_or_else(bad)?;
         let short = |at| be16(entry, at).map(usize::from).ok_or_else(bad);
         let (id_length, name_length) = (short(12)?, short(14)?);
-        let extra = be32(entry, 36).and_then(|bytes| usize::try_from(bytes).ok()).ok_or_else(bad)?;
+        let extra =
+            be32(entry, 36).and_then(|bytes| usize::try_from(bytes).ok()).ok_or_else(bad)?;
         let id_at = FIXED.checked_add(extra).ok_or_else(bad)?;
         let text = |at: usize, length: usize| {
-            let bytes = at.checked_add(length).and_then(|end| entry.get(at..end)).ok_or_else(bad)?;
+            let bytes =
+                at.checked_add(length).and_then(|end| entry.get(at..end)).ok_or_else(bad)?;
             String::from_utf8(bytes.to_vec()).map_err(|_| bad())
         };
         found.push(Inner {
@@ -70,8 +75,10 @@ mod tests {
         image[64..72].copy_from_slice(&128_u64.to_be_bytes());
         let mut at = 128;
         for (id, name, size) in [("1", "first", 1_u64 << 30), ("12", "a, b", 2 << 30)] {
-            image[at + 12..at + 14].copy_from_slice(&u16::try_from(id.len()).expect("short").to_be_bytes());
-            image[at + 14..at + 16].copy_from_slice(&u16::try_from(name.len()).expect("short").to_be_bytes());
+            image[at + 12..at + 14]
+                .copy_from_slice(&u16::try_from(id.len()).expect("short").to_be_bytes());
+            image[at + 14..at + 16]
+                .copy_from_slice(&u16::try_from(name.len()).expect("short").to_be_bytes());
             image[at + 36..at + 40].copy_from_slice(&16_u32.to_be_bytes());
             image[at + 48..at + 56].copy_from_slice(&size.to_be_bytes());
             let words = [id, name].concat();
@@ -85,7 +92,8 @@ mod tests {
     fn names_numbers_and_sizes_are_read() {
         let image = image();
         let found = read(&&image[..], Path::new("x")).expect("a table");
-        let found: Vec<_> = found.iter().map(|one| (&*one.id, &*one.name, one.virtual_bytes)).collect();
+        let found: Vec<_> =
+            found.iter().map(|one| (&*one.id, &*one.name, one.virtual_bytes)).collect();
         assert_eq!(found, [("1", "first", Some(1 << 30)), ("12", "a, b", Some(2 << 30))]);
         let mut more = image;
         more[60..64].copy_from_slice(&u32::MAX.to_be_bytes());
@@ -94,7 +102,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_in_the_table_nothing_panics(at in 60..400_usize, bytes in proptest::collection::vec(any::<u8>(), 1..40)) {
+        fn whatever_is_in_the_table_nothing_panics(
+            at in 60..400_usize,
+            bytes in proptest::collection::vec(any::<u8>(), 1..40),
+        ) {
             let mut image = image();
             let end = (at + bytes.len()).min(image.len());
             image[at..end].copy_from_slice(&bytes[..end - at]);

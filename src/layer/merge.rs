@@ -1,22 +1,27 @@
-//! Merging layers by QEMU's block jobs: `block-commit` and `block-stream`, in the VM's own QEMU where it has the layers open, else
-//! in the offline engine. Backing file names in headers stay relative to the pool.
+//! Merging layers by QEMU's block jobs: `block-commit` and `block-stream`, in the VM's own QEMU
+//! where it has the layers open, else in the offline engine. Backing file names in headers stay
+//! relative to the pool.
 //!
-//! An active layer is merged in two phases. While the guest runs, its data is copied until the job is *ready*; then the guest is
-//! paused, the job makes its switch, and the guest stays paused until the caller has written down which layer is active now.
-//! Dying at any point of that leaves two layers with the same content, either of which may be called the active one. Other merges wait
+//! An active layer is merged in two phases. While the guest runs, its data is copied until the job
+//! is *ready*; then the guest is paused, the job makes its switch, and the guest stays paused until
+//! the caller has written down which layer is active now. Dying at any point of that leaves two
+//! layers with the same content, either of which may be called the active one. Other merges wait
 //! with all data copied (`auto-finalize: false`), too, so that the disks of a VM move together.
+
+mod jobs;
 
 use std::time::Instant;
 
-use serde_json::{Value, json};
+pub use jobs::release;
+use jobs::{cancel, copy_all, finalize, has_not_switched};
 
 use super::flush::{self, Written};
-use super::{chain, info, note, sealed};
+use super::{backing_xattr, chain, info, sealed};
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::model::{Chain, Layer, Merge, MergeKind, human};
+use crate::model::{Chain, Layer, Merge, MergeKind};
 use crate::qemu::offline::{Offline, Open};
-use crate::qemu::qmp::jobs::{Job, Milestone};
+use crate::qemu::qmp::jobs::Job;
 use crate::qemu::qmp::{Qmp, QmpError};
 
 /// Why a merge did not come to its end.
@@ -27,8 +32,9 @@ pub enum Failure {
     Halfway(Error),
 }
 
-/// Carries out `merges`: those that are open in the VM's QEMU there, the others in the offline engine; in either place all switch
-/// together, or none. `paused_at` is set when the guest was paused.
+/// Carries out `merges`: those that are open in the VM's QEMU there, the others in the offline
+/// engine; in either place all switch together, or none. `paused_at` is set when the guest was
+/// paused.
 pub async fn run(
     context: &Context,
     live: Option<&mut Qmp>,
@@ -37,17 +43,22 @@ pub async fn run(
 ) -> Result<(), Failure> {
     let store = &context.store;
     let relinked = || merges.iter().filter_map(Merge::relinked);
-    relinked().for_each(|layer| note::forget(store, layer));
+    relinked().for_each(|layer| backing_xattr::forget(store, layer));
     let written = merges.iter().map(Merge::written).chain(relinked());
     let was_sealed: Vec<&Layer> = written.filter(|layer| sealed::forget(store, layer)).collect();
     let outcome = carry_out(context, live, merges, paused_at).await;
     if matches!(outcome, Ok(()) | Err(Failure::Untouched(_))) {
         relinked().for_each(|layer| info::note_backing(store, layer));
     }
-    // QEMU may still hold something of a merge that was called off. What the guest writes to from now on is sealed no more.
+    // QEMU may still hold something of a merge that was called off. What the guest writes to from
+    // now on is sealed no more.
     if outcome.is_ok() {
-        let active = |layer: &Layer| merges.iter().any(|merge| merge.is_active() && merge.base == *layer);
-        was_sealed.into_iter().filter(|layer| !active(layer)).for_each(|layer| sealed::note(store, layer));
+        let active =
+            |layer: &Layer| merges.iter().any(|merge| merge.is_active() && merge.base == *layer);
+        was_sealed
+            .into_iter()
+            .filter(|layer| !active(layer))
+            .for_each(|layer| sealed::note(store, layer));
     }
     outcome
 }
@@ -90,7 +101,8 @@ async fn carry_out(
     }
     match live {
         Some(qmp) if !here.is_empty() => {
-            let written = match Written::open(&context.store, here.iter().map(|(merge, _)| *merge)) {
+            let written = match Written::open(&context.store, here.iter().map(|(merge, _)| *merge))
+            {
                 Ok(written) => written,
                 Err(error) => return Err(give_up(qmp, &here, untouched, error).await),
             };
@@ -105,12 +117,15 @@ async fn carry_out(
     }
 }
 
-/// Calls off merges that another attempt has begun, where none of them has switched. False: they have to be carried on.
+/// Calls off merges that another attempt has begun, where none of them has switched. False: they
+/// have to be carried on.
 pub async fn call_off(context: &Context, live: Option<&mut Qmp>, merges: &[Merge]) -> Result<bool> {
     let mut rooted = Vec::new();
     let Some(qmp) = live else {
         // The offline engine has died with the command, and what it had copied does no harm.
-        return merges.iter().try_fold(true, |untouched, merge| Ok(untouched && !done(context, merge)?));
+        return merges
+            .iter()
+            .try_fold(true, |untouched, merge| Ok(untouched && !done(context, merge)?));
     };
     for merge in merges {
         match place(context, qmp, merge).await? {
@@ -143,12 +158,14 @@ enum Place {
     Elsewhere,
 }
 
-/// The chain in QEMU is the one the headers tell, from the layer its device is on: QEMU changes both together.
+/// The chain in QEMU is the one the headers tell, from the layer its device is on: QEMU changes
+/// both together.
 async fn place(context: &Context, qmp: &mut Qmp, merge: &Merge) -> Result<Place> {
     if let Some(job) = qmp.job(&merge.job()).await? {
         return Ok(Place::AtWork { told: !has_not_switched(&job) });
     }
-    let active = qmp.active_layer(&merge.target).await?.and_then(|id| context.store.find_layer(&id));
+    let active =
+        qmp.active_layer(&merge.target).await?.and_then(|id| context.store.find_layer(&id));
     let Some(active) = active else { return Ok(Place::Elsewhere) };
     if merge.kind == MergeKind::Commit && merge.overlay.is_none() && active == merge.base {
         return Ok(Place::Switched);
@@ -158,17 +175,12 @@ async fn place(context: &Context, qmp: &mut Qmp, merge: &Merge) -> Result<Place>
     Ok(if open { Place::Here { root: active.node() } } else { Place::Elsewhere })
 }
 
-/// Has this job only copied so far, and can be called off? One that failed has not switched either.
-fn has_not_switched(job: &Job) -> bool {
-    let copies = matches!(job.status.as_str(), "created" | "running" | "ready" | "standby" | "pending" | "waiting");
-    copies || (job.status == "concluded" && job.error.is_some())
-}
-
-/// Has this merge happened already, as the headers tell? The commit of an active layer shows in no header; doing it again is
-/// harmless, because nothing was written since.
+/// Has this merge happened already, as the headers tell? The commit of an active layer shows in no
+/// header; doing it again is harmless, because nothing was written since.
 fn done(context: &Context, merge: &Merge) -> Result<bool> {
-    let stands_on =
-        |layer, base: Option<&_>| info::inspect(&context.store, layer).map(|info| info.backing.as_ref() == base);
+    let stands_on = |layer, base: Option<&_>| {
+        info::inspect(&context.store, layer).map(|info| info.backing.as_ref() == base)
+    };
     match (merge.kind, &merge.overlay) {
         (MergeKind::Stream, _) => stands_on(&merge.top, merge.below.as_ref()),
         (MergeKind::Commit, Some(overlay)) => stands_on(overlay, Some(&merge.base)),
@@ -176,7 +188,8 @@ fn done(context: &Context, merge: &Merge) -> Result<bool> {
     }
 }
 
-/// Copies the data of all of them, as far as they can go without changing who stands on whom. When one fails, all are called off.
+/// Copies the data of all of them, as far as they can go without changing who stands on whom. When
+/// one fails, all are called off.
 async fn copy<'a>(
     context: &Context,
     qmp: &mut Qmp,
@@ -185,13 +198,20 @@ async fn copy<'a>(
 ) -> Result<Vec<(&'a Merge, Job)>, Failure> {
     match copy_all(context, qmp, merges).await {
         Ok(ready) => Ok(ready),
-        Err(error) if !error.is_unknown() => Err(give_up(qmp, merges, untouched, error.into()).await),
+        Err(error) if !error.is_unknown() => {
+            Err(give_up(qmp, merges, untouched, error.into()).await)
+        }
         Err(error) => Err(Failure::Halfway(error.into())),
     }
 }
 
 /// Ends an attempt because of `error`: calls off the jobs, if none of them can have switched.
-async fn give_up(qmp: &mut Qmp, merges: &[(&Merge, Option<String>)], untouched: bool, error: Error) -> Failure {
+async fn give_up(
+    qmp: &mut Qmp,
+    merges: &[(&Merge, Option<String>)],
+    untouched: bool,
+    error: Error,
+) -> Failure {
     if !untouched {
         return Failure::Halfway(error);
     }
@@ -201,27 +221,9 @@ async fn give_up(qmp: &mut Qmp, merges: &[(&Merge, Option<String>)], untouched: 
     }
 }
 
-async fn copy_all<'a>(
-    context: &Context,
-    qmp: &mut Qmp,
-    merges: &[(&'a Merge, Option<String>)],
-) -> Result<Vec<(&'a Merge, Job)>, QmpError> {
-    for (merge, root) in merges {
-        if let Some(root) = root {
-            start(qmp, merge, root).await?;
-        }
-    }
-    let mut ready = Vec::with_capacity(merges.len());
-    for (merge, _) in merges {
-        let task = context.ui.task(&label(merge), merge.bytes);
-        let milestone = if merge.is_active() { Milestone::Ready } else { Milestone::Pending };
-        ready.push((*merge, qmp.wait_for_job(&merge.job(), milestone, &*task).await?));
-    }
-    Ok(ready)
-}
-
-/// Makes what was copied durable while the guest runs, so that little is left to do while it does not; then pauses it, and does that once more:
-/// `stop` flushes everything, and does not say whether that went well. Did the guest run? After a flush that failed it runs again.
+/// Makes what was copied durable while the guest runs, so that little is left to do while it does
+/// not; then pauses it, and does that once more: `stop` flushes everything, and does not say
+/// whether that went well. Did the guest run? After a flush that failed it runs again.
 async fn flush_and_pause(
     qmp: &mut Qmp,
     merges: &[(&Merge, Job)],
@@ -246,7 +248,11 @@ async fn flush_and_pause(
 }
 
 /// Lets QEMU write out what it holds of what the jobs have copied that have not switched.
-async fn flush_nodes(qmp: &mut Qmp, merges: &[(&Merge, Job)], written: &Written) -> Result<(), Failure> {
+async fn flush_nodes(
+    qmp: &mut Qmp,
+    merges: &[(&Merge, Job)],
+    written: &Written,
+) -> Result<(), Failure> {
     let copied = merges.iter().filter(|(_, job)| has_not_switched(job));
     let jobs: Vec<String> = copied.map(|(merge, _)| merge.job()).collect();
     written.flush_nodes(qmp, &jobs).await.map_err(|error| match error.is_unknown() {
@@ -255,8 +261,9 @@ async fn flush_nodes(qmp: &mut Qmp, merges: &[(&Merge, Job)], written: &Written)
     })
 }
 
-/// Lets all of them make their switch, with the guest paused, and makes everything durable, so that a layer can be removed once its data is
-/// in another. The guest stays paused when its active layer has changed: the record has to say so first.
+/// Lets all of them make their switch, with the guest paused, and makes everything durable, so that
+/// a layer can be removed once its data is in another. The guest stays paused when its active layer
+/// has changed: the record has to say so first.
 async fn switch(
     qmp: &mut Qmp,
     merges: &[(&Merge, Job)],
@@ -264,7 +271,8 @@ async fn switch(
     written: &Written,
     paused_at: &mut Option<Instant>,
 ) -> Result<(), Failure> {
-    let active: Vec<&Merge> = merges.iter().map(|(merge, _)| *merge).filter(|merge| merge.is_active()).collect();
+    let active: Vec<&Merge> =
+        merges.iter().map(|(merge, _)| *merge).filter(|merge| merge.is_active()).collect();
     finalize(qmp, merges).await.map_err(halfway)?;
     if running && active.is_empty() {
         qmp.cont().await.map_err(halfway)?;
@@ -289,45 +297,17 @@ fn halfway(error: QmpError) -> Failure {
     Failure::Halfway(error.into())
 }
 
-/// Lets jobs that have copied everything change who stands on whom, and forgets them.
-async fn finalize(qmp: &mut Qmp, merges: &[(&Merge, Job)]) -> Result<(), QmpError> {
-    for (merge, job) in merges {
-        match job.status.as_str() {
-            "ready" => qmp.complete_job(&merge.job()).await?,
-            "pending" => qmp.finalize_job(&merge.job()).await?,
-            _ => {}
-        }
-    }
-    for (merge, _) in merges {
-        qmp.wait_for_job(&merge.job(), Milestone::Concluded, &crate::ui::Silent).await?;
-        qmp.dismiss_job(&merge.job()).await?;
-    }
-    Ok(())
-}
-
-/// Calls off the jobs of merges none of which has switched.
-async fn cancel(qmp: &mut Qmp, merges: &[(&Merge, Option<String>)]) -> Result<(), QmpError> {
-    for (merge, _) in merges {
-        if qmp.job(&merge.job()).await?.is_none() {
-            continue;
-        }
-        let cancelled = qmp.call::<Value>("block-job-cancel", json!({"device": merge.job(), "force": true})).await;
-        tracing::debug!(target: "qmp", "{}: {cancelled:?}", merge.job());
-        match qmp.wait_for_job(&merge.job(), Milestone::Concluded, &crate::ui::Silent).await {
-            Ok(_) => qmp.dismiss_job(&merge.job()).await?,
-            Err(QmpError::Job { .. }) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
 /// In the offline engine, one for all of them.
 async fn offline(context: &Context, merges: &[&Merge], untouched: bool) -> Result<(), Failure> {
-    let failure = |error: Error| if untouched { Failure::Untouched(error) } else { Failure::Halfway(error) };
-    let roots: Vec<&Layer> = merges.iter().map(|merge| merge.overlay.as_ref().unwrap_or(&merge.top)).collect();
-    let chains: Vec<Chain> =
-        roots.iter().map(|root| chain::read(&context.store, root)).collect::<Result<_>>().map_err(failure)?;
+    let failure =
+        |error: Error| if untouched { Failure::Untouched(error) } else { Failure::Halfway(error) };
+    let roots: Vec<&Layer> =
+        merges.iter().map(|merge| merge.overlay.as_ref().unwrap_or(&merge.top)).collect();
+    let chains: Vec<Chain> = roots
+        .iter()
+        .map(|root| chain::read(&context.store, root))
+        .collect::<Result<_>>()
+        .map_err(failure)?;
     let open: Vec<Open> = chains.iter().map(Open::writable).collect();
     let written = Written::open(&context.store, merges.iter().copied()).map_err(failure)?;
     let mut engine = Offline::start(context, &open).await.map_err(failure)?;
@@ -335,9 +315,11 @@ async fn offline(context: &Context, merges: &[&Merge], untouched: bool) -> Resul
         merges.iter().zip(&roots).map(|(merge, root)| (*merge, Some(root.node()))).collect();
     match in_engine(context, &mut engine.qmp, &rooted, &written, untouched).await {
         Err(Failure::Halfway(error)) if untouched => {
-            // It has crashed, or is ended here; its jobs have gone with it, and what they had copied does no harm.
+            // It has crashed, or is ended here; its jobs have gone with it, and what they had
+            // copied does no harm.
             drop(engine);
-            let none_is_done = merges.iter().try_fold(true, |none, merge| Ok(none && !done(context, merge)?));
+            let none_is_done =
+                merges.iter().try_fold(true, |none, merge| Ok(none && !done(context, merge)?));
             return Err(if none_is_done.map_err(Failure::Halfway)? {
                 Failure::Untouched(error)
             } else {
@@ -358,51 +340,12 @@ async fn in_engine(
     untouched: bool,
 ) -> Result<(), Failure> {
     let ready = copy(context, qmp, merges, untouched).await?;
-    // `block-stream` writes the header at once and keeps the tables that lead to the data in memory: killed in between, the engine would
-    // leave an image that reads as zeros.
+    // `block-stream` writes the header at once and keeps the tables that lead to the data in
+    // memory: killed in between, the engine would leave an image that reads as zeros.
     let flushed = flush_nodes(qmp, &ready, written).await;
     match flushed.and_then(|()| written.sync().map_err(Failure::Untouched)) {
         Err(Failure::Untouched(error)) => return Err(give_up(qmp, merges, untouched, error).await),
         other => other?,
     }
     finalize(qmp, &ready).await.map_err(halfway)
-}
-
-async fn start(qmp: &mut Qmp, merge: &Merge, root: &str) -> Result<(), QmpError> {
-    let mut job = json!({"job-id": merge.job(), "auto-dismiss": false, "auto-finalize": merge.is_active()});
-    let command = match merge.kind {
-        MergeKind::Commit => {
-            job["device"] = root.into();
-            job["base-node"] = merge.base.node().into();
-            if merge.overlay.is_some() {
-                job["top-node"] = merge.top.node().into();
-                job["backing-file"] = merge.base.file_name().into();
-            }
-            "block-commit"
-        }
-        MergeKind::Stream => {
-            job["device"] = merge.top.node().into();
-            if let Some(below) = &merge.below {
-                job["base-node"] = below.node().into();
-                job["backing-file"] = below.file_name().into();
-            }
-            "block-stream"
-        }
-    };
-    qmp.call::<Value>(command, job).await.map(drop)
-}
-
-/// Closes layers that have vanished; should QEMU still want one, its file only stays open a little longer.
-pub async fn release(qmp: &mut Qmp, layers: impl IntoIterator<Item = &Layer>) {
-    for layer in layers {
-        for node in [layer.node(), layer.file_node()] {
-            if let Err(error) = qmp.remove_node(&node).await {
-                tracing::debug!(target: "qmp", "{node} stays open: {error}");
-            }
-        }
-    }
-}
-
-fn label(merge: &Merge) -> String {
-    format!("{}: merging {}", merge.target, human(merge.bytes))
 }

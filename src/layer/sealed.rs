@@ -1,9 +1,12 @@
-//! What the file of a sealed layer was when it was sealed, noted in an extended attribute of the file (`user.cowhand.sealed`, see `xattr(7)`):
-//! which layer it is, its length, when it was written to, and what it begins with. Nothing writes to a sealed layer but a merge, so a file
-//! that is shorter, or another one, has lost data. Every guest above would read something else than it has written.
+//! What the file of a sealed layer was when it was sealed, noted in an extended attribute of the
+//! file (`user.cowhand.sealed`, see `xattr(7)`): which layer it is, its length, when it was written
+//! to, and what it begins with. Nothing writes to a sealed layer but a merge, so a file that is
+//! shorter, or another one, has lost data. Every guest above would read something else than it has
+//! written.
 //!
-//! As with [`super::note`], there is a note only while it is certain: it is taken away before a merge, and written again after it. Where the
-//! file system has no such attributes there are no notes, and nothing is missed. A file that is used in its place has none.
+//! As with [`super::note`], there is a note only while it is certain: it is taken away before a
+//! merge, and written again after it. Where the file system has no such attributes there are no
+//! notes, and nothing is missed. A file that is used in its place has none.
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -21,7 +24,8 @@ const NAME: &str = "user.cowhand.sealed";
 const VERSION: u32 = 1;
 /// The longest note: a layer's id and four numbers.
 const LONGEST: usize = 128;
-/// How often a layer is looked at that seems to have changed: a merge beside it takes the note away and writes another.
+/// How often a layer is looked at that seems to have changed: a merge beside it takes the note away
+/// and writes another.
 const LOOKS: usize = 3;
 
 /// How the file of a sealed layer differs from what it was.
@@ -35,7 +39,7 @@ pub enum Change {
 
 /// What is noted with a file.
 #[derive(Debug, PartialEq, Eq)]
-enum Noted {
+enum RecordedLook {
     /// Nothing that can be read.
     Nothing,
     /// This.
@@ -53,12 +57,15 @@ struct Look {
     start: u64,
 }
 
-/// Notes what the file of `layer` is now, if nothing is noted. What was written to it is on the disk first: a power cut would leave a shorter file.
+/// Notes what the file of `layer` is now, if nothing is noted. What was written to it is on the
+/// disk first: a power cut would leave a shorter file.
 pub fn note(store: &Store, layer: &Layer) {
     let noted = || -> Result<()> {
         let opened = opened::open(store, layer)?;
         let path = store.layout.layer(layer);
-        if opened.in_place.is_some() || !matches!(read(&opened.file).on("read the note of", &path)?, Noted::Nothing) {
+        if opened.in_place.is_some()
+            || !matches!(read(&opened.file).on("read the note of", &path)?, RecordedLook::Nothing)
+        {
             return Ok(());
         }
         opened.file.sync_data().on("flush", &path)?;
@@ -68,7 +75,10 @@ pub fn note(store: &Store, layer: &Layer) {
             .on("note", &path)
     };
     if let Err(error) = noted() {
-        tracing::debug!("what layer {layer} is when it is sealed is not noted: {}", error.full_message());
+        tracing::debug!(
+            "what layer {layer} is when it is sealed is not noted: {}",
+            error.full_message()
+        );
     }
 }
 
@@ -84,7 +94,8 @@ pub fn forget(store: &Store, layer: &Layer) -> bool {
     }
 }
 
-/// Is the file of `layer` what it was when it was sealed, as far as that was noted? Otherwise, how it has changed.
+/// Is the file of `layer` what it was when it was sealed, as far as that was noted? Otherwise, how
+/// it has changed.
 pub fn change(store: &Store, layer: &Layer) -> Result<Option<Change>> {
     let path = store.layout.layer(layer);
     let mut found = None;
@@ -94,7 +105,9 @@ pub fn change(store: &Store, layer: &Layer) -> Result<Option<Change>> {
             return Ok(None);
         }
         // Of what a newer version has noted this one says nothing.
-        let Noted::Look(noted) = read(&opened.file).on("read the note of", &path)? else { return Ok(None) };
+        let RecordedLook::Look(noted) = read(&opened.file).on("read the note of", &path)? else {
+            return Ok(None);
+        };
         found = noted.change(&Look::of(&opened.file, layer).on("read", &path)?);
         if found.is_none() {
             break;
@@ -107,28 +120,38 @@ pub fn change(store: &Store, layer: &Layer) -> Result<Option<Change>> {
 pub fn refuse_lost(store: &Store, layer: &Layer) -> Result<()> {
     match change(store, layer)? {
         Some(Change::Lost(why)) => Err(Error::damaged(format!("layer {layer} is damaged: {why}"))
-            .hint(format!("its file is {}; bring it back from a backup", store.layout.layer(layer).display()))),
+            .hint(format!(
+                "its file is {}; bring it back from a backup",
+                store.layout.layer(layer).display()
+            ))),
         _ => Ok(()),
     }
 }
 
-fn read(file: &File) -> std::io::Result<Noted> {
+fn read(file: &File) -> std::io::Result<RecordedLook> {
     let mut bytes = [0_u8; LONGEST];
     match fgetxattr(file, NAME, &mut bytes[..]) {
-        Ok(length) => Ok(Noted::parse(&bytes[..length])),
-        Err(Errno::NODATA | Errno::NOTSUP) => Ok(Noted::Nothing),
+        Ok(length) => Ok(RecordedLook::parse(&bytes[..length])),
+        Err(Errno::NODATA | Errno::NOTSUP) => Ok(RecordedLook::Nothing),
         // Longer than any of this version's.
-        Err(Errno::RANGE) => Ok(Noted::Newer),
+        Err(Errno::RANGE) => Ok(RecordedLook::Newer),
         Err(error) => Err(error.into()),
     }
 }
 
-impl Noted {
+impl RecordedLook {
     fn parse(bytes: &[u8]) -> Self {
         let word = |bytes: &[u8]| std::str::from_utf8(bytes).ok()?.parse::<u32>().ok();
         match std::str::from_utf8(bytes).ok().and_then(Look::parse) {
             Some(look) => Self::Look(look),
-            None if bytes.split(|byte| *byte == b' ').next().and_then(word).is_some_and(|n| n > VERSION) => Self::Newer,
+            None if bytes
+                .split(|byte| *byte == b' ')
+                .next()
+                .and_then(word)
+                .is_some_and(|n| n > VERSION) =>
+            {
+                Self::Newer
+            }
             None => Self::Nothing,
         }
     }
@@ -140,7 +163,12 @@ impl Look {
         let length = file.read_at(&mut bytes, 0)?;
         let about = file.metadata()?;
         let modified = i128::from(about.mtime()) * 1_000_000_000 + i128::from(about.mtime_nsec());
-        Ok(Self { id: layer.id.to_string(), bytes: about.len(), modified, start: digest(&bytes[..length]) })
+        Ok(Self {
+            id: layer.id.to_string(),
+            bytes: about.len(),
+            modified,
+            start: digest(&bytes[..length]),
+        })
     }
 
     fn text(&self) -> String {
@@ -172,7 +200,9 @@ impl Look {
             )));
         }
         if self.start != now.start {
-            return Some(Change::Lost("its header is not what it was when the layer was sealed".to_owned()));
+            return Some(Change::Lost(
+                "its header is not what it was when the layer was sealed".to_owned(),
+            ));
         }
         // An older time is what a power cut or `tar` leaves.
         (now.modified > self.modified).then_some(Change::Written)
@@ -181,7 +211,9 @@ impl Look {
 
 /// FNV-1a, 64 bits: against accidents. Who may write to the file may write the note, too.
 fn digest(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 #[cfg(test)]
@@ -190,20 +222,27 @@ mod tests {
     use proptest::prelude::*;
 
     fn look() -> Look {
-        Look { id: "abcdefghij".into(), bytes: 327_680, modified: 1_700_000_000_123_456_789, start: digest(b"QFI") }
+        Look {
+            id: "abcdefghij".into(),
+            bytes: 327_680,
+            modified: 1_700_000_000_123_456_789,
+            start: digest(b"QFI"),
+        }
     }
 
     #[test]
     fn what_is_noted_is_read_back_and_anything_else_is_no_note() {
         assert_eq!(Look::parse(&look().text()), Some(look()));
         assert!(look().text().len() <= LONGEST);
-        for text in ["", "1", "2 abcdefghij 1 2 3", "1 abcdefghij 1 2 3 4", "1 abcdefghij -1 2 3", "1 abcdefghij 1 2 x"]
-        {
+        for text in [
+            "", "1", "2 abcdefghij 1 2 3", "1 abcdefghij 1 2 3 4", "1 abcdefghij -1 2 3",
+            "1 abcdefghij 1 2 x",
+        ] {
             assert_eq!(Look::parse(text), None, "{text:?}");
         }
-        assert_eq!(Noted::parse(look().text().as_bytes()), Noted::Look(look()));
-        assert_eq!(Noted::parse(b"1 abcdefghij 1 2 x"), Noted::Nothing);
-        assert_eq!(Noted::parse(b"2 abcdefghij \xff"), Noted::Newer);
+        assert_eq!(RecordedLook::parse(look().text().as_bytes()), RecordedLook::Look(look()));
+        assert_eq!(RecordedLook::parse(b"1 abcdefghij 1 2 x"), RecordedLook::Nothing);
+        assert_eq!(RecordedLook::parse(b"2 abcdefghij \xff"), RecordedLook::Newer);
     }
 
     #[test]
@@ -217,7 +256,12 @@ mod tests {
         let file = File::open(store.layout.layer(&layer)).expect("it is there");
         for newer in ["2 and so on".to_owned(), format!("2 {}", "long ".repeat(100))] {
             match fsetxattr(&file, NAME, newer.as_bytes(), XattrFlags::empty()) {
-                Err(Errno::NOTSUP) => return eprintln!("SKIPPED: no extended attributes in {}", room.path().display()),
+                Err(Errno::NOTSUP) => {
+                    return eprintln!(
+                        "SKIPPED: no extended attributes in {}",
+                        room.path().display()
+                    );
+                }
                 other => other.expect("it is noted"),
             }
             note(&store, &layer);
@@ -234,9 +278,15 @@ mod tests {
         assert!(lost(Look { bytes: 327_679, ..look() }));
         assert!(lost(Look { start: 0, ..look() }));
         assert!(lost(Look { id: "jihgfedcba".into(), ..look() }));
-        assert_eq!(look().change(&Look { modified: look().modified + 1, ..look() }), Some(Change::Written));
+        assert_eq!(
+            look().change(&Look { modified: look().modified + 1, ..look() }),
+            Some(Change::Written)
+        );
         for earlier in [0, 1, 123_456_789] {
-            assert_eq!(look().change(&Look { modified: look().modified - earlier, ..look() }), None);
+            assert_eq!(
+                look().change(&Look { modified: look().modified - earlier, ..look() }),
+                None
+            );
         }
     }
 

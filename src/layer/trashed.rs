@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{info, note};
+use super::{backing_xattr, info};
 use crate::error::{IoContext, Result};
 use crate::model::Layer;
 use crate::store::Store;
@@ -23,20 +23,29 @@ fn look(directory: &Path, depth: usize, files: &mut Vec<(Layer, PathBuf)>) {
         let path = entry.path();
         match entry.file_type() {
             Ok(kind) if kind.is_dir() && depth > 1 => look(&path, depth - 1, files),
-            _ => files.extend(entry.file_name().to_str().and_then(Layer::from_file_name).map(|layer| (layer, path))),
+            _ => files.extend(
+                entry
+                    .file_name()
+                    .to_str()
+                    .and_then(Layer::from_file_name)
+                    .map(|layer| (layer, path)),
+            ),
         }
     }
 }
 
-/// Removes a directory of the trash whose own layers were taken out of it, if there is one. With files of layers that somebody else has put there, it stays, for `gc` to judge,
-/// without its entry: it cannot be taken back again.
+/// Removes a directory of the trash whose own layers were taken out of it, if there is one. With
+/// files of layers that somebody else has put there, it stays, for `gc` to judge, without its
+/// entry: it cannot be taken back again.
 pub fn drop(directory: &Path) -> Result<()> {
     let removed = match below(directory).is_empty() {
         true => std::fs::remove_dir_all(directory),
         false => std::fs::remove_file(directory.join("entry.json")),
     };
     match removed {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).on("remove", directory),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).on("remove", directory)
+        }
         _ => Ok(()),
     }
 }
@@ -48,19 +57,23 @@ pub fn copies(store: &Store, layer: &Layer) -> Vec<PathBuf> {
     files.filter(|(other, _)| other == layer).map(|(_, path)| path).collect()
 }
 
-/// The file of `layer` among those that were taken out of use with the directory `found`, if there is one; or why it is not that layer.
+/// The file of `layer` among those that were taken out of use with the directory `found`, if there
+/// is one; or why it is not that layer.
 pub fn of(found: &Found, layer: &Layer) -> Option<std::result::Result<(), String>> {
     let path = found.path.join("layers").join(layer.file_name());
     let about = path.symlink_metadata().ok()?;
     // Who moved what there has written it down, but for layers that nobody named.
-    let is_listed = found.entry.as_ref().is_ok_and(|entry| entry.layers.contains(layer) || entry.what == Kind::Gc);
+    let is_listed = found
+        .entry
+        .as_ref()
+        .is_ok_and(|entry| entry.layers.contains(layer) || entry.what == Kind::Gc);
     if about.is_symlink() {
         return Some(if is_listed { Ok(()) } else { Err("it is a link".to_owned()) });
     }
     Some(match info::inspect_file(&path, layer) {
         Err(error) => Err(error.full_message()),
         Ok(info) if info.disputed => Err("its header was changed by somebody else".to_owned()),
-        Ok(_) if is_listed || note::is_of(&path, layer) => Ok(()),
+        Ok(_) if is_listed || backing_xattr::is_of(&path, layer) => Ok(()),
         Ok(_) => Err("nothing says that it is that layer".to_owned()),
     })
 }

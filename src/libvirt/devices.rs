@@ -55,8 +55,14 @@ pub struct CdromDrive {
 /// Behind all that have a place in the order of boot.
 const LAST: u32 = u32::MAX;
 
-/// Reads the devices of a machine of the type `machine`. `boot` is the order of kinds of devices, in the old form.
-pub(super) fn read(devices: Node<'_, '_>, machine: &str, boot: &[&str], notes: &mut Notes) -> Devices {
+/// Reads the devices of a machine of the type `machine`. `boot` is the order of kinds of devices,
+/// in the old form.
+pub(super) fn read(
+    devices: Node<'_, '_>,
+    machine: &str,
+    boot: &[&str],
+    notes: &mut Notes,
+) -> Devices {
     let mut found = Devices::default();
     // The first in the order of boot that is no disk.
     let (mut first_other, mut has_serial, mut controllers) = (LAST, false, 0);
@@ -73,7 +79,9 @@ pub(super) fn read(devices: Node<'_, '_>, machine: &str, boot: &[&str], notes: &
                 }
                 kind => {
                     first_other = first_other.min(order(device));
-                    let target = child(device, "target").and_then(|target| target.attribute("dev")).unwrap_or("?");
+                    let target = child(device, "target")
+                        .and_then(|target| target.attribute("dev"))
+                        .unwrap_or("?");
                     notes.left(format!("{kind} {target}"), "is not supported");
                 }
             },
@@ -84,13 +92,18 @@ pub(super) fn read(devices: Node<'_, '_>, machine: &str, boot: &[&str], notes: &
             "controller" | "hub" => controllers += 1,
             "emulator" => {}
             "channel" => channel(device, notes),
-            "serial" | "console" if !has_serial && (device.tag_name().name() == "serial" || !has("serial")) => {
+            "serial" | "console"
+                if !has_serial && (device.tag_name().name() == "serial" || !has("serial")) =>
+            {
                 has_serial = true;
                 match device.attribute("type") {
                     Some("pty") => notes.kept("serial console", "cowhand console"),
                     other => notes.changed(
                         "serial console",
-                        format!("{} becomes serial.log and `cowhand console`", other.unwrap_or("?")),
+                        format!(
+                            "{} becomes serial.log and `cowhand console`",
+                            other.unwrap_or("?")
+                        ),
                     ),
                 }
             }
@@ -107,14 +120,20 @@ pub(super) fn read(devices: Node<'_, '_>, machine: &str, boot: &[&str], notes: &
         notes.kept("controllers", "QEMU has those that its devices need");
     }
     if !found.disks.is_empty() {
-        notes.changed("PCI addresses", "of disks are others: their names in /dev/disk/by-path can change");
+        notes.changed(
+            "PCI addresses",
+            "of disks are others: their names in /dev/disk/by-path can change",
+        );
     }
     // The old form names kinds alone, so disks stay in their order.
     found.disks.sort_by_key(|disk| disk.order);
     let first_disk = found.disks.first().map_or(LAST, |disk| disk.order);
     let removable_first = boot.first().is_some_and(|first| *first != "hd");
     if first_other < first_disk || removable_first {
-        notes.changed("boot order", "the VM boots from its first disk, or else from what follows it");
+        notes.changed(
+            "boot order",
+            "the VM boots from its first disk, or else from what follows it",
+        );
     }
     found
 }
@@ -124,7 +143,10 @@ fn order(device: Node<'_, '_>) -> u32 {
 }
 
 fn cdrom(device: Node<'_, '_>, devices: Node<'_, '_>, usual: Bus, notes: &mut Notes) -> CdromDrive {
-    let target = child(device, "target").and_then(|target| target.attribute("dev")).unwrap_or("?").to_owned();
+    let target = child(device, "target")
+        .and_then(|target| target.attribute("dev"))
+        .unwrap_or("?")
+        .to_owned();
     let what = format!("CD-ROM {target}");
     let bus = bus_of(device, devices, &what, usual, notes);
     let source = child(device, "source");
@@ -134,7 +156,8 @@ fn cdrom(device: Node<'_, '_>, devices: Node<'_, '_>, usual: Bus, notes: &mut No
         ("block", _) => Err("is a drive of the host, which is not supported".to_owned()),
         (kind, _) => Err(format!("is of the type {kind}, and not in a file of this host")),
     };
-    let known = ["source", "target", "driver", "readonly", "boot", "address", "alias", "backingStore"];
+    let known =
+        ["source", "target", "driver", "readonly", "boot", "address", "alias", "backingStore"];
     others(device, &known, &["type", "device"], &what, notes);
     CdromDrive { target, bus, file }
 }
@@ -148,7 +171,9 @@ fn disk(disk: Node<'_, '_>, devices: Node<'_, '_>, notes: &mut Notes) -> Disk {
     let driver = child(disk, "driver");
     let of_source = |name: &str| source.and_then(|source| source.attribute(name));
     let said = |name: &str| driver.and_then(|driver| driver.attribute(name));
-    let is_in = |name: &str| child(disk, name).is_some() || source.is_some_and(|source| child(source, name).is_some());
+    let is_in = |name: &str| {
+        child(disk, name).is_some() || source.is_some_and(|source| child(source, name).is_some())
+    };
     let format = said("type").unwrap_or("raw").parse().ok();
     let kind = disk.attribute("type").unwrap_or("file");
     let file = match (kind, of_source("file"), of_source("dev")) {
@@ -173,7 +198,10 @@ fn disk(disk: Node<'_, '_>, devices: Node<'_, '_>, notes: &mut Notes) -> Disk {
         }
         is_possible
     });
-    let known = ["source", "target", "driver", "serial", "readonly", "boot", "address", "alias", "backingStore"];
+    let known = [
+        "source", "target", "driver", "serial", "readonly", "boot", "address", "alias",
+        "backingStore",
+    ];
     let known = [&known[..], &["encryption"]].concat();
     others(disk, &known, &["type", "device"], &what, notes);
     source.into_iter().for_each(|source| {
@@ -181,7 +209,9 @@ fn disk(disk: Node<'_, '_>, devices: Node<'_, '_>, notes: &mut Notes) -> Disk {
         others(source, &["encryption", "slices", "seclabel"], &of_file, &what, notes);
     });
     driver.into_iter().for_each(|driver| others(driver, &[], &["name", "type"], &what, notes));
-    child(disk, "target").into_iter().for_each(|target| others(target, &[], &["dev", "bus"], &what, notes));
+    child(disk, "target")
+        .into_iter()
+        .for_each(|target| others(target, &[], &["dev", "bus"], &what, notes));
     let is_shared = child(disk, "transient").is_some() || child(disk, "shareable").is_some();
     let read_only = child(disk, "readonly").is_some();
     Disk { target, bus, serial, file, format, read_only, is_shared, order: order(disk) }
@@ -198,14 +228,20 @@ fn channel(channel: Node<'_, '_>, notes: &mut Notes) {
 /// Why a device does not come over.
 fn why(device: &str, node: Node<'_, '_>) -> String {
     let reason = match device {
-        "graphics" | "video" | "audio" | "sound" | "input" => "VMs have a serial console and no screen",
-        "tpm" => "is not supported yet; what the guest has sealed in it (BitLocker) asks for its recovery key",
-        "memballoon" => "is not supported yet; the guest keeps its memory",
-        "hostdev" | "redirdev" | "redirfilter" | "smartcard" => "devices of the host are not supported",
-        "filesystem" => "shared directories are not supported yet",
-        "watchdog" | "panic" | "vsock" | "shmem" | "nvram" | "iommu" | "crypto" | "memory" | "pstore" => {
-            "is not supported yet"
+        "graphics" | "video" | "audio" | "sound" | "input" => {
+            "VMs have a serial console and no screen"
         }
+        "tpm" => {
+            "is not supported yet; what the guest has sealed in it (BitLocker) \
+             asks for its recovery key"
+        }
+        "memballoon" => "is not supported yet; the guest keeps its memory",
+        "hostdev" | "redirdev" | "redirfilter" | "smartcard" => {
+            "devices of the host are not supported"
+        }
+        "filesystem" => "shared directories are not supported yet",
+        "watchdog" | "panic" | "vsock" | "shmem" | "nvram" | "iommu" | "crypto" | "memory"
+        | "pstore" => "is not supported yet",
         "serial" | "console" => "there is one serial console",
         _ => "has no counterpart",
     };
@@ -216,7 +252,13 @@ fn why(device: &str, node: Node<'_, '_>) -> String {
 }
 
 /// The bus of a drive; of one that it cannot be on here, the `usual` one.
-fn bus_of(disk: Node<'_, '_>, devices: Node<'_, '_>, what: &str, usual: Bus, notes: &mut Notes) -> Bus {
+fn bus_of(
+    disk: Node<'_, '_>,
+    devices: Node<'_, '_>,
+    what: &str,
+    usual: Bus,
+    notes: &mut Notes,
+) -> Bus {
     let of_target = |name: &str| child(disk, "target").and_then(|target| target.attribute(name));
     // Where none is said, libvirt takes the one that the name stands for.
     let word = of_target("bus").unwrap_or_else(|| match of_target("dev").unwrap_or_default() {
@@ -227,13 +269,19 @@ fn bus_of(disk: Node<'_, '_>, devices: Node<'_, '_>, what: &str, usual: Bus, not
     });
     let has_it = |bus: &Bus| usual == Bus::Virtio || !matches!(bus, Bus::Virtio | Bus::Nvme);
     let bus = word.parse().ok().filter(has_it).unwrap_or_else(|| {
-        notes.changed(format!("{what}, bus"), format!("{word} becomes {usual}, for which the guest needs a driver"));
+        notes.changed(
+            format!("{what}, bus"),
+            format!("{word} becomes {usual}, for which the guest needs a driver"),
+        );
         usual
     });
     if bus == Bus::Scsi {
-        let index = child(disk, "address").and_then(|address| address.attribute("controller")).unwrap_or("0");
-        let mut controllers = elements(devices, "controller")
-            .filter(|one| one.attribute("type") == Some("scsi") && one.attribute("index").unwrap_or("0") == index);
+        let index = child(disk, "address")
+            .and_then(|address| address.attribute("controller"))
+            .unwrap_or("0");
+        let mut controllers = elements(devices, "controller").filter(|one| {
+            one.attribute("type") == Some("scsi") && one.attribute("index").unwrap_or("0") == index
+        });
         let model = controllers.find_map(|one| one.attribute("model")).unwrap_or("lsilogic");
         if !model.starts_with("virtio") {
             let how = format!("{model} becomes virtio-scsi, for which the guest needs a driver");
@@ -246,7 +294,11 @@ fn bus_of(disk: Node<'_, '_>, devices: Node<'_, '_>, what: &str, usual: Bus, not
 impl Disk {
     /// What becomes of it as the disk `becomes` of the VM, from the file `file`.
     pub(super) fn note(&self, file: &std::path::Path, becomes: &str, notes: &mut Notes) {
-        let renamed = if self.target == becomes { String::new() } else { format!(", as {becomes}") };
-        notes.kept(format!("disk {}", self.target), format!("{} on {}{renamed}", file.display(), self.bus));
+        let renamed =
+            if self.target == becomes { String::new() } else { format!(", as {becomes}") };
+        notes.kept(
+            format!("disk {}", self.target),
+            format!("{} on {}{renamed}", file.display(), self.bus),
+        );
     }
 }

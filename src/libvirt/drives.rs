@@ -31,7 +31,11 @@ impl<'a> Files<'a> {
     }
 
     /// The files that the XML of a snapshot may name: those of the domain, too.
-    pub(super) fn of_snapshot(context: &Context, request: &'a Request, known: &'a [PathBuf]) -> Self {
+    pub(super) fn of_snapshot(
+        context: &Context,
+        request: &'a Request,
+        known: &'a [PathBuf],
+    ) -> Self {
         Self { beside: request.snapshots_beside.as_deref(), known, ..Self::of(context, request) }
     }
 
@@ -43,15 +47,23 @@ impl<'a> Files<'a> {
         }
     }
 
-    /// Refuses a file that the XML alone names. Else, its path without links, which leads to the same file later.
+    /// Refuses a file that the XML alone names. Else, its path without links, which leads to the
+    /// same file later.
     pub(super) fn allow(&self, file: &Path, what: &str, hint: &str) -> Result<PathBuf> {
         if !file.is_absolute() {
-            return Err(Error::refused(format!("the path of {what} is not absolute: {}", file.display())));
+            return Err(Error::refused(format!(
+                "the path of {what} is not absolute: {}",
+                file.display()
+            )));
         }
         let real = match file.canonicalize() {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let error = Error::not_found(format!("{what} is not there: {}", file.display()));
-                return Err(if hint.is_empty() { error } else { error.hint(format!("say where it is: {hint}")) });
+                return Err(if hint.is_empty() {
+                    error
+                } else {
+                    error.hint(format!("say where it is: {hint}"))
+                });
             }
             other => other.on("find", file)?,
         };
@@ -59,8 +71,11 @@ impl<'a> Files<'a> {
             return Err(Error::refused(format!("{what} belongs to the store: {}", file.display())));
         }
         let Some(beside) = self.beside else { return Ok(real) };
-        let is_beside = beside.canonicalize().is_ok_and(|directory| real.parent() == Some(&directory));
-        let below = |directory: &PathBuf| directory.canonicalize().is_ok_and(|directory| real.starts_with(directory));
+        let is_beside =
+            beside.canonicalize().is_ok_and(|directory| real.parent() == Some(&directory));
+        let below = |directory: &PathBuf| {
+            directory.canonicalize().is_ok_and(|directory| real.starts_with(directory))
+        };
         if is_beside || self.within.iter().any(below) {
             return Ok(real);
         }
@@ -90,8 +105,12 @@ pub(super) fn disks(
         .chain(domain.devices.cdroms.iter().map(|drive| drive.target.as_str()))
         .collect();
     if let Some(unknown) = request.files.keys().find(|target| !known.contains(&target.as_str())) {
-        return Err(Error::usage(format!("{} has no disk {unknown}", request.shown))
-            .hint(format!("it has: {}", if known.is_empty() { "none".to_owned() } else { known.join(", ") })));
+        return Err(Error::usage(format!("{} has no disk {unknown}", request.shown)).hint(
+            format!(
+                "it has: {}",
+                if known.is_empty() { "none".to_owned() } else { known.join(", ") }
+            ),
+        ));
     }
     for (at, disk) in domain.devices.disks.iter().enumerate() {
         let Disk { target, bus, serial, file, format, read_only, is_shared, .. } = disk;
@@ -100,7 +119,9 @@ pub(super) fn disks(
             // Its format is asked of the file.
             (Some(path), Err(_)) => (path.clone(), None),
             (Some(path), Ok(_)) => (path.clone(), *format),
-            (None, Ok(path)) => (files.allow_disk(path, &format!("disk {target}"), &hint)?, *format),
+            (None, Ok(path)) => {
+                (files.allow_disk(path, &format!("disk {target}"), &hint)?, *format)
+            }
             (None, Err(why)) if at == 0 => {
                 return Err(Error::refused(format!(
                     "disk {target}, from which it boots, does not come over: it {why}"
@@ -114,7 +135,8 @@ pub(super) fn disks(
         };
         if *is_shared && request.mode == Mode::Use {
             return Err(Error::refused(format!(
-                "disk {target} is shareable or transient: the VM would write to it for good, and alone"
+                "disk {target} is shareable or transient: \
+                 the VM would write to it for good, and alone"
             ))
             .hint("copy it: --disk-mode copy"));
         }
@@ -160,7 +182,8 @@ pub(super) fn cdroms(
         let renamed = if *target == becomes { String::new() } else { format!(", as {becomes}") };
         let iso = match found {
             Ok(iso) => {
-                let medium = iso.as_ref().map_or("empty".to_owned(), |iso| iso.display().to_string());
+                let medium =
+                    iso.as_ref().map_or("empty".to_owned(), |iso| iso.display().to_string());
                 notes.kept(what, format!("{medium} on {bus}{renamed}"));
                 iso
             }

@@ -10,7 +10,8 @@ use crate::model::{Nic, NicModel, PciSlot};
 /// The PCI buses of a domain.
 pub(super) struct Buses {
     is_q35: bool,
-    /// The number that the guest's firmware gives to the bus of each root port, by the index of its controller.
+    /// The number that the guest's firmware gives to the bus of each root port, by the index of its
+    /// controller.
     numbers: BTreeMap<u8, u8>,
 }
 
@@ -19,7 +20,8 @@ type Address = (u8, u8, u8);
 
 impl Buses {
     pub(super) fn of(devices: Node<'_, '_>, is_q35: bool) -> Self {
-        let of_pci = elements(devices, "controller").filter(|one| one.attribute("type") == Some("pci"));
+        let of_pci =
+            elements(devices, "controller").filter(|one| one.attribute("type") == Some("pci"));
         let mut bridges: Vec<(Address, u8, &str)> = Vec::new();
         for bridge in of_pci {
             let index = bridge.attribute("index").and_then(|index| index.parse().ok());
@@ -27,14 +29,17 @@ impl Buses {
             match (index, address(bridge)) {
                 (Some(0), _) => {}
                 // A bus whose number the domain chooses is beside all others.
-                (Some(index), Some(address)) if !model.contains("expander") => bridges.push((address, index, model)),
+                (Some(index), Some(address)) if !model.contains("expander") => {
+                    bridges.push((address, index, model))
+                }
                 // Where it sits is not known, so neither are the numbers of others.
                 _ => return Self { is_q35, numbers: BTreeMap::new() },
             }
         }
         bridges.sort_unstable();
         let mut numbers = BTreeMap::new();
-        // The firmware goes down each bridge before it goes on to the next one (PCI Local Bus Specification).
+        // The firmware goes down each bridge before it goes on to the next one (PCI Local Bus
+        // Specification).
         let mut next: u8 = 1;
         let mut pending: Vec<usize> = below(&bridges, 0);
         while let Some(at) = pending.pop() {
@@ -68,12 +73,15 @@ fn below(bridges: &[(Address, u8, &str)], bus: u8) -> Vec<usize> {
 }
 
 fn address(device: Node<'_, '_>) -> Option<Address> {
-    let address = child(device, "address").filter(|address| address.attribute("type") == Some("pci"))?;
+    let address =
+        child(device, "address").filter(|address| address.attribute("type") == Some("pci"))?;
     let number = |name: &str| {
         let text = address.attribute(name).unwrap_or("0");
         match text.strip_prefix("0x") {
             // A domain has four digits.
-            Some(digits) => u16::from_str_radix(digits, 16).ok().and_then(|number| u8::try_from(number).ok()),
+            Some(digits) => {
+                u16::from_str_radix(digits, 16).ok().and_then(|number| u8::try_from(number).ok())
+            }
             None => text.parse().ok(),
         }
     };
@@ -81,8 +89,15 @@ fn address(device: Node<'_, '_>) -> Option<Address> {
 }
 
 /// Reads a network card. `before` are those that have been read.
-pub(super) fn read(interface: Node<'_, '_>, buses: &Buses, before: &[Nic], notes: &mut Notes) -> Option<Nic> {
-    let mac = child(interface, "mac").and_then(|mac| mac.attribute("address")).map(str::to_ascii_lowercase);
+pub(super) fn read(
+    interface: Node<'_, '_>,
+    buses: &Buses,
+    before: &[Nic],
+    notes: &mut Notes,
+) -> Option<Nic> {
+    let mac = child(interface, "mac")
+        .and_then(|mac| mac.attribute("address"))
+        .map(str::to_ascii_lowercase);
     let what = format!("network card {}", mac.as_deref().unwrap_or("without an address"));
     let kind = interface.attribute("type").unwrap_or("?");
     if matches!(kind, "hostdev" | "vdpa" | "vhostuser") {
@@ -97,14 +112,18 @@ pub(super) fn read(interface: Node<'_, '_>, buses: &Buses, before: &[Nic], notes
         Some(mac) => nic.mac = mac,
         None => notes.changed(format!("{what}, address"), "is a new one"),
     }
-    nic.place = buses.place(interface).filter(|place| before.iter().all(|other| other.place != Some(*place)));
+    nic.place = buses
+        .place(interface)
+        .filter(|place| before.iter().all(|other| other.place != Some(*place)));
     match nic.place {
-        Some(place) => {
-            notes.kept(format!("{what}, PCI"), format!("bus and slot {place}: its interface keeps its name"))
-        }
+        Some(place) => notes.kept(
+            format!("{what}, PCI"),
+            format!("bus and slot {place}: its interface keeps its name"),
+        ),
         None => notes.changed(
             format!("{what}, PCI"),
-            "has another address: the name of its interface in the guest, such as enp1s0, can change",
+            "has another address: the name of its interface in the guest, \
+             such as enp1s0, can change",
         ),
     }
     Some(nic)
@@ -131,7 +150,10 @@ fn model(interface: Node<'_, '_>, what: &str, notes: &mut Notes) -> NicModel {
     match model {
         "virtio-transitional" | "virtio-non-transitional" => NicModel::Virtio,
         _ => model.parse().unwrap_or_else(|_| {
-            notes.changed(what, format!("{model} becomes e1000e, for which the guest needs a driver"));
+            notes.changed(
+                what,
+                format!("{model} becomes e1000e, for which the guest needs a driver"),
+            );
             NicModel::E1000e
         }),
     }

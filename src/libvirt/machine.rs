@@ -29,7 +29,10 @@ pub(super) async fn machine_of(
     let cdroms = drives::cdroms(domain, request, files, &disks, notes)?;
     let has_iso = cdroms.iter().any(|drive| drive.iso.is_some());
     if disks.is_empty() && domain.kernel.is_none() && !has_iso {
-        return Err(Error::refused(format!("{} has no disk, so there is nothing to boot from", request.shown)));
+        return Err(Error::refused(format!(
+            "{} has no disk, so there is nothing to boot from",
+            request.shown
+        )));
     }
     let kernel = match domain.kernel.clone() {
         Some(boot) => Some(KernelBoot {
@@ -67,19 +70,25 @@ fn machine(context: &Context, domain: &Domain, notes: &mut Notes) -> Result<Stri
     }
     let kind = if domain.machine.contains("q35") { "q35" } else { "pc" };
     let machine = probe.machine(kind)?;
-    notes.changed("machine", format!("{} is none of this QEMU's, and becomes {machine}", domain.machine));
+    notes.changed(
+        "machine",
+        format!("{} is none of this QEMU's, and becomes {machine}", domain.machine),
+    );
     Ok(machine)
 }
 
-/// The UEFI variables of the domain, where they fit the firmware of this host. Without them the guest starts what is at
-/// `\\EFI\\BOOT\\BOOTX64.EFI`, if that is there.
+/// The UEFI variables of the domain, where they fit the firmware of this host. Without them the
+/// guest starts what is at `\\EFI\\BOOT\\BOOTX64.EFI`, if that is there.
 fn variables(domain: &Domain, files: &Files<'_>, notes: &mut Notes) -> Result<Option<Vec<u8>>> {
     if domain.firmware != Firmware::Uefi {
         return Ok(None);
     }
     let uefi = firmware::find()?;
     let mut anew = |why: String| {
-        notes.changed("UEFI variables", format!("are new ones, without the guest's boot entries: {why}"));
+        notes.changed(
+            "UEFI variables",
+            format!("are new ones, without the guest's boot entries: {why}"),
+        );
         Ok(None)
     };
     let Some(path) = &domain.nvram else { return anew("the XML names no file".to_owned()) };
@@ -92,7 +101,8 @@ fn variables(domain: &Domain, files: &Files<'_>, notes: &mut Notes) -> Result<Op
         Ok(opened) => opened.file,
         Err(error) => return anew(error.full_message()),
     };
-    let (length, content) = (file.metadata().on("read", path)?.len(), inspect::content(&file).on("read", path)?);
+    let (length, content) =
+        (file.metadata().on("read", path)?.len(), inspect::content(&file).on("read", path)?);
     if content != Content::Raw || length != wanted {
         return anew(format!(
             "{} has {length} bytes ({content}), and this firmware wants {wanted} (raw)",

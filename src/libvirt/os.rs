@@ -9,10 +9,16 @@ use crate::error::{Error, Result};
 use crate::model::{Firmware, KernelBoot};
 
 pub(super) fn machine(os: Node<'_, '_>, bad: &dyn Fn(String) -> Error) -> Result<String> {
-    let kind = child(os, "type").ok_or_else(|| bad("it does not say what kind of guest it is".into()))?;
+    let kind =
+        child(os, "type").ok_or_else(|| bad("it does not say what kind of guest it is".into()))?;
     match kind.text().map(str::trim) {
         Some("hvm") => {}
-        other => return Err(bad(format!("it is not fully virtualised ({:.40})", other.unwrap_or("nothing")))),
+        other => {
+            return Err(bad(format!(
+                "it is not fully virtualised ({:.40})",
+                other.unwrap_or("nothing")
+            )));
+        }
     }
     match kind.attribute("arch") {
         Some("x86_64") | None => {}
@@ -33,7 +39,10 @@ pub(super) fn firmware(os: Node<'_, '_>, notes: &mut Notes) -> (Firmware, Option
         || loader.is_some_and(|loader| loader.attribute("type") == Some("pflash"));
     if !is_uefi {
         if let Some(path) = loader.and_then(|loader| loader.text()) {
-            notes.left("firmware", format!("{path}: the guest starts with the BIOS that QEMU brings"));
+            notes.left(
+                "firmware",
+                format!("{path}: the guest starts with the BIOS that QEMU brings"),
+            );
         } else {
             notes.kept("firmware", "BIOS");
         }
@@ -41,13 +50,16 @@ pub(super) fn firmware(os: Node<'_, '_>, notes: &mut Notes) -> (Firmware, Option
     }
     let has_secure_boot = loader.is_some_and(|loader| loader.attribute("secure") == Some("yes"))
         || child(os, "firmware").is_some_and(|firmware| {
-            elements(firmware, "feature")
-                .any(|one| one.attribute("name") == Some("secure-boot") && one.attribute("enabled") == Some("yes"))
+            elements(firmware, "feature").any(|one| {
+                one.attribute("name") == Some("secure-boot")
+                    && one.attribute("enabled") == Some("yes")
+            })
         });
     if has_secure_boot {
         notes.left(
             "Secure Boot",
-            "is not supported yet: the guest starts with UEFI firmware that does not check signatures",
+            "is not supported yet: \
+             the guest starts with UEFI firmware that does not check signatures",
         );
     }
     notes.kept("firmware", "UEFI");

@@ -13,7 +13,8 @@ pub struct Request {
     pub xml: String,
     /// What it is called in messages.
     pub shown: String,
-    /// The directory of the XML; `None`: libvirt has answered it, and its files are taken as they are.
+    /// The directory of the XML; `None`: libvirt has answered it, and its files are taken as they
+    /// are.
     pub beside: Option<PathBuf>,
     /// Files of disks that the user names, by what the domain calls the disk.
     pub files: BTreeMap<String, PathBuf>,

@@ -1,14 +1,10 @@
-//! The snapshots of a domain: their XML (`virsh snapshot-dumpxml`), and what becomes of each.
-//!
-//! | snapshot | its disks | becomes |
-//! |---|---|---|
-//! | internal | are inside the qcow2 files that its `<domain>` names | an internal snapshot of the copies |
-//! | external | are the files that its `<domain>` names; `<disks>` names the overlays that were put on them | a snapshot of these files |
-//!
-//! Memory does not come over: it would have to be resumed by a QEMU with the same devices at the same
-//! addresses. Source: libvirt's "Snapshot XML format" (<https://libvirt.org/formatsnapshot.html>).
+//! The snapshots of a domain, as their XML (`virsh snapshot-dumpxml`) has them; `plan` says what
+//! becomes of each. Source: libvirt's "Snapshot XML format"
+//! (<https://libvirt.org/formatsnapshot.html>).
 
-use std::collections::{BTreeMap, BTreeSet};
+pub(super) mod plan;
+
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -16,31 +12,18 @@ use jiff::Timestamp;
 use roxmltree::Node;
 
 use super::domain::{self, Domain};
-use super::drives::Files;
-use super::machine::machine_of;
-use super::request::Request;
-use super::xml::{self, Notes, child, child_text, elements};
-use super::{Fate, Note};
-use crate::context::Context;
+use super::xml::{self, child, child_text, elements};
 use crate::error::{Error, IoContext, Result};
-use crate::layer::import::Candidate;
-use crate::layer::{foreign, inner};
-use crate::model::{FileId, Firmware, Format, Name, VmState};
-use crate::vm::disk_request::DiskRequest;
-use crate::vm::points::examine_point;
-use crate::vm::request as vm_request;
-use crate::vm::request::Point;
+use crate::layer::foreign;
+use crate::model::VmState;
 
-/// The longest document, in bytes: it has two domains in it. And all of them together.
+/// The longest document, in bytes: it has two domains in it.
 pub const LONGEST: usize = 2 * domain::LONGEST;
-const LONGEST_TOGETHER: usize = 32 << 20;
 /// The most snapshots of a domain.
 pub const MOST: usize = 500;
 /// The longest name in bytes, and how much of a description comes over in characters.
 const LONGEST_NAME: usize = 255;
 const LONGEST_DESCRIPTION: usize = 4096;
-/// How the tags begin that cowhand makes itself.
-const OURS: &str = "cw-";
 
 /// A snapshot as its XML has it.
 #[derive(Debug, Clone, PartialEq)]
@@ -74,19 +57,26 @@ pub fn read(directory: &Path) -> Result<Vec<String>> {
             paths.push(path);
         }
         if paths.len() > MOST {
-            return Err(Error::refused(format!("{} has more than {MOST} files", directory.display())));
+            return Err(Error::refused(format!(
+                "{} has more than {MOST} files",
+                directory.display()
+            )));
         }
     }
     if paths.is_empty() {
-        return Err(Error::not_found(format!("{} has no file that ends in .xml", directory.display()))
-            .hint("virsh snapshot-dumpxml DOMAIN SNAPSHOT > DIR/SNAPSHOT.xml"));
+        return Err(Error::not_found(format!(
+            "{} has no file that ends in .xml",
+            directory.display()
+        ))
+        .hint("virsh snapshot-dumpxml DOMAIN SNAPSHOT > DIR/SNAPSHOT.xml"));
     }
     paths.sort();
     let text = |path: &PathBuf| {
         let mut bytes = Vec::new();
         let file = foreign::open(path)?.file;
         file.take(LONGEST as u64 + 1).read_to_end(&mut bytes).on("read", path)?;
-        String::from_utf8(bytes).map_err(|_| Error::refused(format!("{} is no text", path.display())))
+        String::from_utf8(bytes)
+            .map_err(|_| Error::refused(format!("{} is no text", path.display())))
     };
     paths.iter().map(text).collect()
 }
@@ -100,23 +90,28 @@ pub fn parse(text: &str, shown: &str) -> Result<Snapshot> {
         return Err(bad(format!("its root is <{:.40}>", root.tag_name().name())));
     }
     // With its blanks: they are those of the tag in the image.
-    let name = child(root, "name").and_then(|name| name.text()).filter(|name| !name.trim().is_empty());
+    let name =
+        child(root, "name").and_then(|name| name.text()).filter(|name| !name.trim().is_empty());
     let name = name.ok_or_else(|| bad("it has no name".into()))?.to_owned();
     if name.len() > LONGEST_NAME {
         return Err(bad(format!("its name has more than {LONGEST_NAME} bytes")));
     }
-    let created = child_text(root, "creationTime").and_then(|text| Timestamp::from_second(text.parse().ok()?).ok());
+    let created = child_text(root, "creationTime")
+        .and_then(|text| Timestamp::from_second(text.parse().ok()?).ok());
     let memory = child(root, "memory").and_then(|memory| memory.attribute("snapshot"));
     let state = child_text(root, "state").unwrap_or_default();
     let disks = child(root, "disks").into_iter().flat_map(|disks| elements(disks, "disk"));
     let disks: BTreeMap<String, String> = disks
-        .filter_map(|disk| Some((disk.attribute("name")?.to_owned(), disk.attribute("snapshot")?.to_owned())))
+        .filter_map(|disk| {
+            Some((disk.attribute("name")?.to_owned(), disk.attribute("snapshot")?.to_owned()))
+        })
         .collect();
     let description = child_text(root, "description").unwrap_or_default();
     let description = description.chars().take(LONGEST_DESCRIPTION).collect();
     Ok(Snapshot {
         name,
-        parent: child(root, "parent").and_then(|parent| Some(child(parent, "name")?.text()?.to_owned())),
+        parent: child(root, "parent")
+            .and_then(|parent| Some(child(parent, "name")?.text()?.to_owned())),
         description,
         created,
         state: match state.as_str() {
@@ -125,7 +120,8 @@ pub fn parse(text: &str, shown: &str) -> Result<Snapshot> {
             _ => VmState::Stopped,
         },
         was_off: state == "shutoff",
-        has_memory: memory.map_or(matches!(state.as_str(), "running" | "paused"), |memory| memory != "no"),
+        has_memory: memory
+            .map_or(matches!(state.as_str(), "running" | "paused"), |memory| memory != "no"),
         disks,
         domain: then(root),
     })
@@ -134,311 +130,4 @@ pub fn parse(text: &str, shown: &str) -> Result<Snapshot> {
 fn then(root: Node<'_, '_>) -> Result<Domain, String> {
     let Some(domain) = child(root, "domain") else { return Err("its XML has no <domain>".into()) };
     domain::parse_element(domain, &Error::refused).map_err(|error| error.message().to_owned())
-}
-
-/// The snapshots that come over.
-#[derive(Debug, Default)]
-pub(super) struct Found {
-    pub(super) points: Vec<Point>,
-    pub(super) current: Option<Name>,
-}
-
-/// The disks of the domain today.
-struct Today<'a> {
-    machine: &'a vm_request::Request,
-    /// The files of each, the one that is written to first.
-    chains: Vec<Vec<FileId>>,
-    /// Where they lie.
-    paths: Vec<PathBuf>,
-    /// The format of each file, of theirs and of the snapshots that were planned.
-    formats: Vec<(FileId, Format)>,
-    /// What becomes of the domain.
-    notes: Vec<Note>,
-}
-
-/// A snapshot that can come over.
-struct Planned {
-    point: Point,
-    /// The files of its disks.
-    files: Vec<FileId>,
-    /// The format of each of them, and of those that back them.
-    formats: Vec<(FileId, Format)>,
-    /// What is different in its machine.
-    notes: Vec<Note>,
-}
-
-/// Plans the snapshots of `request` beside the machine of today. One that cannot come over is left out,
-/// with the reason; those after it follow the one before it.
-pub(super) async fn plan(
-    context: &Context,
-    request: &Request,
-    machine: &vm_request::Request,
-    notes: &mut Notes,
-) -> Result<Found> {
-    let snapshots = ordered(request, notes)?;
-    let candidates = examine_point(context, machine).await?;
-    let mut today = Today {
-        machine,
-        chains: candidates.iter().map(|file| file.chain().map(|file| file.id).collect()).collect(),
-        paths: candidates.iter().flat_map(|file| file.chain().map(|file| file.path.clone())).collect(),
-        formats: candidates.iter().flat_map(Candidate::chain).map(|file| (file.id, file.format)).collect(),
-        notes: notes.0.clone(),
-    };
-    let mut planned: Vec<Result<Planned>> = Vec::new();
-    let mut names: Vec<Name> = Vec::new();
-    for snapshot in &snapshots {
-        let name = name_for(&snapshot.name, &names);
-        let found = point(context, request, name.clone(), snapshot, &today).await;
-        today.formats.extend(found.iter().flat_map(|found| found.formats.iter().copied()));
-        planned.push(found);
-        names.push(name);
-    }
-    leave_out_merged(&mut planned);
-    let mut found = Found::default();
-    let mut names: BTreeMap<&str, Name> = BTreeMap::new();
-    let mut last = None;
-    for (snapshot, planned) in snapshots.iter().zip(planned) {
-        let what = format!("snapshot {}", snapshot.name);
-        let Planned { mut point, files, notes: differences, .. } = match planned {
-            Ok(planned) => planned,
-            Err(error) => {
-                notes.left(what, error.full_message());
-                continue;
-            }
-        };
-        point.parent = before(snapshot, &snapshots, &names);
-        names.insert(&snapshot.name, point.name.clone());
-        let kind = if point.tag.is_some() { "internal" } else { "external" };
-        if point.name.as_str() == snapshot.name {
-            notes.kept(what.clone(), kind);
-        } else {
-            notes.changed(what.clone(), format!("{kind}, as {}", point.name));
-        }
-        if snapshot.has_memory {
-            notes.left(format!("{what}, memory"), "a revert boots the guest from the disks of then");
-        }
-        if point.machine.firmware == Firmware::Uefi && machine.firmware == Firmware::Uefi {
-            notes.changed(format!("{what}, UEFI variables"), "are those of today");
-        }
-        differences.into_iter().for_each(|note| notes.add(note.fate, format!("{what}, {}", note.what), note.how));
-        let is_before = files.iter().all(|file| today.chains.iter().any(|chain| chain.contains(file)));
-        if is_before && last.as_ref().is_none_or(|(time, _)| *time <= snapshot.created) {
-            last = Some((snapshot.created, point.name.clone()));
-        }
-        found.points.push(point);
-    }
-    // The one that libvirt says, or the last one whose files the disks still have.
-    let said = snapshots.iter().find(|snapshot| request.current.as_ref() == Some(&snapshot.name));
-    found.current = match said {
-        Some(said) => names.get(said.name.as_str()).cloned().or_else(|| before(said, &snapshots, &names)),
-        None => last.map(|(_, name)| name),
-    };
-    Ok(found)
-}
-
-/// Each external snapshot puts a file of its own on those before. Where two have the same one, the later has been merged into the earlier.
-fn leave_out_merged(planned: &mut [Result<Planned>]) {
-    for at in 0..planned.len() {
-        let (before, from) = planned.split_at_mut(at);
-        let Some(Ok(Planned { point, files, .. })) = from.first() else { continue };
-        if point.tag.is_some() {
-            continue;
-        }
-        let writable: Vec<&FileId> =
-            point.machine.disks.iter().zip(files).filter(|(disk, _)| !disk.read_only).map(|(_, id)| id).collect();
-        for earlier in before {
-            let is_same = earlier.as_ref().is_ok_and(|earlier| {
-                earlier.point.tag.is_none() && earlier.files.iter().any(|file| writable.contains(&file))
-            });
-            if is_same {
-                *earlier = Err(Error::refused("what was written after it has been merged into its files"));
-            }
-        }
-    }
-}
-
-/// The snapshots, the parents before their children, and else by their age.
-fn ordered(request: &Request, notes: &mut Notes) -> Result<Vec<Snapshot>> {
-    if request.snapshots.len() > MOST || request.snapshots.iter().map(String::len).sum::<usize>() > LONGEST_TOGETHER {
-        return Err(Error::refused(format!(
-            "{} has more than {MOST} snapshots, or they are described in more than {} MiB",
-            request.shown,
-            LONGEST_TOGETHER >> 20
-        )));
-    }
-    let mut waiting: Vec<Snapshot> = Vec::new();
-    for (at, text) in request.snapshots.iter().enumerate() {
-        let snapshot = parse(text, &format!("snapshot {} of {}", at + 1, request.shown))?;
-        if waiting.iter().any(|other| other.name == snapshot.name) {
-            return Err(Error::refused(format!("{} has two snapshots {}", request.shown, snapshot.name)));
-        }
-        waiting.push(snapshot);
-    }
-    waiting.sort_by_key(|snapshot| snapshot.created);
-    let names: BTreeSet<String> = waiting.iter().map(|snapshot| snapshot.name.clone()).collect();
-    let mut ordered: Vec<Snapshot> = Vec::new();
-    while !waiting.is_empty() {
-        let is_ready = |snapshot: &Snapshot| {
-            let parent = snapshot.parent.as_ref().filter(|parent| names.contains(*parent));
-            parent.is_none_or(|parent| ordered.iter().any(|other| other.name == *parent))
-        };
-        let (ready, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut waiting).into_iter().partition(is_ready);
-        if ready.is_empty() {
-            // Each is a descendant of itself.
-            rest.iter().for_each(|one| notes.left(format!("snapshot {}", one.name), "its parent follows it"));
-            break;
-        }
-        ordered.extend(ready);
-        waiting = rest;
-    }
-    Ok(ordered)
-}
-
-/// The nearest ancestor that comes over.
-fn before(snapshot: &Snapshot, all: &[Snapshot], names: &BTreeMap<&str, Name>) -> Option<Name> {
-    let mut parent = snapshot.parent.as_deref();
-    while let Some(name) = parent {
-        match names.get(name) {
-            Some(name) => return Some(name.clone()),
-            None => parent = all.iter().find(|other| other.name == name).and_then(|other| other.parent.as_deref()),
-        }
-    }
-    None
-}
-
-/// The snapshot, but for its place in the tree; or why it does not come over.
-async fn point(
-    context: &Context,
-    request: &Request,
-    name: Name,
-    snapshot: &Snapshot,
-    today: &Today<'_>,
-) -> Result<Planned> {
-    let domain = snapshot.domain.as_ref().map_err(|why| Error::refused(why.as_str()))?;
-    // The files that the user names are those of today.
-    let then = Request {
-        files: BTreeMap::new(),
-        shown: format!("snapshot {}", snapshot.name),
-        snapshots: Vec::new(),
-        ..request.clone()
-    };
-    let mut notes = Notes(domain.notes.clone());
-    let files = Files::of_snapshot(context, request, &today.paths);
-    let (mut machine, _) = machine_of(context, domain, &then, &files, &mut notes).await?;
-    arrange(&mut machine.disks, &today.machine.disks)?;
-    let candidates = examine_point(context, &machine).await?;
-    let ids: Vec<FileId> = candidates.iter().map(|file| file.id).collect();
-    if (1..ids.len()).any(|at| ids[..at].contains(&ids[at])) {
-        return Err(Error::refused("two of its disks are the same file"));
-    }
-    let formats: Vec<_> = candidates.iter().flat_map(Candidate::chain).map(|file| (file.id, file.format)).collect();
-    let is_other = |one: &(FileId, Format)| today.formats.iter().any(|other| other.0 == one.0 && other.1 != one.1);
-    if formats.iter().any(is_other) {
-        return Err(Error::refused("one of its files has another format in the domain or in another snapshot"));
-    }
-    let mut insides = 0;
-    let mut sizes = Vec::new();
-    for (at, (disk, file)) in machine.disks.iter().zip(&candidates).enumerate() {
-        let target = disk.target.as_deref().unwrap_or_default();
-        let kind = if disk.read_only { "no" } else { snapshot.disks.get(target).map_or("no", String::as_str) };
-        sizes.push(None);
-        match kind {
-            "internal" => {
-                sizes[at] = inside(snapshot, file)?;
-                insides += 1;
-            }
-            "external" => {}
-            _ if disk.read_only => {}
-            "manual" => return Err(Error::refused(format!("disk {target} was copied by another program"))),
-            _ => return Err(Error::refused(format!("disk {target} is not in it"))),
-        }
-        refuse_written(today, at, kind, file)?;
-    }
-    let is_written = |file: &Candidate| today.chains.iter().any(|chain| chain.first() == Some(&file.id));
-    let writable = || machine.disks.iter().zip(&candidates).filter(|(disk, _)| !disk.read_only);
-    let (all, of_today) = (writable().count(), writable().filter(|(_, file)| is_written(file)).count());
-    if all == 0 {
-        return Err(Error::refused("it has no disk that is written to"));
-    }
-    if insides != 0 && (insides != all || !(of_today == 0 || of_today == all)) {
-        return Err(Error::refused("some of its disks are kept inside the files of today, and others elsewhere"));
-    }
-    if insides != 0 && machine.firmware == Firmware::Uefi {
-        return Err(Error::refused("UEFI variables are not read from it"));
-    }
-    let is_new = |note: &Note| note.fate != Fate::Kept && !today.notes.contains(note);
-    Ok(Planned {
-        files: ids,
-        formats,
-        notes: notes.0.into_iter().filter(is_new).collect(),
-        point: Point {
-            name,
-            parent: None,
-            created: snapshot.created.unwrap_or_else(Timestamp::now),
-            description: snapshot.description.clone(),
-            vm_state: snapshot.state,
-            quiesced: snapshot.was_off,
-            tag: (insides != 0).then(|| snapshot.name.clone()),
-            machine,
-            sizes,
-        },
-    })
-}
-
-/// Puts the disks of a snapshot into the order of today's. They have to be the same ones.
-fn arrange(disks: &mut [DiskRequest], today: &[DiskRequest]) -> Result<()> {
-    let is_same =
-        |one: &DiskRequest, other: &DiskRequest| (&one.target, one.read_only) == (&other.target, other.read_only);
-    let place = |disk: &DiskRequest| today.iter().position(|other| is_same(disk, other));
-    if disks.len() != today.len() || disks.iter().any(|disk| place(disk).is_none()) {
-        return Err(Error::refused("its disks are not those that the domain has today, by their names"));
-    }
-    disks.sort_by_key(place);
-    Ok(())
-}
-
-/// What is written to today is not what it was then, and neither is what it backs.
-fn refuse_written(today: &Today<'_>, at: usize, kind: &str, file: &Candidate) -> Result<()> {
-    for (depth, file) in file.chain().enumerate() {
-        let own = today.chains.iter().position(|chain| chain.first() == Some(&file.id));
-        let is_own = depth == 0 && own == Some(at);
-        let is_allowed = is_own && (kind == "internal" || today.machine.disks[at].read_only);
-        if own.is_some() && !is_allowed {
-            let path = file.path.display();
-            return Err(Error::refused(format!("the domain writes to {path}, which it has sealed")));
-        }
-    }
-    Ok(())
-}
-
-/// The size of the disk as it is inside the file under the name of the snapshot.
-fn inside(snapshot: &Snapshot, file: &Candidate) -> Result<Option<u64>> {
-    let (path, name) = (&file.path, &snapshot.name);
-    if file.format != Format::Qcow2 {
-        let why = format!("{} is {}, which has no snapshots inside", path.display(), file.format);
-        return Err(Error::refused(why));
-    }
-    let found = inner::read(&foreign::open(path)?.file, path)?;
-    let mut own = found.iter().filter(|inner| inner.name == *name);
-    let (Some(inner), None) = (own.next(), own.next()) else {
-        return Err(Error::refused(format!("it is not inside {}, or more than once", path.display())));
-    };
-    if name.starts_with(OURS) {
-        return Err(Error::refused(format!("names that begin with {OURS} are those of cowhand's own")));
-    }
-    Ok(inner.virtual_bytes.filter(|bytes| bytes.is_multiple_of(512) && *bytes > 0))
-}
-
-/// The name for a snapshot: its own, or one like it.
-fn name_for(name: &str, taken: &[Name]) -> Name {
-    let plain: String =
-        name.chars().map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' }).take(50).collect();
-    let plain = plain.trim_start_matches(['.', '_', '-']);
-    let stem = if plain.is_empty() { "snapshot" } else { plain };
-    let numbered = (2..).map(|number| format!("{stem}-{number}"));
-    let mut names = [name.to_owned(), stem.to_owned()].into_iter().chain(numbered);
-    let is_free = |name: &Name| !taken.contains(name);
-    names
-        .find_map(|name| name.parse::<Name>().ok().filter(is_free))
-        .unwrap_or_else(|| unreachable!("one of the numbers is free"))
 }

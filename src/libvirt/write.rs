@@ -1,7 +1,7 @@
 //! Writing the XML of a domain and of its snapshots. Pure.
 //!
-//! Source: libvirt's "Domain XML format" (<https://libvirt.org/formatdomain.html>) and "Snapshot XML
-//! format" (<https://libvirt.org/formatsnapshot.html>).
+//! Source: libvirt's "Domain XML format" (<https://libvirt.org/formatdomain.html>) and "Snapshot
+//! XML format" (<https://libvirt.org/formatsnapshot.html>).
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 use super::xml::Notes;
-use crate::model::{Bus, Config, Firmware, Format, Name, Nic, NicModel, PciSlot, Snapshot, VmState};
+use crate::model::{
+    Bus, Config, Firmware, Format, Name, Nic, NicModel, PciSlot, Snapshot, VmState,
+};
 
 /// A disk or CD-ROM drive as libvirt has it.
 pub(super) struct Drive {
@@ -70,7 +72,11 @@ pub(super) fn drives(
     notes: &mut Notes,
 ) -> Vec<Drive> {
     let mut drives: Vec<Drive> = Vec::new();
-    let names = config.disks.iter().map(|disk| &disk.target).chain(config.cdroms.iter().map(|one| &one.target));
+    let names = config
+        .disks
+        .iter()
+        .map(|disk| &disk.target)
+        .chain(config.cdroms.iter().map(|one| &one.target));
     let mut taken: BTreeSet<String> = names.cloned().collect();
     for disk in &config.disks {
         let (mut target, mut bus) = (disk.target.clone(), disk.bus);
@@ -79,7 +85,10 @@ pub(super) fn drives(
             bus = if disk.read_only { Bus::Scsi } else { Bus::Sata };
             target = bus.free_target(&taken);
             taken.insert(target.clone());
-            notes.changed(format!("disk {}", disk.target), format!("nvme becomes {bus}, as {target}"));
+            notes.changed(
+                format!("disk {}", disk.target),
+                format!("nvme becomes {bus}, as {target}"),
+            );
         } else {
             notes.kept(format!("disk {target}"), format!("on {bus}"));
         }
@@ -100,19 +109,31 @@ pub(super) fn drives(
                 continue;
             }
             None => notes.kept(what, format!("empty, on {}", cdrom.bus)),
-            Some(iso) => notes.kept(what, format!("{} on {}, which stays where it is", iso.display(), cdrom.bus)),
+            Some(iso) => notes
+                .kept(what, format!("{} on {}, which stays where it is", iso.display(), cdrom.bus)),
         }
         let iso = cdrom.iso.clone().map(|iso| (iso, Format::Raw));
         let (device, target) = ("cdrom", cdrom.target.clone());
-        drives.push(Drive { device, target, bus: cdrom.bus, file: iso, serial: None, read_only: true });
+        drives.push(Drive {
+            device,
+            target,
+            bus: cdrom.bus,
+            file: iso,
+            serial: None,
+            read_only: true,
+        });
     }
     drives
 }
 
-/// Where a drive is on its bus, as number `at` of those there. libvirt would tell it from the letter of its name.
+/// Where a drive is on its bus, as number `at` of those there. libvirt would tell it from the
+/// letter of its name.
 fn address(bus: Bus, at: usize) -> String {
     let drive = |controller: usize, bus: usize, target: usize, unit: usize| {
-        format!("<address type='drive' controller='{controller}' bus='{bus}' target='{target}' unit='{unit}'/>")
+        format!(
+            "<address type='drive' controller='{controller}' bus='{bus}' target='{target}' \
+             unit='{unit}'/>"
+        )
     };
     match bus {
         Bus::Sata => drive(at / 6, 0, 0, at % 6),
@@ -139,14 +160,18 @@ pub(super) fn domain(parts: &Parts<'_>, config: &Config) -> String {
     line(format!("<vcpu>{}</vcpu>", config.cpus));
     line("<os>".into());
     line(format!("  <type arch='x86_64' machine='{}'>hvm</type>", escape(&config.machine)));
-    if let Some((code, variables)) = parts.uefi.as_ref().filter(|_| config.firmware == Firmware::Uefi) {
+    if let Some((code, variables)) =
+        parts.uefi.as_ref().filter(|_| config.firmware == Firmware::Uefi)
+    {
         line(format!("  <loader readonly='yes' type='pflash'>{}</loader>", path(code)));
         line(format!("  <nvram>{}</nvram>", path(variables)));
     }
     if let Some(boot) = &config.kernel {
         line(format!("  <kernel>{}</kernel>", path(&boot.kernel)));
         boot.initrd.iter().for_each(|initrd| line(format!("  <initrd>{}</initrd>", path(initrd))));
-        boot.append.iter().for_each(|append| line(format!("  <cmdline>{}</cmdline>", escape(append))));
+        boot.append
+            .iter()
+            .for_each(|append| line(format!("  <cmdline>{}</cmdline>", escape(append))));
     }
     line("</os>".into());
     line("<features><acpi/><apic/></features>".into());
@@ -160,9 +185,12 @@ pub(super) fn domain(parts: &Parts<'_>, config: &Config) -> String {
     for nic in &config.nics {
         line(interface(nic, config.is_q35()));
     }
-    let buses = config.nics.iter().filter_map(|nic| place(nic, config.is_q35())).map(|place| place.bus);
+    let buses =
+        config.nics.iter().filter_map(|nic| place(nic, config.is_q35())).map(|place| place.bus);
     let ports = if config.is_q35() { buses.max().unwrap_or(0) } else { 0 };
-    (1..=ports).for_each(|at| line(format!("  <controller type='pci' index='{at}' model='pcie-root-port'/>")));
+    (1..=ports).for_each(|at| {
+        line(format!("  <controller type='pci' index='{at}' model='pcie-root-port'/>"))
+    });
     if parts.drives.iter().any(|drive| drive.bus == Bus::Scsi) {
         line("  <controller type='scsi' index='0' model='virtio-scsi'/>".into());
     }
@@ -173,7 +201,10 @@ pub(super) fn domain(parts: &Parts<'_>, config: &Config) -> String {
     }
     line("  <serial type='pty'><target port='0'/></serial>".into());
     line("  <console type='pty'><target type='serial' port='0'/></console>".into());
-    line("  <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>".into());
+    line(
+        "  <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>"
+            .into(),
+    );
     line("  <rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>".into());
     line("  <memballoon model='none'/>".into());
     line("</devices>".into());
@@ -181,15 +212,20 @@ pub(super) fn domain(parts: &Parts<'_>, config: &Config) -> String {
     xml
 }
 
-/// The element of a CPU, which is `MODEL,+FEATURE,-FEATURE` here, and the words that libvirt has not.
+/// The element of a CPU, which is `MODEL,+FEATURE,-FEATURE` here, and the words that libvirt has
+/// not.
 pub(super) fn cpu(kind: &str, model: Option<&str>) -> (String, Vec<String>) {
     let mut words = model.unwrap_or("max").split(',');
     let model = words.next().unwrap_or_default();
     let (mut features, mut left) = (String::new(), Vec::new());
     for word in words {
         match word.split_at_checked(1) {
-            Some(("+", name)) => features += &format!("<feature policy='require' name='{}'/>", escape(name)),
-            Some(("-", name)) => features += &format!("<feature policy='disable' name='{}'/>", escape(name)),
+            Some(("+", name)) => {
+                features += &format!("<feature policy='require' name='{}'/>", escape(name))
+            }
+            Some(("-", name)) => {
+                features += &format!("<feature policy='disable' name='{}'/>", escape(name))
+            }
             _ => left.push(word.to_owned()),
         }
     }
@@ -197,7 +233,8 @@ pub(super) fn cpu(kind: &str, model: Option<&str>) -> (String, Vec<String>) {
         ("host" | "max", "kvm") => format!("<cpu mode='host-passthrough'>{features}</cpu>"),
         ("host" | "max", _) => format!("<cpu mode='maximum'>{features}</cpu>"),
         _ => format!(
-            "<cpu mode='custom' match='exact' check='none'><model fallback='forbid'>{}</model>{features}</cpu>",
+            "<cpu mode='custom' match='exact' check='none'><model \
+             fallback='forbid'>{}</model>{features}</cpu>",
             escape(model)
         ),
     };
@@ -207,7 +244,10 @@ pub(super) fn cpu(kind: &str, model: Option<&str>) -> (String, Vec<String>) {
 fn disk(drive: &Drive, address: &str, order: usize) -> String {
     let mut xml = format!("  <disk type='file' device='{}'>", drive.device);
     if let Some((file, format)) = &drive.file {
-        xml.push_str(&format!("<driver name='qemu' type='{format}' discard='unmap'/><source file='{}'/>", path(file)));
+        xml.push_str(&format!(
+            "<driver name='qemu' type='{format}' discard='unmap'/><source file='{}'/>",
+            path(file)
+        ));
     }
     xml.push_str(&format!("<target dev='{}' bus='{}'/>", escape(&drive.target), drive.bus));
     if let Some(serial) = &drive.serial {
@@ -220,7 +260,8 @@ fn disk(drive: &Drive, address: &str, order: usize) -> String {
     xml
 }
 
-/// The place of a card, where libvirt puts it there: cards of conventional PCI sit behind no root port.
+/// The place of a card, where libvirt puts it there: cards of conventional PCI sit behind no root
+/// port.
 pub(super) fn place(nic: &Nic, is_q35: bool) -> Option<PciSlot> {
     let is_conventional = matches!(nic.model, NicModel::E1000 | NicModel::Rtl8139);
     nic.place.filter(|place| !is_q35 || place.bus == 0 || !is_conventional)
@@ -229,7 +270,10 @@ pub(super) fn place(nic: &Nic, is_q35: bool) -> Option<PciSlot> {
 fn interface(nic: &Nic, is_q35: bool) -> String {
     let place = place(nic, is_q35).map(|place| {
         let (bus, slot) = (place.bus, place.slot);
-        format!("<address type='pci' domain='0x0000' bus='{bus:#04x}' slot='{slot:#04x}' function='0x0'/>")
+        format!(
+            "<address type='pci' domain='0x0000' bus='{bus:#04x}' slot='{slot:#04x}' \
+             function='0x0'/>"
+        )
     });
     format!(
         "  <interface type='user'><mac address='{}'/><model type='{}'/>{}</interface>",
@@ -239,8 +283,8 @@ fn interface(nic: &Nic, is_q35: bool) -> String {
     )
 }
 
-/// The XML of a snapshot of the domain `domain` of then. `overlays` are the files that were put on external disks;
-/// without them it is internal.
+/// The XML of a snapshot of the domain `domain` of then. `overlays` are the files that were put on
+/// external disks; without them it is internal.
 pub(super) fn snapshot(
     snapshot: &Snapshot,
     parent: Option<&Name>,
@@ -269,7 +313,8 @@ pub(super) fn snapshot(
             (true, ..) | (_, Some(_), None) => format!("<disk name='{target}' snapshot='no'/>"),
             (_, None, _) => format!("<disk name='{target}' snapshot='internal'/>"),
             (_, Some(_), Some((_, file))) => format!(
-                "<disk name='{target}' snapshot='external' type='file'><driver type='qcow2'/><source file='{}'/></disk>",
+                "<disk name='{target}' snapshot='external' type='file'><driver \
+                 type='qcow2'/><source file='{}'/></disk>",
                 path(file)
             ),
         };

@@ -16,7 +16,8 @@ pub(super) struct Notes(pub(super) Vec<Note>);
 
 impl Notes {
     pub(super) fn add(&mut self, fate: Fate, what: impl Into<String>, how: impl Into<String>) {
-        let (what, how) = (printable::line(&what.into()).into_owned(), printable::line(&how.into()).into_owned());
+        let (what, how) =
+            (printable::line(&what.into()).into_owned(), printable::line(&how.into()).into_owned());
         self.0.push(Note { what, fate, how });
     }
 
@@ -39,15 +40,21 @@ pub(super) fn bad(shown: &str, kind: &str) -> impl Fn(String) -> Error {
 }
 
 /// Reads a document, within bounds.
-pub(super) fn document<'a>(text: &'a str, longest: usize, bad: &dyn Fn(String) -> Error) -> Result<Document<'a>> {
+pub(super) fn document<'a>(
+    text: &'a str,
+    longest: usize,
+    bad: &dyn Fn(String) -> Error,
+) -> Result<Document<'a>> {
     if text.len() > longest {
         return Err(bad(format!("it has more than {} KiB", longest >> 10)));
     }
     if text.matches("xmlns").count() > NAMESPACES {
         return Err(bad("it declares too many namespaces".into()));
     }
-    let options = ParsingOptions { allow_dtd: false, nodes_limit: NODES, ..ParsingOptions::default() };
-    Document::parse_with_options(text, options).map_err(|error| bad(printable::line(&error.to_string()).into_owned()))
+    let options =
+        ParsingOptions { allow_dtd: false, nodes_limit: NODES, ..ParsingOptions::default() };
+    Document::parse_with_options(text, options)
+        .map_err(|error| bad(printable::line(&error.to_string()).into_owned()))
 }
 
 /// The first child of that name.
@@ -61,7 +68,13 @@ pub(super) fn is(node: &Node<'_, '_>, name: &str) -> bool {
 }
 
 /// Tells of everything in an element but what is known.
-pub(super) fn others(node: Node<'_, '_>, elements: &[&str], attributes: &[&str], what: &str, notes: &mut Notes) {
+pub(super) fn others(
+    node: Node<'_, '_>,
+    elements: &[&str],
+    attributes: &[&str],
+    what: &str,
+    notes: &mut Notes,
+) {
     for child in node.children().filter(Node::is_element) {
         let name = child.tag_name().name();
         if !elements.contains(&name) {
@@ -69,11 +82,17 @@ pub(super) fn others(node: Node<'_, '_>, elements: &[&str], attributes: &[&str],
         }
     }
     for attribute in node.attributes().filter(|attribute| !attributes.contains(&attribute.name())) {
-        notes.left(format!("{what}, {}", attribute.name()), format!("{}: QEMU's default is used", attribute.value()));
+        notes.left(
+            format!("{what}, {}", attribute.name()),
+            format!("{}: QEMU's default is used", attribute.value()),
+        );
     }
 }
 
-pub(super) fn elements<'a, 'i: 'a>(node: Node<'a, 'i>, name: &'static str) -> impl Iterator<Item = Node<'a, 'i>> {
+pub(super) fn elements<'a, 'i: 'a>(
+    node: Node<'a, 'i>,
+    name: &'static str,
+) -> impl Iterator<Item = Node<'a, 'i>> {
     node.children().filter(move |child| is(child, name))
 }
 

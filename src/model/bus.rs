@@ -38,7 +38,8 @@ const SERIAL_LENGTH: usize = 20;
 
 impl Bus {
     /// Every bus there is.
-    pub const ALL: [Self; 6] = [Self::Virtio, Self::Scsi, Self::Nvme, Self::Sata, Self::Ide, Self::Usb];
+    pub const ALL: [Self; 6] =
+        [Self::Virtio, Self::Scsi, Self::Nvme, Self::Sata, Self::Ide, Self::Usb];
 
     /// The word for it.
     pub fn as_str(self) -> &'static str {
@@ -94,12 +95,16 @@ impl FromStr for Bus {
 
 /// Can a disk have this name? It becomes part of the id of a QEMU device.
 pub fn is_target(text: &str) -> bool {
-    let letters = ["vd", "sd", "hd", "xvd", "ubd"].into_iter().find_map(|start| text.strip_prefix(start));
-    let is_lettered =
-        letters.is_some_and(|rest| matches!(rest.len(), 1..=2) && rest.bytes().all(|b| b.is_ascii_lowercase()));
-    let number = |text: &str| matches!(text.len(), 1..=3) && text.bytes().all(|b| b.is_ascii_digit());
+    let letters =
+        ["vd", "sd", "hd", "xvd", "ubd"].into_iter().find_map(|start| text.strip_prefix(start));
+    let is_lettered = letters.is_some_and(|rest| {
+        matches!(rest.len(), 1..=2) && rest.bytes().all(|b| b.is_ascii_lowercase())
+    });
+    let number =
+        |text: &str| matches!(text.len(), 1..=3) && text.bytes().all(|b| b.is_ascii_digit());
     let numbers = text.strip_prefix("nvme").and_then(|rest| rest.split_once('n'));
-    is_lettered || numbers.is_some_and(|(controller, namespace)| number(controller) && number(namespace))
+    is_lettered
+        || numbers.is_some_and(|(controller, namespace)| number(controller) && number(namespace))
 }
 
 /// Refuses a serial number that a bus would cut off or change.
@@ -112,7 +117,8 @@ pub fn check_serial(serial: &str) -> Result<()> {
     Ok(())
 }
 
-/// Refuses disks that a machine of this type cannot have, of each its bus and whether it is read-only, and CD-ROM drives.
+/// Refuses disks that a machine of this type cannot have, of each its bus and whether it is
+/// read-only, and CD-ROM drives.
 pub fn check(machine: &str, disks: &[(Bus, bool)], cdroms: &[Bus]) -> Result<()> {
     let all = || disks.iter().map(|disk| disk.0).chain(cdroms.iter().copied());
     let on = |bus: Bus| all().filter(|one| *one == bus).count();
@@ -121,12 +127,16 @@ pub fn check(machine: &str, disks: &[(Bus, bool)], cdroms: &[Bus]) -> Result<()>
             .hint("choose the bus sata, ide, scsi or usb for it"));
     }
     if on(Bus::Ide) > 0 && is_q35(machine) {
-        return Err(Error::refused(format!("a machine of type {machine} has no IDE, so no drive can be on it"))
-            .hint("choose the bus sata, or a machine of type pc"));
+        return Err(Error::refused(format!(
+            "a machine of type {machine} has no IDE, so no drive can be on it"
+        ))
+        .hint("choose the bus sata, or a machine of type pc"));
     }
     for (bus, most) in [(Bus::Ide, IDE_DISKS), (Bus::Usb, USB_PORTS), (Bus::Sata, SATA_DISKS)] {
         if on(bus) > most {
-            return Err(Error::refused(format!("a machine has at most {most} drives on the bus {bus}")));
+            return Err(Error::refused(format!(
+                "a machine has at most {most} drives on the bus {bus}"
+            )));
         }
     }
     match disks.iter().find(|(bus, read_only)| *read_only && matches!(bus, Bus::Sata | Bus::Ide)) {
@@ -138,7 +148,9 @@ pub fn check(machine: &str, disks: &[(Bus, bool)], cdroms: &[Bus]) -> Result<()>
 
 /// For more than [`DEVICES`].
 pub fn too_many() -> Error {
-    Error::refused(format!("a VM has at most {DEVICES} disks, CD-ROM drives and network cards together"))
+    Error::refused(format!(
+        "a VM has at most {DEVICES} disks, CD-ROM drives and network cards together"
+    ))
 }
 
 /// Is the chipset of this machine type Q35, and not i440FX?
@@ -156,11 +168,13 @@ pub fn unsaved(config: &Config) -> Option<&Disk> {
 pub fn refuse_memory(what: &str, config: &Config) -> Result<()> {
     unsaved(config).map_or(Ok(()), |disk| {
         Err(Error::refused(format!(
-            "the memory of {what} cannot be saved: its disk {} is on NVMe, and QEMU does not save the state of NVMe",
+            "the memory of {what} cannot be saved: its disk {} is on NVMe, and QEMU does not save \
+             the state of NVMe",
             disk.target
         ))
         .hint(format!(
-            "QEMU can on the other buses; of a VM that does not run: cowhand set VM disk.{}.bus=sata",
+            "QEMU can on the other buses; of a VM that does not run: cowhand set VM \
+             disk.{}.bus=sata",
             disk.target
         )))
     })
@@ -187,7 +201,10 @@ mod tests {
             assert!(is_target(name));
             taken.insert(name.to_owned());
         }
-        for bad in ["", "vd", "vdabc", "net0", "nvram", "nvme", "nvme0", "nvmen", "sd1", "seed", "vda,x", "nvme0n1x"] {
+        for bad in [
+            "", "vd", "vdabc", "net0", "nvram", "nvme", "nvme0", "nvmen", "sd1", "seed", "vda,x",
+            "nvme0n1x",
+        ] {
             assert!(!is_target(bad), "{bad}");
         }
     }
@@ -195,10 +212,20 @@ mod tests {
     #[test]
     fn disks_that_no_machine_can_have_are_refused() {
         let (rw, ro) = (|bus| (bus, false), |bus| (bus, true));
-        assert!(check("pc-q35-7.2", &Bus::ALL.map(rw)[..4], &[Bus::Sata, Bus::Usb, Bus::Scsi]).is_ok());
-        assert!(check("pc", &[], &[Bus::Virtio]).expect_err("no such drive").message().contains("on virtio"));
+        assert!(
+            check("pc-q35-7.2", &Bus::ALL.map(rw)[..4], &[Bus::Sata, Bus::Usb, Bus::Scsi]).is_ok()
+        );
+        assert!(
+            check("pc", &[], &[Bus::Virtio])
+                .expect_err("no such drive")
+                .message()
+                .contains("on virtio")
+        );
         assert!(check("pc", &[rw(Bus::Ide); 3], &[Bus::Ide; 2]).is_err());
-        assert!(check("pc-i440fx-7.2", &[rw(Bus::Ide), rw(Bus::Ide), rw(Bus::Ide), rw(Bus::Ide)], &[]).is_ok());
+        assert!(
+            check("pc-i440fx-7.2", &[rw(Bus::Ide), rw(Bus::Ide), rw(Bus::Ide), rw(Bus::Ide)], &[])
+                .is_ok()
+        );
         for (machine, disks, words) in [
             ("q35", &[rw(Bus::Ide)][..], "has no IDE"),
             ("pc", &[rw(Bus::Ide); 5], "at most 4"),

@@ -1,4 +1,5 @@
-//! The chain of one disk, as QEMU has to be told about it: every layer by name and format, nothing left to be probed.
+//! The chain of one disk, as QEMU has to be told about it: every layer by name and format, nothing
+//! left to be probed.
 
 use std::path::PathBuf;
 

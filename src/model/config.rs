@@ -54,7 +54,8 @@ impl Config {
         let disk = |(one, other): (&Disk, &Disk)| {
             (&one.target, one.bus, &one.serial) == (&other.target, other.bus, &other.serial)
         };
-        let card = |(one, other): (&Nic, &Nic)| (one.model, one.place) == (other.model, other.place);
+        let card =
+            |(one, other): (&Nic, &Nic)| (one.model, one.place) == (other.model, other.place);
         (self.disks.len(), self.nics.len()) == (other.disks.len(), other.nics.len())
             && self.disks.iter().zip(&other.disks).all(disk)
             && self.nics.iter().zip(&other.nics).all(card)
@@ -63,9 +64,13 @@ impl Config {
 
     /// Refuses drives and network cards that its machine cannot have.
     pub fn check_devices(&self) -> Result<()> {
-        let misplaced = |nic: &&Nic| nic.place.is_some_and(|place| !place.is_possible(self.is_q35()));
+        let misplaced =
+            |nic: &&Nic| nic.place.is_some_and(|place| !place.is_possible(self.is_q35()));
         if let Some(place) = self.nics.iter().find(misplaced).and_then(|nic| nic.place) {
-            return Err(Error::refused(format!("a machine of type {} has no slot {place}", self.machine)));
+            return Err(Error::refused(format!(
+                "a machine of type {} has no slot {place}",
+                self.machine
+            )));
         }
         if self.disks.len() + self.cdroms.len() + self.nics.len() > super::bus::DEVICES {
             return Err(super::bus::too_many());

@@ -6,7 +6,8 @@ use crate::error::{Error, Result};
 pub fn hash_password(word: &str) -> Result<String> {
     use sha_crypt::PasswordHasher;
     if word.is_empty() {
-        return Err(Error::usage("an empty password lets everybody in").hint("to let nobody in by password: locked"));
+        return Err(Error::usage("an empty password lets everybody in")
+            .hint("to let nobody in by password: locked"));
     }
     let hash = sha_crypt::ShaCrypt::SHA512
         .hash_password(word.as_bytes())
@@ -18,7 +19,9 @@ pub fn hash_password(word: &str) -> Result<String> {
 pub fn public_key(text: &str) -> Result<String> {
     let key = text.trim();
     if key.contains("PRIVATE KEY") {
-        return Err(Error::usage("that is a private key, which belongs in no guest; name the .pub file beside it"));
+        return Err(Error::usage(
+            "that is a private key, which belongs in no guest; name the .pub file beside it",
+        ));
     }
     if key.lines().count() != 1 || key.split_whitespace().count() < 2 {
         return Err(Error::usage("that is no public key (one line: type, key, comment)"));

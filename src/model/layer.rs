@@ -22,7 +22,8 @@ pub enum Format {
 
 impl Format {
     /// Every format there is.
-    pub const ALL: [Self; 6] = [Self::Raw, Self::Qcow2, Self::Vmdk, Self::Vhdx, Self::Vdi, Self::Vpc];
+    pub const ALL: [Self; 6] =
+        [Self::Raw, Self::Qcow2, Self::Vmdk, Self::Vhdx, Self::Vdi, Self::Vpc];
 
     /// QEMU's driver name, which is also the file name's extension.
     pub fn as_str(self) -> &'static str {
@@ -59,7 +60,8 @@ impl FromStr for Format {
     }
 }
 
-/// The identity of a layer: ten random characters of `0-9 a-z`, never used again. Short enough for QEMU's node names (31).
+/// The identity of a layer: ten random characters of `0-9 a-z`, never used again. Short enough for
+/// QEMU's node names (31).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct LayerId(String);
@@ -70,7 +72,8 @@ impl LayerId {
     /// A new identity.
     pub fn random() -> Self {
         let mut bits = uuid::Uuid::new_v4().as_u128();
-        // The version and variant bits of a UUID are fixed; folding keeps the characters evenly random.
+        // The version and variant bits of a UUID are fixed; folding keeps the characters evenly
+        // random.
         bits ^= bits >> 64;
         let digit = |i: usize| char::from_digit(((bits >> (i * 6)) % 36) as u32, 36).unwrap_or('0');
         Self((0..Self::LENGTH).map(digit).collect())
@@ -86,7 +89,9 @@ impl FromStr for LayerId {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        if text.len() == Self::LENGTH && text.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_lowercase()) {
+        if text.len() == Self::LENGTH
+            && text.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_lowercase())
+        {
             return Ok(Self(text.to_owned()));
         }
         Err(Error::damaged(format!("{text:?} is not the id of a layer")))

@@ -3,8 +3,8 @@
 use super::parse_size;
 use crate::error::{Error, Result};
 
-/// The limit of each of the files `serial.log` and `qemu.log`. The file with the older output, `.1`, has the same limit and up to
-/// a quarter more, for what was printed while it was written.
+/// The limit of each of the files `serial.log` and `qemu.log`. The file with the older output,
+/// `.1`, has the same limit and up to a quarter more, for what was printed while it was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogLimit {
     /// At most so many bytes.
@@ -28,8 +28,10 @@ impl LogLimit {
             Self::NONE => Ok(Self::Unlimited),
             size => match parse_size(size)? {
                 bytes @ Self::SMALLEST.. => Ok(Self::Bytes(bytes)),
-                _ => Err(Error::usage(format!("a limit of {size} for a log is too small; the smallest limit is 64K"))
-                    .hint("no limit: none")),
+                _ => Err(Error::usage(format!(
+                    "a limit of {size} for a log is too small; the smallest limit is 64K"
+                ))
+                .hint("no limit: none")),
             },
         }
     }

@@ -11,7 +11,8 @@ pub struct Memory {
     pub bytes: u64,
     /// The QEMU that wrote it.
     pub writer: Fingerprint,
-    /// The network cards for which that QEMU's table of leases begins one address earlier (see [`super::Warm::leased`]). The table comes with the memory.
+    /// The network cards for which that QEMU's table of leases begins one address earlier (see
+    /// [`super::Warm::leased`]). The table comes with the memory.
     pub leased: Vec<usize>,
 }
 
@@ -36,8 +37,8 @@ impl RamImage {
     }
 }
 
-/// What has to be the same for memory to be taken up again. Machine type, memory size and disks are not in here: they come back with
-/// the snapshot's configuration.
+/// What has to be the same for memory to be taken up again. Machine type, memory size and disks are
+/// not in here: they come back with the snapshot's configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fingerprint {
     /// QEMU's version.
@@ -65,12 +66,19 @@ impl Fingerprint {
         }
         if self.host_cpu != now.host_cpu {
             let words = |cpu: &Option<String>| cpu.clone().unwrap_or_else(|| "unknown".to_owned());
-            return Some(format!("the host's processor was {} and is {}", words(&self.host_cpu), words(&now.host_cpu)));
+            return Some(format!(
+                "the host's processor was {} and is {}",
+                words(&self.host_cpu),
+                words(&now.host_cpu)
+            ));
         }
         if let Some(gone) = self.devices.iter().find(|device| !now.devices.contains(device)) {
             return Some(format!("it had the device {gone}"));
         }
-        now.devices.iter().find(|device| !self.devices.contains(device)).map(|new| format!("it had no device {new}"))
+        now.devices
+            .iter()
+            .find(|device| !self.devices.contains(device))
+            .map(|new| format!("it had no device {new}"))
     }
 }
 
@@ -95,7 +103,10 @@ mod tests {
         };
         assert_eq!(changed(&|now| now.qemu = "10.0.2".into()), "QEMU was 7.2.22 and is 10.0.2");
         assert_eq!(changed(&|now| now.cpu = "max".into()), "CPU model was host and is max");
-        assert_eq!(changed(&|now| now.host_cpu = None), "the host's processor was Xeon and is unknown");
+        assert_eq!(
+            changed(&|now| now.host_cpu = None),
+            "the host's processor was Xeon and is unknown"
+        );
         assert_eq!(changed(&|now| now.devices.clear()), "it had the device dev-vda virtio-blk-pci");
         assert_eq!(changed(&|now| now.devices.push("x".into())), "it had no device x");
     }

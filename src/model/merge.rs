@@ -82,7 +82,8 @@ impl Merge {
         }
     }
 
-    /// The layer whose header says something else afterwards: it stands on another one. The commit of an active layer changes none.
+    /// The layer whose header says something else afterwards: it stands on another one. The commit
+    /// of an active layer changes none.
     pub fn relinked(&self) -> Option<&Layer> {
         match self.kind {
             MergeKind::Commit => self.overlay.as_ref(),

@@ -1,4 +1,5 @@
-//! Names, layers, VMs and snapshots as plain data. No I/O happens here; every other room may use it.
+//! Names, layers, VMs and snapshots as plain data. No I/O happens here; every other room may use
+//! it.
 
 pub mod bus;
 mod chain;
@@ -34,7 +35,7 @@ pub use name::{Name, PointRef};
 pub use nic::{GUEST_ADDRESS, Nic, NicModel, PortForward, Protocol};
 pub use pci::PciSlot;
 pub use port::{PORTS, port_name};
-pub use record::{ImageOrigin, LayerStamp, Origin, Record, Role, State};
+pub use record::{FileStamp, ImageOrigin, Origin, Record, Role, State};
 pub use seed::Seed;
 pub use size::{human, parse_age, parse_size, parse_time};
 pub use snapshot::{Quiesced, Snapshot, SnapshotKind, VmState};

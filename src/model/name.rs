@@ -7,9 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// The name of a VM, a template or a snapshot: 1 to 64 of `A-Z a-z 0-9 . _ -`, the first a letter or a digit.
+/// The name of a VM, a template or a snapshot: 1 to 64 of `A-Z a-z 0-9 . _ -`, the first a letter
+/// or a digit.
 ///
-/// It becomes a directory name and part of QEMU's options, so it holds nothing that means something there.
+/// It becomes a directory name and part of QEMU's options, so it holds nothing that means something
+/// there.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Name(String);
@@ -30,19 +32,26 @@ impl FromStr for Name {
     fn from_str(text: &str) -> Result<Self> {
         let bad = |why: String| {
             Error::usage(format!("{text:?} is not a name: {why}")).hint(
-                "a name is 1 to 64 letters, digits, dots, dashes and underscores, and starts with a letter or digit",
+                "a name is 1 to 64 letters, digits, dots, dashes and underscores, and starts with \
+                 a letter or digit",
             )
         };
         let Some(first) = text.chars().next() else {
             return Err(bad("it is empty".into()));
         };
         if text.chars().count() > Self::MAX {
-            return Err(bad(format!("it has {} characters, {} are allowed", text.chars().count(), Self::MAX)));
+            return Err(bad(format!(
+                "it has {} characters, {} are allowed",
+                text.chars().count(),
+                Self::MAX
+            )));
         }
         if !first.is_ascii_alphanumeric() {
             return Err(bad(format!("it starts with {first:?}")));
         }
-        if let Some(odd) = text.chars().find(|c| !c.is_ascii_alphanumeric() && !matches!(c, '.' | '_' | '-')) {
+        if let Some(odd) =
+            text.chars().find(|c| !c.is_ascii_alphanumeric() && !matches!(c, '.' | '_' | '-'))
+        {
             return Err(bad(format!("it contains {odd:?}")));
         }
         Ok(Self(text.to_owned()))
@@ -110,9 +119,22 @@ mod tests {
     #[test]
     fn names_that_could_leave_the_store_or_confuse_qemu_are_refused() {
         let long = "x".repeat(200);
-        for bad in
-            ["", ".", "..", ".hidden", "-n", "a/b", "a b", "a,b", "a@b", "a\n", "é", "a%s", "json:{}", long.as_str()]
-        {
+        for bad in [
+            "",
+            ".",
+            "..",
+            ".hidden",
+            "-n",
+            "a/b",
+            "a b",
+            "a,b",
+            "a@b",
+            "a\n",
+            "é",
+            "a%s",
+            "json:{}",
+            long.as_str(),
+        ] {
             assert!(bad.parse::<Name>().is_err(), "{bad:?} was accepted");
         }
     }
@@ -127,7 +149,10 @@ mod tests {
     #[test]
     fn a_point_is_a_vm_and_perhaps_a_snapshot() {
         let point: PointRef = "web@before".parse().expect("a point");
-        assert_eq!((point.vm.as_str(), point.snapshot.as_ref().map(Name::as_str)), ("web", Some("before")));
+        assert_eq!(
+            (point.vm.as_str(), point.snapshot.as_ref().map(Name::as_str)),
+            ("web", Some("before"))
+        );
         assert!("web@".parse::<PointRef>().is_err());
         assert!("web@a@b".parse::<PointRef>().is_err());
     }

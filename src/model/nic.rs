@@ -7,7 +7,8 @@ use uuid::Uuid;
 use super::PciSlot;
 use crate::error::{Error, Result};
 
-/// The address that QEMU's DHCP server gives to the first card that asks, and that forwarded ports lead to.
+/// The address that QEMU's DHCP server gives to the first card that asks, and that forwarded ports
+/// lead to.
 pub const GUEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 
 /// A network card with user-mode networking (`-netdev user`).
@@ -33,16 +34,23 @@ impl Nic {
 
     /// Is it the address of one card: six bytes, not those of a group, in the form that QEMU takes?
     pub fn is_address(text: &str) -> bool {
-        let byte = |part: &str| u8::from_str_radix(part, 16).ok().filter(|_| part.len() == 2 && !part.starts_with('+'));
+        let byte = |part: &str| {
+            u8::from_str_radix(part, 16).ok().filter(|_| part.len() == 2 && !part.starts_with('+'))
+        };
         let bytes: Option<Vec<u8>> = text.split(':').map(byte).collect();
-        bytes.is_some_and(|bytes| bytes.len() == 6 && bytes[0] & 1 == 0 && bytes.iter().any(|byte| *byte != 0))
+        bytes.is_some_and(|bytes| {
+            bytes.len() == 6 && bytes[0] & 1 == 0 && bytes.iter().any(|byte| *byte != 0)
+        })
     }
 
-    /// Lets these ports of the host lead into the guest, and no others. Two that listen on the same are refused.
+    /// Lets these ports of the host lead into the guest, and no others. Two that listen on the same
+    /// are refused.
     pub fn forward(&mut self, ports: &[PortForward]) -> Result<()> {
         for (at, port) in ports.iter().enumerate() {
             if let Some(before) = ports[..at].iter().find(|before| before.collides(port)) {
-                return Err(Error::usage(format!("{before} and {port} listen on the same port of the host")));
+                return Err(Error::usage(format!(
+                    "{before} and {port} listen on the same port of the host"
+                )));
             }
         }
         self.ports = ports.to_vec();
@@ -65,11 +73,17 @@ impl std::str::FromStr for Nic {
             match word.split_once('=') {
                 Some(("mac", mac)) if Self::is_address(mac) => nic.mac = mac.to_ascii_lowercase(),
                 Some(("mac", mac)) => {
-                    return Err(Error::usage(format!("{mac:?} is not the address of a network card"))
-                        .hint("six bytes, the first one even: 52:54:00:12:34:56"));
+                    return Err(Error::usage(format!(
+                        "{mac:?} is not the address of a network card"
+                    ))
+                    .hint("six bytes, the first one even: 52:54:00:12:34:56"));
                 }
                 Some(("model", model)) => nic.model = model.parse()?,
-                _ => return Err(Error::usage(format!("{word:?} is no option of a network")).hint(hint)),
+                _ => {
+                    return Err(
+                        Error::usage(format!("{word:?} is no option of a network")).hint(hint)
+                    );
+                }
             }
         }
         Ok(nic)
@@ -147,18 +161,22 @@ impl PortForward {
     /// Whether both listen on the same port of the host.
     pub fn collides(&self, other: &Self) -> bool {
         let everywhere = self.address.is_unspecified() || other.address.is_unspecified();
-        (self.protocol, self.host) == (other.protocol, other.host) && (everywhere || self.address == other.address)
+        (self.protocol, self.host) == (other.protocol, other.host)
+            && (everywhere || self.address == other.address)
     }
 }
 
 impl std::str::FromStr for PortForward {
     type Err = Error;
 
-    /// `HOST:GUEST`, `ADDRESS:HOST:GUEST`, either with `/tcp` or `/udp` behind it. The address is 127.0.0.1 unless given.
+    /// `HOST:GUEST`, `ADDRESS:HOST:GUEST`, either with `/tcp` or `/udp` behind it. The address is
+    /// 127.0.0.1 unless given.
     fn from_str(text: &str) -> Result<Self> {
         let bad = || {
-            Error::usage(format!("{text:?} is not a port forward"))
-                .hint("write HOST:GUEST or ADDRESS:HOST:GUEST, with /udp behind it for UDP: 8080:80, 0.0.0.0:2222:22, 53:53/udp")
+            Error::usage(format!("{text:?} is not a port forward")).hint(
+                "write HOST:GUEST or ADDRESS:HOST:GUEST, with /udp behind it for UDP: \
+                 8080:80, 0.0.0.0:2222:22, 53:53/udp",
+            )
         };
         let (ports, protocol) = match text.rsplit_once('/') {
             None | Some((_, "tcp")) => (text.trim_end_matches("/tcp"), Protocol::Tcp),
@@ -190,7 +208,8 @@ mod tests {
     #[test]
     fn two_forwards_never_listen_on_the_same_port() {
         let forward = |ports: &[&str]| {
-            let ports: Vec<PortForward> = ports.iter().map(|port| port.parse().expect("a forward")).collect();
+            let ports: Vec<PortForward> =
+                ports.iter().map(|port| port.parse().expect("a forward")).collect();
             Nic::new().forward(&ports)
         };
         assert!(forward(&["2222:22", "2222:22/udp", "127.0.0.2:2222:22", "2223:22"]).is_ok());
@@ -205,16 +224,9 @@ mod tests {
         assert_eq!((nic.mac.as_str(), nic.model), ("52:54:00:ab:cd:ef", NicModel::E1000));
         assert!("user".parse::<Nic>().is_ok());
         for bad in [
-            "",
-            "bridge=br0",
-            "user,",
-            "user,mac=",
-            "user,mac=01:00:5e:00:00:01",
-            "user,mac=00:00:00:00:00:00",
-            "user,mac=52:54:00:ab:cd",
-            "user,mac=+2:54:00:ab:cd:ef",
-            "user,model=ne2k",
-            "user,mtu=9000",
+            "", "bridge=br0", "user,", "user,mac=", "user,mac=01:00:5e:00:00:01",
+            "user,mac=00:00:00:00:00:00", "user,mac=52:54:00:ab:cd", "user,mac=+2:54:00:ab:cd:ef",
+            "user,model=ne2k", "user,mtu=9000",
         ] {
             assert!(bad.parse::<Nic>().is_err(), "{bad:?} was accepted");
         }

@@ -5,7 +5,8 @@ use std::str::FromStr;
 
 use crate::error::{Error, Result};
 
-/// A bus and a slot on it. Linux makes the names of network interfaces from these: `enp1s0` is slot 0 of bus 1.
+/// A bus and a slot on it. Linux makes the names of network interfaces from these: `enp1s0` is slot
+/// 0 of bus 1.
 ///
 /// Bus 0 is the root bus. On Q35, each other bus is that of a root port, and has slot 0 alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,8 +23,8 @@ pub const ROOT_PORTS: u8 = 16;
 impl PciSlot {
     /// Can a machine have a device there, and nothing of its own?
     ///
-    /// Q35 has its LPC bridge at slot 31, and our root ports need two slots below it. i440FX has its
-    /// chipset in the slots 0 and 1.
+    /// Q35 has its LPC bridge at slot 31, and our root ports need two slots below it. i440FX has
+    /// its chipset in the slots 0 and 1.
     pub fn is_possible(self, is_q35: bool) -> bool {
         match (is_q35, self.bus) {
             (true, 0) => (1..=28).contains(&self.slot),
@@ -44,7 +45,9 @@ impl FromStr for PciSlot {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let byte = |text: &str| u8::from_str_radix(text, 16).ok().filter(|_| text.len() == 2 && !text.starts_with('+'));
+        let byte = |text: &str| {
+            u8::from_str_radix(text, 16).ok().filter(|_| text.len() == 2 && !text.starts_with('+'))
+        };
         let parts = text.split_once(':').and_then(|(bus, slot)| Some((byte(bus)?, byte(slot)?)));
         parts
             .map(|(bus, slot)| Self { bus, slot })

@@ -1,8 +1,9 @@
-//! The one function that makes text safe to look at: guests, images, file names and QEMU's messages can contain control
-//! characters, with which a terminal is told to do things (move the cursor, rename the window, send an answer as if it had been typed).
+//! The one function that makes text safe to look at: guests, images, file names and QEMU's messages
+//! can contain control characters, with which a terminal is told to do things (move the cursor,
+//! rename the window, send an answer as if it had been typed).
 //!
-//! What is not printable becomes visible: `\x1b`, `\u{202e}`, `\n` where a line is meant. Bytes that are not UTF-8 become
-//! U+FFFD. Text without such characters stays as it is.
+//! What is not printable becomes visible: `\x1b`, `\u{202e}`, `\n` where a line is meant. Bytes
+//! that are not UTF-8 become U+FFFD. Text without such characters stays as it is.
 
 use std::borrow::Cow;
 use std::os::unix::ffi::OsStrExt;
@@ -18,7 +19,8 @@ pub fn lines(text: &str) -> Cow<'_, str> {
     escape(text, |c| matches!(c, ' ' | '\n' | '\t'))
 }
 
-/// A path as one word of a command that a person may paste into a shell: a file's name must not become a second command.
+/// A path as one word of a command that a person may paste into a shell: a file's name must not
+/// become a second command.
 pub fn shell(path: &Path) -> String {
     let bytes = path.as_os_str().as_bytes();
     // It is no option.
@@ -26,7 +28,9 @@ pub fn shell(path: &Path) -> String {
     let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_./,:@%+=".contains(byte);
     match std::str::from_utf8(bytes) {
         Ok(text) if !text.is_empty() && bytes.iter().all(is_plain) => format!("{here}{text}"),
-        Ok(text) if !text.chars().any(is_control) => format!("{here}'{}'", text.replace('\'', "'\\''")),
+        Ok(text) if !text.chars().any(is_control) => {
+            format!("{here}'{}'", text.replace('\'', "'\\''"))
+        }
         _ => format!("$'{here}{}'", bytes.utf8_chunks().map(in_dollar_quotes).collect::<String>()),
     }
 }
@@ -45,7 +49,8 @@ fn in_dollar_quotes(chunk: std::str::Utf8Chunk<'_>) -> String {
 /// Makes a log printable that comes in pieces.
 #[derive(Debug, Default)]
 pub struct LogEscape {
-    /// The end of a piece that the next one may complete: a part of a character, or half a line break.
+    /// The end of a piece that the next one may complete: a part of a character, or half a line
+    /// break.
     held: Vec<u8>,
 }
 
@@ -122,7 +127,11 @@ fn escape(text: &str, fine: impl Fn(char) -> bool) -> Cow<'_, str> {
     )
 }
 
-fn replace(text: &str, fine: impl Fn(char) -> bool, put: impl Fn(char, &mut String)) -> Cow<'_, str> {
+fn replace(
+    text: &str,
+    fine: impl Fn(char) -> bool,
+    put: impl Fn(char, &mut String),
+) -> Cow<'_, str> {
     if text.chars().all(&fine) {
         return Cow::Borrowed(text);
     }
@@ -133,10 +142,12 @@ fn replace(text: &str, fine: impl Fn(char) -> bool, put: impl Fn(char, &mut Stri
     Cow::Owned(out)
 }
 
-/// C0 and C1 controls, DEL, the separators of lines and paragraphs, and what changes the direction of text or is invisible.
+/// C0 and C1 controls, DEL, the separators of lines and paragraphs, and what changes the direction
+/// of text or is invisible.
 fn is_control(c: char) -> bool {
     c.is_control()
-        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}')
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}')
+        || matches!(c, '\u{feff}' | '\u{fff9}'..='\u{fffb}')
         || matches!(c, '\u{e0000}'..='\u{e007f}' | '\u{061c}' | '\u{00ad}')
 }
 
@@ -148,7 +159,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_that_commands_a_terminal_gets_through(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn nothing_that_commands_a_terminal_gets_through(
+            bytes in proptest::collection::vec(any::<u8>(), 0..200),
+        ) {
             let text = String::from_utf8_lossy(&bytes);
             prop_assert!(!line(&text).chars().any(is_control));
             prop_assert!(!lines(&text).chars().any(|c| is_control(c) && c != '\n' && c != '\t'));
@@ -159,7 +172,8 @@ mod tests {
             let styled = styled(&text);
             for rest in styled.split('\x1b').skip(1) {
                 let numbers = rest.strip_prefix('[').expect("a style");
-                prop_assert!(numbers.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';').starts_with('m'));
+                let end = numbers.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';');
+                prop_assert!(end.starts_with('m'));
             }
         }
 
@@ -175,7 +189,8 @@ mod tests {
         fn json_stays_the_same_value(text in any::<String>()) {
             let value = serde_json::Value::String(text);
             let written = value.to_string();
-            prop_assert_eq!(serde_json::from_str::<serde_json::Value>(&json(&written)).expect("JSON"), value);
+            let read: serde_json::Value = serde_json::from_str(&json(&written)).expect("JSON");
+            prop_assert_eq!(read, value);
         }
     }
 
@@ -200,7 +215,10 @@ mod tests {
         assert_eq!(line("x\n hint: rm"), "x\\n hint: rm");
         assert_eq!(line("txt.\u{202e}exe"), "txt.\\u{202e}exe");
         assert_eq!(lines("a\u{9b}31m\nb\u{7f}"), "a\\x9b31m\nb\\x7f");
-        assert_eq!(styled("\x1b[1;31merror\x1b[0m: \x1b[2J\x1b[8"), "\x1b[1;31merror\x1b[0m: \\x1b[2J\\x1b[8");
+        assert_eq!(
+            styled("\x1b[1;31merror\x1b[0m: \x1b[2J\x1b[8"),
+            "\x1b[1;31merror\x1b[0m: \\x1b[2J\\x1b[8"
+        );
         let mut log = LogEscape::default();
         let pieces = ["a\r".as_bytes(), b"\nb\xff\x1bc\xe2", b"\x82", b"\xac!"];
         assert_eq!(pieces.map(|piece| log.push(piece)).concat(), "a\nb\u{fffd}\\x1bc\u{20ac}!");

@@ -1,4 +1,5 @@
-//! A VM or template as it is worked with. How it is written down is another matter: see [`crate::store::schema`].
+//! A VM or template as it is worked with. How it is written down is another matter: see
+//! [`crate::store::schema`].
 
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -6,7 +7,8 @@ use uuid::Uuid;
 use super::{Config, Ephemeral, Layer, LayerId, Name, Snapshot, Warm};
 use crate::error::{Error, Result};
 
-/// Everything we know of a VM or template. Its name is the name of its directory, its state is observed.
+/// Everything we know of a VM or template. Its name is the name of its directory, its state is
+/// observed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Record {
     /// VM or template.
@@ -27,7 +29,8 @@ pub struct Record {
     pub warm: Option<Warm>,
     /// Of a VM that is not to stay: until when.
     pub ephemeral: Option<Ephemeral>,
-    /// It starts with the host: `start --autostart` includes it. Snapshots and clones do not have this.
+    /// It starts with the host: `start --autostart` includes it. Snapshots and clones do not have
+    /// this.
     pub autostart: bool,
 }
 
@@ -43,7 +46,7 @@ pub enum Role {
         /// True when host-specific state was stripped from it.
         sealed: bool,
         /// What its files looked like then.
-        stamps: Vec<LayerStamp>,
+        stamps: Vec<FileStamp>,
         /// Of an image, which was no VM before: where it is from.
         image: Option<ImageOrigin>,
     },
@@ -62,13 +65,14 @@ pub struct ImageOrigin {
     pub sha256: Option<String>,
     /// The SHA-512 checksum, likewise.
     pub sha512: Option<String>,
-    /// It had the checksum that the user said, or that was published, and read over https or from a file.
+    /// It had the checksum that the user said, or that was published, and read over https or from a
+    /// file.
     pub verified: bool,
 }
 
 /// What a template's file looked like when it was frozen, to notice an edit behind our back.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LayerStamp {
+pub struct FileStamp {
     /// Which layer.
     pub layer: Layer,
     /// The file's length in bytes.
@@ -146,17 +150,26 @@ impl Record {
     /// The snapshot called `name`; `current` is the one the head stands on.
     pub fn snapshot(&self, vm: &Name, name: &Name) -> Result<&Snapshot> {
         let wanted = if name.as_str() == super::PointRef::CURRENT {
-            self.head.as_ref().ok_or_else(|| Error::not_found(format!("VM {vm} stands on no snapshot")))?
+            self.head
+                .as_ref()
+                .ok_or_else(|| Error::not_found(format!("VM {vm} stands on no snapshot")))?
         } else {
             name
         };
         self.snapshots.iter().find(|snapshot| snapshot.name == *wanted).ok_or_else(|| {
-            let known: Vec<&str> =
-                self.snapshots.iter().rev().take(10).map(|snapshot| snapshot.name.as_str()).collect();
+            let known: Vec<&str> = self
+                .snapshots
+                .iter()
+                .rev()
+                .take(10)
+                .map(|snapshot| snapshot.name.as_str())
+                .collect();
             let more = if self.snapshots.len() > known.len() { ", …" } else { "" };
             let error = Error::not_found(format!("VM {vm} has no snapshot {wanted}"));
             if known.is_empty() {
-                error.hint(format!("{vm} has no snapshots; the VMs and what they have: cowhand ls -a"))
+                error.hint(format!(
+                    "{vm} has no snapshots; the VMs and what they have: cowhand ls -a"
+                ))
             } else {
                 error.hint(format!("it has: {}{more}", known.join(", ")))
             }
@@ -169,20 +182,23 @@ impl Record {
     }
 
     /// Is it a QEMU that waits to become a clone?
-    pub fn is_shell(&self) -> bool {
-        self.ephemeral.as_ref().is_some_and(|ephemeral| ephemeral.shell)
+    pub fn is_standby(&self) -> bool {
+        self.ephemeral.as_ref().is_some_and(|ephemeral| ephemeral.standby)
     }
 
     /// Is it a layer of a template, or of a snapshot?
     pub fn keeps(&self, layer: &Layer) -> bool {
         let of_template = self.config.volumes().filter(|_| self.is_template());
-        let mut kept = of_template.chain(self.snapshots.iter().flat_map(|snapshot| snapshot.config.volumes()));
+        let mut kept =
+            of_template.chain(self.snapshots.iter().flat_map(|snapshot| snapshot.config.volumes()));
         kept.any(|disk| disk.layer == *layer)
     }
 
-    /// The ids of the files of guests' memory that the record names: the snapshots' and the warm guest's.
+    /// The ids of the files of guests' memory that the record names: the snapshots' and the warm
+    /// guest's.
     pub fn memory_images(&self) -> impl Iterator<Item = &LayerId> {
-        let of_snapshots = self.snapshots.iter().filter_map(Snapshot::ram_image).map(|image| &image.id);
+        let of_snapshots =
+            self.snapshots.iter().filter_map(Snapshot::ram_image).map(|image| &image.id);
         of_snapshots.chain(self.warm.iter().map(|warm| &warm.image.id))
     }
 

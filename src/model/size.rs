@@ -1,4 +1,5 @@
-//! Sizes and ages as people type and read them: binary units, `1G` is 1024³ bytes (as `qemu-img` has it).
+//! Sizes and ages as people type and read them: binary units, `1G` is 1024³ bytes (as `qemu-img`
+//! has it).
 
 use std::time::Duration;
 
@@ -50,18 +51,23 @@ pub fn human(bytes: u64) -> String {
     }
 }
 
-/// How long ago, or for how long: `90s`, `30m`, `12h`, `7d`, `2w`, or `0`. Another number needs its unit, because without one some readers
-/// would take it for days and others for seconds.
+/// How long ago, or for how long: `90s`, `30m`, `12h`, `7d`, `2w`, or `0`. Another number needs its
+/// unit, because without one some readers would take it for days and others for seconds.
 pub fn parse_age(text: &str) -> Result<Duration> {
     if text.parse::<u64>().is_ok_and(|number| number != 0) {
-        return Err(Error::usage(format!("{text:?} has no unit: write {text}s, {text}m, {text}h, {text}d or {text}w")));
+        return Err(Error::usage(format!(
+            "{text:?} has no unit: write {text}s, {text}m, {text}h, {text}d or {text}w"
+        )));
     }
     parse_duration(text)
 }
 
 fn parse_duration(text: &str) -> Result<Duration> {
-    let bad =
-        || Error::usage(format!("{text:?} is not a time: write a number with s, m, h, d or w, as in 30m, 12h, 7d"));
+    let bad = || {
+        Error::usage(format!(
+            "{text:?} is not a time: write a number with s, m, h, d or w, as in 30m, 12h, 7d"
+        ))
+    };
     let (number, unit) = match text.chars().last() {
         Some('s') => (&text[..text.len() - 1], 1),
         Some('m') => (&text[..text.len() - 1], 60),
@@ -74,7 +80,8 @@ fn parse_duration(text: &str) -> Result<Duration> {
     number.checked_mul(unit).map(Duration::from_secs).ok_or_else(bad)
 }
 
-/// A time that something may take: as [`parse_age`] has it, or a number of seconds, and not none at all.
+/// A time that something may take: as [`parse_age`] has it, or a number of seconds, and not none at
+/// all.
 pub fn parse_time(text: &str) -> Result<Duration> {
     match parse_duration(text)? {
         Duration::ZERO => Err(Error::usage("no time at all is too little")),
@@ -88,9 +95,14 @@ mod tests {
 
     #[test]
     fn sizes_are_binary_and_exact() {
-        for (text, bytes) in
-            [("512", 512), ("64K", 65536), ("1G", 1 << 30), ("1.5GiB", 3 << 29), ("20 g", 20 << 30), ("0", 0)]
-        {
+        for (text, bytes) in [
+            ("512", 512),
+            ("64K", 65536),
+            ("1G", 1 << 30),
+            ("1.5GiB", 3 << 29),
+            ("20 g", 20 << 30),
+            ("0", 0),
+        ] {
             assert_eq!(parse_size(text).expect(text), bytes, "{text}");
         }
         for bad in ["", "G", "1X", "-1", "1e9", "NaN", "inf", "0.3", "99999999999T", "1,5G"] {
@@ -100,10 +112,14 @@ mod tests {
 
     #[test]
     fn an_age_has_a_unit_and_a_time_limit_need_not() {
-        for (text, seconds) in [("0", 0), ("0s", 0), ("90s", 90), ("30m", 1800), ("12h", 43200), ("7d", 604_800)] {
+        for (text, seconds) in
+            [("0", 0), ("0s", 0), ("90s", 90), ("30m", 1800), ("12h", 43200), ("7d", 604_800)]
+        {
             assert_eq!(parse_age(text).expect(text).as_secs(), seconds, "{text}");
         }
-        for bad in ["1", "7", "-1", "", "d", "7y", "1.5h", "99999999999999999999", "99999999999999999w"] {
+        for bad in
+            ["1", "7", "-1", "", "d", "7y", "1.5h", "99999999999999999999", "99999999999999999w"]
+        {
             assert!(parse_age(bad).is_err(), "{bad:?} was accepted");
         }
         assert_eq!(parse_time("7").expect("seconds").as_secs(), 7);
@@ -112,9 +128,13 @@ mod tests {
 
     #[test]
     fn sizes_read_well() {
-        for (bytes, text) in
-            [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (432 << 20, "432 MiB"), (3 << 29, "1.5 GiB")]
-        {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (432 << 20, "432 MiB"),
+            (3 << 29, "1.5 GiB"),
+        ] {
             assert_eq!(human(bytes), text);
         }
     }

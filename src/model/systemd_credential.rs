@@ -24,8 +24,9 @@ impl Credentials {
     pub fn from_encoded(encoded: BTreeMap<String, String>) -> Result<Self> {
         let mut credentials = Self::default();
         for (name, text) in encoded {
-            let bytes =
-                STANDARD.decode(&text).map_err(|_| Error::damaged(format!("credential {name} is not base64")))?;
+            let bytes = STANDARD
+                .decode(&text)
+                .map_err(|_| Error::damaged(format!("credential {name} is not base64")))?;
             credentials.insert(&name, &bytes)?;
         }
         Ok(credentials)
@@ -49,9 +50,14 @@ impl Credentials {
     /// Adds one, or replaces it.
     pub fn insert(&mut self, name: &str, content: &[u8]) -> Result<()> {
         let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-        if name.is_empty() || name.len() > 128 || name.starts_with('.') || !name.chars().all(is_plain) {
+        if name.is_empty()
+            || name.len() > 128
+            || name.starts_with('.')
+            || !name.chars().all(is_plain)
+        {
             return Err(Error::usage(format!("{name:?} is not the name of a credential")).hint(
-                "a name has 1 to 128 letters, digits, dots, dashes and underscores, and does not start with a dot",
+                "a name has 1 to 128 letters, digits, dots, dashes and underscores, and does not \
+                 start with a dot",
             ));
         }
         let mut with_it = self.0.clone();

@@ -4,7 +4,8 @@ use jiff::Timestamp;
 
 use super::{Config, Fingerprint, LayerId};
 
-/// A guest that has booted and stands still: its memory, its devices, and the disks that go with them.
+/// A guest that has booted and stands still: its memory, its devices, and the disks that go with
+/// them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Warm {
     /// Its files: memory, and devices.
@@ -17,7 +18,7 @@ pub struct Warm {
     pub helper: u32,
     /// The guest's kernel, for people.
     pub kernel: String,
-    /// How many shells of the pool are to wait for it.
+    /// How many standby clones wait in its pool.
     pub pool: u32,
     /// The network cards, by their place, on which the guest has [`GUEST_ADDRESS`].
     pub leased: Vec<usize>,
@@ -64,8 +65,8 @@ pub struct Ephemeral {
     pub owner: Option<Owner>,
     /// It goes then at the latest.
     pub expires: Option<Timestamp>,
-    /// It is a shell of the pool: a QEMU that waits to become a clone.
-    pub shell: bool,
+    /// It is a standby clone: a QEMU that waits in the pool to become a VM.
+    pub standby: bool,
 }
 
 /// A process, so that it cannot be taken for another one of the same number.
@@ -77,6 +78,7 @@ pub struct Owner {
     pub started: u64,
     /// The host's boot id.
     pub boot: String,
-    /// Its PID namespace (the inode of `/proc/<pid>/ns/pid`): in another one, numbers mean other processes.
+    /// Its PID namespace (the inode of `/proc/<pid>/ns/pid`): in another one, numbers mean other
+    /// processes.
     pub namespace: u64,
 }

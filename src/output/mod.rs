@@ -1,4 +1,5 @@
-//! What people and scripts see: tables, trees, JSON, progress bars, errors. The only room, with `cli`, that prints.
+//! What people and scripts see: tables, trees, JSON, progress bars, errors. The only room, with
+//! `cli`, that prints.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod json;
@@ -102,9 +103,10 @@ impl Printer {
 
     /// Why a result could not be written, if one could not.
     pub fn unwritten(&self) -> Option<Error> {
-        UNWRITTEN
-            .get()
-            .map(|why| Error::failed("it is done, but standard output cannot be written to").because(why.as_str()))
+        UNWRITTEN.get().map(|why| {
+            Error::failed("it is done, but standard output cannot be written to")
+                .because(why.as_str())
+        })
     }
 
     /// Bytes as they are: a guest's, escape sequences and all.
@@ -150,8 +152,8 @@ fn put(text: &str) {
     }
 }
 
-/// A message that may quote a guest, an image or QEMU: printable, and with its further lines set in, so that none of
-/// them looks like another message of cowhand's.
+/// A message that may quote a guest, an image or QEMU: printable, and with its further lines set
+/// in, so that none of them looks like another message of cowhand's.
 fn message(text: &str, indent: usize) -> String {
     printable::lines(text).replace('\n', &format!("\n{:indent$}", ""))
 }
@@ -162,7 +164,8 @@ pub struct Trace;
 
 impl Write for Trace {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        std::io::stderr().write_all(printable::lines(&String::from_utf8_lossy(bytes)).as_bytes())?;
+        std::io::stderr()
+            .write_all(printable::lines(&String::from_utf8_lossy(bytes)).as_bytes())?;
         Ok(bytes.len())
     }
 

@@ -1,4 +1,5 @@
-//! The library's words to a person: notes and warnings on standard error, progress bars that vanish in a pipe.
+//! The library's words to a person: notes and warnings on standard error, progress bars that vanish
+//! in a pipe.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -32,8 +33,10 @@ impl Ui for Terminal {
 
     fn task(&self, label: &str, total: u64) -> Box<dyn Task> {
         let visible = super::stderr_is_terminal() && !self.quiet;
-        let target = if visible { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let bar = ProgressBar::with_draw_target(Some(total), target).with_message(printable::line(label).into_owned());
+        let target =
+            if visible { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(Some(total), target)
+            .with_message(printable::line(label).into_owned());
         bar.set_style(style(total));
         bar.enable_steady_tick(Duration::from_millis(100));
         Box::new(Bar(bar))

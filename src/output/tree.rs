@@ -16,7 +16,9 @@ pub fn snapshots(tree: &list::Tree) -> String {
 
 fn below(tree: &list::Tree, parent: Option<&Name>, width: usize) -> Vec<Tree<String>> {
     let mut leaves = Vec::new();
-    for (row, clones) in tree.rows.iter().zip(&tree.clones).filter(|(row, _)| row.snapshot.parent.as_ref() == parent) {
+    for (row, clones) in
+        tree.rows.iter().zip(&tree.clones).filter(|(row, _)| row.snapshot.parent.as_ref() == parent)
+    {
         let name = &row.snapshot.name;
         let mut line = format!(
             "{name:<width$}  {}  {:<11}  {:>8}",

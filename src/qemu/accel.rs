@@ -1,4 +1,5 @@
-//! KVM or TCG. `/dev/kvm` alone proves nothing: it may open on a host without hardware behind it, where a guest never boots.
+//! KVM or TCG. `/dev/kvm` alone proves nothing: it may open on a host without hardware behind it,
+//! where a guest never boots.
 
 use std::fs::OpenOptions;
 
@@ -30,11 +31,16 @@ pub struct Host {
 impl Host {
     /// Looks at this host.
     pub fn observe() -> Self {
-        let kvm =
-            OpenOptions::new().read(true).write(true).open("/dev/kvm").map(drop).map_err(|error| error.to_string());
+        let kvm = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/kvm")
+            .map(drop)
+            .map_err(|error| error.to_string());
         let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
-        let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
+        let model =
+            cpuinfo.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
         Self {
             kvm,
             hardware: flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm"),
@@ -48,20 +54,30 @@ pub fn choose(wanted: Accel, host: &Host) -> Result<Chosen> {
     let tcg = |warning| Ok(Chosen { accel: "tcg", cpu: "max", warning });
     match (wanted, &host.kvm, host.hardware) {
         (Accel::Tcg, _, _) => tcg(None),
-        (Accel::Kvm, Err(why), _) => Err(Error::failed(format!("KVM cannot be used: /dev/kvm: {why}"))
-            .hint("load the module (modprobe kvm_intel or kvm_amd) and see that you may open /dev/kvm (group kvm)")
-            .hint("or emulate the processor, slowly: --accel tcg")),
-        (Accel::Auto, Err(why), _) => {
-            tcg(Some(format!("no KVM (/dev/kvm: {why}): the guest's processor is emulated, which is much slower")))
+        (Accel::Kvm, Err(why), _) => {
+            Err(Error::failed(format!("KVM cannot be used: /dev/kvm: {why}"))
+                .hint(
+                    "load the module (modprobe kvm_intel or kvm_amd) and see that you may open \
+                     /dev/kvm (group kvm)",
+                )
+                .hint("or emulate the processor, slowly: --accel tcg"))
         }
+        (Accel::Auto, Err(why), _) => tcg(Some(format!(
+            "no KVM (/dev/kvm: {why}): the guest's processor is emulated, which is much slower"
+        ))),
         (_, Ok(()), true) => Ok(Chosen { accel: "kvm", cpu: "host", warning: None }),
         (Accel::Auto, Ok(()), false) => tcg(Some(
-            "KVM has no hardware behind it here (no vmx or svm): the guest's processor is emulated, which is much slower".into(),
+            "KVM has no hardware behind it here (no vmx or svm): the guest's processor is \
+             emulated, which is much slower"
+                .into(),
         )),
         (Accel::Kvm, Ok(()), false) => Ok(Chosen {
             accel: "kvm",
             cpu: "qemu64",
-            warning: Some("KVM has no hardware behind it here (no vmx or svm): many guests will not boot".into()),
+            warning: Some(
+                "KVM has no hardware behind it here (no vmx or svm): many guests will not boot"
+                    .into(),
+            ),
         }),
     }
 }
@@ -71,7 +87,11 @@ mod tests {
     use super::*;
 
     fn host(kvm: bool, hardware: bool) -> Host {
-        Host { kvm: if kvm { Ok(()) } else { Err("Permission denied".into()) }, hardware, model: String::new() }
+        Host {
+            kvm: if kvm { Ok(()) } else { Err("Permission denied".into()) },
+            hardware,
+            model: String::new(),
+        }
     }
 
     #[test]

@@ -1,12 +1,15 @@
-//! The QEMU guest agent (`docs/interop/qemu-ga.rst`): JSON lines through a virtio-serial port, one client at a time.
+//! The QEMU guest agent (`docs/interop/qemu-ga.rst`): JSON lines through a virtio-serial port, one
+//! client at a time.
 //!
-//! Every conversation begins with `guest-sync-delimited` and a random id, behind the byte 0xFF that makes the agent drop a line
-//! somebody else left unfinished; everything before the answer with that id is somebody else's and is thrown away. Bytes sent
-//! before the guest listens wait in the pipe, so waiting for the answer to a sync is waiting for the agent to come up.
+//! Every conversation begins with `guest-sync-delimited` and a random id, behind the byte 0xFF that
+//! makes the agent drop a line somebody else left unfinished; everything before the answer with
+//! that id is somebody else's and is thrown away. Bytes sent before the guest listens wait in the
+//! pipe, so waiting for the answer to a sync is waiting for the agent to come up.
 //!
-//! What the guest has taken and its agent has not read is lost when the guest or the agent is started anew. So a sync that is not
-//! answered is sent again, and behind a command that is not answered goes a sync of its own: an agent answers in order, and
-//! where that one is answered first, there will be no other answer.
+//! What the guest has taken and its agent has not read is lost when the guest or the agent is
+//! started anew. So a sync that is not answered is sent again, and behind a command that is not
+//! answered goes a sync of its own: an agent answers in order, and where that one is answered
+//! first, there will be no other answer.
 
 use std::time::Duration;
 
@@ -16,8 +19,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe::{OpenOptions, Receiver, Sender};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::cmdline::Pipes;
 use super::lines::{Lines, NoLine};
+use super::sockets::Pipes;
 use crate::sys::fault;
 
 /// How long the agent may take for an ordinary command.
@@ -40,10 +43,16 @@ pub enum AgentError {
     #[error("its pipes cannot be opened")]
     Unreachable(#[source] std::io::Error),
     /// The agent was there and went silent: the command may have been carried out or not.
-    #[error("the guest agent did not answer {command} within {seconds} s; whether it was carried out is unknown")]
+    #[error(
+        "the guest agent did not answer {command} within {seconds} s; \
+         whether it was carried out is unknown"
+    )]
     Timeout { command: String, seconds: u64 },
     /// The agent, or the whole guest, was started anew before it answered.
-    #[error("the guest agent was started anew and did not answer {command}; whether it was carried out is unknown")]
+    #[error(
+        "the guest agent was started anew and did not answer {command}; \
+         whether it was carried out is unknown"
+    )]
     Restarted { command: String },
     /// The agent said no.
     #[error("the guest agent refused {command}: \"{message}\"")]
@@ -73,7 +82,8 @@ pub struct Agent {
     lines: Lines,
 }
 
-/// Takes back what earlier clients have written and no guest has read: nobody waits for the answers any more.
+/// Takes back what earlier clients have written and no guest has read: nobody waits for the answers
+/// any more.
 fn forget_unread(pipes: &Pipes) -> std::io::Result<()> {
     let unread = OpenOptions::new().open_receiver(pipes.to_guest())?;
     let mut waste = [0; 4096];
@@ -81,7 +91,8 @@ fn forget_unread(pipes: &Pipes) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Whether `line` ends in the answer to one of these syncs. Before it may stand what somebody else has left unfinished.
+/// Whether `line` ends in the answer to one of these syncs. Before it may stand what somebody else
+/// has left unfinished.
 fn answers(line: &[u8], asked: &[u64]) -> bool {
     let Some(at) = line.iter().rposition(|byte| *byte == SYNC) else { return false };
     let answer: Result<Answer<u64>, _> = serde_json::from_slice(&line[at + 1..]);
@@ -107,7 +118,8 @@ const SYNC_LINE: usize = 4096;
 /// The most characters of a guest's words in an error.
 const WORDS: usize = 1000;
 
-/// The longest answer to a command, in bytes. A guest may send anything; what is kept of it is bounded by what was asked for.
+/// The longest answer to a command, in bytes. A guest may send anything; what is kept of it is
+/// bounded by what was asked for.
 fn longest(command: &str) -> usize {
     match command {
         // 16 MiB of each stream, in base64: what QEMU's agent keeps.
@@ -126,8 +138,12 @@ fn abridged(words: &str) -> String {
     }
 }
 
-/// What the agent's answer to `command` says. It is read into `T` directly: what `T` does not have takes no memory.
-pub fn parse_answer<T: serde::de::DeserializeOwned>(command: &str, line: &[u8]) -> Result<T, AgentError> {
+/// What the agent's answer to `command` says. It is read into `T` directly: what `T` does not have
+/// takes no memory.
+pub fn parse_answer<T: serde::de::DeserializeOwned>(
+    command: &str,
+    line: &[u8],
+) -> Result<T, AgentError> {
     let decode = |source: serde_json::Error| {
         // It may quote the answer.
         let source = serde::de::Error::custom(abridged(&source.to_string()));
@@ -135,7 +151,10 @@ pub fn parse_answer<T: serde::de::DeserializeOwned>(command: &str, line: &[u8]) 
     };
     let answer: Answer<T> = serde_json::from_slice(line).map_err(decode)?;
     if let Some(refusal) = answer.error {
-        return Err(AgentError::Refused { command: command.to_owned(), message: abridged(&refusal.desc) });
+        return Err(AgentError::Refused {
+            command: command.to_owned(),
+            message: abridged(&refusal.desc),
+        });
     }
     match answer.value {
         Some(value) => Ok(value),
@@ -148,8 +167,11 @@ impl Agent {
     pub async fn connect(pipes: &Pipes, limit: Duration) -> Result<Self, AgentError> {
         let deadline = Instant::now() + limit;
         // Fails while no QEMU has it open for reading.
-        let output = OpenOptions::new().open_sender(pipes.to_guest()).map_err(AgentError::Unreachable)?;
-        let input = OpenOptions::new().open_receiver(pipes.from_guest()).map_err(AgentError::Unreachable)?;
+        let output =
+            OpenOptions::new().open_sender(pipes.to_guest()).map_err(AgentError::Unreachable)?;
+        let input = OpenOptions::new()
+            .open_receiver(pipes.from_guest())
+            .map_err(AgentError::Unreachable)?;
         let mut agent = Self { output, input, lines: Lines::default() };
         match timeout_at(deadline, agent.sync(pipes)).await {
             Ok(result) => result.map(|()| agent),
@@ -158,7 +180,11 @@ impl Agent {
     }
 
     /// Runs a typed command.
-    pub async fn run<C: qapi::Command>(&mut self, command: &C, limit: Duration) -> Result<C::Ok, AgentError> {
+    pub async fn run<C: qapi::Command>(
+        &mut self,
+        command: &C,
+        limit: Duration,
+    ) -> Result<C::Ok, AgentError> {
         self.run_within(command, limit, longest(C::NAME)).await
     }
 
@@ -180,7 +206,8 @@ impl Agent {
         tracing::debug!(target: "agent", "→ {}", C::NAME);
         point("about to be sent")?;
         let line = json!({"execute": C::NAME, "arguments": arguments}).to_string();
-        let late = |_| AgentError::Timeout { command: C::NAME.to_owned(), seconds: limit.as_secs() };
+        let late =
+            |_| AgentError::Timeout { command: C::NAME.to_owned(), seconds: limit.as_secs() };
         let deadline = Instant::now() + limit;
         timeout_at(deadline, self.send(line.as_bytes())).await.map_err(late)??;
         let answer = timeout_at(deadline, self.answer(C::NAME, bytes)).await.map_err(late)??;
@@ -196,8 +223,8 @@ impl Agent {
         self.send(json!({"execute": C::NAME, "arguments": arguments}).to_string().as_bytes()).await
     }
 
-    /// Gets in step: after the answer to the last sync comes nothing that was asked before. Each is waited for twice as long as the one before, so that an
-    /// agent that is slow is caught up with.
+    /// Gets in step: after the answer to the last sync comes nothing that was asked before. Each is
+    /// waited for twice as long as the one before, so that an agent that is slow is caught up with.
     async fn sync(&mut self, pipes: &Pipes) -> Result<(), AgentError> {
         let mut patience = ASK_AGAIN;
         loop {
@@ -240,11 +267,13 @@ impl Agent {
         }
     }
 
-    /// Sends a sync; its id. The byte before one is not always wanted: the agent complains of it, in an answer of its own.
+    /// Sends a sync; its id. The byte before one is not always wanted: the agent complains of it,
+    /// in an answer of its own.
     async fn ask(&mut self) -> Result<u64, AgentError> {
         // The schema's integers are signed; keep the sign out of it.
         let id = uuid::Uuid::new_v4().as_u64_pair().0 >> 2;
-        let request = json!({"execute": "guest-sync-delimited", "arguments": {"id": id}}).to_string();
+        let request =
+            json!({"execute": "guest-sync-delimited", "arguments": {"id": id}}).to_string();
         self.send(request.as_bytes()).await?;
         Ok(id)
     }
@@ -259,7 +288,8 @@ impl Agent {
         self.output.write_all(bytes).await.map_err(|_| AgentError::Absent)
     }
 
-    /// The end of the next line. Before the answer to a sync anything may stand, such as a long answer that nobody has heard.
+    /// The end of the next line. Before the answer to a sync anything may stand, such as a long
+    /// answer that nobody has heard.
     async fn tail(&mut self) -> Result<Vec<u8>, AgentError> {
         self.lines.tail(&mut self.input, b'\n', SYNC_LINE).await.map_err(|_| AgentError::Absent)
     }

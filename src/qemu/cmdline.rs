@@ -1,122 +1,22 @@
-//! The argument vector: a machine in, `argv` out. Pure; `cowhand plan` prints what comes out of here, and `start` runs it.
+//! The argument vector: a machine in, `argv` out. Pure; `cowhand plan` prints what comes out of
+//! here, and `start` runs it.
 //!
-//! `-nodefaults -no-user-config`, a versioned machine type, and JSON wherever QEMU takes it, so that no name or path is ever
-//! parsed as an option list. Sources: `qemu-system-x86_64(1)`, QEMU's QAPI reference.
+//! `-nodefaults -no-user-config`, a versioned machine type, and JSON wherever QEMU takes it, so
+//! that no name or path is ever parsed as an option list. Sources: `qemu-system-x86_64(1)`, QEMU's
+//! QAPI reference.
 
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::accel::Chosen;
+use super::sockets::Sockets;
 use super::{devices, nodes};
-use crate::model::{Chain, Config, Firmware, GUEST_ADDRESS, Name, PORTS, PortForward, Protocol, port_name};
-
-/// How the files of credentials begin.
-const CREDENTIAL: &str = "credential.";
-
-/// Where one VM's sockets lie.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sockets {
-    directory: PathBuf,
-}
-
-impl Sockets {
-    /// The longest path a Unix socket can have (`sun_path`, 108 bytes with the final zero).
-    pub const LONGEST: usize = 107;
-
-    /// The sockets in `directory`.
-    pub fn new(directory: PathBuf) -> Self {
-        Self { directory }
-    }
-
-    /// Their directory.
-    pub fn directory(&self) -> &Path {
-        &self.directory
-    }
-
-    /// Ours: whoever connects holds the VM's lock.
-    pub fn qmp(&self) -> PathBuf {
-        self.directory.join("qmp.sock")
-    }
-
-    /// For observers, who ask one question and hang up.
-    pub fn status(&self) -> PathBuf {
-        self.directory.join("status.sock")
-    }
-
-    /// For the user's own tools.
-    pub fn user_qmp(&self) -> PathBuf {
-        self.directory.join("user-qmp.sock")
-    }
-
-    /// The guest agent: a pair of named pipes, as QEMU's `pipe` character device wants them.
-    pub fn agent(&self) -> Pipes {
-        Pipes { stem: self.directory.join("agent") }
-    }
-
-    /// The serial console.
-    pub fn console(&self) -> PathBuf {
-        self.directory.join("console.sock")
-    }
-
-    /// The seed for cloud-init: a disk that lies beside the sockets, since it is made anew for each start.
-    pub fn seed(&self) -> PathBuf {
-        self.directory.join("seed.img")
-    }
-
-    /// What systemd in the guest is given under this name, in a file, since other users see the arguments of a program.
-    pub fn credential(&self, name: &str) -> PathBuf {
-        self.directory.join(format!("{CREDENTIAL}{name}"))
-    }
-
-    /// What is there of these, also of an earlier start.
-    pub fn credentials(&self) -> Vec<PathBuf> {
-        let entries = std::fs::read_dir(&self.directory).into_iter().flatten().flatten();
-        let is_one = |entry: &std::fs::DirEntry| entry.file_name().to_string_lossy().starts_with(CREDENTIAL);
-        entries.filter(is_one).map(|entry| entry.path()).collect()
-    }
-
-    /// A port of the helper in the guest.
-    pub fn port(&self, index: usize) -> PathBuf {
-        self.directory.join(format!("port{index}.sock"))
-    }
-
-    /// All of them, the pipes and the seed.
-    pub fn all(&self) -> Vec<PathBuf> {
-        let agent = self.agent();
-        let mut all =
-            vec![self.qmp(), self.status(), self.user_qmp(), agent.to_guest(), agent.from_guest(), self.console()];
-        all.extend((0..PORTS).map(|index| self.port(index)));
-        all.push(self.seed());
-        all
-    }
-}
-
-/// Two named pipes. QEMU holds both open for as long as it lives, so the guest never sees its host side closed: `qemu-ga` sleeps for
-/// 100 ms at a time while it is (`channel-posix.c`), and would answer every command of ours that much later.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pipes {
-    stem: PathBuf,
-}
-
-impl Pipes {
-    /// What QEMU is told; it adds `.in` and `.out`.
-    pub fn stem(&self) -> &Path {
-        &self.stem
-    }
-
-    /// What is written here, the guest reads.
-    pub fn to_guest(&self) -> PathBuf {
-        self.stem.with_extension("in")
-    }
-
-    /// What the guest writes is read here.
-    pub fn from_guest(&self) -> PathBuf {
-        self.stem.with_extension("out")
-    }
-}
+use crate::model::{
+    Chain, Config, Firmware, GUEST_ADDRESS, Name, PORTS, PortForward, Protocol, port_name,
+};
 
 /// Everything that goes into an argument vector.
 #[derive(Debug)]
@@ -140,24 +40,24 @@ pub struct Machine<'a> {
     /// Where the serial console is recorded.
     pub serial_log: &'a Path,
     /// What it does once it is there.
-    pub how: How<'a>,
+    pub how: StartMode<'a>,
 }
 
 /// What a QEMU does once it is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum How<'a> {
+pub enum StartMode<'a> {
     /// The guest boots.
     Running,
     /// The guest's CPUs stand still.
     Paused,
     /// It waits for the memory of a guest.
     Incoming {
-        /// As in [`How::Warm`].
+        /// As in [`StartMode::Warm`].
         leased: &'a [usize],
     },
     /// The guest's CPUs stand still until its memory is loaded from its disk images.
     Loading {
-        /// As in [`How::Warm`].
+        /// As in [`StartMode::Warm`].
         leased: &'a [usize],
     },
     /// The guest boots, with its memory in this file.
@@ -173,12 +73,14 @@ pub enum How<'a> {
     },
 }
 
-impl How<'_> {
+impl StartMode<'_> {
     /// The network cards on which the guest whose memory it takes up has [`GUEST_ADDRESS`].
     fn leased(&self) -> &[usize] {
         match self {
             Self::Running | Self::Paused | Self::Warming(_) => &[],
-            Self::Incoming { leased } | Self::Loading { leased } | Self::Warm { leased, .. } => leased,
+            Self::Incoming { leased } | Self::Loading { leased } | Self::Warm { leased, .. } => {
+                leased
+            }
         }
     }
 }
@@ -190,13 +92,19 @@ pub fn argv(machine: &Machine<'_>) -> Vec<String> {
     args.flag("-nodefaults").flag("-no-user-config");
     args.option("-name", format!("guest={},debug-threads=on", machine.name));
     args.option("-uuid", machine.uuid.to_string());
-    args.option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
+    args.option(
+        "-sandbox",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+    );
     args.option("-msg", "timestamp=on");
-    // A clone of a sealed template takes its name from there, see `template/seal/firstboot.rs`.
+    // A clone of a sealed template takes its name from there, see `seal/firstboot.rs`.
     args.option("-smbios", format!("type=3,asset={}", machine.name));
     // systemd(1), "io.systemd.credential.binary"; type 11 is OEM strings (DMTF DSP0134).
     for name in config.credentials.names() {
-        args.option("-smbios", format!("type=11,path={}", escape(&machine.sockets.credential(name))));
+        args.option(
+            "-smbios",
+            format!("type=11,path={}", escape(&machine.sockets.credential(name))),
+        );
     }
 
     let pflash = if config.nvram.is_some() { nvram_wiring(config) } else { String::new() };
@@ -220,17 +128,24 @@ pub fn argv(machine: &Machine<'_>) -> Vec<String> {
     serial(&mut args, machine);
     guest_agent(&mut args, machine.sockets);
     ports(&mut args, machine.sockets);
-    args.json("-object", json!({"qom-type": "rng-random", "id": "rng0", "filename": "/dev/urandom"}));
+    args.json(
+        "-object",
+        json!({"qom-type": "rng-random", "id": "rng0", "filename": "/dev/urandom"}),
+    );
     args.json("-device", json!({"driver": "virtio-rng-pci", "id": "dev-rng0", "rng": "rng0"}));
 
     if let Some(code) = machine.uefi_code {
         args.json(
             "-blockdev",
-            json!({"driver": "file", "node-name": "uefi-file", "filename": code, "read-only": true}),
+            json!({
+                "driver": "file", "node-name": "uefi-file", "filename": code, "read-only": true,
+            }),
         );
         args.json(
             "-blockdev",
-            json!({"driver": "raw", "node-name": "uefi-code", "file": "uefi-file", "read-only": true}),
+            json!({
+                "driver": "raw", "node-name": "uefi-code", "file": "uefi-file", "read-only": true,
+            }),
         );
     }
     for (disk, chain) in config.volumes().zip(machine.chains) {
@@ -261,10 +176,10 @@ pub fn argv(machine: &Machine<'_>) -> Vec<String> {
             args.option("-append", append.as_str());
         }
     }
-    if !matches!(machine.how, How::Running | How::Warming(_)) {
+    if !matches!(machine.how, StartMode::Running | StartMode::Warming(_)) {
         args.flag("-S");
     }
-    if matches!(machine.how, How::Incoming { .. } | How::Warm { .. }) {
+    if matches!(machine.how, StartMode::Incoming { .. } | StartMode::Warm { .. }) {
         args.option("-incoming", "defer");
     }
     args.0
@@ -280,8 +195,8 @@ fn network(args: &mut Args, machine: &Machine<'_>, index: usize) {
     let Some(nic) = machine.config.nics.get(index) else { return };
     let forwards: Vec<Value> = nic.ports.iter().map(|port| json!({"str": hostfwd(port)})).collect();
     let mut network = json!({"type": "user", "id": format!("net{index}"), "hostfwd": forwards});
-    // The table of leases comes with the memory: its first entry is the template's card, and the clone's gets the second. Entries are
-    // counted from `dhcpstart` (libslirp, `bootp.c`).
+    // The table of leases comes with the memory: its first entry is the template's card, and the
+    // clone's gets the second. Entries are counted from `dhcpstart` (libslirp, `bootp.c`).
     if machine.how.leased().contains(&index) {
         network["dhcpstart"] = before_guest().into();
     }
@@ -289,13 +204,16 @@ fn network(args: &mut Args, machine: &Machine<'_>, index: usize) {
     args.json("-device", devices::card(machine.config, index, nic));
 }
 
-/// The network cards, by their place among `cards`, for which the table of leases of the QEMU behind `argv` begins one address earlier.
-/// That QEMU may have been taken over, and say anything.
+/// The network cards, by their place among `cards`, for which the table of leases of the QEMU
+/// behind `argv` begins one address earlier. That QEMU may have been taken over, and say anything.
 pub fn leased(argv: &[String], cards: usize) -> Vec<usize> {
     let networks = argv.windows(2).filter(|pair| pair[0] == "-netdev");
-    let networks: Vec<Value> = networks.filter_map(|pair| serde_json::from_str(&pair[1]).ok()).collect();
+    let networks: Vec<Value> =
+        networks.filter_map(|pair| serde_json::from_str(&pair[1]).ok()).collect();
     let begins_early = |index: &usize| {
-        networks.iter().any(|network| network["id"] == format!("net{index}") && network["dhcpstart"] == before_guest())
+        networks.iter().any(|network| {
+            network["id"] == format!("net{index}") && network["dhcpstart"] == before_guest()
+        })
     };
     (0..cards).filter(begins_early).collect()
 }
@@ -308,18 +226,29 @@ fn before_guest() -> String {
 fn memory(machine: &Machine<'_>) -> Value {
     let size = machine.config.memory_bytes;
     match machine.how {
-        How::Running | How::Paused | How::Incoming { .. } | How::Loading { .. } => {
+        StartMode::Running
+        | StartMode::Paused
+        | StartMode::Incoming { .. }
+        | StartMode::Loading { .. } => {
             json!({"qom-type": "memory-backend-ram", "id": "ram0", "size": size})
         }
-        How::Warming(file) => {
-            json!({"qom-type": "memory-backend-file", "id": "ram0", "size": size, "mem-path": file, "share": true})
+        StartMode::Warming(file) => {
+            json!({
+                "qom-type": "memory-backend-file", "id": "ram0", "size": size, "mem-path": file,
+                "share": true,
+            })
         }
-        How::Warm { file, readonly: false, .. } => {
-            json!({"qom-type": "memory-backend-file", "id": "ram0", "size": size, "mem-path": file, "share": false})
+        StartMode::Warm { file, readonly: false, .. } => {
+            json!({
+                "qom-type": "memory-backend-file", "id": "ram0", "size": size, "mem-path": file,
+                "share": false,
+            })
         }
-        // The file is opened for reading only, and the guest writes to pages of its own all the same.
-        How::Warm { file, readonly: true, .. } => json!({
-            "qom-type": "memory-backend-file", "id": "ram0", "size": size, "mem-path": file, "share": false,
+        // The file is opened for reading only, and the guest writes to pages of its own all the
+        // same.
+        StartMode::Warm { file, readonly: true, .. } => json!({
+            "qom-type": "memory-backend-file", "id": "ram0", "size": size, "mem-path": file,
+            "share": false,
             "readonly": true, "rom": "off",
         }),
     }
@@ -337,21 +266,38 @@ fn nvram_wiring(config: &Config) -> String {
 /// Behind all other devices, whose addresses stay what they are without it.
 fn seed(args: &mut Args, sockets: &Sockets) {
     let file = json!({"driver": "file", "filename": sockets.seed(), "read-only": true});
-    args.json("-blockdev", json!({"driver": "raw", "node-name": "seed", "read-only": true, "file": file}));
-    args.json("-device", json!({"driver": "virtio-blk-pci", "id": "dev-seed", "drive": "seed", "serial": "cidata"}));
+    args.json(
+        "-blockdev",
+        json!({"driver": "raw", "node-name": "seed", "read-only": true, "file": file}),
+    );
+    args.json(
+        "-device",
+        json!({"driver": "virtio-blk-pci", "id": "dev-seed", "drive": "seed", "serial": "cidata"}),
+    );
 }
 
 fn monitors(args: &mut Args, sockets: &Sockets) {
-    for (id, path) in [("qmp", sockets.qmp()), ("status", sockets.status()), ("user-qmp", sockets.user_qmp())] {
-        args.option("-chardev", format!("socket,id={id},path={},server=on,wait=off", escape(&path)));
+    for (id, path) in
+        [("qmp", sockets.qmp()), ("status", sockets.status()), ("user-qmp", sockets.user_qmp())]
+    {
+        args.option(
+            "-chardev",
+            format!("socket,id={id},path={},server=on,wait=off", escape(&path)),
+        );
         args.option("-mon", format!("chardev={id},mode=control"));
     }
 }
 
 fn serial(args: &mut Args, machine: &Machine<'_>) {
     let (socket, log) = (escape(&machine.sockets.console()), escape(machine.serial_log));
-    args.option("-chardev", format!("socket,id=console,path={socket},server=on,wait=off,logfile={log},logappend=on"));
-    args.json("-device", json!({"driver": "isa-serial", "id": "dev-serial0", "chardev": "console"}));
+    args.option(
+        "-chardev",
+        format!("socket,id=console,path={socket},server=on,wait=off,logfile={log},logappend=on"),
+    );
+    args.json(
+        "-device",
+        json!({"driver": "isa-serial", "id": "dev-serial0", "chardev": "console"}),
+    );
 }
 
 fn guest_agent(args: &mut Args, sockets: &Sockets) {
@@ -359,7 +305,10 @@ fn guest_agent(args: &mut Args, sockets: &Sockets) {
     args.json("-device", json!({"driver": "virtio-serial-pci", "id": "dev-serial1"}));
     args.json(
         "-device",
-        json!({"driver": "virtserialport", "id": "dev-agent", "bus": "dev-serial1.0", "chardev": "agent", "name": "org.qemu.guest_agent.0"}),
+        json!({
+            "driver": "virtserialport", "id": "dev-agent", "bus": "dev-serial1.0",
+            "chardev": "agent", "name": "org.qemu.guest_agent.0",
+        }),
     );
 }
 
@@ -367,11 +316,17 @@ fn ports(args: &mut Args, sockets: &Sockets) {
     for index in 0..PORTS {
         args.option(
             "-chardev",
-            format!("socket,id=port{index},path={},server=on,wait=off", escape(&sockets.port(index))),
+            format!(
+                "socket,id=port{index},path={},server=on,wait=off",
+                escape(&sockets.port(index))
+            ),
         );
         args.json(
             "-device",
-            json!({"driver": "virtserialport", "id": format!("dev-port{index}"), "bus": "dev-serial1.0", "chardev": format!("port{index}"), "name": port_name(index)}),
+            json!({
+                "driver": "virtserialport", "id": format!("dev-port{index}"),
+                "bus": "dev-serial1.0", "chardev": format!("port{index}"), "name": port_name(index),
+            }),
         );
     }
 }

@@ -1,7 +1,8 @@
-//! The disks, CD-ROM drives and network cards of a machine as QEMU's `-device` options, with the controllers that they need. Pure.
+//! The disks, CD-ROM drives and network cards of a machine as QEMU's `-device` options, with the
+//! controllers that they need. Pure.
 //!
-//! The order is that of the command line, in which QEMU gives out PCI slots: what sits in a slot of its own
-//! comes first. Sources: QEMU's `docs/pcie.txt`, `docs/system/devices/{nvme,usb}.rst`.
+//! The order is that of the command line, in which QEMU gives out PCI slots: what sits in a slot of
+//! its own comes first. Sources: QEMU's `docs/pcie.txt`, `docs/system/devices/{nvme,usb}.rst`.
 
 use serde_json::{Value, json};
 
@@ -67,8 +68,8 @@ struct Drive<'a> {
     is_cdrom: bool,
 }
 
-/// The disks, then the CD-ROM drives, each behind the controller that it needs, where that is not there yet.
-/// The guest boots from the first of them that it can boot from.
+/// The disks, then the CD-ROM drives, each behind the controller that it needs, where that is not
+/// there yet. The guest boots from the first of them that it can boot from.
 pub fn drives(config: &Config) -> Vec<Value> {
     let disks = config.disks.iter().map(|disk| Drive {
         target: &disk.target,
@@ -91,11 +92,15 @@ pub fn drives(config: &Config) -> Vec<Value> {
         let at = drives[..index].iter().filter(|other| other.bus == drive.bus).count();
         match drive.bus {
             Bus::Virtio => {}
-            Bus::Scsi if at == 0 => devices.push(json!({"driver": "virtio-scsi-pci", "id": "dev-scsi"})),
+            Bus::Scsi if at == 0 => {
+                devices.push(json!({"driver": "virtio-scsi-pci", "id": "dev-scsi"}))
+            }
             Bus::Usb => {
                 if at == 0 {
                     let ports = bus::USB_PORTS;
-                    devices.push(json!({"driver": "qemu-xhci", "id": "dev-usb", "p2": ports, "p3": ports}));
+                    devices.push(
+                        json!({"driver": "qemu-xhci", "id": "dev-usb", "p2": ports, "p3": ports}),
+                    );
                 }
                 devices.push(json!({"driver": "usb-bot", "id": usb(drive), "bus": "dev-usb.0"}));
             }
@@ -114,7 +119,8 @@ fn ahci(at: usize) -> String {
     format!("dev-sata{}", at / AHCI_PORTS)
 }
 
-/// The USB device whose only SCSI drive it is. The `usb-storage` of QEMU is both in one, but hides its drive from QMP.
+/// The USB device whose only SCSI drive it is. The `usb-storage` of QEMU is both in one, but hides
+/// its drive from QMP.
 fn usb(drive: &Drive<'_>) -> String {
     format!("dev-usb-{}", drive.target)
 }
@@ -144,7 +150,9 @@ fn device(config: &Config, drive: &Drive<'_>, at: usize, bootindex: usize) -> Va
             device["scsi-id"] = at.into();
         }
         Bus::Usb => device["bus"] = format!("{}.0", usb(drive)).into(),
-        Bus::Sata if at < AHCI_PORTS && config.is_q35() => device["bus"] = format!("ide.{at}").into(),
+        Bus::Sata if at < AHCI_PORTS && config.is_q35() => {
+            device["bus"] = format!("ide.{at}").into()
+        }
         Bus::Sata => device["bus"] = format!("{}.{}", ahci(at), at % AHCI_PORTS).into(),
         Bus::Ide => {
             device["bus"] = format!("ide.{}", at / 2).into();

@@ -1,4 +1,5 @@
-//! Where distributions keep UEFI firmware (OVMF, edk2): the code, and an empty variable store to go with it.
+//! Where distributions keep UEFI firmware (OVMF, edk2): the code, and an empty variable store to go
+//! with it.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,5 @@
-//! `qemu-img`, for what block jobs cannot do while no VM runs: internal snapshots, checking, converting, mapping. Formats are always named.
+//! `qemu-img`, for what block jobs cannot do while no VM runs: internal snapshots, checking,
+//! converting, mapping. Formats are always named.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -15,8 +16,8 @@ use crate::sys::command;
 
 /// The program, and what it may read.
 ///
-/// It always runs in a cage (`sys/cage`): it can open the files it is told to work on, the layers of the store, the files that
-/// [`Img::reading`] adds, and nothing else.
+/// It always runs in a cage (`sys/cage`): it can open the files it is told to work on, the layers
+/// of the store, the files that [`Img::reading`] adds, and nothing else.
 pub struct Img {
     program: PathBuf,
     layers: PathBuf,
@@ -34,7 +35,8 @@ pub enum Source<'a> {
 }
 
 impl Source<'_> {
-    /// A file that names no other file, opened so that none is followed even if its bytes change meanwhile.
+    /// A file that names no other file, opened so that none is followed even if its bytes change
+    /// meanwhile.
     pub fn alone(path: &Path, format: Format) -> Source<'_> {
         match (path.to_str(), format) {
             (Some(name), Format::Qcow2 | Format::Vmdk) => {
@@ -158,8 +160,16 @@ impl Img {
         });
         let program = beside
             .or_else(|| command::find(Path::new("qemu-img"), &context.settings.search_path))
-            .ok_or_else(|| Error::failed("qemu-img is not in PATH").hint("install it (apt-get install qemu-utils)"))?;
-        Ok(Self { program, layers: context.store.layout.layers(), readable: Vec::new(), held: Vec::new() })
+            .ok_or_else(|| {
+                Error::failed("qemu-img is not in PATH")
+                    .hint("install it (apt-get install qemu-utils)")
+            })?;
+        Ok(Self {
+            program,
+            layers: context.store.layout.layers(),
+            readable: Vec::new(),
+            held: Vec::new(),
+        })
     }
 
     /// The same, which may also read `files`.
@@ -191,7 +201,8 @@ impl Img {
         decode(&self.run(args, &[&source.name()], &cage).await?)
     }
 
-    /// Writes another backing file, or none, into the header of an image that nobody has open. The data stays (`rebase -u`).
+    /// Writes another backing file, or none, into the header of an image that nobody has open. The
+    /// data stays (`rebase -u`).
     pub async fn set_backing(&self, path: &Path, backing: Option<&Layer>) -> Result<()> {
         let name = backing.map(Layer::file_name).unwrap_or_default();
         let mut args = vec!["rebase", "-u", "-f", "qcow2", "-b", &name];
@@ -217,7 +228,8 @@ impl Img {
         self.inner("-d", path, tag).await
     }
 
-    /// The number of an internal snapshot whose tag could be taken for one: `qemu-img` looks at numbers first.
+    /// The number of an internal snapshot whose tag could be taken for one: `qemu-img` looks at
+    /// numbers first.
     async fn number(&self, path: &Path, tag: &str) -> Result<Option<String>> {
         if !tag.bytes().all(|byte| byte.is_ascii_digit()) {
             return Ok(None);
@@ -230,7 +242,13 @@ impl Img {
     }
 
     /// `qemu-img check`.
-    pub async fn check(&self, path: &Path, source: Source<'_>, in_use: bool, repair: Repair) -> Result<Checked> {
+    pub async fn check(
+        &self,
+        path: &Path,
+        source: Source<'_>,
+        in_use: bool,
+        repair: Repair,
+    ) -> Result<Checked> {
         let mut args = vec!["check", "--output=json"];
         args.extend(source.format().into_iter().flat_map(|format| ["-f", format.as_str()]));
         args.extend(in_use.then_some("-U"));
@@ -249,31 +267,50 @@ impl Img {
         decode(&text)
     }
 
-    /// Copies the content of an image into a new one, which may have at most `virtual_bytes` and what its format adds to them.
-    pub async fn convert(&self, from: (&Path, Source<'_>), to: (&Path, Format), virtual_bytes: u64) -> Result<()> {
+    /// Copies the content of an image into a new one, which may have at most `virtual_bytes` and
+    /// what its format adds to them.
+    pub async fn convert(
+        &self,
+        from: (&Path, Source<'_>),
+        to: (&Path, Format),
+        virtual_bytes: u64,
+    ) -> Result<()> {
         let mut args = vec!["convert", "-U", "-O", to.1.as_str()];
         args.extend(from.1.format().into_iter().flat_map(|format| ["-f", format.as_str()]));
         let cage = self.writing_at_most(virtual_bytes).reading(from.0).writing(to.0);
         self.run(args, &[&from.1.name(), to.0.as_os_str()], &cage).await.map(drop)
     }
 
-    /// Copies what an internal snapshot holds into a new qcow2 image of the size it had then: `qemu-img convert -l` gives it the size the
-    /// image has now.
-    pub async fn convert_inner(&self, from: (&Path, Format), inner: &Inside<'_>, to: &Path) -> Result<()> {
+    /// Copies what an internal snapshot holds into a new qcow2 image of the size it had then:
+    /// `qemu-img convert -l` gives it the size the image has now.
+    pub async fn convert_inner(
+        &self,
+        from: (&Path, Format),
+        inner: &Inside<'_>,
+        to: &Path,
+    ) -> Result<()> {
         let tag = format!("snapshot.name={}", inner.tag.replace(',', ",,"));
         let args = ["convert", "-U", "-f", from.1.as_str(), "-O", "qcow2", "-l", &tag];
         let now = self.info(from.0, Source::File(from.0, from.1)).await?.virtual_bytes;
         let cage = self.writing_at_most(now.max(inner.virtual_bytes)).reading(from.0).writing(to);
         self.run(args, &[from.0.as_os_str(), to.as_os_str()], &cage).await?;
-        if self.info(to, Source::File(to, Format::Qcow2)).await?.virtual_bytes != inner.virtual_bytes {
+        if self.info(to, Source::File(to, Format::Qcow2)).await?.virtual_bytes
+            != inner.virtual_bytes
+        {
             let size = inner.virtual_bytes.to_string();
             let cage = self.cage(Limits::EDIT).writing(to);
-            self.run(["resize", "-q", "-f", "qcow2", "--shrink"], &[to.as_os_str(), size.as_ref()], &cage).await?;
+            self.run(
+                ["resize", "-q", "-f", "qcow2", "--shrink"],
+                &[to.as_os_str(), size.as_ref()],
+                &cage,
+            )
+            .await?;
         }
         Ok(())
     }
 
-    /// The end of the last data of an image, in bytes: what lies behind it reads as zeros (`qemu-img map`).
+    /// The end of the last data of an image, in bytes: what lies behind it reads as zeros
+    /// (`qemu-img map`).
     pub async fn end_of_data(&self, path: &Path, format: Format) -> Result<u64> {
         let cage = self.cage(Limits::READ).reading(path);
         let args = ["map", "-U", "--output=json", "-f", format.as_str()];
@@ -282,12 +319,15 @@ impl Img {
         Ok(data.map(|extent| extent.start + extent.length).max().unwrap_or(0))
     }
 
-    /// `qemu-img snapshot` knows no `-f`: the format is named in image options, where a comma is doubled.
+    /// `qemu-img snapshot` knows no `-f`: the format is named in image options, where a comma is
+    /// doubled.
     async fn inner(&self, flag: &str, path: &Path, tag: &str) -> Result<()> {
         let file = path.to_string_lossy().replace(',', ",,");
         let options = format!("driver=qcow2,file.driver=file,file.filename={file}");
         let cage = self.cage(Limits::EDIT).writing(path);
-        self.run(["snapshot", "--image-opts", flag, tag], &[options.as_ref()], &cage).await.map(drop)
+        self.run(["snapshot", "--image-opts", flag, tag], &[options.as_ref()], &cage)
+            .await
+            .map(drop)
     }
 
     /// For a conversion: tables and a rounding of clusters come on top of the data.
@@ -296,12 +336,18 @@ impl Img {
         self.cage(Limits { file_bytes: Some(bytes), ..Limits::READ })
     }
 
-    async fn run<'a>(&self, args: impl IntoIterator<Item = &'a str>, paths: &[&OsStr], cage: &Cage) -> Result<Vec<u8>> {
+    async fn run<'a>(
+        &self,
+        args: impl IntoIterator<Item = &'a str>,
+        paths: &[&OsStr],
+        cage: &Cage,
+    ) -> Result<Vec<u8>> {
         let args: Vec<&str> = args.into_iter().collect();
         command::run(&self.program, &args, paths, &[0], cage).await
     }
 }
 
 fn decode<T: serde::de::DeserializeOwned>(text: &[u8]) -> Result<T> {
-    serde_json::from_slice(text).map_err(|error| Error::qemu("cannot read what qemu-img says").because(error))
+    serde_json::from_slice(text)
+        .map_err(|error| Error::qemu("cannot read what qemu-img says").because(error))
 }

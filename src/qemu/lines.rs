@@ -1,8 +1,10 @@
-//! Lines out of a stream of bytes, with a limit: whoever is at the other end may never end one. Cancelling loses nothing that was received.
+//! Lines out of a stream of bytes, with a limit: whoever is at the other end may never end one.
+//! Cancelling loses nothing that was received.
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// The longest line that is kept where nothing smaller is asked for, in bytes: more than QEMU's longest answer.
+/// The longest line that is kept where nothing smaller is asked for, in bytes: more than QEMU's
+/// longest answer.
 pub const LONGEST: usize = 16 << 20;
 
 /// Why there is no line.
@@ -23,13 +25,19 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// Everything up to (and with) the byte `end`; `None` when the stream ends before it, or it does not come within [`LONGEST`].
-    pub async fn next(&mut self, stream: &mut (impl AsyncRead + Unpin), end: u8) -> Option<Vec<u8>> {
+    /// Everything up to (and with) the byte `end`; `None` when the stream ends before it, or it
+    /// does not come within [`LONGEST`].
+    pub async fn next(
+        &mut self,
+        stream: &mut (impl AsyncRead + Unpin),
+        end: u8,
+    ) -> Option<Vec<u8>> {
         self.searched = 0;
         self.within(stream, end, LONGEST).await.ok()
     }
 
-    /// Everything up to (and with) the byte `end`, which has to come within `limit` bytes. Always with the same `end`.
+    /// Everything up to (and with) the byte `end`, which has to come within `limit` bytes. Always
+    /// with the same `end`.
     pub async fn within(
         &mut self,
         stream: &mut (impl AsyncRead + Unpin),
@@ -50,7 +58,8 @@ impl Lines {
         }
     }
 
-    /// The last `keep` bytes, or a few more, of everything up to (and with) the byte `end`, however much that is. Always with the same `end`.
+    /// The last `keep` bytes, or a few more, of everything up to (and with) the byte `end`, however
+    /// much that is. Always with the same `end`.
     pub async fn tail(
         &mut self,
         stream: &mut (impl AsyncRead + Unpin),

@@ -1,4 +1,5 @@
-//! QEMU: its argument vector, its process, QMP, the guest-agent protocol, and the engine for block jobs while nothing runs.
+//! QEMU: its argument vector, its process, QMP, the guest-agent protocol, and the engine for block
+//! jobs while nothing runs.
 
 pub mod accel;
 pub mod agent;
@@ -13,3 +14,4 @@ pub mod probe;
 pub mod process;
 pub mod qmp;
 pub mod ram;
+pub mod sockets;

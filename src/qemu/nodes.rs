@@ -1,7 +1,9 @@
-//! Block nodes as QEMU's `-blockdev` and `blockdev-add` take them (`BlockdevOptions` in QEMU's QAPI). Pure.
+//! Block nodes as QEMU's `-blockdev` and `blockdev-add` take them (`BlockdevOptions` in QEMU's
+//! QAPI). Pure.
 //!
-//! Every layer has two nodes wherever it is open, `f-<id>` for the file and `l-<id>` for the format on top of it, so that a block
-//! job is written the same way for a running VM and for the offline engine. Formats and backing files are spelled out.
+//! Every layer has two nodes wherever it is open, `f-<id>` for the file and `l-<id>` for the format
+//! on top of it, so that a block job is written the same way for a running VM and for the offline
+//! engine. Formats and backing files are spelled out.
 
 use std::path::Path;
 
@@ -21,7 +23,8 @@ pub fn iso(target: &str, iso: &Path) -> Value {
     json!({"driver": "raw", "node-name": iso_node(target, iso), "read-only": true, "file": file})
 }
 
-/// The node name of an ISO image in a drive: it tells which image it is, by a part of the SHA-256 checksum of its path.
+/// The node name of an ISO image in a drive: it tells which image it is, by a part of the SHA-256
+/// checksum of its path.
 pub fn iso_node(target: &str, iso: &Path) -> String {
     let sum = Sha256::digest(iso.as_os_str().as_encoded_bytes());
     let digits: String = sum.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
@@ -47,19 +50,22 @@ pub fn layer_nodes(link: &Link, backing: Option<&Layer>, writable: bool) -> [Val
 /// The format node of a layer that stands on `backing`.
 fn stacked(layer: &Layer, backing: Option<&Layer>, writable: bool) -> Value {
     let mut format = format_node(layer, writable);
-    // A VMDK never has one here; said, so that a parent which its owner writes into its header later is not followed.
+    // A VMDK never has one here; said, so that a parent which its owner writes into its header
+    // later is not followed.
     if matches!(layer.format, Format::Qcow2 | Format::Vmdk) {
         format["backing"] = backing.map_or(Value::Null, |layer| Value::String(layer.node()));
     }
     format
 }
 
-/// The options of a layer's format node as they are, written out once more for `blockdev-reopen`, while it is written to.
+/// The options of a layer's format node as they are, written out once more for `blockdev-reopen`,
+/// while it is written to.
 pub fn reopened(layer: &Layer, backing: Option<&Layer>) -> Value {
     stacked(layer, backing, true)
 }
 
-/// The nodes of an overlay that is to be put on top of a running VM's head by `blockdev-snapshot`: QEMU connects it there.
+/// The nodes of an overlay that is to be put on top of a running VM's head by `blockdev-snapshot`:
+/// QEMU connects it there.
 pub fn overlay_nodes(layer: &Layer, path: &Path) -> [Value; 2] {
     let mut format = format_node(layer, true);
     format["backing"] = Value::Null;
@@ -67,7 +73,8 @@ pub fn overlay_nodes(layer: &Layer, path: &Path) -> [Value; 2] {
 }
 
 fn file_node(layer: &Layer, path: &str) -> Value {
-    // auto-read-only: QEMU opens the file for writing only while the format node above is writable, which a commit changes.
+    // auto-read-only: QEMU opens the file for writing only while the format node above is writable,
+    // which a commit changes.
     json!({
         "driver": "file",
         "node-name": layer.file_node(),

@@ -1,7 +1,8 @@
-//! The engine for block jobs while no VM runs: `qemu-storage-daemon`, or a QEMU without a machine where that is not installed.
+//! The engine for block jobs while no VM runs: `qemu-storage-daemon`, or a QEMU without a machine
+//! where that is not installed.
 //!
-//! It speaks the same QMP and uses the same node names as a running VM, so a job is written once. It is reached through a socket
-//! pair, and dies with us.
+//! It speaks the same QMP and uses the same node names as a running VM, so a job is written once.
+//! It is reached through a socket pair, and dies with us.
 
 use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -48,7 +49,10 @@ impl<'a> Open<'a> {
 
 fn pin(path: &Path) -> Result<Pinned> {
     Pinned::open(path).map_err(|refusal| {
-        let error = Error::damaged(format!("the file in the place of {} cannot be used as it is now", path.display()));
+        let error = Error::damaged(format!(
+            "the file in the place of {} cannot be used as it is now",
+            path.display()
+        ));
         match refusal {
             Refusal::Io(cause) => error.because(cause),
             Refusal::Link { .. } | Refusal::Linked => error,
@@ -64,17 +68,21 @@ pub struct Offline {
 }
 
 impl Offline {
-    /// Starts the engine and opens `chains`; layers they share are opened once. It reaches the layers of the store and nothing else.
+    /// Starts the engine and opens `chains`; layers they share are opened once. It reaches the
+    /// layers of the store and nothing else.
     pub async fn start(context: &Context, chains: &[Open<'_>]) -> Result<Self> {
         let cage = Cage::new(Limits::ENGINE).writing(&context.store.layout.layers());
-        // A layer may be a link to a file that is used in its place: to the one that is there now, whatever is put there a moment later.
-        let links = chains.iter().flat_map(|open| open.chain.links()).filter(|link| link.path.is_symlink());
+        // A layer may be a link to a file that is used in its place: to the one that is there now,
+        // whatever is put there a moment later.
+        let links =
+            chains.iter().flat_map(|open| open.chain.links()).filter(|link| link.path.is_symlink());
         let in_place = links.map(|link| pin(&link.path)).collect::<Result<Vec<_>>>()?;
         let cage = in_place.iter().fold(cage, |cage, file| cage.writing(&file.proc_path()));
         Self::launch(context, chains, &cage).await
     }
 
-    /// Starts the engine for an overlay and the open file below it, and opens nothing. It reaches these two and nothing else.
+    /// Starts the engine for an overlay and the open file below it, and opens nothing. It reaches
+    /// these two and nothing else.
     pub async fn start_on(context: &Context, below: &Held, overlay: &Path) -> Result<Self> {
         let cage = Cage::new(Limits::ENGINE).holding(below).writing(&below.path()).writing(overlay);
         Self::launch(context, &[], &cage).await
@@ -82,10 +90,16 @@ impl Offline {
 
     async fn launch(context: &Context, chains: &[Open<'_>], cage: &Cage) -> Result<Self> {
         let probe = Probe::get(context)?;
-        let failed = |source: std::io::Error| Error::failed("cannot start the offline engine").because(source);
+        let failed = |source: std::io::Error| {
+            Error::failed("cannot start the offline engine").because(source)
+        };
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(failed)?;
         let fd = OwnedFd::from(theirs);
-        let argv = engine_argv(&probe, probe::storage_daemon(&probe.path, context).as_deref(), fd.as_raw_fd());
+        let argv = engine_argv(
+            &probe,
+            probe::storage_daemon(&probe.path, context).as_deref(),
+            fd.as_raw_fd(),
+        );
         let mut child = command::caged_helper(&argv, fd, cage).map_err(failed)?;
         ours.set_nonblocking(true).map_err(failed)?;
         let stream = tokio::net::UnixStream::from_std(ours).map_err(failed)?;
@@ -114,14 +128,28 @@ impl Offline {
         Ok(engine)
     }
 
-    /// Copies everything the node `source` shows into the qcow2 image at `target`, which must be empty.
-    pub async fn copy_into(&mut self, source: &str, target: &Path, task: &dyn Task) -> Result<(), QmpError> {
+    /// Copies everything the node `source` shows into the qcow2 image at `target`, which must be
+    /// empty.
+    pub async fn copy_into(
+        &mut self,
+        source: &str,
+        target: &Path,
+        task: &dyn Task,
+    ) -> Result<(), QmpError> {
         const JOB: &str = "cw-copy";
-        let file = json!({"driver": "file", "node-name": "target-file", "filename": target, "discard": "unmap"});
+        let file = json!({
+            "driver": "file", "node-name": "target-file", "filename": target, "discard": "unmap",
+        });
         self.qmp.add_node(file).await?;
-        let image = json!({"driver": "qcow2", "node-name": "target", "file": "target-file", "discard": "unmap", "detect-zeroes": "unmap"});
+        let image = json!({
+            "driver": "qcow2", "node-name": "target", "file": "target-file", "discard": "unmap",
+            "detect-zeroes": "unmap",
+        });
         self.qmp.add_node(image).await?;
-        let job = json!({"job-id": JOB, "device": source, "target": "target", "sync": "full", "auto-dismiss": false});
+        let job = json!({
+            "job-id": JOB, "device": source, "target": "target", "sync": "full",
+            "auto-dismiss": false,
+        });
         self.qmp.call::<Value>("blockdev-backup", job).await?;
         self.qmp.wait_for_job(JOB, Milestone::Concluded, task).await?;
         self.qmp.dismiss_job(JOB).await?;
@@ -153,10 +181,17 @@ fn engine_argv(probe: &Probe, daemon: Option<&Path>, fd: i32) -> Vec<String> {
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let args = |list: &[&str]| list.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>();
     match daemon {
-        Some(daemon) => [vec![text(daemon)], args(&["--chardev", &chardev, "--monitor", "chardev=qmp"])].concat(),
+        Some(daemon) => {
+            [vec![text(daemon)], args(&["--chardev", &chardev, "--monitor", "chardev=qmp"])]
+                .concat()
+        }
         None => {
-            let rest = ["-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", "-chardev", &chardev];
-            [vec![text(&probe.path)], args(&rest), args(&["-mon", "chardev=qmp,mode=control"])].concat()
+            let rest = [
+                "-machine", "none", "-nodefaults", "-no-user-config", "-display", "none",
+                "-chardev", &chardev,
+            ];
+            [vec![text(&probe.path)], args(&rest), args(&["-mon", "chardev=qmp,mode=control"])]
+                .concat()
         }
     }
 }

@@ -4,7 +4,8 @@
 //! locked run.lock ──spawn──▶ child ──creates qmp.sock──▶ greeting ──▶ running
 //!                              └──exits──▶ its last words are the error, nothing is left behind
 //! ```
-//! The descriptor of `run.lock` is inherited by QEMU alone: the lock is held exactly as long as QEMU lives, however it or we die.
+//! The descriptor of `run.lock` is inherited by QEMU alone: the lock is held exactly as long as
+//! QEMU lives, however it or we die.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -12,8 +13,8 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::cmdline::Sockets;
 use super::qmp::{Qmp, QmpError};
+use super::sockets::Sockets;
 use crate::error::{Error, IoContext, Result};
 use crate::store::open_lock;
 use crate::sys::command;
@@ -25,11 +26,13 @@ use crate::sys::pidfd::PidFd;
 use crate::sys::ready::{Ready, Watch};
 use crate::sys::rotated::Rotated;
 
-/// How long QEMU may take from its start to its greeting. Loading a large initrd from a slow disk comes first.
+/// How long QEMU may take from its start to its greeting. Loading a large initrd from a slow disk
+/// comes first.
 const START: Duration = Duration::from_secs(120);
 /// How much of the end of QEMU's log is read for its last words, in bytes.
 const LAST_WORDS: u64 = 4096;
-/// How often the run lock is tried again when an observer happens to look at it; each look takes microseconds.
+/// How often the run lock is tried again when an observer happens to look at it; each look takes
+/// microseconds.
 const LOCK_TRIES: u32 = 200;
 
 /// Files that go with a start.
@@ -47,10 +50,12 @@ pub struct Files<'a> {
     pub with_us: bool,
 }
 
-/// The argument vector of the process `pid`, as it says itself (`/proc/PID/cmdline`, at most 1 MiB of it); empty when it has ended.
+/// The argument vector of the process `pid`, as it says itself (`/proc/PID/cmdline`, at most 1 MiB
+/// of it); empty when it has ended.
 pub fn argv(pid: i32) -> Vec<String> {
     let mut text = Vec::new();
-    let _ = File::open(format!("/proc/{pid}/cmdline")).and_then(|file| file.take(1 << 20).read_to_end(&mut text));
+    let _ = File::open(format!("/proc/{pid}/cmdline"))
+        .and_then(|file| file.take(1 << 20).read_to_end(&mut text));
     text.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect()
 }
 
@@ -65,7 +70,8 @@ pub async fn start(argv: &[String], sockets: &Sockets, files: Files<'_>) -> Resu
     fault::point("QEMU, about to be started").on("start QEMU for", sockets.directory())?;
     let mut child = command::detached(argv, &log, inherited, files.with_us)
         .map_err(|source| Error::failed(format!("cannot run {}", argv[0])).because(source))?;
-    let watched = PidFd::open(child.id().cast_signed()).and_then(|watched| Ok((watched.try_clone()?, watched)));
+    let watched = PidFd::open(child.id().cast_signed())
+        .and_then(|watched| Ok((watched.try_clone()?, watched)));
     let (process, watched) = watched.map_err(|source| {
         // Nobody would end it.
         let _ = child.kill();
@@ -73,7 +79,10 @@ pub async fn start(argv: &[String], sockets: &Sockets, files: Files<'_>) -> Resu
         Error::failed("cannot watch QEMU").because(source)
     })?;
     let mut guard = Starting { process: Some(watched) };
-    let error = match guard.greeted(&process, watch, &socket, files.log_limit.zip(files.log.parent())).await {
+    let error = match guard
+        .greeted(&process, watch, &socket, files.log_limit.zip(files.log.parent()))
+        .await
+    {
         Ok(qmp) => {
             guard.process = None;
             return Ok(qmp);
@@ -98,8 +107,10 @@ fn open_log(path: &Path) -> Result<File> {
 
 /// What a QEMU printed last, quoted; `None` when it said nothing.
 pub fn last_words(log: &Path) -> Option<String> {
-    let words =
-        Rotated::open(log).and_then(|log| log.tail(0, LAST_WORDS)).map(|text| command::tail(&text)).unwrap_or_default();
+    let words = Rotated::open(log)
+        .and_then(|log| log.tail(0, LAST_WORDS))
+        .map(|text| command::tail(&text))
+        .unwrap_or_default();
     (!words.is_empty()).then(|| quote(&words))
 }
 
@@ -120,13 +131,19 @@ impl Starting {
         fault::point("QEMU, started").on("watch QEMU at", socket)?;
         if let Some((limit, directory)) = log_limit {
             // QEMU takes tens of milliseconds to its greeting; the limiter is there before.
-            limiter::start(directory, limit, process)
-                .map_err(|source| Error::failed("cannot start the process that limits the logs").because(source))?;
+            limiter::start(directory, limit, process).map_err(|source| {
+                Error::failed("cannot start the process that limits the logs").because(source)
+            })?;
         }
         let qmp = match self.wait(watch, socket.to_owned()).await? {
             Ready::Created => greet(socket, process).await?,
             Ready::Ended => return Err(Error::qemu("QEMU ended at its start")),
-            Ready::TimedOut => return Err(Error::qemu(format!("QEMU did not start within {} s", START.as_secs()))),
+            Ready::TimedOut => {
+                return Err(Error::qemu(format!(
+                    "QEMU did not start within {} s",
+                    START.as_secs()
+                )));
+            }
         };
         fault::point("QEMU, at its greeting").on("speak to QEMU at", socket)?;
         Ok(qmp)
@@ -136,9 +153,12 @@ impl Starting {
         let Some(process) = &self.process else {
             return Ok(Ready::Ended);
         };
-        let process = process.try_clone().map_err(|source| Error::failed("cannot watch QEMU").because(source))?;
+        let process = process
+            .try_clone()
+            .map_err(|source| Error::failed("cannot watch QEMU").because(source))?;
         let waiting = tokio::task::spawn_blocking(move || watch.wait(&socket, &process, START));
-        let ready = waiting.await.map_err(|panic| Error::failed("cannot watch QEMU").because(panic))?;
+        let ready =
+            waiting.await.map_err(|panic| Error::failed("cannot watch QEMU").because(panic))?;
         ready.map_err(|source| Error::failed("cannot watch QEMU").because(source))
     }
 }
@@ -160,16 +180,21 @@ fn quote(words: &str) -> String {
 /// `-msg timestamp=on` puts `2026-11-22T09:12:01.123456Z ` before QEMU's own messages.
 fn strip_timestamp(line: &str) -> &str {
     match line.split_once(' ') {
-        Some((stamp, rest)) if stamp.len() == 27 && stamp.ends_with('Z') && stamp.contains('T') => rest,
+        Some((stamp, rest)) if stamp.len() == 27 && stamp.ends_with('Z') && stamp.contains('T') => {
+            rest
+        }
         _ => line,
     }
 }
 
-/// The socket's file appears a moment before QEMU listens on it, and stays behind when QEMU ends in that moment.
+/// The socket's file appears a moment before QEMU listens on it, and stays behind when QEMU ends in
+/// that moment.
 async fn greet(socket: &Path, process: &PidFd) -> Result<Qmp> {
     loop {
         match Qmp::connect(socket, START).await {
-            Err(QmpError::Connect { source, .. }) if source.kind() == io::ErrorKind::ConnectionRefused => {
+            Err(QmpError::Connect { source, .. })
+                if source.kind() == io::ErrorKind::ConnectionRefused =>
+            {
                 if wait_for_end(process, Duration::from_millis(1)).await? {
                     return Err(Error::qemu("QEMU ended at its start"));
                 }
@@ -186,7 +211,8 @@ async fn take_run_lock(path: &Path) -> Result<File> {
         if flock::try_exclusive(&lock).on("lock", path)? {
             return Ok(lock);
         }
-        // The caller has seen that no QEMU runs; an observer holds the lock for an instant, and flock tells no event for that.
+        // The caller has seen that no QEMU runs; an observer holds the lock for an instant, and
+        // flock tells no event for that.
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     Err(Error::refused("it is running already"))
@@ -208,7 +234,9 @@ pub fn clear(sockets: &Sockets) {
 /// Waits until the process has ended; false when `limit` comes first.
 pub async fn wait_for_end(process: &PidFd, limit: Duration) -> Result<bool> {
     match tokio::time::timeout(limit, process.ended()).await {
-        Ok(result) => result.map(|()| true).map_err(|source| Error::failed("cannot wait for QEMU").because(source)),
+        Ok(result) => result
+            .map(|()| true)
+            .map_err(|source| Error::failed("cannot wait for QEMU").because(source)),
         Err(_) => Ok(false),
     }
 }

@@ -62,17 +62,24 @@ pub async fn create(context: &Context, vm: &Name, request: &Request) -> Result<T
 /// What another QEMU writes to is no snapshot, and is not this VM's, whatever its record says.
 fn refuse_written(context: &Context, vm: &Name, record: &Record) -> Result<()> {
     let path = |disk: &Disk| context.store.layout.layer(&disk.layer);
-    let written = record.config.writable().find(|disk| image_lock::is_written_to(&path(disk)).unwrap_or(false));
+    let written = record
+        .config
+        .writable()
+        .find(|disk| image_lock::is_written_to(&path(disk)).unwrap_or(false));
     written.map_or(Ok(()), |disk| {
-        Err(Error::refused(format!("{} of {vm} is being written to by a QEMU that is not that of {vm}", disk.target))
-            .hint(format!("its file is {}; see cowhand doctor {vm}", path(disk).display())))
+        Err(Error::refused(format!(
+            "{} of {vm} is being written to by a QEMU that is not that of {vm}",
+            disk.target
+        ))
+        .hint(format!("its file is {}; see cowhand doctor {vm}", path(disk).display())))
     })
 }
 
 /// Takes a snapshot of a VM that is open.
 pub async fn take(opened: &mut OpenVm<'_>, request: &Request) -> Result<Taken> {
     let began = Instant::now();
-    let (context, vm, mut record) = (opened.context(), &opened.name().clone(), opened.record.clone());
+    let (context, vm, mut record) =
+        (opened.context(), &opened.name().clone(), opened.record.clone());
     let name = choose_name(vm, &record, request.name.as_ref())?;
     if record.config.writable().next().is_none() {
         return Err(Error::refused(format!(
@@ -98,7 +105,8 @@ pub async fn take(opened: &mut OpenVm<'_>, request: &Request) -> Result<Taken> {
     let with_memory = (request.memory || request.internal) && state.is_live();
     if with_memory && request.quiesce == Quiesce::Require {
         return Err(Error::usage(
-            "memory and disks of one instant need no freeze, and a frozen guest would wake up frozen",
+            "memory and disks of one instant need no freeze, \
+             and a frozen guest would wake up frozen",
         )
         .hint("leave out --quiesce or --memory"));
     }
@@ -109,7 +117,9 @@ pub async fn take(opened: &mut OpenVm<'_>, request: &Request) -> Result<Taken> {
         cdrom::refuse_difference(qmp, vm, &record.config).await?;
     }
     if request.memory && !state.is_live() {
-        context.ui.warn(&format!("{vm} does not run: it has no memory to save, so the snapshot holds the disks alone"));
+        context.ui.warn(&format!(
+            "{vm} does not run: it has no memory to save, so the snapshot holds the disks alone"
+        ));
     }
     let mut quiesced = Quiesced::Still;
     opened.refuse_job().await?;
@@ -117,19 +127,27 @@ pub async fn take(opened: &mut OpenVm<'_>, request: &Request) -> Result<Taken> {
         let running = status.running;
         if request.memory && !request.internal && status.status == "postmigrate" {
             return Err(Error::refused(format!(
-                "the memory of {vm} has been saved since it was paused, and this QEMU saves it again only after the guest has run"
+                "the memory of {vm} has been saved since it was paused, and this QEMU saves it \
+                 again only after the guest has run"
             ))
-            .hint(format!("nothing in it has changed; for the disks alone: cowhand snapshot create {vm}"))
+            .hint(format!(
+                "nothing in it has changed; for the disks alone: cowhand snapshot create {vm}"
+            ))
             .hint(format!("or let it run first: cowhand resume {vm}")));
         }
         if running {
             quiesced = Quiesced::NotAsked;
         }
-        if with_memory && running && request.quiesce != Quiesce::Never && qmp.agent_is_listening().await? {
+        if with_memory
+            && running
+            && request.quiesce != Quiesce::Never
+            && qmp.agent_is_listening().await?
+        {
             let limit = request.quiesce_limit.unwrap_or(freeze::FREEZE);
             if freeze::is_frozen(context, vm, limit).await {
                 context.ui.warn(&format!(
-                    "the file systems of {vm} are frozen, by somebody else: they are in {vm}@{name}, too, and stay so after a revert; {}",
+                    "the file systems of {vm} are frozen, by somebody else: they are in \
+                     {vm}@{name}, too, and stay so after a revert; {}",
                     freeze::how_to_thaw(vm)
                 ));
             }
@@ -137,9 +155,15 @@ pub async fn take(opened: &mut OpenVm<'_>, request: &Request) -> Result<Taken> {
         if request.memory && !request.internal {
             let leased = fingerprint::leased(qmp, &record.config);
             let writer = fingerprint::fingerprint(qmp, &record.config).await?;
-            taking.memory = Some(Memory { image: Some(RamImage::new(request.compress)), bytes: 0, writer, leased });
+            taking.memory = Some(Memory {
+                image: Some(RamImage::new(request.compress)),
+                bytes: 0,
+                writer,
+                leased,
+            });
         } else if running {
-            (quiesced, taking.freeze) = freeze(qmp.agent_is_listening().await?, vm, request.quiesce)?;
+            (quiesced, taking.freeze) =
+                freeze(qmp.agent_is_listening().await?, vm, request.quiesce)?;
         }
     }
     let plan = if request.internal {
@@ -156,19 +180,23 @@ pub async fn take(opened: &mut OpenVm<'_>, request: &Request) -> Result<Taken> {
         context.ui.warn(warning);
     }
     let sealed_memory = |snapshot: &&Snapshot| {
-        snapshot.tag().is_some() && snapshot.memory.is_some() && internal::is_in_head(&record, snapshot)
+        snapshot.tag().is_some()
+            && snapshot.memory.is_some()
+            && internal::is_in_head(&record, snapshot)
     };
     if !request.internal
         && let Some(inner) = record.snapshots.iter().find(sealed_memory)
     {
         context.ui.note(&format!(
-            "{vm}@{} is inside a layer that is sealed now: its disks can still be gone back to, its memory can not",
+            "{vm}@{} is inside a layer that is sealed now: its disks can still be gone back to, \
+             its memory can not",
             inner.name
         ));
     }
     if quiesced == Quiesced::Absent {
         context.ui.note(&format!(
-            "the guest agent of {vm} is not there: nothing was frozen, and the snapshot is what a power cut would leave"
+            "the guest agent of {vm} is not there: nothing was frozen, and the snapshot is what a \
+             power cut would leave"
         ));
     }
     Ok(Taken {
@@ -188,10 +216,13 @@ fn freeze(listening: bool, vm: &Name, quiesce: Quiesce) -> Result<(Quiesced, Opt
         (Quiesce::Auto, false) => Ok((Quiesced::Absent, None)),
         (Quiesce::Auto, true) => Ok((Quiesced::Frozen, Some(false))),
         (Quiesce::Require, true) => Ok((Quiesced::Frozen, Some(true))),
-        (Quiesce::Require, false) => {
-            Err(Error::qemu(format!("the guest agent of {vm} is not there, so nothing can be frozen"))
-                .hint("install and start qemu-guest-agent in the guest, or take the snapshot with --quiesce never"))
-        }
+        (Quiesce::Require, false) => Err(Error::qemu(format!(
+            "the guest agent of {vm} is not there, so nothing can be frozen"
+        ))
+        .hint(
+            "install and start qemu-guest-agent in the guest, or take the snapshot with \
+             --quiesce never",
+        )),
     }
 }
 
@@ -199,10 +230,13 @@ fn choose_name(vm: &Name, record: &Record, wanted: Option<&Name>) -> Result<Name
     let taken = |name: &Name| record.snapshots.iter().any(|snapshot| snapshot.name == *name);
     match wanted {
         Some(name) if name.as_str() == PointRef::CURRENT => Err(Error::usage(
-            "a snapshot cannot be called \"current\": that is how the one under the head is addressed",
+            "a snapshot cannot be called \"current\": \
+             that is how the one under the head is addressed",
         )),
-        Some(name) if taken(name) => Err(Error::exists(format!("{vm} has a snapshot {name} already"))
-            .hint(format!("choose another name, or remove it: cowhand snapshot rm {vm}@{name}"))),
+        Some(name) if taken(name) => Err(Error::exists(format!(
+            "{vm} has a snapshot {name} already"
+        ))
+        .hint(format!("choose another name, or remove it: cowhand snapshot rm {vm}@{name}"))),
         Some(name) => Ok(name.clone()),
         None => {
             let stem = format!("snap-{}", jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S"));

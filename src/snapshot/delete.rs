@@ -1,18 +1,19 @@
-//! Removing a snapshot: its name goes, then the layers it leaves unnamed are merged or trashed as [`crate::layer::collapse`]
-//! says. The data of every other point stays as it is.
+//! Removing a snapshot: its name goes, then the layers it leaves unnamed are merged or trashed as
+//! [`crate::layer::collapse`] says. The data of every other point stays as it is.
 
-use super::bystanders::{self, Bystanders};
 use super::internal;
-use super::outcome::{Outcome, Removed, What};
-use super::plan::{self, Moves, Which};
-use super::undoable::{self, Kept};
+use super::plan::{self, Which};
 use crate::change::OpenVm;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::instance::status;
-use crate::layer::collapse::{self, Action, Permissions, Why};
-use crate::layer::pool::Pool;
+use crate::layer::collapse::{self, Action, Permissions};
 use crate::layer::{info, sealed};
+use crate::merge::collapse::{CollapsePlan, outcome};
+use crate::merge::dependents::DependentLocks;
+use crate::merge::outcome::Removed;
+use crate::merge::plan::{collapse as collapse_layers, repointed};
+use crate::merge::undoable::{self, Kept};
 use crate::model::{Layer, LayerId, Name, Record, Snapshot, State, printable};
 use crate::store::{Store, trash};
 
@@ -27,8 +28,14 @@ pub struct Request {
     pub dry_run: bool,
 }
 
-/// Removes `vm@snapshot`, or with `dry_run` only says what that would do. Several are removed one by one, from the leaves down.
-pub async fn remove(context: &Context, vm: &Name, snapshot: &Name, request: Request) -> Result<Vec<Removed>> {
+/// Removes `vm@snapshot`, or with `dry_run` only says what that would do. Several are removed one
+/// by one, from the leaves down.
+pub async fn remove(
+    context: &Context,
+    vm: &Name,
+    snapshot: &Name,
+    request: Request,
+) -> Result<Vec<Removed>> {
     if !request.dry_run {
         context.store.give_up_reserve();
     }
@@ -36,7 +43,8 @@ pub async fn remove(context: &Context, vm: &Name, snapshot: &Name, request: Requ
     remove_from(opened, snapshot, request).await
 }
 
-/// Removes a snapshot that has expired, as it was seen in the record `seen` of `vm`; not one that has taken its name meanwhile.
+/// Removes a snapshot that has expired, as it was seen in the record `seen` of `vm`; not one that
+/// has taken its name meanwhile.
 pub async fn expire(
     context: &Context,
     vm: &Name,
@@ -45,8 +53,10 @@ pub async fn expire(
     dry_run: bool,
 ) -> Result<Vec<Removed>> {
     let opened = OpenVm::for_change(context, vm, "remove a snapshot of").await?;
-    let is_it =
-        |now: &Snapshot| (&now.name, now.created, now.expires) == (&snapshot.name, snapshot.created, snapshot.expires);
+    let is_it = |now: &Snapshot| {
+        (&now.name, now.created, now.expires)
+            == (&snapshot.name, snapshot.created, snapshot.expires)
+    };
     if opened.record.uuid != seen.uuid || !opened.record.snapshots.iter().any(is_it) {
         return Ok(Vec::new());
     }
@@ -55,10 +65,14 @@ pub async fn expire(
     remove_from(opened, &snapshot.name, request).await
 }
 
-async fn remove_from(mut opened: OpenVm<'_>, snapshot: &Name, request: Request) -> Result<Vec<Removed>> {
+async fn remove_from(
+    mut opened: OpenVm<'_>,
+    snapshot: &Name,
+    request: Request,
+) -> Result<Vec<Removed>> {
     let (context, vm, record) = (opened.context(), &opened.name().clone(), opened.record.clone());
     let name = record.snapshot(vm, snapshot)?.name.clone();
-    let names = plan::victims(&record, &name, request.which);
+    let names = plan::to_remove(&record, &name, request.which);
     for name in &names {
         refuse_carrier(context, vm, &record, name, &names).await?;
     }
@@ -67,28 +81,47 @@ async fn remove_from(mut opened: OpenVm<'_>, snapshot: &Name, request: Request) 
     }
     let mut removed = Vec::with_capacity(names.len());
     for name in &names {
-        let one = remove_one(&mut opened, name, request.keep_undo).await.map_err(|error| match removed.len() {
-            0 => error,
-            count => error.hint(format!("{count} of {} were removed and stay so", names.len())),
-        })?;
+        let one =
+            remove_one(&mut opened, name, request.keep_undo).await.map_err(
+                |error| match removed.len() {
+                    0 => error,
+                    count => {
+                        error.hint(format!("{count} of {} were removed and stay so", names.len()))
+                    }
+                },
+            )?;
         opened.record = context.store.load(vm)?;
         removed.push(one);
     }
     Ok(removed)
 }
 
-/// What removing these snapshots one after the other would do. What each leaves is what the next one begins with.
-fn foretell(context: &Context, vm: &Name, mut record: Record, names: &[Name], keep_undo: bool) -> Result<Vec<Removed>> {
+/// What removing these snapshots one after the other would do. What each leaves is what the next
+/// one begins with.
+fn foretell(
+    context: &Context,
+    vm: &Name,
+    mut record: Record,
+    names: &[Name],
+    keep_undo: bool,
+) -> Result<Vec<Removed>> {
     let going = record.snapshots.iter().filter(|snapshot| names.contains(&snapshot.name));
-    let layers: Vec<LayerId> =
-        going.flat_map(|snapshot| snapshot.config.writable()).map(|disk| disk.layer.id.clone()).collect();
+    let layers: Vec<LayerId> = going
+        .flat_map(|snapshot| snapshot.config.writable())
+        .map(|disk| disk.layer.id.clone())
+        .collect();
     let last = names.iter().fold(record.clone(), |record, name| plan::without(&record, name));
-    let (neighbours, mut pool) = Bystanders::lock(context, vm, &last, &layers)?;
-    let foreign = neighbours.foreign(&pool)?;
-    drop(neighbours);
+    let (locks, mut graph) = DependentLocks::lock(context, vm, &last, &layers)?;
+    let in_use = locks.in_use(&graph)?;
+    drop(locks);
     let kept = Kept::look(context, keep_undo)?;
-    let uncertain = kept.uncertainty(&pool, vm);
-    let permissions = Permissions { owner: vm, foreign: &foreign, kept: &kept.layers, uncertain: uncertain.as_deref() };
+    let uncertain = kept.uncertainty(&graph, vm);
+    let permissions = Permissions {
+        owner: vm,
+        in_use: &in_use,
+        kept: &kept.layers,
+        uncertain: uncertain.as_deref(),
+    };
     let mut removed = Vec::with_capacity(names.len());
     for name in names {
         let snapshot = record.snapshot(vm, name)?.clone();
@@ -97,35 +130,47 @@ fn foretell(context: &Context, vm: &Name, mut record: Record, names: &[Name], ke
         let outcomes = if snapshot.tag().is_some() {
             let outcomes = internal::would_remove(context, vm, &record, &snapshot)?;
             for disk in snapshot.config.writable() {
-                if let Some(info) = pool.layers.get_mut(&disk.layer.id) {
+                if let Some(info) = graph.layers.get_mut(&disk.layer.id) {
                     info.internal_snapshots = info.internal_snapshots.saturating_sub(1);
                 }
             }
             record = after;
             outcomes
         } else {
-            pool.forget(vm);
-            pool.add_record(vm, &after);
+            graph.forget(vm);
+            graph.add_record(vm, &after);
             let disks: Vec<(String, Vec<Action>)> = snapshot
                 .config
                 .writable()
-                .map(|disk| (disk.target.clone(), collapse::plan(&pool, &disk.layer.id, permissions)))
+                .map(|disk| {
+                    (disk.target.clone(), collapse::plan(&graph, &disk.layer.id, permissions))
+                })
                 .collect();
-            let actions = || disks.iter().flat_map(|(target, actions)| actions.iter().map(move |one| (target, one)));
+            let actions = || {
+                disks
+                    .iter()
+                    .flat_map(|(target, actions)| actions.iter().map(move |one| (target, one)))
+            };
             for (_, action) in actions() {
                 let layers = match action {
                     Action::Commit { top, base, .. } => vec![top, base],
                     Action::Stream { top, gone, .. } => vec![top, gone],
                     Action::Drop(_) | Action::Keep { .. } => Vec::new(),
                 };
-                layers.into_iter().try_for_each(|layer| sealed::refuse_lost(&context.store, layer))?;
+                layers
+                    .into_iter()
+                    .try_for_each(|layer| sealed::refuse_lost(&context.store, layer))?;
             }
             let touched = disks.iter().flat_map(|(_, actions)| collapse::touched(actions));
-            lost_undo = undoable::relying_on(context, touched)?.iter().map(undoable::words).collect();
-            lost_undo.retain(|lost| removed.iter().all(|earlier: &Removed| !earlier.lost_undo.contains(lost)));
-            let outcomes = actions().map(|(target, action)| outcome(target, action, &pool, None)).collect();
-            record = actions().fold(after, |record, (_, action)| plan::repointed(record, action));
-            disks.iter().for_each(|(_, actions)| collapse::apply(&mut pool, actions));
+            lost_undo =
+                undoable::relying_on(context, touched)?.iter().map(undoable::words).collect();
+            lost_undo.retain(|lost| {
+                removed.iter().all(|earlier: &Removed| !earlier.lost_undo.contains(lost))
+            });
+            let outcomes =
+                actions().map(|(target, action)| outcome(target, action, &graph, None)).collect();
+            record = actions().fold(after, |record, (_, action)| repointed(record, action));
+            disks.iter().for_each(|(_, actions)| collapse::apply(&mut graph, actions));
             outcomes
         };
         removed.push(Removed { name: name.clone(), outcomes, lost_undo });
@@ -138,8 +183,8 @@ async fn remove_one(opened: &mut OpenVm<'_>, name: &Name, keep_undo: bool) -> Re
     if let Some(tag) = record.snapshot(vm, name)?.tag() {
         return internal::remove(opened, name, tag).await;
     }
-    let doomed = Doomed::look(context, vm, &record, name, keep_undo)?;
-    let touched = doomed.disks.iter().flat_map(|(_, actions)| collapse::touched(actions));
+    let collapse = collapse_plan(context, vm, &record, name, keep_undo)?;
+    let touched = collapse.disks.iter().flat_map(|(_, actions)| collapse::touched(actions));
     let relying = undoable::relying_on(context, touched)?;
     for change in &relying {
         context.ui.warn(&format!(
@@ -149,197 +194,99 @@ async fn remove_one(opened: &mut OpenVm<'_>, name: &Name, keep_undo: bool) -> Re
     }
     let running = opened.state().await? == State::Running;
     let trash = Store::trash_name(&trash::Kind::SnapshotRm, vm);
-    let plan = plan::collapse(&record, &doomed.dropped, doomed.moves(), running, trash::Kind::SnapshotRm, trash);
+    let plan = collapse_layers(
+        &record,
+        &collapse.dropped,
+        collapse.changes(),
+        running,
+        trash::Kind::SnapshotRm,
+        trash,
+    );
     let report = opened.carry_out(plan).await?;
     let lost_undo = undoable::lost(context, relying)?.iter().map(undoable::words).collect();
-    Ok(Removed { name: name.clone(), outcomes: doomed.outcomes(report.unmerged.as_deref()), lost_undo })
+    Ok(Removed {
+        name: name.clone(),
+        outcomes: collapse.outcomes(report.unmerged.as_deref()),
+        lost_undo,
+    })
 }
 
-/// Merges layers below `vm` that nobody names and that need not stay. A VM somebody else works on is left for the next time.
-/// Layers in `spared` stay as they are.
-pub async fn merge_hidden(context: &Context, vm: &Name, spared: &[LayerId], dry_run: bool) -> Result<Vec<Outcome>> {
-    let mut all = Vec::new();
-    let Some(lock) = context.store.try_lock_vm(vm, &context.operation)? else { return Ok(all) };
-    let mut opened = match dry_run {
-        true => OpenVm::as_it_is(context, lock)?,
-        false => OpenVm::with_lock(context, lock).await?,
-    };
-    let mut seen = spared.to_vec();
-    loop {
-        let record = context.store.load(vm)?;
-        if record.is_template() {
-            return Ok(all);
-        }
-        let Some(hidden) = Doomed::hidden(context, vm, &record, &mut seen)? else { return Ok(all) };
-        if hidden.moves().merges.iter().any(|merge| spared.contains(&merge.base.id) || spared.contains(&merge.top.id)) {
-            continue;
-        }
-        if dry_run {
-            all.extend(hidden.outcomes(None));
-            continue;
-        }
-        let running = opened.state().await? == State::Running;
-        let trash = Store::trash_name(&trash::Kind::Gc, vm);
-        let plan = plan::collapse(&record, &record, hidden.moves(), running, trash::Kind::Gc, trash);
-        let report = opened.carry_out(plan).await?;
-        if let Some(why) = report.unmerged {
-            return Err(Error::qemu("they could not be merged").because(why));
-        }
-        all.extend(hidden.outcomes(None));
-        // What stood in the way of another one may be gone.
-        seen = spared.to_vec();
-    }
-}
-
-/// Refuses to remove a point whose layers carry internal snapshots that stay: a merge would lose them.
-async fn refuse_carrier(context: &Context, vm: &Name, record: &Record, name: &Name, victims: &[Name]) -> Result<()> {
+/// Refuses to remove a point whose layers carry internal snapshots that stay: a merge would lose
+/// them.
+async fn refuse_carrier(
+    context: &Context,
+    vm: &Name,
+    record: &Record,
+    name: &Name,
+    to_remove: &[Name],
+) -> Result<()> {
     let snapshot = record.snapshot(vm, name)?;
     if snapshot.tag().is_some() {
         return Ok(());
     }
     for disk in snapshot.config.writable() {
-        let inside =
-            |other: &&Snapshot| other.tag().is_some() && other.config.writable().any(|inner| inner.layer == disk.layer);
-        let ours: Vec<&Name> = record.snapshots.iter().filter(inside).map(|other| &other.name).collect();
-        let staying: Vec<String> =
-            ours.iter().filter(|other| !victims.contains(other)).map(|other| format!("{vm}@{other}")).collect();
+        let inside = |other: &&Snapshot| {
+            other.tag().is_some() && other.config.writable().any(|inner| inner.layer == disk.layer)
+        };
+        let ours: Vec<&Name> =
+            record.snapshots.iter().filter(inside).map(|other| &other.name).collect();
+        let staying: Vec<String> = ours
+            .iter()
+            .filter(|other| !to_remove.contains(other))
+            .map(|other| format!("{vm}@{other}"))
+            .collect();
         if !staying.is_empty() {
             return Err(Error::refused(format!(
-                "the layer of {vm}@{name} ({}) carries the internal snapshots {}, which a merge would lose",
+                "the layer of {vm}@{name} ({}) carries the internal snapshots {}, \
+                 which a merge would lose",
                 disk.target,
                 staying.join(", ")
             ))
             .hint(format!("remove them first: cowhand snapshot rm {}", staying.join(" ")))
             .dependents(staying));
         }
-        let others =
-            (info::inspect(&context.store, &disk.layer)?.internal_snapshots as usize).saturating_sub(ours.len());
+        let others = (info::inspect(&context.store, &disk.layer)?.internal_snapshots as usize)
+            .saturating_sub(ours.len());
         if others == 0 {
             continue;
         }
         let layer = format!("the layer of {vm}@{name} ({})", disk.target);
         let path = context.store.layout.layer(&disk.layer);
-        let foreign = others.saturating_sub(internal::ways_back(context, &disk.layer).await?.len());
+        let foreign = others.saturating_sub(internal::undo_tags(context, &disk.layer).await?.len());
         if foreign > 0 {
             return Err(Error::refused(format!(
-                "{layer} carries {foreign} internal snapshots that cowhand did not make, which a merge would lose"
+                "{layer} carries {foreign} internal snapshots that cowhand did not make, which a \
+                 merge would lose"
             ))
             .hint(format!("see them: cowhand image info {}", printable::shell(&path))));
         }
         let refused = Error::refused(format!(
-            "{layer} keeps the state of {vm} before a revert, for `cowhand undo`; a merge would lose it"
+            "{layer} keeps the state of {vm} before a revert, \
+             for `cowhand undo`; a merge would lose it"
         ));
         // QEMU has it open, and only reads it.
         let refused = match status::is_running(context, vm)? {
             true => refused.hint(format!("stop it first: cowhand stop {vm}")),
             false => refused,
         };
-        return Err(refused.hint("give that undo up: cowhand gc --older-than 0    empties the trash"));
+        return Err(
+            refused.hint("give that undo up: cowhand gc --older-than 0    empties the trash")
+        );
     }
     Ok(())
 }
 
-/// A snapshot that is about to go, and what becomes of the layers it names. Holds the locks that keep others from getting in the way.
-struct Doomed {
-    pool: Pool,
-    dropped: Record,
-    disks: Vec<(String, Vec<Action>)>,
-    _neighbours: Bystanders,
-}
-
-impl Doomed {
-    fn look(context: &Context, vm: &Name, record: &Record, name: &Name, keep_undo: bool) -> Result<Self> {
-        let going = record.snapshots.iter().filter(|snapshot| snapshot.name == *name);
-        let disks = going.flat_map(|snapshot| snapshot.config.writable());
-        let layers: Vec<(String, Layer)> = disks.map(|disk| (disk.target.clone(), disk.layer.clone())).collect();
-        Self::at(context, vm, plan::without(record, name), &layers, keep_undo)
-    }
-
-    /// What becomes of `layers` when the record of `vm` says `dropped`.
-    fn at(context: &Context, vm: &Name, dropped: Record, layers: &[(String, Layer)], keep_undo: bool) -> Result<Self> {
-        let ids: Vec<LayerId> = layers.iter().map(|(_, layer)| layer.id.clone()).collect();
-        let (neighbours, pool) = Bystanders::lock(context, vm, &dropped, &ids)?;
-        let foreign = neighbours.foreign(&pool)?;
-        let kept = Kept::look(context, keep_undo)?;
-        let uncertain = kept.uncertainty(&pool, vm);
-        let permissions =
-            Permissions { owner: vm, foreign: &foreign, kept: &kept.layers, uncertain: uncertain.as_deref() };
-        let plan = |(target, layer): &(String, Layer)| (target.clone(), collapse::plan(&pool, &layer.id, permissions));
-        let disks = layers.iter().map(plan).collect();
-        Ok(Self { pool, dropped, disks, _neighbours: neighbours })
-    }
-
-    /// A layer below `vm` that nobody names, with something that can be done about it.
-    fn hidden(context: &Context, vm: &Name, record: &Record, seen: &mut Vec<LayerId>) -> Result<Option<Self>> {
-        let pool = bystanders::pool_after(context, vm, record)?;
-        let volumes = record.snapshots.iter().flat_map(|snapshot| snapshot.config.writable());
-        for disk in record.config.writable().chain(volumes) {
-            for info in pool.chain(&disk.layer.id)? {
-                let id = &info.layer.id;
-                if !pool.uses(id).is_empty() || seen.contains(id) {
-                    continue;
-                }
-                seen.push(id.clone());
-                let layers = [(disk.target.clone(), info.layer.clone())];
-                let doomed = Self::at(context, vm, record.clone(), &layers, false)?;
-                if !doomed.moves().merges.is_empty() {
-                    return Ok(Some(doomed));
-                }
-            }
-        }
-        Ok(None)
-    }
-
-    fn moves(&self) -> Moves {
-        let mut moves = Moves::default();
-        for (target, actions) in &self.disks {
-            moves.add(target, actions, &self.pool);
-        }
-        moves
-    }
-
-    fn outcomes(&self, unmerged: Option<&str>) -> Vec<Outcome> {
-        let planned =
-            self.disks.iter().flat_map(|(target, actions)| actions.iter().map(move |action| (target, action)));
-        planned.map(|(target, action)| outcome(target, action, &self.pool, unmerged)).collect()
-    }
-}
-
-fn outcome(target: &str, action: &Action, pool: &Pool, unmerged: Option<&str>) -> Outcome {
-    let (what, bytes) = match action {
-        Action::Commit { .. } | Action::Stream { .. } if let Some(why) = unmerged => {
-            (What::Kept(format!("it could not be merged: {why}")), 0)
-        }
-        Action::Drop(_) => (What::Trashed, 0),
-        Action::Commit { bytes, .. } => (What::Committed, *bytes),
-        Action::Stream { bytes, .. } => (What::Streamed, *bytes),
-        Action::Keep { why: Why::Children(children), .. } => {
-            let mut users: Vec<String> = children
-                .iter()
-                .flat_map(|layer| pool.uses(&layer.id))
-                .map(|r#use| match r#use {
-                    crate::layer::pool::Use::Snapshot(vm, snapshot) => format!("{vm}@{snapshot}"),
-                    other => other.owner().to_string(),
-                })
-                .collect();
-            users.sort();
-            users.dedup();
-            if users.is_empty() {
-                users.push("hidden ones themselves".to_owned());
-            }
-            (What::Kept(format!("{} layers stand on it ({})", children.len(), users.join(", "))), 0)
-        }
-        Action::Keep { why: Why::Uncertain(why), .. } => (What::Kept(why.clone()), 0),
-        Action::Keep { why: Why::Undo, .. } => (What::Kept("a change that can be undone needs it".to_owned()), 0),
-        Action::Keep { why: Why::InUse, .. } => {
-            (What::Kept("another VM has it open, or relies on it as it is".to_owned()), 0)
-        }
-        Action::Keep { why: Why::BelowInternal(count), .. } => {
-            (What::Kept(format!("the layer above carries {count} internal snapshots, which rest on it")), 0)
-        }
-        Action::Keep { why: Why::InternalSnapshots(count), .. } => {
-            (What::Kept(format!("it carries {count} internal snapshots")), 0)
-        }
-    };
-    Outcome { target: target.to_owned(), what, bytes }
+/// What becomes of the layers of the snapshot `name` when it is removed.
+fn collapse_plan(
+    context: &Context,
+    vm: &Name,
+    record: &Record,
+    name: &Name,
+    keep_undo: bool,
+) -> Result<CollapsePlan> {
+    let going = record.snapshots.iter().filter(|snapshot| snapshot.name == *name);
+    let disks = going.flat_map(|snapshot| snapshot.config.writable());
+    let layers: Vec<(String, Layer)> =
+        disks.map(|disk| (disk.target.clone(), disk.layer.clone())).collect();
+    CollapsePlan::at(context, vm, plan::without(record, name), &layers, keep_undo)
 }

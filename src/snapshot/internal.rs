@@ -1,23 +1,27 @@
-//! Internal snapshots: kept inside the qcow2 images themselves. The head goes on in the same layers.
+//! Internal snapshots: kept inside the qcow2 images themselves. The head goes on in the same
+//! layers.
 //!
 //! | the VM | taken | gone back to | removed |
 //! |---|---|---|---|
 //! | runs | `snapshot-save`, with memory | a new QEMU and `snapshot-load` | `snapshot-delete` |
-//! | is stopped | `qemu-img snapshot -c`, disks alone | `qemu-img snapshot -a` | `qemu-img snapshot -d` |
+//! | is stopped | `qemu-img snapshot -c`, disks alone | the same with `-a` | the same with `-d` |
 //!
-//! Before the head's layers are taken back, their state is kept as another internal snapshot, for `undo`. Once the layers have been sealed
-//! by an external snapshot they are not written any more: going back then copies what the internal snapshot holds into new layers.
+//! Before the head's layers are taken back, their state is kept as another internal snapshot, for
+//! `undo`. Once the layers have been sealed by an external snapshot they are not written any more:
+//! going back then copies what the internal snapshot holds into new layers.
 
 use super::internal_steps::{InternalDelete, InternalRevert, InternalSave};
-use super::outcome::{Outcome, Removed, What};
 use super::plan;
 use crate::change::{OpenVm, Plan, Planned};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::instance::{fingerprint, status};
+use crate::layer::graph::LayerGraph;
 use crate::layer::info;
-use crate::layer::pool::Pool;
-use crate::model::{Disk, Format, Layer, LayerId, Memory, Name, Record, Snapshot, SnapshotKind, human};
+use crate::merge::outcome::{Outcome, Removed, What};
+use crate::model::{
+    Disk, Format, Layer, LayerId, Memory, Name, Record, Snapshot, SnapshotKind, human,
+};
 use crate::qemu::img::{Img, Source};
 use crate::qemu::qmp::Qmp;
 use crate::steps::layers::CopyInternal;
@@ -27,37 +31,58 @@ use crate::steps::trash::TrashLayers;
 use crate::store::{VmLock, trash};
 
 /// How the tags begin under which a head is kept for `undo`.
-pub const WAY_BACK: &str = "cw-undo-";
+pub const UNDO_PREFIX: &str = "cw-undo-";
 
 /// The tags in `layer` under which heads are kept for `undo`.
-pub async fn ways_back(context: &Context, layer: &Layer) -> Result<Vec<String>> {
+pub async fn undo_tags(context: &Context, layer: &Layer) -> Result<Vec<String>> {
     let path = context.store.layout.layer(layer);
-    let inside = Img::find(context)?.info(&path, Source::File(&path, layer.format)).await?.snapshots;
-    Ok(inside.into_iter().map(|inner| inner.name).filter(|tag| tag.starts_with(WAY_BACK)).collect())
+    let inside =
+        Img::find(context)?.info(&path, Source::File(&path, layer.format)).await?.snapshots;
+    Ok(inside
+        .into_iter()
+        .map(|inner| inner.name)
+        .filter(|tag| tag.starts_with(UNDO_PREFIX))
+        .collect())
 }
 
 /// Refuses a disk that cannot carry internal snapshots, naming it.
 pub fn refuse_formats(vm: &Name, record: &Record) -> Result<()> {
-    let Some(disk) = record.config.writable().find(|disk| disk.layer.format != Format::Qcow2) else { return Ok(()) };
+    let Some(disk) = record.config.writable().find(|disk| disk.layer.format != Format::Qcow2)
+    else {
+        return Ok(());
+    };
     Err(Error::refused(format!(
         "disk {} of {vm} is {}, and only qcow2 can carry an internal snapshot",
         disk.target, disk.layer.format
     ))
-    .hint(format!("take an external one, on which the disk goes on as qcow2: cowhand snapshot create {vm}")))
+    .hint(format!(
+        "take an external one, on which the disk goes on as qcow2: cowhand snapshot create {vm}"
+    )))
 }
 
-/// A tag for a new one. QEMU takes a number for its own id, and an image may carry tags that others made: so it is no name of a user's.
+/// A tag for a new one. QEMU takes a number for its own id, and an image may carry tags that others
+/// made: so it is no name of a user's.
 pub fn free_tag() -> String {
     format!("cw-{}", LayerId::random())
 }
 
 /// The plan that takes one. `writer` is the QEMU that runs.
-pub async fn take(qmp: Option<&mut Qmp>, record: &Record, taking: &plan::Taking, tag: &str) -> Result<Plan> {
+pub async fn take(
+    qmp: Option<&mut Qmp>,
+    record: &Record,
+    taking: &plan::Taking,
+    tag: &str,
+) -> Result<Plan> {
     let live = qmp.is_some();
     let memory = match qmp {
         Some(qmp) => {
             let writer = fingerprint::fingerprint(qmp, &record.config).await?;
-            Some(Memory { image: None, bytes: 0, writer, leased: fingerprint::leased(qmp, &record.config) })
+            Some(Memory {
+                image: None,
+                bytes: 0,
+                writer,
+                leased: fingerprint::leased(qmp, &record.config),
+            })
         }
         None => None,
     };
@@ -108,16 +133,17 @@ pub fn revert(record: &Record, reverting: &Reverting<'_>) -> (Record, Plan) {
     let mut before: Vec<Planned> = Vec::new();
     let stop = reverting.old_pid.map(|_| StopQemu {}.into());
     let mut trashed = Vec::new();
-    let mut way_back = None;
+    let mut undo_snapshot = None;
     if is_in_head(record, snapshot) {
         let layers = layers(record.config.writable());
-        let back = format!("{WAY_BACK}{}", LayerId::random());
+        let back = format!("{UNDO_PREFIX}{}", LayerId::random());
         before.extend(stop);
         before.push(InternalSave { tag: back.clone(), layers: layers.clone(), live: false }.into());
-        let memory = reverting.memory.map(|_| Box::new(crate::store::schema::RecordV1::from(&after)));
+        let memory =
+            reverting.memory.map(|_| Box::new(crate::store::schema::RecordV1::from(&after)));
         let old_pid = reverting.old_pid;
         before.push(InternalRevert { tag, back: back.clone(), layers, memory, old_pid }.into());
-        way_back = Some(back);
+        undo_snapshot = Some(back);
     } else {
         for disk in after.config.writable_mut() {
             let layer = Layer::new(Format::Qcow2);
@@ -127,9 +153,18 @@ pub fn revert(record: &Record, reverting: &Reverting<'_>) -> (Record, Plan) {
         }
         before.extend(stop);
         let kept: Vec<&Layer> = after.layers().collect();
-        trashed = layers(record.config.writable()).into_iter().filter(|layer| !kept.contains(&layer)).collect();
+        trashed = layers(record.config.writable())
+            .into_iter()
+            .filter(|layer| !kept.contains(&layer))
+            .collect();
     }
-    let trash = TrashLayers::of(record, reverting.trash.clone(), reverting.what.clone(), trashed, way_back);
+    let trash = TrashLayers::of(
+        record,
+        reverting.trash.clone(),
+        reverting.what.clone(),
+        trashed,
+        undo_snapshot,
+    );
     let mut last: Vec<Planned> = vec![trash.into()];
     if reverting.memory == Some(true) {
         last.push(Resume {}.into());
@@ -139,9 +174,15 @@ pub fn revert(record: &Record, reverting: &Reverting<'_>) -> (Record, Plan) {
 }
 
 /// What [`remove`] would do, or its refusal.
-pub(super) fn would_remove(context: &Context, vm: &Name, record: &Record, snapshot: &Snapshot) -> Result<Vec<Outcome>> {
+pub(super) fn would_remove(
+    context: &Context,
+    vm: &Name,
+    record: &Record,
+    snapshot: &Snapshot,
+) -> Result<Vec<Outcome>> {
     refuse_sealed_elsewhere(context, vm, record, snapshot)?;
-    let outcome = |disk: &Disk| Outcome { target: disk.target.clone(), what: What::Internal, bytes: 0 };
+    let outcome =
+        |disk: &Disk| Outcome { target: disk.target.clone(), what: What::Internal, bytes: 0 };
     Ok(snapshot.config.writable().map(outcome).collect())
 }
 
@@ -151,45 +192,64 @@ pub(super) async fn remove(opened: &mut OpenVm<'_>, name: &Name, tag: &str) -> R
     let snapshot = record.snapshot(vm, name)?;
     let disks: Vec<&Disk> = snapshot.config.writable().collect();
     let _others = refuse_sealed_elsewhere(context, vm, record, snapshot)?;
-    let size = |disk: &&Disk| info::inspect(&context.store, &disk.layer).map(|info| info.allocated_bytes);
+    let size =
+        |disk: &&Disk| info::inspect(&context.store, &disk.layer).map(|info| info.allocated_bytes);
     let before: Vec<u64> = disks.iter().map(size).collect::<Result<_>>()?;
     let delete = InternalDelete { tag: tag.to_owned(), layers: layers(snapshot.config.writable()) };
     let plan = Plan::pivot(WriteRecord::of(&plan::without(record, name))).after([delete.into()]);
     opened.carry_out(plan).await?;
     let outcomes = disks.iter().zip(before).map(|(disk, before)| {
         let now = size(disk).unwrap_or(before);
-        Outcome { target: disk.target.clone(), what: What::Internal, bytes: before.saturating_sub(now) }
+        Outcome {
+            target: disk.target.clone(),
+            what: What::Internal,
+            bytes: before.saturating_sub(now),
+        }
     });
     Ok(Removed { name: name.clone(), outcomes: outcomes.collect(), lost_undo: Vec::new() })
 }
 
-/// A sealed layer can be written only while nobody has it open; the locks of those who could open it.
-fn refuse_sealed_elsewhere(context: &Context, vm: &Name, record: &Record, snapshot: &Snapshot) -> Result<Vec<VmLock>> {
+/// A sealed layer can be written only while nobody has it open; the locks of those who could open
+/// it.
+fn refuse_sealed_elsewhere(
+    context: &Context,
+    vm: &Name,
+    record: &Record,
+    snapshot: &Snapshot,
+) -> Result<Vec<VmLock>> {
     let mut locks: Vec<VmLock> = Vec::new();
     if is_in_head(record, snapshot) {
         return Ok(locks);
     }
-    let pool = Pool::scan(&context.store)?;
+    let graph = LayerGraph::scan(&context.store)?;
     for disk in snapshot.config.writable() {
-        let mut users = pool.sharers(vm, &disk.layer.id);
+        let mut users = graph.sharers(vm, &disk.layer.id);
         users.push(vm.clone());
         for user in users {
             if user != *vm && !locks.iter().any(|lock| *lock.name() == user) {
                 let lock = context.store.try_lock_vm(&user, &context.operation)?;
                 locks.push(lock.ok_or_else(|| {
                     Error::locked(format!(
-                        "another command is at work on {user}, which stands on the layer of {vm}@{}",
+                        "another command is at work on {user}, \
+                         which stands on the layer of {vm}@{}",
                         snapshot.name
                     ))
                 })?);
             }
             let record = context.store.load(&user)?;
             if record.is_template() {
-                return Err(Error::refused(format!("the layer of {vm}@{} belongs to template {user}", snapshot.name)));
+                return Err(Error::refused(format!(
+                    "the layer of {vm}@{} belongs to template {user}",
+                    snapshot.name
+                )));
             }
-            let stands_on =
-                |head: &Disk| pool.chain(&head.layer.id).map(|chain| chain.iter().any(|info| info.layer == disk.layer));
-            let open = record.config.volumes().map(stands_on).collect::<Result<Vec<_>>>()?.contains(&true);
+            let stands_on = |head: &Disk| {
+                graph
+                    .chain(&head.layer.id)
+                    .map(|chain| chain.iter().any(|info| info.layer == disk.layer))
+            };
+            let open =
+                record.config.volumes().map(stands_on).collect::<Result<Vec<_>>>()?.contains(&true);
             if open && status::is_running(context, &user)? {
                 return Err(Error::refused(format!(
                     "{user} is running, and has the layer of {vm}@{} ({}, {}) open",

@@ -1,4 +1,5 @@
-//! The steps of internal snapshots: inside qcow2 images, by the running QEMU (`snapshot-save`, `-load`, `-delete`) or by `qemu-img`.
+//! The steps of internal snapshots: inside qcow2 images, by the running QEMU (`snapshot-save`,
+//! `-load`, `-delete`) or by `qemu-img`.
 
 use std::time::Instant;
 
@@ -11,8 +12,8 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::instance::{launch, terminate};
 use crate::layer::{chain, guest_memory, sealed, stamp};
-use crate::model::{Layer, LayerStamp, Record};
-use crate::qemu::cmdline::How;
+use crate::model::{FileStamp, Layer, Record};
+use crate::qemu::cmdline::StartMode;
 use crate::qemu::img::{Img, Source};
 use crate::qemu::qmp::jobs::Milestone;
 use crate::qemu::qmp::{Qmp, QmpError, REPLY};
@@ -48,7 +49,8 @@ impl Step for InternalSave {
     }
 }
 
-/// Makes the layers of the head what they were at an internal snapshot. Undone by going to another one, which was taken just before.
+/// Makes the layers of the head what they were at an internal snapshot. Undone by going to another
+/// one, which was taken just before.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InternalRevert {
@@ -68,7 +70,10 @@ impl Step for InternalRevert {
     const TAG: &'static str = "internal-revert";
 
     fn touches(&self) -> Touches {
-        Touches { vm: self.memory.as_ref().map(|record| record.uuid()), ..Touches::pinned(&self.layers) }
+        Touches {
+            vm: self.memory.as_ref().map(|record| record.uuid()),
+            ..Touches::pinned(&self.layers)
+        }
     }
 
     async fn apply(&self, run: &mut Run<'_>) -> Result<()> {
@@ -124,7 +129,12 @@ async fn save(run: &mut Run<'_>, tag: &str, layers: &[Layer], live: bool) -> Res
     Ok(())
 }
 
-async fn revert(run: &mut Run<'_>, tag: &str, layers: &[Layer], memory: Option<&RecordV1>) -> Result<()> {
+async fn revert(
+    run: &mut Run<'_>,
+    tag: &str,
+    layers: &[Layer],
+    memory: Option<&RecordV1>,
+) -> Result<()> {
     unseal(run.store(), layers);
     let Some(record) = memory else {
         for layer in layers {
@@ -134,8 +144,9 @@ async fn revert(run: &mut Run<'_>, tag: &str, layers: &[Layer], memory: Option<&
     };
     let record = Record::try_from(record.clone())?;
     let point = record.snapshots.iter().find(|snapshot| snapshot.tag() == Some(tag));
-    let leased = point.and_then(|snapshot| snapshot.memory.as_ref()).map(|memory| memory.leased.clone());
-    let how = How::Loading { leased: &leased.unwrap_or_default() };
+    let leased =
+        point.and_then(|snapshot| snapshot.memory.as_ref()).map(|memory| memory.leased.clone());
+    let how = StartMode::Loading { leased: &leased.unwrap_or_default() };
     let mut qmp = launch::launch(run.context, &run.name, &record, how).await?;
     let task = run.context.ui.task(&format!("{}: loading memory and disks", run.name), 0);
     if let Err(error) = job(&mut qmp, "snapshot-load", tag, layers, &*task).await {
@@ -146,20 +157,31 @@ async fn revert(run: &mut Run<'_>, tag: &str, layers: &[Layer], memory: Option<&
     Ok(())
 }
 
-/// The way back from [`revert`]; where that never began, the QEMU from before still runs, or the way back is not there.
-/// `ours`: the step starts one itself.
-async fn go_back(run: &mut Run<'_>, back: &str, layers: &[Layer], old_pid: Option<i32>, ours: bool) -> Result<()> {
+/// The way back from [`revert`]; where that never began, the QEMU from before still runs, or the
+/// way back is not there. `ours`: the step starts one itself.
+async fn go_back(
+    run: &mut Run<'_>,
+    back: &str,
+    layers: &[Layer],
+    old_pid: Option<i32>,
+    ours: bool,
+) -> Result<()> {
     let name = run.name.clone();
     if let Some(qmp) = run.qmp().await? {
         if old_pid.is_some() && qmp.pid() == old_pid {
             return Ok(());
         }
-        // Ours stands still until the change is past its point of no return. Whatever another one has written is not ours to overwrite.
+        // Ours stands still until the change is past its point of no return. Whatever another one
+        // has written is not ours to overwrite.
         if !ours || qmp.status(REPLY).await?.running {
             return Err(Error::refused(format!(
-                "{name} was started by somebody else while a revert of it was half done, and may have written to its disks"
+                "{name} was started by somebody else while a revert of it was half done, and may \
+                 have written to its disks"
             ))
-            .hint(format!("save what it wrote; when it has ended, the next command on {name} puts the disks back as they were before the revert")));
+            .hint(format!(
+                "save what it wrote; when it has ended, the next command on {name} puts \
+                 the disks back as they were before the revert"
+            )));
         }
         if let Some(qmp) = run.take_qmp().await? {
             terminate::quit(run.context, &run.name, qmp).await?;
@@ -178,16 +200,18 @@ async fn go_back(run: &mut Run<'_>, back: &str, layers: &[Layer], old_pid: Optio
 /// Takes back what was saved; what QEMU is in the middle of saving, when it has done so.
 async fn unsave(run: &mut Run<'_>, tag: &str, layers: &[Layer]) -> Result<()> {
     if let Some(qmp) = run.qmp().await? {
-        settle(qmp, &job_id("snapshot-save")).await?;
+        await_leftover_job(qmp, &job_id("snapshot-save")).await?;
     }
     delete(run, tag, layers).await
 }
 
-/// Removes an internal snapshot from `layers`, those that carry it: in the running QEMU where the guest writes to them, else by `qemu-img`.
+/// Removes an internal snapshot from `layers`, those that carry it: in the running QEMU where the
+/// guest writes to them, else by `qemu-img`.
 pub async fn delete(run: &mut Run<'_>, tag: &str, layers: &[Layer]) -> Result<()> {
     let (context, name) = (run.context, run.name.clone());
     let missing = without(run.context, layers, tag).await?;
-    let there: Vec<Layer> = layers.iter().filter(|layer| !missing.contains(layer)).cloned().collect();
+    let there: Vec<Layer> =
+        layers.iter().filter(|layer| !missing.contains(layer)).cloned().collect();
     let head: Vec<Layer> = match context.store.load(&name) {
         Ok(record) => record.config.writable().map(|disk| disk.layer.clone()).collect(),
         Err(_) => Vec::new(),
@@ -203,7 +227,9 @@ pub async fn delete(run: &mut Run<'_>, tag: &str, layers: &[Layer]) -> Result<()
     }
     for layer in &closed {
         let rewriting = Rewriting::begin(&context.store, layer)?;
-        if let Err(error) = img(context, layer)?.delete(&context.store.layout.layer(layer), tag).await {
+        if let Err(error) =
+            img(context, layer)?.delete(&context.store.layout.layer(layer), tag).await
+        {
             if !run.recovering {
                 return Err(error);
             }
@@ -222,11 +248,14 @@ pub async fn delete(run: &mut Run<'_>, tag: &str, layers: &[Layer]) -> Result<()
     Ok(())
 }
 
-/// Gives up the memory that going back to an internal snapshot has left in the active part of `layer`, which nobody has open. It takes room, and does no harm:
-/// what cannot be given up stays.
+/// Gives up the memory that going back to an internal snapshot has left in the active part of
+/// `layer`, which nobody has open. It takes room, and does no harm: what cannot be given up stays.
 async fn give_up_memory(context: &Context, layer: &Layer) {
     if let Err(error) = guest_memory::give_up(context, layer).await {
-        tracing::debug!("memory stays in the active part of layer {layer}: {}", error.full_message());
+        tracing::debug!(
+            "memory stays in the active part of layer {layer}: {}",
+            error.full_message()
+        );
     }
 }
 
@@ -261,7 +290,7 @@ async fn without(context: &Context, layers: &[Layer], tag: &str) -> Result<Vec<L
 /// A layer whose file is written while what a guest sees in it stays the same.
 struct Rewriting<'a> {
     layer: &'a Layer,
-    before: LayerStamp,
+    before: FileStamp,
     /// What it was when it was sealed is noted, and it was that.
     is_sealed: bool,
 }
@@ -279,7 +308,7 @@ impl<'a> Rewriting<'a> {
         if self.is_sealed {
             sealed::note(store, self.layer);
         }
-        store.stamp_anew(&self.before.into(), &stamp::of(store, self.layer)?.into())
+        store.stamp_anew(&self.before, &stamp::of(store, self.layer)?)
     }
 }
 
@@ -287,8 +316,9 @@ fn job_id(command: &str) -> String {
     format!("cw-{command}")
 }
 
-/// Waits for what an earlier attempt has left of its job, and forgets it. These jobs cannot be called off.
-async fn settle(qmp: &mut Qmp, id: &str) -> Result<()> {
+/// Waits for what an earlier attempt has left of its job, and forgets it. These jobs cannot be
+/// called off.
+async fn await_leftover_job(qmp: &mut Qmp, id: &str) -> Result<()> {
     if qmp.job(id).await?.is_none() {
         return Ok(());
     }
@@ -300,14 +330,20 @@ async fn settle(qmp: &mut Qmp, id: &str) -> Result<()> {
 }
 
 /// Runs one of QEMU's snapshot jobs on all `layers`; the first one holds the memory.
-async fn job(qmp: &mut Qmp, command: &str, tag: &str, layers: &[Layer], task: &dyn Task) -> Result<()> {
+async fn job(
+    qmp: &mut Qmp,
+    command: &str,
+    tag: &str,
+    layers: &[Layer],
+    task: &dyn Task,
+) -> Result<()> {
     let id = job_id(command);
     let devices: Vec<String> = layers.iter().map(Layer::node).collect();
     let mut arguments = json!({"job-id": id, "tag": tag, "devices": devices});
     if command != "snapshot-delete" {
         arguments["vmstate"] = devices.first().cloned().unwrap_or_default().into();
     }
-    settle(qmp, &id).await?;
+    await_leftover_job(qmp, &id).await?;
     qmp.call::<Value>(command, arguments).await?;
     qmp.wait_for_job(&id, Milestone::Concluded, task).await.map_err(Error::from)?;
     Ok(qmp.dismiss_job(&id).await?)

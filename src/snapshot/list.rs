@@ -6,7 +6,7 @@ use super::plan;
 use super::plan::Which;
 use crate::context::Context;
 use crate::error::Result;
-use crate::layer::pool::Pool;
+use crate::layer::graph::LayerGraph;
 use crate::model::{Config, LayerId, Name, Record, Snapshot};
 
 /// A snapshot with what is computed about it.
@@ -42,7 +42,10 @@ fn row(context: &Context, record: &Record, snapshot: &Snapshot) -> Row {
         current: record.head.as_ref() == Some(&snapshot.name),
         // An internal one has no layer of its own.
         bytes: if snapshot.tag().is_some() { 0 } else { bytes(context, &snapshot.config) },
-        descendants: plan::victims(record, &snapshot.name, Which::ChildrenOnly).into_iter().rev().collect(),
+        descendants: plan::to_remove(record, &snapshot.name, Which::ChildrenOnly)
+            .into_iter()
+            .rev()
+            .collect(),
         children: record.children(&snapshot.name).map(|child| child.name.clone()).collect(),
         snapshot: snapshot.clone(),
     }
@@ -74,8 +77,8 @@ pub struct Tree {
 /// The tree of `vm`.
 pub fn tree(context: &Context, vm: &Name) -> Result<Tree> {
     let record = context.store.load(vm)?;
-    let pool = Pool::scan(&context.store)?;
-    let clones = record.snapshots.iter().map(|snapshot| clones(&pool, vm, snapshot)).collect();
+    let graph = LayerGraph::scan(&context.store)?;
+    let clones = record.snapshots.iter().map(|snapshot| clones(&graph, vm, snapshot)).collect();
     Ok(Tree {
         vm: vm.clone(),
         rows: record.snapshots.iter().map(|snapshot| row(context, &record, snapshot)).collect(),
@@ -86,12 +89,12 @@ pub fn tree(context: &Context, vm: &Name) -> Result<Tree> {
 }
 
 /// Who, other than `vm` itself, stands directly on a snapshot's layers.
-fn clones(pool: &Pool, vm: &Name, snapshot: &Snapshot) -> Vec<Name> {
+fn clones(graph: &LayerGraph, vm: &Name, snapshot: &Snapshot) -> Vec<Name> {
     let ids: Vec<&LayerId> = snapshot.config.writable().map(|disk| &disk.layer.id).collect();
     let mut names: Vec<Name> = ids
         .into_iter()
-        .flat_map(|id| pool.children(id))
-        .flat_map(|child| pool.uses(&child.layer.id))
+        .flat_map(|id| graph.children(id))
+        .flat_map(|child| graph.uses(&child.layer.id))
         .map(|r#use| r#use.owner().clone())
         .filter(|owner| owner != vm)
         .collect();

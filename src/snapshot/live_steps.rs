@@ -1,5 +1,5 @@
-//! The steps of a snapshot of a running guest: freeze, add the overlays' nodes, switch to them (`blockdev-snapshot` in a
-//! `transaction`), thaw.
+//! The steps of a snapshot of a running guest: freeze, add the overlays' nodes, switch to them
+//! (`blockdev-snapshot` in a `transaction`), thaw.
 
 use std::time::{Duration, Instant};
 
@@ -48,8 +48,10 @@ impl Step for AddNodes {
         for node in self.layers.iter().flat_map(|layer| [layer.node(), layer.file_node()]) {
             match qmp.remove_node(&node).await {
                 Ok(()) => {}
-                // It was never added. Any other refusal means that it is in use, and its file must stay.
-                Err(QmpError::Refused { message, .. }) if message.contains("Failed to find node") => {}
+                // It was never added. Any other refusal means that it is in use, and its file must
+                // stay.
+                Err(QmpError::Refused { message, .. })
+                    if message.contains("Failed to find node") => {}
                 Err(error) => return Err(error.into()),
             }
         }
@@ -83,32 +85,42 @@ impl Step for Switch {
     const TAG: &'static str = "switch";
 
     fn touches(&self) -> Touches {
-        let layers: Vec<Layer> = self.disks.iter().flat_map(|disk| [disk.head.clone(), disk.overlay.clone()]).collect();
+        let layers: Vec<Layer> =
+            self.disks.iter().flat_map(|disk| [disk.head.clone(), disk.overlay.clone()]).collect();
         Touches::pinned(&layers)
     }
 
     async fn apply(&self, run: &mut Run<'_>) -> Result<()> {
-        let action = |disk: &Switched| json!({"type": "blockdev-snapshot", "data": {"node": disk.head.node(), "overlay": disk.overlay.node()}});
+        let action = |disk: &Switched| {
+            json!({
+                "type": "blockdev-snapshot",
+                "data": {"node": disk.head.node(), "overlay": disk.overlay.node()},
+            })
+        };
         let actions: Vec<Value> = self.disks.iter().map(action).collect();
         run.live().await?.call::<Value>("transaction", json!({"actions": actions})).await?;
         Ok(())
     }
 
-    /// While QEMU lives it knows which layer its device is on. When it is dead, an overlay that was made and never switched to
-    /// is empty, and one that was switched to may hold the guest's writes: standing on it is right either way.
+    /// While QEMU lives it knows which layer its device is on. When it is dead, an overlay that was
+    /// made and never switched to is empty, and one that was switched to may hold the guest's
+    /// writes: standing on it is right either way.
     async fn happened(&self, run: &mut Run<'_>) -> Result<Option<bool>> {
         // All of them have switched, or none: one tells for all.
         if let Some(qmp) = run.qmp().await?
             && let Some(disk) = self.disks.first()
         {
             let node = qmp.root_node(&disk.target).await?;
-            let active = Layer::id_of_node(&node).ok_or_else(|| {
-                Error::refused(format!(
-                    "{} is on the block node {node:?}, which cowhand has not made, so what became of an earlier change cannot be seen",
+            let active =
+                Layer::id_of_node(&node).ok_or_else(|| {
+                    Error::refused(format!(
+                    "{} is on the block node {node:?}, which cowhand has not made, so what became \
+                     of an earlier change cannot be seen",
                     disk.target
                 ))
-                .hint("if a block job made it (query-block-jobs), wait for its end; if another program did, let that take it away; then run the command again")
-            })?;
+                .hint("if a block job made it (query-block-jobs), wait for its end; \
+                       if another program did, let that take it away; then run the command again")
+                })?;
             return Ok(Some(active == disk.overlay.id));
         }
         Ok(Some(self.disks.iter().all(|disk| run.store().layout.layer(&disk.overlay).exists())))
@@ -147,13 +159,16 @@ impl Step for Freeze {
             Err(NotFrozen { how, error }) => {
                 run.report.freeze = Some(how);
                 let why = error.full_message();
-                run.report.warnings.push(format!("the guest's file systems were not frozen: {why}"));
+                run.report
+                    .warnings
+                    .push(format!("the guest's file systems were not frozen: {why}"));
                 Ok(())
             }
         }
     }
 
-    /// What somebody else has frozen is not ours to thaw. After a crash nobody knows who it was, and a thaw is the lesser evil.
+    /// What somebody else has frozen is not ours to thaw. After a crash nobody knows who it was,
+    /// and a thaw is the lesser evil.
     async fn undo(&self, run: &mut Run<'_>) -> Result<()> {
         thaw_ours(run).await;
         Ok(())

@@ -9,13 +9,14 @@ use crate::change::step::{Abandoned, Step, Touches};
 use crate::error::{Error, IoContext, Result};
 use crate::instance::{launch, sockets, terminate};
 use crate::model::{Layer, RamImage, Record};
-use crate::qemu::cmdline::How;
+use crate::qemu::cmdline::StartMode;
 use crate::qemu::qmp::{Qmp, REPLY};
 use crate::qemu::ram::{self, Files, Saving, Way};
 use crate::store::schema::{RecordV1, form};
 use crate::store::{atomic, make_directory};
 
-/// How often it is looked whether QEMU has got as far as the first page; there is no event for that.
+/// How often it is looked whether QEMU has got as far as the first page; there is no event for
+/// that.
 const LOOK: Duration = Duration::from_millis(2);
 
 /// Gets ready to save the guest's memory, which still runs; undone by calling that off.
@@ -33,14 +34,19 @@ impl Step for BeginMemory {
     const TAG: &'static str = "begin-memory";
 
     fn touches(&self) -> Touches {
-        Touches { images: vec![self.image.id.clone()], is_undone_by_removal: true, ..Touches::default() }
+        Touches {
+            images: vec![self.image.id.clone()],
+            is_undone_by_removal: true,
+            ..Touches::default()
+        }
     }
 
     async fn apply(&self, run: &mut Run<'_>) -> Result<()> {
         let context = run.context;
         make_directory(&context.store.layout.rams())?;
         let files = files_of(run, &self.image);
-        let saving = Saving::begin(run.live().await?, &files, self.image.compressed, self.running).await?;
+        let saving =
+            Saving::begin(run.live().await?, &files, self.image.compressed, self.running).await?;
         if self.running
             && let Way::Stopped(why) = &saving.way
         {
@@ -93,8 +99,8 @@ impl Step for Pause {
     }
 }
 
-/// Saves the guest's memory as it is now, and lets its CPUs go on as soon as possible. A failure here loses the memory, not
-/// the snapshot: the disks have switched.
+/// Saves the guest's memory as it is now, and lets its CPUs go on as soon as possible. A failure
+/// here loses the memory, not the snapshot: the disks have switched.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SaveMemory {
@@ -154,13 +160,15 @@ impl Step for LoadMemory {
         let (context, image) = (run.context, &self.image);
         let record = Record::try_from((*self.record).clone())?;
         let memory = record.snapshots.iter().filter_map(|snapshot| snapshot.memory.as_ref());
-        let leased =
-            memory.filter(|memory| memory.image.as_ref() == Some(image)).flat_map(|memory| memory.leased.clone());
+        let leased = memory
+            .filter(|memory| memory.image.as_ref() == Some(image))
+            .flat_map(|memory| memory.leased.clone());
         let leased: Vec<usize> = leased.collect();
-        let how = How::Incoming { leased: &leased };
+        let how = StartMode::Incoming { leased: &leased };
         let mut qmp = launch::launch(context, &run.name, &record, how).await?;
         let task = context.ui.task(&format!("{}: loading memory", run.name), 0);
-        let loaded = ram::load(&mut qmp, &context.store.layout.ram(image), image.compressed, &*task).await;
+        let loaded =
+            ram::load(&mut qmp, &context.store.layout.ram(image), image.compressed, &*task).await;
         match loaded {
             Ok(()) => {
                 run.adopt(qmp);
@@ -176,7 +184,8 @@ impl Step for LoadMemory {
         }
     }
 
-    /// Ends the QEMU that was started on the layers of the record; one that runs on others is the one from before.
+    /// Ends the QEMU that was started on the layers of the record; one that runs on others is the
+    /// one from before.
     async fn undo(&self, run: &mut Run<'_>) -> Result<()> {
         let record = Record::try_from((*self.record).clone())?;
         let Some(disk) = record.config.writable().next().cloned() else { return Ok(()) };
@@ -196,7 +205,12 @@ fn files_of(run: &Run<'_>, image: &RamImage) -> Files {
 }
 
 /// A failure here loses the memory, not the snapshot: the disks have switched.
-async fn save_memory(run: &mut Run<'_>, image: &RamImage, heads: &[Layer], resume: bool) -> Result<()> {
+async fn save_memory(
+    run: &mut Run<'_>,
+    image: &RamImage,
+    heads: &[Layer],
+    resume: bool,
+) -> Result<()> {
     let saved = match run.saving.take() {
         Some(saving) => finish(run, saving, heads, resume).await,
         None => pick_up(run, image, heads, resume).await,
@@ -208,7 +222,8 @@ async fn save_memory(run: &mut Run<'_>, image: &RamImage, heads: &[Layer], resum
             std::fs::rename(&files.whole, layout.ram(image)).on("rename", &files.whole)?;
             atomic::sync_directory(&layout.rams())?;
             let path = layout.ram(image);
-            run.report.memory = Some(std::fs::metadata(&path).map(|about| about.len()).on("read", &path)?);
+            run.report.memory =
+                Some(std::fs::metadata(&path).map(|about| about.len()).on("read", &path)?);
         }
         // Done by an earlier attempt.
         Ok(()) if run.context.store.layout.ram(image).exists() => {}
@@ -231,7 +246,12 @@ async fn save_memory(run: &mut Run<'_>, image: &RamImage, heads: &[Layer], resum
     Ok(())
 }
 
-async fn finish(run: &mut Run<'_>, mut saving: Saving, heads: &[Layer], resume: bool) -> Result<()> {
+async fn finish(
+    run: &mut Run<'_>,
+    mut saving: Saving,
+    heads: &[Layer],
+    resume: bool,
+) -> Result<()> {
     let task = run.context.ui.task(&format!("{}: saving memory", run.name), 0);
     let qmp = run.live().await?;
     saving.take(qmp, &*task).await?;
@@ -292,8 +312,9 @@ async fn take_disks_back(run: &mut Run<'_>, heads: &[Layer]) -> Result<()> {
     Ok(taken?)
 }
 
-/// Waits for the end of a migration that is under way. It is never called off: see [`ram`]. One that never began has left QEMU the pipe, and the
-/// relay would read from it for as long as QEMU lives.
+/// Waits for the end of a migration that is under way. It is never called off: see [`ram`]. One
+/// that never began has left QEMU the pipe, and the relay would read from it for as long as QEMU
+/// lives.
 async fn end(qmp: &mut Qmp) -> Result<()> {
     if qmp.migration().await?.is_under_way() {
         qmp.wait_for_migration(|_| {}).await?;

@@ -1,6 +1,5 @@
 //! Snapshots: taken, looked at, reverted to, removed. [`plan`] decides and is pure, the others act.
 
-pub mod bystanders;
 pub mod create;
 pub mod delete;
 pub mod internal;
@@ -9,8 +8,6 @@ pub mod list;
 pub mod live_steps;
 pub mod memory;
 pub mod memory_steps;
-pub mod outcome;
 pub mod plan;
 pub mod rename;
 pub mod revert;
-pub mod undoable;

@@ -1,4 +1,5 @@
-//! What a snapshot, a revert and a removal make of a record, and the steps that lead there. Pure but for random identities.
+//! What a snapshot, a revert and a removal make of a record, and the steps that lead there. Pure
+//! but for random identities.
 
 use std::time::Duration;
 
@@ -8,13 +9,10 @@ use uuid::Uuid;
 use super::live_steps::{AddNodes, Freeze, Switch, Switched, Thaw};
 use super::memory_steps::{BeginMemory, LoadMemory, Pause, SaveMemory};
 use crate::change::{Plan, Planned};
-use crate::layer::collapse::Action;
-use crate::layer::pool::Pool;
 use crate::model::{
-    Format, Layer, Memory, Merge, MergeKind, Name, RamImage, Record, Snapshot, SnapshotKind, State, VmState,
+    Format, Layer, Memory, Name, RamImage, Record, Snapshot, SnapshotKind, State, VmState,
 };
 use crate::steps::layers::CreateOverlay;
-use crate::steps::merge::{MergeLayers, RemoveLayers, RemoveMemory};
 use crate::steps::qemu::{Resume, StopQemu};
 use crate::steps::record::WriteRecord;
 use crate::steps::trash::TrashLayers;
@@ -72,7 +70,8 @@ pub fn named(record: &Record, taking: &Taking) -> Record {
         kind: SnapshotKind::External,
         created: Timestamp::now(),
         description: taking.description.clone(),
-        // What stands still is consistent, unless it was killed. A freeze that works is noted when it has.
+        // What stands still is consistent, unless it was killed. A freeze that works is noted when
+        // it has.
         quiesced: matches!(taking.state, State::Paused | State::Stopped),
         vm_state: match taking.state {
             State::Running => VmState::Running,
@@ -110,14 +109,17 @@ pub fn take(record: &Record, taking: &Taking) -> (Record, Plan) {
     let running = taking.state == State::Running;
     let mut last: Vec<Planned> = Vec::new();
     match taking.memory.as_ref().and_then(|memory| memory.image.clone()) {
-        // Memory and disks of one instant need no freeze: a guest that is taken up again goes on where it was.
+        // Memory and disks of one instant need no freeze: a guest that is taken up again goes on
+        // where it was.
         Some(image) => {
             before.push(BeginMemory { image: image.clone(), running }.into());
             before.push(Pause { resume: running }.into());
             last.push(SaveMemory { image, heads: overlays, resume: running }.into());
         }
         None => {
-            let limit_ms = taking.freeze_limit.map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
+            let limit_ms = taking
+                .freeze_limit
+                .map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
             before.extend(taking.freeze.map(|required| Freeze { required, limit_ms }.into()));
             last.extend(taking.freeze.map(|_| Thaw {}.into()));
         }
@@ -137,7 +139,8 @@ pub struct Reverting {
     pub trash: String,
 }
 
-/// The record after a revert to `snapshot`, and the plan: new overlays on its layers, the old head into the trash.
+/// The record after a revert to `snapshot`, and the plan: new overlays on its layers, the old head
+/// into the trash.
 pub fn revert(record: &Record, snapshot: &Snapshot, reverting: &Reverting) -> (Record, Plan) {
     let mut after = back_at(record, snapshot);
     let mut before: Vec<Planned> = Vec::new();
@@ -150,13 +153,20 @@ pub fn revert(record: &Record, snapshot: &Snapshot, reverting: &Reverting) -> (R
         before.push(StopQemu {}.into());
     }
     if let Some((image, _)) = &reverting.memory {
-        before.push(LoadMemory { image: image.clone(), record: Box::new(RecordV1::from(&after)) }.into());
+        before.push(
+            LoadMemory { image: image.clone(), record: Box::new(RecordV1::from(&after)) }.into(),
+        );
     }
     let kept: Vec<&Layer> = after.layers().collect();
-    let layers: Vec<Layer> =
-        record.config.writable().map(|disk| disk.layer.clone()).filter(|layer| !kept.contains(&layer)).collect();
-    let mut last: Vec<Planned> =
-        vec![TrashLayers::of(record, reverting.trash.clone(), trash::Kind::Revert, layers, None).into()];
+    let layers: Vec<Layer> = record
+        .config
+        .writable()
+        .map(|disk| disk.layer.clone())
+        .filter(|layer| !kept.contains(&layer))
+        .collect();
+    let mut last: Vec<Planned> = vec![
+        TrashLayers::of(record, reverting.trash.clone(), trash::Kind::Revert, layers, None).into(),
+    ];
     if let Some((_, true)) = reverting.memory {
         last.push(Resume {}.into());
     }
@@ -164,7 +174,8 @@ pub fn revert(record: &Record, snapshot: &Snapshot, reverting: &Reverting) -> (R
     (after, plan)
 }
 
-/// The record with its head's configuration as it was at `snapshot`, layers and all; a generation id is never used twice.
+/// The record with its head's configuration as it was at `snapshot`, layers and all; a generation
+/// id is never used twice.
 pub fn back_at(record: &Record, snapshot: &Snapshot) -> Record {
     let mut after = record.clone();
     after.config = snapshot.config.clone();
@@ -176,10 +187,15 @@ pub fn back_at(record: &Record, snapshot: &Snapshot) -> Record {
 /// The record without `name`: what stood on it stands on its parent.
 pub fn without(record: &Record, name: &Name) -> Record {
     let mut after = record.clone();
-    let parent =
-        record.snapshots.iter().find(|snapshot| snapshot.name == *name).and_then(|snapshot| snapshot.parent.clone());
+    let parent = record
+        .snapshots
+        .iter()
+        .find(|snapshot| snapshot.name == *name)
+        .and_then(|snapshot| snapshot.parent.clone());
     after.snapshots.retain(|snapshot| snapshot.name != *name);
-    for snapshot in after.snapshots.iter_mut().filter(|snapshot| snapshot.parent.as_ref() == Some(name)) {
+    for snapshot in
+        after.snapshots.iter_mut().filter(|snapshot| snapshot.parent.as_ref() == Some(name))
+    {
         snapshot.parent.clone_from(&parent);
     }
     if after.head.as_ref() == Some(name) {
@@ -189,7 +205,7 @@ pub fn without(record: &Record, name: &Name) -> Record {
 }
 
 /// The snapshots that go when `name` is removed in this way, from the leaves down.
-pub fn victims(record: &Record, name: &Name, which: Which) -> Vec<Name> {
+pub fn to_remove(record: &Record, name: &Name, which: Which) -> Vec<Name> {
     if which == Which::Alone {
         return vec![name.clone()];
     }
@@ -205,99 +221,6 @@ pub fn victims(record: &Record, name: &Name, which: Which) -> Vec<Name> {
     }
     names.reverse();
     names
-}
-
-/// What becomes of the layers of one VM.
-#[derive(Debug, Clone, Default)]
-pub struct Moves {
-    /// Layers that are merged.
-    pub merges: Vec<Merge>,
-    /// Layers that go into the trash.
-    pub trashed: Vec<Layer>,
-}
-
-impl Moves {
-    /// Adds what the collapse planner has decided for one disk.
-    pub fn add(&mut self, target: &str, actions: &[Action], pool: &Pool) {
-        for action in actions {
-            let (kind, top, base, bytes) = match action {
-                Action::Drop(layer) => {
-                    self.trashed.push(layer.clone());
-                    continue;
-                }
-                Action::Keep { .. } => continue,
-                Action::Commit { top, base, bytes } => (MergeKind::Commit, top, base, *bytes),
-                Action::Stream { top, gone, bytes } => (MergeKind::Stream, top, gone, *bytes),
-            };
-            self.merges.push(Merge {
-                overlay: pool.children(&top.id).next().map(|info| info.layer.clone()),
-                below: pool.layers.get(&base.id).and_then(|info| info.backing.clone()),
-                ..Merge::pair(target, kind, top, base, bytes)
-            });
-        }
-    }
-}
-
-/// The plan that gives up names and merges what they leave: write the record without the names, merge, re-point what was named after a
-/// vanished layer, clean up. `dropped` is the record without the names.
-pub fn collapse(
-    before: &Record,
-    dropped: &Record,
-    moves: Moves,
-    running: bool,
-    what: trash::Kind,
-    trash: String,
-) -> Plan {
-    let Moves { merges, trashed } = moves;
-    let mut repointed = dropped.clone();
-    for merge in merges.iter().filter(|merge| merge.kind == MergeKind::Commit) {
-        for gone in merge.vanishing() {
-            repoint(&mut repointed, gone, &merge.base);
-        }
-    }
-    let merging = !merges.is_empty();
-    let vanishing: Vec<Layer> = merges.iter().flat_map(Merge::vanishing).cloned().collect();
-    let mut last: Vec<Planned> = Vec::new();
-    if merging {
-        last.push(MergeLayers { merges }.into());
-    }
-    if repointed != *dropped {
-        last.push(WriteRecord::of(&repointed).into());
-    }
-    // Whatever was merged, the guest stood still for the switch.
-    if running && merging {
-        last.push(Resume {}.into());
-    }
-    if !vanishing.is_empty() {
-        last.push(RemoveLayers { layers: vanishing }.into());
-    }
-    let named = |image: &RamImage| dropped.snapshots.iter().any(|kept| kept.ram_image() == Some(image));
-    let images: Vec<RamImage> =
-        before.snapshots.iter().filter_map(Snapshot::ram_image).filter(|image| !named(image)).cloned().collect();
-    if !images.is_empty() {
-        last.push(RemoveMemory { images }.into());
-    }
-    if !trashed.is_empty() {
-        last.push(TrashLayers::of(before, trash, what, trashed, None).into());
-    }
-    Plan::pivot(WriteRecord::of(dropped)).after(last)
-}
-
-/// The record as it is after `action`: what is committed is called by the layer that it went into.
-pub fn repointed(mut record: Record, action: &Action) -> Record {
-    if let Action::Commit { top, base, .. } = action {
-        repoint(&mut record, top, base);
-    }
-    record
-}
-
-fn repoint(record: &mut Record, from: &Layer, to: &Layer) {
-    let snapshots = record.snapshots.iter_mut().map(|snapshot| &mut snapshot.config);
-    for config in snapshots.chain([&mut record.config]) {
-        for disk in config.disks.iter_mut().chain(&mut config.nvram).filter(|disk| disk.layer == *from) {
-            disk.layer = to.clone();
-        }
-    }
 }
 
 #[cfg(test)]

@@ -12,7 +12,8 @@ pub async fn rename(context: &Context, vm: &Name, old: &Name, new: &Name) -> Res
     let old = record.snapshot(vm, old)?.name.clone();
     if new.as_str() == PointRef::CURRENT {
         return Err(Error::usage(
-            "a snapshot cannot be called \"current\": that is how the one under the head is addressed",
+            "a snapshot cannot be called \"current\": \
+             that is how the one under the head is addressed",
         ));
     }
     if record.snapshots.iter().any(|snapshot| snapshot.name == *new) {

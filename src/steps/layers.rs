@@ -224,7 +224,8 @@ impl Step for SetMode {
             self.layers.iter().for_each(|layer| sealed::note(store, layer));
         }
         self.layers.iter().try_for_each(|layer| set_mode(store, layer, self.mode))?;
-        let stamps = self.layers.iter().map(|layer| stamp::of(store, layer)).collect::<Result<_>>()?;
+        let stamps =
+            self.layers.iter().map(|layer| stamp::of(store, layer)).collect::<Result<_>>()?;
         run.report.stamps = Some(stamps);
         Ok(())
     }
@@ -248,10 +249,12 @@ impl Step for SetMode {
 
 fn set_mode(store: &Store, layer: &Layer, mode: u32) -> Result<()> {
     let path = store.layout.layer(layer);
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).on("set the permissions of", &path)
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))
+        .on("set the permissions of", &path)
 }
 
-/// Gives a disk another size: by QMP `block_resize`, of a VM that does not run in the offline engine.
+/// Gives a disk another size: by QMP `block_resize`, of a VM that does not run in the offline
+/// engine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Resize {

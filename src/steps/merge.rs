@@ -50,10 +50,14 @@ impl Step for MergeLayers {
                 Ok(())
             }
             // A QEMU that has failed to flush a file once may fail at it for ever.
-            Err(merge::Failure::Halfway(error)) if run.paused_at.is_some() => Err(error.hint(format!(
-                "the guest is paused until the merge is done; if that never succeeds: cowhand stop --force {}",
-                run.name
-            ))),
+            Err(merge::Failure::Halfway(error)) if run.paused_at.is_some() => {
+                let hint = format!(
+                    "the guest is paused until the merge is done; if that never succeeds: cowhand \
+                     stop --force {}",
+                    run.name
+                );
+                Err(error.hint(hint))
+            }
             Err(merge::Failure::Halfway(error)) => Err(error),
             Ok(()) => Ok(()),
         }
@@ -69,7 +73,8 @@ impl Step for MergeLayers {
     }
 }
 
-/// Removes layers for good: those whose data was merged into another one, or that were never to stay.
+/// Removes layers for good: those whose data was merged into another one, or that were never to
+/// stay.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RemoveLayers {

@@ -77,14 +77,16 @@ impl Step for WriteRecord {
     }
 }
 
-/// The same record, but for what is only known after the plan was written: whether a snapshot is quiesced, its memory, what a template's
-/// layers look like.
+/// The same record, but for what is only known after the plan was written: whether a snapshot is
+/// quiesced, its memory, what a template's layers look like.
 fn is_same(mut planned: Record, now: &Record) -> bool {
     for (snapshot, known) in planned.snapshots.iter_mut().zip(&now.snapshots) {
         snapshot.quiesced = known.quiesced;
         snapshot.memory.clone_from(&known.memory);
     }
-    if let (Role::Template { stamps, .. }, Role::Template { stamps: known, .. }) = (&mut planned.role, &now.role) {
+    if let (Role::Template { stamps, .. }, Role::Template { stamps: known, .. }) =
+        (&mut planned.role, &now.role)
+    {
         stamps.clone_from(known);
     }
     planned == *now

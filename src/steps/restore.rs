@@ -1,5 +1,5 @@
-//! Layers that come back out of the trash. A change of another VM, with which this one shares no lock, may be about to
-//! merge or remove what they stand on: see [`crate::change::dependents`].
+//! Layers that come back out of the trash. A change of another VM, with which this one shares no
+//! lock, may be about to merge or remove what they stand on: see [`crate::change::dependents`].
 
 use std::path::Path;
 
@@ -11,10 +11,9 @@ use crate::change::run::Run;
 use crate::change::step::{Step, Touches};
 use crate::error::{Error, Kind, Result};
 use crate::layer::stamp;
-use crate::model::{Layer, LayerStamp, Name, Record};
+use crate::model::{FileStamp, Layer, Name, Record};
 use crate::store::journal::{self, Journal};
 use crate::store::schema::form;
-use crate::store::trash::Stamp;
 use crate::store::{Store, make_directory};
 
 /// Moves layers out of the trash, back into the pool; undone by moving them into it again.
@@ -27,7 +26,7 @@ pub struct RestoreLayers {
     pub layers: Vec<Layer>,
     /// What they stand on, as it was when they went into it.
     #[serde(default, with = "form")]
-    pub below: Vec<Stamp>,
+    pub below: Vec<FileStamp>,
 }
 
 impl Step for RestoreLayers {
@@ -47,7 +46,13 @@ impl Step for RestoreLayers {
 
     async fn apply(&self, run: &mut Run<'_>) -> Result<()> {
         let store = run.store();
-        restore(store, &run.name, &store.layout.trash().join(&self.directory), &self.layers, &self.below)?;
+        restore(
+            store,
+            &run.name,
+            &store.layout.trash().join(&self.directory),
+            &self.layers,
+            &self.below,
+        )?;
         // From here on their headers tell what they stand on.
         run.release_store();
         Ok(())
@@ -59,24 +64,39 @@ impl Step for RestoreLayers {
     }
 }
 
-/// Moves `layers` of `vm` out of the directory `trash`, back into the pool. Refused when what they stand on is not what `below` says, or will not stay
-/// so; then they may be in the pool, and the caller moves them back ([`put_back`]).
-pub fn restore(store: &Store, vm: &Name, trash: &Path, layers: &[Layer], below: &[Stamp]) -> Result<()> {
+/// Moves `layers` of `vm` out of the directory `trash`, back into the pool. Refused when what they
+/// stand on is not what `below` says, or will not stay so; then they may be in the pool, and the
+/// caller moves them back ([`put_back`]).
+pub fn restore(
+    store: &Store,
+    vm: &Name,
+    trash: &Path,
+    layers: &[Layer],
+    below: &[FileStamp],
+) -> Result<()> {
     // None of them, if one cannot be.
-    let both = |layer: &&Layer| Store::is_in_trash(trash, layer) && store.layout.layer(layer).exists();
+    let both =
+        |layer: &&Layer| Store::is_in_trash(trash, layer) && store.layout.layer(layer).exists();
     if let Some(layer) = layers.iter().find(both) {
         store.restore_layer(trash, layer)?;
     }
     layers.iter().try_for_each(|layer| store.restore_layer(trash, layer))?;
-    // Records on either side of the journals. A change whose journal went before we came to it shows in the records behind; one that takes a head away, and whose
-    // journal came after, in those before.
+    // Records on either side of the journals. A change whose journal went before we came to it
+    // shows in the records behind; one that takes a head away, and whose journal came after, in
+    // those before.
     let records = refuse_what_changed(store, below)?;
     for other in store.directories()?.iter().filter(|other| *other != vm) {
         let journal = match Journal::<Planned>::load(store, other) {
             Ok(None) => continue,
             Ok(Some(journal)) => journal,
             // What it is about to take away is its own.
-            Err(_) if below.iter().all(|stamp| belongs_to_another(&records, Some(other), &stamp.layer)) => continue,
+            Err(_)
+                if below
+                    .iter()
+                    .all(|stamp| belongs_to_another(&records, Some(other), &stamp.layer)) =>
+            {
+                continue;
+            }
             Err(error) => return Err(error),
         };
         let consumed = consumed(&journal.steps);
@@ -86,7 +106,9 @@ pub fn restore(store: &Store, vm: &Name, trash: &Path, layers: &[Layer], below: 
                 stamp.layer, journal.operation
             ));
             return Err(match journal::cut_short(store, other) {
-                Some(_) => error.hint(format!("that was cut short; end it first: cowhand doctor {other} --repair")),
+                Some(_) => error.hint(format!(
+                    "that was cut short; end it first: cowhand doctor {other} --repair"
+                )),
                 None => error.hint("run the command again when that has ended"),
             });
         }
@@ -94,8 +116,9 @@ pub fn restore(store: &Store, vm: &Name, trash: &Path, layers: &[Layer], below: 
     refuse_what_changed(store, below).map(drop)
 }
 
-/// A record that cannot be read might say that its VM writes to one of them; not to those that belong to somebody else.
-fn refuse_what_changed(store: &Store, below: &[Stamp]) -> Result<Vec<(Name, Record)>> {
+/// A record that cannot be read might say that its VM writes to one of them; not to those that
+/// belong to somebody else.
+fn refuse_what_changed(store: &Store, below: &[FileStamp]) -> Result<Vec<(Name, Record)>> {
     let mut records = Vec::new();
     let mut unreadable = Ok(());
     for name in store.names()? {
@@ -109,21 +132,27 @@ fn refuse_what_changed(store: &Store, below: &[Stamp]) -> Result<Vec<(Name, Reco
     if below.iter().any(|stamp| !belongs_to_another(&records, None, &stamp.layer)) {
         unreadable?;
     }
-    let stamps: Vec<LayerStamp> = below.iter().cloned().map(LayerStamp::from).collect();
-    match stamp::obstacle(store, &records, &stamps) {
+    match stamp::obstacle(store, &records, below) {
         None => Ok(records),
         Some(obstacle) => Err(Error::refused(format!("it cannot be taken back: {obstacle}"))
             .hint("see what else there is: cowhand undo --list")),
     }
 }
 
-/// Is a snapshot or a template on it whose record can be read, and which is not that of `name`? Then `name` neither writes to it nor takes it away.
+/// Is a snapshot or a template on it whose record can be read, and which is not that of `name`?
+/// Then `name` neither writes to it nor takes it away.
 fn belongs_to_another(records: &[(Name, Record)], name: Option<&Name>, layer: &Layer) -> bool {
     records.iter().filter(|(other, _)| Some(other) != name).any(|(_, record)| record.keeps(layer))
 }
 
 /// [`restore`], or nothing.
-pub fn restore_or_put_back(store: &Store, vm: &Name, trash: &Path, layers: &[Layer], below: &[Stamp]) -> Result<()> {
+pub fn restore_or_put_back(
+    store: &Store,
+    vm: &Name,
+    trash: &Path,
+    layers: &[Layer],
+    below: &[FileStamp],
+) -> Result<()> {
     // What shows at once needs no way back.
     refuse_what_changed(store, below)?;
     restore(store, vm, trash, layers, below).map_err(|error| match put_back(store, trash, layers) {
@@ -139,7 +168,8 @@ pub fn restore_or_put_back(store: &Store, vm: &Name, trash: &Path, layers: &[Lay
 pub fn put_back(store: &Store, trash: &Path, layers: &[Layer]) -> Result<()> {
     make_directory(&trash.join("layers"))?;
     // What is there still was never taken out.
-    let restored: Vec<Layer> = layers.iter().filter(|layer| !Store::is_in_trash(trash, layer)).cloned().collect();
+    let restored: Vec<Layer> =
+        layers.iter().filter(|layer| !Store::is_in_trash(trash, layer)).cloned().collect();
     store.trash_layers(trash, &restored)
 }
 
@@ -181,7 +211,10 @@ mod tests {
 
         fn merge(&self) -> Vec<Planned> {
             let merge = Merge::pair("vda", MergeKind::Commit, &self.top, &self.base, 0);
-            vec![MergeLayers { merges: vec![merge] }.into(), RemoveLayers { layers: vec![self.top.clone()] }.into()]
+            vec![
+                MergeLayers { merges: vec![merge] }.into(),
+                RemoveLayers { layers: vec![self.top.clone()] }.into(),
+            ]
         }
 
         fn look_for_new_dependents(&self) -> Result<()> {
@@ -193,16 +226,29 @@ mod tests {
         /// Another VM has written down that it is about to do this, and died.
         fn other_is_about_to(&self, steps: Vec<Planned>) {
             make_directory(&self.store.layout.vm(&name("other"))).expect("a directory");
-            let journal = Journal { schema: 1, vm: None, operation: "gc".into(), steps, pivot: 0, pins: Vec::new() };
+            let journal = Journal {
+                schema: 1,
+                vm: None,
+                operation: "gc".into(),
+                steps,
+                pivot: 0,
+                pins: Vec::new(),
+            };
             journal.save(&self.store, &name("other")).expect("a journal");
         }
 
-        fn below(&self) -> Vec<Stamp> {
-            vec![stamp::of(&self.store, &self.base).expect("it is there").into()]
+        fn below(&self) -> Vec<FileStamp> {
+            vec![stamp::of(&self.store, &self.base).expect("it is there")]
         }
 
-        fn restore(&self, below: &[Stamp]) -> Result<()> {
-            restore(&self.store, &name("mine"), &self.trash, std::slice::from_ref(&self.kept), below)
+        fn restore(&self, below: &[FileStamp]) -> Result<()> {
+            restore(
+                &self.store,
+                &name("mine"),
+                &self.trash,
+                std::slice::from_ref(&self.kept),
+                below,
+            )
         }
     }
 
@@ -226,7 +272,11 @@ mod tests {
         bench.other_is_about_to(bench.merge());
         let error = bench.restore(&below).expect_err("it is being merged");
         assert!(error.full_message().contains("`gc` of other"), "{}", error.full_message());
-        assert!(error.hints().iter().any(|hint| hint.contains("doctor other --repair")), "{:?}", error.hints());
+        assert!(
+            error.hints().iter().any(|hint| hint.contains("doctor other --repair")),
+            "{:?}",
+            error.hints()
+        );
         put_back(&bench.store, &bench.trash, std::slice::from_ref(&bench.kept)).expect("trash");
         assert!(!bench.store.layout.layer(&bench.kept).exists());
     }
@@ -235,11 +285,17 @@ mod tests {
     fn what_comes_out_of_the_trash_steps_back_from_what_was_merged() {
         let bench = Bench::new();
         let below = bench.below();
-        let file =
-            std::fs::File::options().write(true).open(bench.store.layout.layer(&bench.base)).expect("it is there");
+        let file = std::fs::File::options()
+            .write(true)
+            .open(bench.store.layout.layer(&bench.base))
+            .expect("it is there");
         file.set_len(1 << 20).expect("it grows");
         let error = bench.restore(&below).expect_err("it is not what it was");
-        assert!(error.full_message().contains("merged or removed since then"), "{}", error.full_message());
+        assert!(
+            error.full_message().contains("merged or removed since then"),
+            "{}",
+            error.full_message()
+        );
     }
 
     #[test]
@@ -248,7 +304,13 @@ mod tests {
         let text = include_bytes!("../../tests/fixtures/vm-v1.json");
         let record = crate::store::schema::parse_record(text).expect("a record");
         let directory = "20260101T000000000Z-revert-other".to_owned();
-        let step = TrashLayers::of(&record, directory, trash::Kind::Revert, vec![bench.base.clone()], None);
+        let step = TrashLayers::of(
+            &record,
+            directory,
+            trash::Kind::Revert,
+            vec![bench.base.clone()],
+            None,
+        );
         bench.other_is_about_to(vec![step.into()]);
         bench.restore(&bench.below()).expect_err("what it stands on is about to go");
     }
@@ -279,10 +341,13 @@ mod tests {
     fn what_is_left_of_a_merge_takes_nobody_of_its_own_plan_for_a_newcomer() {
         let bench = Bench::new();
         let plan: Vec<Layer> = bench.merge().iter().flat_map(|step| step.touches().pins).collect();
-        // Merged already, and only to be removed: `top` goes, and what it stood on, but for `kept`, went before.
+        // Merged already, and only to be removed: `top` goes, and what it stood on, but for `kept`,
+        // went before.
         let left = [RemoveLayers { layers: vec![bench.base.clone(), bench.top.clone()] }.into()];
-        refuse_new_dependents(&bench.store, &name("other"), &left, &plan).expect("its own layer stands on it still");
+        refuse_new_dependents(&bench.store, &name("other"), &left, &plan)
+            .expect("its own layer stands on it still");
         bench.restore(&bench.below()).expect("nobody is in the way");
-        refuse_new_dependents(&bench.store, &name("other"), &left, &plan).expect_err("it is there now");
+        refuse_new_dependents(&bench.store, &name("other"), &left, &plan)
+            .expect_err("it is there now");
     }
 }

@@ -1,5 +1,5 @@
-//! What a step says that it touches is all that it changes: every file of a store is looked at before
-//! and after it. And undoing it brings back what was there.
+//! What a step says that it touches is all that it changes: every file of a store is looked at
+//! before and after it. And undoing it brings back what was there.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -30,7 +30,8 @@ use crate::ui::Silent;
 const TRASH: &str = "20260101T000000000Z-revert-vm";
 const NEW_TRASH: &str = "20260202T000000000Z-revert-vm";
 
-/// A store: `base` ← `middle` ← `top`, `loose` with no overlay, `raw`; `trashed` on `base` in the trash.
+/// A store: `base` ← `middle` ← `top`, `loose` with no overlay, `raw`; `trashed` on `base` in the
+/// trash.
 struct Bench {
     directory: tempfile::TempDir,
     context: Context,
@@ -47,7 +48,8 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         // In memory where there is some: everything is flushed.
-        let directory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory");
+        let directory =
+            tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory");
         let settings = Settings {
             store: directory.path().join("store"),
             runtime: directory.path().join("run"),
@@ -58,8 +60,10 @@ impl Bench {
         };
         let context = Context::open(settings, Box::new(Silent), "test").expect("a store");
         let [base, middle, top, loose, trashed] = [(); 5].map(|()| Layer::new(Format::Qcow2));
-        let (raw, memory, name) = (Layer::new(Format::Raw), RamImage::new(true), "vm".parse().expect("a name"));
-        let bench = Self { directory, context, name, base, middle, top, loose, raw, trashed, memory };
+        let (raw, memory, name) =
+            (Layer::new(Format::Raw), RamImage::new(true), "vm".parse().expect("a name"));
+        let bench =
+            Self { directory, context, name, base, middle, top, loose, raw, trashed, memory };
         bench.fill();
         bench
     }
@@ -71,8 +75,11 @@ impl Bench {
     fn fill(&self) {
         let store = self.store();
         store.prepare().expect("a store");
-        let pairs = [(&self.base, None), (&self.middle, Some(&self.base)), (&self.top, Some(&self.middle))];
-        for (layer, backing) in pairs.into_iter().chain([(&self.loose, None), (&self.trashed, Some(&self.base))]) {
+        let pairs =
+            [(&self.base, None), (&self.middle, Some(&self.base)), (&self.top, Some(&self.middle))];
+        for (layer, backing) in
+            pairs.into_iter().chain([(&self.loose, None), (&self.trashed, Some(&self.base))])
+        {
             create::empty(store, layer, backing, 1 << 20).expect("a layer");
         }
         let raw = store.layout.layer(&self.raw);
@@ -82,7 +89,11 @@ impl Bench {
         make_directory(&store.layout.vm(&self.name)).expect("a directory");
         make_directory(&store.layout.rams()).expect("a directory");
         let layout = &store.layout;
-        for path in [layout.partial_ram(&self.memory), layout.whole_ram(&self.memory), layout.ram(&self.memory)] {
+        for path in [
+            layout.partial_ram(&self.memory),
+            layout.whole_ram(&self.memory),
+            layout.ram(&self.memory),
+        ] {
             std::fs::write(path, "memory").expect("a file");
         }
         std::fs::write(self.outside(), [5; 1 << 16]).expect("a file");
@@ -114,7 +125,8 @@ impl Bench {
     }
 
     fn undo(&self, step: &Planned) {
-        self.run(async |run| step.undo(run).await).unwrap_or_else(|error| panic!("{step:?}: {}", error.full_message()));
+        self.run(async |run| step.undo(run).await)
+            .unwrap_or_else(|error| panic!("{step:?}: {}", error.full_message()));
     }
 
     /// Does one of the things that `touches` names cover this file?
@@ -125,7 +137,9 @@ impl Bench {
         let in_trash = |directory: &String| path.starts_with(layout.trash().join(directory));
         let is_of = |image: &&crate::model::LayerId| {
             path.parent() == Some(&layout.rams())
-                && path.file_name().is_some_and(|name| name.as_bytes().starts_with(image.as_str().as_bytes()))
+                && path
+                    .file_name()
+                    .is_some_and(|name| name.as_bytes().starts_with(image.as_str().as_bytes()))
         };
         layers.any(|layer| path == layout.layer(layer) || path == layout.partial_layer(layer))
             || touches.images.iter().any(|image| is_of(&image))
@@ -135,7 +149,11 @@ impl Bench {
 }
 
 fn wait<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(work)
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime")
+        .block_on(work)
 }
 
 fn record(role: &str) -> Record {
@@ -161,13 +179,19 @@ fn list(directory: &Path, files: &mut Files) {
     for entry in std::fs::read_dir(directory).expect("a directory") {
         let path = entry.expect("an entry").path();
         let about = path.symlink_metadata().expect("it is there");
-        let mut look =
-            Look { content: Vec::new(), mode: about.mode(), notes: Vec::new(), identity: (about.ino(), 0, 0) };
+        let mut look = Look {
+            content: Vec::new(),
+            mode: about.mode(),
+            notes: Vec::new(),
+            identity: (about.ino(), 0, 0),
+        };
         if about.is_dir() {
             list(&path, files);
         } else {
             look.identity = (about.ino(), about.mtime(), about.mtime_nsec());
-            look.notes = ["user.cowhand.backing", "user.cowhand.sealed"].map(|name| note(&path, name)).to_vec();
+            look.notes = ["user.cowhand.backing", "user.cowhand.sealed"]
+                .map(|name| note(&path, name))
+                .to_vec();
             look.content = match about.is_symlink() {
                 true => std::fs::read_link(&path).expect("a link").as_os_str().as_bytes().to_vec(),
                 false => std::fs::read(&path).expect("a file"),
@@ -209,18 +233,26 @@ fn new() -> Layer {
 
 /// Steps that come before the pivot of a plan, so that they can be undone.
 const UNDOABLE: &[(&str, Make)] = &[
-    ("an overlay", |on| CreateOverlay { layer: new(), backing: Some(on.top.clone()), virtual_bytes: 1 << 20 }.into()),
-    ("an empty layer", |_| CreateOverlay { layer: new(), backing: None, virtual_bytes: 1 << 20 }.into()),
+    ("an overlay", |on| {
+        CreateOverlay { layer: new(), backing: Some(on.top.clone()), virtual_bytes: 1 << 20 }.into()
+    }),
+    ("an empty layer", |_| {
+        CreateOverlay { layer: new(), backing: None, virtual_bytes: 1 << 20 }.into()
+    }),
     ("a copy of a file", |on| {
-        CopyFile { from: on.outside(), id: None, layer: Layer::new(Format::Raw), backing: None }.into()
+        CopyFile { from: on.outside(), id: None, layer: Layer::new(Format::Raw), backing: None }
+            .into()
     }),
     ("a file as a qcow2", |on| WrapFile { from: on.outside(), layer: new() }.into()),
     ("a copy of a layer", |on| CopyChain { source: on.base.clone(), layer: new() }.into()),
-    ("a file in its place", |on| LinkFile { file: on.outside(), layer: Layer::new(Format::Raw) }.into()),
+    ("a file in its place", |on| {
+        LinkFile { file: on.outside(), layer: Layer::new(Format::Raw) }.into()
+    }),
     ("layers that are only read", |on| mode(&[&on.top, &on.loose, &on.raw], 0o600, 0o400)),
     ("layers out of the trash", |on| {
-        let below = vec![stamp::of(on.store(), &on.base).expect("it is there").into()];
-        RestoreLayers { directory: TRASH.to_owned(), layers: vec![on.trashed.clone()], below }.into()
+        let below = vec![stamp::of(on.store(), &on.base).expect("it is there")];
+        RestoreLayers { directory: TRASH.to_owned(), layers: vec![on.trashed.clone()], below }
+            .into()
     }),
 ];
 
@@ -232,7 +264,8 @@ const FINAL: &[(&str, Make)] = &[
         mode(&[&on.top], 0o400, 0o600)
     }),
     ("a disk that has the size", |on| {
-        Resize { target: "vda".to_owned(), layer: on.top.clone(), before: 1 << 19, after: 1 << 20 }.into()
+        Resize { target: "vda".to_owned(), layer: on.top.clone(), before: 1 << 19, after: 1 << 20 }
+            .into()
     }),
     ("a stream that was done", |on| {
         let merge = Merge::pair("vda", MergeKind::Stream, &on.top, &on.loose, 0);
@@ -251,10 +284,18 @@ const FINAL: &[(&str, Make)] = &[
     }),
     ("layers into the trash", |on| {
         let layers = vec![on.top.clone(), on.loose.clone()];
-        TrashLayers::of(&record("before"), NEW_TRASH.to_owned(), trash::Kind::Revert, layers, None).into()
+        TrashLayers::of(&record("before"), NEW_TRASH.to_owned(), trash::Kind::Revert, layers, None)
+            .into()
     }),
     ("layers into trash that is there", |on| {
-        TrashLayers::of(&record("before"), TRASH.to_owned(), trash::Kind::Revert, vec![on.top.clone()], None).into()
+        TrashLayers::of(
+            &record("before"),
+            TRASH.to_owned(),
+            trash::Kind::Revert,
+            vec![on.top.clone()],
+            None,
+        )
+        .into()
     }),
     ("trash that is empty", |on| {
         let trash = on.store().layout.trash().join(TRASH);
@@ -267,7 +308,8 @@ const FINAL: &[(&str, Make)] = &[
 ];
 
 /// Steps that find nothing to do in [`Bench`].
-const IDLE: &[&str] = &["a disk that has the size", "a QEMU that does not run", "a guest that does not run"];
+const IDLE: &[&str] =
+    &["a disk that has the size", "a QEMU that does not run", "a guest that does not run"];
 
 #[test]
 fn a_step_changes_nothing_but_what_it_says_that_it_touches() {
@@ -293,7 +335,11 @@ fn a_step_that_is_undone_leaves_everything_as_it_was() {
         let step = make(&bench);
         let before = bench.look();
         bench.undo(&step);
-        assert_eq!(changed(&before, &bench.look()), Vec::<PathBuf>::new(), "{what}, which never happened");
+        assert_eq!(
+            changed(&before, &bench.look()),
+            Vec::<PathBuf>::new(),
+            "{what}, which never happened"
+        );
         bench.apply(&step);
         for _ in 0..2 {
             bench.undo(&step);

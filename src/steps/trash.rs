@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::layer::{stamp, trashed};
 use crate::model::{Layer, Record};
 use crate::store::schema::{RecordV1, form};
-use crate::store::trash::{Entry, Kind, Stamp};
+use crate::store::trash::{Entry, Kind};
 
 /// Moves layers that no record names any more into the trash.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -24,14 +24,20 @@ pub struct TrashLayers {
     /// The record before the change, for `undo`.
     pub before: Box<RecordV1>,
     /// The internal snapshot in the head's layers that holds what they were.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub way_back: Option<String>,
+    #[serde(rename = "way_back", default, skip_serializing_if = "Option::is_none")]
+    pub undo_snapshot: Option<String>,
 }
 
 impl TrashLayers {
     /// The step that keeps what a change takes out of use, for `undo`.
-    pub fn of(before: &Record, directory: String, what: Kind, layers: Vec<Layer>, way_back: Option<String>) -> Self {
-        Self { directory, what, layers, before: Box::new(RecordV1::from(before)), way_back }
+    pub fn of(
+        before: &Record,
+        directory: String,
+        what: Kind,
+        layers: Vec<Layer>,
+        undo_snapshot: Option<String>,
+    ) -> Self {
+        Self { directory, what, layers, before: Box::new(RecordV1::from(before)), undo_snapshot }
     }
 }
 
@@ -51,14 +57,16 @@ impl Step for TrashLayers {
     async fn apply(&self, run: &mut Run<'_>) -> Result<()> {
         let store = run.store();
         let record = Record::try_from((*self.before).clone())?;
-        let mut entry = Entry::new(self.what.clone(), &run.name, &run.context.operation).of(&record);
+        let mut entry =
+            Entry::new(self.what.clone(), &run.name, &run.context.operation).of(&record);
         entry.layers.clone_from(&self.layers);
-        entry.way_back.clone_from(&self.way_back);
-        // Of layers that have been moved already, the entry of the first attempt tells. What a merge leaves cannot be undone.
+        entry.undo_snapshot.clone_from(&self.undo_snapshot);
+        // Of layers that have been moved already, the entry of the first attempt tells. What a
+        // merge leaves cannot be undone.
         if entry.can_be_undone() {
             for layer in self.layers.iter().filter(|layer| store.layout.layer(layer).exists()) {
                 // Of a damaged chain nothing can be noted; that is no reason to stop half-way.
-                entry.below.extend(stamp::below(store, layer).unwrap_or_default().into_iter().map(Stamp::from));
+                entry.below.extend(stamp::below(store, layer).unwrap_or_default());
             }
         }
         let trash = store.open_trash(&self.directory, &entry)?;

@@ -1,7 +1,10 @@
-//! Can the host's clock be believed? What has a date is removed by it, for good, and a clock that has jumped ahead must not do that.
+//! Can the host's clock be believed? What has a date is removed by it, for good, and a clock that
+//! has jumped ahead must not do that.
 //!
-//! `clock.json` notes a time that was believed, and how long ago the host had booted then. In the same boot it is known from that what the time has to be now,
-//! however long nothing has happened. After another boot, or where nothing has been noted, the newest record of the store tells what time it was at least.
+//! `clock.json` notes a time that was believed, and how long ago the host had booted then. In the
+//! same boot it is known from that what the time has to be now, however long nothing has happened.
+//! After another boot, or where nothing has been noted, the newest record of the store tells what
+//! time it was at least.
 
 use std::fmt;
 use std::time::Duration;
@@ -44,9 +47,14 @@ impl fmt::Display for Ahead {
         write!(formatter, "the clock of this host may be wrong: it says {now}, ")?;
         match self.by {
             Evidence::Elapsed => {
-                write!(formatter, "and from the time that has passed since the last look it is {known}")
+                write!(
+                    formatter,
+                    "and from the time that has passed since the last look it is {known}"
+                )
             }
-            Evidence::Record => write!(formatter, "and the newest record of the store is from {known}"),
+            Evidence::Record => {
+                write!(formatter, "and the newest record of the store is from {known}")
+            }
         }
     }
 }
@@ -60,7 +68,8 @@ struct Note {
     boot: String,
     /// How long ago that was then, in milliseconds.
     uptime_ms: u64,
-    /// The clock was ahead afterwards, and nobody has said yet that it is right: records from then on prove nothing.
+    /// The clock was ahead afterwards, and nobody has said yet that it is right: records from then
+    /// on prove nothing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     doubted: bool,
 }
@@ -75,7 +84,11 @@ struct Look {
 
 impl Look {
     fn take() -> Self {
-        Self { now: Timestamp::now(), boot: boot::id().unwrap_or_default(), uptime: boot::elapsed() }
+        Self {
+            now: Timestamp::now(),
+            boot: boot::id().unwrap_or_default(),
+            uptime: boot::elapsed(),
+        }
     }
 
     fn note(&self) -> Note {
@@ -91,11 +104,16 @@ impl Look {
     }
 
     /// Compares the clock with what is known.
-    fn judge(&self, note: Option<&Note>, newest_record: impl FnOnce() -> Option<Timestamp>) -> Option<Ahead> {
+    fn judge(
+        &self,
+        note: Option<&Note>,
+        newest_record: impl FnOnce() -> Option<Timestamp>,
+    ) -> Option<Ahead> {
         let (known, by) = match note.and_then(|note| self.expected(note)) {
             Some(expected) => (expected, Evidence::Elapsed),
             None => {
-                let records = if note.is_some_and(|note| note.doubted) { None } else { newest_record() };
+                let records =
+                    if note.is_some_and(|note| note.doubted) { None } else { newest_record() };
                 // What is from the future proves nothing.
                 let past = |time: &Timestamp| *time <= self.now;
                 let noted = note.map(|note| note.time).filter(past);
@@ -108,17 +126,21 @@ impl Look {
     /// What is to be noted after that, if anything.
     fn note_after(&self, note: Option<Note>, ahead: Option<Ahead>) -> Option<Note> {
         let Some(ahead) = ahead else {
-            // A clock that has been set back, or is not right yet after a boot, is not one to go by.
+            // A clock that has been set back, or is not right yet after a boot, is not one to go
+            // by.
             let is_worth = note.is_none_or(|note| {
                 let known = self.expected(&note).unwrap_or(note.time);
                 self.now.duration_since(known) > -MOST
-                    && (note.doubted || note.boot != self.boot || self.now.duration_since(note.time) > FRESH)
+                    && (note.doubted
+                        || note.boot != self.boot
+                        || self.now.duration_since(note.time) > FRESH)
             });
             return is_worth.then(|| self.note());
         };
         match note {
             Some(note) if note.doubted => None,
-            // With the boot it was in, so that the clock is believed again when it has been set right.
+            // With the boot it was in, so that the clock is believed again when it has been set
+            // right.
             Some(note) if ahead.by == Evidence::Elapsed => Some(Note { doubted: true, ..note }),
             _ => Some(Note { time: ahead.known, boot: String::new(), uptime_ms: 0, doubted: true }),
         }
@@ -131,7 +153,8 @@ impl Store {
         Look::take().judge(self.clock_note().as_ref(), || self.newest_time())
     }
 
-    /// The same, and notes what it finds. To be asked before something is written that would be a new record.
+    /// The same, and notes what it finds. To be asked before something is written that would be a
+    /// new record.
     pub fn check_clock(&self) -> Option<Ahead> {
         let (look, note) = (Look::take(), self.clock_note());
         let ahead = look.judge(note.as_ref(), || self.newest_time());
@@ -162,12 +185,17 @@ impl Store {
         }
     }
 
-    /// The newest time that any record or entry of the trash says of itself, and that is not in the future.
+    /// The newest time that any record or entry of the trash says of itself, and that is not in the
+    /// future.
     fn newest_time(&self) -> Option<Timestamp> {
         let now = Timestamp::now();
         let records = self.records().unwrap_or_default();
-        let trash = self.list_trash().unwrap_or_default().into_iter().filter_map(|found| found.entry.ok());
-        let times = records.iter().flat_map(|(_, record)| times(record)).chain(trash.map(|entry| entry.when));
+        let trash =
+            self.list_trash().unwrap_or_default().into_iter().filter_map(|found| found.entry.ok());
+        let times = records
+            .iter()
+            .flat_map(|(_, record)| times(record))
+            .chain(trash.map(|entry| entry.when));
         times.filter(|time| *time <= now).max()
     }
 }
@@ -231,7 +259,11 @@ mod tests {
         for later in [look(30 * DAY + HOUR, "a", 200 + 3600), look(30 * DAY + HOUR, "b", 10)] {
             let again = later.judge(Some(&doubted), || Some(at(30 * DAY)));
             assert!(again.is_some());
-            assert_eq!(later.note_after(Some(doubted.clone()), again), None, "the first note is the one that counts");
+            assert_eq!(
+                later.note_after(Some(doubted.clone()), again),
+                None,
+                "the first note is the one that counts"
+            );
         }
         // It was set right, three days later.
         let right = look(3 * DAY, "a", 100 + 3 * 24 * 3600);

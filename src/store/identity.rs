@@ -1,14 +1,17 @@
-//! Which store this is. Records, journals and entries of the trash say in which store they were written: what comes from another one, by a restore that
-//! went wrong, is not taken for this one's.
+//! Which store this is. Records, journals and entries of the trash say in which store they were
+//! written: what comes from another one, by a restore that went wrong, is not taken for this one's.
 //!
-//! The identity lies in `store.json`, with the time at which the directory of the store was made. A copy of a store has another such time. It gets an identity of
-//! its own by the first command that changes something in it, and accepts what was written before under those it had.
+//! The identity lies in `store.json`, with the time at which the directory of the store was made. A
+//! copy of a store has another such time. It gets an identity of its own by the first command that
+//! changes something in it, and accepts what was written before under those it had.
 //!
 //! | in `store.json` | |
 //! |---|---|
 //! | `id` | a UUID; stores of earlier versions get one |
 //! | `was` | the identities that this store, and those it was copied from, had before |
-//! | `born` | when the directory of the store was made (`stx_btime`, see `statx(2)`); none where the file system does not tell, and then no copy is noticed |
+//! | `born` | when the directory of the store was made (`stx_btime`, see `statx(2)`) |
+//!
+//! `born` is absent where the file system does not tell, and then no copy is noticed.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -58,7 +61,9 @@ impl Identity {
     fn needs(&self, born: Option<Timestamp>) -> Option<Renewal> {
         match (self.id, self.born, born) {
             (None, ..) => Some(Renewal::First),
-            (Some(_), Some(before), Some(now)) if before != now && self.was.len() < MOST => Some(Renewal::Copy),
+            (Some(_), Some(before), Some(now)) if before != now && self.was.len() < MOST => {
+                Some(Renewal::Copy)
+            }
             (Some(_), None, Some(_)) => Some(Renewal::Birth),
             _ => None,
         }
@@ -83,9 +88,12 @@ fn read(path: &Path) -> Result<Identity> {
     let mended = |error: Error| error.hint("cowhand doctor --repair    writes it anew");
     let text = plain::read(path)
         .map_err(|error| if error.kind() == Kind::Damaged { mended(error) } else { error })?
-        .ok_or_else(|| Error::not_found(format!("cannot read {}: it is not there", path.display())))?;
-    let unreadable =
-        |error: Error| mended(Error::damaged(format!("cannot read {}", path.display())).because_of(&error));
+        .ok_or_else(|| {
+            Error::not_found(format!("cannot read {}: it is not there", path.display()))
+        })?;
+    let unreadable = |error: Error| {
+        mended(Error::damaged(format!("cannot read {}", path.display())).because_of(&error))
+    };
     schema::check_version(&text, schema::CURRENT).map_err(|error| match error.is_newer() {
         true => error,
         false => unreadable(error),
@@ -94,7 +102,8 @@ fn read(path: &Path) -> Result<Identity> {
 }
 
 impl Store {
-    /// Which store this is. Where `store.json` cannot be read everything is accepted: what is wrong is said by whoever changes something.
+    /// Which store this is. Where `store.json` cannot be read everything is accepted: what is wrong
+    /// is said by whoever changes something.
     fn identity(&self) -> Identity {
         let known = self.identity.read().ok().and_then(|known| known.clone());
         known.unwrap_or_else(|| self.read_identity())
@@ -106,7 +115,8 @@ impl Store {
         read
     }
 
-    /// What is written in this store from now on says that it was written in this one; `None`: nothing says which one it is.
+    /// What is written in this store from now on says that it was written in this one; `None`:
+    /// nothing says which one it is.
     pub fn id(&self) -> Option<Uuid> {
         self.identity().id
     }
@@ -122,7 +132,8 @@ impl Store {
         read(&self.layout.store_json()).map(drop)
     }
 
-    /// Writes `store.json` where it is missing, for whatever store the files that are there say they were written in.
+    /// Writes `store.json` where it is missing, for whatever store the files that are there say
+    /// they were written in.
     pub(super) fn write_identity(&self) -> Result<()> {
         atomic::write_new(&self.layout.store_json(), &text(&self.new_identity(BTreeSet::new())?)?)
     }
@@ -132,7 +143,8 @@ impl Store {
         self.put_identity(self.new_identity(BTreeSet::new())?)
     }
 
-    /// Checks `store.json`, and gives the store an identity of its own if it has none or was copied. `true`: it was copied.
+    /// Checks `store.json`, and gives the store an identity of its own if it has none or was
+    /// copied. `true`: it was copied.
     pub(super) fn settle_identity(&self) -> Result<bool> {
         let (path, born) = (self.layout.store_json(), born(self.layout.root()));
         let mut found = read(&path)?;
@@ -161,10 +173,16 @@ impl Store {
         Ok(false)
     }
 
-    /// A new identity, which had those in `was` before. What lies in the store at this moment is its own, too.
+    /// A new identity, which had those in `was` before. What lies in the store at this moment is
+    /// its own, too.
     fn new_identity(&self, mut was: BTreeSet<Uuid>) -> Result<Identity> {
         was.extend(self.identities()?);
-        Ok(Identity { schema: schema::CURRENT, id: Some(Uuid::new_v4()), was, born: born(self.layout.root()) })
+        Ok(Identity {
+            schema: schema::CURRENT,
+            id: Some(Uuid::new_v4()),
+            was,
+            born: born(self.layout.root()),
+        })
     }
 
     fn put_identity(&self, identity: Identity) -> Result<()> {
@@ -185,9 +203,13 @@ impl Store {
         for name in self.directories()? {
             files.extend([self.layout.vm_json(&name), self.layout.spare_json(&name)]);
         }
-        files.extend(self.trash_entries()?.into_iter().map(|directory| directory.join("entry.json")));
-        let mut found: BTreeSet<Uuid> =
-            files.iter().filter_map(|file| schema::written_in(&plain::read_if_possible(file)?)).collect();
+        files.extend(
+            self.trash_entries()?.into_iter().map(|directory| directory.join("entry.json")),
+        );
+        let mut found: BTreeSet<Uuid> = files
+            .iter()
+            .filter_map(|file| schema::written_in(&plain::read_if_possible(file)?))
+            .collect();
         found.extend(self.directories()?.iter().filter_map(|name| journal::written_in(self, name)));
         Ok(found)
     }
@@ -202,7 +224,8 @@ mod tests {
         Store::at(root).expect("a store")
     }
 
-    /// A copy, made at another time than `from` by the clock of the file system. `None`: that keeps no such time.
+    /// A copy, made at another time than `from` by the clock of the file system. `None`: that keeps
+    /// no such time.
     fn copy(from: &Path, to: &Path) -> Option<Store> {
         let first = born(from)?;
         std::fs::create_dir(to).expect("a directory");
@@ -221,7 +244,9 @@ mod tests {
         original.prepare().expect("a store");
         let id = original.id();
         assert!(id.is_some() && !original.settle_identity().expect("it is a store"));
-        let Some(copied) = copy(&room.path().join("first"), &room.path().join("second")) else { return };
+        let Some(copied) = copy(&room.path().join("first"), &room.path().join("second")) else {
+            return;
+        };
         assert_eq!(copied.id(), id, "who only reads finds what is written there");
         assert!(copied.settle_identity().expect("it is a store"));
         assert!(!copied.settle_identity().expect("it is a store"), "once");
@@ -240,7 +265,9 @@ mod tests {
     fn a_command_that_has_read_the_old_identity_accepts_what_was_written_under_the_new_one() {
         let room = tempfile::tempdir().expect("a directory");
         store(&room.path().join("first")).prepare().expect("a store");
-        let Some(early) = copy(&room.path().join("first"), &room.path().join("second")) else { return };
+        let Some(early) = copy(&room.path().join("first"), &room.path().join("second")) else {
+            return;
+        };
         let before = early.id();
         let late = store(&room.path().join("second"));
         assert!(late.settle_identity().expect("it is a store"));
@@ -285,7 +312,9 @@ mod tests {
         std::fs::write(store.layout.store_json(), "{\"schema\":1}\n").expect("a file");
         assert!(store.is_own(Some(Uuid::new_v4())));
         assert!(!store.settle_identity().expect("it is a store"));
-        assert!(store.id().is_some() && store.is_own(store.id()) && !store.is_own(Some(Uuid::new_v4())));
+        assert!(
+            store.id().is_some() && store.is_own(store.id()) && !store.is_own(Some(Uuid::new_v4()))
+        );
     }
 
     #[test]

@@ -1,6 +1,8 @@
-//! The journal of one VM: the steps of the change that is under way. Written before the first of them, removed after the last.
+//! The journal of one VM: the steps of the change that is under way. Written before the first of
+//! them, removed after the last.
 //!
-//! What the steps are is the business of [`crate::change`]; here they only have to be written and read.
+//! What the steps are is the business of [`crate::change`]; here they only have to be written and
+//! read.
 
 use std::io;
 
@@ -63,7 +65,8 @@ struct Saved {
     record: Option<schema::Whose>,
 }
 
-/// The version that is written today. Journals of version 1 do not say whose they are, those of version 2 not in which store they were written.
+/// The version that is written today. Journals of version 1 do not say whose they are, those of
+/// version 2 not in which store they were written.
 pub const SCHEMA: u32 = 3;
 
 /// Reads the journal of `name` and checks that it is one of that VM, in a version that is known.
@@ -71,8 +74,10 @@ fn read(store: &Store, name: &Name) -> Result<Option<(Vec<u8>, Head)>> {
     let path = store.layout.journal(name);
     let read = || {
         plain::read(&path).map_err(|error| match error.kind() {
-            Kind::Damaged => Error::damaged(format!("the journal of {name} cannot be read: {}", error.message()))
-                .hint(super::how_to_mend(name)),
+            Kind::Damaged => {
+                Error::damaged(format!("the journal of {name} cannot be read: {}", error.message()))
+                    .hint(super::how_to_mend(name))
+            }
             _ => error,
         })
     };
@@ -95,7 +100,11 @@ fn check(store: &Store, name: &Name, text: &[u8]) -> Result<Head> {
     let path = store.layout.journal(name);
     let unreadable = |error: Error| {
         let newer = error.is_newer();
-        let hint = if newer { "use that version; nothing was changed".to_owned() } else { super::how_to_mend(name) };
+        let hint = if newer {
+            "use that version; nothing was changed".to_owned()
+        } else {
+            super::how_to_mend(name)
+        };
         Error::damaged(format!("the journal of {name} cannot be read: {}", path.display()))
             .hint(hint)
             .because_of(&error)
@@ -103,22 +112,27 @@ fn check(store: &Store, name: &Name, text: &[u8]) -> Result<Head> {
     schema::check_version(text, SCHEMA).map_err(unreadable)?;
     let head: Head = schema::parse(text).map_err(unreadable)?;
     if head.pivot >= head.steps.len() {
-        return Err(unreadable(Error::damaged("it has no step after which there would be no way back")));
+        return Err(unreadable(Error::damaged(
+            "it has no step after which there would be no way back",
+        )));
     }
     let foreign = |whose: String| {
         Err(Error::damaged(format!("the journal of {name} is that of {whose}: {}", path.display()))
             .hint(super::how_to_mend(name)))
     };
-    let now =
-        plain::read_if_possible(&store.layout.vm_json(name)).and_then(|text| schema::whose(&text)).map(|now| now.uuid);
+    let now = plain::read_if_possible(&store.layout.vm_json(name))
+        .and_then(|text| schema::whose(&text))
+        .map(|now| now.uuid);
     if let Some(owner) = head.vm.as_ref().filter(|owner| owner.name != *name) {
         // Who renames a directory by hand takes the VM's own journal along.
-        let was_moved = now == Some(owner.uuid) && store.twin(name, owner.uuid, Some(owner.name.clone())).is_none();
+        let was_moved = now == Some(owner.uuid)
+            && store.twin(name, owner.uuid, Some(owner.name.clone())).is_none();
         if !was_moved {
             return foreign(format!("{} (`{}`)", owner.name, head.operation));
         }
     }
-    let saved = || head.steps.iter().find_map(|step| step.record.as_ref()).map(|record| record.uuid);
+    let saved =
+        || head.steps.iter().find_map(|step| step.record.as_ref()).map(|record| record.uuid);
     let uuid = head.vm.as_ref().map(|owner| owner.uuid).or_else(saved);
     if uuid.zip(now).is_some_and(|(uuid, now)| now != uuid) {
         return foreign(format!("another VM (`{}`)", head.operation));
@@ -136,8 +150,8 @@ pub(super) fn written_in(store: &Store, name: &Name) -> Option<Uuid> {
 }
 
 impl<S: Serialize + DeserializeOwned> Journal<S> {
-    /// Reads the journal of `name`, if a change was cut short. One of another VM, or of a newer version, is an error:
-    /// it is neither executed nor removed.
+    /// Reads the journal of `name`, if a change was cut short. One of another VM, or of a newer
+    /// version, is an error: it is neither executed nor removed.
     pub fn load(store: &Store, name: &Name) -> Result<Option<Self>> {
         let Some((text, _)) = read(store, name)? else { return Ok(None) };
         let path = store.layout.journal(name);
@@ -150,13 +164,14 @@ impl<S: Serialize + DeserializeOwned> Journal<S> {
 
     /// Writes the journal of `name`, durably.
     pub fn save(&self, store: &Store, name: &Name) -> Result<()> {
-        let text = serde_json::to_vec(self).map_err(|error| Error::failed("cannot write a journal").because(error))?;
+        let text = serde_json::to_vec(self)
+            .map_err(|error| Error::failed("cannot write a journal").because(error))?;
         atomic::write(&store.layout.journal(name), &text)
     }
 }
 
-/// Removes the journal of `name`: its change is complete, or undone. Should a power cut bring it back, its steps find
-/// themselves done.
+/// Removes the journal of `name`: its change is complete, or undone. Should a power cut bring it
+/// back, its steps find themselves done.
 pub fn remove(store: &Store, name: &Name) -> Result<()> {
     let path = store.layout.journal(name);
     fault::point("journal.json, about to go").on("remove", &path)?;
@@ -166,8 +181,8 @@ pub fn remove(store: &Store, name: &Name) -> Result<()> {
     }
 }
 
-/// The change of `name` that was cut short, in the words of its user: there is a journal, and nobody at work on it. A journal that cannot be read is for
-/// others to tell of.
+/// The change of `name` that was cut short, in the words of its user: there is a journal, and
+/// nobody at work on it. A journal that cannot be read is for others to tell of.
 pub fn cut_short(store: &Store, name: &Name) -> Option<String> {
     let path = store.layout.journal(name);
     let (text, head) = read(store, name).ok()??;
@@ -177,7 +192,8 @@ pub fn cut_short(store: &Store, name: &Name) -> Option<String> {
     (!at_work).then_some(head.operation)
 }
 
-/// The layers that the changes under way in `name` rely on; an unreadable journal is an error, because then nobody knows.
+/// The layers that the changes under way in `name` rely on; an unreadable journal is an error,
+/// because then nobody knows.
 pub fn pins(store: &Store, name: &Name) -> Result<Vec<Layer>> {
     Ok(read(store, name)?.map(|(_, head)| head.pins).unwrap_or_default())
 }

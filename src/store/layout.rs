@@ -109,7 +109,8 @@ impl Layout {
         self.rams().join(image.state())
     }
 
-    /// Overlays on image files outside the store that are being sealed, a directory for each command.
+    /// Overlays on image files outside the store that are being sealed, a directory for each
+    /// command.
     pub fn sealing(&self) -> PathBuf {
         self.root.join("sealing")
     }
@@ -154,7 +155,8 @@ impl Layout {
         self.vm(name).join("sums.json")
     }
 
-    /// A second copy of its record, for the day on which the first one cannot be read. Nothing but `doctor --repair` ever reads it.
+    /// A second copy of its record, for the day on which the first one cannot be read. Nothing but
+    /// `doctor --repair` ever reads it.
     pub fn spare_json(&self, name: &Name) -> PathBuf {
         self.vm(name).join("vm.json.spare")
     }

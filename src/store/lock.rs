@@ -1,4 +1,5 @@
-//! Who may change what. A lock is a flock on a file that is never unlinked by itself; the file says who holds it and why.
+//! Who may change what. A lock is a flock on a file that is never unlinked by itself; the file says
+//! who holds it and why.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -13,7 +14,8 @@ use crate::sys::flock as lock_file;
 #[derive(Debug)]
 pub struct StoreLock(#[allow(dead_code)] pub(crate) File);
 
-/// The right to start the shells of one template that wait. Nobody asks for it who holds another lock.
+/// The right to start the shells of one template that wait. Nobody asks for it who holds another
+/// lock.
 #[derive(Debug)]
 pub struct PoolLock(#[allow(dead_code)] pub(crate) File);
 
@@ -42,11 +44,14 @@ impl VmLock {
 }
 
 impl Store {
-    /// Takes the lock of one VM only if nobody holds it. One that is no file can be taken by nobody: `doctor` tells of it.
+    /// Takes the lock of one VM only if nobody holds it. One that is no file can be taken by
+    /// nobody: `doctor` tells of it.
     pub fn try_lock_vm(&self, name: &Name, operation: &str) -> Result<Option<VmLock>> {
         let path = self.layout.lock(name);
         let file = match open_lock(&path) {
-            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Damaged) => return Ok(None),
+            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Damaged) => {
+                return Ok(None);
+            }
             other => other?,
         };
         if !lock_file::try_exclusive(&file).on("lock", &path)?
@@ -62,9 +67,8 @@ impl Store {
 /// Opens a lock. What is no file is damage.
 pub fn open_lock(path: &Path) -> Result<File> {
     lock_file::open(path).or_else(|error| match plain::damage(path) {
-        Some(damage) => {
-            Err(damage.hint("what can be done about it: cowhand doctor; to do it: cowhand doctor --repair"))
-        }
+        Some(damage) => Err(damage
+            .hint("what can be done about it: cowhand doctor; to do it: cowhand doctor --repair")),
         None => Err(error).on("open the lock", path),
     })
 }
@@ -80,7 +84,10 @@ pub fn sign(mut file: &File, operation: &str) {
 /// Who holds the lock, as its file says.
 pub fn holder(path: &Path) -> String {
     let mut text = String::new();
-    let read = plain::open(path).ok().flatten().and_then(|file| file.take(4096).read_to_string(&mut text).ok());
+    let read = plain::open(path)
+        .ok()
+        .flatten()
+        .and_then(|file| file.take(4096).read_to_string(&mut text).ok());
     match (read, text.trim().split_once(' ')) {
         (Some(_), Some((pid, operation))) => format!("`{operation}` (pid {pid})"),
         _ => "another command".to_owned(),

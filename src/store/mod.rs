@@ -1,12 +1,16 @@
-//! The store on disk: where everything lies, how it is written so that a crash finds it whole, who may change it.
+//! The store on disk: where everything lies, how it is written so that a crash finds it whole, who
+//! may change it.
 //!
 //! Invariants:
 //! - `vms/<name>/vm.json` *is* the VM: it comes into being, changes and goes by one `rename(2)`.
-//! - A change to a VM, and every QMP connection to it, happens under the flock of `vms/<name>/lock`. Readers take no lock.
-//! - `store.lock` is held briefly to create or delete a name and to scan references. Order: store, then VMs by name.
+//! - A change to a VM, and every QMP connection to it, happens under the flock of
+//!   `vms/<name>/lock`. Readers take no lock.
+//! - `store.lock` is held briefly to create or delete a name and to scan references. Order: store,
+//!   then VMs by name.
 //! - Nothing that may hold a guest's writes is unlinked: it is renamed into `trash/`.
 
 pub mod atomic;
+mod claim;
 pub mod clock;
 pub mod identity;
 pub mod journal;
@@ -57,8 +61,8 @@ impl Store {
         Ok(Self { layout: Layout::new(root), identity: Arc::default() })
     }
 
-    /// Makes the store's directories where they are missing and checks that this version may change it. `true`: it was found to be a copy, and is another store from
-    /// now on.
+    /// Makes the store's directories where they are missing and checks that this version may change
+    /// it. `true`: it was found to be a copy, and is another store from now on.
     pub fn prepare(&self) -> Result<bool> {
         let layout = &self.layout;
         if !plain::is_there(&layout.store_json()) {
@@ -76,35 +80,35 @@ impl Store {
     /// A directory with other things in it is not made a store by a slip of the fingers.
     fn refuse_foreign_directory(&self) -> Result<()> {
         let ours = [
-            "layers",
-            "vms",
-            "trash",
-            "store.lock",
-            "reserve",
-            "clock.json",
-            "qemu-probe.json",
-            "catalogue.toml",
-            "downloads",
-            "lost+found",
+            "layers", "vms", "trash", "store.lock", "reserve", "clock.json", "qemu-probe.json",
+            "catalogue.toml", "downloads", "lost+found",
         ];
         let Ok(mut entries) = std::fs::read_dir(self.layout.root()) else { return Ok(()) };
         let foreign = entries.find_map(|entry| {
             let name = entry.ok()?.file_name().to_string_lossy().into_owned();
-            let is_ours = ours.contains(&name.as_str()) || name.ends_with(".tmp") || name.starts_with("appliance-");
+            let is_ours = ours.contains(&name.as_str())
+                || name.ends_with(".tmp")
+                || name.starts_with("appliance-");
             (!is_ours).then_some(name)
         });
         match foreign {
-            Some(name) => {
-                Err(Error::refused(format!("{} is no store: it contains {name}", self.layout.root().display()))
-                    .hint("name an empty directory, or one that does not exist yet: --store DIR, COWHAND_STORE"))
-            }
+            Some(name) => Err(Error::refused(format!(
+                "{} is no store: it contains {name}",
+                self.layout.root().display()
+            ))
+            .hint(
+                "name an empty directory, or one that does not exist yet: --store DIR, \
+                 COWHAND_STORE",
+            )),
             None => Ok(()),
         }
     }
 
-    /// The names of all VMs and templates, sorted. A directory without a `vm.json` is not one (yet, or any more).
+    /// The names of all VMs and templates, sorted. A directory without a `vm.json` is not one (yet,
+    /// or any more).
     pub fn names(&self) -> Result<Vec<Name>> {
-        let mut names: Vec<Name> = self.directories()?.into_iter().filter(|name| self.exists(name)).collect();
+        let mut names: Vec<Name> =
+            self.directories()?.into_iter().filter(|name| self.exists(name)).collect();
         names.sort();
         Ok(names)
     }
@@ -131,15 +135,20 @@ impl Store {
     /// What is left of VMs that are gone.
     pub fn gone(&self) -> Result<Vec<PathBuf>> {
         let Ok(entries) = std::fs::read_dir(self.layout.vms()) else { return Ok(Vec::new()) };
-        let is_gone = |entry: &std::fs::DirEntry| entry.file_name().to_string_lossy().starts_with(layout::GONE);
+        let is_gone = |entry: &std::fs::DirEntry| {
+            entry.file_name().to_string_lossy().starts_with(layout::GONE)
+        };
         Ok(entries.flatten().filter(is_gone).map(|entry| entry.path()).collect())
     }
 
     /// Is there a VM or template of this name?
     pub fn exists(&self, name: &Name) -> bool {
-        // One that has lost its record is there, and broken: what it stands on must not be taken for unused.
+        // One that has lost its record is there, and broken: what it stands on must not be taken
+        // for unused.
         let layout = &self.layout;
-        [layout.vm_json(name), layout.run_lock(name), layout.spare_json(name)].iter().any(|path| plain::is_there(path))
+        [layout.vm_json(name), layout.run_lock(name), layout.spare_json(name)]
+            .iter()
+            .any(|path| plain::is_there(path))
     }
 
     /// Lets the directory of `name` be that of a VM which has lost its record.
@@ -165,7 +174,8 @@ impl Store {
             if !matches!(text, Ok(None)) || !self.exists(name) {
                 break;
             }
-            // Others give the name to a VM, and take it away again, between two looks; a record that is lost stays so.
+            // Others give the name to a VM, and take it away again, between two looks; a record
+            // that is lost stays so.
             std::thread::sleep(BETWEEN_LOOKS);
             text = plain::read(&path);
         }
@@ -175,21 +185,26 @@ impl Store {
                     None => Ok(written.record),
                     // It was renamed between the two looks.
                     Some(_) if !path.exists() => Err(self.unknown(name)),
-                    Some(whose) => {
-                        Err(Error::damaged(format!("the record of {name} is that of {whose}: {}", path.display())))
-                    }
+                    Some(whose) => Err(Error::damaged(format!(
+                        "the record of {name} is that of {whose}: {}",
+                        path.display()
+                    ))),
                 },
-                Err(error) => Err(Error::damaged(format!("the record of {name} cannot be read: {}", path.display()))
-                    .of_file(&path)
-                    .because_of(&error)),
+                Err(error) => Err(Error::damaged(format!(
+                    "the record of {name} cannot be read: {}",
+                    path.display()
+                ))
+                .of_file(&path)
+                .because_of(&error)),
             },
             Ok(None) if self.exists(name) => {
                 Err(Error::damaged(format!("the record of {name} is missing: {}", path.display())))
             }
             Ok(None) => Err(self.unknown(name)),
-            Err(error) if error.kind() == Kind::Damaged => {
-                Err(Error::damaged(format!("the record of {name} cannot be read: {}", error.message())))
-            }
+            Err(error) if error.kind() == Kind::Damaged => Err(Error::damaged(format!(
+                "the record of {name} cannot be read: {}",
+                error.message()
+            ))),
             Err(error) => Err(error),
         }
         .map_err(|error| match error.kind() {
@@ -199,12 +214,14 @@ impl Store {
         })
     }
 
-    /// The VM that a record in the place of `name` was taken from: it was written for that name, and the VM of that
-    /// name has the same identity. Where there is no such VM, the directory was renamed.
+    /// The VM that a record in the place of `name` was taken from: it was written for that name,
+    /// and the VM of that name has the same identity. Where there is no such VM, the directory was
+    /// renamed.
     pub(super) fn twin(&self, name: &Name, uuid: Uuid, written_for: Option<Name>) -> Option<Name> {
         let other = written_for.filter(|other| other != name)?;
         let whose = |path: PathBuf| schema::whose(&plain::read_if_possible(&path)?);
-        let twin = whose(self.layout.vm_json(&other)).or_else(|| whose(self.layout.spare_json(&other)));
+        let twin =
+            whose(self.layout.vm_json(&other)).or_else(|| whose(self.layout.spare_json(&other)));
         // One of which neither can be read may be it.
         twin.map_or_else(|| self.exists(&other), |twin| twin.uuid == uuid).then_some(other)
     }
@@ -212,12 +229,14 @@ impl Store {
     /// Whose record this one in the place of `name` is, if it is not its own.
     fn foreign(&self, name: &Name, written: &Written) -> Option<String> {
         let twin = self.twin(name, written.record.uuid, written.name.clone());
-        twin.map(|twin| twin.to_string()).or_else(|| (!self.is_own(written.store)).then(|| "another store".to_owned()))
+        twin.map(|twin| twin.to_string())
+            .or_else(|| (!self.is_own(written.store)).then(|| "another store".to_owned()))
     }
 
     /// Reads a record in the place of `name` that was written in another store.
     pub fn load_of_another_store(&self, name: &Name) -> Option<Record> {
-        let written = schema::parse_written(&plain::read_if_possible(&self.layout.vm_json(name))?).ok()?;
+        let written =
+            schema::parse_written(&plain::read_if_possible(&self.layout.vm_json(name))?).ok()?;
         let is_only_that = self.twin(name, written.record.uuid, written.name).is_none();
         (is_only_that && !self.is_own(written.store)).then_some(written.record)
     }
@@ -254,15 +273,17 @@ impl Store {
     pub fn rename(&self, old: &Name, new: &Name, record: &Record) -> Result<()> {
         let from = self.layout.vm(old);
         fault::point("a VM, about to be renamed").on("rename", &from)?;
-        // Should this be cut short in between, the name in the record is one that no VM has, and means nothing.
+        // Should this be cut short in between, the name in the record is one that no VM has, and
+        // means nothing.
         self.save_for(old, new, record)?;
         std::fs::rename(&from, self.layout.vm(new)).on("rename", &from)?;
         fault::point("a VM, renamed").on("flush", &from)?;
         atomic::sync_directory(&self.layout.vms())
     }
 
-    /// Replaces the record of a VM that is not to stay, atomically and without a flush. The old record, which was flushed, becomes the spare copy: after a power cut
-    /// one of them can be read.
+    /// Replaces the record of a VM that is not to stay, atomically and without a flush. The old
+    /// record, which was flushed, becomes the spare copy: after a power cut one of them can be
+    /// read.
     pub fn save_passing(&self, name: &Name, record: &Record) -> Result<()> {
         let (path, spare) = (self.layout.vm_json(name), self.layout.spare_json(name));
         let text = schema::render_record(record, Some(name), self.id())?;
@@ -283,7 +304,10 @@ impl Store {
     /// What to say where no store is (yet).
     pub fn absence(&self) -> Option<String> {
         let hint = || {
-            format!("there is no store at {}; another one: --store DIR, COWHAND_STORE", self.layout.root().display())
+            format!(
+                "there is no store at {}; another one: --store DIR, COWHAND_STORE",
+                self.layout.root().display()
+            )
         };
         (!plain::is_there(&self.layout.store_json())).then(hint)
     }
@@ -294,7 +318,8 @@ impl Store {
         let names = self.names().unwrap_or_default();
         let near = |other: &&Name| {
             let (a, b) = (name.as_str().to_ascii_lowercase(), other.as_str().to_ascii_lowercase());
-            let differing = a.bytes().zip(b.bytes()).filter(|(a, b)| a != b).count() + a.len().abs_diff(b.len());
+            let differing = a.bytes().zip(b.bytes()).filter(|(a, b)| a != b).count()
+                + a.len().abs_diff(b.len());
             a.len().min(b.len()) >= 3 && (differing <= 2 || a.starts_with(&b) || b.starts_with(&a))
         };
         if let Some(hint) = self.absence() {
@@ -303,55 +328,6 @@ impl Store {
         match names.iter().find(near) {
             Some(other) => error.hint(format!("did you mean {other}?")),
             None => error.hint("cowhand ls -a    lists all there are"),
-        }
-    }
-
-    /// Makes the empty directory of a VM that is about to exist, and locks it.
-    pub fn claim(&self, operation: &str, store_lock: &StoreLock, name: &Name) -> Result<VmLock> {
-        let _ = store_lock;
-        let taken = || {
-            Error::exists(format!("the name {name} is taken"))
-                .hint("choose another name, or see what is there: cowhand ls -a")
-        };
-        if self.exists(name) {
-            return Err(taken());
-        }
-        make_directory(&self.layout.vm(name))?;
-        if let Some(damage) = plain::damage(&self.layout.lock(name)) {
-            return Err(
-                Error::damaged(format!("the name {name} cannot be used: {}", damage.message())).hint(how_to_mend(name))
-            );
-        }
-        // Whoever is making a VM of this name just now holds its lock until it is there.
-        let Some(lock) = self.try_lock_vm(name, operation)? else {
-            return Err(Error::exists(format!("the name {name} is taken: another command is making it"))
-                .hint("choose another name, or run the command again later"));
-        };
-        if self.has_journal(name) {
-            return Err(Error::damaged(format!(
-                "the name {name} cannot be used: a command that was making it has left a journal, which was not cleared up"
-            ))
-            .hint(format!("run the command again; if that does not help: cowhand doctor {name}; or choose another name")));
-        }
-        if self.exists(name) { Err(taken()) } else { Ok(lock) }
-    }
-
-    /// Removes the directory of a VM that never came to exist. One with a journal is for recovery to clear up.
-    pub fn unclaim(&self, name: &Name) -> Result<()> {
-        let directory = self.layout.vm(name);
-        if self.exists(name) || self.has_journal(name) {
-            return Ok(());
-        }
-        // At one stroke: were its lock to go before the directory, somebody else could begin in there.
-        let gone = self.layout.gone(&Uuid::new_v4().simple().to_string());
-        match std::fs::rename(&directory, &gone) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            other => other.on("remove", &directory)?,
-        }
-        match std::fs::remove_dir_all(&gone) {
-            // Whoever collects such things was quicker.
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).on("remove", &gone),
-            _ => Ok(()),
         }
     }
 
@@ -367,43 +343,51 @@ impl Store {
         layers.into_iter().find(|layer| self.layout.layer(layer).is_symlink())
     }
 
-    /// What tells this store from a copy of it until the host boots again, as a part of a file name: the device and the
-    /// inode of its directory. A store that is moved within its file system keeps both.
+    /// What tells this store from a copy of it until the host boots again, as a part of a file
+    /// name: the device and the inode of its directory. A store that is moved within its file
+    /// system keeps both.
     pub fn place(&self) -> String {
-        let (device, inode) =
-            std::fs::metadata(self.layout.root()).map(|about| (about.dev(), about.ino())).unwrap_or_default();
+        let (device, inode) = std::fs::metadata(self.layout.root())
+            .map(|about| (about.dev(), about.ino()))
+            .unwrap_or_default();
         place(device, inode)
     }
 
-    /// Is there a change of `name` that is under way, or was cut short? Whatever lies in the place of its journal counts as one.
+    /// Is there a change of `name` that is under way, or was cut short? Whatever lies in the place
+    /// of its journal counts as one.
     pub fn has_journal(&self, name: &Name) -> bool {
         plain::is_there(&self.layout.journal(name))
     }
 
-    /// Has `name` this identity, by its record, whatever else can be read of that, or by the spare copy? `None` when neither
-    /// says. A record that is another VM's says no.
+    /// Has `name` this identity, by its record, whatever else can be read of that, or by the spare
+    /// copy? `None` when neither says. A record that is another VM's says no.
     pub fn has_uuid(&self, name: &Name, is_it: impl FnOnce(Uuid) -> bool) -> Option<bool> {
         let whose = |path: PathBuf| schema::whose(&plain::read_if_possible(&path)?);
-        let whose = whose(self.layout.vm_json(name)).or_else(|| whose(self.layout.spare_json(name)))?;
+        let whose =
+            whose(self.layout.vm_json(name)).or_else(|| whose(self.layout.spare_json(name)))?;
         Some(is_it(whose.uuid) && self.twin(name, whose.uuid, whose.name).is_none())
     }
 
-    /// The directory of the sockets of `name`, as it was noted at its last start. In a copy of a store it is that of the
-    /// original: see [`crate::vm::sockets::of`].
+    /// The directory of the sockets of `name`, as it was noted at its last start. In a copy of a
+    /// store it is that of the original: see [`crate::vm::sockets::of`].
     pub fn run_directory(&self, name: &Name) -> Option<PathBuf> {
         std::fs::read_link(self.layout.run_link(name)).ok()
     }
 }
 
-/// Both numbers are small and consecutive, so each is spread over all bits before they are put together.
+/// Both numbers are small and consecutive, so each is spread over all bits before they are put
+/// together.
 fn place(device: u64, inode: u64) -> String {
-    let mixed = device.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ inode.wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
+    let mixed =
+        device.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ inode.wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
     format!("{:08x}", (mixed >> 32) ^ (mixed & 0xffff_ffff))
 }
 
 /// What helps when something of a VM cannot be read.
 pub fn how_to_mend(name: &Name) -> String {
-    format!("what can be done about it: cowhand doctor {name}; to do it: cowhand doctor {name} --repair")
+    format!(
+        "what can be done about it: cowhand doctor {name}; to do it: cowhand doctor {name} --repair"
+    )
 }
 
 /// Makes a directory (0700) and its parents; one that is there already is fine.
@@ -413,22 +397,11 @@ pub fn make_directory(path: &Path) -> Result<()> {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => crate::error::MAKE_ROOM,
             _ => "choose another place with --store DIR or COWHAND_STORE",
         };
-        Error::failed(format!("cannot create the directory {}", path.display())).hint(hint).because(source)
+        Error::failed(format!("cannot create the directory {}", path.display()))
+            .hint(hint)
+            .because(source)
     })
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use super::*;
-
-    /// A copy lies on the next file system, or has the next inode, or both.
-    #[test]
-    fn stores_that_lie_near_each_other_have_places_of_their_own() {
-        let numbers =
-            || (0..64_u64).flat_map(|device| (0..64_u64).map(move |inode| (0x801 + device, 0x2_0001 + inode)));
-        let places: BTreeSet<String> = numbers().map(|(device, inode)| place(device, inode)).collect();
-        assert_eq!(places.len(), numbers().count());
-    }
-}
+mod tests;

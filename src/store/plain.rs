@@ -1,4 +1,5 @@
-//! Reading the small files of the store. What lies in the place of one may be anything: opening a FIFO would wait for a writer, and a file may be longer than memory.
+//! Reading the small files of the store. What lies in the place of one may be anything: opening a
+//! FIFO would wait for a writer, and a file may be longer than memory.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read};
@@ -11,12 +12,14 @@ use rustix::io::Errno;
 use crate::error::{Error, IoContext, Result};
 use crate::sys::files;
 
-/// No file of the store is as long as this, in bytes. A record with 10,000 snapshots has some 10 MiB.
+/// No file of the store is as long as this, in bytes. A record with 10,000 snapshots has some 10
+/// MiB.
 const MOST: u64 = 256 << 20;
 /// Room is made beforehand for files up to this length, in bytes.
 const USUAL: usize = 1 << 20;
 
-/// Reads all of the file at `path`; `None` when there is none. What is no file, or too long to be one of ours, is damage.
+/// Reads all of the file at `path`; `None` when there is none. What is no file, or too long to be
+/// one of ours, is damage.
 pub fn read(path: &Path) -> Result<Option<Vec<u8>>> {
     let Some(file) = open(path)? else { return Ok(None) };
     // One that is too long is not read up to that.
@@ -29,7 +32,11 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>> {
             return Ok(Some(bytes));
         }
     }
-    Err(Error::damaged(format!("{} is too long: no file of a store has more than {} MiB", path.display(), MOST >> 20)))
+    Err(Error::damaged(format!(
+        "{} is too long: no file of a store has more than {} MiB",
+        path.display(),
+        MOST >> 20
+    )))
 }
 
 /// The same where it makes no difference why it cannot be read.
@@ -74,7 +81,11 @@ pub fn no_file_at(path: &Path) -> Option<&'static str> {
     match path.metadata() {
         Ok(about) if about.is_file() => None,
         Ok(about) => Some(files::special(about.file_type()).unwrap_or("a directory")),
-        Err(error) if is_link && [Some(Errno::NOENT), Some(Errno::LOOP)].contains(&Errno::from_io_error(&error)) => {
+        Err(error)
+            if is_link
+                && [Some(Errno::NOENT), Some(Errno::LOOP)]
+                    .contains(&Errno::from_io_error(&error)) =>
+        {
             Some("a link that leads nowhere")
         }
         Err(_) => None,
@@ -121,7 +132,10 @@ mod tests {
         ] {
             let error = read(&at(name)).expect_err("it is no file");
             assert_eq!(error.kind(), crate::error::Kind::Damaged, "{error:?}");
-            assert!(error.full_message().ends_with(&format!("{name} is {is}, not a file")), "{error:?}");
+            assert!(
+                error.full_message().ends_with(&format!("{name} is {is}, not a file")),
+                "{error:?}"
+            );
             assert_eq!(no_file_at(&at(name)), Some(is));
         }
         File::create(at("long")).and_then(|file| file.set_len(1 << 40)).expect("a file");

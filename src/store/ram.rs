@@ -10,7 +10,9 @@ impl Store {
         let layout = &self.layout;
         for path in [layout.partial_ram(image), layout.whole_ram(image), layout.ram(image)] {
             match std::fs::remove_file(&path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).on("remove", &path),
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).on("remove", &path);
+                }
                 _ => {}
             }
         }

@@ -1,5 +1,6 @@
-//! A little room kept back for those who make room. On a full file system a removal could otherwise not write down what it removes, nor QEMU what it
-//! merges. It is given up where little is left, and taken back by the next command that finds ample room.
+//! A little room kept back for those who make room. On a full file system a removal could otherwise
+//! not write down what it removes, nor QEMU what it merges. It is given up where little is left,
+//! and taken back by the next command that finds ample room.
 
 use std::os::unix::fs::MetadataExt;
 

@@ -22,8 +22,10 @@ impl Store {
         }
     }
 
-    /// The spare copy of `record`, where it names other layers: then the record is not the one that was written last, since the spare copy is taken away before that and written
-    /// after. (What is not to stay keeps an older one.) An error: it cannot be read just now. One that is damaged says nothing.
+    /// The spare copy of `record`, where it names other layers: then the record is not the one that
+    /// was written last, since the spare copy is taken away before that and written after. (What is
+    /// not to stay keeps an older one.) An error: it cannot be read just now. One that is damaged
+    /// says nothing.
     pub fn overruling(&self, name: &Name, record: &Record) -> Result<Option<Record>> {
         if record.ephemeral.is_some() {
             return Ok(None);

@@ -1,4 +1,5 @@
-//! `vms/<name>/sums.json` of a template: the sum of the content of each of its layers, and when it was noted. It goes where the template goes.
+//! `vms/<name>/sums.json` of a template: the sum of the content of each of its layers, and when it
+//! was noted. It goes where the template goes.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -52,14 +53,19 @@ impl Store {
         file.take(LONGEST).read_to_end(&mut text).on("read", &path)?;
         let damaged = |error: Error| match error.is_newer() {
             true => error,
-            false => Error::damaged(format!("{} cannot be read", path.display())).because_of(&error),
+            false => {
+                Error::damaged(format!("{} cannot be read", path.display())).because_of(&error)
+            }
         };
-        schema::check_version(&text, Sums::SCHEMA).and_then(|()| schema::parse(&text)).map_err(damaged)
+        schema::check_version(&text, Sums::SCHEMA)
+            .and_then(|()| schema::parse(&text))
+            .map_err(damaged)
     }
 
     /// Notes the sums of the template `name`.
     pub fn save_sums(&self, name: &Name, sums: &Sums) -> Result<()> {
-        let text = serde_json::to_vec_pretty(sums).map_err(|error| Error::failed("cannot note sums").because(error))?;
+        let text = serde_json::to_vec_pretty(sums)
+            .map_err(|error| Error::failed("cannot note sums").because(error))?;
         atomic::write(&self.layout.sums(name), &text)
     }
 }
@@ -77,7 +83,8 @@ mod tests {
         make_directory(&store.layout.vm(&name)).expect("a directory");
         assert_eq!(store.sums(&name).expect("there are none"), Sums::default());
         let mut sums = Sums::default();
-        sums.layers.insert(LayerId::random(), Sum { sha256: "0f".into(), noted: Timestamp::UNIX_EPOCH });
+        sums.layers
+            .insert(LayerId::random(), Sum { sha256: "0f".into(), noted: Timestamp::UNIX_EPOCH });
         store.save_sums(&name, &sums).expect("it is written");
         assert_eq!(store.sums(&name).expect("it is read"), sums);
         for text in ["", "{", "{\"schema\": 1}", "{\"schema\": 1, \"layers\": {\"../x\": {}}}"] {

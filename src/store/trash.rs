@@ -1,5 +1,6 @@
 //! The trash: what was taken out of use, whole, until it is emptied. One directory per occasion:
-//! `<UTC time>-<what>-<name>/` with `entry.json`, `layers/`, `ram/`, the record before (`vm.json`) or all of a removed VM (`vm/`).
+//! `<UTC time>-<what>-<name>/` with `entry.json`, `layers/`, `ram/`, the record before (`vm.json`)
+//! or all of a removed VM (`vm/`).
 
 pub(in crate::store) mod entry;
 pub(in crate::store) mod kind;
@@ -9,22 +10,24 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
-pub use entry::{Entry, Stamp};
+pub use entry::Entry;
 pub use kind::Kind;
 
 use super::schema::trash::Needs;
 use super::{Store, atomic, make_directory, plain, schema};
 use crate::error::{self, Error, IoContext, Result};
-use crate::model::{Layer, LayerId, Name, RamImage};
+use crate::model::{FileStamp, Layer, LayerId, Name, RamImage};
 use crate::sys::{fault, files};
 
 /// Reads what the directory `path` says of itself. What was put there from another directory is
 /// refused: it tells of other layers. So is what was written in another store than this one.
 fn read(path: &Path, store: &Store) -> Result<Entry> {
     let about = path.join("entry.json");
-    let text = plain::read(&about)?.ok_or_else(|| Error::not_found(format!("{} is not there", about.display())))?;
+    let text = plain::read(&about)?
+        .ok_or_else(|| Error::not_found(format!("{} is not there", about.display())))?;
     let entry = schema::parse_entry(&text)?;
-    let record = ["vm.json", "vm/vm.json"].iter().find_map(|file| plain::read_if_possible(&path.join(file)));
+    let record =
+        ["vm.json", "vm/vm.json"].iter().find_map(|file| plain::read_if_possible(&path.join(file)));
     let whose = record.and_then(|text| schema::whose(&text));
     let directory = path.file_name().unwrap_or_default().to_string_lossy();
     let is_its = match entry.uuid.zip(whose) {
@@ -70,7 +73,8 @@ impl Found {
 
     /// Why nothing in it can be taken back; `None` when its entry is fine, or was not written yet.
     pub fn fault(&self) -> Option<String> {
-        let error = self.entry.as_ref().err().filter(|error| error.kind() != error::Kind::NotFound)?;
+        let error =
+            self.entry.as_ref().err().filter(|error| error.kind() != error::Kind::NotFound)?;
         Some(error.full_message())
     }
 }
@@ -86,9 +90,12 @@ impl Store {
     pub fn open_trash(&self, directory: &str, entry: &Entry) -> Result<PathBuf> {
         let path = self.layout.trash().join(directory);
         let (about, layers) = (path.join("entry.json"), path.join("layers"));
-        let made = make_directory(&layers).and_then(|()| match about.try_exists().on("look for", &about)? {
-            true => Ok(()),
-            false => write_entry(&path, &self.own(entry)).and_then(|()| atomic::sync_directory(&self.layout.trash())),
+        let made = make_directory(&layers).and_then(|()| {
+            match about.try_exists().on("look for", &about)? {
+                true => Ok(()),
+                false => write_entry(&path, &self.own(entry))
+                    .and_then(|()| atomic::sync_directory(&self.layout.trash())),
+            }
         });
         if let Err(error) = made {
             // Only if they are empty. Whoever tries again makes what is missing.
@@ -102,7 +109,8 @@ impl Store {
         Entry { store: self.id(), ..entry.clone() }
     }
 
-    /// Moves a layer out of a trash directory, back into the pool; one that is not in there has been moved already.
+    /// Moves a layer out of a trash directory, back into the pool; one that is not in there has
+    /// been moved already.
     pub fn restore_layer(&self, trash: &Path, layer: &Layer) -> Result<()> {
         let from = trash.join("layers").join(layer.file_name());
         fault::point("a layer, on its way out of the trash").on("move out of the trash", &from)?;
@@ -110,7 +118,10 @@ impl Store {
         match files::rename_new(&from, &to) {
             // What is in the pool by this name belongs to somebody else.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                let there = format!("layer {layer} cannot be taken out of the trash: {} is there", to.display());
+                let there = format!(
+                    "layer {layer} cannot be taken out of the trash: {} is there",
+                    to.display()
+                );
                 Err(Error::refused(there).hint("whose it is: cowhand doctor"))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound && to.exists() => Ok(()),
@@ -149,21 +160,25 @@ impl Store {
         atomic::sync_directory(&self.layout.layers())
     }
 
-    /// Moves a layer into a trash directory, without a flush; one that is not in the pool any more has been moved already.
+    /// Moves a layer into a trash directory, without a flush; one that is not in the pool any more
+    /// has been moved already.
     pub fn trash_layer(&self, trash: &Path, layer: &Layer) -> Result<()> {
         let from = self.layout.layer(layer);
         fault::point("a layer, on its way to the trash").on("move to the trash", &from)?;
         match std::fs::rename(&from, trash.join("layers").join(layer.file_name())) {
             // It is not the layer that is missing.
-            Err(error) if error.kind() != io::ErrorKind::NotFound || from.symlink_metadata().is_ok() => {
+            Err(error)
+                if error.kind() != io::ErrorKind::NotFound || from.symlink_metadata().is_ok() =>
+            {
                 Err(error).on("move to the trash", &from)
             }
             _ => Ok(()),
         }
     }
 
-    /// Tells the trash that a layer whose file looked like `before` looks like `after` now, and means the same.
-    pub fn stamp_anew(&self, before: &Stamp, after: &Stamp) -> Result<()> {
+    /// Tells the trash that a layer whose file looked like `before` looks like `after` now, and
+    /// means the same.
+    pub fn stamp_anew(&self, before: &FileStamp, after: &FileStamp) -> Result<()> {
         for mut found in self.list_trash()? {
             let Ok(entry) = &mut found.entry else { continue };
             if !entry.below.contains(before) {
@@ -186,8 +201,14 @@ impl Store {
     /// The changes that can be undone only as long as these layers are what they were.
     pub fn undoable_on(&self, layers: &[&LayerId]) -> Result<Vec<Entry>> {
         let mut on = self.trash_entries()?;
-        on.retain(|path| needs(path).into_iter().flat_map(Needs::layers).any(|id| layers.contains(&&id)));
-        Ok(on.iter().filter_map(|path| read(path, self).ok()).filter(Entry::can_be_undone).collect())
+        on.retain(|path| {
+            needs(path).into_iter().flat_map(Needs::layers).any(|id| layers.contains(&&id))
+        });
+        Ok(on
+            .iter()
+            .filter_map(|path| read(path, self).ok())
+            .filter(Entry::can_be_undone)
+            .collect())
     }
 
     /// An entry of the trash that cannot be read: which layers it needs is unknown.
@@ -196,11 +217,12 @@ impl Store {
         Ok(torn.map(|path| path.file_name().unwrap_or_default().to_string_lossy().into_owned()))
     }
 
-    /// The internal snapshots that something in the trash needs to be taken back; `None` when some entry cannot be read, and
-    /// may need another.
-    pub fn ways_back(&self) -> Result<Option<Vec<String>>> {
-        let all: Option<Vec<Needs>> = self.trash_entries()?.iter().map(|path| needs(path)).collect();
-        Ok(all.map(|all| all.into_iter().filter_map(|needs| needs.way_back).collect()))
+    /// The internal snapshots that something in the trash needs to be taken back; `None` when some
+    /// entry cannot be read, and may need another.
+    pub fn undo_snapshots(&self) -> Result<Option<Vec<String>>> {
+        let all: Option<Vec<Needs>> =
+            self.trash_entries()?.iter().map(|path| needs(path)).collect();
+        Ok(all.map(|all| all.into_iter().filter_map(|needs| needs.undo_snapshot).collect()))
     }
 
     /// The directories of the trash that say what they are, sorted. A name is never used again.
@@ -214,8 +236,17 @@ impl Store {
     pub fn list_trash(&self) -> Result<Vec<Found>> {
         let found = |path: PathBuf| {
             let entry = read(&path, self);
-            let changed = path.metadata().and_then(|about| about.modified()).ok().and_then(|time| time.try_into().ok());
-            let when = entry.as_ref().ok().map(|entry| entry.when).or(changed).unwrap_or_else(Timestamp::now);
+            let changed = path
+                .metadata()
+                .and_then(|about| about.modified())
+                .ok()
+                .and_then(|time| time.try_into().ok());
+            let when = entry
+                .as_ref()
+                .ok()
+                .map(|entry| entry.when)
+                .or(changed)
+                .unwrap_or_else(Timestamp::now);
             Found { bytes: bytes_below(&path), entry, when, path }
         };
         Ok(self.trash_directories()?.into_iter().map(found).collect())
@@ -280,7 +311,8 @@ mod tests {
         let store = Store::at(room.path()).expect("a store");
         store.prepare().expect("a store");
         let name = "20260101T000000000Z-revert-vm";
-        let entry = Entry::new(Kind::Revert, &"vm".parse().expect("a name"), "snapshot revert vm@s");
+        let entry =
+            Entry::new(Kind::Revert, &"vm".parse().expect("a name"), "snapshot revert vm@s");
         let trash = store.open_trash(name, &entry).expect("trash");
         assert_eq!(store.torn_entry().expect("trash"), None);
         std::fs::write(trash.join("entry.json"), "{\"schema\": 2, \"wh").expect("an entry");
@@ -294,7 +326,8 @@ mod tests {
         store.prepare().expect("a store");
         let layer = Layer::new(Format::Qcow2);
         std::fs::write(store.layout.layer(&layer), "data").expect("a file");
-        let entry = Entry::new(Kind::Revert, &"vm".parse().expect("a name"), "snapshot revert vm@s");
+        let entry =
+            Entry::new(Kind::Revert, &"vm".parse().expect("a name"), "snapshot revert vm@s");
         let trash = store.open_trash("20260101T000000000Z-revert-vm", &entry).expect("trash");
         // The first attempt got as far as the entry.
         std::fs::remove_dir(trash.join("layers")).expect("it is empty");
@@ -302,6 +335,9 @@ mod tests {
         store.open_trash("20260101T000000000Z-revert-vm", &entry).expect("trash");
         store.trash_layer(&trash, &layer).expect("it is moved");
         store.trash_layer(&trash, &layer).expect("it was moved already");
-        assert!(trash.join("layers").join(layer.file_name()).exists() && !store.layout.layer(&layer).exists());
+        assert!(
+            trash.join("layers").join(layer.file_name()).exists()
+                && !store.layout.layer(&layer).exists()
+        );
     }
 }

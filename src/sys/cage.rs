@@ -1,13 +1,16 @@
-//! The cage: how programs are started that read files from strangers (`qemu-img`, `qemu-storage-daemon`).
+//! The cage: how programs are started that read files from strangers (`qemu-img`,
+//! `qemu-storage-daemon`).
 //!
-//! Such a program parses bytes that a stranger chose, so a flaw in it must not reach further than the files it
-//! was given. In the cage it has
-//! - with Landlock (Linux 5.13 and newer): these files, its own program and libraries, and nothing else of the file
-//!   system; no TCP; no signals and no abstract sockets to others, as far as the kernel knows these;
+//! Such a program parses bytes that a stranger chose, so a flaw in it must not reach further than
+//! the files it was given. In the cage it has
+//! - with Landlock (Linux 5.13 and newer): these files, its own program and libraries, and nothing
+//!   else of the file system; no TCP; no signals and no abstract sockets to others, as far as the
+//!   kernel knows these;
 //! - limits of memory, processor time and file size (`setrlimit(2)`), no core file;
 //! - no new privileges (`PR_SET_NO_NEW_PRIVS`), and the environment of [`super::command`].
 //!
-//! Without Landlock the limits hold, and what an image names is still refused before (`layer/inspect`).
+//! Without Landlock the limits hold, and what an image names is still refused before
+//! (`layer/inspect`).
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -20,8 +23,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreated,
-    RulesetCreatedAttr, Scope, path_beneath_rules,
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr,
+    RulesetCreated, RulesetCreatedAttr, Scope, path_beneath_rules,
 };
 use rustix::io::FdFlags;
 use rustix::process::{Resource, Rlimit, setrlimit};
@@ -29,8 +32,10 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 /// What the rules are written for; an older kernel takes what it knows of them.
 const RULES: ABI = ABI::V6;
 /// Programs and libraries of the system, which may be read and executed.
-const SYSTEM: [&str; 9] =
-    ["/usr", "/lib", "/lib32", "/lib64", "/bin", "/etc/ld.so.cache", "/nix/store", "/gnu/store", "/dev/urandom"];
+const SYSTEM: [&str; 9] = [
+    "/usr", "/lib", "/lib32", "/lib64", "/bin", "/etc/ld.so.cache", "/nix/store", "/gnu/store",
+    "/dev/urandom",
+];
 /// Where a program that was installed by itself has its libraries, beside the directory it lies in.
 const BESIDE: [&str; 5] = ["lib", "lib64", "libexec", "share", "bin"];
 
@@ -49,11 +54,19 @@ pub struct Limits {
 
 impl Limits {
     /// For a look at headers: 1 GiB, 30 s of processor time, two minutes, no writing.
-    pub const LOOK: Self =
-        Self { memory: 1 << 30, cpu_seconds: Some(30), file_bytes: Some(0), time: Some(Duration::from_secs(120)) };
+    pub const LOOK: Self = Self {
+        memory: 1 << 30,
+        cpu_seconds: Some(30),
+        file_bytes: Some(0),
+        time: Some(Duration::from_secs(120)),
+    };
     /// For a change of headers, or of an internal snapshot: 4 GiB, an hour.
-    pub const EDIT: Self =
-        Self { memory: 4 << 30, cpu_seconds: Some(3600), file_bytes: None, time: Some(Duration::from_secs(2 * 3600)) };
+    pub const EDIT: Self = Self {
+        memory: 4 << 30,
+        cpu_seconds: Some(3600),
+        file_bytes: None,
+        time: Some(Duration::from_secs(2 * 3600)),
+    };
     /// For reading all of an image of a person's choice, which takes as long as it takes: 4 GiB.
     pub const READ: Self = Self {
         memory: 4 << 30,
@@ -62,7 +75,8 @@ impl Limits {
         time: Some(Duration::from_secs(24 * 3600)),
     };
     /// For the engine of block jobs, which is watched over QMP: 16 GiB.
-    pub const ENGINE: Self = Self { memory: 16 << 30, cpu_seconds: None, file_bytes: None, time: None };
+    pub const ENGINE: Self =
+        Self { memory: 16 << 30, cpu_seconds: None, file_bytes: None, time: None };
 }
 
 /// The walls around a program.
@@ -78,7 +92,8 @@ pub struct Cage {
     pub limits: Limits,
 }
 
-/// An open file for a program in the cage: it stays the same file, whatever becomes of the path that it was opened by.
+/// An open file for a program in the cage: it stays the same file, whatever becomes of the path
+/// that it was opened by.
 #[derive(Debug, Clone)]
 pub struct Held {
     file: Arc<OwnedFd>,
@@ -126,11 +141,16 @@ impl Cage {
 
     /// What the program says, with the names of the open files instead of where it has found them.
     pub fn named(&self, text: &str) -> String {
-        let mut files: Vec<(String, &Held)> =
-            self.held.iter().map(|held| (held.path().to_string_lossy().into_owned(), held)).collect();
+        let mut files: Vec<(String, &Held)> = self
+            .held
+            .iter()
+            .map(|held| (held.path().to_string_lossy().into_owned(), held))
+            .collect();
         // /proc/self/fd/1 is in /proc/self/fd/12, too.
         files.sort_by_key(|(path, _)| std::cmp::Reverse(path.len()));
-        files.iter().fold(text.to_owned(), |text, (path, held)| text.replace(path, &held.name.to_string_lossy()))
+        files.iter().fold(text.to_owned(), |text, (path, held)| {
+            text.replace(path, &held.name.to_string_lossy())
+        })
     }
 
     /// Puts the program that `command` starts into the cage.
@@ -148,9 +168,10 @@ impl Cage {
             limits.file_bytes.map_or(Ok(()), |bytes| limit(Resource::Fsize, bytes))?;
             match rules.take() {
                 // It sets no_new_privs, too.
-                Some(rules) => {
-                    rules.restrict_self().map(drop).map_err(|_| io::Error::from(io::ErrorKind::PermissionDenied))
-                }
+                Some(rules) => rules
+                    .restrict_self()
+                    .map(drop)
+                    .map_err(|_| io::Error::from(io::ErrorKind::PermissionDenied)),
                 None => Ok(()),
             }
         });
@@ -161,7 +182,8 @@ impl Cage {
         let (read, write) = (AccessFs::from_read(RULES), AccessFs::from_all(RULES));
         let system = SYSTEM.iter().map(PathBuf::from).chain(around(Path::new(program)));
         // What is given as a link is meant to be what it leads to; Landlock follows it.
-        let readable = system.chain(self.read.iter().cloned()).chain(self.held.iter().map(Held::path));
+        let readable =
+            system.chain(self.read.iter().cloned()).chain(self.held.iter().map(Held::path));
         let writable = self.write.iter().cloned().chain(["/dev/null".into()]);
         Ruleset::default()
             .set_compatibility(CompatLevel::BestEffort)
@@ -179,7 +201,8 @@ impl Cage {
 fn around(program: &Path) -> Vec<PathBuf> {
     let Ok(program) = program.canonicalize() else { return Vec::new() };
     let mut all = vec![program.clone()];
-    let directory = program.parent().filter(|directory| directory.file_name() == Some(OsStr::new("bin")));
+    let directory =
+        program.parent().filter(|directory| directory.file_name() == Some(OsStr::new("bin")));
     if let Some(above) = directory.and_then(Path::parent).filter(|above| above.parent().is_some()) {
         all.extend(BESIDE.map(|name| above.join(name)));
     }
@@ -187,9 +210,13 @@ fn around(program: &Path) -> Vec<PathBuf> {
 }
 
 #[allow(unsafe_code)]
-fn in_the_child(command: &mut Command, action: impl FnMut() -> io::Result<()> + Send + Sync + 'static) {
-    // SAFETY: between fork and exec only fcntl(2), setrlimit(2), prctl(2), landlock_restrict_self(2) and close(2) are called, which are
-    // async-signal-safe; everything that allocates was done before.
+fn in_the_child(
+    command: &mut Command,
+    action: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
+) {
+    // SAFETY: between fork and exec only fcntl(2), setrlimit(2), prctl(2),
+    // landlock_restrict_self(2) and close(2) are called, which are async-signal-safe; everything
+    // that allocates was done before.
     unsafe {
         command.pre_exec(action);
     }
@@ -197,9 +224,11 @@ fn in_the_child(command: &mut Command, action: impl FnMut() -> io::Result<()> + 
 
 /// Never more than there was.
 fn limit(resource: Resource, value: u64) -> io::Result<()> {
-    let maximum = rustix::process::getrlimit(resource).maximum.map_or(value, |maximum| maximum.min(value));
+    let maximum =
+        rustix::process::getrlimit(resource).maximum.map_or(value, |maximum| maximum.min(value));
     // The soft limit of processor time sends a signal of its own, the hard one kills.
-    let current = if matches!(resource, Resource::Cpu) { maximum.saturating_sub(1).max(1) } else { maximum };
+    let current =
+        if matches!(resource, Resource::Cpu) { maximum.saturating_sub(1).max(1) } else { maximum };
     Ok(setrlimit(resource, Rlimit { current: Some(current), maximum: Some(maximum) })?)
 }
 
@@ -222,7 +251,12 @@ mod tests {
         std::fs::write(&given, "given").expect("a file");
         std::fs::write(&secret, "secret").expect("a file");
         let cage = Cage::new(Limits::LOOK).reading(&given);
-        let script = format!("cat {}; cat {}; echo x > {}", given.display(), secret.display(), given.display());
+        let script = format!(
+            "cat {}; cat {}; echo x > {}",
+            given.display(),
+            secret.display(),
+            given.display()
+        );
         let output = caged(&cage, &script);
         if landlock_is_missing() {
             eprintln!("SKIPPED: this kernel has no Landlock");
@@ -240,7 +274,8 @@ mod tests {
         let held = File::open(&path).and_then(|file| Held::of(&file, &path)).expect("an open file");
         std::fs::rename(&path, room.path().join("away")).expect("renamed");
         std::fs::write(&path, "another").expect("a file");
-        let script = format!("cat {0}; cat {1}; echo x > {0}", held.path().display(), path.display());
+        let script =
+            format!("cat {0}; cat {1}; echo x > {0}", held.path().display(), path.display());
         let output = caged(&Cage::new(Limits::LOOK).holding(&held), &script);
         if landlock_is_missing() {
             eprintln!("SKIPPED: this kernel has no Landlock");
@@ -258,7 +293,8 @@ mod tests {
     #[test]
     fn a_program_in_the_cage_writes_no_more_than_it_may() {
         let room = tempfile::tempdir().expect("a directory");
-        let cage = Cage::new(Limits { file_bytes: Some(4096), ..Limits::EDIT }).writing(room.path());
+        let cage =
+            Cage::new(Limits { file_bytes: Some(4096), ..Limits::EDIT }).writing(room.path());
         let file = room.path().join("file");
         caged(&cage, &format!("head -c 1000000 /dev/zero > {}", file.display()));
         assert!(file.metadata().is_ok_and(|about| about.len() <= 4096));
@@ -282,9 +318,12 @@ mod tests {
     }
 
     fn landlock_is_missing() -> bool {
-        // LANDLOCK_CREATE_RULESET_VERSION fails where there is none; the crate does not say so before a ruleset is enforced.
+        // LANDLOCK_CREATE_RULESET_VERSION fails where there is none; the crate does not say so
+        // before a ruleset is enforced.
         let status = Ruleset::default().handle_access(AccessFs::Execute).and_then(Ruleset::create);
-        let enforced = std::thread::spawn(|| status.and_then(RulesetCreated::restrict_self)).join().expect("a thread");
+        let enforced = std::thread::spawn(|| status.and_then(RulesetCreated::restrict_self))
+            .join()
+            .expect("a thread");
         enforced.is_ok_and(|status| status.ruleset == landlock::RulesetStatus::NotEnforced)
     }
 }

@@ -1,8 +1,10 @@
-//! Running programs. Nothing here ever reaches a shell; a failing program's own last words become the error.
+//! Running programs. Nothing here ever reaches a shell; a failing program's own last words become
+//! the error.
 //!
-//! A program gets an environment of an allow-list (PATH, HOME, TMPDIR, XDG_RUNTIME_DIR, the locale), because
-//! a QEMU that waits in a pool would otherwise carry the variables of one CI job into another. Our own program, when it
-//! starts itself, keeps its own variables as well. Programs that read files from strangers run in a [`Cage`].
+//! A program gets an environment of an allow-list (PATH, HOME, TMPDIR, XDG_RUNTIME_DIR, the
+//! locale), because a QEMU that waits in a pool would otherwise carry the variables of one CI job
+//! into another. Our own program, when it starts itself, keeps its own variables as well. Programs
+//! that read files from strangers run in a [`Cage`].
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -22,15 +24,19 @@ use crate::error::{Error, Result};
 /// How much of a failing program's standard error is kept.
 const TAIL: usize = 4096;
 
-/// The full path of a program: as given when it contains a slash, else the first executable of that name in the
-/// `search` path (a colon-separated list, as `PATH` is).
+/// The full path of a program: as given when it contains a slash, else the first executable of that
+/// name in the `search` path (a colon-separated list, as `PATH` is).
 pub fn find(program: &Path, search: &OsStr) -> Option<PathBuf> {
     use std::os::unix::fs::PermissionsExt;
-    let executable = |path: &Path| path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
+    let executable = |path: &Path| {
+        path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+    };
     if program.components().count() > 1 {
         return executable(program).then(|| program.to_path_buf());
     }
-    std::env::split_paths(search).map(|directory| directory.join(program)).find(|candidate| executable(candidate))
+    std::env::split_paths(search)
+        .map(|directory| directory.join(program))
+        .find(|candidate| executable(candidate))
 }
 
 /// A command with the environment that programs get.
@@ -41,7 +47,8 @@ fn clean(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// The variables of our own environment that a program inherits. Nothing is decided by their values.
+/// The variables of our own environment that a program inherits. Nothing is decided by their
+/// values.
 fn environment(own: bool) -> impl Iterator<Item = (OsString, OsString)> {
     let kept = move |name: &OsStr| {
         let Some(name) = name.to_str() else { return false };
@@ -52,7 +59,8 @@ fn environment(own: bool) -> impl Iterator<Item = (OsString, OsString)> {
     std::env::vars_os().filter(move |(name, _)| kept(name))
 }
 
-/// Runs a program to its end and returns what it printed; a non-zero exit is an error that quotes it.
+/// Runs a program to its end and returns what it printed; a non-zero exit is an error that quotes
+/// it.
 pub fn output<I, S>(program: &Path, args: I) -> Result<Vec<u8>>
 where
     I: IntoIterator<Item = S>,
@@ -61,32 +69,51 @@ where
     let mut command = clean(program);
     command.args(args).stdin(Stdio::null());
     tracing::debug!(target: "run", "{command:?}");
-    let output = command
-        .output()
-        .map_err(|source| Error::failed(format!("cannot run {}", program.display())).because(source))?;
+    let output = command.output().map_err(|source| {
+        Error::failed(format!("cannot run {}", program.display())).because(source)
+    })?;
     if output.status.success() {
         return Ok(output.stdout);
     }
-    Err(Error::qemu(format!("{} failed ({})", program.display(), output.status)).because(tail(&output.stderr)))
+    Err(Error::qemu(format!("{} failed ({})", program.display(), output.status))
+        .because(tail(&output.stderr)))
 }
 
-/// Runs a program in `cage` without blocking the caller; `paths` follow `args`, behind `--`. An exit code that is not in `fine` is
-/// an error that quotes its last words. Dropped half-way, or when its time is over, the program is killed.
-pub async fn run(program: &Path, args: &[&str], paths: &[&OsStr], fine: &[i32], cage: &Cage) -> Result<Vec<u8>> {
-    let cannot = |source: io::Error| Error::failed(format!("cannot run {}", program.display())).because(source);
+/// Runs a program in `cage` without blocking the caller; `paths` follow `args`, behind `--`. An
+/// exit code that is not in `fine` is an error that quotes its last words. Dropped half-way, or
+/// when its time is over, the program is killed.
+pub async fn run(
+    program: &Path,
+    args: &[&str],
+    paths: &[&OsStr],
+    fine: &[i32],
+    cage: &Cage,
+) -> Result<Vec<u8>> {
+    let cannot = |source: io::Error| {
+        Error::failed(format!("cannot run {}", program.display())).because(source)
+    };
     let what = args.first().copied().unwrap_or_default();
     let name = program.file_name().unwrap_or_default().to_string_lossy();
     let mut command = clean(program);
-    command.args(args).arg("--").args(paths).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .args(args)
+        .arg("--")
+        .args(paths)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     dies_with_us(&mut command);
     cage.apply(&mut command).map_err(cannot)?;
     tracing::debug!(target: "run", "{command:?}");
     let child = command.spawn().map_err(cannot)?;
     let end = to_its_end(child);
     let output = match cage.limits.time {
-        Some(limit) => tokio::time::timeout(limit, end)
-            .await
-            .map_err(|_| Error::qemu(format!("{name} {what} took longer than {} s and was ended", limit.as_secs())))?,
+        Some(limit) => tokio::time::timeout(limit, end).await.map_err(|_| {
+            Error::qemu(format!(
+                "{name} {what} took longer than {} s and was ended",
+                limit.as_secs()
+            ))
+        })?,
         None => end.await,
     }
     .map_err(cannot)?;
@@ -95,8 +122,12 @@ pub async fn run(program: &Path, args: &[&str], paths: &[&OsStr], fine: &[i32], 
         _ => {
             let failed = Error::qemu(format!("{name} {what} failed ({})", output.status));
             let failed = match std::os::unix::process::ExitStatusExt::signal(&output.status) {
-                Some(signal) if signal == nix::libc::SIGXCPU => failed.hint("it used more processor time than it may"),
-                Some(signal) if signal == nix::libc::SIGXFSZ => failed.hint("it wrote a larger file than it may"),
+                Some(signal) if signal == nix::libc::SIGXCPU => {
+                    failed.hint("it used more processor time than it may")
+                }
+                Some(signal) if signal == nix::libc::SIGXFSZ => {
+                    failed.hint("it wrote a larger file than it may")
+                }
                 _ => failed,
             };
             Err(failed.because(format!("\"{}\"", cage.named(&tail(&output.stderr)))))
@@ -119,7 +150,8 @@ const PRINTED: u64 = 64 << 20;
 async fn to_its_end(mut child: Child) -> io::Result<Output> {
     let _guard = KillOnDrop(PidFd::open(child.id().cast_signed())?);
     let output = tokio::task::spawn_blocking(move || {
-        let errors = child.stderr.take().map(|stderr| std::thread::spawn(move || last_bytes(stderr)));
+        let errors =
+            child.stderr.take().map(|stderr| std::thread::spawn(move || last_bytes(stderr)));
         let mut stdout = Vec::new();
         if let Some(output) = child.stdout.take() {
             output.take(PRINTED + 1).read_to_end(&mut stdout)?;
@@ -127,7 +159,10 @@ async fn to_its_end(mut child: Child) -> io::Result<Output> {
         if stdout.len() as u64 > PRINTED {
             child.kill()?;
             child.wait()?;
-            return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it printed more than {PRINTED} bytes")));
+            return Err(io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                format!("it printed more than {PRINTED} bytes"),
+            ));
         }
         let stderr = errors.and_then(|thread| thread.join().ok()).unwrap_or_default();
         Ok(Output { status: child.wait()?, stdout, stderr })
@@ -156,7 +191,8 @@ impl Drop for KillOnDrop {
     }
 }
 
-/// Runs a program, gives it `input` and returns what it printed; a non-zero exit is an error that quotes it.
+/// Runs a program, gives it `input` and returns what it printed; a non-zero exit is an error that
+/// quotes it.
 pub fn conversation<I, S>(program: &Path, args: I, input: &[u8]) -> Result<Vec<u8>>
 where
     I: IntoIterator<Item = S>,
@@ -165,7 +201,9 @@ where
     let mut command = clean(program);
     command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     tracing::debug!(target: "run", "{command:?}");
-    let cannot = |source: io::Error| Error::failed(format!("cannot run {}", program.display())).because(source);
+    let cannot = |source: io::Error| {
+        Error::failed(format!("cannot run {}", program.display())).because(source)
+    };
     let mut child = command.spawn().map_err(cannot)?;
     if let Some(mut stdin) = child.stdin.take() {
         // A program that dies before reading says why on its standard error.
@@ -175,7 +213,8 @@ where
     if output.status.success() {
         return Ok(output.stdout);
     }
-    Err(Error::qemu(format!("{} failed ({})", program.display(), output.status)).because(tail(&output.stderr)))
+    Err(Error::qemu(format!("{} failed ({})", program.display(), output.status))
+        .because(tail(&output.stderr)))
 }
 
 /// The last lines of what a program printed.
@@ -184,11 +223,22 @@ pub fn tail(text: &[u8]) -> String {
     String::from_utf8_lossy(&text[start..]).trim().to_owned()
 }
 
-/// Starts a program that outlives us, unless `with_us`: a session of its own, no standard input, its output in `log`, and `inherited` kept open.
-pub fn detached(argv: &[String], log: &File, inherited: Vec<OwnedFd>, with_us: bool) -> io::Result<Child> {
+/// Starts a program that outlives us, unless `with_us`: a session of its own, no standard input,
+/// its output in `log`, and `inherited` kept open.
+pub fn detached(
+    argv: &[String],
+    log: &File,
+    inherited: Vec<OwnedFd>,
+    with_us: bool,
+) -> io::Result<Child> {
     let (program, args) = argv.split_first().ok_or(io::ErrorKind::InvalidInput)?;
     let mut command = clean(program);
-    command.args(args).current_dir("/").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log.try_clone()?);
+    command
+        .args(args)
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log.try_clone()?);
     command.preserved_fds(inherited);
     in_new_session(&mut command);
     if with_us {
@@ -198,7 +248,8 @@ pub fn detached(argv: &[String], log: &File, inherited: Vec<OwnedFd>, with_us: b
     command.spawn()
 }
 
-/// Starts a companion that outlives us: a session of its own, `orders` as its standard input, `inherited` kept open.
+/// Starts a companion that outlives us: a session of its own, `orders` as its standard input,
+/// `inherited` kept open.
 pub fn companion(argv: &[String], orders: OwnedFd, inherited: Vec<OwnedFd>) -> io::Result<Child> {
     let (program, args) = argv.split_first().ok_or(io::ErrorKind::InvalidInput)?;
     let mut command = clean(program);
@@ -209,7 +260,8 @@ pub fn companion(argv: &[String], orders: OwnedFd, inherited: Vec<OwnedFd>) -> i
     command.spawn()
 }
 
-/// Starts a helper that ends with us: no standard input, `inherited` kept open, its errors piped, killed by the kernel when we die.
+/// Starts a helper that ends with us: no standard input, `inherited` kept open, its errors piped,
+/// killed by the kernel when we die.
 pub fn helper(argv: &[String], inherited: OwnedFd) -> io::Result<Child> {
     start_helper(argv, inherited, None)
 }
@@ -222,7 +274,12 @@ pub fn caged_helper(argv: &[String], inherited: OwnedFd, cage: &Cage) -> io::Res
 fn start_helper(argv: &[String], inherited: OwnedFd, cage: Option<&Cage>) -> io::Result<Child> {
     let (program, args) = argv.split_first().ok_or(io::ErrorKind::InvalidInput)?;
     let mut command = clean(program);
-    command.args(args).current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+        .args(args)
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
     command.preserved_fds(vec![inherited]);
     dies_with_us(&mut command);
     cage.map_or(Ok(()), |cage| cage.apply(&mut command))?;
@@ -232,7 +289,8 @@ fn start_helper(argv: &[String], inherited: OwnedFd, cage: Option<&Cage>) -> io:
 
 #[allow(unsafe_code)]
 fn in_new_session(command: &mut Command) {
-    // SAFETY: between fork and exec only setsid(2) is called, which is async-signal-safe and allocates nothing.
+    // SAFETY: between fork and exec only setsid(2) is called, which is async-signal-safe and
+    // allocates nothing.
     unsafe {
         command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(io::Error::from));
     }
@@ -241,7 +299,8 @@ fn in_new_session(command: &mut Command) {
 #[allow(unsafe_code)]
 fn is_killed_with_us(command: &mut Command) {
     let us = rustix::process::getpid();
-    // SAFETY: between fork and exec only prctl(2) and getppid(2) are called, which are async-signal-safe.
+    // SAFETY: between fork and exec only prctl(2) and getppid(2) are called, which are
+    // async-signal-safe.
     unsafe {
         command.pre_exec(move || be_killed_with(us));
     }
@@ -250,7 +309,8 @@ fn is_killed_with_us(command: &mut Command) {
 #[allow(unsafe_code)]
 fn dies_with_us(command: &mut Command) {
     let us = rustix::process::getpid();
-    // SAFETY: between fork and exec only prctl(2), getppid(2) and setpgid(2) are called, which are async-signal-safe.
+    // SAFETY: between fork and exec only prctl(2), getppid(2) and setpgid(2) are called, which are
+    // async-signal-safe.
     unsafe {
         command.pre_exec(move || {
             be_killed_with(us)?;
@@ -259,8 +319,9 @@ fn dies_with_us(command: &mut Command) {
     }
 }
 
-/// In the child: the kernel kills it when `parent` dies (`PR_SET_PDEATHSIG`). A parent that has died before that is not noticed by
-/// the kernel, and is looked for here: the child has another parent then, and must not go on.
+/// In the child: the kernel kills it when `parent` dies (`PR_SET_PDEATHSIG`). A parent that has
+/// died before that is not noticed by the kernel, and is looked for here: the child has another
+/// parent then, and must not go on.
 fn be_killed_with(parent: rustix::process::Pid) -> io::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     match rustix::process::getppid() {
@@ -280,7 +341,8 @@ mod tests {
 
     use super::*;
 
-    /// Starts a program from a process that is killed between fork(2) and exec(2); does the program live on?
+    /// Starts a program from a process that is killed between fork(2) and exec(2); does the program
+    /// live on?
     #[allow(unsafe_code)]
     fn lives_on(prepare: fn(&mut Command)) -> bool {
         let (ours, theirs) = pipe().expect("a pipe");
@@ -290,7 +352,8 @@ mod tests {
                 let number = theirs.as_raw_fd();
                 let mut command = Command::new("sleep");
                 command.arg("1000");
-                // SAFETY: only getppid(2), kill(2), sched_yield(2) and write(2) are called, which are async-signal-safe.
+                // SAFETY: only getppid(2), kill(2), sched_yield(2) and write(2) are called, which
+                // are async-signal-safe.
                 unsafe {
                     command.pre_exec(move || {
                         let parent = getppid();

@@ -1,4 +1,5 @@
-//! What of a program's file is loaded when it runs (`elf(5)`): the rest, symbols and debugging information, lies behind it.
+//! What of a program's file is loaded when it runs (`elf(5)`): the rest, symbols and debugging
+//! information, lies behind it.
 
 /// The part of an ELF file that is needed to run it; all of it where that cannot be told.
 pub fn loadable(program: &[u8]) -> Vec<u8> {

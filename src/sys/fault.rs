@@ -1,8 +1,9 @@
-//! Fault points: places where a test lets this process die, fail or stand still. They exist in builds with debug assertions; a release has none of
-//! it.
+//! Fault points: places where a test lets this process die, fail or stand still. They exist in
+//! builds with debug assertions; a release has none of it.
 //!
-//! Which one is hit is decided by its number, counted from 1 in the order in which one run comes across them, so that a test can walk through
-//! all of them without knowing their names; or by its name, where a test is about one place. A name is hit once.
+//! Which one is hit is decided by its number, counted from 1 in the order in which one run comes
+//! across them, so that a test can walk through all of them without knowing their names; or by its
+//! name, where a test is about one place. A name is hit once.
 
 use std::io;
 use std::time::Duration;
@@ -14,7 +15,8 @@ pub enum Fault {
     Die,
     /// The operation fails, as if the disk had.
     Fail,
-    /// The process stands still (`SIGSTOP`) until somebody lets it go on: time to do something to QEMU.
+    /// The process stands still (`SIGSTOP`) until somebody lets it go on: time to do something to
+    /// QEMU.
     Stall,
 }
 

@@ -9,5 +9,11 @@ use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fd: BorrowedFd<'_>) -> io::Result<usize> {
     let fds = [fd.as_raw_fd()];
     let message = [ControlMessage::ScmRights(&fds)];
-    Ok(sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(bytes)], &message, MsgFlags::MSG_NOSIGNAL, None)?)
+    Ok(sendmsg::<()>(
+        socket.as_raw_fd(),
+        &[IoSlice::new(bytes)],
+        &message,
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    )?)
 }

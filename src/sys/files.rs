@@ -23,12 +23,13 @@ pub fn can_open(count: usize) -> io::Result<()> {
     (0..count).map(|_| File::open("/dev/null")).collect::<io::Result<Vec<_>>>().map(drop)
 }
 
-/// Raises the soft limit of open files (`RLIMIT_NOFILE`) to the hard one, for this process and the programs it starts. A limit that
-/// cannot be raised stays as it is.
+/// Raises the soft limit of open files (`RLIMIT_NOFILE`) to the hard one, for this process and the
+/// programs it starts. A limit that cannot be raised stays as it is.
 pub fn raise_limit() {
     let limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum {
-        let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+        let _ =
+            setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
     }
 }
 
@@ -65,24 +66,33 @@ impl From<rustix::io::Errno> for Refusal {
     }
 }
 
-/// A file that was opened once, and what its path was then. It stays the same file whatever becomes of the path.
+/// A file that was opened once, and what its path was then. It stays the same file whatever becomes
+/// of the path.
 #[derive(Debug)]
 pub struct Pinned {
-    /// The file, open for reading; what is neither a file nor a directory can only be looked at (`O_PATH`).
+    /// The file, open for reading; what is neither a file nor a directory can only be looked at
+    /// (`O_PATH`).
     pub file: File,
     /// Its path without links.
     pub path: PathBuf,
 }
 
 impl Pinned {
-    /// Opens what is at the end of `path`. Links are followed only when they are ours or root's, and a file with several names is taken
-    /// only from a directory in which nobody else can make names.
+    /// Opens what is at the end of `path`. Links are followed only when they are ours or root's,
+    /// and a file with several names is taken only from a directory in which nobody else can make
+    /// names.
     ///
-    /// The path is walked component by component on descriptors, so that nothing can be exchanged between a look and the use.
+    /// The path is walked component by component on descriptors, so that nothing can be exchanged
+    /// between a look and the use.
     pub fn open(path: &Path) -> Result<Self, Refusal> {
         let path = std::path::absolute(path)?;
-        let anchor =
-            |path: &Path| rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+        let anchor = |path: &Path| {
+            rustix::fs::open(
+                path,
+                OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+                Mode::empty(),
+            )
+        };
         let mut rest = components(&path);
         let mut at = anchor(Path::new("/"))?;
         let mut directory = at.try_clone()?;
@@ -106,7 +116,8 @@ impl Pinned {
             if !is_trusted(about.uid()) {
                 return Err(Refusal::Link { link: shown(&at)?.join(name), owner: about.uid() });
             }
-            // Another user can have given one of ours this name, where the kernel lets them (`fs.protected_hardlinks`).
+            // Another user can have given one of ours this name, where the kernel lets them
+            // (`fs.protected_hardlinks`).
             if about.nlink() > 1 && is_open_to_others(&File::from(at.try_clone()?).metadata()?) {
                 return Err(Refusal::Linked);
             }
@@ -118,11 +129,15 @@ impl Pinned {
             rest.extend(components(Path::new(&OsString::from_vec(target.into_bytes()))));
         }
         let about = File::from(at.try_clone()?).metadata()?;
-        if about.is_file() && about.nlink() > 1 && is_open_to_others(&File::from(directory).metadata()?) {
+        if about.is_file()
+            && about.nlink() > 1
+            && is_open_to_others(&File::from(directory).metadata()?)
+        {
             return Err(Refusal::Linked);
         }
         let path = shown(&at)?;
-        // Opening a device does something to it, and a socket cannot be opened: the caller sees what it is without that.
+        // Opening a device does something to it, and a socket cannot be opened: the caller sees
+        // what it is without that.
         if !about.is_file() && !about.is_dir() {
             return Ok(Self { file: File::from(at), path });
         }
@@ -155,7 +170,9 @@ pub fn open_directory(path: &Path) -> io::Result<File> {
 pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         // This file system cannot do it in one.
-        Err(Errno::INVAL | Errno::NOSYS) if to.symlink_metadata().is_ok() => Err(io::ErrorKind::AlreadyExists.into()),
+        Err(Errno::INVAL | Errno::NOSYS) if to.symlink_metadata().is_ok() => {
+            Err(io::ErrorKind::AlreadyExists.into())
+        }
         Err(Errno::INVAL | Errno::NOSYS) => std::fs::rename(from, to),
         other => Ok(other?),
     }
@@ -166,11 +183,12 @@ pub fn proc_path(file: &impl AsRawFd) -> PathBuf {
     PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()))
 }
 
-/// Opens a file to append to it, and makes it if it is not there. It is readable by its owner alone, also when it was there; a link is not followed, and a FIFO does not
-/// keep us waiting.
+/// Opens a file to append to it, and makes it if it is not there. It is readable by its owner
+/// alone, also when it was there; a link is not followed, and a FIFO does not keep us waiting.
 pub fn append_private(path: &Path) -> io::Result<File> {
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
-    let file = OpenOptions::new().create(true).append(true).mode(0o600).custom_flags(flags).open(path)?;
+    let file =
+        OpenOptions::new().create(true).append(true).mode(0o600).custom_flags(flags).open(path)?;
     let about = file.metadata()?;
     if !about.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a file"));
@@ -205,7 +223,8 @@ fn is_trusted(uid: u32) -> bool {
     uid == 0 || uid == nix::unistd::geteuid().as_raw()
 }
 
-/// What a file is, in words, that is no ordinary file, directory or link: opening one can wait for ever, or do something.
+/// What a file is, in words, that is no ordinary file, directory or link: opening one can wait for
+/// ever, or do something.
 pub fn special(kind: FileType) -> Option<&'static str> {
     match kind {
         _ if kind.is_fifo() => Some("a FIFO"),
@@ -238,7 +257,8 @@ mod tests {
         std::fs::create_dir_all(root.join("a/b")).expect("directories");
         std::fs::write(root.join("a/b/file"), "x").expect("file");
         std::os::unix::fs::symlink("a/b", root.join("relative")).expect("link");
-        std::os::unix::fs::symlink(root.join("a/../relative/file"), root.join("absolute")).expect("link");
+        std::os::unix::fs::symlink(root.join("a/../relative/file"), root.join("absolute"))
+            .expect("link");
         for name in ["a/b/file", "relative/file", "absolute", "a/b/../../relative/./file"] {
             let pinned = Pinned::open(&root.join(name)).expect(name);
             assert_eq!(pinned.path, root.join("a/b/file"), "{name}");
@@ -246,9 +266,8 @@ mod tests {
         }
         std::os::unix::fs::symlink("loop", root.join("loop")).expect("link");
         assert!(matches!(Pinned::open(&root.join("loop")), Err(Refusal::Io(_))));
-        assert!(
-            matches!(Pinned::open(&root.join("none")), Err(Refusal::Io(error)) if error.kind() == io::ErrorKind::NotFound)
-        );
+        let none = Pinned::open(&root.join("none"));
+        assert!(matches!(none, Err(Refusal::Io(error)) if error.kind() == io::ErrorKind::NotFound));
         assert!(matches!(Pinned::open(&root.join("absolute/")), Err(Refusal::Io(_))));
     }
 
@@ -259,7 +278,8 @@ mod tests {
         std::fs::write(&file, "x").expect("file");
         std::fs::hard_link(&file, directory.path().join("other")).expect("link");
         assert!(Pinned::open(&file).is_ok());
-        std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o1777)).expect("mode");
+        std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o1777))
+            .expect("mode");
         assert!(matches!(Pinned::open(&file), Err(Refusal::Linked)));
     }
 
@@ -271,7 +291,8 @@ mod tests {
         std::os::unix::fs::symlink("file", at("link")).expect("link");
         std::fs::hard_link(at("link"), at("other")).expect("link");
         assert!(Pinned::open(&at("other")).is_ok());
-        std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o1777)).expect("mode");
+        std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o1777))
+            .expect("mode");
         assert!(matches!(Pinned::open(&at("other")), Err(Refusal::Linked)));
         assert!(Pinned::open(&at("file")).is_ok());
     }
@@ -285,7 +306,12 @@ mod tests {
         for (link, target) in [("to-pipe", "pipe"), ("to-file", "file"), ("nowhere", "none")] {
             std::os::unix::fs::symlink(target, at(link)).expect("link");
         }
-        for (name, what) in [("pipe", Some("a FIFO")), ("to-pipe", Some("a FIFO")), ("file", None), ("to-file", None)] {
+        for (name, what) in [
+            ("pipe", Some("a FIFO")),
+            ("to-pipe", Some("a FIFO")),
+            ("file", None),
+            ("to-file", None),
+        ] {
             assert_eq!(special_at(&at(name)), what, "{name}");
         }
         assert_eq!(
@@ -300,7 +326,13 @@ mod tests {
         let directory = tempfile::tempdir().expect("directory");
         let pipe = directory.path().join("pipe");
         nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("pipe");
-        assert!(Pinned::open(&pipe).is_ok_and(|pinned| !pinned.file.metadata().expect("metadata").is_file()));
+        assert!(
+            Pinned::open(&pipe).is_ok_and(|pinned| !pinned
+                .file
+                .metadata()
+                .expect("metadata")
+                .is_file())
+        );
     }
 
     #[test]
@@ -316,8 +348,10 @@ mod tests {
         assert_eq!(std::fs::read(at("open")).expect("file"), b"before");
         std::os::unix::fs::symlink("elsewhere", at("link")).expect("link");
         nix::unistd::mkfifo(&at("pipe"), nix::sys::stat::Mode::S_IRWXU).expect("pipe");
-        let _reader =
-            OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(at("pipe"));
+        let _reader = OpenOptions::new()
+            .read(true)
+            .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+            .open(at("pipe"));
         for name in ["link", "pipe", "."] {
             assert!(append_private(&at(name)).is_err(), "{name}");
         }

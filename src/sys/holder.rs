@@ -4,7 +4,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// The QEMU that has `path` open (`/proc/PID/fd`). Others may look at it for a moment; they are not meant.
+/// The QEMU that has `path` open (`/proc/PID/fd`). Others may look at it for a moment; they are not
+/// meant.
 pub fn of(path: &Path) -> Option<i32> {
     let wanted = fs::metadata(path).ok()?;
     let processes = fs::read_dir("/proc").ok()?.flatten();
@@ -20,8 +21,9 @@ pub fn has(pid: i32, path: &Path) -> Option<bool> {
 
 fn is_qemu(pid: i32) -> bool {
     // A program that was replaced by an upgrade is still itself.
-    fs::read_link(format!("/proc/{pid}/exe"))
-        .is_ok_and(|exe| exe.file_name().is_some_and(|name| name.to_string_lossy().contains("qemu")))
+    fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| {
+        exe.file_name().is_some_and(|name| name.to_string_lossy().contains("qemu"))
+    })
 }
 
 fn has_open(pid: i32, wanted: &fs::Metadata) -> bool {

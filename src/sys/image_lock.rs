@@ -1,4 +1,5 @@
-//! QEMU's own locks on image files (`block/file-posix.c`): open-file-description locks on single bytes, one per permission.
+//! QEMU's own locks on image files (`block/file-posix.c`): open-file-description locks on single
+//! bytes, one per permission.
 
 use std::fs::File;
 use std::io;
@@ -8,7 +9,8 @@ use std::path::Path;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
-/// Where the bytes for permissions begin: the ones that are held, then, a hundred later, the ones that are not shared.
+/// Where the bytes for permissions begin: the ones that are held, then, a hundred later, the ones
+/// that are not shared.
 const FIRST: i64 = 100;
 /// The byte that stands for the permission to write.
 const WRITE: i64 = FIRST + 1;
@@ -36,7 +38,9 @@ fn is_locked(path: &Path, start: i64, length: i64) -> io::Result<bool> {
     match fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock)) {
         Ok(_) => Ok(lock.l_type != libc::F_UNLCK as libc::c_short),
         // A file system without such locks: QEMU has none there, either.
-        Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOLCK | nix::errno::Errno::EOPNOTSUPP) => Ok(false),
+        Err(
+            nix::errno::Errno::EINVAL | nix::errno::Errno::ENOLCK | nix::errno::Errno::EOPNOTSUPP,
+        ) => Ok(false),
         Err(error) => Err(error.into()),
     }
 }

@@ -1,4 +1,5 @@
-//! What the helper needs of the guest's kernel: random generator, network cards, clock, terminals, news of its port.
+//! What the helper needs of the guest's kernel: random generator, network cards, clock, terminals,
+//! news of its port.
 
 use std::fs::File;
 use std::io;
@@ -34,7 +35,8 @@ mod request {
     nix::ioctl_write_ptr_bad!(set_hardware_address, libc::SIOCSIFHWADDR, libc::ifreq);
 }
 
-/// Mixes `seed` into the kernel's random generator, and makes it use it from now on (`random(4)`: `RNDADDENTROPY`, `RNDRESEEDCRNG`).
+/// Mixes `seed` into the kernel's random generator, and makes it use it from now on (`random(4)`:
+/// `RNDADDENTROPY`, `RNDRESEEDCRNG`).
 #[allow(unsafe_code)]
 pub fn add_entropy(seed: &[u8]) -> io::Result<()> {
     let random = File::options().write(true).open("/dev/urandom")?;
@@ -43,14 +45,16 @@ pub fn add_entropy(seed: &[u8]) -> io::Result<()> {
     info.data[..length].copy_from_slice(&seed[..length]);
     info.bytes = libc::c_int::try_from(length).unwrap_or_default();
     info.bits = info.bytes * 8;
-    // SAFETY: the kernel reads the two numbers and then `bytes` bytes behind them, all of which are in `info`.
+    // SAFETY: the kernel reads the two numbers and then `bytes` bytes behind them, all of which are
+    // in `info`.
     unsafe { request::rnd_add_entropy(random.as_raw_fd(), std::ptr::from_ref(&info).cast()) }?;
     // SAFETY: takes no argument. Kernels before 5.x that have it not have no other way either.
     unsafe { request::rnd_reseed_crng(random.as_raw_fd()) }?;
     Ok(())
 }
 
-/// Gives a network card another address (`netdevice(7)`: `SIOCSIFHWADDR`), which virtio cards allow while they are up.
+/// Gives a network card another address (`netdevice(7)`: `SIOCSIFHWADDR`), which virtio cards allow
+/// while they are up.
 #[allow(unsafe_code)]
 pub fn set_card_address(card: &str, address: [u8; 6]) -> io::Result<()> {
     let socket = std::net::UdpSocket::bind(("127.0.0.1", 0))?;
@@ -89,7 +93,8 @@ pub fn signals() -> io::Result<SignalFd> {
     Ok(SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
 }
 
-/// Asks for `SIGIO` when somebody comes to the other end of a virtio-serial port, or goes. While nobody is there, poll(2) returns at once.
+/// Asks for `SIGIO` when somebody comes to the other end of a virtio-serial port, or goes. While
+/// nobody is there, poll(2) returns at once.
 #[allow(unsafe_code)]
 pub fn tell_of_changes(port: &File) -> io::Result<()> {
     let fd = port.as_raw_fd();
@@ -133,16 +138,21 @@ pub struct Who {
     pub groups: Vec<u32>,
 }
 
-/// Has `command` start in a session of its own, on `terminal` if there is one (its standard input), as `who`, with no signal blocked.
+/// Has `command` start in a session of its own, on `terminal` if there is one (its standard input),
+/// as `who`, with no signal blocked.
 #[allow(unsafe_code)]
 pub fn prepare(command: &mut Command, terminal: bool, who: Option<Who>) {
-    let groups: Option<Vec<Gid>> = who.as_ref().map(|who| who.groups.iter().map(|gid| Gid::from_raw(*gid)).collect());
-    // SAFETY: between fork and exec only system calls are made, which are async-signal-safe; what they need was allocated before.
+    let groups: Option<Vec<Gid>> =
+        who.as_ref().map(|who| who.groups.iter().map(|gid| Gid::from_raw(*gid)).collect());
+    // SAFETY: between fork and exec only system calls are made, which are async-signal-safe; what
+    // they need was allocated before.
     unsafe {
         command.pre_exec(move || {
             SigSet::empty().thread_set_mask()?;
             // A shell that starts something in the background has it ignore some.
-            for signal in [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP, Signal::SIGTERM, Signal::SIGPIPE] {
+            for signal in
+                [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP, Signal::SIGTERM, Signal::SIGPIPE]
+            {
                 nix::sys::signal::signal(signal, SigHandler::SigDfl)?;
             }
             setsid()?;

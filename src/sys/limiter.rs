@@ -1,13 +1,16 @@
-//! The limiter: a process that keeps the logs of one VM below their limit while its QEMU runs. It is this same program, started
-//! with the verb [`VERB`] and setsid(2), because cowhand has no daemon.
+//! The limiter: a process that keeps the logs of one VM below their limit while its QEMU runs. It
+//! is this same program, started with the verb [`VERB`] and setsid(2), because cowhand has no
+//! daemon.
 //!
 //! ```text
-//! looks at the sizes ──too large──▶ rotates ──▶ waits: 50 ms after growth, up to 1 s when nothing comes
-//!        └────────────── QEMU ends: looks once more and ends ──────────────┘
+//! looks at the sizes ──too large──▶ rotates ──▶ waits: 50 ms after growth,
+//!        │                                        │    up to 1 s when nothing comes
+//!        └── QEMU ends: looks once more and ends ─┘
 //! ```
-//! It is not in the path of the data: QEMU and the limiter have the files open independently. A limiter that is killed or
-//! stopped costs the limit and nothing else. It has the directory and the files as descriptors, opens no path, and holds one
-//! lock: a flock(2) on the newer serial log, which tells that the VM has a limiter, and for which nothing else waits.
+//! It is not in the path of the data: QEMU and the limiter have the files open independently. A
+//! limiter that is killed or stopped costs the limit and nothing else. It has the directory and the
+//! files as descriptors, opens no path, and holds one lock: a flock(2) on the newer serial log,
+//! which tells that the VM has a limiter, and for which nothing else waits.
 
 use std::fs::File;
 use std::io;
@@ -28,14 +31,16 @@ use super::{command, flock, relay};
 pub const VERB: &str = "limit-logs";
 /// The logs of a VM. The first one carries the lock.
 const LOGS: [&str; 2] = ["serial.log", "qemu.log"];
-/// The attribute of the newer serial log with a limit that was changed while the limiter runs: bytes in decimal digits, 0 for none.
+/// The attribute of the newer serial log with a limit that was changed while the limiter runs:
+/// bytes in decimal digits, 0 for none.
 const LIMIT: &str = "user.cowhand.limit";
 /// The wait after a log has grown.
 const SHORTEST: Duration = Duration::from_millis(50);
 /// The wait when no log has grown for a while.
 const LONGEST: Duration = Duration::from_secs(1);
 
-/// What the limiter was told: the limit in bytes, and descriptors of QEMU's process, the directory and the logs.
+/// What the limiter was told: the limit in bytes, and descriptors of QEMU's process, the directory
+/// and the logs.
 #[derive(Debug)]
 pub struct Orders {
     limit: u64,
@@ -62,10 +67,14 @@ pub fn is_running(serial_log: &Path) -> io::Result<bool> {
     flock::is_held(serial_log)
 }
 
-/// Gives the limiter of the VM whose serial log is `serial_log` another limit, in bytes; `None` is no limit. It obeys within
-/// a second. An error when the file system has no extended attributes.
+/// Gives the limiter of the VM whose serial log is `serial_log` another limit, in bytes; `None` is
+/// no limit. It obeys within a second. An error when the file system has no extended attributes.
 pub fn change(serial_log: &Path, limit: Option<u64>) -> io::Result<()> {
-    let log = File::options().read(true).write(true).custom_flags(nix::libc::O_NOFOLLOW).open(serial_log)?;
+    let log = File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(nix::libc::O_NOFOLLOW)
+        .open(serial_log)?;
     Ok(fsetxattr(&log, LIMIT, limit.unwrap_or(0).to_string().as_bytes(), XattrFlags::empty())?)
 }
 
@@ -80,7 +89,8 @@ fn limit(serial_log: &File, ordered: u64) -> u64 {
     }
 }
 
-/// Starts the limiter for the logs in `directory`; it ends with `process`. Each file may have `limit` bytes.
+/// Starts the limiter for the logs in `directory`; it ends with `process`. Each file may have
+/// `limit` bytes.
 pub fn start(directory: &Path, limit: u64, process: &PidFd) -> io::Result<()> {
     let open = |name| {
         let mut options = File::options();
@@ -90,11 +100,15 @@ pub fn start(directory: &Path, limit: u64, process: &PidFd) -> io::Result<()> {
     let (serial, qemu) = (open(LOGS[0])?, open(LOGS[1])?);
     // The limit of an earlier start.
     let _ = fremovexattr(&serial, LIMIT);
-    // Held from here on, so that no second limiter is started. The limiter of a QEMU that has just ended may still have it;
-    // then the new one waits for the lock.
+    // Held from here on, so that no second limiter is started. The limiter of a QEMU that has just
+    // ended may still have it; then the new one waits for the lock.
     flock::try_exclusive(&serial)?;
-    let inherited: Vec<OwnedFd> =
-        vec![process.as_fd().try_clone_to_owned()?, File::open(directory)?.into(), serial.into(), qemu.into()];
+    let inherited: Vec<OwnedFd> = vec![
+        process.as_fd().try_clone_to_owned()?,
+        File::open(directory)?.into(),
+        serial.into(),
+        qemu.into(),
+    ];
     let mut argv = vec![relay::PROGRAM.to_owned(), VERB.to_owned(), limit.to_string()];
     argv.extend(inherited.iter().map(|fd| fd.as_raw_fd().to_string()));
     command::companion(&argv, File::open("/dev/null")?.into(), inherited).map(drop)
@@ -112,8 +126,11 @@ pub fn run(orders: &Orders) -> io::Result<()> {
         }
     }
     let first = serial.try_clone()?;
-    let mut logs =
-        [Rotated::of(directory.try_clone()?, LOGS[0], serial), Rotated::of(directory, LOGS[1], qemu)].map(Limited::new);
+    let mut logs = [
+        Rotated::of(directory.try_clone()?, LOGS[0], serial),
+        Rotated::of(directory, LOGS[1], qemu),
+    ]
+    .map(Limited::new);
     let mut wait = SHORTEST;
     loop {
         let (mut grown, limit) = (false, limit(&first, orders.limit));
@@ -129,7 +146,8 @@ pub fn run(orders: &Orders) -> io::Result<()> {
 
 #[allow(unsafe_code)]
 fn own(fd: RawFd) -> OwnedFd {
-    // SAFETY: whoever started us handed this descriptor over for good, and nobody else in this process knows of it.
+    // SAFETY: whoever started us handed this descriptor over for good, and nobody else in this
+    // process knows of it.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
@@ -143,8 +161,8 @@ impl Limited {
         Self { log, bytes: 0 }
     }
 
-    /// Rotates the log if it is too large; true when it has changed since the last time. An error of the file system (a
-    /// remote one that is away, for example) is left for the next look.
+    /// Rotates the log if it is too large; true when it has changed since the last time. An error
+    /// of the file system (a remote one that is away, for example) is left for the next look.
     fn look(&mut self, limit: u64) -> io::Result<bool> {
         let bytes = self.log.current_bytes()?;
         let changed = bytes != self.bytes;
@@ -172,11 +190,14 @@ mod tests {
 
     #[test]
     fn orders_that_are_not_complete_numbers_are_refused() {
-        let parse = |line: &str| Orders::parse(&line.split(' ').map(str::to_owned).collect::<Vec<_>>()).is_some();
+        let parse = |line: &str| {
+            Orders::parse(&line.split(' ').map(str::to_owned).collect::<Vec<_>>()).is_some()
+        };
         assert!(parse("65536 3 4 5 6"));
-        for line in
-            ["", "65536", "65536 3 4 5", "65536 3 4 5 6 7", "-1 3 4 5 6", "65536 x 4 5 6", "65536 3 4 5 9999999999"]
-        {
+        for line in [
+            "", "65536", "65536 3 4 5", "65536 3 4 5 6 7", "-1 3 4 5 6", "65536 x 4 5 6",
+            "65536 3 4 5 9999999999",
+        ] {
             assert!(!parse(line), "{line}");
         }
     }

@@ -1,4 +1,5 @@
-//! System calls and programs. The only room where `unsafe` may stand, and the only one that starts processes.
+//! System calls and programs. The only room where `unsafe` may stand, and the only one that starts
+//! processes.
 
 pub mod boot;
 pub mod cage;

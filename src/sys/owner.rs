@@ -1,4 +1,5 @@
-//! Is a process still alive that said it would look after something? Its number alone does not tell: numbers are used again.
+//! Is a process still alive that said it would look after something? Its number alone does not
+//! tell: numbers are used again.
 
 use std::fs;
 
@@ -26,7 +27,8 @@ fn namespace() -> Option<u64> {
 
 fn started(pid: i32) -> Option<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field is in brackets and may contain anything; the third is the state, the 22nd the start.
+    // The second field is in brackets and may contain anything; the third is the state, the 22nd
+    // the start.
     let mut fields = text.rsplit_once(')')?.1.split_whitespace();
     let state = fields.next()?;
     if matches!(state, "Z" | "X") {

@@ -1,4 +1,5 @@
-//! A process by file descriptor: its end can be waited for, and a signal never hits a recycled pid (`pidfd_open(2)`).
+//! A process by file descriptor: its end can be waited for, and a signal never hits a recycled pid
+//! (`pidfd_open(2)`).
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -21,10 +22,11 @@ impl PidFd {
         Ok(Self(pidfd_open(pid, PidfdFlags::NONBLOCK)?))
     }
 
-    /// Opens the process that listened at the other end of a connected socket (`SO_PEERPIDFD`, Linux 6.5).
+    /// Opens the process that listened at the other end of a connected socket (`SO_PEERPIDFD`,
+    /// Linux 6.5).
     ///
-    /// An older kernel tells its number only. Whoever has that number is the one meant as long as the connection lasts after
-    /// the process was opened: a process that ends hangs up.
+    /// An older kernel tells its number only. Whoever has that number is the one meant as long as
+    /// the connection lasts after the process was opened: a process that ends hangs up.
     pub fn of_peer(socket: &impl AsFd) -> io::Result<Self> {
         match getsockopt(socket, sockopt::PeerPidfd) {
             Ok(process) => Ok(Self(process)),
@@ -61,8 +63,10 @@ impl PidFd {
     /// Waits until it has ended.
     #[allow(unsafe_code)]
     pub async fn ended(&self) -> io::Result<()> {
-        // SAFETY: the descriptor is borrowed from `self`, which outlives the registration: it ends with this function.
-        let fd = unsafe { AsyncFd::register_with_interest(self.0.as_raw_fd(), Interest::READABLE) }?;
+        // SAFETY: the descriptor is borrowed from `self`, which outlives the registration: it ends
+        // with this function.
+        let fd =
+            unsafe { AsyncFd::register_with_interest(self.0.as_raw_fd(), Interest::READABLE) }?;
         fd.readable().await?.retain_ready();
         Ok(())
     }
@@ -88,8 +92,8 @@ mod tests {
 
     /// The number of the process, as `/proc` has it for a descriptor.
     fn number(process: &PidFd) -> i32 {
-        let about =
-            std::fs::read_to_string(format!("/proc/self/fdinfo/{}", process.as_raw_fd())).expect("a descriptor");
+        let about = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", process.as_raw_fd()))
+            .expect("a descriptor");
         let number = about.lines().find_map(|line| line.strip_prefix("Pid:")).expect("a number");
         number.trim().parse().expect("a number")
     }

@@ -1,4 +1,5 @@
-//! Pipes for streams to and from QEMU, and a gate: a pipe that is full, so that whoever writes to it waits until it is opened.
+//! Pipes for streams to and from QEMU, and a gate: a pipe that is full, so that whoever writes to
+//! it waits until it is opened.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -19,7 +20,8 @@ pub fn wide() -> io::Result<(File, OwnedFd)> {
     Ok((read.into(), write))
 }
 
-/// A pipe in which nothing has room, and how many bytes have to be read before what the other side writes.
+/// A pipe in which nothing has room, and how many bytes have to be read before what the other side
+/// writes.
 pub fn full() -> io::Result<(File, OwnedFd, usize)> {
     let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
     let size = fcntl_setpipe_size(&write, NARROW)?;
@@ -33,11 +35,13 @@ pub fn widen(read: &File) {
     let _ = fcntl_setpipe_size(read, WIDE);
 }
 
-/// Does a thread of the process `pid` whose name begins with one of `names` wait for room in a pipe? `None`: there is no such thread,
-/// or the kernel does not say what it waits for.
+/// Does a thread of the process `pid` whose name begins with one of `names` wait for room in a
+/// pipe? `None`: there is no such thread, or the kernel does not say what it waits for.
 pub fn is_waiting_for_room(pid: i32, names: &[&str]) -> Option<bool> {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).ok()?;
-    let read = |task: &std::path::Path, file: &str| std::fs::read_to_string(task.join(file)).unwrap_or_default();
+    let read = |task: &std::path::Path, file: &str| {
+        std::fs::read_to_string(task.join(file)).unwrap_or_default()
+    };
     let task = tasks.flatten().map(|entry| entry.path()).find(|task| {
         let name = read(task, "comm");
         names.iter().any(|wanted| name.starts_with(wanted))

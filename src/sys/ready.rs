@@ -1,4 +1,5 @@
-//! Waiting for a child process to create a socket, or to die trying: inotify on the directory beside the child's pidfd.
+//! Waiting for a child process to create a socket, or to die trying: inotify on the directory
+//! beside the child's pidfd.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -22,7 +23,8 @@ pub enum Ready {
     TimedOut,
 }
 
-/// Watches a directory for the creation of one file. Made before the process is started, so that nothing is missed.
+/// Watches a directory for the creation of one file. Made before the process is started, so that
+/// nothing is missed.
 pub struct Watch {
     inotify: Inotify,
 }
@@ -46,13 +48,16 @@ impl Watch {
             if left.is_zero() {
                 return Ok(Ready::TimedOut);
             }
-            let mut fds =
-                [PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN), PollFd::new(process.as_fd(), PollFlags::POLLIN)];
+            let mut fds = [
+                PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN),
+                PollFd::new(process.as_fd(), PollFlags::POLLIN),
+            ];
             match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(error) => return Err(error.into()),
             }
-            let has = |fd: &PollFd| fd.revents().is_some_and(|events| events.contains(PollFlags::POLLIN));
+            let has =
+                |fd: &PollFd| fd.revents().is_some_and(|events| events.contains(PollFlags::POLLIN));
             if has(&fds[1]) {
                 return Ok(Ready::Ended);
             }

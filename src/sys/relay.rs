@@ -1,11 +1,13 @@
-//! The relay: a process that reads a stream from a pipe and writes it to a file, until the stream ends. It is this same program under a
-//! verb of its own, in a session of its own, so that it outlives whoever started it.
+//! The relay: a process that reads a stream from a pipe and writes it to a file, until the stream
+//! ends. It is this same program under a verb of its own, in a session of its own, so that it
+//! outlives whoever started it.
 //!
 //! ```text
 //! waits for its orders ──1 byte──▶ writes ──end of stream──▶ fsync, rename to its final name
 //!          └──hung up──▶ throws away  ◀──write error──┘
 //! ```
-//! Whatever happens, it reads to the end: whoever writes to the pipe never waits for ever and never sees it break.
+//! Whatever happens, it reads to the end: whoever writes to the pipe never waits for ever and never
+//! sees it break.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -24,8 +26,8 @@ pub const OPEN: u8 = b'o';
 const LEVEL: i32 = 3;
 const CHUNK: usize = 1 << 20;
 
-/// What the relay was told: descriptors of the stream and of the (locked) file, how many bytes of the stream to skip, whether to compress,
-/// the file's name and its final name.
+/// What the relay was told: descriptors of the stream and of the (locked) file, how many bytes of
+/// the stream to skip, whether to compress, the file's name and its final name.
 #[derive(Debug)]
 pub struct Orders {
     stream: RawFd,
@@ -56,7 +58,11 @@ pub fn run(orders: &Orders) -> io::Result<()> {
     let (mut stream, file) = (own(orders.stream), own(orders.file));
     let mut order = [0];
     let opened = matches!(io::stdin().read(&mut order), Ok(1)) && order[0] == OPEN;
-    let written = if opened { take_down(&mut stream, &file, orders) } else { Err(io::ErrorKind::Interrupted.into()) };
+    let written = if opened {
+        take_down(&mut stream, &file, orders)
+    } else {
+        Err(io::ErrorKind::Interrupted.into())
+    };
     if written.is_err() {
         let _ = std::fs::remove_file(&orders.partial);
         copy(&mut stream, &mut io::sink())?;
@@ -66,7 +72,8 @@ pub fn run(orders: &Orders) -> io::Result<()> {
 
 #[allow(unsafe_code)]
 fn own(fd: RawFd) -> File {
-    // SAFETY: whoever started us handed this descriptor over for good, and nobody else in this process knows of it.
+    // SAFETY: whoever started us handed this descriptor over for good, and nobody else in this
+    // process knows of it.
     unsafe { OwnedFd::from_raw_fd(fd) }.into()
 }
 

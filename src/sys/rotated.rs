@@ -1,16 +1,19 @@
-//! A log in two files: `NAME`, to which its writers append, and `NAME.1`, which has the output before it.
+//! A log in two files: `NAME`, to which its writers append, and `NAME.1`, which has the output
+//! before it.
 //!
 //! ```text
 //! position   0 ........ begin ............... base ............ end
 //!            (dropped)  |------ NAME.1 ------||---- NAME ------|
 //! ```
-//! A *position* counts the bytes of the log since its beginning, so that a reader finds its place again after a rotation.
-//! The position of the first byte of `NAME.1` is in an extended attribute of that file; on a file system without such
-//! attributes a reader that waits during a rotation may miss or repeat output.
+//! A *position* counts the bytes of the log since its beginning, so that a reader finds its place
+//! again after a rotation. The position of the first byte of `NAME.1` is in an extended attribute
+//! of that file; on a file system without such attributes a reader that waits during a rotation may
+//! miss or repeat output.
 //!
-//! A rotation copies the end of `NAME` to `NAME.1` and truncates `NAME`: its writers keep their descriptors (`O_APPEND`).
-//! Readers take a shared flock(2) on the directory while they read one piece, a rotation takes it exclusively. Neither
-//! waits for it longer than [`PATIENCE`], so that no process can block the other one for ever.
+//! A rotation copies the end of `NAME` to `NAME.1` and truncates `NAME`: its writers keep their
+//! descriptors (`O_APPEND`). Readers take a shared flock(2) on the directory while they read one
+//! piece, a rotation takes it exclusively. Neither waits for it longer than [`PATIENCE`], so that
+//! no process can block the other one for ever.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -19,7 +22,10 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, XattrFlags, fgetxattr, flock, fsetxattr, openat, unlinkat};
+use rustix::fs::{
+    AtFlags, FlockOperation, Mode, OFlags, XattrFlags, fgetxattr, flock, fsetxattr, openat,
+    unlinkat,
+};
 
 /// The attribute with the position of the first byte of the older file, in decimal digits.
 const BEGIN: &str = "user.cowhand.begin";
@@ -27,8 +33,8 @@ const BEGIN: &str = "user.cowhand.begin";
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long to wait between two tries.
 const PAUSE: Duration = Duration::from_millis(2);
-/// What was written during the copy is copied, too, so many times, and each time at most so many parts of what is kept: the older
-/// file has at most a quarter more than that.
+/// What was written during the copy is copied, too, so many times, and each time at most so many
+/// parts of what is kept: the older file has at most a quarter more than that.
 const ROUNDS: u32 = 4;
 const PART_OF_A_ROUND: u64 = 16;
 
@@ -61,13 +67,18 @@ struct Older {
 impl Rotated {
     /// Opens the log whose newer file is `path`, for reading.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let directory =
+            path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(Self { directory: File::open(directory)?, older: older_name(name), current: File::open(path)? })
+        Ok(Self {
+            directory: File::open(directory)?,
+            older: older_name(name),
+            current: File::open(path)?,
+        })
     }
 
-    /// The same from descriptors; `name` is the name of the newer file in `directory`. To rotate it, `current` has to be
-    /// open for reading and writing.
+    /// The same from descriptors; `name` is the name of the newer file in `directory`. To rotate
+    /// it, `current` has to be open for reading and writing.
     pub fn of(directory: File, name: &str, current: File) -> Self {
         Self { directory, older: older_name(name.as_ref()), current }
     }
@@ -127,8 +138,9 @@ impl Rotated {
         Ok(all)
     }
 
-    /// Moves the last `keep` bytes of the newer file to the older one, whose content is dropped. When the disk has no room
-    /// for that they are dropped, too: the limit counts more than the log.
+    /// Moves the last `keep` bytes of the newer file to the older one, whose content is dropped.
+    /// When the disk has no room for that they are dropped, too: the limit counts more than the
+    /// log.
     pub fn rotate(&mut self, keep: u64) -> io::Result<()> {
         let _lock = self.lock(FlockOperation::NonBlockingLockExclusive);
         // Whatever is in the place of the older file, the newer one must not grow.
@@ -143,8 +155,10 @@ impl Rotated {
     }
 
     fn copy(&mut self, from: u64, mut to: u64, keep: u64, position: u64) -> io::Result<()> {
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mut older = File::from(openat(&self.directory, &self.older, flags, Mode::RUSR | Mode::WUSR)?);
+        let flags =
+            OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut older =
+            File::from(openat(&self.directory, &self.older, flags, Mode::RUSR | Mode::WUSR)?);
         let _ = fsetxattr(&older, BEGIN, position.to_string().as_bytes(), XattrFlags::empty());
         self.current.seek(SeekFrom::Start(from))?;
         io::copy(&mut (&self.current).take(to - from), &mut older)?;
@@ -173,11 +187,16 @@ impl Rotated {
         };
         let about = file.metadata()?;
         if !about.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the older part of the log is not a file"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the older part of the log is not a file",
+            ));
         }
         let mut digits = [0_u8; 20];
         let begin = fgetxattr(&file, BEGIN, &mut digits[..]).ok();
-        let begin = begin.and_then(|length| std::str::from_utf8(&digits[..length]).ok()?.parse().ok()).unwrap_or(0);
+        let begin = begin
+            .and_then(|length| std::str::from_utf8(&digits[..length]).ok()?.parse().ok())
+            .unwrap_or(0);
         Ok(Some(Older { begin, bytes: about.len(), file }))
     }
 
@@ -185,11 +204,15 @@ impl Rotated {
     fn lock(&self, how: FlockOperation) -> Option<Locked> {
         let deadline = Instant::now() + PATIENCE;
         // Opened anew, so that the lock is not shared with whoever has inherited this directory.
-        let directory = File::from(openat(&self.directory, ".", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?);
+        let directory = File::from(
+            openat(&self.directory, ".", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?,
+        );
         loop {
             match flock(&directory, how) {
                 Ok(()) => return Some(Locked { _directory: directory }),
-                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => std::thread::sleep(PAUSE),
+                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                    std::thread::sleep(PAUSE)
+                }
                 Err(_) => return None,
             }
         }
@@ -292,8 +315,9 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is written, rotated and read in whatever order: a reader gets every byte once and in order, or is
-        /// told how many it has missed; and the older file never has more than was to be kept.
+        /// Whatever is written, rotated and read in whatever order: a reader gets every byte once
+        /// and in order, or is told how many it has missed; and the older file never has more than
+        /// was to be kept.
         #[test]
         fn a_reader_gets_each_byte_once_or_learns_how_many_are_lost(
             steps in proptest::collection::vec((0_usize..40, any::<bool>(), any::<bool>()), 1..20),
@@ -311,8 +335,8 @@ mod tests {
                 written += bytes as u64;
                 if rotates {
                     limiter.rotate(keep).expect("a rotation");
-                    let older = log.path.with_file_name("serial.log.1").metadata().expect("a file").len();
-                    prop_assert!(older <= keep);
+                    let older = log.path.with_file_name("serial.log.1").metadata();
+                    prop_assert!(older.expect("a file").len() <= keep);
                     prop_assert_eq!(limiter.current_bytes().expect("a file"), 0);
                 }
                 prop_assert_eq!(reader.end().expect("a log"), written);

@@ -19,18 +19,27 @@ pub fn free_of(file: &File) -> io::Result<u64> {
     Ok(about.f_bavail.saturating_mul(about.f_frsize))
 }
 
-/// Bytes in all on the file system of `path`, and how many more files it can hold (`None` where it does not count them).
+/// Bytes in all on the file system of `path`, and how many more files it can hold (`None` where it
+/// does not count them).
 pub fn size(path: &Path) -> io::Result<(u64, Option<u64>)> {
     let about = rustix::fs::statvfs(path)?;
-    Ok((about.f_blocks.saturating_mul(about.f_frsize), (about.f_files > 0).then_some(about.f_favail)))
+    Ok((
+        about.f_blocks.saturating_mul(about.f_frsize),
+        (about.f_files > 0).then_some(about.f_favail),
+    ))
 }
 
 /// Makes the file `path` (0600) take so many bytes on disk (`fallocate(2)`).
 pub fn allocate(path: &Path, bytes: u64) -> io::Result<()> {
     // Whatever lies in its place keeps nobody waiting.
     let flags = OFlags::NONBLOCK.bits().cast_signed();
-    let file =
-        OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).custom_flags(flags).open(path)?;
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(flags)
+        .open(path)?;
     Ok(fallocate(file, FallocateFlags::empty(), 0, bytes)?)
 }
 

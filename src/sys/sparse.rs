@@ -1,4 +1,5 @@
-//! Copying an image file: shared blocks where the file system can (reflink), else only the data, leaving holes as holes.
+//! Copying an image file: shared blocks where the file system can (reflink), else only the data,
+//! leaving holes as holes.
 
 use std::fs::File;
 use std::io;
@@ -45,7 +46,8 @@ pub fn copy(source: &File, to: &Path, counter: &Counter, stop: &Stop) -> io::Res
     Ok(Method::Copied)
 }
 
-/// The next stretch of data at or after `offset`; file systems that know no holes report the whole rest.
+/// The next stretch of data at or after `offset`; file systems that know no holes report the whole
+/// rest.
 pub fn next_data(file: &File, offset: u64, length: u64) -> io::Result<Option<(u64, u64)>> {
     if offset >= length {
         return Ok(None);
@@ -59,7 +61,14 @@ pub fn next_data(file: &File, offset: u64, length: u64) -> io::Result<Option<(u6
     Ok(Some((start, seek(file, SeekFrom::Hole(start))?.min(length))))
 }
 
-fn copy_range(source: &File, target: &File, start: u64, end: u64, counter: &Counter, stop: &Stop) -> io::Result<()> {
+fn copy_range(
+    source: &File,
+    target: &File,
+    start: u64,
+    end: u64,
+    counter: &Counter,
+    stop: &Stop,
+) -> io::Result<()> {
     let (mut from, mut to) = (start, start);
     while from < end {
         if stop.load(Ordering::Relaxed) {
@@ -74,14 +83,23 @@ fn copy_range(source: &File, target: &File, start: u64, end: u64, counter: &Coun
             Err(error) => return Err(error.into()),
         };
         if copied == 0 {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file became shorter while it was copied"));
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the file became shorter while it was copied",
+            ));
         }
         counter.add(copied as u64);
     }
     Ok(())
 }
 
-fn copy_by_hand(source: &File, target: &File, from: &mut u64, to: &mut u64, chunk: usize) -> io::Result<usize> {
+fn copy_by_hand(
+    source: &File,
+    target: &File,
+    from: &mut u64,
+    to: &mut u64,
+    chunk: usize,
+) -> io::Result<usize> {
     use std::os::unix::fs::FileExt;
     let mut buffer = vec![0; chunk.min(1 << 20)];
     let read = source.read_at(&mut buffer, *from)?;

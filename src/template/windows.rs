@@ -1,5 +1,6 @@
-//! Generalising Windows from the inside: its own `sysprep.exe`, run by the guest agent, takes out what clones must not share and switches
-//! the guest off. Source: Microsoft's "Sysprep command-line options".
+//! Generalising Windows from the inside: its own `sysprep.exe`, run by the guest agent, takes out
+//! what clones must not share and switches the guest off. Source: Microsoft's "Sysprep command-line
+//! options".
 
 use std::time::Duration;
 
@@ -16,14 +17,23 @@ const SYSPREP: &str = r"C:\Windows\System32\Sysprep\sysprep.exe";
 /// How often it is looked whether the guest is off.
 const TICK: Duration = Duration::from_millis(200);
 
-/// Runs it in the running VM `name` and waits until the guest is off; the agent may take `agent_limit` to answer, all of it `limit`.
-pub async fn generalise(context: &Context, name: &Name, agent_limit: Duration, limit: Duration) -> Result<()> {
+/// Runs it in the running VM `name` and waits until the guest is off; the agent may take
+/// `agent_limit` to answer, all of it `limit`.
+pub async fn generalise(
+    context: &Context,
+    name: &Name,
+    agent_limit: Duration,
+    limit: Duration,
+) -> Result<()> {
     open::refuse_template(name, &context.store.load(name)?, "generalise")?;
     if !status::is_running(context, name)? {
-        return Err(Error::refused(format!("{name} is not running, and Windows generalises itself"))
-            .hint(format!("start it first: cowhand start {name}")));
+        return Err(Error::refused(format!(
+            "{name} is not running, and Windows generalises itself"
+        ))
+        .hint(format!("start it first: cowhand start {name}")));
     }
-    let command = [SYSPREP, "/generalize", "/oobe", "/shutdown", "/quiet"].map(str::to_owned).to_vec();
+    let command =
+        [SYSPREP, "/generalize", "/oobe", "/shutdown", "/quiet"].map(str::to_owned).to_vec();
     let request = Request { command, agent_limit, limit: Some(limit), ..Request::default() };
     let told = agent_exec::exec(context, name, &request).await;
     // The guest may be off before its agent can say how it went.
@@ -33,14 +43,19 @@ pub async fn generalise(context: &Context, name: &Name, agent_limit: Duration, l
         _ if off()? => {}
         Ok(Finished { code, stdout, stderr, .. }) => {
             let words = String::from_utf8_lossy(&[stdout, stderr].concat()).trim().to_owned();
-            return Err(Error::refused(format!("sysprep.exe failed in {name} (exit code {code}); it goes on running"))
-                .hint(r"Windows says why in C:\Windows\System32\Sysprep\Panther\setuperr.log")
-                .because(words));
+            return Err(Error::refused(format!(
+                "sysprep.exe failed in {name} (exit code {code}); it goes on running"
+            ))
+            .hint(r"Windows says why in C:\Windows\System32\Sysprep\Panther\setuperr.log")
+            .because(words));
         }
         Err(Failure::NotFound(why) | Failure::NotExecutable(why)) => {
-            return Err(Error::refused(format!("{name} does not seem to be Windows: {why}")).hint(format!(
-                "other systems are sealed from the outside: cowhand stop {name} && cowhand template create {name}"
-            )));
+            return Err(Error::refused(format!("{name} does not seem to be Windows: {why}")).hint(
+                format!(
+                    "other systems are sealed from the outside: cowhand stop {name} && cowhand \
+                     template create {name}"
+                ),
+            ));
         }
         Err(Failure::TimedOut | Failure::GoesOn { .. }) => return Err(late(name, limit)),
         Err(Failure::Ours(error)) => return Err(error),
@@ -55,6 +70,9 @@ pub async fn generalise(context: &Context, name: &Name, agent_limit: Duration, l
 }
 
 fn late(name: &Name, limit: Duration) -> Error {
-    Error::qemu(format!("{name} was not off {} s after sysprep.exe was started; it goes on", limit.as_secs()))
-        .hint(format!("when it is off: cowhand template create {name} --no-seal"))
+    Error::qemu(format!(
+        "{name} was not off {} s after sysprep.exe was started; it goes on",
+        limit.as_secs()
+    ))
+    .hint(format!("when it is off: cowhand template create {name} --no-seal"))
 }

@@ -38,7 +38,8 @@ pub struct Change {
     pub force: bool,
 }
 
-/// Changes the ISO image in a drive, also while the VM runs. A stopped VM without a drive gets one. Returns the drive.
+/// Changes the ISO image in a drive, also while the VM runs. A stopped VM without a drive gets one.
+/// Returns the drive.
 ///
 /// QEMU is told first. Whatever comes of that, the record then says what is in the drive.
 pub async fn change(context: &Context, name: &Name, change: &Change) -> Result<Cdrom> {
@@ -53,12 +54,15 @@ pub async fn change(context: &Context, name: &Name, change: &Change) -> Result<C
     let index = match drive(name, &record, change)? {
         Some(index) => index,
         None if qmp.is_some() => {
-            return Err(Error::refused(format!("{name} has no CD-ROM drive, and cannot get one while it runs"))
-                .hint(format!("stop it first: cowhand stop {name}")));
+            return Err(Error::refused(format!(
+                "{name} has no CD-ROM drive, and cannot get one while it runs"
+            ))
+            .hint(format!("stop it first: cowhand stop {name}")));
         }
         None => {
             let request = CdromRequest { iso: None, bus: None, target: None };
-            after.config.cdroms = cdrom_request::named(&[request], &record.config.machine, &record.config.disks);
+            after.config.cdroms =
+                cdrom_request::named(&[request], &record.config.machine, &record.config.disks);
             0
         }
     };
@@ -110,21 +114,20 @@ fn drive(name: &Name, record: &Record, change: &Change) -> Result<Option<usize>>
         (_, 0) => Err(Error::not_found(format!("{name} has no CD-ROM drive"))
             .hint(format!("add one with an ISO image in it: cowhand cdrom insert {name} FILE"))),
         (None, 1) => Ok(Some(0)),
-        (None, _) => {
-            Err(Error::usage(format!("{name} has several CD-ROM drives: {known}")).hint("say which: --target TARGET"))
-        }
+        (None, _) => Err(Error::usage(format!("{name} has several CD-ROM drives: {known}"))
+            .hint("say which: --target TARGET")),
         (Some(target), _) => match cdroms.iter().position(|cdrom| cdrom.target == *target) {
             Some(index) => Ok(Some(index)),
-            None => {
-                Err(Error::not_found(format!("{name} has no CD-ROM drive {target}")).hint(format!("it has: {known}")))
-            }
+            None => Err(Error::not_found(format!("{name} has no CD-ROM drive {target}"))
+                .hint(format!("it has: {known}"))),
         },
     }
 }
 
-/// Exchanges the image in a drive of a running VM: `blockdev-add`, `blockdev-open-tray`, `blockdev-remove-medium`,
-/// `blockdev-insert-medium`, `blockdev-close-tray`. QEMU's `blockdev-change-medium` does the same with a node
-/// of a name of its own, by which nobody could tell later what is in the drive.
+/// Exchanges the image in a drive of a running VM: `blockdev-add`, `blockdev-open-tray`,
+/// `blockdev-remove-medium`, `blockdev-insert-medium`, `blockdev-close-tray`. QEMU's
+/// `blockdev-change-medium` does the same with a node of a name of its own, by which nobody could
+/// tell later what is in the drive.
 async fn exchange(qmp: &mut Qmp, cdrom: &Cdrom, force: bool) -> Result<(), QmpError> {
     let id = nodes::device_id(&cdrom.target);
     let now = qmp.root_node(&cdrom.target).await?;
@@ -143,14 +146,19 @@ async fn exchange(qmp: &mut Qmp, cdrom: &Cdrom, force: bool) -> Result<(), QmpEr
             qmp.call::<Value>("blockdev-remove-medium", json!({"id": id})).await?;
         }
         if let Some((node, _)) = &node {
-            qmp.call::<Value>("blockdev-insert-medium", json!({"id": id, "node-name": node})).await?;
+            qmp.call::<Value>("blockdev-insert-medium", json!({"id": id, "node-name": node}))
+                .await?;
             qmp.call::<Value>("blockdev-close-tray", json!({"id": id})).await?;
         }
         Ok(())
     };
     let exchanged = exchanged.await;
     // Whichever of the two is in no drive.
-    for node in [Some(now), node.map(|(node, _)| node)].into_iter().flatten().filter(|node| !node.is_empty()) {
+    for node in [Some(now), node.map(|(node, _)| node)]
+        .into_iter()
+        .flatten()
+        .filter(|node| !node.is_empty())
+    {
         let _ = qmp.remove_node(&node).await;
     }
     exchanged
@@ -159,32 +167,43 @@ async fn exchange(qmp: &mut Qmp, cdrom: &Cdrom, force: bool) -> Result<(), QmpEr
 /// What is in the drive after an exchange that failed.
 async fn left(qmp: &mut Qmp, before: &Cdrom, wanted: &Cdrom) -> Result<Option<PathBuf>> {
     let node = qmp.root_node(&wanted.target).await?;
-    let has = |cdrom: &&Cdrom| cdrom.iso.as_ref().is_some_and(|iso| nodes::iso_node(&cdrom.target, iso) == node);
+    let has = |cdrom: &&Cdrom| {
+        cdrom.iso.as_ref().is_some_and(|iso| nodes::iso_node(&cdrom.target, iso) == node)
+    };
     Ok([before, wanted].into_iter().find(has).and_then(|cdrom| cdrom.iso.clone()))
 }
 
-/// Refuses a running VM in whose drives there is something else than its record says: memory that is saved of it
-/// would be taken up in another machine.
+/// Refuses a running VM in whose drives there is something else than its record says: memory that
+/// is saved of it would be taken up in another machine.
 pub async fn refuse_difference(qmp: &mut Qmp, name: &Name, config: &Config) -> Result<()> {
     for cdrom in &config.cdroms {
         let node = qmp.root_node(&cdrom.target).await?;
-        let noted = cdrom.iso.as_ref().map(|iso| nodes::iso_node(&cdrom.target, iso)).unwrap_or_default();
+        let noted =
+            cdrom.iso.as_ref().map(|iso| nodes::iso_node(&cdrom.target, iso)).unwrap_or_default();
         if node != noted {
             return Err(Error::refused(format!(
-                "CD-ROM drive {} of {name} has not in it what the record of {name} says: a command was killed while it changed that",
+                "CD-ROM drive {} of {name} has not in it what the record of {name} says: a command \
+                 was killed while it changed that",
                 cdrom.target
             ))
-            .hint(format!("insert an image again, or eject it: cowhand cdrom eject {name} --target {}", cdrom.target)));
+            .hint(format!(
+                "insert an image again, or eject it: cowhand cdrom eject {name} --target {}",
+                cdrom.target
+            )));
         }
     }
     Ok(())
 }
 
 fn refused(name: &Name, cdrom: &Cdrom, error: QmpError) -> Error {
-    let is_locked = |message: &str| message.contains("is locked") || message.contains("is not open");
+    let is_locked =
+        |message: &str| message.contains("is locked") || message.contains("is not open");
     if matches!(&error, QmpError::Refused { message, .. } if is_locked(message)) {
-        return Error::refused(format!("the guest of {name} has locked its CD-ROM drive {}", cdrom.target))
-            .hint("unmount the CD in the guest and run the command again, or say --force");
+        return Error::refused(format!(
+            "the guest of {name} has locked its CD-ROM drive {}",
+            cdrom.target
+        ))
+        .hint("unmount the CD in the guest and run the command again, or say --force");
     }
     Error::from(error)
 }
@@ -204,7 +223,10 @@ mod tests {
             refused(&name, &cdrom, QmpError::Refused { command, class, message })
         };
         let locked = told("Tray of device 'dev-sda' is not open");
-        assert!(locked.kind() == Kind::Refused && locked.message().contains("has locked"), "{locked:?}");
+        assert!(
+            locked.kind() == Kind::Refused && locked.message().contains("has locked"),
+            "{locked:?}"
+        );
         assert_eq!(told("No space left on device").kind(), Kind::Qemu);
     }
 }

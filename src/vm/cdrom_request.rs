@@ -35,7 +35,9 @@ impl FromStr for CdromRequest {
             None => (text, None),
         };
         if path.is_empty() {
-            return Err(Error::usage(format!("{text:?} names no ISO image")).hint("write FILE[,bus=BUS]"));
+            return Err(
+                Error::usage(format!("{text:?} names no ISO image")).hint("write FILE[,bus=BUS]")
+            );
         }
         Ok(Self { iso: Some(path.into()), bus, target: None })
     }
@@ -76,7 +78,11 @@ mod tests {
     fn drives_are_named_beside_the_disks() {
         let layer = crate::model::Layer::new(crate::model::Format::Qcow2);
         let disks = [Disk { bus: Bus::Sata, ..Disk::new("sda", layer, 512) }];
-        let ask = |bus, target: Option<&str>| CdromRequest { iso: None, bus, target: target.map(str::to_owned) };
+        let ask = |bus, target: Option<&str>| CdromRequest {
+            iso: None,
+            bus,
+            target: target.map(str::to_owned),
+        };
         let asked = [ask(None, None), ask(Some(Bus::Usb), Some("sdb")), ask(Some(Bus::Ide), None)];
         let named = named(&asked, "pc-q35-7.2", &disks);
         let names: Vec<_> = named.iter().map(|cdrom| (cdrom.target.as_str(), cdrom.bus)).collect();

@@ -45,11 +45,14 @@ pub async fn create(context: &Context, name: &Name, request: &Request) -> Result
     change::recover::sweep(context, &store_lock).await?;
     let records = context.store.records()?;
     if let Some((other, _)) = records.iter().find(|(_, record)| request.uuid == Some(record.uuid)) {
-        return Err(Error::exists(format!("{other} has the UUID {uuid}")).hint("run the command again"));
+        return Err(
+            Error::exists(format!("{other} has the UUID {uuid}")).hint("run the command again")
+        );
     }
     for (at, (disk, candidate)) in request.disks.iter().zip(&candidates).enumerate() {
-        let is_same =
-            |(other, before): (&DiskRequest, &Candidate)| other.mode == Mode::Use && before.id == candidate.id;
+        let is_same = |(other, before): (&DiskRequest, &Candidate)| {
+            other.mode == Mode::Use && before.id == candidate.id
+        };
         if disk.mode == Mode::Use && request.disks.iter().zip(&candidates).take(at).any(is_same) {
             return Err(Error::refused(format!("{} is named twice", candidate.path.display()))
                 .hint("a file is one disk: name it once, or let it be copied"));
@@ -57,7 +60,9 @@ pub async fn create(context: &Context, name: &Name, request: &Request) -> Result
         if disk.mode == Mode::Use {
             refuse_used_twice(&context.store, &candidate.path)?;
             let is_iso = |cdrom: &Cdrom| cdrom.iso.as_ref() == Some(&candidate.path);
-            if let Some((other, _)) = records.iter().find(|(_, record)| record.config.cdroms.iter().any(is_iso)) {
+            if let Some((other, _)) =
+                records.iter().find(|(_, record)| record.config.cdroms.iter().any(is_iso))
+            {
                 return Err(Error::refused(format!(
                     "{} is in a CD-ROM drive of {other}, so no guest can write to it",
                     candidate.path.display()
@@ -67,9 +72,14 @@ pub async fn create(context: &Context, name: &Name, request: &Request) -> Result
     }
     for iso in request.cdroms.iter().filter_map(|cdrom| cdrom.iso.as_ref()) {
         cdrom::refuse_used(&context.store, iso)?;
-        let is_disk = |(disk, candidate): (&DiskRequest, &Candidate)| disk.mode == Mode::Use && candidate.path == *iso;
+        let is_disk = |(disk, candidate): (&DiskRequest, &Candidate)| {
+            disk.mode == Mode::Use && candidate.path == *iso
+        };
         if request.disks.iter().zip(&candidates).any(is_disk) {
-            return Err(Error::refused(format!("{} is a disk of the VM and in its CD-ROM drive", iso.display())));
+            return Err(Error::refused(format!(
+                "{} is a disk of the VM and in its CD-ROM drive",
+                iso.display()
+            )));
         }
     }
     // Its lock keeps the image while the VM is made.
@@ -98,7 +108,9 @@ pub async fn create(context: &Context, name: &Name, request: &Request) -> Result
     }
     for bytes in &request.blank {
         let layer = Layer::new(Format::Qcow2);
-        steps.push(CreateOverlay { layer: layer.clone(), backing: None, virtual_bytes: *bytes }.into());
+        steps.push(
+            CreateOverlay { layer: layer.clone(), backing: None, virtual_bytes: *bytes }.into(),
+        );
         disks.push(Disk { bus: request.bus, ..Disk::new("", layer, *bytes) });
     }
     let config = points::config(request, machine, disks, &mut steps)?;
@@ -117,7 +129,8 @@ pub async fn create(context: &Context, name: &Name, request: &Request) -> Result
     };
     let plan = Plan::before(steps).pivot(WriteRecord::of(&record));
     let lock = context.store.claim(&context.operation, &store_lock, name)?;
-    // Nobody else may come to use the same file before our link to it is there; a copy, which takes long, needs no such care.
+    // Nobody else may come to use the same file before our link to it is there; a copy, which takes
+    // long, needs no such care.
     let uses_files = request.disks.iter().any(|disk| disk.mode == Mode::Use);
     let _store_lock = uses_files.then_some(store_lock);
     change::run(&lock, plan, &mut Run::with_no_qemu(context, name)).await?;
@@ -137,9 +150,8 @@ async fn open_image<'a>(context: &'a Context, image: &OnImage) -> Result<Image<'
     let opened = OpenVm::open(context, name).await?;
     let record = &opened.record;
     if uuid.is_some_and(|uuid| uuid != record.uuid) {
-        return Err(
-            Error::refused(format!("image {name} was replaced by another one meanwhile")).hint("run the command again")
-        );
+        return Err(Error::refused(format!("image {name} was replaced by another one meanwhile"))
+            .hint("run the command again"));
     }
     let (Some(_), [disk]) = (record.image(), &record.config.disks[..]) else {
         return Err(Error::refused(format!("{name} is a {}, not an image", record.kind()))

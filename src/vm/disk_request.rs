@@ -38,14 +38,23 @@ pub struct DiskRequest {
 impl DiskRequest {
     /// A copy of the file, with nothing else said of it.
     pub fn new(path: PathBuf) -> Self {
-        Self { path, mode: Mode::Copy, format: None, read_only: false, bus: None, serial: None, target: None }
+        Self {
+            path,
+            mode: Mode::Copy,
+            format: None,
+            read_only: false,
+            bus: None,
+            serial: None,
+            target: None,
+        }
     }
 }
 
 impl FromStr for DiskRequest {
     type Err = Error;
 
-    /// Options are taken from the end as long as they are known ones, so that a path may contain commas.
+    /// Options are taken from the end as long as they are known ones, so that a path may contain
+    /// commas.
     fn from_str(text: &str) -> Result<Self> {
         let mut request = Self::new(PathBuf::new());
         let mut rest = text;

@@ -16,8 +16,8 @@ use crate::ephemeral;
 use crate::error::{Error, IoContext, Result};
 use crate::instance::{boot_files, logs, status};
 use crate::model::{
-    Bus, Config, Ephemeral, KernelBoot, LONGEST_CREDENTIALS, LogLimit, Name, Nic, Record, Seed, Snapshot, bus,
-    parse_age, parse_size,
+    Bus, Config, Ephemeral, KernelBoot, LONGEST_CREDENTIALS, LogLimit, Name, Nic, Record, Seed,
+    Snapshot, bus, parse_age, parse_size,
 };
 use crate::qemu::probe::Probe;
 use crate::store::Store;
@@ -28,7 +28,9 @@ const TRIED_AGAIN: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(50);
 
 /// The keys of [`set`], for messages and help.
-pub const KEYS: &str = "memory, cpus, cpu, machine, kernel, initrd, append, ports, disk.TARGET.bus, disk.TARGET.serial, cloud-init, hostname, credential.NAME, autostart, expires, log.max, tag.KEY";
+pub const KEYS: &str = "memory, cpus, cpu, machine, kernel, initrd, append, ports, \
+                        disk.TARGET.bus, disk.TARGET.serial, cloud-init, hostname, \
+                        credential.NAME, autostart, expires, log.max, tag.KEY";
 /// How the changes begin that a running VM allows.
 const WHILE_RUNNING: [&str; 4] = ["tag.", "autostart=", "expires=", "log.max="];
 
@@ -45,14 +47,15 @@ pub async fn rename(context: &Context, old: &Name, new: &Name) -> Result<()> {
     store.rename(old, new, &vm.record)
 }
 
-/// Changes the configuration of a VM: all of `changes` (`KEY=VALUE`), or none. What concerns its machine, only while it does not run.
+/// Changes the configuration of a VM: all of `changes` (`KEY=VALUE`), or none. What concerns its
+/// machine, only while it does not run.
 pub async fn set(context: &Context, name: &Name, changes: &[String]) -> Result<()> {
     let vm = OpenVm::for_change(context, name, "change").await?;
     let (before, mut record) = (vm.record.clone(), vm.record.clone());
     for change in changes {
-        let (key, value) = change
-            .split_once('=')
-            .ok_or_else(|| Error::usage(format!("{change:?} is not KEY=VALUE")).hint(format!("keys: {KEYS}")))?;
+        let (key, value) = change.split_once('=').ok_or_else(|| {
+            Error::usage(format!("{change:?} is not KEY=VALUE")).hint(format!("keys: {KEYS}"))
+        })?;
         match key {
             "machine" => {
                 record.config.machine = Probe::get(context)?.machine(value)?;
@@ -62,7 +65,8 @@ pub async fn set(context: &Context, name: &Name, changes: &[String]) -> Result<(
             _ => apply(&mut record, key, value)?,
         }
     }
-    if !changes.iter().all(|change| WHILE_RUNNING.iter().any(|allowed| change.starts_with(allowed))) {
+    if !changes.iter().all(|change| WHILE_RUNNING.iter().any(|allowed| change.starts_with(allowed)))
+    {
         vm.refuse_running("change")?;
     }
     let config = &record.config;
@@ -105,7 +109,8 @@ fn forget_places(context: &Context, name: &Name, config: &mut Config) {
     for nic in &mut config.nics {
         if let Some(place) = nic.place.take_if(|place| !place.is_possible(is_q35)) {
             context.ui.warn(&format!(
-                "the network card {} of {name} leaves PCI slot {place}: the name of its interface in the guest can change",
+                "the network card {} of {name} leaves PCI slot {place}: the name of its interface \
+                 in the guest can change",
                 nic.mac
             ));
         }
@@ -114,12 +119,19 @@ fn forget_places(context: &Context, name: &Name, config: &mut Config) {
 
 /// Memory can be gone on from only in the machine in which it was saved.
 fn warn_of_memory(context: &Context, name: &Name, record: &Record) {
-    let other = |snapshot: &&Snapshot| snapshot.memory.is_some() && snapshot.config.machine != record.config.machine;
-    let points: Vec<String> =
-        record.snapshots.iter().filter(other).map(|snapshot| format!("{name}@{}", snapshot.name)).collect();
+    let other = |snapshot: &&Snapshot| {
+        snapshot.memory.is_some() && snapshot.config.machine != record.config.machine
+    };
+    let points: Vec<String> = record
+        .snapshots
+        .iter()
+        .filter(other)
+        .map(|snapshot| format!("{name}@{}", snapshot.name))
+        .collect();
     if !points.is_empty() {
         context.ui.warn(&format!(
-            "{name} is a {} now; {} hold memory of another machine type, and going back to one brings that type back",
+            "{name} is a {} now; {} hold memory of another machine type, and going back to one \
+             brings that type back",
             record.config.machine,
             points.join(", ")
         ));
@@ -127,7 +139,7 @@ fn warn_of_memory(context: &Context, name: &Name, record: &Record) {
 }
 
 /// What a running guest would notice.
-pub(super) fn machine(config: &Config) -> Config {
+pub(crate) fn machine(config: &Config) -> Config {
     Config { tags: BTreeMap::new(), log_limit: LogLimit::default(), ..config.clone() }
 }
 
@@ -136,7 +148,9 @@ pub fn credential(path: &Path) -> Result<Vec<u8>> {
     let mut content = Vec::new();
     // One that is too long is refused as that.
     let limit = u64::try_from(LONGEST_CREDENTIALS).unwrap_or(u64::MAX) + 1;
-    File::open(path).and_then(|file| file.take(limit).read_to_end(&mut content)).on("read", path)?;
+    File::open(path)
+        .and_then(|file| file.take(limit).read_to_end(&mut content))
+        .on("read", path)?;
     Ok(content)
 }
 
@@ -146,23 +160,34 @@ fn apply(record: &mut Record, key: &str, value: &str) -> Result<()> {
     match key {
         "memory" => config.memory_bytes = parse_size(value)?,
         "cpus" => {
-            config.cpus = value.parse().map_err(|_| Error::usage(format!("{value:?} is not a number of CPUs")))?
+            config.cpus = value
+                .parse()
+                .map_err(|_| Error::usage(format!("{value:?} is not a number of CPUs")))?
         }
         "cpu" => config.cpu = text(),
         "kernel" => match text() {
-            Some(kernel) => boot(record, true)?.kernel = std::path::absolute(&kernel).on("find", kernel.as_ref())?,
+            Some(kernel) => {
+                boot(record, true)?.kernel =
+                    std::path::absolute(&kernel).on("find", kernel.as_ref())?
+            }
             None => config.kernel = None,
         },
         "initrd" => {
-            let initrd = text().map(|path| std::path::absolute(&path).on("find", path.as_ref())).transpose()?;
+            let initrd = text()
+                .map(|path| std::path::absolute(&path).on("find", path.as_ref()))
+                .transpose()?;
             boot(record, false)?.initrd = initrd;
         }
         "append" => boot(record, false)?.append = text(),
         "cloud-init" => {
             let before = config.seed.take().and_then(|seed| seed.hostname);
             if let Some(documents) = text() {
-                let request = cloudinit::request::Request { documents: Some(documents.into()), ..Default::default() };
-                config.seed = request.seed()?.map(|seed| Seed { hostname: seed.hostname.or(before), ..seed });
+                let request = cloudinit::request::Request {
+                    documents: Some(documents.into()),
+                    ..Default::default()
+                };
+                config.seed =
+                    request.seed()?.map(|seed| Seed { hostname: seed.hostname.or(before), ..seed });
             }
         }
         "hostname" => {
@@ -188,8 +213,11 @@ fn apply(record: &mut Record, key: &str, value: &str) -> Result<()> {
         "autostart" => record.autostart = autostart(record, value)?,
         "log.max" => config.log_limit = LogLimit::parse(value)?,
         "ports" => {
-            let ports: Vec<_> =
-                value.split(',').filter(|port| !port.is_empty()).map(str::parse).collect::<Result<_>>()?;
+            let ports: Vec<_> = value
+                .split(',')
+                .filter(|port| !port.is_empty())
+                .map(str::parse)
+                .collect::<Result<_>>()?;
             if config.nics.is_empty() {
                 config.nics.push(Nic::new());
             }
@@ -197,17 +225,23 @@ fn apply(record: &mut Record, key: &str, value: &str) -> Result<()> {
         }
         "expires" => {
             if record.ephemeral.as_ref().is_some_and(|ephemeral| ephemeral.owner.is_some()) {
-                return Err(Error::refused("it goes with the command that made it")
-                    .hint("one that is to stay: cowhand run --keep=NAME …, or cowhand clone TEMPLATE NAME"));
+                return Err(Error::refused("it goes with the command that made it").hint(
+                    "one that is to stay: cowhand run --keep=NAME …, \
+                     or cowhand clone TEMPLATE NAME",
+                ));
             }
             if record.ephemeral.is_none() && !value.is_empty() {
-                return Err(Error::refused("it was made to stay, and gc would remove it with all it holds")
-                    .hint("one that has a date: cowhand clone TEMPLATE NAME --expires AGE"));
+                return Err(Error::refused(
+                    "it was made to stay, and gc would remove it with all it holds",
+                )
+                .hint("one that has a date: cowhand clone TEMPLATE NAME --expires AGE"));
             }
             record.ephemeral = match text() {
-                Some(age) => {
-                    Some(Ephemeral { owner: None, expires: Some(ephemeral::from_now(parse_age(&age)?)), shell: false })
-                }
+                Some(age) => Some(Ephemeral {
+                    owner: None,
+                    expires: Some(ephemeral::from_now(parse_age(&age)?)),
+                    standby: false,
+                }),
                 None => None,
             };
         }
@@ -217,27 +251,33 @@ fn apply(record: &mut Record, key: &str, value: &str) -> Result<()> {
                 None => drop(config.tags.remove(tag)),
             },
             None => {
-                return Err(
-                    Error::usage(format!("there is nothing called {key:?} to set")).hint(format!("keys: {KEYS}"))
-                );
+                return Err(Error::usage(format!("there is nothing called {key:?} to set"))
+                    .hint(format!("keys: {KEYS}")));
             }
         },
     }
     Ok(())
 }
 
-/// `disk.TARGET.bus=BUS`, `disk.TARGET.serial=SERIAL`. The disk keeps its name, by which its snapshots know it.
+/// `disk.TARGET.bus=BUS`, `disk.TARGET.serial=SERIAL`. The disk keeps its name, by which its
+/// snapshots know it.
 fn disk(config: &mut Config, key: &str, value: &str) -> Result<()> {
-    let unknown = || Error::usage(format!("there is nothing called {key:?} to set")).hint(format!("keys: {KEYS}"));
+    let unknown = || {
+        Error::usage(format!("there is nothing called {key:?} to set"))
+            .hint(format!("keys: {KEYS}"))
+    };
     let (target, what) = key["disk.".len()..].split_once('.').ok_or_else(unknown)?;
     let bus = || if value.is_empty() { Ok(Bus::default()) } else { value.parse() };
-    if let Some(cdrom) = config.cdroms.iter_mut().find(|cdrom| cdrom.target == target && what == "bus") {
+    if let Some(cdrom) =
+        config.cdroms.iter_mut().find(|cdrom| cdrom.target == target && what == "bus")
+    {
         cdrom.bus = bus()?;
         return Ok(());
     }
     let names: Vec<String> = config.disks.iter().map(|disk| disk.target.clone()).collect();
     let disk = config.disks.iter_mut().find(|disk| disk.target == target).ok_or_else(|| {
-        Error::not_found(format!("it has no disk {target}")).hint(format!("its disks: {}", names.join(", ")))
+        Error::not_found(format!("it has no disk {target}"))
+            .hint(format!("its disks: {}", names.join(", ")))
     })?;
     match what {
         "bus" => disk.bus = bus()?,
@@ -255,8 +295,9 @@ fn disk(config: &mut Config, key: &str, value: &str) -> Result<()> {
 fn autostart(record: &Record, value: &str) -> Result<bool> {
     match value {
         "on" if record.ephemeral.as_ref().is_some_and(|ephemeral| ephemeral.owner.is_some()) => {
-            Err(Error::refused("the VM is removed when the command that created it ends")
-                .hint("create one that stays: cowhand run --keep=NAME …, or cowhand clone TEMPLATE NAME"))
+            Err(Error::refused("the VM is removed when the command that created it ends").hint(
+                "create one that stays: cowhand run --keep=NAME …, or cowhand clone TEMPLATE NAME",
+            ))
         }
         "on" => Ok(true),
         "off" | "" => Ok(false),
@@ -270,8 +311,9 @@ fn boot(record: &mut Record, create: bool) -> Result<&mut KernelBoot> {
     if boot.is_none() && create {
         *boot = Some(KernelBoot { kernel: "".into(), initrd: None, append: None });
     }
-    boot.as_mut()
-        .ok_or_else(|| Error::usage("it boots from its firmware, not from a kernel").hint("say kernel=FILE first"))
+    boot.as_mut().ok_or_else(|| {
+        Error::usage("it boots from its firmware, not from a kernel").hint("say kernel=FILE first")
+    })
 }
 
 /// Lets the CPUs of a running VM stand still.
@@ -290,8 +332,10 @@ pub async fn resume(context: &Context, name: &Name) -> Result<()> {
     let deadline = Instant::now() + TRIED_AGAIN;
     while had_io_error && Instant::now() < deadline {
         if status::observe(context, name).await?.has_io_error() {
-            return Err(Error::failed(format!("{name} is paused again: one of its disks still cannot be written"))
-                .hint(crate::error::MAKE_ROOM));
+            return Err(Error::failed(format!(
+                "{name} is paused again: one of its disks still cannot be written"
+            ))
+            .hint(crate::error::MAKE_ROOM));
         }
         tokio::time::sleep(LOOK).await;
     }

@@ -1,4 +1,5 @@
-//! Looking at VMs and templates. Takes no lock and writes nothing; a record that cannot be read is shown as broken.
+//! Looking at VMs and templates. Takes no lock and writes nothing; a record that cannot be read is
+//! shown as broken.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -13,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::instance::sockets;
 use crate::instance::status::{self, Status};
 use crate::layer::chain;
-use crate::layer::pool::{Pool, Use};
+use crate::layer::graph::{LayerGraph, Use};
 use crate::model::{Chain, Config, Disk, Format, Layer, LayerId, Name, Record};
 use crate::qemu::qmp::{GLANCE, Qmp};
 use crate::store::{Store, journal};
@@ -25,7 +26,8 @@ pub struct Row {
     pub name: Name,
     /// What is known of it; `Err` says why nothing is.
     pub about: std::result::Result<About, String>,
-    /// The command that was cut short while it changed the VM; the next one that changes it puts that right.
+    /// The command that was cut short while it changed the VM; the next one that changes it puts
+    /// that right.
     pub cut_short: Option<String>,
 }
 
@@ -49,8 +51,10 @@ pub async fn list(context: &Context) -> Result<Vec<Row>> {
     let names = context.store.names()?;
     let records: Vec<(Name, Result<Record>)> =
         names.into_iter().map(|name| (name.clone(), context.store.load(&name))).collect();
-    let by_uuid: BTreeMap<Uuid, Name> =
-        records.iter().filter_map(|(name, record)| Some((record.as_ref().ok()?.uuid, name.clone()))).collect();
+    let by_uuid: BTreeMap<Uuid, Name> = records
+        .iter()
+        .filter_map(|(name, record)| Some((record.as_ref().ok()?.uuid, name.clone())))
+        .collect();
     let mut rows = Vec::with_capacity(records.len());
     for (name, record) in records {
         let about = match record {
@@ -67,7 +71,7 @@ pub async fn list(context: &Context) -> Result<Vec<Row>> {
             Err(error) => Err(reason(&error, &context.store.layout.vm_json(&name))),
         };
         // QEMUs that wait to become clones are nobody's yet: `pool ls` counts them.
-        if about.as_ref().is_ok_and(|about: &About| about.record.is_shell()) {
+        if about.as_ref().is_ok_and(|about: &About| about.record.is_standby()) {
             continue;
         }
         rows.push(Row { cut_short: journal::cut_short(&context.store, &name), name, about });
@@ -132,13 +136,18 @@ pub async fn show(context: &Context, name: &Name) -> Result<Details> {
     let record = store.load(name)?;
     let status = status::observe(context, name).await?;
     let names = store.names()?;
-    let name_of = |uuid| names.iter().find(|name| store.load(name).is_ok_and(|record| record.uuid == uuid)).cloned();
+    let name_of = |uuid| {
+        names.iter().find(|name| store.load(name).is_ok_and(|record| record.uuid == uuid)).cloned()
+    };
     let accel = match sockets::of(context, name).filter(|_| status.state.is_live()) {
         Some(sockets) => accel(&sockets.status()).await,
         None => None,
     };
-    let chains =
-        record.config.volumes().map(|disk| chain::of_disk(store, disk).map_err(|error| error.full_message())).collect();
+    let chains = record
+        .config
+        .volumes()
+        .map(|disk| chain::of_disk(store, disk).map_err(|error| error.full_message()))
+        .collect();
     let cut_short = journal::cut_short(store, name);
     Ok(Details { from: origin(&record, name_of), accel, chains, cut_short, status, record })
 }
@@ -212,9 +221,11 @@ pub fn chains(context: &Context, name: &Name, target: Option<&str>) -> Result<Ve
     if let Some(target) = target {
         disk(name, &record, target)?;
     }
-    let pool = Pool::scan(&context.store)?;
+    let graph = LayerGraph::scan(&context.store)?;
     let mut rows = Vec::new();
-    for disk in record.config.volumes().filter(|disk| target.is_none_or(|target| disk.target == target)) {
+    for disk in
+        record.config.volumes().filter(|disk| target.is_none_or(|target| disk.target == target))
+    {
         let chain = chain::read(&context.store, &disk.layer)?;
         let ids: Vec<&LayerId> = chain.links().iter().map(|link| &link.layer.id).collect();
         let own = |r#use: &Use| match r#use {
@@ -223,8 +234,11 @@ pub fn chains(context: &Context, name: &Name, target: Option<&str>) -> Result<Ve
         };
         rows.push(ChainRow {
             target: disk.target.clone(),
-            snapshots: ids.iter().map(|id| pool.uses(id).iter().filter_map(own).collect()).collect(),
-            shared_by: ids.iter().map(|id| pool.sharers(name, id)).collect(),
+            snapshots: ids
+                .iter()
+                .map(|id| graph.uses(id).iter().filter_map(own).collect())
+                .collect(),
+            shared_by: ids.iter().map(|id| graph.sharers(name, id)).collect(),
             chain,
         });
     }
@@ -240,6 +254,7 @@ pub fn disk<'a>(name: &Name, record: &'a Record, target: &str) -> Result<&'a Dis
 pub fn disk_of<'a>(name: &Name, config: &'a Config, target: &str) -> Result<&'a Disk> {
     config.volumes().find(|disk| disk.target == target).ok_or_else(|| {
         let known: Vec<&str> = config.volumes().map(|disk| disk.target.as_str()).collect();
-        Error::not_found(format!("{name} has no disk {target}")).hint(format!("it has: {}", known.join(", ")))
+        Error::not_found(format!("{name} has no disk {target}"))
+            .hint(format!("it has: {}", known.join(", ")))
     })
 }

@@ -1,17 +1,15 @@
-//! VMs: made, started, stopped, looked at, removed. Their state is observed every time, never stored.
+//! VMs: created, changed, started, stopped, listed. Their state is observed every time, never
+//! stored.
 
 pub mod cdrom;
 pub mod cdrom_request;
 pub mod create;
 pub mod disk_request;
 pub mod edit;
-pub mod gc;
 pub mod list;
 pub mod points;
-pub mod remove;
 pub mod request;
 pub mod requirements;
 pub mod select;
 pub mod start;
 pub mod stop;
-pub mod undo;

@@ -26,8 +26,14 @@ pub(super) struct Copies {
 }
 
 impl Copies {
-    /// Adds the steps that copy the file of a disk of the VM, with its backing files, as far as these are not copied yet.
-    pub(super) fn head(&mut self, steps: &mut Vec<Planned>, candidate: Candidate, read_only: bool) -> Result<Layer> {
+    /// Adds the steps that copy the file of a disk of the VM, with its backing files, as far as
+    /// these are not copied yet.
+    pub(super) fn head(
+        &mut self,
+        steps: &mut Vec<Planned>,
+        candidate: Candidate,
+        read_only: bool,
+    ) -> Result<Layer> {
         let id = candidate.id;
         let layer = self.copy(steps, candidate)?;
         self.heads.push((id, layer.clone(), read_only));
@@ -45,7 +51,8 @@ impl Copies {
         Ok(layer)
     }
 
-    /// The layer of a file that the VM has as a disk, if it has it, and whether the VM only reads it.
+    /// The layer of a file that the VM has as a disk, if it has it, and whether the VM only reads
+    /// it.
     fn of_head(&self, candidate: &Candidate) -> Option<(&Layer, bool)> {
         let found = self.heads.iter().find(|(id, ..)| *id == candidate.id);
         found.map(|(_, layer, read_only)| (layer, *read_only))
@@ -66,7 +73,10 @@ fn same_format(layer: &Layer, file: &Candidate) -> Result<Layer> {
         return Ok(layer.clone());
     }
     let path = file.path.display();
-    Err(Error::refused(format!("{path} is {} in one place and {} in another", layer.format, file.format)))
+    Err(Error::refused(format!(
+        "{path} is {} in one place and {} in another",
+        layer.format, file.format
+    )))
 }
 
 /// Examines the disk files of a request, and lists the backing files.
@@ -104,8 +114,14 @@ pub(super) fn disk(request: &Request, ask: &DiskRequest, layer: Layer, virtual_b
     }
 }
 
-/// The configuration of a request, with the disks that were made for it, and UEFI variables if it has UEFI.
-pub(super) fn config(request: &Request, machine: String, disks: Vec<Disk>, steps: &mut Vec<Planned>) -> Result<Config> {
+/// The configuration of a request, with the disks that were made for it, and UEFI variables if it
+/// has UEFI.
+pub(super) fn config(
+    request: &Request,
+    machine: String,
+    disks: Vec<Disk>,
+    steps: &mut Vec<Planned>,
+) -> Result<Config> {
     let disks = named(disks);
     let cdroms = cdrom_request::named(&request.cdroms, &machine, &disks);
     let uefi = (request.firmware == Firmware::Uefi).then(firmware::find).transpose()?;
@@ -136,7 +152,8 @@ pub(super) fn config(request: &Request, machine: String, disks: Vec<Disk>, steps
     })
 }
 
-/// The snapshots of `points`, whose files were examined, and the steps that make their layers where the head has them not.
+/// The snapshots of `points`, whose files were examined, and the steps that make their layers where
+/// the head has them not.
 pub(super) fn snapshots(
     points: &[Point],
     files: Vec<Vec<Candidate>>,
@@ -149,10 +166,14 @@ pub(super) fn snapshots(
         let request = &point.machine;
         let mut disks = Vec::new();
         for (at, (ask, file)) in request.disks.iter().zip(files).enumerate() {
-            let virtual_bytes = point.sizes.get(at).copied().flatten().unwrap_or(file.virtual_bytes);
+            let virtual_bytes =
+                point.sizes.get(at).copied().flatten().unwrap_or(file.virtual_bytes);
             let layer = match copies.of_head(&file) {
-                // What an internal snapshot is in goes on to be written to, and what is read-only stays as it is.
-                Some((layer, false)) if point.tag.is_some() && !ask.read_only => same_format(layer, &file)?,
+                // What an internal snapshot is in goes on to be written to, and what is read-only
+                // stays as it is.
+                Some((layer, false)) if point.tag.is_some() && !ask.read_only => {
+                    same_format(layer, &file)?
+                }
                 Some((layer, true)) if ask.read_only => same_format(layer, &file)?,
                 Some(_) => {
                     let path = file.path.display();
@@ -164,7 +185,10 @@ pub(super) fn snapshots(
                 None => copies.sealed(steps, file)?,
             };
             if disks.iter().any(|other: &Disk| other.layer == layer) {
-                return Err(Error::refused(format!("two disks of snapshot {} are the same file", point.name)));
+                return Err(Error::refused(format!(
+                    "two disks of snapshot {} are the same file",
+                    point.name
+                )));
             }
             disks.push(disk(request, ask, layer, virtual_bytes));
         }

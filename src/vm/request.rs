@@ -15,7 +15,8 @@ use crate::model::{Bus, Credentials, Firmware, KernelBoot, LogLimit, Name, Nic, 
 pub struct OnImage {
     /// The image.
     pub name: Name,
-    /// Its identity, where it was looked at before: another one of the same name is not taken for it.
+    /// Its identity, where it was looked at before: another one of the same name is not taken for
+    /// it.
     pub uuid: Option<Uuid>,
     /// The size the guest sees, in bytes; without one, that of the image.
     pub size: Option<u64>,
@@ -28,7 +29,8 @@ pub struct Request {
     pub disks: Vec<DiskRequest>,
     /// An image of the store that the first disk stands on.
     pub image: Option<OnImage>,
-    /// Bring in the backing files of the disks as well: those beside them, and those below these directories.
+    /// Bring in the backing files of the disks as well: those beside them, and those below these
+    /// directories.
     pub with_backing: Option<Vec<PathBuf>>,
     /// Blank disks behind them, in bytes.
     pub blank: Vec<u64>,
@@ -85,7 +87,8 @@ pub struct Point {
     pub vm_state: VmState,
     /// It had been shut down.
     pub quiesced: bool,
-    /// Its name inside the images, if it is an internal one. Otherwise its disk files are those that were sealed by it.
+    /// Its name inside the images, if it is an internal one. Otherwise its disk files are those
+    /// that were sealed by it.
     pub tag: Option<String>,
     /// The machine and the disk files of then.
     pub machine: Request,

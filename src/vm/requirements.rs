@@ -20,12 +20,20 @@ pub fn check(request: &Request) -> Result<()> {
     check_machine(request.memory_bytes, request.cpus, request.cpu.as_deref())?;
     let size = request.image.iter().filter_map(|image| image.size);
     if let Some(bytes) = size.into_iter().find(|bytes| *bytes == 0 || !bytes.is_multiple_of(512)) {
-        return Err(Error::usage(format!("a disk of {bytes} bytes is not a whole number of 512-byte sectors")));
+        return Err(Error::usage(format!(
+            "a disk of {bytes} bytes is not a whole number of 512-byte sectors"
+        )));
     }
-    if request.image.iter().count() + request.disks.len() + request.blank.len() + request.cdroms.len() > DISKS_MAX {
+    if request.image.iter().count()
+        + request.disks.len()
+        + request.blank.len()
+        + request.cdroms.len()
+        > DISKS_MAX
+    {
         return Err(Error::usage(format!("a VM has at most {DISKS_MAX} disks and CD-ROM drives")));
     }
-    let of_files = request.disks.iter().map(|disk| (disk.bus.unwrap_or(request.bus), disk.read_only));
+    let of_files =
+        request.disks.iter().map(|disk| (disk.bus.unwrap_or(request.bus), disk.read_only));
     let others = request.image.iter().count() + request.blank.len();
     let disks: Vec<_> = of_files.chain(std::iter::repeat_n((request.bus, false), others)).collect();
     let cdroms: Vec<Bus> = request.cdroms.iter().map(|cdrom| cdrom.bus(&request.machine)).collect();
@@ -38,16 +46,23 @@ pub fn check(request: &Request) -> Result<()> {
         return Err(Error::usage("two network cards have the same address"));
     }
     if request.blank.contains(&0) {
-        return Err(Error::usage("a disk of 0 bytes is no disk").hint("say, for example, --size 20G"));
+        return Err(
+            Error::usage("a disk of 0 bytes is no disk").hint("say, for example, --size 20G")
+        );
     }
     if let Some(bytes) = request.blank.iter().find(|bytes| !bytes.is_multiple_of(512)) {
-        return Err(Error::usage(format!("a disk of {bytes} bytes is not a whole number of 512-byte sectors")));
+        return Err(Error::usage(format!(
+            "a disk of {bytes} bytes is not a whole number of 512-byte sectors"
+        )));
     }
-    let has_disk =
-        !request.cdroms.is_empty() || request.image.is_some() || !request.disks.is_empty() || !request.blank.is_empty();
+    let has_disk = !request.cdroms.is_empty()
+        || request.image.is_some()
+        || !request.disks.is_empty()
+        || !request.blank.is_empty();
     if !has_disk && request.kernel.is_none() {
         return Err(Error::usage("a VM needs something to boot from").hint(
-            "--image debian:12 for a cloud image, --disk FILE for an image file, --size 20G for a blank disk, --iso FILE for a CD-ROM, or --kernel FILE",
+            "--image debian:12 for a cloud image, --disk FILE for an image file, --size 20G for a \
+             blank disk, --iso FILE for a CD-ROM, or --kernel FILE",
         ));
     }
     if let Some(boot) = &request.kernel {
@@ -73,18 +88,22 @@ pub(super) fn check_machine_type(machine: &str) -> Result<()> {
 /// Numbers no machine can have, and names that would be taken for options.
 pub(super) fn check_machine(memory_bytes: u64, cpus: u32, cpu: Option<&str>) -> Result<()> {
     if memory_bytes < MEMORY_MIN {
-        return Err(
-            Error::usage(format!("{memory_bytes} bytes of memory are too few")).hint("say, for example, --memory 1G")
-        );
+        return Err(Error::usage(format!("{memory_bytes} bytes of memory are too few"))
+            .hint("say, for example, --memory 1G"));
     }
     if !memory_bytes.is_multiple_of(1 << 20) {
-        return Err(Error::usage(format!("{memory_bytes} bytes of memory are not a whole number of MiB")));
+        return Err(Error::usage(format!(
+            "{memory_bytes} bytes of memory are not a whole number of MiB"
+        )));
     }
     if cpus == 0 || cpus > 255 {
         return Err(Error::usage(format!("a machine has 1 to 255 CPUs, not {cpus}")));
     }
-    if let Some(cpu) = cpu.filter(|cpu| !cpu.chars().all(|c| c.is_ascii_alphanumeric() || "-_.+,=".contains(c))) {
-        return Err(Error::usage(format!("{cpu:?} is not a CPU model")).hint("see: qemu-system-x86_64 -cpu help"));
+    if let Some(cpu) =
+        cpu.filter(|cpu| !cpu.chars().all(|c| c.is_ascii_alphanumeric() || "-_.+,=".contains(c)))
+    {
+        return Err(Error::usage(format!("{cpu:?} is not a CPU model"))
+            .hint("see: qemu-system-x86_64 -cpu help"));
     }
     Ok(())
 }
@@ -99,8 +118,11 @@ pub(super) fn refuse_used_twice(store: &Store, file: &Path) -> Result<()> {
     };
     for entry in entries.flatten() {
         if std::fs::read_link(entry.path()).is_ok_and(|target| target == file) {
-            return Err(Error::refused(format!("{} is used by another VM of this store", file.display()))
-                .hint("give each VM a file of its own: --disk FILE,copy"));
+            return Err(Error::refused(format!(
+                "{} is used by another VM of this store",
+                file.display()
+            ))
+            .hint("give each VM a file of its own: --disk FILE,copy"));
         }
     }
     Ok(())

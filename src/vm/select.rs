@@ -23,17 +23,19 @@ pub struct Selected {
 pub fn with_autostart(context: &Context) -> Result<Selected> {
     let mut selected = Selected::default();
     for name in context.store.names()? {
-        let is_due = context
-            .store
-            .load(&name)
-            .and_then(|record| Ok(record.autostart && !record.is_template() && !status::is_running(context, &name)?));
+        let is_due = context.store.load(&name).and_then(|record| {
+            Ok(record.autostart && !record.is_template() && !status::is_running(context, &name)?)
+        });
         match is_due {
             Ok(true) => selected.names.push(name),
             Ok(false) => {}
             Err(error) => selected.unclear.push(
-                Error::new(error.kind(), format!("cannot determine whether {name} starts with the host"))
-                    .because(error.full_message())
-                    .hint(format!("find out what is wrong with it: cowhand doctor {name}")),
+                Error::new(
+                    error.kind(),
+                    format!("cannot determine whether {name} starts with the host"),
+                )
+                .because(error.full_message())
+                .hint(format!("find out what is wrong with it: cowhand doctor {name}")),
             ),
         }
     }
@@ -54,7 +56,7 @@ pub fn running(context: &Context) -> Result<Selected> {
             Ok(false) => {}
             // A record that cannot be read is no reason to leave a guest running.
             Ok(true) => match context.store.load(&name) {
-                Ok(record) if record.is_shell() => {}
+                Ok(record) if record.is_standby() => {}
                 Ok(record) => match record.ephemeral.and_then(|ephemeral| ephemeral.owner) {
                     Some(owner) if owner::is_alive(&owner) => selected.owned.push(name),
                     Some(_) => selected.abandoned.push(name),
@@ -63,7 +65,8 @@ pub fn running(context: &Context) -> Result<Selected> {
                 Err(_) => selected.names.push(name),
             },
             Err(error) => selected.unclear.push(
-                Error::new(error.kind(), format!("cannot determine whether {name} runs")).because(error.full_message()),
+                Error::new(error.kind(), format!("cannot determine whether {name} runs"))
+                    .because(error.full_message()),
             ),
         }
     }

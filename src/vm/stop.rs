@@ -1,4 +1,5 @@
-//! Stopping a VM: the guest is asked, through its agent and then by the ACPI power button; `--force` pulls the plug.
+//! Stopping a VM: the guest is asked, through its agent and then by the ACPI power button;
+//! `--force` pulls the plug.
 
 use std::time::Duration;
 
@@ -21,7 +22,8 @@ use crate::sys::pidfd::PidFd;
 const PLUG: Duration = Duration::from_secs(10);
 /// How long the guest agent may take to say that it is there before the power button is tried.
 const AGENT: Duration = Duration::from_secs(10);
-/// The power button is pressed again this often: a guest that is still booting does not see the first time.
+/// The power button is pressed again this often: a guest that is still booting does not see the
+/// first time.
 const PRESS_AGAIN: Duration = Duration::from_secs(10);
 
 /// How a VM came to stop.
@@ -35,11 +37,13 @@ pub enum Stopped {
     Acpi,
     /// QEMU was ended without asking the guest.
     Forced,
-    /// QEMU ended while the guest was asked, and not because the guest shut down: it was killed, or got a signal.
+    /// QEMU ended while the guest was asked, and not because the guest shut down: it was killed, or
+    /// got a signal.
     Ended,
 }
 
-/// Stops `name` within `limit`. When the guest does not comply it goes on running, and the error says so.
+/// Stops `name` within `limit`. When the guest does not comply it goes on running, and the error
+/// says so.
 pub async fn stop(context: &Context, name: &Name, force: bool, limit: Duration) -> Result<Stopped> {
     // Held to the end: whoever changes the VM meanwhile waits.
     let _lock = lock(context, name, force).await?;
@@ -69,8 +73,9 @@ pub async fn stop(context: &Context, name: &Name, force: bool, limit: Duration) 
     ask(context, name, &mut qmp, &process, limit).await
 }
 
-/// Takes the lock. A guest can be stopped when an earlier change cannot be put right, and when its record cannot be read: that may be
-/// the way to mend it afterwards, and a host that shuts down does not wait.
+/// Takes the lock. A guest can be stopped when an earlier change cannot be put right, and when its
+/// record cannot be read: that may be the way to mend it afterwards, and a host that shuts down
+/// does not wait.
 async fn lock(context: &Context, name: &Name, force: bool) -> Result<VmLock> {
     let store = &context.store;
     let lock = match context.lock_vm(name).await {
@@ -82,18 +87,27 @@ async fn lock(context: &Context, name: &Name, force: bool) -> Result<VmLock> {
         other => other?,
     };
     if let Err(error) = recover::recover(context, &lock).await {
-        context.ui.warn(&format!("{name}: an earlier change is not put right yet: {}", error.full_message()));
+        context.ui.warn(&format!(
+            "{name}: an earlier change is not put right yet: {}",
+            error.full_message()
+        ));
     }
     if let Ok(record) = context.store.load(name) {
         open::refuse_template(name, &record, "stop")?;
         if !force {
-            open::refuse_nobodys(name, &record)?;
+            open::refuse_unclaimed(name, &record)?;
         }
     }
     Ok(lock)
 }
 
-async fn ask(context: &Context, name: &Name, qmp: &mut Qmp, process: &PidFd, limit: Duration) -> Result<Stopped> {
+async fn ask(
+    context: &Context,
+    name: &Name,
+    qmp: &mut Qmp,
+    process: &PidFd,
+    limit: Duration,
+) -> Result<Stopped> {
     let deadline = Instant::now() + limit;
     let mut how = Stopped::Acpi;
     if qmp.agent_is_listening().await? && ask_agent(context, name).await.is_ok() {
@@ -114,9 +128,12 @@ async fn ask(context: &Context, name: &Name, qmp: &mut Qmp, process: &PidFd, lim
             return Ok(by_guest(qmp, how).await);
         }
     }
-    Err(Error::qemu(format!("the guest of {name} did not shut down within {} s; it goes on running", limit.as_secs()))
-        .hint(format!("give it longer: cowhand stop --timeout {} {name}", limit.as_secs().max(1) * 3))
-        .hint(format!("or pull the plug: cowhand stop --force {name}")))
+    Err(Error::qemu(format!(
+        "the guest of {name} did not shut down within {} s; it goes on running",
+        limit.as_secs()
+    ))
+    .hint(format!("give it longer: cowhand stop --timeout {} {name}", limit.as_secs().max(1) * 3))
+    .hint(format!("or pull the plug: cowhand stop --force {name}")))
 }
 
 /// `how` if it was the guest that shut down.

@@ -1,11 +1,15 @@
-//! Warm templates: a throw-away clone is booted with its memory in a file, waited for, got ready, and saved as it stands. Clones go on from there.
+//! Warm templates: a throw-away clone is booted with its memory in a file, waited for, got ready,
+//! and saved as it stands. Clones go on from there.
 //!
 //! ```text
-//! thin clone ─▶ boots, memory in a file ─▶ agent, --ready, idle ─▶ helper takes down keys, syncs ─▶ stop ─▶ devices saved ─▶ quit
-//!     ─▶ its layers are sealed, the files move to ram/, the template's record names them (the point of no return) ─▶ clone discarded
+//! thin clone ─▶ boots, memory in a file ─▶ agent, --ready, idle
+//!     ─▶ helper takes down keys, syncs ─▶ stop ─▶ devices saved ─▶ quit
+//!     ─▶ its layers are sealed, the files move to ram/,
+//!        the template's record names them (the point of no return)
+//!     ─▶ clone discarded
 //! ```
-//! Memory and disks are of the same instant, because `stop` waits for every request that is under way. So nothing is frozen: each clone would have to thaw
-//! first.
+//! Memory and disks are of the same instant, because `stop` waits for every request that is under
+//! way. So nothing is frozen: each clone would have to thaw first.
 
 use std::fs::{File, Permissions};
 use std::os::fd::AsFd;
@@ -29,15 +33,15 @@ use crate::guest::port::Client;
 use crate::helper::frame;
 use crate::instance::launch::Launch;
 use crate::instance::{connect, fingerprint, launch, status, terminate};
-use crate::layer::garbage::Needs;
 use crate::model::{
-    Config, Fingerprint, GUEST_ADDRESS, LayerId, Name, Nic, PointRef, Record, Warm, WarmImage, bus, human,
+    Config, Fingerprint, GUEST_ADDRESS, LayerId, Name, Nic, PointRef, Record, Warm, WarmImage, bus,
+    human,
 };
-use crate::qemu::cmdline::How;
+use crate::qemu::cmdline::StartMode;
 use crate::qemu::probe::Probe;
 use crate::qemu::qmp::{Qmp, QmpError};
-use crate::store::{Store, atomic, make_directory, plain};
-use crate::sys::{cpu_time, fault, flock, space};
+use crate::store::{atomic, make_directory};
+use crate::sys::{cpu_time, fault, space};
 use crate::template::freeze;
 use crate::warm::resume;
 
@@ -63,7 +67,8 @@ const LIFE: Duration = Duration::from_secs(6 * 3600);
 pub struct Warming {
     /// A shell command that has to succeed in the guest before it is saved.
     pub ready: Option<String>,
-    /// How long the guest may take to boot as far as its agent, and again for the readiness command.
+    /// How long the guest may take to boot as far as its agent, and again for the readiness
+    /// command.
     pub limit: Duration,
 }
 
@@ -109,14 +114,17 @@ fn check(context: &Context, name: &Name, record: &Record) -> Result<()> {
             .hint(format!("make it one: cowhand template create {name} --warm")));
     }
     if record.image().is_some() {
-        return Err(Error::refused(format!("{name} is an image, and only a template can be warm")).hint(format!(
-            "make a template of a VM that stands on it: cowhand create NEW --image {name}, cowhand template create NEW --warm"
+        let error = Error::refused(format!("{name} is an image, and only a template can be warm"));
+        return Err(error.hint(format!(
+            "make a template of a VM that stands on it: cowhand create NEW --image {name}, cowhand \
+             template create NEW --warm"
         )));
     }
     freeze::check_untouched(&context.store, name, record)?;
     if record.warm.is_some() {
-        return Err(Error::refused(format!("template {name} is warm already"))
-            .hint(format!("to warm it anew: cowhand template cool {name} && cowhand template warm {name}")));
+        return Err(Error::refused(format!("template {name} is warm already")).hint(format!(
+            "to warm it anew: cowhand template cool {name} && cowhand template warm {name}"
+        )));
     }
     bus::refuse_memory(name.as_str(), &record.config)?;
     let memory = record.config.memory_bytes;
@@ -142,28 +150,37 @@ struct Saved {
     leased: Vec<usize>,
 }
 
-/// Boots the throw-away clone, gets it ready, and leaves its memory and devices in files of its directory.
+/// Boots the throw-away clone, gets it ready, and leaves its memory and devices in files of its
+/// directory.
 async fn save(context: &Context, clone: &Name, warming: &Warming) -> Result<Saved> {
     let store = &context.store;
     let vm = OpenVm::open(context, clone).await?;
     let record = vm.record.clone();
     let memory = store.layout.warming_memory(clone);
-    let file = File::options().write(true).create_new(true).mode(0o600).open(&memory).on("create", &memory)?;
+    let file = File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&memory)
+        .on("create", &memory)?;
     file.set_len(record.config.memory_bytes).on("write", &memory)?;
-    let launch = Launch { how: How::Warming(&memory), held: Vec::new(), with_us: true };
+    let launch = Launch { how: StartMode::Warming(&memory), held: Vec::new(), with_us: true };
     drop(launch::launch(context, clone, &record, launch).await?);
     drop(vm);
     let task = context.ui.task(&format!("{clone}: booting"), 0);
     let mut client = match install::reach(context, clone, warming.limit).await? {
         Reached::Helper(client) => client,
         Reached::AgentOnly(why) => {
-            return Err(Error::refused(format!("a guest that cannot run the helper cannot be warm: {why}")));
+            return Err(Error::refused(format!(
+                "a guest that cannot run the helper cannot be warm: {why}"
+            )));
         }
     };
     wait_for_ready(context, clone, &mut client, warming).await?;
     let leased = leased(context, clone, &record.config).await;
     wait_for_idle(context, clone).await?;
-    let (_, release) = shell(context, clone, &mut client, "uname -r", Duration::from_secs(60)).await?;
+    let (_, release) =
+        shell(context, clone, &mut client, "uname -r", Duration::from_secs(60)).await?;
     for problem in identity::prepare(&mut client).await? {
         context.ui.warn(&format!("{clone}: {problem}"));
     }
@@ -188,25 +205,36 @@ async fn leased(context: &Context, clone: &Name, config: &Config) -> Vec<usize> 
         Ok(addresses) => addresses,
         Err(error) => {
             context.ui.warn(&format!(
-                "{clone}: its addresses are not known, so ports that are forwarded to warm clones may not be answered: {}",
+                "{clone}: its addresses are not known, so ports that are forwarded to warm clones \
+                 may not be answered: {}",
                 error.full_message()
             ));
             return Vec::new();
         }
     };
     let has = |(_, nic): &(usize, &Nic)| {
-        addresses.iter().any(|(mac, address)| mac.eq_ignore_ascii_case(&nic.mac) && *address == GUEST_ADDRESS)
+        addresses
+            .iter()
+            .any(|(mac, address)| mac.eq_ignore_ascii_case(&nic.mac) && *address == GUEST_ADDRESS)
     };
     config.nics.iter().enumerate().filter(has).map(|(index, _)| index).collect()
 }
 
 /// The boot is over when systemd says so, where there is one, and the readiness command succeeds.
-async fn wait_for_ready(context: &Context, clone: &Name, client: &mut Client, warming: &Warming) -> Result<()> {
+async fn wait_for_ready(
+    context: &Context,
+    clone: &Name,
+    client: &mut Client,
+    warming: &Warming,
+) -> Result<()> {
     let deadline = Instant::now() + warming.limit;
-    let booted = "command -v systemctl >/dev/null && [ -d /run/systemd/system ] && systemctl is-system-running --wait";
+    let booted = "command -v systemctl >/dev/null && [ -d /run/systemd/system ] && systemctl \
+                  is-system-running --wait";
     match shell(context, clone, client, booted, warming.limit).await {
         Ok((_, state)) if state.trim() == "degraded" => {
-            context.ui.warn(&format!("{clone}: systemd says that not all services have started (degraded)"));
+            context.ui.warn(&format!(
+                "{clone}: systemd says that not all services have started (degraded)"
+            ));
         }
         Ok(_) => {}
         Err(error) => return Err(error),
@@ -238,7 +266,10 @@ async fn shell(
     limit: Duration,
 ) -> Result<(u8, String)> {
     let request = Request {
-        exec: frame::Exec { command: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(), ..Default::default() },
+        exec: frame::Exec {
+            command: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
+            ..Default::default()
+        },
         limit: Some(limit),
         ..Default::default()
     };
@@ -251,9 +282,10 @@ async fn shell(
     match exec::converse(context, clone, client, &request, &mut streams).await {
         Ok(finished) => Ok((finished.code, String::from_utf8_lossy(&text).into_owned())),
         Err(Failure::Ours(error)) => Err(error),
-        Err(Failure::TimedOut | Failure::GoesOn { .. }) => {
-            Err(Error::qemu(format!("`{script}` did not end within {} s in the guest", limit.as_secs())))
-        }
+        Err(Failure::TimedOut | Failure::GoesOn { .. }) => Err(Error::qemu(format!(
+            "`{script}` did not end within {} s in the guest",
+            limit.as_secs()
+        ))),
         Err(Failure::NotFound(words) | Failure::NotExecutable(words)) => Err(Error::qemu(words)),
     }
 }
@@ -267,13 +299,15 @@ async fn wait_for_idle(context: &Context, clone: &Name) -> Result<()> {
         let before = (Instant::now(), cpu_time::of(pid).unwrap_or_default());
         tokio::time::sleep(WATCH).await;
         let used = cpu_time::of(pid).unwrap_or_default().saturating_sub(before.1);
-        idle = if used.as_secs_f64() < before.0.elapsed().as_secs_f64() * IDLE { idle + 1 } else { 0 };
+        idle =
+            if used.as_secs_f64() < before.0.elapsed().as_secs_f64() * IDLE { idle + 1 } else { 0 };
     }
     Ok(())
 }
 
 async fn save_devices(qmp: &mut Qmp, path: &Path) -> Result<()> {
-    let file = File::options().write(true).create_new(true).mode(0o600).open(path).on("create", path)?;
+    let file =
+        File::options().write(true).create_new(true).mode(0o600).open(path).on("create", path)?;
     let migrate = async {
         qmp.run(&qapi::qmp::stop {}).await?;
         qmp.set_capabilities(&resume::CAPABILITIES).await?;
@@ -281,17 +315,25 @@ async fn save_devices(qmp: &mut Qmp, path: &Path) -> Result<()> {
         qmp.migrate_to(FD).await?;
         qmp.wait_for_migration(|_| {}).await
     };
-    let migration =
-        migrate.await.map_err(|error: QmpError| Error::qemu("the guest's devices cannot be saved").because(error))?;
+    let migration = migrate.await.map_err(|error: QmpError| {
+        Error::qemu("the guest's devices cannot be saved").because(error)
+    })?;
     if !migration.is_complete() {
         let why = migration.error.or(migration.status).unwrap_or_default();
-        return Err(Error::qemu("the guest's devices cannot be saved").because(format!("QEMU says \"{why}\"")));
+        return Err(Error::qemu("the guest's devices cannot be saved")
+            .because(format!("QEMU says \"{why}\"")));
     }
     file.sync_all().on("flush", path)
 }
 
 /// Gives what was saved to the template.
-async fn keep(context: &Context, name: &Name, before: &Record, clone: &Name, saved: Saved) -> Result<u64> {
+async fn keep(
+    context: &Context,
+    name: &Name,
+    before: &Record,
+    clone: &Name,
+    saved: Saved,
+) -> Result<u64> {
     let Saved { config, writer, kernel, leased } = saved;
     let store = &context.store;
     let _store_lock = context.lock_store().await?;
@@ -304,12 +346,16 @@ async fn keep(context: &Context, name: &Name, before: &Record, clone: &Name, sav
     let (memory, state) = (layout.warming_memory(clone), layout.warming_state(clone));
     for layer in config.writable().map(|disk| &disk.layer) {
         let path = layout.layer(layer);
-        std::fs::set_permissions(&path, Permissions::from_mode(freeze::MODE)).on("change", &path)?;
+        std::fs::set_permissions(&path, Permissions::from_mode(freeze::MODE))
+            .on("change", &path)?;
         File::open(&path).and_then(|file| file.sync_all()).on("flush", &path)?;
     }
     // An older QEMU opens it for writing, although it never writes.
-    let owner_only =
-        if nix::unistd::geteuid().is_root() || Probe::get(context)?.readonly_memory { 0o400 } else { 0o600 };
+    let owner_only = if nix::unistd::geteuid().is_root() || Probe::get(context)?.readonly_memory {
+        0o400
+    } else {
+        0o600
+    };
     std::fs::set_permissions(&memory, Permissions::from_mode(owner_only)).on("change", &memory)?;
     std::fs::set_permissions(&state, Permissions::from_mode(0o400)).on("change", &state)?;
     let about = memory.metadata().on("read", &memory)?;
@@ -324,68 +370,18 @@ async fn keep(context: &Context, name: &Name, before: &Record, clone: &Name, sav
     fault::point("the state of devices, about to be kept").on("rename", &state)?;
     std::fs::rename(&state, layout.warm_state(&image)).on("rename", &state)?;
     atomic::sync_directory(&layout.rams())?;
-    let warm = Warm { image, made: Timestamp::now(), writer, helper: frame::VERSION, kernel, pool: 0, leased, config };
+    let warm = Warm {
+        image,
+        made: Timestamp::now(),
+        writer,
+        helper: frame::VERSION,
+        kernel,
+        pool: 0,
+        leased,
+        config,
+    };
     let bytes = warm.bytes();
     record.warm = Some(warm);
     vm.save()?;
     Ok(bytes)
-}
-
-/// Takes the warm guest of the template `name` away again. Refused while clones run on it.
-pub async fn cool(context: &Context, name: &Name) -> Result<u64> {
-    let store = &context.store;
-    discard::reap(context).await?;
-    let _store_lock = context.lock_store().await?;
-    let mut vm = OpenVm::open(context, name).await?;
-    let Some(warm) = vm.record.warm.take() else {
-        return Err(Error::refused(format!("{name} is not warm")).hint("which templates are: cowhand template ls"));
-    };
-    let _alone = refuse_used(context, name, &vm.record, &warm)?;
-    vm.save()?;
-    // From here on nobody names them: what stays is for `gc` to find.
-    remove_files(store, &warm)?;
-    let layers = warm.config.writable().map(|disk| &disk.layer);
-    for layer in Needs::look(store)?.unneeded_of(layers).layers {
-        remove(&store.layout.layer(&layer))?;
-    }
-    Ok(warm.bytes())
-}
-
-/// Removes the memory of a warm guest.
-pub fn remove_files(store: &Store, warm: &Warm) -> Result<()> {
-    remove(&store.layout.warm_memory(&warm.image))?;
-    remove(&store.layout.warm_state(&warm.image))
-}
-
-fn remove(path: &Path) -> Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).on("remove", path),
-        _ => Ok(()),
-    }
-}
-
-/// Refuses while a QEMU has the memory mapped; else keeps everybody from beginning to.
-pub fn refuse_used(context: &Context, name: &Name, record: &Record, warm: &Warm) -> Result<Option<File>> {
-    let path = context.store.layout.warm_memory(&warm.image);
-    let Some(file) = plain::open(&path).ok().flatten() else { return Ok(None) };
-    if flock::try_exclusive(&file).on("lock", &path)? {
-        return Ok(Some(file));
-    }
-    let mut users = Vec::new();
-    let mut shells = 0;
-    for other in context.store.names()? {
-        let Ok(vm) = context.store.load(&other) else { continue };
-        if vm.origin.as_ref().is_some_and(|origin| origin.uuid == record.uuid) && status::is_running(context, &other)? {
-            if vm.is_shell() { shells += 1 } else { users.push(other.to_string()) }
-        }
-    }
-    let mut error = Error::refused(match (users.len(), shells) {
-        (0, 0) => format!("the warm guest of {name} is in use"),
-        (0, shells) => format!("{shells} shells of the pool wait on the warm guest of {name}"),
-        _ => format!("clones run on the warm guest of {name}: {}", users.join(", ")),
-    });
-    if !users.is_empty() {
-        error = error.hint(format!("stop them first: cowhand stop {}", users.join(" "))).dependents(users);
-    }
-    Err(if shells > 0 { error.hint(format!("empty the pool: cowhand pool drain {name}")) } else { error })
 }

@@ -1,12 +1,14 @@
-//! Starting a VM from the memory of a warm template: a copy-on-write mapping of one file and a few hundred KiB of device state, instead of a boot.
+//! Starting a VM from the memory of a warm template: a copy-on-write mapping of one file and a few
+//! hundred KiB of device state, instead of a boot.
 //!
 //! ```text
-//! QEMU starts, waiting (`-incoming defer`) ──▶ state is read ──▶ cont ──▶ the helper makes it a guest of its own
-//!                                                                ▲
-//!                                        a shell of the pool waits here
+//! QEMU starts, waiting (`-incoming defer`) ──▶ state is read ──▶ cont ──▶ the helper makes it
+//!                                                                 ▲       a guest of its own
+//!                                         a standby clone waits here
 //! ```
-//! The source: QEMU's `x-ignore-shared` migration capability, which leaves the memory out of the stream. The memory file is never written: each QEMU has it
-//! mapped privately, and holds a shared flock(2) on it while it lives.
+//! The source: QEMU's `x-ignore-shared` migration capability, which leaves the memory out of the
+//! stream. The memory file is never written: each QEMU has it mapped privately, and holds a shared
+//! flock(2) on it while it lives.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -24,7 +26,7 @@ use crate::instance::launch::Launch;
 use crate::instance::{fingerprint, launch, terminate};
 use crate::layer::stamp;
 use crate::model::{Name, Record, Warm};
-use crate::qemu::cmdline::How;
+use crate::qemu::cmdline::StartMode;
 use crate::qemu::probe::Probe;
 use crate::qemu::qmp::{Qmp, QmpError};
 use crate::store::plain;
@@ -39,7 +41,12 @@ const IGNORE_SHARED: &str = "x-ignore-shared";
 const FIRST_WORD: Duration = Duration::from_secs(120);
 
 /// Why `warm`, of the template `name`, cannot be gone on from here and now; `None` when it can.
-pub fn misfit(context: &Context, name: &Name, record: &Record, warm: &Warm) -> Result<Option<String>> {
+pub fn incompatibility(
+    context: &Context,
+    name: &Name,
+    record: &Record,
+    warm: &Warm,
+) -> Result<Option<String>> {
     let layout = &context.store.layout;
     if warm.helper != frame::VERSION {
         return Ok(Some(format!(
@@ -51,7 +58,8 @@ pub fn misfit(context: &Context, name: &Name, record: &Record, warm: &Warm) -> R
     let memory = layout.warm_memory(&warm.image);
     let whole = memory.metadata().is_ok_and(|about| {
         let modified = i128::from(about.mtime()) * 1_000_000_000 + i128::from(about.mtime_nsec());
-        about.len() == warm.config.memory_bytes && stamp::is_same_time(warm.image.modified_ns.into(), modified)
+        about.len() == warm.config.memory_bytes
+            && stamp::is_same_time(warm.image.modified_ns.into(), modified)
     });
     if !whole {
         return Ok(Some(format!("{} is missing or was changed", memory.display())));
@@ -64,26 +72,35 @@ pub fn misfit(context: &Context, name: &Name, record: &Record, warm: &Warm) -> R
     Ok(warm.writer.difference(&fingerprint::planned(context, name, &planned)?))
 }
 
-/// Starts a QEMU for `record` and has it read what `warm` has saved: it stands still where the template's guest stood. With `with_us` it is killed
-/// when we are.
-pub async fn wake(context: &Context, name: &Name, record: &Record, warm: &Warm, with_us: bool) -> Result<Qmp> {
+/// Starts a QEMU for `record` and has it read what `warm` has saved: it stands still where the
+/// template's guest stood. With `with_us` it is killed when we are.
+pub async fn wake(
+    context: &Context,
+    name: &Name,
+    record: &Record,
+    warm: &Warm,
+    with_us: bool,
+) -> Result<Qmp> {
     let file = context.store.layout.warm_memory(&warm.image);
     let held = plain::open_existing(&file)?;
     if !flock::try_shared(&held).on("lock", &file)? {
         return Err(Error::refused("the template is being cooled just now"));
     }
     let readonly = Probe::get(context)?.readonly_memory;
-    let how = How::Warm { file: &file, readonly, leased: &warm.leased };
+    let how = StartMode::Warm { file: &file, readonly, leased: &warm.leased };
     let path = context.store.layout.warm_state(&warm.image);
     let state = plain::open_existing(&path)?;
-    let mut qmp = launch::launch(context, name, record, Launch { how, held: vec![held.into()], with_us }).await?;
+    let mut qmp =
+        launch::launch(context, name, record, Launch { how, held: vec![held.into()], with_us })
+            .await?;
     let loaded = load(&mut qmp, &state).await;
     alive(context, name, qmp, loaded).await
 }
 
 /// Lets the guest that stands still go on, as `name`.
 pub async fn go_on(context: &Context, name: &Name, mut qmp: Qmp) -> Result<()> {
-    let failed = |source: std::io::Error| Error::failed(format!("{name} cannot go on")).because(source);
+    let failed =
+        |source: std::io::Error| Error::failed(format!("{name} cannot go on")).because(source);
     fault::point("a guest, about to go on").map_err(failed)?;
     let going = qmp.cont_until_running().await;
     fault::point("a guest that is not yet one of its own").map_err(failed)?;
@@ -91,14 +108,20 @@ pub async fn go_on(context: &Context, name: &Name, mut qmp: Qmp) -> Result<()> {
 }
 
 /// A QEMU that could not do it is of no use any more.
-async fn alive(context: &Context, name: &Name, qmp: Qmp, done: std::result::Result<(), QmpError>) -> Result<Qmp> {
+async fn alive(
+    context: &Context,
+    name: &Name,
+    qmp: Qmp,
+    done: std::result::Result<(), QmpError>,
+) -> Result<Qmp> {
     match done {
         Ok(()) => Ok(qmp),
         Err(error) => {
             drop(qmp);
             let _ = terminate::kill(context, name).await;
             let words = launch::last_words(context, name).unwrap_or_default();
-            Err(Error::qemu(format!("the saved guest cannot go on as {name}")).because(format!("{error} {words}")))
+            Err(Error::qemu(format!("the saved guest cannot go on as {name}"))
+                .because(format!("{error} {words}")))
         }
     }
 }
@@ -119,16 +142,23 @@ async fn load(qmp: &mut Qmp, state: &File) -> std::result::Result<(), QmpError> 
     qmp.set_capability(IGNORE_SHARED, false).await
 }
 
-/// Makes the guest that goes on as `name` a guest of its own. Until this has returned nothing of the user's may run in it. A guest whose random generator could
-/// not be reseeded is an error: it repeats the random numbers of others.
-pub async fn settle(context: &Context, name: &Name, record: &Record, warm: &Warm) -> Result<Client> {
+/// Makes the guest that goes on as `name` a guest of its own. Until this has returned nothing of
+/// the user's may run in it. A guest whose random generator could not be reseeded is an error: it
+/// repeats the random numbers of others.
+pub async fn adopt_identity(
+    context: &Context,
+    name: &Name,
+    record: &Record,
+    warm: &Warm,
+) -> Result<Client> {
     let deadline = Instant::now() + FIRST_WORD;
-    let turn = port::take_turn(context, name, deadline).await?;
-    let mut client = Wire::connect(context, name, turn).await?.begin(name, deadline).await?;
+    let lock = port::lock_port(context, name, deadline).await?;
+    let mut client = Wire::connect(context, name, lock).await?.begin(name, deadline).await?;
     let became = identity::become_(&mut client, name, &warm.config, &record.config).await?;
     if !became.reseeded {
         return Err(Error::refused(format!(
-            "the random generator of {name} could not be reseeded, so it would repeat the random numbers of other clones"
+            "the random generator of {name} could not be reseeded, so it would repeat the random \
+             numbers of other clones"
         ))
         .hint("start it cold: --cold, or clone without --warm")
         .because(became.problems.join("; ")));

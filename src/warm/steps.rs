@@ -9,12 +9,13 @@ use crate::error::{Error, Result};
 use crate::instance::{status, terminate};
 use crate::model::Warm;
 
-/// Starts QEMU from the memory of a warm template and makes its guest one of its own. Undone by ending it, because until
-/// then it is another's double.
+/// Starts QEMU from the memory of a warm template and makes its guest one of its own. Undone by
+/// ending it, because until then it is another's double.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ResumeWarm {
-    /// What it goes on from. Not in the journal: it happens as long as this process lives, or not at all.
+    /// What it goes on from. Not in the journal: it happens as long as this process lives, or not
+    /// at all.
     #[serde(skip)]
     warm: Option<Box<Warm>>,
 }
@@ -42,7 +43,7 @@ impl Step for ResumeWarm {
         let record = context.store.load(&run.name)?;
         let qmp = resume::wake(context, &run.name, &record, warm, false).await?;
         resume::go_on(context, &run.name, qmp).await?;
-        resume::settle(context, &run.name, &record, warm).await.map(drop)
+        resume::adopt_identity(context, &run.name, &record, warm).await.map(drop)
     }
 
     async fn undo(&self, run: &mut Run<'_>) -> Result<()> {

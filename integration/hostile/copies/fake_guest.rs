@@ -1,4 +1,5 @@
-//! A guest that is none: a listener in the place of a VM's ports, which speaks the helper's protocol and says what a test likes.
+//! A guest that is none: a listener in the place of a VM's ports, which speaks the helper's
+//! protocol and says what a test likes.
 
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -95,7 +96,10 @@ impl FakeGuest {
         lab: &Lab,
         script: impl Fn(&Value, &mut Conversation) -> io::Result<()> + Send + Sync + 'static,
     ) -> Self {
-        let socket = (0..).map(|n| lab.path().join(format!("f{n}.sock"))).find(|path| !path.exists()).unwrap();
+        let socket = (0..)
+            .map(|n| lab.path().join(format!("f{n}.sock")))
+            .find(|path| !path.exists())
+            .unwrap();
         let (listener, sent) = (UnixListener::bind(&socket).unwrap(), Arc::new(AtomicU64::new(0)));
         let (counter, script): (_, Arc<Script>) = (Arc::clone(&sent), Arc::new(script));
         std::thread::spawn(move || {
@@ -116,11 +120,15 @@ impl FakeGuest {
 
     /// `cowhand …`, whose QEMUs have this fake at their ports: the real ports get another name.
     pub fn command(&self, lab: &Lab, args: &[&str]) -> Command {
-        let qemu = std::env::var("COWHAND_QEMU").unwrap_or_else(|_| "qemu-system-x86_64".to_owned());
+        let qemu =
+            std::env::var("COWHAND_QEMU").unwrap_or_else(|_| "qemu-system-x86_64".to_owned());
         let (wrapper, fake) = (lab.path().join("qemu"), self.socket.display());
         let text = format!(
-            "#!/bin/sh\nfor word; do\n  shift\n  case \"$word\" in socket,id=port[0-9],path=*)\n    path=${{word#*path=}}; path=${{path%%,*}}\n    \
-             rm -f \"$path\"; ln -s '{fake}' \"$path\"\n    word=\"${{word%%path=*}}path=${{path%.sock}}.real,server=on,wait=off\";;\n  esac\n  \
+            "#!/bin/sh\nfor word; do\n  shift\n  \
+             case \"$word\" in socket,id=port[0-9],path=*)\n    \
+             path=${{word#*path=}}; path=${{path%%,*}}\n    \
+             rm -f \"$path\"; ln -s '{fake}' \"$path\"\n    \
+             word=\"${{word%%path=*}}path=${{path%.sock}}.real,server=on,wait=off\";;\n  esac\n  \
              set -- \"$@\" \"$word\"\ndone\nexec {qemu} \"$@\"\n"
         );
         std::fs::write(&wrapper, text).unwrap();

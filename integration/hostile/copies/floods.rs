@@ -21,7 +21,11 @@ const SHORT: u64 = 256 << 20;
 /// Bytes that a guest sends, the n-th piece.
 type Piece = Arc<dyn Fn(u64) -> Vec<u8> + Send + Sync>;
 
-fn flood(conversation: &mut Conversation, piece: &dyn Fn(u64) -> Vec<u8>, limit: Limit) -> std::io::Result<()> {
+fn flood(
+    conversation: &mut Conversation,
+    piece: &dyn Fn(u64) -> Vec<u8>,
+    limit: Limit,
+) -> std::io::Result<()> {
     let limit = match limit {
         Limit::Time => Duration::from_secs(seconds()),
         Limit::Refusal => PATIENCE,
@@ -57,7 +61,8 @@ struct Attack {
     options: &'static [&'static str],
     /// What may be on the disk afterwards, in bytes and entries.
     disk: (u64, u64),
-    /// How it ends: with one of these codes, and one of these words where the flood does not just stop.
+    /// How it ends: with one of these codes, and one of these words where the flood does not just
+    /// stop.
     codes: &'static [i32],
     words: &'static str,
 }
@@ -72,12 +77,21 @@ fn below(path: &str, what: &Value) -> Vec<u8> {
 
 fn attacks() -> Vec<Attack> {
     let directory = || json!("directory");
-    let attack = |name, piece: Piece, options, disk, codes, words| Attack { name, piece, options, disk, codes, words };
+    let attack = |name, piece: Piece, options, disk, codes, words| Attack {
+        name,
+        piece,
+        options,
+        disk,
+        codes,
+        words,
+    };
     let small = (64 << 20, 12_000);
     vec![
         attack(
             "links with long targets",
-            Arc::new(move |n| below(&format!("l{}", n % 1000), &json!({"link": {"to": "x".repeat(4000)}}))),
+            Arc::new(move |n| {
+                below(&format!("l{}", n % 1000), &json!({"link": {"to": "x".repeat(4000)}}))
+            }),
             RAISED,
             small,
             &[7],
@@ -93,7 +107,9 @@ fn attacks() -> Vec<Attack> {
         ),
         attack(
             "directories in directories",
-            Arc::new(move |n| below(&vec!["d"; usize::try_from(n % 1000).unwrap() + 1].join("/"), &directory())),
+            Arc::new(move |n| {
+                below(&vec!["d"; usize::try_from(n % 1000).unwrap() + 1].join("/"), &directory())
+            }),
             RAISED,
             small,
             &[7],
@@ -101,7 +117,9 @@ fn attacks() -> Vec<Attack> {
         ),
         attack(
             "empty files with long names",
-            Arc::new(|n| below(&format!("{}{}", "f".repeat(240), n % 1000), &json!({"file": {"bytes": 0}}))),
+            Arc::new(|n| {
+                below(&format!("{}{}", "f".repeat(240), n % 1000), &json!({"file": {"bytes": 0}}))
+            }),
             RAISED,
             small,
             &[7],
@@ -154,9 +172,30 @@ fn attacks() -> Vec<Attack> {
             &[7],
             "no file or directory",
         ),
-        attack("pongs", Arc::new(|_| framed(Kind::Pong as u8, b"")), &[], (1 << 20, 10), &[7], "no file or directory"),
-        attack("ends", Arc::new(|_| framed(Kind::End as u8, b"")), &[], (1 << 20, 10), &[7], "no file or directory"),
-        attack("no frames at all", Arc::new(|_| vec![0; 4096]), &[], (1 << 20, 10), &[7], "no answer"),
+        attack(
+            "pongs",
+            Arc::new(|_| framed(Kind::Pong as u8, b"")),
+            &[],
+            (1 << 20, 10),
+            &[7],
+            "no file or directory",
+        ),
+        attack(
+            "ends",
+            Arc::new(|_| framed(Kind::End as u8, b"")),
+            &[],
+            (1 << 20, 10),
+            &[7],
+            "no file or directory",
+        ),
+        attack(
+            "no frames at all",
+            Arc::new(|_| vec![0; 4096]),
+            &[],
+            (1 << 20, 10),
+            &[7],
+            "no answer",
+        ),
         attack(
             "brackets for an entry",
             Arc::new(|_| framed(Kind::Entry as u8, &vec![b'['; LARGEST])),
@@ -169,10 +208,8 @@ fn attacks() -> Vec<Attack> {
             "entries with much that nobody asked for",
             Arc::new(|n| {
                 let waste = "{},".repeat(10_000);
-                let text = format!(
-                    r#"{{"path":"d{}","what":"directory","mode":493,"modified_ns":0,"x":[{waste}0]}}"#,
-                    n % 100
-                );
+                let rest = r#""what":"directory","mode":493,"modified_ns":0"#;
+                let text = format!(r#"{{"path":"d{}",{rest},"x":[{waste}0]}}"#, n % 100);
                 framed(Kind::Entry as u8, text.as_bytes())
             }),
             RAISED,
@@ -259,7 +296,11 @@ fn writing(text: &'static [u8]) -> impl Fn(&Value, &mut Conversation) -> std::io
 #[track_caller]
 fn told(lab: &Lab, name: &str, outcome: &Outcome, sent: u64, limit: u64) {
     row(name, outcome, sent, usage(&lab.path().join("victim.out")));
-    assert!(outcome.peak > 0 && outcome.peak <= limit, "{name}: {} MiB of memory", outcome.peak >> 20);
+    assert!(
+        outcome.peak > 0 && outcome.peak <= limit,
+        "{name}: {} MiB of memory",
+        outcome.peak >> 20
+    );
 }
 
 #[test]
@@ -278,11 +319,21 @@ fn a_command_that_writes_without_end_takes_the_memory_of_the_host() {
         told(&lab, &format!("exec: {name}"), &outcome, guest.sent(), COPY_MEMORY);
         // A flood keeps neither the deadline nor a signal away.
         assert!(matches!(outcome.done.code, 124 | 125), "{:?}", outcome.done.code);
-        assert!(seconds() < 30 || outcome.took < Duration::from_secs(seconds() - 10), "{:?}", outcome.took);
+        assert!(
+            seconds() < 30 || outcome.took < Duration::from_secs(seconds() - 10),
+            "{:?}",
+            outcome.took
+        );
         for (verb, options) in [("16 MiB", &[][..]), ("1 MiB", &["--max-output", "1M"])] {
             let words = [&["--format", "json", "exec"], options, &["a", "--", "yes"]].concat();
             let outcome = watch(&lab, lab.command(&words));
-            told(&lab, &format!("exec --format json, {verb}: {name}"), &outcome, guest.sent(), KEPT_MEMORY);
+            told(
+                &lab,
+                &format!("exec --format json, {verb}: {name}"),
+                &outcome,
+                guest.sent(),
+                KEPT_MEMORY,
+            );
             assert_eq!(outcome.done.code, 125, "{:?}", outcome.done.err);
         }
         // With a deadline it says what it has.
@@ -293,7 +344,10 @@ fn a_command_that_writes_without_end_takes_the_memory_of_the_host() {
         if outcome.done.code == 124 {
             let value: Value = serde_json::from_str(&outcome.done.out).unwrap();
             let kept = value["stdout"].as_str().unwrap().chars().count();
-            assert_eq!((value["truncated"].as_bool(), value["timed_out"].as_bool()), (Some(true), Some(true)));
+            assert_eq!(
+                (value["truncated"].as_bool(), value["timed_out"].as_bool()),
+                (Some(true), Some(true))
+            );
             // A character that the limit has cut in two is left out.
             assert!(kept <= 16 << 20 && kept + 3 >= 16 << 20, "{kept} characters");
         }
@@ -301,9 +355,16 @@ fn a_command_that_writes_without_end_takes_the_memory_of_the_host() {
 }
 
 /// The same command with its output to nowhere.
-fn passing(_: std::process::Command, inner: &std::process::Command, words: &[&str]) -> std::process::Command {
+fn passing(
+    _: std::process::Command,
+    inner: &std::process::Command,
+    words: &[&str],
+) -> std::process::Command {
     let mut shell = std::process::Command::new("sh");
-    shell.args(["-c", "exec \"$@\" >/dev/null 2>/dev/null", "sh"]).arg(inner.get_program()).args(words);
+    shell
+        .args(["-c", "exec \"$@\" >/dev/null 2>/dev/null", "sh"])
+        .arg(inner.get_program())
+        .args(words);
     shell.envs(inner.get_envs().filter_map(|(key, value)| Some((key, value?))));
     shell
 }
@@ -325,16 +386,26 @@ fn a_run_whose_output_never_ends_takes_the_memory_of_the_host() {
 #[test]
 fn a_real_command_that_writes_without_end_is_cut_and_goes_on_to_its_end() {
     let lab = super::running();
-    let script = "head -c 300000 /dev/zero | tr '\\0' x; head -c 5 /dev/zero | tr '\\0' y >&2; exit 3";
+    let script =
+        "head -c 300000 /dev/zero | tr '\\0' x; head -c 5 /dev/zero | tr '\\0' y >&2; exit 3";
     let words = ["--format", "json", "exec", "--max-output", "100K", "a", "--", "sh", "-c", script];
     let done = lab.run(&words);
     let value: Value = serde_json::from_str(&done.out).unwrap();
     assert_eq!((done.code, value["exit_code"].as_u64()), (3, Some(3)));
     assert_eq!(value["stdout"].as_str().unwrap().len(), 100 << 10);
-    assert_eq!((value["stderr"].as_str(), value["truncated"].as_bool()), (Some("yyyyy"), Some(true)));
-    let words = ["--format", "json", "exec", "--agent-only", "--max-output", "100K", "a", "--", "sh", "-c", script];
+    assert_eq!(
+        (value["stderr"].as_str(), value["truncated"].as_bool()),
+        (Some("yyyyy"), Some(true))
+    );
+    let words = [
+        "--format", "json", "exec", "--agent-only", "--max-output", "100K", "a", "--", "sh", "-c",
+        script,
+    ];
     let value: Value = serde_json::from_str(&lab.run(&words).out).unwrap();
-    assert_eq!((value["stdout"].as_str().unwrap().len(), value["truncated"].as_bool()), (100 << 10, Some(true)));
+    assert_eq!(
+        (value["stdout"].as_str().unwrap().len(), value["truncated"].as_bool()),
+        (100 << 10, Some(true))
+    );
 }
 
 /// The second tier, see docs/testing.md.
@@ -352,7 +423,8 @@ mod full {
             *now.lock().unwrap() = Some((Arc::clone(&attack.piece), attack.limit()));
             let out = lab.path().join("out");
             let copy = format!("/x:{}", out.display());
-            let words = [&["run"], attack.options, &["--copy-out", &copy, "t", "--", "true"]].concat();
+            let words =
+                [&["run"], attack.options, &["--copy-out", &copy, "t", "--", "true"]].concat();
             guest.sent();
             let outcome = watch(&lab, guest.command(&lab, &words));
             let disk = usage(&out);
@@ -364,7 +436,9 @@ mod full {
         // The time for copies is over before the flood is.
         *now.lock().unwrap() = Some((Arc::clone(&attacks()[0].piece), Limit::Time));
         let copy = format!("/x:{}", lab.path().join("out").display());
-        let words = [&["run", "--copy-timeout", "1"], RAISED, &["--copy-out", &copy, "t", "--", "true"]].concat();
+        let words =
+            [&["run", "--copy-timeout", "1"], RAISED, &["--copy-out", &copy, "t", "--", "true"]]
+                .concat();
         let outcome = watch(&lab, guest.command(&lab, &words));
         outcome.done.fails(125, &["the copies after the command did not end within 1 s"]);
         assert_eq!(lab.vm_directories(), ["t"]);

@@ -1,6 +1,8 @@
-//! The block devices: the guest's disks, their partitions, logical volumes; with the names a guest's `/etc/fstab` may have for them.
+//! The block devices: the guest's disks, their partitions, logical volumes; with the names a
+//! guest's `/etc/fstab` may have for them.
 //!
-//! The kernel has read the partition tables; from them we take only the names (UEFI specification, 5.3; the signature of an MBR).
+//! The kernel has read the partition tables; from them we take only the names (UEFI specification,
+//! 5.3; the signature of an MBR).
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -40,7 +42,8 @@ impl Device {
     /// Does `/etc/fstab` mean this device by `source`?
     pub fn is(&self, source: &str) -> bool {
         let same = |ours: &str, theirs: &str| !ours.is_empty() && ours.eq_ignore_ascii_case(theirs);
-        let content = |field: fn(&Superblock) -> &str| self.content.as_ref().map(field).unwrap_or_default();
+        let content =
+            |field: fn(&Superblock) -> &str| self.content.as_ref().map(field).unwrap_or_default();
         match source.split_once('=') {
             Some(("UUID", uuid)) => same(content(|block| &block.uuid), uuid),
             Some(("LABEL", label)) => content(|block| &block.label) == label && !label.is_empty(),
@@ -74,9 +77,14 @@ impl Device {
 
 /// The disk and partition behind `sda1`, `vdb`, `xvda2`, `hda1`, `nvme0n1p3`, `mmcblk0p1`.
 fn kernel_name(name: &str) -> Option<(usize, Option<u32>)> {
-    if let Some(rest) = name.strip_prefix("nvme").and_then(|rest| rest.split_once("n1")).or_else(|| {
-        Some((name.strip_prefix("mmcblk")?.split('p').next()?, name.find('p').map_or("", |at| &name[at..])))
-    }) {
+    if let Some(rest) =
+        name.strip_prefix("nvme").and_then(|rest| rest.split_once("n1")).or_else(|| {
+            Some((
+                name.strip_prefix("mmcblk")?.split('p').next()?,
+                name.find('p').map_or("", |at| &name[at..]),
+            ))
+        })
+    {
         let partition = rest.1.strip_prefix('p').map(str::parse).transpose().ok()?;
         return Some((rest.0.parse().ok()?, partition));
     }
@@ -101,16 +109,32 @@ pub fn disks(names: &[String]) -> Option<Vec<Device>> {
             devices.push(device(whole.clone(), target.clone(), index, None, &table));
         }
         for (number, name) in partitions {
-            devices.push(device(format!("/dev/{name}"), format!("{target}{number}"), index, Some(number), &table));
+            devices.push(device(
+                format!("/dev/{name}"),
+                format!("{target}{number}"),
+                index,
+                Some(number),
+                &table,
+            ));
         }
     }
     devices.iter().all(|device| Path::new(&device.path).exists()).then_some(devices)
 }
 
 fn device(path: String, name: String, disk: usize, partition: Option<u32>, table: &[u8]) -> Device {
-    let (part_uuid, part_label, kind) = partition.map(|number| table_entry(table, number)).unwrap_or_default();
+    let (part_uuid, part_label, kind) =
+        partition.map(|number| table_entry(table, number)).unwrap_or_default();
     let content = look(&path);
-    Device { path, name, disk: Some(disk), partition, part_uuid, part_label, is_esp: kind == ESP, content }
+    Device {
+        path,
+        name,
+        disk: Some(disk),
+        partition,
+        part_uuid,
+        part_label,
+        is_esp: kind == ESP,
+        content,
+    }
 }
 
 /// What is on a device.
@@ -126,7 +150,16 @@ pub fn mapped() -> Vec<Device> {
         let path = format!("/dev/{}", entry.file_name().to_string_lossy());
         let content = look(&path);
         let (part_uuid, part_label) = Default::default();
-        Some(Device { path, name, disk: None, partition: None, part_uuid, part_label, is_esp: false, content })
+        Some(Device {
+            path,
+            name,
+            disk: None,
+            partition: None,
+            part_uuid,
+            part_label,
+            is_esp: false,
+            content,
+        })
     });
     mapped.collect()
 }
@@ -134,7 +167,11 @@ pub fn mapped() -> Vec<Device> {
 /// `vda2 (ext4), vda3 (swap)`.
 pub fn describe(devices: &[Device]) -> String {
     let one = |device: &Device| {
-        format!("{} ({})", device.name, device.content.as_ref().map_or("nothing known", |block| block.kind.name()))
+        format!(
+            "{} ({})",
+            device.name,
+            device.content.as_ref().map_or("nothing known", |block| block.kind.name())
+        )
     };
     devices.iter().map(one).collect::<Vec<_>>().join(", ")
 }
@@ -151,7 +188,8 @@ fn disk_with_serial(serial: &str) -> Option<String> {
     })
 }
 
-/// The disk with the files the job carries along. Opened while its device can be seen, which from inside the guest's tree it cannot.
+/// The disk with the files the job carries along. Opened while its device can be seen, which from
+/// inside the guest's tree it cannot.
 static PAYLOAD: OnceLock<File> = OnceLock::new();
 
 /// Opens the disk with the files the job carries along, if there is one.
@@ -172,7 +210,8 @@ pub fn payload() -> Result<&'static File> {
 fn partitions(disk: &str) -> Vec<(u32, String)> {
     let Ok(entries) = std::fs::read_dir(format!("/sys/block/{disk}")) else { return Vec::new() };
     let number = |entry: std::fs::DirEntry| {
-        let number = std::fs::read_to_string(entry.path().join("partition")).ok()?.trim().parse().ok()?;
+        let number =
+            std::fs::read_to_string(entry.path().join("partition")).ok()?.trim().parse().ok()?;
         Some((number, entry.file_name().to_string_lossy().into_owned()))
     };
     entries.flatten().filter_map(number).collect()
@@ -192,14 +231,22 @@ fn table_entry(table: &[u8], number: u32) -> (String, String, String) {
     let slice = |at: usize, length: usize| table.get(at..at + length);
     if slice(512, 8) == Some(b"EFI PART") {
         let entry = 1024 + (number as usize).saturating_sub(1) * 128;
-        let guid = |at| slice(at, 16).and_then(|bytes| uuid::Uuid::from_slice_le(bytes).ok()).unwrap_or_default();
+        let guid = |at| {
+            slice(at, 16)
+                .and_then(|bytes| uuid::Uuid::from_slice_le(bytes).ok())
+                .unwrap_or_default()
+        };
         let name: Vec<u16> = slice(entry + 56, 72)
             .unwrap_or_default()
             .chunks(2)
             .map(|pair| u16::from_le_bytes([pair[0], pair[1]]))
             .take_while(|unit| *unit != 0)
             .collect();
-        return (guid(entry + 16).to_string(), String::from_utf16_lossy(&name), guid(entry).to_string());
+        return (
+            guid(entry + 16).to_string(),
+            String::from_utf16_lossy(&name),
+            guid(entry).to_string(),
+        );
     }
     match slice(440, 4) {
         Some([a, b, c, d]) if slice(510, 2) == Some(&[0x55, 0xaa]) => {
@@ -231,22 +278,16 @@ mod tests {
     fn every_way_to_name_a_device_is_understood() {
         let device = sample(Some(1), Some(2), "vdb2");
         for name in [
-            "UUID=AA-BB",
-            "LABEL=root",
-            "PARTUUID=1234ABCD-02",
-            "PARTLABEL=my root",
-            "/dev/sdb2",
-            "/dev/vdb2",
-            "/dev/xvdb2",
-            "/dev/nvme1n1p2",
-            "/dev/mmcblk1p2",
+            "UUID=AA-BB", "LABEL=root", "PARTUUID=1234ABCD-02", "PARTLABEL=my root", "/dev/sdb2",
+            "/dev/vdb2", "/dev/xvdb2", "/dev/nvme1n1p2", "/dev/mmcblk1p2",
             "/dev/disk/by-uuid/aa-bb",
         ] {
             assert!(device.is(name), "{name}");
         }
-        for name in
-            ["UUID=", "LABEL=", "/dev/sda2", "/dev/sdb", "/dev/sdb22", "/dev/nvme1n1", "/dev/mapper/vdb2", "root"]
-        {
+        for name in [
+            "UUID=", "LABEL=", "/dev/sda2", "/dev/sdb", "/dev/sdb22", "/dev/nvme1n1",
+            "/dev/mapper/vdb2", "root",
+        ] {
             assert!(!device.is(name), "{name}");
         }
         let volume = sample(None, None, "my--vg-var_log");
@@ -259,7 +300,8 @@ mod tests {
         let mut gpt = vec![0; TABLE];
         gpt[512..520].copy_from_slice(b"EFI PART");
         gpt[1024..1040].copy_from_slice(&[
-            0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11, 0xba, 0x4b, 0, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b,
+            0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11, 0xba, 0x4b, 0, 0xa0, 0xc9, 0x3e, 0xc9,
+            0x3b,
         ]);
         gpt[1080..1086].copy_from_slice(b"E\0S\0P\0");
         let (_, label, kind) = table_entry(&gpt, 1);

@@ -21,9 +21,11 @@ impl Entry {
 
     /// Is it there to be mounted from a disk of the guest's own, somewhere below the root?
     pub fn is_on_disk(&self) -> bool {
-        let disk =
-            ["UUID=", "LABEL=", "PARTUUID=", "PARTLABEL=", "/dev/"].iter().any(|start| self.source.starts_with(start));
-        let kind = ["ext2", "ext3", "ext4", "xfs", "btrfs", "vfat", "msdos", "auto"].contains(&self.kind.as_str());
+        let disk = ["UUID=", "LABEL=", "PARTUUID=", "PARTLABEL=", "/dev/"]
+            .iter()
+            .any(|start| self.source.starts_with(start));
+        let kind = ["ext2", "ext3", "ext4", "xfs", "btrfs", "vfat", "msdos", "auto"]
+            .contains(&self.kind.as_str());
         disk && kind
             && self.place.starts_with('/')
             && self.place != "/"
@@ -39,7 +41,8 @@ pub fn parse(text: &str) -> Vec<Entry> {
 }
 
 fn line(line: &str) -> Option<Entry> {
-    let mut fields = line.split_whitespace().take_while(|field| !field.starts_with('#')).map(unescape);
+    let mut fields =
+        line.split_whitespace().take_while(|field| !field.starts_with('#')).map(unescape);
     let (source, place, kind) = (fields.next()?, fields.next()?, fields.next()?);
     let options = fields.next().unwrap_or_default().split(',').map(str::to_owned).collect();
     let source = source.replace('"', "");
@@ -57,15 +60,27 @@ mod tests {
 
     #[test]
     fn what_is_mounted_from_disks_is_found_in_order() {
-        let text = "# comment\n/dev/mapper/vg-var_log /var/log xfs defaults 0 0\nUUID=\"1-2\" /boot/efi vfat umask=0077 0 1\n\
-                    LABEL=root / ext4 ro 0 1\nUUID=3 none swap sw 0 0\ntmpfs /tmp tmpfs defaults\nserver:/x /srv nfs defaults\n\
-                    UUID=4 /home btrfs subvol=@home,compress=zstd:1 0 0\n/dev/vdb1 /my\\040data auto nofail\n";
+        let text = "# comment\n\
+                    /dev/mapper/vg-var_log /var/log xfs defaults 0 0\n\
+                    UUID=\"1-2\" /boot/efi vfat umask=0077 0 1\n\
+                    LABEL=root / ext4 ro 0 1\n\
+                    UUID=3 none swap sw 0 0\n\
+                    tmpfs /tmp tmpfs defaults\n\
+                    server:/x /srv nfs defaults\n\
+                    UUID=4 /home btrfs subvol=@home,compress=zstd:1 0 0\n\
+                    /dev/vdb1 /my\\040data auto nofail\n";
         let entries = parse(text);
-        let places: Vec<&str> =
-            entries.iter().filter(|entry| entry.is_on_disk()).map(|entry| entry.place.as_str()).collect();
+        let places: Vec<&str> = entries
+            .iter()
+            .filter(|entry| entry.is_on_disk())
+            .map(|entry| entry.place.as_str())
+            .collect();
         assert_eq!(places, ["/home", "/my data", "/var/log", "/boot/efi"]);
         let home = entries.iter().find(|entry| entry.place == "/home").expect("home");
         assert_eq!(home.option("subvol"), Some("@home"));
-        assert_eq!(entries.iter().find(|entry| entry.place == "/boot/efi").expect("efi").source, "UUID=1-2");
+        assert_eq!(
+            entries.iter().find(|entry| entry.place == "/boot/efi").expect("efi").source,
+            "UUID=1-2"
+        );
     }
 }

@@ -7,17 +7,24 @@ use crate::error::{Error, Result};
 
 const LVM: &str = "/sbin/lvm";
 /// There is no udev here, and nothing to keep.
-const CONFIG: &str = "devices { use_devicesfile=0 obtain_device_list_from_udev=0 external_device_info_source=\"none\" } \
-                      activation { udev_sync=0 udev_rules=0 monitoring=0 } backup { backup=0 archive=0 } global { use_lvmpolld=0 event_activation=0 }";
+const CONFIG: &str = "devices { use_devicesfile=0 obtain_device_list_from_udev=0 \
+                      external_device_info_source=\"none\" } \
+                      activation { udev_sync=0 udev_rules=0 monitoring=0 } \
+                      backup { backup=0 archive=0 } \
+                      global { use_lvmpolld=0 event_activation=0 }";
 
 /// Makes the logical volumes appear.
 pub fn activate() -> Result<()> {
     if !super::modules::load("lvm")? {
-        return Err(Error::refused("the guest's disks are LVM's, and the appliance's kernel has no device mapper"));
+        return Err(Error::refused(
+            "the guest's disks are LVM's, and the appliance's kernel has no device mapper",
+        ));
     }
     if !Path::new(LVM).exists() {
-        return Err(Error::refused("the guest's disks are LVM's, and this host has no lvm for the appliance")
-            .hint("install it: apt-get install lvm2"));
+        return Err(Error::refused(
+            "the guest's disks are LVM's, and this host has no lvm for the appliance",
+        )
+        .hint("install it: apt-get install lvm2"));
     }
     run(&["vgchange", "--activate", "y"])
 }

@@ -1,4 +1,5 @@
-//! What runs inside the appliance: we are process 1, our memory is all there is, and the guest's disks are ours to work on.
+//! What runs inside the appliance: we are process 1, our memory is all there is, and the guest's
+//! disks are ours to work on.
 //!
 //! | part | what it does |
 //! |---|---|
@@ -34,19 +35,21 @@ use rustix::system::{RebootCommand, reboot};
 
 use super::protocol::{Event, Job, PORT};
 use crate::error::{Error, IoContext, Result};
-use crate::template::seal::Report;
+use crate::seal::Report;
 
 /// How often what appears by itself is looked for.
 const TICK: Duration = Duration::from_millis(5);
 /// How long it may take to appear.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Are we the appliance's `/init`, and not a program somebody runs? `name` is what we were started as.
+/// Are we the appliance's `/init`, and not a program somebody runs? `name` is what we were started
+/// as.
 pub fn is_here(name: Option<&OsStr>) -> bool {
     nix::unistd::getpid().as_raw() == 1 && name.is_some_and(|name| name == "/init")
 }
 
-/// Does the job, and switches the machine off. What goes wrong before there is anybody to tell is a panic, which the console shows.
+/// Does the job, and switches the machine off. What goes wrong before there is anybody to tell is a
+/// panic, which the console shows.
 pub fn main() -> ExitCode {
     let mut host = match connect() {
         Ok(host) => host,
@@ -87,12 +90,14 @@ impl Host {
     fn job(&mut self) -> Result<Job> {
         let mut line = String::new();
         self.lines.read_line(&mut line).on("read", Path::new(PORT))?;
-        serde_json::from_str(&line).map_err(|error| Error::failed("the job cannot be read").because(error))
+        serde_json::from_str(&line)
+            .map_err(|error| Error::failed("the job cannot be read").because(error))
     }
 
     /// Tells it something.
     pub fn tell(&mut self, event: &Event) -> Result<()> {
-        let line = serde_json::to_string(event).map_err(|error| Error::failed("cannot write a line").because(error))?;
+        let line = serde_json::to_string(event)
+            .map_err(|error| Error::failed("cannot write a line").because(error))?;
         self.port.write_all(format!("{line}\n").as_bytes()).on("write to", Path::new(PORT))
     }
 
@@ -103,15 +108,19 @@ impl Host {
 }
 
 fn connect() -> Result<Host> {
-    for (kind, place) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev"), ("tmpfs", "/run")] {
+    for (kind, place) in
+        [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev"), ("tmpfs", "/run")]
+    {
         mount(kind, place, kind, MountFlags::empty(), None).on("mount", Path::new(place))?;
     }
     modules::load("base")?;
     let device = wait_for("the port to the host", port)?;
-    let port = File::options().read(true).write(true).open(&device).on("open", Path::new(&device))?;
+    let port =
+        File::options().read(true).write(true).open(&device).on("open", Path::new(&device))?;
     let lines = BufReader::new(port.try_clone().on("open", Path::new(&device))?);
     let mut host = Host { lines, port };
-    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned();
+    let kernel =
+        std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned();
     host.tell(&Event::Hello { kernel })?;
     Ok(host)
 }
@@ -144,7 +153,8 @@ fn work(host: &mut Host, job: &Job) -> Result<Report> {
     let disks = wait_for("the disks", || devices::disks(&job.disks))?;
     let mut system = system::find(host, &disks)?;
     system.mount_all(host)?;
-    let mut report = Report { system: system.name.clone(), mounts: system.mounts(), operations: Vec::new() };
+    let mut report =
+        Report { system: system.name.clone(), mounts: system.mounts(), operations: Vec::new() };
     devices::open_payload()?;
     if job.network {
         modules::load("network")?;
@@ -156,18 +166,23 @@ fn work(host: &mut Host, job: &Job) -> Result<Report> {
     report.operations = operations;
     system.leave()?;
     uuids.carry_out()?;
-    if !job.dry_run && !system.boots_from_lvm && job.plan.operations.iter().any(|name| name == "lvm-uuids") {
+    if !job.dry_run
+        && !system.boots_from_lvm
+        && job.plan.operations.iter().any(|name| name == "lvm-uuids")
+    {
         lvm::new_uuids()?;
     }
     Ok(report)
 }
 
-/// The most memory that was in use, as far as process 1 can tell: what is not free now, and no cache.
+/// The most memory that was in use, as far as process 1 can tell: what is not free now, and no
+/// cache.
 fn peak() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let field = |name: &str| -> u64 {
         let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
-        line.trim_start_matches(':').trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0) * 1024
+        line.trim_start_matches(':').trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0)
+            * 1024
     };
     field("MemTotal").saturating_sub(field("MemAvailable"))
 }

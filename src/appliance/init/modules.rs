@@ -24,8 +24,11 @@ fn insert(path: &Path) -> Result<()> {
     let file = File::open(path).on("read", path)?;
     // The kernel unpacks what is compressed (since 5.17).
     let packed = path.extension().is_some_and(|extension| extension != "ko");
-    let flags =
-        if packed { nix::kmod::ModuleInitFlags::from_bits_retain(4) } else { nix::kmod::ModuleInitFlags::empty() };
+    let flags = if packed {
+        nix::kmod::ModuleInitFlags::from_bits_retain(4)
+    } else {
+        nix::kmod::ModuleInitFlags::empty()
+    };
     match nix::kmod::finit_module(&file, c"", flags) {
         Err(nix::errno::Errno::EEXIST) => Ok(()),
         other => other.map_err(|errno| Errno::from_raw_os_error(errno as i32)).on("load", path),

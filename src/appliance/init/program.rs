@@ -21,18 +21,30 @@ pub fn output(program: &str, args: &[&str]) -> Result<String> {
 /// The same; exit codes other than those in `fine` are errors.
 pub fn output_with(program: &str, args: &[&str], fine: &[i32]) -> Result<String> {
     let mut command = Command::new(program);
-    command.args(args).env_clear().env("PATH", PATH).env("DM_DISABLE_UDEV", "1").env("LVM_SUPPRESS_FD_WARNINGS", "1");
-    let cannot = |source: std::io::Error| Error::failed(format!("cannot run {program}")).because(source);
+    command
+        .args(args)
+        .env_clear()
+        .env("PATH", PATH)
+        .env("DM_DISABLE_UDEV", "1")
+        .env("LVM_SUPPRESS_FD_WARNINGS", "1");
+    let cannot =
+        |source: std::io::Error| Error::failed(format!("cannot run {program}")).because(source);
     // Inside the tree there need be no /dev/null.
     let output = command.stdin(Stdio::piped()).output().map_err(cannot)?;
     if output.status.code().is_some_and(|code| fine.contains(&code)) {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    Err(Error::failed(format!("{program} {} failed ({})", args.first().unwrap_or(&""), output.status)).because(words))
+    Err(Error::failed(format!(
+        "{program} {} failed ({})",
+        args.first().unwrap_or(&""),
+        output.status
+    ))
+    .because(words))
 }
 
-/// Runs a program of the guest's in its tree, which is our root by now. What it prints goes to the host; one that fails is an error.
+/// Runs a program of the guest's in its tree, which is our root by now. What it prints goes to the
+/// host; one that fails is an error.
 pub fn in_tree(host: &mut Host, what: &str, program: &str, args: &[&str]) -> Result<()> {
     let mut command = Command::new(program);
     command.args(args).current_dir("/").env_clear().stdin(Stdio::null());
@@ -43,8 +55,9 @@ pub fn in_tree(host: &mut Host, what: &str, program: &str, args: &[&str]) -> Res
         ("LANG", "C.UTF-8"),
         ("DEBIAN_FRONTEND", "noninteractive"),
     ]);
-    let cannot =
-        |source: std::io::Error| Error::refused(format!("cannot run {what} in the guest's tree")).because(source);
+    let cannot = |source: std::io::Error| {
+        Error::refused(format!("cannot run {what} in the guest's tree")).because(source)
+    };
     let (mut reader, writer) = std::io::pipe().map_err(cannot)?;
     command.stdout(writer.try_clone().map_err(cannot)?).stderr(writer);
     let mut child = command.spawn().map_err(cannot)?;
@@ -58,7 +71,9 @@ pub fn in_tree(host: &mut Host, what: &str, program: &str, args: &[&str]) -> Res
         if poll(&mut waiting, PollTimeout::from(100u8)).unwrap_or(0) > 0 {
             match reader.read(&mut buffer) {
                 Ok(length @ 1..) => {
-                    host.tell(&Event::Output { text: String::from_utf8_lossy(&buffer[..length]).into_owned() })?;
+                    host.tell(&Event::Output {
+                        text: String::from_utf8_lossy(&buffer[..length]).into_owned(),
+                    })?;
                 }
                 _ => break,
             }
@@ -72,9 +87,12 @@ pub fn in_tree(host: &mut Host, what: &str, program: &str, args: &[&str]) -> Res
         None => child.wait().map_err(cannot)?,
     };
     // Process 1 means everybody else.
-    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(-1), nix::sys::signal::Signal::SIGKILL);
+    let _ =
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(-1), nix::sys::signal::Signal::SIGKILL);
     if status.success() {
         return Ok(());
     }
-    Err(Error::refused(format!("{what} failed in the guest's tree ({status}); nothing was changed")))
+    Err(Error::refused(format!(
+        "{what} failed in the guest's tree ({status}); nothing was changed"
+    )))
 }

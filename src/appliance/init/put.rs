@@ -10,9 +10,9 @@ use super::devices;
 use super::program::in_tree;
 use super::tree::Tree;
 use crate::error::{Error, IoContext, Result};
-use crate::template::seal::How;
-use crate::template::seal::customise::{Blob, Customisation as C, Wish};
-use crate::template::seal::firstboot;
+use crate::seal::PathChange;
+use crate::seal::customise::{Blob, Customisation as C, Wish};
+use crate::seal::firstboot;
 
 /// One of them.
 pub fn one(host: &mut Host, tree: &mut Tree, wish: &Wish) -> Result<()> {
@@ -28,7 +28,7 @@ fn apply(host: &mut Host, tree: &mut Tree, customisation: &C) -> Result<()> {
         C::AppendLine { path, line } => {
             let path = there(tree, path)?;
             if !path.exists() {
-                tree.touch(&path, How::Changed);
+                tree.touch(&path, PathChange::Changed);
                 return Ok(());
             }
             let mut text = std::fs::read(&path).on("read", &path)?;
@@ -39,12 +39,14 @@ fn apply(host: &mut Host, tree: &mut Tree, customisation: &C) -> Result<()> {
             tree.rewrite(&path, &text)
         }
         C::Chmod { path, mode } => changed(tree, &there(tree, path)?, |path| {
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(*mode)).on("set the mode of", path)
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(*mode))
+                .on("set the mode of", path)
         }),
         C::Chown { path, user, group } => {
             let (user, group) = (number("/etc/passwd", user)?, number("/etc/group", group)?);
             changed(tree, &there(tree, path)?, |path| {
-                std::os::unix::fs::lchown(path, Some(user), Some(group)).on("set the owner of", path)
+                std::os::unix::fs::lchown(path, Some(user), Some(group))
+                    .on("set the owner of", path)
             })
         }
         C::Delete { glob } => tree.glob(glob)?.iter().try_for_each(|path| tree.remove_now(path)),
@@ -52,8 +54,13 @@ fn apply(host: &mut Host, tree: &mut Tree, customisation: &C) -> Result<()> {
         C::Firstboot { name, script } => {
             let content = content(script)?;
             // What an earlier sealing has put there stays.
-            let numbered =
-                |n: u32| Path::new(firstboot::SCRIPTS).join(if n == 1 { name.clone() } else { format!("{name}-{n}") });
+            let numbered = |n: u32| {
+                Path::new(firstboot::SCRIPTS).join(if n == 1 {
+                    name.clone()
+                } else {
+                    format!("{name}-{n}")
+                })
+            };
             let is_other = |path: &PathBuf| !std::fs::read(path).is_ok_and(|old| old != content);
             let path = (1..).map(numbered).find(is_other).unwrap_or_else(|| numbered(1));
             tree.write(&path, &content, 0o755)
@@ -65,12 +72,17 @@ fn apply(host: &mut Host, tree: &mut Tree, customisation: &C) -> Result<()> {
         C::Link { target, link } => tree.link(target, Path::new(link)),
         C::Symlink { path, target } => tree.link(target, Path::new(path)),
         C::Mkdir { path } => mkdir(tree, Path::new(path)),
-        C::Motd { text } => tree.write(Path::new("/etc/motd"), format!("{}\n", text.trim_end()).as_bytes(), 0o644),
+        C::Motd { text } => {
+            tree.write(Path::new("/etc/motd"), format!("{}\n", text.trim_end()).as_bytes(), 0o644)
+        }
         C::Move { from, to } => {
             let from = there(tree, from)?;
-            let to = into(Path::new(to), from.file_name().unwrap_or_default().to_string_lossy().as_ref());
-            tree.touch(&from, How::Removed);
-            tree.touch(&to, How::Created);
+            let to = into(
+                Path::new(to),
+                from.file_name().unwrap_or_default().to_string_lossy().as_ref(),
+            );
+            tree.touch(&from, PathChange::Removed);
+            tree.touch(&to, PathChange::Created);
             if tree.dry_run { Ok(()) } else { std::fs::rename(&from, &to).on("move", &from) }
         }
         C::Password { user, hash } => password(tree, user, hash.as_deref()),
@@ -80,9 +92,8 @@ fn apply(host: &mut Host, tree: &mut Tree, customisation: &C) -> Result<()> {
         C::Timezone { zone } => {
             let file = PathBuf::from(format!("/usr/share/zoneinfo/{zone}"));
             if !file.exists() {
-                return Err(
-                    Error::not_found(format!("the guest knows no time zone {zone}")).hint("does it have tzdata?")
-                );
+                return Err(Error::not_found(format!("the guest knows no time zone {zone}"))
+                    .hint("does it have tzdata?"));
             }
             let debian = Path::new("/etc/timezone");
             tree.link(&format!("../usr/share/zoneinfo/{zone}"), Path::new("/etc/localtime"))?;
@@ -94,12 +105,18 @@ fn apply(host: &mut Host, tree: &mut Tree, customisation: &C) -> Result<()> {
                 false => tree.write(path, b"", 0o644),
                 true => changed(tree, path, |path| {
                     let now = std::fs::FileTimes::new().set_modified(std::time::SystemTime::now());
-                    File::options().write(true).open(path).and_then(|file| file.set_times(now)).on("touch", path)
+                    File::options()
+                        .write(true)
+                        .open(path)
+                        .and_then(|file| file.set_times(now))
+                        .on("touch", path)
                 }),
             }
         }
         C::Truncate { path } => tree.empty(&there(tree, path)?),
-        C::Upload { path, name, mode, content: blob } => upload(tree, &into(Path::new(path), name), *mode, blob),
+        C::Upload { path, name, mode, content: blob } => {
+            upload(tree, &into(Path::new(path), name), *mode, blob)
+        }
     }
 }
 
@@ -120,7 +137,7 @@ fn into(path: &Path, name: &str) -> PathBuf {
 }
 
 fn changed(tree: &mut Tree, path: &Path, change: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    tree.touch(path, How::Changed);
+    tree.touch(path, PathChange::Changed);
     if tree.dry_run { Ok(()) } else { change(path) }
 }
 
@@ -138,7 +155,7 @@ fn number(file: &str, name: &str) -> Result<u32> {
 }
 
 fn edit(host: &mut Host, tree: &mut Tree, path: &Path, expression: &str) -> Result<()> {
-    tree.touch(path, How::Changed);
+    tree.touch(path, PathChange::Changed);
     if tree.dry_run {
         return Ok(());
     }
@@ -159,12 +176,17 @@ fn hostname(tree: &mut Tree, name: &str) -> Result<()> {
         None => name.to_owned(),
     };
     tree.edit_lines(Path::new("/etc/hosts"), |line| {
-        let is_old = own(line) && (old.is_empty() || line.split_whitespace().any(|word| word == old));
+        let is_old =
+            own(line) && (old.is_empty() || line.split_whitespace().any(|word| word == old));
         Some(if is_old { format!("127.0.1.1 {names}") } else { line.to_owned() })
     })?;
     // Red Hat 6 and older.
     tree.edit_lines(Path::new("/etc/sysconfig/network"), |line| {
-        Some(if line.starts_with("HOSTNAME=") { format!("HOSTNAME={name}") } else { line.to_owned() })
+        Some(if line.starts_with("HOSTNAME=") {
+            format!("HOSTNAME={name}")
+        } else {
+            line.to_owned()
+        })
     })
 }
 
@@ -172,7 +194,7 @@ fn mkdir(tree: &mut Tree, path: &Path) -> Result<()> {
     if path.is_dir() {
         return Ok(());
     }
-    tree.touch(path, How::Created);
+    tree.touch(path, PathChange::Created);
     if tree.dry_run {
         return Ok(());
     }
@@ -187,8 +209,9 @@ fn password(tree: &mut Tree, user: &str, hash: Option<&str>) -> Result<()> {
     if !text.lines().any(|line| line.split(':').next() == Some(user)) {
         return Err(Error::not_found(format!("the guest has no user {user}")));
     }
-    let days =
-        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs() / 86400);
+    let days = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs() / 86400);
     tree.edit_lines(path, |line| {
         let mut fields: Vec<String> = line.split(':').map(str::to_owned).collect();
         if fields[0] == user && fields.len() > 2 {
@@ -200,20 +223,25 @@ fn password(tree: &mut Tree, user: &str, hash: Option<&str>) -> Result<()> {
 }
 
 fn run(host: &mut Host, tree: &mut Tree, name: &str, script: &Blob) -> Result<()> {
-    tree.touch(Path::new(name), How::Ran);
+    tree.touch(Path::new(name), PathChange::Ran);
     if tree.dry_run {
         return Ok(());
     }
     let path = Path::new("/run/cowhand-script");
     std::fs::write(path, content(script)?).on("write", path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).on("set the mode of", path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))
+        .on("set the mode of", path)?;
     in_tree(host, name, "/run/cowhand-script", &[])
 }
 
 /// As `ssh-copy-id` does it: `authorized_keys` of the user, which only the user may write.
 fn ssh_inject(tree: &mut Tree, user: &str, key: &str) -> Result<()> {
-    let passwd = std::fs::read_to_string("/etc/passwd").on("read the guest's", Path::new("/etc/passwd"))?;
-    let fields = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|fields| fields[0] == user);
+    let passwd =
+        std::fs::read_to_string("/etc/passwd").on("read the guest's", Path::new("/etc/passwd"))?;
+    let fields = passwd
+        .lines()
+        .map(|line| line.split(':').collect::<Vec<_>>())
+        .find(|fields| fields[0] == user);
     let Some([_, _, uid, gid, _, home, ..]) = fields.as_deref() else {
         return Err(Error::not_found(format!("the guest has no user {user}")));
     };
@@ -221,7 +249,10 @@ fn ssh_inject(tree: &mut Tree, user: &str, key: &str) -> Result<()> {
     let directory = Path::new(home).join(".ssh");
     let path = directory.join("authorized_keys");
     if let Some(link) = [&directory, &path].into_iter().find(|path| path.is_symlink()) {
-        return Err(Error::refused(format!("the guest's {} is a link, which is not followed", link.display())));
+        return Err(Error::refused(format!(
+            "the guest's {} is a link, which is not followed",
+            link.display()
+        )));
     }
     let mut text = match std::fs::read(&path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
@@ -276,7 +307,8 @@ fn content(blob: &Blob) -> Result<Vec<u8>> {
     }
 }
 
-/// The payload lies on a disk, whose device is outside the guest's tree: it was opened before that became our root.
+/// The payload lies on a disk, whose device is outside the guest's tree: it was opened before that
+/// became our root.
 fn reader(blob: &Blob) -> Result<Box<dyn Read>> {
     match blob {
         Blob::Text(text) => Ok(Box::new(std::io::Cursor::new(text.clone().into_bytes()))),
@@ -311,9 +343,13 @@ fn packages_of(host: &mut Host, tree: &mut Tree, verb: Verb, packages: &[String]
         ("/usr/bin/yum", ["yum -y install", "yum -y remove", "yum -y update"]),
         ("/usr/bin/zypper", ["zypper -n install", "zypper -n remove", "zypper -n update"]),
         ("/sbin/apk", ["apk add -U", "apk del", "apk upgrade -U"]),
-        ("/usr/bin/pacman", ["pacman -Sy --noconfirm", "pacman -R --noconfirm", "pacman -Syu --noconfirm"]),
+        (
+            "/usr/bin/pacman",
+            ["pacman -Sy --noconfirm", "pacman -R --noconfirm", "pacman -Syu --noconfirm"],
+        ),
     ];
-    let Some((_, commands)) = managers.into_iter().find(|(path, _)| Path::new(path).exists()) else {
+    let Some((_, commands)) = managers.into_iter().find(|(path, _)| Path::new(path).exists())
+    else {
         return Err(Error::refused("the guest has no package manager that is known here"));
     };
     let command = commands[match verb {
@@ -321,7 +357,7 @@ fn packages_of(host: &mut Host, tree: &mut Tree, verb: Verb, packages: &[String]
         Verb::Uninstall => 1,
         Verb::Update => 2,
     }];
-    tree.touch(Path::new(command), How::Ran);
+    tree.touch(Path::new(command), PathChange::Ran);
     if tree.dry_run {
         return Ok(());
     }

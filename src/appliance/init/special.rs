@@ -6,11 +6,11 @@ use super::Host;
 use super::system::System;
 use super::tree::{Tree, files_below};
 use crate::error::Result;
-use crate::template::seal::How;
-use crate::template::seal::Plan;
-use crate::template::seal::customise::Customisation;
-use crate::template::seal::firstboot;
-use crate::template::seal::operations::Special;
+use crate::seal::PathChange;
+use crate::seal::Plan;
+use crate::seal::customise::Customisation;
+use crate::seal::firstboot;
+use crate::seal::operations::Special;
 
 /// Where we are, and what else is going to be done.
 pub struct Place<'a> {
@@ -52,7 +52,8 @@ fn backup_files(tree: &mut Tree) -> Result<()> {
     Ok(())
 }
 
-/// A connection somebody configured is configuration; one that names a card or carries a UUID of its own belongs to this machine.
+/// A connection somebody configured is configuration; one that names a card or carries a UUID of
+/// its own belongs to this machine.
 fn nm_connections(tree: &mut Tree) -> Result<()> {
     for path in tree.glob("/etc/NetworkManager/system-connections/*.nmconnection")? {
         let text = std::fs::read_to_string(&path).unwrap_or_default();
@@ -67,7 +68,10 @@ fn nm_connections(tree: &mut Tree) -> Result<()> {
 }
 
 fn ssh_user_directories(tree: &mut Tree) -> Result<()> {
-    let kept = ["authorized_keys", "authorized_keys2", "authorized_keys.d", "config", "config.d", "rc", "environment"];
+    let kept = [
+        "authorized_keys", "authorized_keys2", "authorized_keys.d", "config", "config.d", "rc",
+        "environment",
+    ];
     for path in tree.glob("~/.ssh/*")? {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if !kept.contains(&name.as_str()) {
@@ -81,7 +85,8 @@ fn ssh_user_directories(tree: &mut Tree) -> Result<()> {
 fn user_accounts(tree: &mut Tree) -> Result<()> {
     let definitions = std::fs::read_to_string("/etc/login.defs").unwrap_or_default();
     let limit = |name: &str, usual: u32| {
-        let value = definitions.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        let value =
+            definitions.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
         value.unwrap_or(usual)
     };
     let people = limit("UID_MIN", 1000)..=limit("UID_MAX", 60000);
@@ -99,7 +104,9 @@ fn user_accounts(tree: &mut Tree) -> Result<()> {
         }
     }
     let is_gone = |name: &str| names.iter().any(|gone| gone == name);
-    for file in ["/etc/passwd", "/etc/shadow", "/etc/group", "/etc/gshadow", "/etc/subuid", "/etc/subgid"] {
+    for file in
+        ["/etc/passwd", "/etc/shadow", "/etc/group", "/etc/gshadow", "/etc/subuid", "/etc/subgid"]
+    {
         let is_group = file.contains("group") || file.contains("gshadow");
         tree.edit_lines(Path::new(file), |line| {
             let (name, _) = line.split_once(':').unwrap_or((line, ""));
@@ -119,17 +126,20 @@ fn user_accounts(tree: &mut Tree) -> Result<()> {
 
 fn lvm_uuids(host: &mut Host, tree: &mut Tree, system: &System) -> Result<()> {
     if system.boots_from_lvm {
-        return host.warn("lvm-uuids: /boot is on LVM, and GRUB knows the volume group by its UUID: it keeps it");
+        return host.warn(
+            "lvm-uuids: /boot is on LVM, and GRUB knows the volume group by its UUID: it keeps it",
+        );
     }
     // Done when the tree is not mounted any more; here it is only said.
     for group in &system.volume_groups {
-        tree.touch(&PathBuf::from(format!("/dev/{group}")), How::Changed);
+        tree.touch(&PathBuf::from(format!("/dev/{group}")), PathChange::Changed);
     }
     Ok(())
 }
 
-/// Empty, the file is filled at the next boot without making that a *first* boot, which might ask questions on the console
-/// (`machine-id(5)`); `uninitialized` is what an image says that wants one, and stays.
+/// Empty, the file is filled at the next boot without making that a *first* boot, which might ask
+/// questions on the console (`machine-id(5)`); `uninitialized` is what an image says that wants
+/// one, and stays.
 fn machine_id(tree: &mut Tree) -> Result<()> {
     let id = Path::new("/etc/machine-id");
     let dbus = Path::new("/var/lib/dbus/machine-id");
@@ -174,12 +184,16 @@ fn esp_random_seed(tree: &mut Tree) -> Result<()> {
 }
 
 fn first_boot(host: &mut Host, tree: &mut Tree, place: &Place<'_>) -> Result<()> {
-    let systemd = ["/usr/lib/systemd/systemd", "/lib/systemd/systemd"].iter().any(|path| Path::new(path).exists());
-    let scripts = place.plan.wishes.iter().any(|wish| matches!(wish.what, Customisation::Firstboot { .. }));
+    let systemd = ["/usr/lib/systemd/systemd", "/lib/systemd/systemd"]
+        .iter()
+        .any(|path| Path::new(path).exists());
+    let scripts =
+        place.plan.wishes.iter().any(|wish| matches!(wish.what, Customisation::Firstboot { .. }));
     if !systemd {
         if scripts || Path::new("/etc/ssh/sshd_config").exists() {
             host.warn(format!(
-                "{} has no systemd: host keys, a name and first-boot scripts are up to its own start-up ({} does it)",
+                "{} has no systemd: host keys, a name and first-boot scripts are up to its own \
+                 start-up ({} does it)",
                 place.system.name,
                 firstboot::SCRIPT_PATH
             ))?;
@@ -188,8 +202,9 @@ fn first_boot(host: &mut Host, tree: &mut Tree, place: &Place<'_>) -> Result<()>
         }
     }
     tree.write(Path::new(firstboot::SCRIPT_PATH), firstboot::SCRIPT.as_bytes(), 0o755)?;
-    let needed =
-        |unit: &&firstboot::Unit| Path::new(unit.needs).exists() || (scripts && unit.needs == firstboot::SCRIPTS);
+    let needed = |unit: &&firstboot::Unit| {
+        Path::new(unit.needs).exists() || (scripts && unit.needs == firstboot::SCRIPTS)
+    };
     for unit in firstboot::UNITS.iter().filter(|unit| systemd && needed(unit)) {
         if let Some(flag) = unit.flag {
             tree.write(Path::new(flag), b"", 0o644)?;

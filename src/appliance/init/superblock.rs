@@ -1,5 +1,6 @@
-//! What is on a block device, by the first bytes of it. Sources: the kernel's `Documentation/filesystems/ext4/super.rst`, `fs/xfs/libxfs/xfs_format.h`,
-//! `btrfs-dev-docs`, Microsoft's FAT specification, LVM2's `lib/format_text/layout.h`, the LUKS specifications.
+//! What is on a block device, by the first bytes of it. Sources: the kernel's
+//! `Documentation/filesystems/ext4/super.rst`, `fs/xfs/libxfs/xfs_format.h`, `btrfs-dev-docs`,
+//! Microsoft's FAT specification, LVM2's `lib/format_text/layout.h`, the LUKS specifications.
 
 /// How much of a device has to be read.
 pub const BYTES: usize = 72 * 1024;
@@ -55,8 +56,10 @@ impl Kind {
 /// Looks at the first [`BYTES`] of a device; a short device has fewer.
 pub fn identify(bytes: &[u8]) -> Option<Superblock> {
     let at = |offset: usize, magic: &[u8]| bytes.get(offset..offset + magic.len()) == Some(magic);
-    let slice = |offset: usize, length: usize| bytes.get(offset..offset + length).unwrap_or_default();
-    let found = |kind, uuid: String, label: &[u8]| Some(Superblock { kind, uuid, label: text(label) });
+    let slice =
+        |offset: usize, length: usize| bytes.get(offset..offset + length).unwrap_or_default();
+    let found =
+        |kind, uuid: String, label: &[u8]| Some(Superblock { kind, uuid, label: text(label) });
     let nothing = |kind| found(kind, String::new(), b"");
     if (0..4).any(|sector| at(sector * 512, b"LABELONE") && at(sector * 512 + 24, b"LVM2 001")) {
         return nothing(Kind::Lvm);
@@ -142,7 +145,12 @@ mod tests {
                 "01020304-0506-0708-090a-0b0c0d0e0f10",
                 "root",
             ),
-            (image(&[(0, b"XFSB"), (32, &id)]), Kind::Xfs, "01020304-0506-0708-090a-0b0c0d0e0f10", ""),
+            (
+                image(&[(0, b"XFSB"), (32, &id)]),
+                Kind::Xfs,
+                "01020304-0506-0708-090a-0b0c0d0e0f10",
+                "",
+            ),
             (
                 image(&[(0x10040, b"_BHRfS_M"), (0x10020, &id), (0x1012b, b"pool")]),
                 Kind::Btrfs,
@@ -150,7 +158,12 @@ mod tests {
                 "pool",
             ),
             (
-                image(&[(510, b"\x55\xaa"), (82, b"FAT32"), (67, &[1, 2, 3, 0xab]), (71, b"ESP        ")]),
+                image(&[
+                    (510, b"\x55\xaa"),
+                    (82, b"FAT32"),
+                    (67, &[1, 2, 3, 0xab]),
+                    (71, b"ESP        "),
+                ]),
                 Kind::Vfat,
                 "AB03-0201",
                 "ESP",
@@ -161,7 +174,10 @@ mod tests {
         ];
         for (bytes, kind, uuid, label) in cases {
             let found = identify(&bytes).expect("found");
-            assert_eq!((found.kind, found.uuid.as_str(), found.label.as_str()), (kind, uuid, label));
+            assert_eq!(
+                (found.kind, found.uuid.as_str(), found.label.as_str()),
+                (kind, uuid, label)
+            );
         }
     }
 

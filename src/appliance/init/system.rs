@@ -1,10 +1,13 @@
 //! The guest's operating system: found on its disks, and mounted as it would mount itself.
 
+mod surroundings;
+
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+pub use surroundings::Surroundings;
 
 use super::devices::{self, Device};
 use super::superblock::{Kind, Superblock};
@@ -55,7 +58,8 @@ pub fn find(host: &mut Host, disks: &[Device]) -> Result<System> {
     let mut roots: Vec<(Root, String)> = Vec::new();
     let mut damaged = None;
     for device in &devices {
-        let Some(kind @ (Kind::Ext4 | Kind::Xfs | Kind::Btrfs)) = device.content.as_ref().map(|block| block.kind)
+        let Some(kind @ (Kind::Ext4 | Kind::Xfs | Kind::Btrfs)) =
+            device.content.as_ref().map(|block| block.kind)
         else {
             continue;
         };
@@ -83,12 +87,21 @@ pub fn find(host: &mut Host, disks: &[Device]) -> Result<System> {
     match roots.len() {
         1 => {
             let (root, name) = roots.remove(0);
-            Ok(System { name, boots_from_lvm: false, volume_groups, devices, root, mounted: Vec::new() })
+            Ok(System {
+                name,
+                boots_from_lvm: false,
+                volume_groups,
+                devices,
+                root,
+                mounted: Vec::new(),
+            })
         }
         0 => Err(damaged.unwrap_or_else(|| nothing(&devices))),
         _ => {
-            let names: Vec<String> =
-                roots.iter().map(|(root, name)| format!("{name} on {}", root.device.name)).collect();
+            let names: Vec<String> = roots
+                .iter()
+                .map(|(root, name)| format!("{name} on {}", root.device.name))
+                .collect();
             Err(Error::refused(format!(
                 "there are {} operating systems on these disks: {}",
                 names.len(),
@@ -104,7 +117,8 @@ fn nothing(devices: &[Device]) -> Error {
     let what = devices::describe(devices);
     if devices::any(devices, Kind::Luks) {
         return Error::refused(format!("the guest's disk is encrypted: {what}")).hint(
-            "cowhand cannot open LUKS; seal such a guest from the inside, then: cowhand template create VM --no-seal",
+            "cowhand cannot open LUKS; seal such a guest from the inside, then: cowhand template \
+             create VM --no-seal",
         );
     }
     let unknown = devices.iter().filter_map(|device| match device.content.as_ref()?.kind {
@@ -114,9 +128,13 @@ fn nothing(devices: &[Device]) -> Error {
     let unknown: Vec<&str> = unknown.collect();
     let error = Error::refused(format!("no operating system was found; on the disks: {what}"));
     match unknown.is_empty() {
-        true => error.hint("a root file system on ext4, xfs or btrfs, with /etc in it, is what is looked for"),
-        false => error
-            .hint(format!("{} cannot be sealed; for Windows: cowhand template create --windows", unknown.join(", "))),
+        true => error.hint(
+            "a root file system on ext4, xfs or btrfs, with /etc in it, is what is looked for",
+        ),
+        false => error.hint(format!(
+            "{} cannot be sealed; for Windows: cowhand template create --windows",
+            unknown.join(", ")
+        )),
     }
 }
 
@@ -130,21 +148,33 @@ fn look() -> Option<String> {
         let path = root.join(name);
         // A link to an absolute path would leave the tree.
         let path = match std::fs::read_link(&path) {
-            Ok(target) if target.is_absolute() => root.join(target.strip_prefix("/").unwrap_or(&target)),
+            Ok(target) if target.is_absolute() => {
+                root.join(target.strip_prefix("/").unwrap_or(&target))
+            }
             _ => path,
         };
         std::fs::read_to_string(path).ok()
     };
     if let Some(text) = read("etc/os-release").or_else(|| read("usr/lib/os-release")) {
         let field = |name: &str| {
-            let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).unwrap_or_default();
+            let value = text
+                .lines()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix('='))
+                .unwrap_or_default();
             value.trim().trim_matches(['"', '\'']).to_owned()
         };
-        let name = [field("PRETTY_NAME"), field("NAME"), field("ID"), "an unnamed system".to_owned()];
+        let name =
+            [field("PRETTY_NAME"), field("NAME"), field("ID"), "an unnamed system".to_owned()];
         return name.into_iter().find(|name| !name.is_empty());
     }
-    let old = [("etc/redhat-release", "Red Hat"), ("etc/debian_version", "Debian"), ("etc/alpine-release", "Alpine")];
-    old.iter().find_map(|(file, name)| Some(format!("{name} ({})", read(file)?.lines().next().unwrap_or_default())))
+    let old = [
+        ("etc/redhat-release", "Red Hat"),
+        ("etc/debian_version", "Debian"),
+        ("etc/alpine-release", "Alpine"),
+    ];
+    old.iter().find_map(|(file, name)| {
+        Some(format!("{name} ({})", read(file)?.lines().next().unwrap_or_default()))
+    })
 }
 
 /// A directory of the guest's tree, wherever its links lead, and never outside of it.
@@ -154,8 +184,14 @@ fn inside(place: &str) -> Option<PathBuf> {
     let root = openat(CWD, ROOT, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).ok()?;
     let relative = place.trim_start_matches('/');
     let flags = OFlags::PATH | OFlags::DIRECTORY;
-    let found =
-        openat2(&root, relative, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS).ok()?;
+    let found = openat2(
+        &root,
+        relative,
+        flags,
+        Mode::empty(),
+        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+    )
+    .ok()?;
     let path = std::fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd())).ok()?;
     (path.starts_with(ROOT) && path != Path::new(ROOT)).then_some(path)
 }
@@ -175,7 +211,11 @@ fn attach(device: &Device, place: &str, options: &str) -> Result<()> {
         _ => &[],
     };
     if groups.is_empty() || !modules::load(groups[0])? {
-        return Err(Error::refused(format!("the appliance's kernel cannot work on {} ({})", kind.name(), device.name)));
+        return Err(Error::refused(format!(
+            "the appliance's kernel cannot work on {} ({})",
+            kind.name(),
+            device.name
+        )));
     }
     for group in &groups[1..] {
         modules::load(group)?;
@@ -183,16 +223,24 @@ fn attach(device: &Device, place: &str, options: &str) -> Result<()> {
     let before = kernel_messages();
     let data = if options.is_empty() { "discard".to_owned() } else { format!("discard,{options}") };
     let data = std::ffi::CString::new(data).unwrap_or_default();
-    mount(device.path.as_str(), place, kind.name(), MountFlags::NOATIME, data.as_c_str()).map_err(|errno| {
-        let words: Vec<String> = kernel_messages().split_off(before.len());
-        let error = Error::refused(format!("the file system on {} ({}) cannot be mounted", device.name, kind.name()));
-        let error =
-            error.hint("it may be damaged: boot the guest and let it check its disks, or see: cowhand disk check VM");
-        match words.is_empty() {
-            true => error.because(std::io::Error::from(errno)),
-            false => error.because(format!("\"{}\"", words.join("\n"))),
-        }
-    })
+    mount(device.path.as_str(), place, kind.name(), MountFlags::NOATIME, data.as_c_str()).map_err(
+        |errno| {
+            let words: Vec<String> = kernel_messages().split_off(before.len());
+            let error = Error::refused(format!(
+                "the file system on {} ({}) cannot be mounted",
+                device.name,
+                kind.name()
+            ));
+            let error = error.hint(
+                "it may be damaged: boot the guest and let it check its disks, or see: \
+                 cowhand disk check VM",
+            );
+            match words.is_empty() {
+                true => error.because(std::io::Error::from(errno)),
+                false => error.because(format!("\"{}\"", words.join("\n"))),
+            }
+        },
+    )
 }
 
 /// What the kernel has complained of so far.
@@ -200,12 +248,15 @@ fn kernel_messages() -> Vec<String> {
     use std::io::Read;
     use std::os::unix::fs::OpenOptionsExt;
     let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-    let Ok(mut log) = File::options().read(true).custom_flags(flags).open("/dev/kmsg") else { return Vec::new() };
+    let Ok(mut log) = File::options().read(true).custom_flags(flags).open("/dev/kmsg") else {
+        return Vec::new();
+    };
     let (mut words, mut record) = (Vec::new(), [0; 8192]);
     while let Ok(length @ 1..) = log.read(&mut record) {
         let text = String::from_utf8_lossy(&record[..length]).into_owned();
         let Some((prefix, message)) = text.split_once(';') else { continue };
-        let level = prefix.split(',').next().and_then(|number| number.parse::<u32>().ok()).unwrap_or(7) & 7;
+        let level =
+            prefix.split(',').next().and_then(|number| number.parse::<u32>().ok()).unwrap_or(7) & 7;
         if level <= 4 {
             words.push(message.lines().next().unwrap_or_default().to_owned());
         }
@@ -221,7 +272,8 @@ impl System {
         self.note("/", &root.device);
         let text = std::fs::read_to_string(format!("{ROOT}/etc/fstab")).unwrap_or_default();
         for entry in fstab::parse(&text).into_iter().filter(fstab::Entry::is_on_disk) {
-            let Some(device) = self.devices.iter().find(|device| device.is(&entry.source)).cloned() else {
+            let Some(device) = self.devices.iter().find(|device| device.is(&entry.source)).cloned()
+            else {
                 if !entry.options.iter().any(|option| option == "nofail" || option == "noauto") {
                     host.warn(format!(
                         "{} for {} is on none of the disks, and is not mounted",
@@ -231,12 +283,14 @@ impl System {
                 continue;
             };
             let Some(place) = inside(&entry.place) else { continue };
-            let subvolume =
-                ["subvol", "subvolid"].iter().find_map(|name| Some(format!("{name}={}", entry.option(name)?)));
+            let subvolume = ["subvol", "subvolid"]
+                .iter()
+                .find_map(|name| Some(format!("{name}={}", entry.option(name)?)));
             attach(&device, &place.to_string_lossy(), &subvolume.unwrap_or_default())?;
             self.note_at(place.clone(), &entry.place, &device);
         }
-        let boot = self.mounted.iter().rfind(|mounted| ["/", "/boot"].contains(&mounted.name.as_str()));
+        let boot =
+            self.mounted.iter().rfind(|mounted| ["/", "/boot"].contains(&mounted.name.as_str()));
         let is_volume = |mounted: &Mounted| {
             self.devices.iter().any(|device| device.path == mounted.device && device.disk.is_none())
         };
@@ -246,15 +300,23 @@ impl System {
 
     /// systemd finds the EFI system partition by its type, without an entry in `/etc/fstab`.
     fn mount_esp(&mut self) -> Result<()> {
-        let mounted =
-            |device: &Device| self.mounted.iter().any(|mounted| mounted.what.starts_with(&format!("{} ", device.name)));
-        let Some(esp) = self.devices.iter().find(|device| device.is_esp && !mounted(device)).cloned() else {
+        let mounted = |device: &Device| {
+            self.mounted
+                .iter()
+                .any(|mounted| mounted.what.starts_with(&format!("{} ", device.name)))
+        };
+        let Some(esp) =
+            self.devices.iter().find(|device| device.is_esp && !mounted(device)).cloned()
+        else {
             return Ok(());
         };
         let is_empty = |place: &&str| {
-            std::fs::read_dir(format!("{ROOT}{place}")).is_ok_and(|mut entries| entries.next().is_none())
+            std::fs::read_dir(format!("{ROOT}{place}"))
+                .is_ok_and(|mut entries| entries.next().is_none())
         };
-        let Some(place) = ["/boot/efi", "/efi", "/boot"].into_iter().find(is_empty) else { return Ok(()) };
+        let Some(place) = ["/boot/efi", "/efi", "/boot"].into_iter().find(is_empty) else {
+            return Ok(());
+        };
         // It is a courtesy: one that cannot be mounted has no seed.
         if attach(&esp, &format!("{ROOT}{place}"), "").is_ok() {
             self.note(place, &esp);
@@ -269,13 +331,22 @@ impl System {
     fn note_at(&mut self, at: PathBuf, place: &str, device: &Device) {
         let kind = device.content.as_ref().map_or("", |block| block.kind.name());
         let what = format!("{} on {place} ({kind})", device.name);
-        self.mounted.push(Mounted { name: place.to_owned(), device: device.path.clone(), place: at, what });
+        self.mounted.push(Mounted {
+            name: place.to_owned(),
+            device: device.path.clone(),
+            place: at,
+            what,
+        });
     }
 
     /// The file systems that are mounted, each once.
     pub fn file_systems(&self) -> impl Iterator<Item = (&Device, &Superblock)> {
-        let is_mounted = |device: &&Device| self.mounted.iter().any(|mounted| mounted.device == device.path);
-        self.devices.iter().filter(is_mounted).filter_map(|device| Some((device, device.content.as_ref()?)))
+        let is_mounted =
+            |device: &&Device| self.mounted.iter().any(|mounted| mounted.device == device.path);
+        self.devices
+            .iter()
+            .filter(is_mounted)
+            .filter_map(|device| Some((device, device.content.as_ref()?)))
     }
 
     /// `vda2 on / (ext4)`, …
@@ -326,63 +397,4 @@ impl Outside {
         rustix::process::fchdir(&self.fd).on("leave", Path::new(ROOT))?;
         rustix::process::chroot(".").on("leave", Path::new(ROOT))
     }
-}
-
-/// What a guest's programs expect to find, mounted for as long as they run. Made inside the tree.
-pub struct Surroundings {
-    places: Vec<&'static str>,
-}
-
-impl Surroundings {
-    /// Mounts them; with a network, also sets that up as QEMU's user network has it.
-    pub fn make(host: &mut Host, network: bool) -> Result<Self> {
-        let mut made = Self { places: Vec::new() };
-        for (kind, place) in
-            [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev"), ("tmpfs", "/run"), ("devpts", "/dev/pts")]
-        {
-            if Path::new(place).is_dir() || std::fs::create_dir(place).is_ok() {
-                mount(kind, place, kind, MountFlags::empty(), None).on("mount", Path::new(place))?;
-                made.places.push(place);
-            }
-        }
-        if network {
-            modules_network(host)?;
-            made.name_server()?;
-        }
-        Ok(made)
-    }
-
-    /// QEMU's own name server, wherever the guest's resolver looks.
-    fn name_server(&mut self) -> Result<()> {
-        let ours = Path::new("/run/cowhand-resolv.conf");
-        std::fs::write(ours, "nameserver 10.0.2.3\n").on("write", ours)?;
-        let place = "/etc/resolv.conf";
-        if let Ok(target) = std::fs::read_link(place) {
-            let target = Path::new("/etc").join(target);
-            if target.starts_with("/run") || target.starts_with("/etc/../run") {
-                let _ = target.parent().map(std::fs::create_dir_all);
-                let _ = std::fs::write(&target, "nameserver 10.0.2.3\n");
-            } else if target.exists() {
-                mount_bind(ours, &target).on("mount", &target)?;
-                self.places.push(place);
-            }
-        } else if Path::new(place).exists() {
-            mount_bind(ours, place).on("mount", Path::new(place))?;
-            self.places.push(place);
-        }
-        Ok(())
-    }
-
-    /// Takes them away again; a program that still runs must not keep the tree.
-    pub fn remove(self) -> Result<()> {
-        for place in self.places.iter().rev() {
-            unmount(*place, UnmountFlags::DETACH).on("unmount", Path::new(place))?;
-        }
-        Ok(())
-    }
-}
-
-fn modules_network(host: &mut Host) -> Result<()> {
-    let script = "ip link set lo up; ip link set eth0 up && ip addr add 10.0.2.15/24 dev eth0 && ip route add default via 10.0.2.2";
-    super::program::in_tree(host, "ip", "/bin/sh", &["-c", script])
 }

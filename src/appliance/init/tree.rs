@@ -1,4 +1,5 @@
-//! Changing files of the guest's tree, which is our root by now, or only saying which would be changed.
+//! Changing files of the guest's tree, which is our root by now, or only saying which would be
+//! changed.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
@@ -8,9 +9,10 @@ use std::path::{Path, PathBuf};
 
 use crate::appliance::protocol::LINE;
 use crate::error::{Error, IoContext, Result};
-use crate::template::seal::{How, Performed, Touched};
+use crate::seal::{PathChange, Performed, Touched};
 
-/// How many bytes of paths a report may have: its line has to be taken by the host, whatever is on the disks.
+/// How many bytes of paths a report may have: its line has to be taken by the host, whatever is on
+/// the disks.
 const ROOM: usize = (LINE - LINE / 4) as usize;
 
 /// The tree.
@@ -52,7 +54,11 @@ impl Tree {
     /// Removes what has to go. What was touched, without operations that found nothing to do.
     pub fn finish(mut self) -> Result<Vec<Performed>> {
         self.remove_doomed()?;
-        Ok(self.performed.into_iter().filter(|performed| !performed.touched.is_empty() || performed.more > 0).collect())
+        Ok(self
+            .performed
+            .into_iter()
+            .filter(|performed| !performed.touched.is_empty() || performed.more > 0)
+            .collect())
     }
 
     /// Removes what has to go by now, so that what is written afterwards stays.
@@ -60,13 +66,14 @@ impl Tree {
         if self.dry_run {
             return Ok(());
         }
-        // What was overwritten has to be on the disk before it is freed: a discard does not reach parts of the image's clusters.
+        // What was overwritten has to be on the disk before it is freed: a discard does not reach
+        // parts of the image's clusters.
         rustix::fs::sync();
         std::mem::take(&mut self.doomed).iter().try_for_each(|path| unlink(path))
     }
 
     /// Notes that something happens to a path.
-    pub fn touch(&mut self, path: &Path, how: How) {
+    pub fn touch(&mut self, path: &Path, how: PathChange) {
         let touched = Touched { path: path.to_string_lossy().into_owned(), how };
         let Some(performed) = self.performed.last_mut() else { return };
         if self.seen.contains(&touched) {
@@ -86,17 +93,22 @@ impl Tree {
 
     /// In a dry run: is it, or what it is in, something that would have been made by now?
     pub fn would_be_there(&self, path: &Path) -> bool {
-        let made = |touched: &Touched| touched.how == How::Created && path.starts_with(&touched.path);
+        let made = |touched: &Touched| {
+            touched.how == PathChange::Created && path.starts_with(&touched.path)
+        };
         self.dry_run && self.performed.iter().flat_map(|performed| &performed.touched).any(made)
     }
 
-    /// What a glob matches; `~` is everybody's home, in which links to elsewhere are not followed: their owners make them as they please.
+    /// What a glob matches; `~` is everybody's home, in which links to elsewhere are not followed:
+    /// their owners make them as they please.
     pub fn glob(&self, pattern: &str) -> Result<Vec<PathBuf>> {
         let is_a_users = pattern.starts_with('~');
         let strays = |path: &Path| {
             let home = self.homes.iter().find(|home| path.starts_with(home));
-            let between =
-                path.ancestors().skip(1).take_while(|parent| home.is_some_and(|home| *parent != home.as_path()));
+            let between = path
+                .ancestors()
+                .skip(1)
+                .take_while(|parent| home.is_some_and(|home| *parent != home.as_path()));
             is_a_users && between.into_iter().any(Path::is_symlink)
         };
         let patterns = match pattern.strip_prefix('~') {
@@ -109,21 +121,25 @@ impl Tree {
         };
         let mut found = Vec::new();
         for pattern in patterns {
-            let paths = glob::glob(&pattern)
-                .map_err(|error| Error::usage(format!("{pattern:?} is no pattern for paths")).because(error))?;
+            let paths = glob::glob(&pattern).map_err(|error| {
+                Error::usage(format!("{pattern:?} is no pattern for paths")).because(error)
+            })?;
             // What cannot be looked into is as good as not there; `.` and `..` are nobody's files.
-            let is_real = |path: &PathBuf| !matches!(path.to_string_lossy().rsplit('/').next(), Some("." | ".."));
+            let is_real = |path: &PathBuf| {
+                !matches!(path.to_string_lossy().rsplit('/').next(), Some("." | ".."))
+            };
             found.extend(paths.flatten().filter(|path| is_real(path) && !strays(path)));
         }
         Ok(found)
     }
 
-    /// Removes a path with everything below it, at the end of everything, and overwrites what it held, now. Links are removed, not followed.
+    /// Removes a path with everything below it, at the end of everything, and overwrites what it
+    /// held, now. Links are removed, not followed.
     pub fn remove(&mut self, path: &Path) -> Result<()> {
         if path.symlink_metadata().is_err() || !self.doomed.insert(path.to_owned()) {
             return Ok(());
         }
-        self.touch(path, How::Removed);
+        self.touch(path, PathChange::Removed);
         if self.dry_run {
             return Ok(());
         }
@@ -136,7 +152,7 @@ impl Tree {
     /// The same, at once and without overwriting.
     pub fn remove_now(&mut self, path: &Path) -> Result<()> {
         if path.symlink_metadata().is_ok() {
-            self.touch(path, How::Removed);
+            self.touch(path, PathChange::Removed);
             if !self.dry_run {
                 unlink(path)?;
             }
@@ -158,7 +174,7 @@ impl Tree {
     /// Makes a file empty; its owner, mode and labels stay.
     pub fn empty(&mut self, path: &Path) -> Result<()> {
         if path.metadata().is_ok_and(|about| about.is_file() && about.len() > 0) {
-            self.touch(path, How::Emptied);
+            self.touch(path, PathChange::Emptied);
             if !self.dry_run {
                 File::options().write(true).truncate(true).open(path).on("empty", path)?;
             }
@@ -169,7 +185,7 @@ impl Tree {
     /// Gives a file that is there other content; its owner, mode and labels stay.
     pub fn rewrite(&mut self, path: &Path, content: &[u8]) -> Result<()> {
         if std::fs::read(path).is_ok_and(|old| old != content) {
-            self.touch(path, How::Changed);
+            self.touch(path, PathChange::Changed);
             if !self.dry_run {
                 // It may have held a secret.
                 wipe(path)?;
@@ -185,22 +201,30 @@ impl Tree {
     /// Writes a file, and the directories it is in.
     pub fn write(&mut self, path: &Path, content: &[u8], mode: u32) -> Result<()> {
         let there = path.exists();
-        let same = |about: std::fs::Metadata| about.mode() & 0o7777 == mode && about.len() == content.len() as u64;
+        let same = |about: std::fs::Metadata| {
+            about.mode() & 0o7777 == mode && about.len() == content.len() as u64
+        };
         if path.metadata().is_ok_and(same) && std::fs::read(path).is_ok_and(|old| old == content) {
             return Ok(());
         }
-        self.touch(path, if there { How::Changed } else { How::Created });
+        self.touch(path, if there { PathChange::Changed } else { PathChange::Created });
         if self.dry_run {
             return Ok(());
         }
         self.parents(path)?;
-        let mut file =
-            File::options().write(true).create(true).truncate(true).mode(mode).open(path).on("write", path)?;
+        let mut file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(mode)
+            .open(path)
+            .on("write", path)?;
         file.write_all(content).on("write", path)?;
         if !there {
             self.label(path);
         }
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).on("set the mode of", path)
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+            .on("set the mode of", path)
     }
 
     /// Gives what was made the SELinux label of the directory it is in: nobody here would do it.
@@ -210,7 +234,12 @@ impl Tree {
         let Some(parent) = path.parent() else { return };
         if let Ok(length) = rustix::fs::lgetxattr(parent, LABEL, &mut label) {
             // Where the file system has no labels, none is missed.
-            let _ = rustix::fs::lsetxattr(path, LABEL, &label[..length], rustix::fs::XattrFlags::empty());
+            let _ = rustix::fs::lsetxattr(
+                path,
+                LABEL,
+                &label[..length],
+                rustix::fs::XattrFlags::empty(),
+            );
         }
     }
 
@@ -220,7 +249,7 @@ impl Tree {
             return Ok(());
         }
         let there = link.symlink_metadata().is_ok();
-        self.touch(link, if there { How::Changed } else { How::Created });
+        self.touch(link, if there { PathChange::Changed } else { PathChange::Created });
         if self.dry_run {
             return Ok(());
         }
@@ -247,7 +276,11 @@ impl Tree {
     }
 
     /// Lets `edit` make another text of a file's, line by line; `None` drops the line.
-    pub fn edit_lines(&mut self, path: &Path, mut edit: impl FnMut(&str) -> Option<String>) -> Result<()> {
+    pub fn edit_lines(
+        &mut self,
+        path: &Path,
+        mut edit: impl FnMut(&str) -> Option<String>,
+    ) -> Result<()> {
         let Ok(old) = std::fs::read(path) else { return Ok(()) };
         let mut new = Vec::with_capacity(old.len());
         for line in old.split_inclusive(|byte| *byte == b'\n') {
@@ -277,7 +310,8 @@ fn unlink(path: &Path) -> Result<()> {
     }
 }
 
-/// Overwrites a file with zeros where it lies. Keys and the like are small; large files fill whole clusters of the image, which are discarded.
+/// Overwrites a file with zeros where it lies. Keys and the like are small; large files fill whole
+/// clusters of the image, which are discarded.
 fn wipe(path: &Path) -> Result<()> {
     const SMALL: u64 = 16 << 20;
     let Ok(about) = path.symlink_metadata() else { return Ok(()) };
@@ -285,7 +319,11 @@ fn wipe(path: &Path) -> Result<()> {
         return Ok(());
     }
     let zeros = vec![0; usize::try_from(about.len()).unwrap_or(0)];
-    File::options().write(true).open(path).and_then(|mut file| file.write_all(&zeros)).on("overwrite", path)
+    File::options()
+        .write(true)
+        .open(path)
+        .and_then(|mut file| file.write_all(&zeros))
+        .on("overwrite", path)
 }
 
 /// Everything below a directory that is no directory; links are not followed.
@@ -302,18 +340,25 @@ pub fn files_below(directory: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Everybody's home: what `/etc/passwd` says, and what lies in `/home`. Some services are at home in directories of the system, where
-/// nothing of the kind that is looked for can be.
+/// Everybody's home: what `/etc/passwd` says, and what lies in `/home`. Some services are at home
+/// in directories of the system, where nothing of the kind that is looked for can be.
 fn homes() -> Vec<PathBuf> {
-    let nobodys =
-        ["/", "/bin", "/sbin", "/usr", "/usr/bin", "/usr/sbin", "/dev", "/proc", "/sys", "/etc", "/nonexistent"];
+    let nobodys = [
+        "/", "/bin", "/sbin", "/usr", "/usr/bin", "/usr/sbin", "/dev", "/proc", "/sys", "/etc",
+        "/nonexistent",
+    ];
     let text = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
     let named = text.lines().filter_map(|line| line.split(':').nth(5)).map(PathBuf::from);
-    let lying = std::fs::read_dir("/home").into_iter().flatten().flatten().map(|entry| entry.path());
+    let lying =
+        std::fs::read_dir("/home").into_iter().flatten().flatten().map(|entry| entry.path());
     let mut homes: Vec<PathBuf> = named
         .chain(lying)
         .chain([PathBuf::from("/root")])
-        .filter(|home| home.is_absolute() && home.is_dir() && !nobodys.iter().any(|place| home == Path::new(place)))
+        .filter(|home| {
+            home.is_absolute()
+                && home.is_dir()
+                && !nobodys.iter().any(|place| home == Path::new(place))
+        })
         .collect();
     homes.sort();
     homes.dedup();

@@ -75,7 +75,11 @@ impl Step for Put {
     }
 
     async fn apply(&self, _: &mut Run<'_>) -> Result<()> {
-        look(self.unseen || (0..self.number).all(|lower| world().contains(&lower)), "applied", self.number);
+        look(
+            self.unseen || (0..self.number).all(|lower| world().contains(&lower)),
+            "applied",
+            self.number,
+        );
         let fails = fails(self.number);
         live().await;
         if fails != Some(false) {
@@ -161,7 +165,8 @@ impl Bench {
     fn new() -> Self {
         install(KINDS);
         // In memory where there is some: the journal is flushed for each plan.
-        let directory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory");
+        let directory =
+            tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory");
         let settings = Settings {
             store: directory.path().join("store"),
             runtime: directory.path().join("run"),
@@ -243,7 +248,8 @@ fn world() -> BTreeSet<u8> {
     WORLD.with_borrow(BTreeSet::clone)
 }
 
-/// One walk: how many steps, of which kinds, which one fails and how, and after how many effects each process dies.
+/// One walk: how many steps, of which kinds, which one fails and how, and after how many effects
+/// each process dies.
 #[derive(Debug, Clone, Default)]
 struct Walk {
     before: u8,
@@ -271,7 +277,10 @@ fn walks() -> impl Strategy<Value = Walk> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(3000) })]
+    #![proptest_config(ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::with_cases(3000)
+    })]
 
     #[test]
     fn wherever_processes_die_the_next_ones_find_one_of_the_two_ends(walk in walks()) {
@@ -293,7 +302,10 @@ fn check(bench: &Bench, walk: &Walk) -> std::result::Result<(), TestCaseError> {
         Some(Err(_)) => {
             prop_assert!(world().contains(&pivot) && store.has_journal(&bench.name));
             let unseen = walk.unseen.filter(|number| *number > pivot && all.contains(number));
-            prop_assert!(unseen.is_none_or(|number| world().contains(&number)), "it does not show, and is left out");
+            prop_assert!(
+                unseen.is_none_or(|number| world().contains(&number)),
+                "it does not show, and is left out"
+            );
         }
         None => prop_assert!(store.has_journal(&bench.name), "nobody would know"),
     }
@@ -306,9 +318,14 @@ fn check(bench: &Bench, walk: &Walk) -> std::result::Result<(), TestCaseError> {
             && had_journal
         {
             // What is left to be done: behind the pivot, or behind a record that shows more.
-            let shown = walk.written.filter(|number| *number > pivot && before.contains(number)).unwrap_or(pivot);
+            let shown = walk
+                .written
+                .filter(|number| *number > pivot && before.contains(number))
+                .unwrap_or(pivot);
             let goes_on = before.contains(&pivot)
-                && all.iter().any(|number| *number > shown && number % 2 == 1 && walk.written != Some(*number));
+                && all.iter().any(|number| {
+                    *number > shown && number % 2 == 1 && walk.written != Some(*number)
+                });
             prop_assert_eq!(found.iter().any(|(_, outcome)| *outcome == Recovered::Left), goes_on);
         }
     }
@@ -325,7 +342,10 @@ fn check(bench: &Bench, walk: &Walk) -> std::result::Result<(), TestCaseError> {
         .or(walk.pivot_is_record.then_some(pivot))
         .filter(|_| !world().is_empty());
     let now = store.load(&bench.name).expect("a record").config.tags.get(AT).cloned();
-    prop_assert_eq!(now, Some(written.map_or_else(|| BEFORE.to_owned(), |number| number.to_string())));
+    prop_assert_eq!(
+        now,
+        Some(written.map_or_else(|| BEFORE.to_owned(), |number| number.to_string()))
+    );
     Ok(())
 }
 
@@ -335,10 +355,13 @@ fn a_journal_is_read_as_it_was_written() {
     bench.begin();
     let walk = Walk { before: 2, after: 2, unseen: Some(4), ..Walk::default() };
     assert!(bench.run(plan(&walk), 3).is_none(), "it dies");
-    let journal = Journal::<Planned>::load(&bench.context.store, &bench.name).expect("a journal").expect("it is there");
+    let journal = Journal::<Planned>::load(&bench.context.store, &bench.name)
+        .expect("a journal")
+        .expect("it is there");
     assert_eq!(journal.steps, plan(&walk).steps);
     assert_eq!(journal.pivot, 2);
-    let text = std::fs::read_to_string(bench.context.store.layout.journal(&bench.name)).expect("a journal");
+    let text = std::fs::read_to_string(bench.context.store.layout.journal(&bench.name))
+        .expect("a journal");
     assert!(text.contains(r#"{"step":"test-put","number":0,"unseen":false}"#), "{text}");
     bench.recover(usize::MAX).expect("it lives").expect("it is undone");
 }
@@ -350,7 +373,8 @@ fn a_journal_with_a_step_that_nobody_knows_is_not_touched() {
     let walk = Walk { before: 1, ..Walk::default() };
     assert!(bench.run(plan(&walk), 1).is_none(), "it dies");
     let path = bench.context.store.layout.journal(&bench.name);
-    let text = std::fs::read_to_string(&path).expect("a journal").replace("test-put", "of-tomorrow");
+    let text =
+        std::fs::read_to_string(&path).expect("a journal").replace("test-put", "of-tomorrow");
     std::fs::write(&path, &text).expect("a journal");
     let error = bench.recover(usize::MAX).expect("it lives").expect_err("nobody knows what to do");
     assert!(error.full_message().contains("of-tomorrow"), "{}", error.full_message());

@@ -1,11 +1,16 @@
-//! The end that writes: entries and data of a tree become files below one target. Nothing that arrives is trusted.
+//! The end that writes: entries and data of a tree become files below one target. Nothing that
+//! arrives is trusted.
 //!
-//! - Every directory below the target is opened from the target's own root in one call that follows no link and leaves no
-//!   root (`openat2` with `RESOLVE_NO_SYMLINKS | RESOLVE_BENEATH`), or component by component on kernels without that call.
-//! - Entries arrive depth first, as [`read`](super::read) sends them. A directory is complete when an entry outside it
-//!   arrives; it then gets its mode and time. So memory is bounded by the longest path, not by the number of entries.
-//! - Files and links get a temporary name first and are renamed, so an existing file, link or device is replaced, never
-//!   written to.
+//! - Every directory below the target is opened from the target's own root in one call that follows
+//!   no link and leaves no root (`openat2` with `RESOLVE_NO_SYMLINKS | RESOLVE_BENEATH`), or
+//!   component by component on kernels without that call.
+//! - Entries arrive depth first, as [`read`](super::read) sends them. A directory is complete when
+//!   an entry outside it arrives; it then gets its mode and time. So memory is bounded by the
+//!   longest path, not by the number of entries.
+//! - Files and links get a temporary name first and are renamed, so an existing file, link or
+//!   device is replaced, never written to.
+
+mod bounds;
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
@@ -15,80 +20,21 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use bounds::checked;
+pub use bounds::{Budget, Refusal};
 use rustix::fs::{
-    AtFlags, Mode, OFlags, ResolveFlags, Timespec, Timestamps, futimens, mkdirat, openat, openat2, renameat, symlinkat,
-    unlinkat,
+    AtFlags, Mode, OFlags, ResolveFlags, Timespec, Timestamps, futimens, mkdirat, openat, openat2,
+    renameat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 
 use super::{Entry, What, from_letters};
-use crate::model::human;
 
-/// The longest path of an entry, in bytes: what the kernel takes (`PATH_MAX` without the final zero).
-const LONGEST_PATH: usize = 4095;
-/// The longest component of a path, in bytes (`NAME_MAX`).
-const LONGEST_NAME: usize = 255;
 /// The longest target of a symbolic link, in bytes.
 const LONGEST_LINK: usize = 4095;
 
-/// What a tree may bring at most.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Budget {
-    /// The lengths of all files together, in bytes. Holes count, too: a sparse file counts as long as it appears.
-    pub bytes: u64,
-    /// Files, directories and links together.
-    pub entries: u64,
-}
-
-impl Budget {
-    /// No limit, for a tree from this host.
-    pub const UNLIMITED: Self = Self { bytes: u64::MAX, entries: u64::MAX };
-}
-
-impl Default for Budget {
-    /// 64 GiB and 1,000,000 entries: more than the artifacts of a job, and less than fills a host.
-    fn default() -> Self {
-        Self { bytes: 64 << 30, entries: 1_000_000 }
-    }
-}
-
-/// Why what arrives is not taken. It is the source of the [`io::Error`] that the writer returns.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// The tree itself is a symbolic link.
-    #[error("it is a symbolic link")]
-    Link,
-    /// The files are longer than [`Budget::bytes`].
-    #[error("the files are longer than {} together", human(*.0))]
-    TooManyBytes(u64),
-    /// There are more entries than [`Budget::entries`].
-    #[error("there are more than {0} files, directories and links")]
-    TooManyEntries(u64),
-    /// A path that no file below the target can have.
-    #[error("{0:?} is not a path below the target")]
-    Path(PathBuf),
-    /// An entry outside the directories that are open, or a second root.
-    #[error("{} arrives out of order", .0.display())]
-    Order(PathBuf),
-    /// Data that belongs to no file, or lies outside it, or before other data.
-    #[error("data arrives that belongs to no file")]
-    Data,
-}
-
-impl From<Refusal> for io::Error {
-    fn from(refusal: Refusal) -> Self {
-        Self::new(io::ErrorKind::InvalidData, refusal)
-    }
-}
-
-impl Refusal {
-    /// The refusal behind an error of a [`Writer`], if it is one.
-    pub fn of(error: &io::Error) -> Option<&Self> {
-        error.get_ref()?.downcast_ref()
-    }
-}
-
-/// A place for a tree: a directory that is open, and a name in it. What happens to the path afterwards changes nothing.
+/// A place for a tree: a directory that is open, and a name in it. What happens to the path
+/// afterwards changes nothing.
 #[derive(Debug)]
 pub struct Target {
     parent: OwnedFd,
@@ -97,13 +43,16 @@ pub struct Target {
 }
 
 impl Target {
-    /// The place at `path`, whose parent directory has to exist. Links in the path of that directory are followed.
+    /// The place at `path`, whose parent directory has to exist. Links in the path of that
+    /// directory are followed.
     pub fn at(path: &Path) -> io::Result<Self> {
         let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let parent =
+            path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-        let parent = rustix::fs::open(parent, flags, Mode::empty())
-            .map_err(|error| io::Error::new(io::Error::from(error).kind(), format!("{}: {error}", parent.display())))?;
+        let parent = rustix::fs::open(parent, flags, Mode::empty()).map_err(|error| {
+            io::Error::new(io::Error::from(error).kind(), format!("{}: {error}", parent.display()))
+        })?;
         Ok(Self { parent, name, path: path.to_owned() })
     }
 
@@ -113,14 +62,15 @@ impl Target {
     }
 }
 
-/// Takes a tree piece by piece. Files appear under their names when they are whole; if the writer is dropped before
-/// [`Writer::finish`], only whole files stay.
+/// Takes a tree piece by piece. Files appear under their names when they are whole; if the writer
+/// is dropped before [`Writer::finish`], only whole files stay.
 #[derive(Debug)]
 pub struct Writer {
     target: Target,
     root: Root,
     file: Option<Unfinished>,
-    /// The directories that are not complete, outermost first, without the root. Their paths are prefixes of `path`.
+    /// The directories that are not complete, outermost first, without the root. Their paths are
+    /// prefixes of `path`.
     open: Vec<Open>,
     /// The path of the innermost of them, in bytes.
     path: Vec<u8>,
@@ -183,7 +133,8 @@ impl Writer {
         Self::new(target, Budget::UNLIMITED, 0o7777)
     }
 
-    /// One for a tree that a guest sends. Set-uid, set-gid and sticky bits are dropped: who writes here owns, and may be root.
+    /// One for a tree that a guest sends. Set-uid, set-gid and sticky bits are dropped: who writes
+    /// here owns, and may be root.
     pub fn untrusted(target: Target, budget: Budget) -> Self {
         Self::new(target, budget, 0o777)
     }
@@ -223,7 +174,8 @@ impl Writer {
         }
     }
 
-    /// Takes bytes of the file that came last. They follow each other, perhaps with holes between them.
+    /// Takes bytes of the file that came last. They follow each other, perhaps with holes between
+    /// them.
     pub fn data(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let Some(unfinished) = &mut self.file else { return Err(Refusal::Data.into()) };
         let end = offset.checked_add(bytes.len() as u64).filter(|end| *end <= unfinished.length);
@@ -268,7 +220,12 @@ impl Writer {
                 self.root = Root::Directory(step(parent, &name)?, about(entry));
             }
             What::File { bytes } => {
-                self.file = Some(Unfinished::new(parent.try_clone_to_owned()?, &name, *bytes, about(entry))?);
+                self.file = Some(Unfinished::new(
+                    parent.try_clone_to_owned()?,
+                    &name,
+                    *bytes,
+                    about(entry),
+                )?);
                 self.root = Root::File;
             }
         }
@@ -293,10 +250,16 @@ impl Writer {
                 self.innermost = Some(made);
             }
             What::File { bytes } => {
-                self.file = Some(Unfinished::new(directory.try_clone_to_owned()?, name, *bytes, about(entry))?);
+                self.file = Some(Unfinished::new(
+                    directory.try_clone_to_owned()?,
+                    name,
+                    *bytes,
+                    about(entry),
+                )?);
             }
             What::Link { to } => {
-                let to = from_letters(to).filter(|to| (1..=LONGEST_LINK).contains(&to.len()) && !to.contains(&0));
+                let to = from_letters(to)
+                    .filter(|to| (1..=LONGEST_LINK).contains(&to.len()) && !to.contains(&0));
                 let to = CString::new(to.ok_or_else(|| Refusal::Path(entry.path()))?)?;
                 let temporary = temporary();
                 symlinkat(&to, directory, &temporary)?;
@@ -309,11 +272,15 @@ impl Writer {
         Ok(())
     }
 
-    /// Makes `parent` the innermost open directory. It has to be open: whatever lies deeper is complete.
+    /// Makes `parent` the innermost open directory. It has to be open: whatever lies deeper is
+    /// complete.
     fn enter(&mut self, parent: &[u8], entry: &Entry) -> io::Result<()> {
-        let Root::Directory(..) = self.root else { return Err(Refusal::Order(entry.path()).into()) };
+        let Root::Directory(..) = self.root else {
+            return Err(Refusal::Order(entry.path()).into());
+        };
         let is_open = parent.is_empty()
-            || self.path.starts_with(parent) && self.open.iter().any(|open| open.length == parent.len());
+            || self.path.starts_with(parent)
+                && self.open.iter().any(|open| open.length == parent.len());
         if !is_open {
             return Err(Refusal::Order(entry.path()).into());
         }
@@ -334,7 +301,9 @@ impl Writer {
 
     /// The innermost open directory, found from the root without following a link.
     fn innermost(&mut self) -> io::Result<BorrowedFd<'_>> {
-        let Root::Directory(root, _) = &self.root else { return Err(io::ErrorKind::InvalidData.into()) };
+        let Root::Directory(root, _) = &self.root else {
+            return Err(io::ErrorKind::InvalidData.into());
+        };
         if self.path.is_empty() {
             return Ok(root.as_fd());
         }
@@ -363,7 +332,16 @@ impl Unfinished {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
         let file = openat(&directory, &temporary, flags, Mode::RUSR | Mode::WUSR)?;
         let name = name.to_owned();
-        Ok(Self { about, length, end: 0, directory, name, temporary, file: file.into(), done: false })
+        Ok(Self {
+            about,
+            length,
+            end: 0,
+            directory,
+            name,
+            temporary,
+            file: file.into(),
+            done: false,
+        })
     }
 }
 
@@ -375,18 +353,6 @@ fn about(entry: &Entry) -> About {
     About { mode: entry.mode, modified_ns: entry.modified_ns }
 }
 
-/// The bytes of an entry's path: empty for the root, else names separated by single slashes, none of which means another place.
-fn checked(entry: &Entry) -> Result<Vec<u8>, Refusal> {
-    let bad = || Refusal::Path(entry.path());
-    let path = from_letters(&entry.path).ok_or_else(bad)?;
-    let good =
-        |name: &[u8]| (1..=LONGEST_NAME).contains(&name.len()) && name != b"." && name != b".." && !name.contains(&0);
-    match path.is_empty() || path.len() <= LONGEST_PATH && path.split(|byte| *byte == b'/').all(good) {
-        true => Ok(path),
-        false => Err(bad()),
-    }
-}
-
 fn make_directory(directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
     match mkdirat(directory, name, Mode::RWXU) {
         Ok(()) | Err(Errno::EXIST) => Ok(()),
@@ -394,7 +360,8 @@ fn make_directory(directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
     }
 }
 
-const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::RDONLY).union(OFlags::CLOEXEC);
+const DIRECTORY: OFlags =
+    OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::RDONLY).union(OFlags::CLOEXEC);
 
 /// Opens the directory `name`, which is no link.
 fn step(directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {

@@ -1,10 +1,11 @@
-//! Files that a person names and that a stranger may have written: opened with care, inspected, and refused
-//! when they name other files, before any program of QEMU's sees them.
+//! Files that a person names and that a stranger may have written: opened with care, inspected, and
+//! refused when they name other files, before any program of QEMU's sees them.
 //!
 //! ```text
-//! path ─open─▶ a regular file ─first bytes and name─▶ format ([`rule`]) ─headers─▶ names nothing: used
-//!                                                                              └▶ names files: refused, or,
-//!                                                    where the user asks for them, each inspected ([`chain`])
+//! path ─open─▶ a regular file ─first bytes and name─▶ format ([`rule`])
+//!      ─headers─┬▶ names nothing: used
+//!               └▶ names files: refused, or, where the user asks for them, each inspected
+//!                  ([`chain`])
 //! ```
 
 pub mod chain;
@@ -22,7 +23,8 @@ use crate::sys::fault;
 use crate::sys::files::{self, Pinned, Refusal};
 use rule::Ask;
 
-/// A file whose headers have been read. It was opened once: whoever owns its directory may exchange it, and what is read then is still this one.
+/// A file whose headers have been read. It was opened once: whoever owns its directory may exchange
+/// it, and what is read then is still this one.
 #[derive(Debug, Clone)]
 pub struct Foreign {
     /// Its absolute path, links resolved.
@@ -39,7 +41,8 @@ pub struct Foreign {
     pub bytes: u64,
 }
 
-/// Opens a regular file for reading. A FIFO, a device or a directory is refused at once, and so is what another user's link leads to.
+/// Opens a regular file for reading. A FIFO, a device or a directory is refused at once, and so is
+/// what another user's link leads to.
 pub fn open(path: &Path) -> Result<Pinned> {
     let pinned = Pinned::open(path).map_err(|refusal| refused(path, refusal))?;
     refuse_unless_regular(path, &pinned.file.metadata().on("read", path)?)?;
@@ -55,12 +58,14 @@ pub fn refused(path: &Path, refusal: Refusal) -> Error {
         }
         Refusal::Io(error) => Error::failed(format!("cannot open {shown}")).because(error),
         Refusal::Link { link, owner } => Error::refused(format!(
-            "{shown} is reached through the symbolic link {}, which belongs to another user (uid {owner})",
+            "{shown} is reached through the symbolic link {}, \
+             which belongs to another user (uid {owner})",
             link.display()
         ))
         .hint("if it is the right one, name the file that it leads to"),
         Refusal::Linked => Error::refused(format!(
-            "{shown} has other names (hard links), and lies in a directory in which other users can make some"
+            "{shown} has other names (hard links), \
+             and lies in a directory in which other users can make some"
         ))
         .hint(format!(
             "if it is the right one, name it in a directory of yours, or a copy: cp {} COPY",
@@ -83,7 +88,9 @@ pub fn refuse_unless_regular(path: &Path, about: &std::fs::Metadata) -> Result<(
     let what = files::special(kind).unwrap_or("a symbolic link");
     let error = Error::refused(format!("{shown} is {what}, not an ordinary file"));
     Err(match kind.is_block_device() {
-        true => error.hint(format!("copy the device into a file first: dd if={shown} of=FILE.raw bs=1M conv=sparse")),
+        true => error.hint(format!(
+            "copy the device into a file first: dd if={shown} of=FILE.raw bs=1M conv=sparse"
+        )),
         false => error,
     })
 }
@@ -122,7 +129,11 @@ impl Foreign {
         }
         let shown = self.path.display();
         let listed: Vec<String> = names.iter().take(5).map(ToString::to_string).collect();
-        let more = names.len().checked_sub(5).filter(|more| *more > 0).map(|more| format!(", and {more} more"));
+        let more = names
+            .len()
+            .checked_sub(5)
+            .filter(|more| *more > 0)
+            .map(|more| format!(", and {more} more"));
         let what = match self.inspection.variant.as_deref() {
             Some(variant) if self.format != Format::Qcow2 => format!("{}, {variant}", self.format),
             _ => self.format.to_string(),
@@ -135,7 +146,8 @@ impl Foreign {
         Err(match self.conversion() {
             Some(command) => error.hint(command),
             None => error.hint(
-                "use an image that is one file; for an image of your own, `create` and `image convert` have \
+                "use an image that is one file; for an image of your own, `create` and `image \
+                 convert` have \
                  --with-backing, which lists the files before it reads them",
             ),
         })
@@ -145,7 +157,10 @@ impl Foreign {
     pub fn refuse_unusable(&self) -> Result<()> {
         let shown = self.path.display();
         if let Some(why) = &self.inspection.unusable {
-            return Err(Error::refused(format!("{shown} cannot be used as {}: {why}", self.format)));
+            return Err(Error::refused(format!(
+                "{shown} cannot be used as {}: {why}",
+                self.format
+            )));
         }
         if self.inspection.encrypted {
             return Err(Error::refused(format!("{shown} is encrypted, which is not supported")));
@@ -153,18 +168,20 @@ impl Foreign {
         Ok(())
     }
 
-    /// The command that makes one file of an image in several parts that all lie beside it. The command opens no file
-    /// outside that directory, and inspects each.
+    /// The command that makes one file of an image in several parts that all lie beside it. The
+    /// command opens no file outside that directory, and inspects each.
     fn conversion(&self) -> Option<String> {
         let extents = &self.inspection.extents;
-        let beside = |name: &str| !name.contains('/') && !name.contains(':') && !name.starts_with('.');
+        let beside =
+            |name: &str| !name.contains('/') && !name.contains(':') && !name.starts_with('.');
         let all_beside = !extents.is_empty() && extents.iter().all(|extent| beside(&extent.name));
         let parts = self.inspection.names.iter().all(|name| name.role == Role::Extent);
         let supported = extents.iter().all(|extent| extent.kind != ExtentKind::Other);
         (self.format == Format::Vmdk && all_beside && parts && supported).then(|| {
             let name = self.path.with_extension("qcow2");
             format!(
-                "make one file of the parts beside it, each of which is inspected: cowhand image convert --with-backing {} {}",
+                "make one file of the parts beside it, each of which is inspected: cowhand image \
+                 convert --with-backing {} {}",
                 printable::shell(&self.path),
                 printable::shell(Path::new(name.file_name().unwrap_or_default()))
             )

@@ -1,10 +1,10 @@
 //! The one rule for the format of a file that a person names. Pure.
 //!
-//! - What the user says always wins. Said to be raw, a file is raw, whatever its bytes look like. Said to be
-//!   something else, its header must agree.
-//! - Otherwise the header counts, as long as the name does not contradict it. A guest writes what it likes into
-//!   its raw disk, a header included; so a file that looks like an image and is not called one is a question to
-//!   the user.
+//! - What the user says always wins. Said to be raw, a file is raw, whatever its bytes look like.
+//!   Said to be something else, its header must agree.
+//! - Otherwise the header counts, as long as the name does not contradict it. A guest writes what
+//!   it likes into its raw disk, a header included; so a file that looks like an image and is not
+//!   called one is a question to the user.
 
 use std::path::Path;
 
@@ -49,7 +49,8 @@ enum Named {
 }
 
 fn by_name(path: &Path) -> Named {
-    let extension = path.extension().and_then(|extension| extension.to_str()).map(str::to_ascii_lowercase);
+    let extension =
+        path.extension().and_then(|extension| extension.to_str()).map(str::to_ascii_lowercase);
     match extension.as_deref() {
         Some("raw" | "img" | "bin" | "dd" | "iso" | "dsk") => Named::Format(Format::Raw),
         Some("qcow2" | "qcow") => Named::Format(Format::Qcow2),
@@ -62,24 +63,26 @@ fn by_name(path: &Path) -> Named {
 /// The format of a file that looks like `content`; or the question which one it has.
 pub fn decide(ask: &Ask<'_>, content: Content) -> Result<Format> {
     let shown = ask.path.display();
-    let raw_after_all = || format!("to use it as a raw disk all the same: {}", ask.saying(Format::Raw));
+    let raw_after_all =
+        || format!("to use it as a raw disk all the same: {}", ask.saying(Format::Raw));
     match (ask.said, content) {
         (Some(Format::Raw), _) => Ok(Format::Raw),
         (Some(said), Content::Image(seen)) if said == seen => Ok(said),
         (Some(said), seen) => {
-            let error = Error::refused(format!("{shown} is not {said}: by its header it is {seen}"));
+            let error =
+                Error::refused(format!("{shown} is not {said}: by its header it is {seen}"));
             Err(match seen {
-                Content::Image(seen) => {
-                    error.hint(format!("if that is right: {}", ask.saying(seen))).hint(raw_after_all())
-                }
+                Content::Image(seen) => error
+                    .hint(format!("if that is right: {}", ask.saying(seen)))
+                    .hint(raw_after_all()),
                 _ => error.hint(raw_after_all()),
             })
         }
         (None, Content::Raw) => match by_name(ask.path) {
-            Named::Format(named) if named != Format::Raw => {
-                Err(Error::refused(format!("{shown} is {named} by its name, but has no {named} header"))
-                    .hint(format!("if it is a raw disk: {}", ask.saying(Format::Raw))))
-            }
+            Named::Format(named) if named != Format::Raw => Err(Error::refused(format!(
+                "{shown} is {named} by its name, but has no {named} header"
+            ))
+            .hint(format!("if it is a raw disk: {}", ask.saying(Format::Raw)))),
             _ => Ok(Format::Raw),
         },
         (None, Content::Image(seen)) => match by_name(ask.path) {
@@ -90,17 +93,24 @@ pub fn decide(ask: &Ask<'_>, content: Content) -> Result<Format> {
                     Named::Nothing => "without a format in its name".to_owned(),
                 };
                 Err(Error::refused(format!(
-                    "{shown} is {name}, but {seen} by its header; a guest can write such a header into its raw disk"
+                    "{shown} is {name}, but {seen} by its header; a guest can write such a header \
+                     into its raw disk"
                 ))
                 .hint(format!("if it is a raw disk: {}", ask.saying(Format::Raw)))
                 .hint(format!("if it was made as {seen}: {}", ask.saying(seen))))
             }
         },
         (None, Content::Other(other)) => {
-            let error = Error::refused(format!("{shown} is no disk image: by its first bytes it is {content}"));
+            let error = Error::refused(format!(
+                "{shown} is no disk image: by its first bytes it is {content}"
+            ));
             Err(match other {
-                Other::Compressed(_, command) => error.hint(format!("decompress it first: {command} {shown}")),
-                Other::Archive(_, command) => error.hint(format!("unpack it first: {command} {shown}")),
+                Other::Compressed(_, command) => {
+                    error.hint(format!("decompress it first: {command} {shown}"))
+                }
+                Other::Archive(_, command) => {
+                    error.hint(format!("unpack it first: {command} {shown}"))
+                }
                 Other::Html => error.hint("name the image itself, not the page that links to it"),
                 Other::Xml => error.hint("name the disk file, not the description of the machine"),
                 Other::Format(_) => error,
@@ -152,7 +162,9 @@ mod tests {
 
     #[test]
     fn a_name_that_agrees_with_the_header_is_enough() {
-        for (name, format) in [("x.qcow2", Format::Qcow2), ("x.vhd", Format::Vpc), ("X.VMDK", Format::Vmdk)] {
+        for (name, format) in
+            [("x.qcow2", Format::Qcow2), ("x.vhd", Format::Vpc), ("X.VMDK", Format::Vmdk)]
+        {
             assert_eq!(decided(name, None, Content::Image(format)).expect("a format"), format);
         }
         for name in ["x.raw", "x.img", "x", "x.disk"] {
@@ -161,6 +173,9 @@ mod tests {
         assert!(decided("x.qcow2", None, Content::Raw).is_err());
         assert!(decided("x.qcow2", None, Content::Image(Format::Vmdk)).is_err());
         assert!(decided("x", Some(Format::Qcow2), Content::Raw).is_err());
-        assert_eq!(decided("x.raw", Some(Format::Qcow2), Content::Image(Format::Qcow2)).expect("said"), Format::Qcow2);
+        assert_eq!(
+            decided("x.raw", Some(Format::Qcow2), Content::Image(Format::Qcow2)).expect("said"),
+            Format::Qcow2
+        );
     }
 }

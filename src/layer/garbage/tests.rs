@@ -3,10 +3,13 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
-use crate::layer::pool::Use;
-use crate::model::{Config, Credentials, Disk, Firmware, Format, LogLimit, Role, Snapshot, SnapshotKind, VmState};
+use crate::layer::graph::Use;
+use crate::model::{
+    Config, Credentials, Disk, Firmware, Format, LogLimit, Role, Snapshot, SnapshotKind, VmState,
+};
 
-/// A layer of the model: what it stands on, whether somebody names it, whether the trash stands on it.
+/// A layer of the model: what it stands on, whether somebody names it, whether the trash stands on
+/// it.
 #[derive(Debug, Clone)]
 struct Modelled {
     backing: Option<usize>,
@@ -23,19 +26,22 @@ fn name(text: &str) -> Name {
 }
 
 fn needs(layers: &[Modelled]) -> Needs {
-    let mut pool = Pool::default();
+    let mut graph = LayerGraph::default();
     let mut below_trash = BTreeSet::new();
     for (number, modelled) in layers.iter().enumerate() {
-        let info = LayerInfo { backing: modelled.backing.map(layer), ..LayerInfo::unusable(layer(number)) };
+        let info = LayerInfo {
+            backing: modelled.backing.map(layer),
+            ..LayerInfo::unusable(layer(number))
+        };
         if modelled.is_named {
-            pool.add_use(&info.layer.id, Use::Head(name("vm")));
+            graph.add_use(&info.layer.id, Use::Head(name("vm")));
         }
         if modelled.is_kept {
             below_trash.insert(info.layer.id.clone());
         }
-        pool.layers.insert(info.layer.id.clone(), info);
+        graph.layers.insert(info.layer.id.clone(), info);
     }
-    Needs { pool, below_trash, torn: None, going: None }
+    Needs { graph, below_trash, torn: None, going: None }
 }
 
 /// Layers that stand on earlier ones, and now and then on a later one: then there may be a loop.
@@ -49,11 +55,12 @@ fn graphs() -> impl Strategy<Value = Vec<Modelled>> {
         (backing, prop::bool::weighted(0.3), prop::bool::weighted(0.1))
             .prop_map(|(backing, is_named, is_kept)| Modelled { backing, is_named, is_kept })
     };
-    (1_usize..24).prop_flat_map(move |count| (0..count).map(|at| one(at, count)).collect::<Vec<_>>())
+    (1_usize..24)
+        .prop_flat_map(move |count| (0..count).map(|at| one(at, count)).collect::<Vec<_>>())
 }
 
-/// Is the layer with this number needed, with only those in `going` allowed to go? By the definition,
-/// not by the way in which it is computed.
+/// Is the layer with this number needed, with only those in `going` allowed to go? By the
+/// definition, not by the way in which it is computed.
 fn is_needed(layers: &[Modelled], going: &[bool], number: usize, seen: &mut Vec<usize>) -> bool {
     let modelled = &layers[number];
     if modelled.is_named || modelled.is_kept || !going[number] || seen.contains(&number) {
@@ -72,20 +79,28 @@ proptest! {
 
     /// Exactly those go that are not needed, and each after everything that stands on it.
     #[test]
-    fn what_goes_is_what_nobody_needs(layers in graphs(), some in prop::collection::vec(any::<bool>(), 24)) {
+    fn what_goes_is_what_nobody_needs(
+        layers in graphs(),
+        some in prop::collection::vec(any::<bool>(), 24),
+    ) {
         let needs = needs(&layers);
         let all = vec![true; layers.len()];
         for going in [&all[..], &some[..layers.len()]] {
-            let ids = (0..layers.len()).filter(|number| going[*number]).map(|number| layer(number).id).collect();
+            let ids = (0..layers.len()).filter(|number| going[*number]);
+            let ids = ids.map(|number| layer(number).id).collect();
             let free = needs.free(&ids);
             for number in 0..layers.len() {
                 let needed = is_needed(&layers, going, number, &mut Vec::new());
-                prop_assert_eq!(free.contains(&layer(number)), !needed, "layer {} of {:?}", number, layers);
+                let goes = free.contains(&layer(number));
+                prop_assert_eq!(goes, !needed, "layer {} of {:?}", number, layers);
             }
             for (at, gone) in free.iter().enumerate() {
-                let above = needs.pool.children(&gone.id).map(|info| &info.layer);
+                let above = needs.graph.children(&gone.id).map(|info| &info.layer);
                 for above in above {
-                    prop_assert!(free[..at].contains(above), "{above} stands on {gone}, which goes before it");
+                    prop_assert!(
+                        free[..at].contains(above),
+                        "{above} stands on {gone}, which goes before it"
+                    );
                 }
             }
         }
@@ -160,7 +175,7 @@ fn record() -> Record {
 fn vm() -> (Needs, Record) {
     let mut needs = needs(&[modelled(None), modelled(Some(0))]);
     let record = record();
-    needs.pool.add_record(&name("vm"), &record);
+    needs.graph.add_record(&name("vm"), &record);
     (needs.without(&name("vm")), record)
 }
 
@@ -174,23 +189,28 @@ fn the_vm_that_goes_takes_all_its_layers_along() {
 #[test]
 fn while_a_record_cannot_be_read_only_a_throw_away_vm_takes_along_what_it_wrote_to() {
     let (mut needs, record) = vm();
-    needs.pool.unreadable.push("other".parse().expect("a name"));
+    needs.graph.unreadable.push("other".parse().expect("a name"));
     let freed = needs.freed_by(&record, Going::IntoTrash);
     assert!(freed.layers.is_empty() && freed.uncertain.is_some_and(|why| why.contains("other")));
     assert_eq!(needs.freed_by(&record, Going::ThrownAway).layers, [layer(1)]);
     // What a template has is what others stand on.
-    let role = Role::Template { frozen: Timestamp::UNIX_EPOCH, sealed: true, stamps: Vec::new(), image: None };
+    let role = Role::Template {
+        frozen: Timestamp::UNIX_EPOCH,
+        sealed: true,
+        stamps: Vec::new(),
+        image: None,
+    };
     assert!(needs.freed_by(&Record { role, ..record }, Going::ThrownAway).layers.is_empty());
     // The record of the VM itself does not count.
     let (mut needs, record) = vm();
-    needs.pool.unreadable.push(name("vm"));
+    needs.graph.unreadable.push(name("vm"));
     assert_eq!(needs.freed_by(&record, Going::IntoTrash).uncertain, None);
 }
 
 #[test]
 fn a_layer_that_is_missing_may_stand_on_any_that_a_template_has() {
     let (mut needs, record) = vm();
-    needs.pool.lost = Some(layer(9).id);
+    needs.graph.lost = Some(layer(9).id);
     assert!(needs.freed_by(&record, Going::IntoTrash).layers.is_empty());
 }
 
@@ -198,18 +218,18 @@ fn a_layer_that_is_missing_may_stand_on_any_that_a_template_has() {
 fn a_removal_that_was_cut_short_goes_on_with_a_damaged_layer_that_says_what_it_stands_on() {
     let mut needs = needs(&[modelled(None)]);
     let info = LayerInfo { backing: Some(layer(0)), ..LayerInfo::unusable(layer(1)) };
-    needs.pool.noted.insert(info.layer.id.clone(), info);
-    needs.pool.damaged.push(layer(1));
+    needs.graph.noted.insert(info.layer.id.clone(), info);
+    needs.graph.damaged.push(layer(1));
     assert_eq!(needs.decided(&[layer(1), layer(0)]), Some(vec![layer(1)]));
     // Nor while something else cannot be seen.
     for hide in [
-        (|pool| pool.damaged.push(layer(2))) as fn(&mut Pool),
-        |pool| pool.lost = Some(layer(9).id),
-        |pool| pool.unreadable.push(name("other")),
-        |pool| pool.unsettled = true,
+        (|graph| graph.damaged.push(layer(2))) as fn(&mut LayerGraph),
+        |graph| graph.lost = Some(layer(9).id),
+        |graph| graph.unreadable.push(name("other")),
+        |graph| graph.unsettled = true,
     ] {
         let mut needs = needs.clone();
-        hide(&mut needs.pool);
+        hide(&mut needs.graph);
         assert_eq!(needs.decided(&[layer(1), layer(0)]), None);
     }
 }
@@ -217,7 +237,7 @@ fn a_removal_that_was_cut_short_goes_on_with_a_damaged_layer_that_says_what_it_s
 #[test]
 fn while_a_header_cannot_be_read_nothing_goes() {
     let (mut needs, record) = vm();
-    needs.pool.damaged.push(layer(7));
+    needs.graph.damaged.push(layer(7));
     let freed = needs.freed_by(&record, Going::IntoTrash);
     assert!(freed.layers.is_empty() && freed.uncertain.is_some_and(|why| why.contains("header")));
 }

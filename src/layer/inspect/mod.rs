@@ -1,18 +1,25 @@
 //! What a file is and which other files it names, told from its own bytes alone.
 //!
-//! Image formats can name other files: a backing file, an external data file, extents, a parent. Whoever opens
-//! such an image opens those files, too, with the rights of the one who opens it. A file from a stranger is
-//! therefore inspected here before any program of QEMU's sees it. The inspector is pure, reads at most
-//! [`BUDGET`] bytes, and is on the safe side: where it cannot tell, the file names something.
+//! Image formats can name other files: a backing file, an external data file, extents, a parent.
+//! Whoever opens such an image opens those files, too, with the rights of the one who opens it. A
+//! file from a stranger is therefore inspected here before any program of QEMU's sees it. The
+//! inspector is pure, reads at most [`BUDGET`] bytes, and is on the safe side: where it cannot
+//! tell, the file names something.
 //!
-//! | format | what can name a file | document |
-//! |---|---|---|
-//! | qcow2 | backing file, external data file | QEMU `docs/interop/qcow2.txt` |
-//! | vmdk | every extent of a descriptor, the parent of a delta disk | QEMU `block/vmdk.c`, "VMware Virtual Disks 5.0" |
-//! | vhdx | the parent of a differencing disk | MS-VHDX |
-//! | vpc (VHD) | the parent of a differencing disk | "Virtual Hard Disk Image Format Specification" |
-//! | vdi | the parent of a differencing disk | QEMU `block/vdi.c` |
-//! | raw | nothing | |
+//! | format | what can name a file |
+//! |---|---|
+//! | qcow2 | backing file, external data file |
+//! | vmdk | every extent of a descriptor, the parent of a delta disk |
+//! | vhdx, vpc (VHD), vdi | the parent of a differencing disk |
+//! | raw | nothing |
+//!
+//! The documents:
+//!
+//! - qcow2: QEMU `docs/interop/qcow2.txt`
+//! - vmdk: QEMU `block/vmdk.c`, "VMware Virtual Disks 5.0"
+//! - vhdx: MS-VHDX
+//! - vpc: "Virtual Hard Disk Image Format Specification"
+//! - vdi: QEMU `block/vdi.c`
 
 mod other;
 mod qcow2;
@@ -94,9 +101,12 @@ impl<'a> Reader<'a> {
 
     /// Up to `length` bytes from `at` on: fewer at the end of the file.
     fn read(&self, at: u64, length: usize) -> io::Result<Vec<u8>> {
-        let wanted = u64::try_from(length).unwrap_or(u64::MAX).min(self.length().saturating_sub(at));
+        let wanted =
+            u64::try_from(length).unwrap_or(u64::MAX).min(self.length().saturating_sub(at));
         let left = self.left.get().checked_sub(wanted);
-        self.left.set(left.ok_or_else(|| io::Error::new(io::ErrorKind::FileTooLarge, "its headers are too large"))?);
+        self.left.set(left.ok_or_else(|| {
+            io::Error::new(io::ErrorKind::FileTooLarge, "its headers are too large")
+        })?);
         let mut bytes = vec![0; usize::try_from(wanted).unwrap_or(0)];
         let read = self.source.read_at(at, &mut bytes)?;
         bytes.truncate(read);
@@ -138,7 +148,9 @@ impl fmt::Display for Content {
             Self::Other(Other::Html) => f.write_str("a web page (HTML)"),
             Self::Other(Other::Xml) => f.write_str("XML text"),
             Self::Other(Other::Format(name)) => f.write_str(name),
-            Self::Other(Other::Compressed(name, _) | Other::Archive(name, _)) => write!(f, "{name} data"),
+            Self::Other(Other::Compressed(name, _) | Other::Archive(name, _)) => {
+                write!(f, "{name} data")
+            }
         }
     }
 }
@@ -179,7 +191,10 @@ pub struct Reference {
 impl Reference {
     fn new(role: Role, name: &[u8]) -> Self {
         let name = &name[..name.len().min(NAME)];
-        Self { role, name: Some(String::from_utf8_lossy(name).into_owned()).filter(|name| !name.is_empty()) }
+        Self {
+            role,
+            name: Some(String::from_utf8_lossy(name).into_owned()).filter(|name| !name.is_empty()),
+        }
     }
 }
 
@@ -225,7 +240,9 @@ pub fn content(source: &dyn Source) -> io::Result<Content> {
     let start = reader.read(0, 64 << 10)?;
     Ok(match &start[..] {
         // Version 1 has another driver and another layout.
-        [b'Q', b'F', b'I', 0xfb, 0, 0, 0, 1, ..] => Content::Other(Other::Format("qcow (version 1)")),
+        [b'Q', b'F', b'I', 0xfb, 0, 0, 0, 1, ..] => {
+            Content::Other(Other::Format("qcow (version 1)"))
+        }
         [b'Q', b'F', b'I', 0xfb, ..] => Content::Image(Format::Qcow2),
         [b'K', b'D', b'M', b'V', ..] | [b'C', b'O', b'W', b'D', ..] => Content::Image(Format::Vmdk),
         bytes if vmdk::is_descriptor(bytes) => Content::Image(Format::Vmdk),

@@ -11,8 +11,10 @@ pub(super) fn recognise(start: &[u8]) -> Option<Other> {
         (b"BZh", Other::Compressed("bzip2", "bunzip2 -k")),
         (b"LZIP\x01", Other::Compressed("lzip", "lzip -dk")),
     ];
-    const ARCHIVES: [(&[u8], Other); 2] =
-        [(b"PK\x03\x04", Other::Archive("zip", "unzip")), (b"7z\xbc\xaf\x27\x1c", Other::Archive("7z", "7z x"))];
+    const ARCHIVES: [(&[u8], Other); 2] = [
+        (b"PK\x03\x04", Other::Archive("zip", "unzip")),
+        (b"7z\xbc\xaf\x27\x1c", Other::Archive("7z", "7z x")),
+    ];
     const FORMATS: [(&[u8], Other); 5] = [
         (b"QED\0", Other::Format("qed")),
         (b"LUKS\xba\xbe", Other::Format("an encrypted LUKS volume")),
@@ -23,7 +25,9 @@ pub(super) fn recognise(start: &[u8]) -> Option<Other> {
     let begins = |table: &[(&'static [u8], Other)]| {
         table.iter().find(|(magic, _)| start.starts_with(magic)).map(|(_, other)| *other)
     };
-    if let Some(other) = begins(&COMPRESSED).or_else(|| begins(&ARCHIVES)).or_else(|| begins(&FORMATS)) {
+    if let Some(other) =
+        begins(&COMPRESSED).or_else(|| begins(&ARCHIVES)).or_else(|| begins(&FORMATS))
+    {
         return Some(other);
     }
     if start.get(257..262) == Some(b"ustar") {
@@ -31,7 +35,8 @@ pub(super) fn recognise(start: &[u8]) -> Option<Other> {
     }
     let text = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start).trim_ascii_start();
     let begins_with = |tags: &[&[u8]]| {
-        tags.iter().any(|tag| text.get(..tag.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(tag)))
+        tags.iter()
+            .any(|tag| text.get(..tag.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(tag)))
     };
     if begins_with(&[b"<!doctype html", b"<html"]) {
         return Some(Other::Html);

@@ -21,9 +21,13 @@ pub(super) fn inspect(reader: &Reader<'_>) -> io::Result<Inspection> {
         return Ok(Inspection::unusable("it has no qcow2 header of version 2 or 3"));
     };
     let (name_at, name_length) = (be64(&start, 8).unwrap_or(0), field(16).unwrap_or(0));
-    // Fields behind the end of a version 3 header that is cut short read as zeros for QEMU, or stop it.
-    let (features, header) =
-        if version == 2 { (0, 72) } else { (be64(&start, 72).unwrap_or(u64::MAX), field(100).unwrap_or(104)) };
+    // Fields behind the end of a version 3 header that is cut short read as zeros for QEMU, or stop
+    // it.
+    let (features, header) = if version == 2 {
+        (0, 72)
+    } else {
+        (be64(&start, 72).unwrap_or(u64::MAX), field(100).unwrap_or(104))
+    };
     let mut found = Inspection {
         variant: Some(format!("version {version}")),
         virtual_bytes: size,

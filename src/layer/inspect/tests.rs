@@ -34,20 +34,16 @@ impl Source for Endless<'_> {
 }
 
 const MAGICS: [&[u8]; 8] = [
-    b"QFI\xfb\0\0\0\x03",
-    b"KDMV\x01\0\0\0",
-    b"COWD",
-    b"# Disk DescriptorFile\n",
-    b"vhdxfile",
-    b"conectix",
-    b"\x1f\x8b",
-    b"",
+    b"QFI\xfb\0\0\0\x03", b"KDMV\x01\0\0\0", b"COWD", b"# Disk DescriptorFile\n", b"vhdxfile",
+    b"conectix", b"\x1f\x8b", b"",
 ];
 
 proptest! {
     #[test]
     fn a_hostile_file_is_read_within_the_budget_and_never_panics(
-        bytes in proptest::collection::vec(any::<u8>(), 0..4096), length in any::<u64>(), magic in 0usize..8,
+        bytes in proptest::collection::vec(any::<u8>(), 0..4096),
+        length in any::<u64>(),
+        magic in 0usize..8,
     ) {
         let bytes = [MAGICS[magic], &bytes].concat();
         for format in Format::ALL {
@@ -69,7 +65,10 @@ proptest! {
     }
 
     #[test]
-    fn a_parent_is_found_wherever_the_descriptor_names_it(before in 0usize..9000, capacity in any::<u64>()) {
+    fn a_parent_is_found_wherever_the_descriptor_names_it(
+        before in 0usize..9000,
+        capacity in any::<u64>(),
+    ) {
         let mut bytes = vec![0; 512];
         bytes[..4].copy_from_slice(b"KDMV");
         bytes[12..20].copy_from_slice(&capacity.to_le_bytes());
@@ -85,10 +84,16 @@ proptest! {
 
 #[test]
 fn a_vmdk_of_five_lines_names_the_file_of_the_host() {
-    let text = b"# Disk DescriptorFile\nversion=1\ncreateType=\"monolithicFlat\"\nRW 2048 FLAT \"/etc/secret\" 0\n";
+    let text = b"# Disk DescriptorFile\n\
+                 version=1\n\
+                 createType=\"monolithicFlat\"\n\
+                 RW 2048 FLAT \"/etc/secret\" 0\n";
     assert_eq!(seen(text), Content::Image(Format::Vmdk));
     let said = said(text, Format::Vmdk);
-    assert_eq!(said.names, [Reference { role: Role::Extent, name: Some("/etc/secret".to_owned()) }]);
+    assert_eq!(
+        said.names,
+        [Reference { role: Role::Extent, name: Some("/etc/secret".to_owned()) }]
+    );
     assert_eq!((said.variant.as_deref(), said.virtual_bytes), (Some("monolithicFlat"), 1 << 20));
 }
 
@@ -130,8 +135,14 @@ fn a_backing_file_and_a_data_file_are_found_in_a_qcow2() {
     overlay[8..16].copy_from_slice(&2048u64.to_be_bytes());
     overlay[16..20].copy_from_slice(&11u32.to_be_bytes());
     overlay[2048..2059].copy_from_slice(b"json:{\"a\":1");
-    assert_eq!(said(&overlay, Format::Qcow2).names[0].to_string(), r#"backing file "json:{\"a\":1""#);
+    assert_eq!(
+        said(&overlay, Format::Qcow2).names[0].to_string(),
+        r#"backing file "json:{\"a\":1""#
+    );
     // The bit alone, without a name.
     bytes[79] = 4;
-    assert_eq!(said(&bytes, Format::Qcow2).names[0].to_string(), "external data file whose name cannot be read");
+    assert_eq!(
+        said(&bytes, Format::Qcow2).names[0].to_string(),
+        "external data file whose name cannot be read"
+    );
 }

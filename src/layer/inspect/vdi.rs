@@ -1,4 +1,5 @@
-//! VDI (QEMU's `block/vdi.c`): dynamic and static images. QEMU opens no parent, and neither is one accepted here.
+//! VDI (QEMU's `block/vdi.c`): dynamic and static images. QEMU opens no parent, and neither is one
+//! accepted here.
 
 use std::io;
 
@@ -22,9 +23,11 @@ pub(super) fn inspect(reader: &Reader<'_>) -> io::Result<Inspection> {
         4 => "differencing".to_owned(),
         other => format!("type {other}"),
     };
-    // The UUIDs of the image that this one continues, and of its last change; all zeros: there is none.
+    // The UUIDs of the image that this one continues, and of its last change; all zeros: there is
+    // none.
     let parents = start.get(424..456).unwrap_or_default();
-    let mut found = Inspection { variant: Some(variant), virtual_bytes: size, ..Inspection::default() };
+    let mut found =
+        Inspection { variant: Some(variant), virtual_bytes: size, ..Inspection::default() };
     if !matches!(kind, DYNAMIC | STATIC) || parents.iter().any(|byte| *byte != 0) {
         found.names.push(Reference { role: Role::Parent, name: None });
     }

@@ -1,4 +1,5 @@
-//! VHDX (MS-VHDX, QEMU's `block/vhdx.c`). QEMU refuses differencing images; so do we, with the parent's name.
+//! VHDX (MS-VHDX, QEMU's `block/vhdx.c`). QEMU refuses differencing images; so do we, with the
+//! parent's name.
 
 use std::io;
 
@@ -21,8 +22,8 @@ const KEYS: [&str; 3] = ["relative_path", "absolute_win32_path", "volume_path"];
 const fn guid(a: u32, b: u16, c: u16, rest: u64) -> [u8; 16] {
     let (a, b, c, rest) = (a.to_le_bytes(), b.to_le_bytes(), c.to_le_bytes(), rest.to_be_bytes());
     [
-        a[0], a[1], a[2], a[3], b[0], b[1], c[0], c[1], rest[0], rest[1], rest[2], rest[3], rest[4], rest[5], rest[6],
-        rest[7],
+        a[0], a[1], a[2], a[3], b[0], b[1], c[0], c[1], rest[0], rest[1], rest[2], rest[3],
+        rest[4], rest[5], rest[6], rest[7],
     ]
 }
 
@@ -59,8 +60,10 @@ fn metadata(reader: &Reader<'_>, region: u64, found: &mut Inspection) -> io::Res
     if !table.starts_with(b"metadata") {
         return Ok(false);
     }
-    let count =
-        usize::from(u16::from_le_bytes([table.get(10).copied().unwrap_or(0), table.get(11).copied().unwrap_or(0)]));
+    let count = usize::from(u16::from_le_bytes([
+        table.get(10).copied().unwrap_or(0),
+        table.get(11).copied().unwrap_or(0),
+    ]));
     let (mut parameters, mut parent) = (None, None);
     for entry in table.get(32..).unwrap_or_default().chunks_exact(32).take(count) {
         let at = region.saturating_add(u64::from(le32(entry, 16).unwrap_or(0)));
@@ -85,7 +88,8 @@ fn locator(bytes: &[u8]) -> Option<String> {
     let text = |at: u32, length: u16| {
         let at = at as usize;
         let raw = bytes.get(at..at.checked_add(usize::from(length).min(NAME))?)?;
-        let units: Vec<u16> = raw.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]])).collect();
+        let units: Vec<u16> =
+            raw.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]])).collect();
         Some(String::from_utf16_lossy(&units))
     };
     let pairs: Vec<(String, String)> = bytes
@@ -93,9 +97,14 @@ fn locator(bytes: &[u8]) -> Option<String> {
         .chunks_exact(12)
         .take(count)
         .filter_map(|entry| {
-            let lengths = (u16::from_le_bytes([entry[8], entry[9]]), u16::from_le_bytes([entry[10], entry[11]]));
+            let lengths = (
+                u16::from_le_bytes([entry[8], entry[9]]),
+                u16::from_le_bytes([entry[10], entry[11]]),
+            );
             Some((text(le32(entry, 0)?, lengths.0)?, text(le32(entry, 4)?, lengths.1)?))
         })
         .collect();
-    KEYS.iter().find_map(|key| pairs.iter().find(|(name, _)| name == key)).map(|(_, path)| path.clone())
+    KEYS.iter()
+        .find_map(|key| pairs.iter().find(|(name, _)| name == key))
+        .map(|(_, path)| path.clone())
 }

@@ -1,9 +1,10 @@
-//! VMDK (QEMU's `block/vmdk.c`): sparse files with a header, and text descriptors that name extents.
+//! VMDK (QEMU's `block/vmdk.c`): sparse files with a header, and text descriptors that name
+//! extents.
 //!
-//! A sparse file is self-contained when its header gives a capacity: QEMU then reads its own grains. With a
-//! capacity of 0 the header points at an embedded descriptor, and QEMU opens every extent named there. A file
-//! that begins with neither magic is a descriptor for QEMU's driver, whatever it holds. In both, the text behind
-//! `parentFileNameHint` becomes the backing file.
+//! A sparse file is self-contained when its header gives a capacity: QEMU then reads its own
+//! grains. With a capacity of 0 the header points at an embedded descriptor, and QEMU opens every
+//! extent named there. A file that begins with neither magic is a descriptor for QEMU's driver,
+//! whatever it holds. In both, the text behind `parentFileNameHint` becomes the backing file.
 
 use std::io;
 
@@ -45,14 +46,17 @@ pub struct Extent {
     pub offset: u64,
 }
 
-/// Is this the text of a descriptor? As QEMU's probe has it: comments and empty lines, then `version=`.
+/// Is this the text of a descriptor? As QEMU's probe has it: comments and empty lines, then
+/// `version=`.
 pub(super) fn is_descriptor(bytes: &[u8]) -> bool {
     if bytes.starts_with(b"# Disk DescriptorFile") {
         return true;
     }
     let first = bytes[..bytes.len().min(4096)].split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
     let mut lines = first.skip_while(|line| line.is_empty() || line.starts_with(b"#"));
-    lines.next().is_some_and(|line| [b"version=1", b"version=2", b"version=3"].iter().any(|word| line == *word))
+    lines.next().is_some_and(|line| {
+        [b"version=1", b"version=2", b"version=3"].iter().any(|word| line == *word)
+    })
 }
 
 pub(super) fn inspect(reader: &Reader<'_>) -> io::Result<Inspection> {
@@ -93,13 +97,22 @@ fn sparse(reader: &Reader<'_>, header: &[u8]) -> io::Result<Inspection> {
     }
     // What a footer says takes precedence.
     let footer = match directory {
-        GD_AT_END => reader.read((reader.length() / SECTOR * SECTOR).saturating_sub(2 * SECTOR), SECTOR as usize)?,
+        GD_AT_END => reader.read(
+            (reader.length() / SECTOR * SECTOR).saturating_sub(2 * SECTOR),
+            SECTOR as usize,
+        )?,
         _ => Vec::new(),
     };
     let capacity = le64(&footer, 12).unwrap_or(capacity);
-    let compressed = header.get(77..79).map(|bytes| u16::from_le_bytes([bytes[0], bytes[1]])) == Some(DEFLATE);
-    let within = usize::try_from(text_length.saturating_mul(SECTOR)).unwrap_or(HINT_WITHIN).min(HINT_WITHIN);
-    let text = if text_at == 0 { Vec::new() } else { reader.read(text_at.saturating_mul(SECTOR), within)? };
+    let compressed =
+        header.get(77..79).map(|bytes| u16::from_le_bytes([bytes[0], bytes[1]])) == Some(DEFLATE);
+    let within =
+        usize::try_from(text_length.saturating_mul(SECTOR)).unwrap_or(HINT_WITHIN).min(HINT_WITHIN);
+    let text = if text_at == 0 {
+        Vec::new()
+    } else {
+        reader.read(text_at.saturating_mul(SECTOR), within)?
+    };
     let default = if compressed { "streamOptimized" } else { "monolithicSparse" };
     let mut found = Inspection {
         variant: Some(value(&text, "createType").unwrap_or_else(|| default.to_owned())),
@@ -119,8 +132,10 @@ fn descriptor(text: &[u8]) -> Inspection {
         }
         extents.extend(extent(line));
     }
-    let mut names: Vec<Reference> =
-        extents.iter().map(|extent: &Extent| Reference::new(Role::Extent, extent.name.as_bytes())).collect();
+    let mut names: Vec<Reference> = extents
+        .iter()
+        .map(|extent: &Extent| Reference::new(Role::Extent, extent.name.as_bytes()))
+        .collect();
     names.extend(parent(text));
     if names.is_empty() {
         names.push(Reference { role: Role::Extent, name: None });

@@ -1,4 +1,5 @@
-//! VHD, which QEMU calls vpc ("Virtual Hard Disk Image Format Specification", QEMU's `block/vpc.c`).
+//! VHD, which QEMU calls vpc ("Virtual Hard Disk Image Format Specification", QEMU's
+//! `block/vpc.c`).
 
 use std::io;
 
@@ -29,8 +30,11 @@ pub(super) fn inspect(reader: &Reader<'_>) -> io::Result<Inspection> {
         4 => "differencing".to_owned(),
         other => format!("type {other}"),
     };
-    let mut found =
-        Inspection { variant: Some(variant), virtual_bytes: be64(&footer, 48).unwrap_or(0), ..Inspection::default() };
+    let mut found = Inspection {
+        variant: Some(variant),
+        virtual_bytes: be64(&footer, 48).unwrap_or(0),
+        ..Inspection::default()
+    };
     if !matches!(kind, 2 | 3) {
         found.names.push(Reference { role: Role::Parent, name: parent(reader, &footer)? });
     }
@@ -43,8 +47,11 @@ fn parent(reader: &Reader<'_>, footer: &[u8]) -> io::Result<Option<String>> {
     if !header.starts_with(b"cxsparse") {
         return Ok(None);
     }
-    let units =
-        header.get(64..576).unwrap_or_default().chunks_exact(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]]));
+    let units = header
+        .get(64..576)
+        .unwrap_or_default()
+        .chunks_exact(2)
+        .map(|pair| u16::from_be_bytes([pair[0], pair[1]]));
     let units: Vec<u16> = units.take_while(|unit| *unit != 0).collect();
     Ok(Some(String::from_utf16_lossy(&units)).filter(|name| !name.is_empty()))
 }

@@ -31,7 +31,10 @@ impl<'a> From<&'a ChainRow> for Chain<'a> {
     fn from(row: &'a ChainRow) -> Self {
         let users = row.snapshots.iter().zip(&row.shared_by);
         let layers = row.chain.links().iter().zip(users);
-        Self { target: &row.target, layers: layers.map(|(link, users)| Layer::new(link, users)).collect() }
+        Self {
+            target: &row.target,
+            layers: layers.map(|(link, users)| Layer::new(link, users)).collect(),
+        }
     }
 }
 

@@ -18,6 +18,11 @@ pub struct Cloned<'a> {
 
 impl<'a> From<&'a clone::Cloned> for Cloned<'a> {
     fn from(clone: &'a clone::Cloned) -> Self {
-        Self { name: &clone.name, kind: clone.kind.as_str(), ms: milliseconds(clone.took), reason: &clone.reason }
+        Self {
+            name: &clone.name,
+            kind: clone.kind.as_str(),
+            ms: milliseconds(clone.took),
+            reason: &clone.reason,
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::ephemeral::{pool, reset};
+use crate::ephemeral::{reset, standby};
 use crate::model::Name;
 
 /// `reset`.
@@ -24,15 +24,15 @@ impl<'a> Reset<'a> {
 
 /// An entry of `pool ls`.
 #[derive(Debug, Serialize)]
-pub struct Shelf<'a> {
+pub struct StandbyStatus<'a> {
     template: &'a Name,
     wanted: u32,
     waiting: u32,
 }
 
-impl<'a> From<&'a pool::Shelf> for Shelf<'a> {
-    fn from(shelf: &'a pool::Shelf) -> Self {
-        Self { template: &shelf.template, wanted: shelf.wanted, waiting: shelf.waiting }
+impl<'a> From<&'a standby::StandbyStatus> for StandbyStatus<'a> {
+    fn from(status: &'a standby::StandbyStatus) -> Self {
+        Self { template: &status.template, wanted: status.wanted, waiting: status.waiting }
     }
 }
 

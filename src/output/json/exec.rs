@@ -8,7 +8,8 @@ use crate::clone::Kind;
 use crate::model::Name;
 use crate::output::time::milliseconds;
 
-/// `exec`, and `run`: how a command ended. A stream is of the type `T`, so that it need not be copied.
+/// `exec`, and `run`: how a command ended. A stream is of the type `T`, so that it need not be
+/// copied.
 #[derive(Debug, Serialize)]
 pub struct Ended<'a, T: Serialize> {
     /// What the program exits with.
@@ -41,9 +42,13 @@ pub struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// The VM, if it was `kept`; how it was `made`, until when its CPUs ran, and until when a command
-    /// could start; how long it took to clear up.
-    pub fn new(kept: Option<&'a Name>, made: Option<(Kind, Duration, Duration)>, teardown: Duration) -> Self {
+    /// The VM, if it was `kept`; how it was `made`, until when its CPUs ran, and until when a
+    /// command could start; how long it took to clear up.
+    pub fn new(
+        kept: Option<&'a Name>,
+        made: Option<(Kind, Duration, Duration)>,
+        teardown: Duration,
+    ) -> Self {
         Self {
             name: kept,
             kind: made.map(|(kind, _, _)| kind.as_str()),

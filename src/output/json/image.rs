@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::image::add::Added;
 use crate::image::catalogue::Entry;
-use crate::image::prune::Pruned;
+use crate::maintenance::prune::Pruned;
 use crate::model::{Format, Name};
 use crate::output::time::rfc3339;
 use crate::template::list::Row;

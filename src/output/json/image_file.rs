@@ -69,7 +69,12 @@ impl<'a> From<&'a Reference> for NamedFile<'a> {
 
 impl<'a> From<&'a Inner> for InnerSnapshot<'a> {
     fn from(inner: &'a Inner) -> Self {
-        Self { id: &inner.id, name: &inner.name, vm_state_bytes: inner.vm_state_bytes, created: inner.created }
+        Self {
+            id: &inner.id,
+            name: &inner.name,
+            vm_state_bytes: inner.vm_state_bytes,
+            created: inner.created,
+        }
     }
 }
 

@@ -1,8 +1,8 @@
 //! The JSON forms of results: a struct for each, with a field for each key.
 //!
 //! Keys are a contract with scripts (`docs/cli.md`). Fields may be added; none is ever renamed or
-//! removed, and their order stays. What is not known is `null`, unless its field says that it is left
-//! out.
+//! removed, and their order stays. What is not known is `null`, unless its field says that it is
+//! left out.
 //!
 //! Numbers in bytes end in `_bytes`, or are called `bytes`. Times are strings, RFC 3339 in UTC.
 //! Durations are milliseconds, with microsecond precision; they end in `_ms`, or are called `ms`.
@@ -32,7 +32,7 @@ pub use chain::Chain;
 pub use clone::Cloned;
 pub use disk::{CheckedLayer, Disk, Resized};
 pub use doctor::Finding;
-pub use ephemeral::{Drained, Filled, Reset, Shelf};
+pub use ephemeral::{Drained, Filled, Reset, StandbyStatus};
 pub use error::Failure;
 pub use exec::{Copied, Ended, Run};
 pub use image::{AddedImage, CatalogueImage, Image, PrunedImage};

@@ -3,9 +3,9 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::template::seal::operations::Operation;
-use crate::template::seal::wishes::MadeUp;
-use crate::template::seal::{How, Performed, Report, Touched};
+use crate::seal::operations::Operation;
+use crate::seal::options::GeneratedPassword;
+use crate::seal::{PathChange, Performed, Report, Touched};
 
 /// `seal`, and `seal` of `template create`.
 #[derive(Debug, Serialize)]
@@ -30,7 +30,7 @@ struct Done<'a> {
 #[derive(Debug, Serialize)]
 struct Path<'a> {
     path: &'a str,
-    how: How,
+    how: PathChange,
 }
 
 impl<'a> Sealed<'a> {
@@ -69,8 +69,8 @@ pub struct WithPasswords<'a, T: Serialize> {
 
 impl<'a, T: Serialize> WithPasswords<'a, T> {
     /// `result`, with `passwords`.
-    pub fn new(result: &'a T, passwords: &[MadeUp]) -> Self {
-        let word = |one: &MadeUp| (one.user.clone(), Value::from(one.password.as_str()));
+    pub fn new(result: &'a T, passwords: &[GeneratedPassword]) -> Self {
+        let word = |one: &GeneratedPassword| (one.user.clone(), Value::from(one.password.as_str()));
         Self { result, passwords: passwords.iter().map(word).collect() }
     }
 }

@@ -130,7 +130,11 @@ impl<'a> Details<'a> {
             firmware: firmware(config.firmware),
             kernel: config.kernel.as_ref().map(Kernel::from),
             from: details.from.as_deref(),
-            disks: config.volumes().zip(&details.chains).map(|(disk, chain)| Disk::new(disk, chain)).collect(),
+            disks: config
+                .volumes()
+                .zip(&details.chains)
+                .map(|(disk, chain)| Disk::new(disk, chain))
+                .collect(),
             cdroms: config.cdroms.iter().map(Cdrom::from).collect(),
             nics: config.nics.iter().map(Nic::from).collect(),
             generation: config.generation,
@@ -167,7 +171,11 @@ impl<'a> From<&'a model::ImageOrigin> for ImageOrigin<'a> {
 
 impl<'a> From<&'a model::KernelBoot> for Kernel<'a> {
     fn from(boot: &'a model::KernelBoot) -> Self {
-        Self { kernel: &boot.kernel, initrd: boot.initrd.as_deref(), append: boot.append.as_deref() }
+        Self {
+            kernel: &boot.kernel,
+            initrd: boot.initrd.as_deref(),
+            append: boot.append.as_deref(),
+        }
     }
 }
 

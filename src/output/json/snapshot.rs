@@ -2,11 +2,11 @@
 
 use serde::Serialize;
 
+use crate::merge::outcome::{self, Outcome, What};
 use crate::model::{self, Fingerprint, Name};
 use crate::output::time::{milliseconds, rfc3339};
 use crate::snapshot::create::Taken;
 use crate::snapshot::list::Row;
-use crate::snapshot::outcome::{self, Outcome, What};
 use crate::snapshot::revert;
 
 /// An entry of `snapshot ls` and `snapshot tree`.
@@ -117,7 +117,11 @@ impl<'a> From<&'a Fingerprint> for Writer<'a> {
 
 impl<'a> From<&'a model::Disk> for Disk<'a> {
     fn from(disk: &'a model::Disk) -> Self {
-        Self { target: &disk.target, layer: disk.layer.file_name(), virtual_bytes: disk.virtual_bytes }
+        Self {
+            target: &disk.target,
+            layer: disk.layer.file_name(),
+            virtual_bytes: disk.virtual_bytes,
+        }
     }
 }
 

@@ -5,8 +5,8 @@ use serde::Serialize;
 use super::seal::Sealed;
 use crate::model::Name;
 use crate::output::time::rfc3339;
+use crate::seal::Report;
 use crate::template::list::Row;
-use crate::template::seal::Report;
 use crate::warm::make::Warmed;
 
 /// `template show`, and an entry of `template ls`.

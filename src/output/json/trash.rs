@@ -2,9 +2,9 @@
 
 use serde::Serialize;
 
+use crate::maintenance::{gc, undo};
 use crate::model::Name;
 use crate::output::time::rfc3339;
-use crate::vm::{gc, undo};
 
 /// `undo`, and an entry of `undo --list`.
 #[derive(Debug, Serialize)]

@@ -9,7 +9,8 @@ use crate::model::Name;
 use crate::output::time::rfc3339;
 use crate::vm::list::{About, Row};
 
-/// An entry of `ls`. Of a VM whose record cannot be read (`broken`), the name and the reason are known.
+/// An entry of `ls`. Of a VM whose record cannot be read (`broken`), the name and the reason are
+/// known.
 #[derive(Debug, Serialize)]
 pub struct Vm<'a> {
     name: &'a Name,
@@ -39,7 +40,9 @@ pub struct Vm<'a> {
 impl<'a> From<&'a Row> for Vm<'a> {
     fn from(row: &'a Row) -> Self {
         match &row.about {
-            Ok(about) => Self { cut_short: row.cut_short.as_deref(), ..Self::readable(&row.name, about) },
+            Ok(about) => {
+                Self { cut_short: row.cut_short.as_deref(), ..Self::readable(&row.name, about) }
+            }
             Err(reason) => Self::broken(&row.name, reason),
         }
     }

@@ -24,7 +24,8 @@ pub fn disks(rows: &[DiskRow]) -> String {
 
 /// `cowhand cdrom ls`.
 pub fn cdroms(drives: &[Cdrom]) -> String {
-    let file = |drive: &Cdrom| drive.iso.as_ref().map_or("-".to_owned(), |iso| iso.display().to_string());
+    let file =
+        |drive: &Cdrom| drive.iso.as_ref().map_or("-".to_owned(), |iso| iso.display().to_string());
     table(
         &["TARGET", "BUS", "FILE"],
         drives.iter().map(|drive| vec![drive.target.clone(), drive.bus.to_string(), file(drive)]),
@@ -57,6 +58,8 @@ pub fn chains(rows: &[ChainRow]) -> String {
 pub fn checks(found: &[Found]) -> String {
     table(
         &["DISK", "LAYER", "FOUND"],
-        found.iter().map(|found| vec![found.target.clone(), found.layer.file_name(), found.words()]),
+        found
+            .iter()
+            .map(|found| vec![found.target.clone(), found.layer.file_name(), found.words()]),
     )
 }

@@ -6,7 +6,9 @@ use crate::output::{CYAN, GREEN, RED, YELLOW, message};
 /// `cowhand doctor`: a line each, hints below; `quiet` leaves out what is as it should be.
 pub fn findings(findings: &[Finding], quiet: bool) -> String {
     let mut text = String::new();
-    for finding in findings.iter().filter(|finding| !quiet || finding.repaired || finding.level > Level::Info) {
+    for finding in
+        findings.iter().filter(|finding| !quiet || finding.repaired || finding.level > Level::Info)
+    {
         let style = match finding.level {
             Level::Ok => GREEN,
             Level::Info => CYAN,
@@ -29,7 +31,11 @@ pub fn findings(findings: &[Finding], quiet: bool) -> String {
     let repaired = findings.iter().filter(|finding| finding.repaired).count();
     let repaired = if repaired > 0 { format!(", {repaired} repaired") } else { String::new() };
     if !quiet {
-        text.push_str(&format!("{} failed, {} warnings{repaired}\n", count(Level::Fail), count(Level::Warn)));
+        text.push_str(&format!(
+            "{} failed, {} warnings{repaired}\n",
+            count(Level::Fail),
+            count(Level::Warn)
+        ));
     }
     text
 }

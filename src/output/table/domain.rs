@@ -6,9 +6,12 @@ use crate::libvirt::{Fate, Note};
 /// `cowhand import`: what comes over, what is changed, what is left out.
 pub fn domain(notes: &[Note]) -> String {
     let mut text = String::new();
-    for (fate, heading) in [(Fate::Kept, "comes over"), (Fate::Changed, "is changed"), (Fate::Left, "is left out")] {
+    for (fate, heading) in
+        [(Fate::Kept, "comes over"), (Fate::Changed, "is changed"), (Fate::Left, "is left out")]
+    {
         let notes = notes.iter().filter(|note| note.fate == fate);
-        let rows: Vec<Vec<String>> = notes.map(|note| vec![format!("  {}", note.what), note.how.clone()]).collect();
+        let rows: Vec<Vec<String>> =
+            notes.map(|note| vec![format!("  {}", note.what), note.how.clone()]).collect();
         if !rows.is_empty() {
             text.push_str(&format!("{heading}:\n{}\n", without_heading(&table(&["", ""], rows))));
         }

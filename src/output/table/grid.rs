@@ -23,6 +23,7 @@ pub fn table(headings: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> 
 
 /// A line for each key and its value.
 pub(super) fn keyed(lines: Vec<(&str, String)>) -> String {
-    let line = |(key, value): (&str, String)| format!("{key:<9} {}", printable::line(value.trim_end()));
+    let line =
+        |(key, value): (&str, String)| format!("{key:<9} {}", printable::line(value.trim_end()));
     lines.into_iter().map(line).collect::<Vec<_>>().join("\n")
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::grid::{keyed, table};
-use crate::ephemeral::pool::Shelf;
+use crate::ephemeral::standby::StandbyStatus;
 use crate::image::catalogue::Entry;
 use crate::image::file::Seen;
 use crate::layer::inspect::Role;
@@ -16,7 +16,8 @@ pub fn templates(rows: &[template::list::Row]) -> String {
     table(
         &["NAME", "FROZEN (UTC)", "SEALED", "WARM", ">SIZE", "DEPENDENTS"],
         rows.iter().map(|row| {
-            let dependents: Vec<String> = row.dependents.iter().map(|name| name.to_string()).collect();
+            let dependents: Vec<String> =
+                row.dependents.iter().map(|name| name.to_string()).collect();
             vec![
                 row.name.to_string(),
                 time::minute(row.frozen),
@@ -40,7 +41,11 @@ pub fn images(rows: &[template::list::Row]) -> String {
             vec![
                 row.name.to_string(),
                 disk.map_or("-".to_owned(), |disk| disk.layer.format.to_string()),
-                format!("{} / {}", human(row.bytes), human(disk.map_or(0, |disk| disk.virtual_bytes))),
+                format!(
+                    "{} / {}",
+                    human(row.bytes),
+                    human(disk.map_or(0, |disk| disk.virtual_bytes))
+                ),
                 time::minute(row.frozen),
                 if image.is_some_and(|image| image.verified) { "yes" } else { "no" }.to_owned(),
                 if dependents.is_empty() { "-".to_owned() } else { dependents.join(", ") },
@@ -66,12 +71,12 @@ pub fn catalogue(entries: &[Entry]) -> String {
 }
 
 /// `cowhand pool ls`.
-pub fn pool(shelves: &[Shelf]) -> String {
+pub fn pool(statuses: &[StandbyStatus]) -> String {
     table(
         &["TEMPLATE", ">WANTED", ">WAITING"],
-        shelves
-            .iter()
-            .map(|shelf| vec![shelf.template.to_string(), shelf.wanted.to_string(), shelf.waiting.to_string()]),
+        statuses.iter().map(|status| {
+            vec![status.template.to_string(), status.wanted.to_string(), status.waiting.to_string()]
+        }),
     )
 }
 
@@ -102,7 +107,8 @@ pub fn image(path: &Path, about: &Seen) -> String {
         lines.push(("backing", abridged(&format!("{backing} ({format})"))));
     }
     // The backing file has a line of its own, where its name can be read.
-    let named = || about.names.iter().filter(|name| name.role != Role::Backing || name.name.is_none());
+    let named =
+        || about.names.iter().filter(|name| name.role != Role::Backing || name.name.is_none());
     lines.extend(named().take(NAMES).map(|name| ("names", abridged(&name.to_string()))));
     match named().count().saturating_sub(NAMES) {
         0 => {}
@@ -128,7 +134,7 @@ mod tests {
     use crate::qemu::img::Info;
 
     #[test]
-    fn an_image_whose_backing_file_has_no_name_that_can_be_read_says_so_and_a_thousand_names_are_not_shown() {
+    fn a_name_that_cannot_be_read_is_told_and_a_thousand_names_are_not_shown() {
         let info = Info {
             format: "qcow2".into(),
             virtual_bytes: 1 << 20,
@@ -142,7 +148,9 @@ mod tests {
         let mut about = Seen { info, variant: None, names: vec![unreadable] };
         let shown = image(Path::new("x.qcow2"), &about);
         assert!(shown.contains("backing file whose name cannot be read"), "{shown}");
-        about.names = (0..1000).map(|_| Reference { role: Role::Extent, name: Some("x".repeat(5000)) }).collect();
+        about.names = (0..1000)
+            .map(|_| Reference { role: Role::Extent, name: Some("x".repeat(5000)) })
+            .collect();
         let shown = image(Path::new("x.vmdk"), &about);
         assert!(shown.contains("and 980 more") && shown.len() < 8000, "{} bytes", shown.len());
     }

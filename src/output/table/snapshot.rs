@@ -8,7 +8,10 @@ use crate::snapshot;
 /// `cowhand snapshot ls`.
 pub fn snapshots(rows: &[snapshot::list::Row]) -> String {
     table(
-        &["NAME", "PARENT", "CREATED (UTC)", "KIND", ">SIZE", "VM WAS", "QUIESCED", "EXPIRES (UTC)", "DESCRIPTION"],
+        &[
+            "NAME", "PARENT", "CREATED (UTC)", "KIND", ">SIZE", "VM WAS", "QUIESCED",
+            "EXPIRES (UTC)", "DESCRIPTION",
+        ],
         rows.iter().map(|row| {
             let snapshot = &row.snapshot;
             vec![
@@ -26,7 +29,8 @@ pub fn snapshots(rows: &[snapshot::list::Row]) -> String {
     )
 }
 
-/// What a snapshot takes on the disk, layers and memory; an internal one lies in a layer that is another's, too.
+/// What a snapshot takes on the disk, layers and memory; an internal one lies in a layer that is
+/// another's, too.
 pub fn size(row: &snapshot::list::Row) -> String {
     match row.snapshot.tag() {
         Some(_) => "-".to_owned(),
@@ -55,11 +59,17 @@ pub fn snapshot(vm: &Name, row: &snapshot::list::Row) -> String {
         ("size", size(row)),
     ];
     if let Some(memory) = &snapshot.memory {
-        let place = if memory.image.is_some() { human(memory.bytes) } else { "in the image".to_owned() };
-        lines.push(("memory", format!("{place} (QEMU {}, {})", memory.writer.qemu, memory.writer.accel)));
+        let place =
+            if memory.image.is_some() { human(memory.bytes) } else { "in the image".to_owned() };
+        lines.push((
+            "memory",
+            format!("{place} (QEMU {}, {})", memory.writer.qemu, memory.writer.accel),
+        ));
     }
     lines.extend(snapshot.expires.map(|at| ("expires", format!("{} UTC", time::minute(at)))));
-    lines.extend((!snapshot.description.is_empty()).then(|| ("described", snapshot.description.clone())));
+    lines.extend(
+        (!snapshot.description.is_empty()).then(|| ("described", snapshot.description.clone())),
+    );
     for disk in snapshot.config.writable() {
         lines.push(("disk", format!("{}  {}", disk.target, disk.layer.file_name())));
     }

@@ -1,10 +1,10 @@
 //! Tables of VMs: all of them, one of them, and what can be taken back of what was done to them.
 
 use super::grid::{keyed, table};
+use crate::maintenance::undo::Undoable;
 use crate::model::{LogLimit, human};
 use crate::output::time;
 use crate::vm::list::{About, Details, Row};
-use crate::vm::undo::Undoable;
 
 /// `cowhand ls`.
 pub fn vms(rows: &[&Row]) -> String {
@@ -18,7 +18,10 @@ pub fn vms(rows: &[&Row]) -> String {
         }
     };
     table(
-        &["NAME", "STATE", ">CPU", ">MEMORY", ">DISK (OWN/VIRTUAL)", ">SNAPSHOTS", "FROM", "EXPIRES"],
+        &[
+            "NAME", "STATE", ">CPU", ">MEMORY", ">DISK (OWN/VIRTUAL)", ">SNAPSHOTS", "FROM",
+            "EXPIRES",
+        ],
         rows.iter().map(line),
     )
 }
@@ -38,7 +41,12 @@ fn vm(row: &Row, about: &About) -> Vec<String> {
         format!("{} / {}", human(about.own_bytes), human(about.virtual_bytes)),
         about.record.snapshots.len().to_string(),
         about.from.clone().unwrap_or_else(|| "-".to_owned()),
-        about.record.ephemeral.as_ref().and_then(|ephemeral| ephemeral.expires).map_or("-".to_owned(), time::left),
+        about
+            .record
+            .ephemeral
+            .as_ref()
+            .and_then(|ephemeral| ephemeral.expires)
+            .map_or("-".to_owned(), time::left),
     ]
 }
 
@@ -49,7 +57,14 @@ pub fn details(name: &str, details: &Details) -> String {
     let state = if record.is_template() { record.kind() } else { details.status.state.as_str() };
     let mut lines = vec![
         ("name", name.to_owned()),
-        ("state", details.status.detail.as_ref().map_or(state.to_owned(), |detail| format!("{state} ({detail})"))),
+        (
+            "state",
+            details
+                .status
+                .detail
+                .as_ref()
+                .map_or(state.to_owned(), |detail| format!("{state} ({detail})")),
+        ),
         ("uuid", record.uuid.to_string()),
         ("created", time::minute(record.created)),
         ("machine", config.machine.clone()),
@@ -96,11 +111,18 @@ pub fn details(name: &str, details: &Details) -> String {
     for nic in &config.nics {
         let ports: Vec<String> = nic.ports.iter().map(|port| format!("{port}")).collect();
         let place = nic.place.map(|place| format!(" in PCI slot {place}")).unwrap_or_default();
-        lines.push(("nic", format!("{} user, {}{place}  {}", nic.mac, nic.model.as_str(), ports.join(" "))));
+        lines.push((
+            "nic",
+            format!("{} user, {}{place}  {}", nic.mac, nic.model.as_str(), ports.join(" ")),
+        ));
     }
     if let Some(seed) = &config.seed {
-        let hostname = seed.hostname.as_ref().map(|name| format!(", hostname {name}")).unwrap_or_default();
-        lines.push(("cloud-init", format!("{} of user-data{hostname}", human(seed.user_data.len() as u64))));
+        let hostname =
+            seed.hostname.as_ref().map(|name| format!(", hostname {name}")).unwrap_or_default();
+        lines.push((
+            "cloud-init",
+            format!("{} of user-data{hostname}", human(seed.user_data.len() as u64)),
+        ));
     }
     if !config.credentials.is_empty() {
         lines.push(("credentials", config.credentials.names().collect::<Vec<_>>().join(", ")));

@@ -22,10 +22,12 @@ struct Node {
 }
 
 impl Qmp {
-    /// The layer the guest's device `target` (`vda`, `nvram`) is on just now: the `drive` property of the device (`qom-get`), which
-    /// is the name of its root node. `None` while a block job has put a filter on top.
+    /// The layer the guest's device `target` (`vda`, `nvram`) is on just now: the `drive` property
+    /// of the device (`qom-get`), which is the name of its root node. `None` while a block job has
+    /// put a filter on top.
     ///
-    /// `query-block` would tell, too, but describes every backing file at every level: minutes for a chain of 250.
+    /// `query-block` would tell, too, but describes every backing file at every level: minutes for
+    /// a chain of 250.
     pub async fn active_layer(&mut self, target: &str) -> Result<Option<LayerId>, QmpError> {
         Ok(Layer::id_of_node(&self.root_node(target).await?))
     }
@@ -34,7 +36,9 @@ impl Qmp {
     pub async fn root_node(&mut self, target: &str) -> Result<String, QmpError> {
         let (path, property) = match target {
             "nvram" => ("/machine".to_owned(), "pflash1"),
-            disk => (format!("/machine/peripheral/{}", crate::qemu::nodes::device_id(disk)), "drive"),
+            disk => {
+                (format!("/machine/peripheral/{}", crate::qemu::nodes::device_id(disk)), "drive")
+            }
         };
         self.call("qom-get", json!({"path": path, "property": property})).await
     }
@@ -48,10 +52,14 @@ impl Qmp {
     /// The layers that are open, and the files behind them (`query-named-block-nodes`).
     pub async fn open_layers(&mut self) -> Result<Vec<(LayerId, String)>, QmpError> {
         let nodes: Vec<Node> = self.call("query-named-block-nodes", json!({"flat": true})).await?;
-        Ok(nodes.into_iter().filter_map(|node| Some((Layer::id_of_file_node(&node.name)?, node.file))).collect())
+        Ok(nodes
+            .into_iter()
+            .filter_map(|node| Some((Layer::id_of_file_node(&node.name)?, node.file)))
+            .collect())
     }
 
-    /// Writes out what QEMU still holds of a node in its caches, metadata too: `blockdev-reopen` with the options it has does that, and nothing else.
+    /// Writes out what QEMU still holds of a node in its caches, metadata too: `blockdev-reopen`
+    /// with the options it has does that, and nothing else.
     pub async fn flush_node(&mut self, reopened: Value) -> Result<(), QmpError> {
         self.call::<Value>("blockdev-reopen", json!({"options": [reopened]})).await.map(drop)
     }

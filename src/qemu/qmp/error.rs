@@ -13,7 +13,9 @@ pub enum QmpError {
     #[error("cannot connect to QEMU at {}", path.display())]
     Connect { path: PathBuf, source: io::Error },
     /// No answer in time: the command may have been carried out or not.
-    #[error("QEMU did not answer {command} within {seconds} s; whether it was carried out is unknown")]
+    #[error(
+        "QEMU did not answer {command} within {seconds} s; whether it was carried out is unknown"
+    )]
     Timeout { command: String, seconds: u64 },
     /// QEMU hung up, most likely because it ended.
     #[error("QEMU closed the connection")]

@@ -1,5 +1,6 @@
-//! Block jobs by their events (`JOB_STATUS_CHANGE`) and `query-jobs`. Every job of ours is called `cw-…` and is created with
-//! `auto-dismiss: false`, so that a later command finds it concluded and learns how it ended.
+//! Block jobs by their events (`JOB_STATUS_CHANGE`) and `query-jobs`. Every job of ours is called
+//! `cw-…` and is created with `auto-dismiss: false`, so that a later command finds it concluded and
+//! learns how it ended.
 
 use std::time::Duration;
 
@@ -53,9 +54,14 @@ impl Qmp {
         Ok(self.jobs().await?.into_iter().find(|job| job.id == id))
     }
 
-    /// Waits for a job, showing its progress. A job that concludes early, because it failed or had nothing to do, is returned
-    /// as it ended; a failure is an error, and the job is dismissed.
-    pub async fn wait_for_job(&mut self, id: &str, milestone: Milestone, task: &dyn Task) -> Result<Job, QmpError> {
+    /// Waits for a job, showing its progress. A job that concludes early, because it failed or had
+    /// nothing to do, is returned as it ended; a failure is an error, and the job is dismissed.
+    pub async fn wait_for_job(
+        &mut self,
+        id: &str,
+        milestone: Milestone,
+        task: &dyn Task,
+    ) -> Result<Job, QmpError> {
         loop {
             let gone = || QmpError::Job { job: id.to_owned(), message: "it vanished".to_owned() };
             let job = self.job(id).await?.ok_or_else(gone)?;
@@ -74,7 +80,10 @@ impl Qmp {
             }
             let tick = Instant::now() + TICK;
             while let Some(event) = self.event(tick).await? {
-                let news = matches!(event.data["status"].as_str(), Some("ready" | "pending" | "concluded" | "null"));
+                let news = matches!(
+                    event.data["status"].as_str(),
+                    Some("ready" | "pending" | "concluded" | "null")
+                );
                 if event.name == "JOB_STATUS_CHANGE" && event.data["id"] == id && news {
                     break;
                 }

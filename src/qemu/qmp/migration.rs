@@ -77,17 +77,21 @@ impl Qmp {
 
     /// Sets several migration capabilities at once.
     pub async fn set_capabilities(&mut self, names: &[&str]) -> Result<(), QmpError> {
-        let all: Vec<Value> = names.iter().map(|name| json!({"capability": name, "state": true})).collect();
+        let all: Vec<Value> =
+            names.iter().map(|name| json!({"capability": name, "state": true})).collect();
         self.call::<Value>("migrate-set-capabilities", json!({"capabilities": all})).await.map(drop)
     }
 
     /// Sets a migration capability.
     pub async fn set_capability(&mut self, name: &str, on: bool) -> Result<(), QmpError> {
         let capabilities = json!([{"capability": name, "state": on}]);
-        self.call::<Value>("migrate-set-capabilities", json!({"capabilities": capabilities})).await.map(drop)
+        self.call::<Value>("migrate-set-capabilities", json!({"capabilities": capabilities}))
+            .await
+            .map(drop)
     }
 
-    /// Is a migration under way that lets the guest run while its memory of one instant is written, and has it taken that instant?
+    /// Is a migration under way that lets the guest run while its memory of one instant is written,
+    /// and has it taken that instant?
     pub async fn lets_the_guest_run(&mut self) -> Result<bool, QmpError> {
         let all: Value = self.call("query-migrate-capabilities", json!({})).await?;
         let on = json!({"capability": "background-snapshot", "state": true});
@@ -98,7 +102,9 @@ impl Qmp {
     /// Events on every change of a migration's state, and no limit on its speed.
     pub async fn prepare_migration(&mut self) -> Result<(), QmpError> {
         self.set_capability("events", true).await?;
-        self.call::<Value>("migrate-set-parameters", json!({"max-bandwidth": UNLIMITED})).await.map(drop)
+        self.call::<Value>("migrate-set-parameters", json!({"max-bandwidth": UNLIMITED}))
+            .await
+            .map(drop)
     }
 
     /// Begins to write the guest's memory and devices to the descriptor handed over as `fd`.
@@ -111,8 +117,9 @@ impl Qmp {
         self.call::<Value>("migrate-incoming", json!({"uri": format!("fd:{fd}")})).await.map(drop)
     }
 
-    /// Lets the guest's CPUs go on. Right behind a migration QEMU says no for a moment, although it has told that all is written: its threads have to come to
-    /// an end first (`qmp_cont` in QEMU's `monitor/qmp-cmds.c`).
+    /// Lets the guest's CPUs go on. Right behind a migration QEMU says no for a moment, although it
+    /// has told that all is written: its threads have to come to an end first (`qmp_cont` in QEMU's
+    /// `monitor/qmp-cmds.c`).
     pub async fn cont(&mut self) -> Result<(), QmpError> {
         let deadline = Instant::now() + REPLY;
         loop {
@@ -127,8 +134,9 @@ impl Qmp {
         }
     }
 
-    /// `cont`, as far as the event `RESUME`: from there on the guest runs. QEMU's reply comes when its main loop gets a turn beside the guest's CPUs, which
-    /// took up to 20 ms under emulation, and says nothing more.
+    /// `cont`, as far as the event `RESUME`: from there on the guest runs. QEMU's reply comes when
+    /// its main loop gets a turn beside the guest's CPUs, which took up to 20 ms under emulation,
+    /// and says nothing more.
     pub async fn cont_until_running(&mut self) -> Result<(), QmpError> {
         const COMMAND: &str = "cont";
         let limit = fault::patience(REPLY);
@@ -149,7 +157,10 @@ impl Qmp {
     }
 
     /// Waits until the migration is over, telling how far it is.
-    pub async fn wait_for_migration(&mut self, mut told: impl FnMut(&Migration)) -> Result<Migration, QmpError> {
+    pub async fn wait_for_migration(
+        &mut self,
+        mut told: impl FnMut(&Migration),
+    ) -> Result<Migration, QmpError> {
         loop {
             let migration = self.migration().await?;
             told(&migration);

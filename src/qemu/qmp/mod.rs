@@ -1,11 +1,12 @@
-//! QMP, the machine protocol of QEMU (`docs/interop/qmp-spec.rst`): JSON objects, a line each, over a Unix socket.
+//! QMP, the machine protocol of QEMU (`docs/interop/qmp-spec.rst`): JSON objects, a line each, over
+//! a Unix socket.
 //!
-//! One task uses a connection at a time, so no reader runs in the background: whoever waits for a reply reads, keeps the
-//! events that come by, and drops replies nobody waits for any more. Giving up on a command is therefore harmless, and means
-//! *unknown outcome*: the command was sent.
+//! One task uses a connection at a time, so no reader runs in the background: whoever waits for a
+//! reply reads, keeps the events that come by, and drops replies nobody waits for any more. Giving
+//! up on a command is therefore harmless, and means *unknown outcome*: the command was sent.
 //!
-//! Commands and replies are the types of the `qapi` crate where those decode on every QEMU we support; elsewhere small structs
-//! of our own, which ignore what they do not know.
+//! Commands and replies are the types of the `qapi` crate where those decode on every QEMU we
+//! support; elsewhere small structs of our own, which ignore what they do not know.
 
 pub mod block;
 pub mod error;
@@ -74,7 +75,10 @@ impl Qmp {
         let stream = match timeout_at(deadline, UnixStream::connect(path)).await {
             Ok(stream) => stream.map_err(connect)?,
             Err(_) => {
-                return Err(QmpError::Timeout { command: "connect".into(), seconds: limit.as_secs() });
+                return Err(QmpError::Timeout {
+                    command: "connect".into(),
+                    seconds: limit.as_secs(),
+                });
             }
         };
         Self::handshake(stream, limit).await
@@ -85,8 +89,14 @@ impl Qmp {
         let deadline = Instant::now() + limit;
         let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
         let process = PidFd::of_peer(&stream).ok();
-        let mut qmp =
-            Self { wire: Wire::new(stream), next_id: 0, events: VecDeque::new(), pid, process, version: String::new() };
+        let mut qmp = Self {
+            wire: Wire::new(stream),
+            next_id: 0,
+            events: VecDeque::new(),
+            pid,
+            process,
+            version: String::new(),
+        };
         loop {
             match qmp.receive("greeting", deadline, limit).await? {
                 Incoming::Greeting(version) => {
@@ -101,15 +111,19 @@ impl Qmp {
         Ok(qmp)
     }
 
-    /// What an observer wants to know, in one round trip: the process at the other end and `query-status`. `None` when nobody
-    /// answers within [`GLANCE`].
-    pub async fn glance(path: &Path) -> Option<(Option<i32>, RunState)> {
+    /// What an observer wants to know, in one round trip: the process at the other end and
+    /// `query-status`. `None` when nobody answers within [`GLANCE`].
+    pub async fn query_once(path: &Path) -> Option<(Option<i32>, RunState)> {
         let look = async {
             let stream = UnixStream::connect(path).await.ok()?;
             let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
             let mut wire = Wire::new(stream);
             // QEMU reads what was sent before its greeting.
-            wire.send("{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"query-status\",\"id\":1}").await.ok()?;
+            wire.send(
+                "{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"query-status\",\"id\":1}",
+            )
+            .await
+            .ok()?;
             loop {
                 if let Incoming::Reply { id: Some(1), result } = wire.receive().await.ok()? {
                     return Some((pid, serde_json::from_value(result.ok()?).ok()?));
@@ -119,7 +133,8 @@ impl Qmp {
         timeout_at(Instant::now() + GLANCE, look).await.ok().flatten()
     }
 
-    /// Which of the helper's ports the guest has opened, in their order; the ones there are. `None` when nobody answers within [`GLANCE`].
+    /// Which of the helper's ports the guest has opened, in their order; the ones there are. `None`
+    /// when nobody answers within [`GLANCE`].
     pub async fn open_ports(path: &Path) -> Option<Vec<bool>> {
         #[derive(Deserialize)]
         struct Chardev {
@@ -129,12 +144,19 @@ impl Qmp {
         }
         let look = async {
             let mut wire = Wire::new(UnixStream::connect(path).await.ok()?);
-            wire.send("{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"query-chardev\",\"id\":1}").await.ok()?;
+            wire.send(
+                "{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"query-chardev\",\"id\":1}",
+            )
+            .await
+            .ok()?;
             loop {
                 if let Incoming::Reply { id: Some(1), result } = wire.receive().await.ok()? {
                     let mut ports: Vec<Chardev> = serde_json::from_value(result.ok()?).ok()?;
                     ports.retain(|chardev| {
-                        chardev.label.strip_prefix("port").is_some_and(|rest| rest.parse::<usize>().is_ok())
+                        chardev
+                            .label
+                            .strip_prefix("port")
+                            .is_some_and(|rest| rest.parse::<usize>().is_ok())
                     });
                     return Some(ports.iter().map(|port| port.open).collect());
                 }
@@ -170,7 +192,11 @@ impl Qmp {
     }
 
     /// Runs a command given as JSON, for those whose types are too closed.
-    pub async fn call<T: DeserializeOwned>(&mut self, command: &str, arguments: Value) -> Result<T, QmpError> {
+    pub async fn call<T: DeserializeOwned>(
+        &mut self,
+        command: &str,
+        arguments: Value,
+    ) -> Result<T, QmpError> {
         self.exchange(command, arguments, REPLY).await
     }
 
@@ -207,8 +233,8 @@ impl Qmp {
         Err(QmpError::Timeout { command: name.to_owned(), seconds: REPLY.as_secs() })
     }
 
-    /// Did the guest shut down (`SHUTDOWN` with `guest`, see qapi/run-state.json)? For a QEMU that has ended: what it said last can still
-    /// be read. One that was killed has said nothing.
+    /// Did the guest shut down (`SHUTDOWN` with `guest`, see qapi/run-state.json)? For a QEMU that
+    /// has ended: what it said last can still be read. One that was killed has said nothing.
     pub async fn guest_has_shut_down(&mut self) -> bool {
         let deadline = Instant::now() + REPLY;
         while let Ok(Some(event)) = self.event(deadline).await {
@@ -219,9 +245,13 @@ impl Qmp {
         false
     }
 
-    async fn send<C: qapi::Command>(&mut self, command: &C, limit: Duration) -> Result<C::Ok, QmpError> {
-        let arguments =
-            serde_json::to_value(command).map_err(|source| QmpError::Decode { command: C::NAME.into(), source })?;
+    async fn send<C: qapi::Command>(
+        &mut self,
+        command: &C,
+        limit: Duration,
+    ) -> Result<C::Ok, QmpError> {
+        let arguments = serde_json::to_value(command)
+            .map_err(|source| QmpError::Decode { command: C::NAME.into(), source })?;
         self.exchange(C::NAME, arguments, limit).await
     }
 
@@ -279,13 +309,19 @@ impl Qmp {
                 None => self.wire.send(&line).await,
             }
         };
-        timeout_at(deadline, send)
-            .await
-            .map_err(|_| QmpError::Timeout { command: command.into(), seconds: limit.as_secs() })??;
+        timeout_at(deadline, send).await.map_err(|_| QmpError::Timeout {
+            command: command.into(),
+            seconds: limit.as_secs(),
+        })??;
         Ok(id)
     }
 
-    async fn receive(&mut self, command: &str, deadline: Instant, limit: Duration) -> Result<Incoming, QmpError> {
+    async fn receive(
+        &mut self,
+        command: &str,
+        deadline: Instant,
+        limit: Duration,
+    ) -> Result<Incoming, QmpError> {
         match timeout_at(deadline, self.wire.receive()).await {
             Ok(incoming) => incoming,
             Err(_) => Err(QmpError::Timeout { command: command.into(), seconds: limit.as_secs() }),
@@ -304,5 +340,9 @@ fn point(command: &str, when: &str) -> Result<(), QmpError> {
 
 /// What QEMU returned, or its refusal.
 fn accepted(command: &str, result: Result<Value, wire::Refusal>) -> Result<Value, QmpError> {
-    result.map_err(|refusal| QmpError::Refused { command: command.into(), class: refusal.class, message: refusal.desc })
+    result.map_err(|refusal| QmpError::Refused {
+        command: command.into(),
+        class: refusal.class,
+        message: refusal.desc,
+    })
 }

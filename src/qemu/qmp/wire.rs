@@ -59,7 +59,8 @@ impl Wire {
         Self { stream, lines: Lines::default() }
     }
 
-    /// Sends one line. Cancelled half-way it leaves the connection useless, so the caller drops it then.
+    /// Sends one line. Cancelled half-way it leaves the connection useless, so the caller drops it
+    /// then.
     pub(super) async fn send(&mut self, line: &str) -> Result<(), QmpError> {
         let mut bytes = line.as_bytes().to_vec();
         bytes.push(b'\n');
@@ -67,9 +68,16 @@ impl Wire {
     }
 
     /// Sends one line together with a file descriptor (`SCM_RIGHTS`), for `getfd`.
-    pub(super) async fn send_with(&mut self, line: &str, fd: BorrowedFd<'_>) -> Result<(), QmpError> {
+    pub(super) async fn send_with(
+        &mut self,
+        line: &str,
+        fd: BorrowedFd<'_>,
+    ) -> Result<(), QmpError> {
         let bytes = format!("{line}\n").into_bytes();
-        let sent = self.stream.async_io(Interest::WRITABLE, || fd_passing::send(self.stream.as_fd(), &bytes, fd)).await;
+        let sent = self
+            .stream
+            .async_io(Interest::WRITABLE, || fd_passing::send(self.stream.as_fd(), &bytes, fd))
+            .await;
         match sent {
             Ok(sent) => self.stream.write_all(&bytes[sent..]).await.map_err(|_| QmpError::Closed),
             Err(_) => Err(QmpError::Closed),
@@ -91,8 +99,15 @@ impl Wire {
 fn parse(line: &[u8]) -> Option<Incoming> {
     let line: Line = serde_json::from_slice(line).ok()?;
     if let Some(greeting) = line.greeting {
-        let number = |part| greeting.pointer(&format!("/version/qemu/{part}")).and_then(Value::as_u64).unwrap_or(0);
-        return Some(Incoming::Greeting(format!("{}.{}.{}", number("major"), number("minor"), number("micro"))));
+        let number = |part| {
+            greeting.pointer(&format!("/version/qemu/{part}")).and_then(Value::as_u64).unwrap_or(0)
+        };
+        return Some(Incoming::Greeting(format!(
+            "{}.{}.{}",
+            number("major"),
+            number("minor"),
+            number("micro")
+        )));
     }
     if let Some(name) = line.event {
         return Some(Incoming::Event(Event { name, data: line.data }));

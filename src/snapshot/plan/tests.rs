@@ -1,5 +1,5 @@
-//! What is true of every plan: the record that it leads to is sound, and every point that stays reads
-//! what it read before, wherever the plan is cut short. Stores come from random histories.
+//! What is true of every plan: the record that it leads to is sound, and every point that stays
+//! reads what it read before, wherever the plan is cut short. Stores come from random histories.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +7,8 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
 use super::*;
-use crate::layer::collapse::{self, Permissions};
+use crate::layer::collapse::{self, Action, Permissions};
+use crate::merge::plan::{LayerChanges, collapse as collapse_layers};
 use crate::model::LayerId;
 use crate::store::{schema, trash};
 
@@ -48,7 +49,11 @@ proptest! {
 
     #[test]
     fn a_snapshot_has_what_the_head_had_and_the_head_is_new(
-        history in histories(), number in 0_usize..8, state in 0_usize..4, with_memory: bool, freeze: Option<bool>,
+        history in histories(),
+        number in 0_usize..8,
+        state in 0_usize..4,
+        with_memory: bool,
+        freeze: Option<bool>,
     ) {
         let mut world = history.world();
         let vm = world.vm(number);
@@ -58,7 +63,8 @@ proptest! {
         let (after, plan) = take(&before, &wanted);
         assert_sound(&after);
         let snapshot = after.snapshots.last().expect("the new one");
-        assert_eq!((&snapshot.name, &snapshot.parent, &snapshot.config), (&wanted.name, &before.head, &before.config));
+        assert_eq!((&snapshot.name, &snapshot.parent), (&wanted.name, &before.head));
+        assert_eq!(snapshot.config, before.config);
         assert_eq!(after.head.as_ref(), Some(&wanted.name));
         assert_eq!(after.snapshots[..before.snapshots.len()], before.snapshots[..]);
         // What is made is the head, and nothing else is new.
@@ -66,7 +72,8 @@ proptest! {
         let new: BTreeSet<Layer> = layers(&after).difference(&layers(&before)).cloned().collect();
         assert_eq!((&new, &new), (&made(steps), &heads(&after)));
         assert!(new.iter().all(|layer| !world.layers.contains_key(layer)));
-        // Before the pivot nothing that anybody reads has changed; after it, only the new point is there.
+        // Before the pivot nothing that anybody reads has changed; after it, only the new point is
+        // there.
         let points = world.points();
         carry_out(&mut world, &vm, &steps[..pivot]);
         assert_eq!(world.points(), points);
@@ -87,22 +94,27 @@ proptest! {
         let vm = world.vm(number);
         let Some(snapshot) = chosen(&world, &vm, at) else { return Ok(()) };
         let before = world.records[&vm].clone();
-        let (after, plan) = revert(&before, &snapshot, &Reverting { live, memory: None, trash: "t".to_owned() });
+        let wanted = Reverting { live, memory: None, trash: "t".to_owned() };
+        let (after, plan) = revert(&before, &snapshot, &wanted);
         assert_sound(&after);
-        assert_eq!((&after.head, &after.snapshots), (&Some(snapshot.name.clone()), &before.snapshots));
+        assert_eq!(after.head.as_ref(), Some(&snapshot.name));
+        assert_eq!(after.snapshots, before.snapshots);
         let (steps, pivot) = plan.parts();
         assert_eq!((&made(steps), &made(&steps[..pivot])), (&heads(&after), &heads(&after)));
         for (new, old) in after.config.volumes().zip(snapshot.config.volumes()) {
-            let made = steps_of::<CreateOverlay>(steps).into_iter().find(|step| step.layer == new.layer);
+            let overlays = steps_of::<CreateOverlay>(steps);
+            let made = overlays.into_iter().find(|step| step.layer == new.layer);
             assert_eq!((&new.target, new.virtual_bytes), (&old.target, old.virtual_bytes));
             match made {
                 Some(made) => assert_eq!(
-                    (made.backing.as_ref(), made.virtual_bytes), (Some(&old.layer), old.virtual_bytes)
+                    (made.backing.as_ref(), made.virtual_bytes),
+                    (Some(&old.layer), old.virtual_bytes)
                 ),
                 None => assert!(old.read_only && new.layer == old.layer),
             }
         }
-        let trashed = steps_of::<TrashLayers>(&steps[pivot..]).into_iter().flat_map(|step| step.layers).collect();
+        let trashed = steps_of::<TrashLayers>(&steps[pivot..]);
+        let trashed = trashed.into_iter().flat_map(|step| step.layers).collect();
         let gone: BTreeSet<Layer> = heads(&before).difference(&layers(&after)).cloned().collect();
         assert_eq!(gone, trashed);
         let mut expected = world.points();
@@ -150,44 +162,64 @@ proptest! {
         let stands_on_it = |other: &Snapshot| {
             let mut next = other.parent.clone();
             while let Some(name) = next.filter(|name| *name != snapshot.name) {
-                next = record.snapshots.iter().find(|one| one.name == name).and_then(|one| one.parent.clone());
+                let below = record.snapshots.iter().find(|one| one.name == name);
+                next = below.and_then(|one| one.parent.clone());
                 if next.is_none() {
                     return false;
                 }
             }
             other.parent.is_some()
         };
-        let above = record.snapshots.iter().filter(|other| stands_on_it(other)).map(|other| &other.name);
-        let above: BTreeSet<&Name> = above.collect();
-        assert_eq!(victims(record, &snapshot.name, Which::Alone), std::slice::from_ref(&snapshot.name));
-        let only = victims(record, &snapshot.name, Which::ChildrenOnly);
-        assert_eq!((only.iter().collect::<BTreeSet<_>>(), only.len()), (above.clone(), above.len()));
-        let all = victims(record, &snapshot.name, Which::WithChildren);
-        assert_eq!((&all[..only.len()], &all[only.len()..]), (&only[..], &[snapshot.name.clone()][..]));
+        let above = record.snapshots.iter().filter(|other| stands_on_it(other));
+        let above: BTreeSet<&Name> = above.map(|other| &other.name).collect();
+        let alone = to_remove(record, &snapshot.name, Which::Alone);
+        assert_eq!(alone, std::slice::from_ref(&snapshot.name));
+        let only = to_remove(record, &snapshot.name, Which::ChildrenOnly);
+        assert_eq!((only.iter().collect(), only.len()), (above.clone(), above.len()));
+        let all = to_remove(record, &snapshot.name, Which::WithChildren);
+        assert_eq!(&all[..only.len()], &only[..]);
+        assert_eq!(&all[only.len()..], std::slice::from_ref(&snapshot.name));
         for (place, name) in all.iter().enumerate() {
             let parent = record.snapshot(&vm, name).expect("it is there").parent.as_ref();
-            assert!(parent.is_none_or(|parent| !all[..place].contains(parent)), "{name} goes after its parent");
+            assert!(
+                parent.is_none_or(|parent| !all[..place].contains(parent)),
+                "{name} goes after its parent"
+            );
         }
     }
 }
 
-/// Carries out `plan`, which leads to what is left by `dropped`: cut short after every step and in the
-/// middle of it, and every step twice. Returns what is there in the end.
-pub(crate) fn check(world: &World, vm: &Name, dropped: &Record, plan: &Plan, untouched: &[LayerId]) -> World {
+/// Carries out `plan`, which leads to what is left by `dropped`: cut short after every step and in
+/// the middle of it, and every step twice. Returns what is there in the end.
+pub(crate) fn check(
+    world: &World,
+    vm: &Name,
+    dropped: &Record,
+    plan: &Plan,
+    untouched: &[LayerId],
+) -> World {
     let mut left = world.clone();
     left.records.insert(vm.clone(), dropped.clone());
     let reachable = left.reachable();
     let expected = left.points_with(&reachable);
     let (steps, pivot) = plan.parts();
     assert_eq!(pivot, 0, "nothing has to be undone");
-    let fixed: Vec<_> = world.layers.iter().filter(|(layer, _)| untouched.contains(&layer.id)).collect();
+    let fixed: Vec<_> =
+        world.layers.iter().filter(|(layer, _)| untouched.contains(&layer.id)).collect();
     let look = |now: &World, when: &str| {
         assert_eq!(now.points_with(&reachable), expected, "{when} of {steps:#?}");
         for (layer, held) in &fixed {
-            assert_eq!(now.layers.get(*layer), Some(*held), "{layer} is not ours to change, {when}");
+            assert_eq!(
+                now.layers.get(*layer),
+                Some(*held),
+                "{layer} is not ours to change, {when}"
+            );
         }
         let named = dropped.snapshots.iter().filter_map(Snapshot::ram_image);
-        assert!(named.clone().all(|image| now.images.contains(&image.id)), "the memory of a point is gone");
+        assert!(
+            named.clone().all(|image| now.images.contains(&image.id)),
+            "the memory of a point is gone"
+        );
     };
     let mut now = world.clone();
     for (at, step) in steps.iter().enumerate() {
@@ -204,16 +236,23 @@ pub(crate) fn check(world: &World, vm: &Name, dropped: &Record, plan: &Plan, unt
         now.apply(vm, step, Part::Whole);
         let once = now.clone();
         now.apply(vm, step, Part::Whole);
-        assert_eq!((&now.layers, &now.records), (&once.layers, &once.records), "{step:?} does something twice");
+        assert_eq!(
+            (&now.layers, &now.records),
+            (&once.layers, &once.records),
+            "{step:?} does something twice"
+        );
     }
     // What was needed is needed still, or has gone.
     let (needed, was_needed) = (now.reachable(), world.reachable());
     assert!(needed.iter().all(|layer| now.layers.contains_key(layer)), "a layer is missing");
-    // What was hidden before, and nothing is backed by any more, is left for `gc`, with what it is backed by.
+    // What was hidden before, and nothing is backed by any more, is left for `gc`, with what it is
+    // backed by.
     let was_named: BTreeSet<&Layer> = world.records.values().flat_map(Record::layers).collect();
-    let is_backing = |layer: &&Layer| now.layers.values().any(|held| held.backing.as_ref() == Some(*layer));
+    let is_backing =
+        |layer: &&Layer| now.layers.values().any(|held| held.backing.as_ref() == Some(*layer));
     let was_needed = |layer: &&Layer| was_named.contains(layer) && was_needed.contains(layer);
-    let is_idle = |layer: &&Layer| was_needed(layer) && !needed.contains(layer) && !is_backing(layer);
+    let is_idle =
+        |layer: &&Layer| was_needed(layer) && !needed.contains(layer) && !is_backing(layer);
     let idle: Vec<_> = now.layers.keys().filter(is_idle).collect();
     assert!(idle.is_empty() || !untouched.is_empty(), "{idle:?} is left");
     let (named, dropped) = (&now.records[vm], |layer: &Layer| now.trash.contains(layer));
@@ -224,7 +263,10 @@ pub(crate) fn check(world: &World, vm: &Name, dropped: &Record, plan: &Plan, unt
 
 /// What the next command does: all behind the last record that was written.
 fn carry_on(world: &mut World, vm: &Name, steps: &[Planned]) {
-    let saved = steps.iter().rposition(|step| step.wrote(&world.records[vm]) == Some(true)).expect("the pivot");
+    let saved = steps
+        .iter()
+        .rposition(|step| step.wrote(&world.records[vm]) == Some(true))
+        .expect("the pivot");
     carry_out(world, vm, &steps[saved + 1..]);
 }
 
@@ -241,7 +283,8 @@ fn count(tally: &mut Tally, action: &Action) {
     *tally.entry(kind).or_default() += 1;
 }
 
-/// Gives up what stands between the record of `vm` and `dropped`, as far as the layers in `disks` go.
+/// Gives up what stands between the record of `vm` and `dropped`, as far as the layers in `disks`
+/// go.
 fn give_up(
     world: &World,
     vm: &Name,
@@ -250,21 +293,28 @@ fn give_up(
     limits: (&[LayerId], &[LayerId]),
     tally: &mut Tally,
 ) -> World {
-    let (foreign, kept) = limits;
+    let (in_use, kept) = limits;
     let mut left = world.clone();
     left.records.insert(vm.clone(), dropped.clone());
-    let pool = left.pool();
-    let permissions = Permissions { owner: vm, foreign, kept, uncertain: None };
-    let mut moves = Moves::default();
+    let graph = left.graph();
+    let permissions = Permissions { owner: vm, in_use, kept, uncertain: None };
+    let mut changes = LayerChanges::default();
     for (target, layer) in disks {
-        let actions = collapse::plan(&pool, &layer.id, permissions);
+        let actions = collapse::plan(&graph, &layer.id, permissions);
         actions.iter().for_each(|action| count(tally, action));
-        moves.add(target, &actions, &pool);
+        changes.add(target, &actions, &graph);
     }
-    let plan = collapse(&world.records[vm], dropped, moves, false, trash::Kind::SnapshotRm, "t".to_owned());
+    let plan = collapse_layers(
+        &world.records[vm],
+        dropped,
+        changes,
+        false,
+        trash::Kind::SnapshotRm,
+        "t".to_owned(),
+    );
     let templates = world.records.values().filter(|record| record.is_template());
     let frozen = templates.flat_map(Record::layers).map(|layer| layer.id.clone());
-    let fixed: Vec<LayerId> = foreign.iter().chain(kept).cloned().chain(frozen).collect();
+    let fixed: Vec<LayerId> = in_use.iter().chain(kept).cloned().chain(frozen).collect();
     check(world, vm, dropped, &plan, &fixed)
 }
 
@@ -272,20 +322,24 @@ fn give_up(
 type Removal = (history::History, (usize, usize, u8, u8, Option<usize>));
 
 fn removals() -> impl Strategy<Value = Removal> {
-    (histories(), (0_usize..8, 0_usize..8, 0_u8..3, 0_u8..16, prop::option::weighted(0.2, 0_usize..32)))
+    (
+        histories(),
+        (0_usize..8, 0_usize..8, 0_u8..3, 0_u8..16, prop::option::weighted(0.2, 0_usize..32)),
+    )
 }
 
 fn remove((history, (number, at, which, busy, undo)): &Removal, tally: &mut Tally) {
     let mut world = history.world();
     let vm = world.vm(*number);
     let Some(snapshot) = chosen(&world, &vm, *at) else { return };
-    let is_busy =
-        |(number, name): (usize, &Name)| ((busy >> (number % 4)) & 1 == 1 && *name != vm).then(|| name.clone());
+    let is_busy = |(number, name): (usize, &Name)| {
+        ((busy >> (number % 4)) & 1 == 1 && *name != vm).then(|| name.clone())
+    };
     let busy: Vec<Name> = world.records.keys().enumerate().filter_map(is_busy).collect();
-    let foreign = world.open(&busy);
+    let in_use = world.open(&busy);
     let kept = undo.map(|number| below(&world, number)).unwrap_or_default();
     let which = [Which::Alone, Which::WithChildren, Which::ChildrenOnly][usize::from(*which)];
-    for name in victims(&world.records[&vm], &snapshot.name, which) {
+    for name in to_remove(&world.records[&vm], &snapshot.name, which) {
         let record = world.records[&vm].clone();
         let going = record.snapshot(&vm, &name).expect("it is there");
         let disks: Vec<(String, Layer)> =
@@ -294,9 +348,9 @@ fn remove((history, (number, at, which, busy, undo)): &Removal, tally: &mut Tall
             // That is refused.
             return;
         }
-        world = give_up(&world, &vm, &without(&record, &name), &disks, (&foreign, &kept), tally);
+        world = give_up(&world, &vm, &without(&record, &name), &disks, (&in_use, &kept), tally);
     }
-    merge_hidden(world, &vm, &foreign, tally);
+    merge_hidden(world, &vm, &in_use, tally);
 }
 
 /// What the trash would need if something in it stood on a layer.
@@ -310,14 +364,17 @@ fn below(world: &World, number: usize) -> Vec<LayerId> {
 }
 
 /// What `gc` does with layers below a VM that nobody names.
-fn merge_hidden(mut world: World, vm: &Name, foreign: &[LayerId], tally: &mut Tally) {
+fn merge_hidden(mut world: World, vm: &Name, in_use: &[LayerId], tally: &mut Tally) {
     for layer in world.reachable() {
         let record = world.records[vm].clone();
-        let pool = world.pool();
+        let graph = world.graph();
         let mut heads = record.layers();
-        let is_below = heads.any(|head| pool.chain(&head.id).expect("whole").iter().any(|info| info.layer == layer));
-        if is_below && pool.uses(&layer.id).is_empty() {
-            world = give_up(&world, vm, &record, &[("vda".to_owned(), layer)], (foreign, &[]), tally);
+        let is_below = heads.any(|head| {
+            graph.chain(&head.id).expect("whole").iter().any(|info| info.layer == layer)
+        });
+        if is_below && graph.uses(&layer.id).is_empty() {
+            world =
+                give_up(&world, vm, &record, &[("vda".to_owned(), layer)], (in_use, &[]), tally);
         }
     }
 }
@@ -333,7 +390,10 @@ fn whatever_is_removed_all_points_that_stay_read_what_they_read_wherever_it_is_c
     checked.unwrap_or_else(|error| panic!("{error}"));
     let tally = tally.into_inner();
     for kind in ["drop", "commit", "stream", "keep"] {
-        assert!(tally.get(kind).is_some_and(|count| *count > 20), "that is hardly tested: {tally:?}");
+        assert!(
+            tally.get(kind).is_some_and(|count| *count > 20),
+            "that is hardly tested: {tally:?}"
+        );
     }
 }
 

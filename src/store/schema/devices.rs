@@ -93,7 +93,9 @@ impl TryFrom<NicV1> for Nic {
 
     fn try_from(nic: NicV1) -> Result<Self> {
         Ok(Self {
-            model: nic.model.map_or(Ok(NicModel::default()), |model| known("network card", &model, model.parse()))?,
+            model: nic.model.map_or(Ok(NicModel::default()), |model| {
+                known("network card", &model, model.parse())
+            })?,
             place: nic.place.map(|place| place.parse()).transpose()?,
             ports: nic.ports.iter().map(|port| port.parse()).collect::<Result<_>>()?,
             mac: nic.mac,

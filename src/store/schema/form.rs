@@ -41,11 +41,16 @@ impl<T: Saved> Saved for Option<T> {
 }
 
 /// Writes `value` by its form.
-pub(crate) fn serialize<T: Saved, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn serialize<T: Saved, S: Serializer>(
+    value: &T,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     value.to_form().serialize(serializer)
 }
 
 /// Reads a value by its form.
-pub(crate) fn deserialize<'de, T: Saved, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+pub(crate) fn deserialize<'de, T: Saved, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
     T::Form::deserialize(deserializer).map(T::from_form)
 }

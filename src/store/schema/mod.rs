@@ -2,8 +2,8 @@
 //! from the live types of [`crate::model`].
 //!
 //! Each version of a record has a directory of its own and never changes once released. Older ones
-//! are migrated in memory, newer ones are refused. A form that stands for a live type has its name in
-//! `serde(rename)`, so that errors call it by that.
+//! are migrated in memory, newer ones are refused. A form that stands for a live type has its name
+//! in `serde(rename)`, so that errors call it by that.
 //!
 //! These live types are written as they are:
 //!
@@ -113,8 +113,10 @@ fn refuse_newer(schema: u32, known: u32) -> Result<()> {
 }
 
 fn too_new(schema: u32, known: u32) -> Error {
-    Error::newer(format!("written by a newer version of cowhand (schema {schema}, this one knows {known})"))
-        .hint("use that version; nothing was changed")
+    Error::newer(format!(
+        "written by a newer version of cowhand (schema {schema}, this one knows {known})"
+    ))
+    .hint("use that version; nothing was changed")
 }
 
 /// Parses JSON and says where it is wrong: line, path and reason.
@@ -125,7 +127,8 @@ pub(super) fn parse<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T> {
         let inner = error.into_inner();
         let reason = inner.to_string();
         let reason = reason.split(" at line ").next().unwrap_or_default();
-        let reason = reason.split(", expected one of ").next().unwrap_or_default().replace('`', "\"");
+        let reason =
+            reason.split(", expected one of ").next().unwrap_or_default().replace('`', "\"");
         let place = if at == "." || at == "?" { String::new() } else { format!(" at {at}") };
         Error::damaged(format!("line {}: {reason}{place}", inner.line()))
     })

@@ -1,7 +1,7 @@
 //! `entry.json` of a directory of the trash.
 //!
-//! Version 1 has no `schema`, `uuid` and `store`. What is not known of an entry is passed over: what
-//! a directory of the trash holds is kept all the same.
+//! Version 1 has no `schema`, `uuid` and `store`. What is not known of an entry is passed over:
+//! what a directory of the trash holds is kept all the same.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -10,8 +10,8 @@ use uuid::Uuid;
 use super::form::Saved;
 use super::{parse, refuse_newer};
 use crate::error::{Error, Result};
-use crate::model::{Layer, LayerId, Name};
-use crate::store::trash::entry::{Entry, SCHEMA, Stamp};
+use crate::model::{FileStamp, Layer, LayerId, Name};
+use crate::store::trash::entry::{Entry, SCHEMA};
 use crate::store::trash::kind::Kind;
 
 /// An entry, as written.
@@ -33,8 +33,8 @@ struct EntryForm {
     layers: Vec<Layer>,
     #[serde(default)]
     below: Vec<StampForm>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    way_back: Option<String>,
+    #[serde(rename = "way_back", default, skip_serializing_if = "Option::is_none")]
+    undo_snapshot: Option<String>,
 }
 
 /// A layer's file as it was, as written.
@@ -64,8 +64,8 @@ pub(in crate::store) struct Needs {
     #[serde(default)]
     below: Vec<StampForm>,
     /// The internal snapshot that it is taken back with.
-    #[serde(default)]
-    pub(in crate::store) way_back: Option<String>,
+    #[serde(rename = "way_back", default)]
+    pub(in crate::store) undo_snapshot: Option<String>,
 }
 
 /// The version that entries have which say nothing of one.
@@ -82,7 +82,8 @@ pub fn parse_entry(text: &[u8]) -> Result<Entry> {
 
 /// Writes an entry, in the version that it was read in; a new one in today's.
 pub fn render_entry(entry: &Entry) -> Result<Vec<u8>> {
-    serde_json::to_vec(&EntryForm::from(entry)).map_err(|error| Error::failed("cannot describe trash").because(error))
+    serde_json::to_vec(&EntryForm::from(entry))
+        .map_err(|error| Error::failed("cannot describe trash").because(error))
 }
 
 impl Needs {
@@ -101,17 +102,29 @@ impl Needs {
 
 impl From<&Entry> for EntryForm {
     fn from(entry: &Entry) -> Self {
-        let Entry { schema, what, vm, uuid, store, when, operation, layers, below, way_back } = entry.clone();
+        let Entry { schema, what, vm, uuid, store, when, operation, layers, below, undo_snapshot } =
+            entry.clone();
         let (what, below) = (what.to_form(), below.to_form());
-        Self { schema, what, vm, uuid, store, when, operation, layers, below, way_back }
+        Self { schema, what, vm, uuid, store, when, operation, layers, below, undo_snapshot }
     }
 }
 
 impl From<EntryForm> for Entry {
     fn from(form: EntryForm) -> Self {
-        let EntryForm { schema, what, vm, uuid, store, when, operation, layers, below, way_back } = form;
+        let EntryForm {
+            schema,
+            what,
+            vm,
+            uuid,
+            store,
+            when,
+            operation,
+            layers,
+            below,
+            undo_snapshot,
+        } = form;
         let (what, below) = (Kind::from_form(what), Vec::from_form(below));
-        Self { schema, what, vm, uuid, store, when, operation, layers, below, way_back }
+        Self { schema, what, vm, uuid, store, when, operation, layers, below, undo_snapshot }
     }
 }
 
@@ -127,15 +140,16 @@ impl Saved for Kind {
     }
 }
 
-impl Saved for Stamp {
+impl Saved for FileStamp {
     type Form = StampForm;
 
+    /// Nanoseconds since 1970 fit into 64 bits until the year 2262.
     fn to_form(&self) -> StampForm {
-        let Stamp { layer, bytes, modified_ns } = self.clone();
-        StampForm { layer, bytes, modified_ns }
+        let modified_ns = i64::try_from(self.modified_ns).unwrap_or(i64::MAX);
+        StampForm { layer: self.layer.clone(), bytes: self.bytes, modified_ns }
     }
 
     fn from_form(StampForm { layer, bytes, modified_ns }: StampForm) -> Self {
-        Self { layer, bytes, modified_ns }
+        Self { layer, bytes, modified_ns: modified_ns.into() }
     }
 }

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::kind::Kind;
-use crate::model::{Layer, LayerStamp, Name, Record};
+use crate::model::{FileStamp, Layer, Name, Record};
 
 /// The version written today.
 pub(in crate::store) const SCHEMA: u32 = 2;
@@ -30,9 +30,9 @@ pub struct Entry {
     /// The layers in it.
     pub layers: Vec<Layer>,
     /// What those layers stand on, as it was then: without it they mean nothing.
-    pub below: Vec<Stamp>,
+    pub below: Vec<FileStamp>,
     /// The internal snapshot in the layers of the head that holds what they were.
-    pub way_back: Option<String>,
+    pub undo_snapshot: Option<String>,
 }
 
 impl Entry {
@@ -48,7 +48,7 @@ impl Entry {
             operation: operation.to_owned(),
             layers: Vec::new(),
             below: Vec::new(),
-            way_back: None,
+            undo_snapshot: None,
         }
     }
 
@@ -65,29 +65,5 @@ impl Entry {
     /// Is it a change that `undo` takes back?
     pub fn can_be_undone(&self) -> bool {
         self.what.can_be_undone()
-    }
-}
-
-/// A layer's file as it was.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stamp {
-    /// The layer.
-    pub layer: Layer,
-    /// The file's length, in bytes.
-    pub(in crate::store) bytes: u64,
-    /// The file's modification time, in nanoseconds since 1970.
-    pub(in crate::store) modified_ns: i64,
-}
-
-impl From<LayerStamp> for Stamp {
-    fn from(stamp: LayerStamp) -> Self {
-        let modified_ns = i64::try_from(stamp.modified_ns).unwrap_or(i64::MAX);
-        Self { layer: stamp.layer, bytes: stamp.bytes, modified_ns }
-    }
-}
-
-impl From<Stamp> for LayerStamp {
-    fn from(stamp: Stamp) -> Self {
-        Self { layer: stamp.layer, bytes: stamp.bytes, modified_ns: stamp.modified_ns.into() }
     }
 }

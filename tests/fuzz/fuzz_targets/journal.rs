@@ -15,5 +15,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         }
     }
     let written = serde_json::to_vec(&journal).expect("what was read can be written");
-    assert_eq!(serde_json::from_slice::<Journal<Planned>>(&written).expect("what was written can be read"), journal);
+    let read: Journal<Planned> =
+        serde_json::from_slice(&written).expect("what was written can be read");
+    assert_eq!(read, journal);
 });

@@ -10,6 +10,9 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         && let Some(backing) = header.backing_file
         && let Some(layer) = Layer::from_file_name(&backing)
     {
-        assert!(!layer.file_name().contains('/'), "a backing file outside of the pool was taken for a layer");
+        assert!(
+            !layer.file_name().contains('/'),
+            "a backing file outside of the pool was taken for a layer"
+        );
     }
 });

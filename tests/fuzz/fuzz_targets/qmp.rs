@@ -8,7 +8,8 @@ use cowhand::qemu::qmp::Qmp;
 use cowhand::qemu::qmp::jobs::Job;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.expect("a runtime");
     runtime.block_on(async {
         let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().expect("a pair of sockets");
         theirs.set_nonblocking(true).expect("a socket that does not wait");

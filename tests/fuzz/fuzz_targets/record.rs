@@ -1,4 +1,5 @@
-//! `vm.json`: whatever is in it, it is read or refused; what was read is written, and read again as the same.
+//! `vm.json`: whatever is in it, it is read or refused; what was read is written, and read again as
+//! the same.
 #![no_main]
 
 use cowhand::store::schema::{parse_record, render_record};

@@ -3,6 +3,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use proptest::prelude::*;
 
 use super::super::{Piece, read, to_letters};
+use super::bounds::LONGEST_PATH;
 use super::*;
 
 fn entry(path: &str, what: What) -> Entry {
@@ -43,10 +44,12 @@ fn refusal(result: io::Result<()>) -> Refusal {
 
 #[track_caller]
 fn outside_is_untouched(room: &Path) {
-    let names: Vec<_> = std::fs::read_dir(room.join("outside")).expect("outside").flatten().collect();
+    let names: Vec<_> =
+        std::fs::read_dir(room.join("outside")).expect("outside").flatten().collect();
     assert_eq!(names.len(), 1, "{names:?}");
     assert_eq!(std::fs::read(room.join("outside/secret")).expect("a file"), b"mine");
-    let all: Vec<_> = std::fs::read_dir(room).expect("a room").flatten().map(|entry| entry.file_name()).collect();
+    let all: Vec<_> =
+        std::fs::read_dir(room).expect("a room").flatten().map(|entry| entry.file_name()).collect();
     assert!(all.iter().all(|name| name == "outside" || name == "tree"), "{all:?}");
 }
 
@@ -54,15 +57,24 @@ fn outside_is_untouched(room: &Path) {
 fn names_that_mean_another_place_are_refused() {
     let (room, tree) = room();
     let (long, longer) = ("x".repeat(256), "x/".repeat(2048) + "x");
-    let odd = ["../x", "/etc/x", "a/../../x", ".", "..", "a/.", "./a", "a//b", "a/", "/", "a\0b", "\u{100}"];
+    let odd = [
+        "../x", "/etc/x", "a/../../x", ".", "..", "a/.", "./a", "a//b", "a/", "/", "a\0b",
+        "\u{100}",
+    ];
     for path in odd.into_iter().chain([long.as_str(), longer.as_str()]) {
         for what in [file(), What::Directory, link("/etc")] {
             let mut writer = begun(&tree);
-            assert!(matches!(refusal(writer.entry(&entry(path, what))), Refusal::Path(_)), "{path:?}");
+            assert!(
+                matches!(refusal(writer.entry(&entry(path, what))), Refusal::Path(_)),
+                "{path:?}"
+            );
         }
     }
     for to in ["", "a\0b", "x".repeat(4096).as_str()] {
-        assert!(matches!(refusal(begun(&tree).entry(&entry("way", link(to)))), Refusal::Path(_)), "{to:?}");
+        assert!(
+            matches!(refusal(begun(&tree).entry(&entry("way", link(to)))), Refusal::Path(_)),
+            "{to:?}"
+        );
     }
     outside_is_untouched(room.path());
 }
@@ -93,7 +105,10 @@ fn no_link_is_followed_whoever_made_it() {
     let mut one = begun(&tree);
     one.entry(&entry("a", What::Directory)).expect("a directory");
     one.entry(&entry("a/b", What::Directory)).expect("a directory");
-    assert!(one.entry(&entry("a", link("../outside"))).is_err(), "a link in the place of a directory");
+    assert!(
+        one.entry(&entry("a", link("../outside"))).is_err(),
+        "a link in the place of a directory"
+    );
     let mut one = begun(&tree);
     one.entry(&entry("a", What::Directory)).expect("a directory");
     one.entry(&entry("a/b", What::Directory)).expect("a directory");
@@ -125,13 +140,22 @@ fn a_link_or_a_device_in_the_place_of_a_file_is_replaced_and_not_written_to() {
 #[test]
 fn what_is_not_a_tree_is_refused() {
     let (_room, tree) = room();
-    assert!(matches!(refusal(writer(&tree).entry(&entry("x", file()))), Refusal::Order(_)), "no root");
+    assert!(
+        matches!(refusal(writer(&tree).entry(&entry("x", file()))), Refusal::Order(_)),
+        "no root"
+    );
     let mut one = begun(&tree);
-    assert!(matches!(refusal(one.entry(&entry("", What::Directory))), Refusal::Order(_)), "two roots");
+    assert!(
+        matches!(refusal(one.entry(&entry("", What::Directory))), Refusal::Order(_)),
+        "two roots"
+    );
     assert!(matches!(refusal(one.entry(&entry("a/b", file()))), Refusal::Order(_)), "no directory");
     let mut one = writer(&tree.with_file_name("tree2"));
     one.entry(&entry("", file())).expect("a file");
-    assert!(matches!(refusal(one.entry(&entry("x", file()))), Refusal::Order(_)), "a file in a file");
+    assert!(
+        matches!(refusal(one.entry(&entry("x", file()))), Refusal::Order(_)),
+        "a file in a file"
+    );
     // Data: more than was announced, twice the same, none at all, before there is a file.
     let mut one = begun(&tree);
     assert_eq!(refusal(one.data(0, b"z")), Refusal::Data);
@@ -150,7 +174,8 @@ fn what_is_not_a_tree_is_refused() {
 fn budgets_count_entries_and_the_lengths_of_files_with_their_holes() {
     let (_room, tree) = room();
     let with = |bytes, entries| {
-        let mut one = Writer::untrusted(Target::at(&tree).expect("a target"), Budget { bytes, entries });
+        let mut one =
+            Writer::untrusted(Target::at(&tree).expect("a target"), Budget { bytes, entries });
         one.entry(&entry("", What::Directory)).expect("a directory");
         one
     };
@@ -160,13 +185,19 @@ fn budgets_count_entries_and_the_lengths_of_files_with_their_holes() {
     assert_eq!(refusal(one.entry(&entry("c", file()))), Refusal::TooManyEntries(3));
     let mut one = with(100, 100);
     one.entry(&entry("a", What::File { bytes: 60 })).expect("a file");
-    assert_eq!(refusal(one.entry(&entry("n", What::File { bytes: 41 }))), Refusal::TooManyBytes(100));
+    assert_eq!(
+        refusal(one.entry(&entry("n", What::File { bytes: 41 }))),
+        Refusal::TooManyBytes(100)
+    );
     // What came before is whole, and there is nothing else.
     drop(one);
     assert_eq!(tree.join("a").metadata().expect("a file").len(), 60);
     assert!(!tree.join("n").exists());
     let mut one = with(u64::MAX - 1, 100);
-    assert_eq!(refusal(one.entry(&entry("c", What::File { bytes: u64::MAX }))), Refusal::TooManyBytes(u64::MAX - 1));
+    assert_eq!(
+        refusal(one.entry(&entry("c", What::File { bytes: u64::MAX }))),
+        Refusal::TooManyBytes(u64::MAX - 1)
+    );
     assert_eq!(std::fs::read_dir(&tree).expect("a directory").count(), 2);
 }
 
@@ -179,7 +210,8 @@ fn no_set_uid_bit_comes_out_of_a_guest() {
     }
     // Bits that are no permissions, times that no clock has.
     for (index, modified_ns) in [i64::MIN, i64::MAX].into_iter().enumerate() {
-        one.entry(&Entry { mode: u32::MAX, modified_ns, ..entry(&format!("e{index}"), file()) }).expect("an entry");
+        one.entry(&Entry { mode: u32::MAX, modified_ns, ..entry(&format!("e{index}"), file()) })
+            .expect("an entry");
     }
     one.finish().expect("a tree");
     for path in ["d", "d/f", "e0", "e1"] {
@@ -213,7 +245,9 @@ fn names() -> impl Strategy<Value = String> {
 }
 
 fn whats() -> impl Strategy<Value = What> {
-    let to = prop::sample::select(vec!["../outside", "../outside/secret", "/", "a", ".", "..", "../tree"]);
+    let to = prop::sample::select(vec![
+        "../outside", "../outside/secret", "/", "a", ".", "..", "../tree",
+    ]);
     prop_oneof![
         (0u64..3).prop_map(|bytes| What::File { bytes }),
         Just(What::Directory),
@@ -228,7 +262,8 @@ fn grow(root: &Path, plan: &[(Vec<u8>, u8)]) {
     for (index, (steps, kind)) in plan.iter().enumerate() {
         let directory = steps.iter().fold(root.to_owned(), |at, step| at.join(format!("d{step}")));
         std::fs::create_dir_all(&directory).expect("a directory");
-        let path = directory.join(OsStr::from_bytes(&[b"n\xff".as_slice(), index.to_string().as_bytes()].concat()));
+        let path = directory
+            .join(OsStr::from_bytes(&[b"n\xff".as_slice(), index.to_string().as_bytes()].concat()));
         match kind % 3 {
             0 => std::fs::write(&path, vec![*kind; usize::from(*kind) * 300]).expect("a file"),
             1 => symlink("../somewhere", &path).expect("a link"),
@@ -247,13 +282,18 @@ fn described(root: &Path) -> Vec<String> {
     let mut left = vec![root.to_owned()];
     while let Some(path) = left.pop() {
         let about = path.symlink_metadata().expect("an entry");
-        let content = if about.is_file() { std::fs::read(&path).expect("a file") } else { Vec::new() };
+        let content =
+            if about.is_file() { std::fs::read(&path).expect("a file") } else { Vec::new() };
         let to = std::fs::read_link(&path).unwrap_or_default();
         let times = if about.is_symlink() { (0, 0) } else { (about.mtime(), about.mtime_nsec()) };
         let inside = path.strip_prefix(root).expect("below the root");
         lines.push(format!("{inside:?} {:o} {times:?} {to:?} {content:?}", about.mode()));
         if about.is_dir() {
-            left.extend(std::fs::read_dir(&path).expect("a directory").map(|entry| entry.expect("an entry").path()));
+            left.extend(
+                std::fs::read_dir(&path)
+                    .expect("a directory")
+                    .map(|entry| entry.expect("an entry").path()),
+            );
         }
     }
     lines.sort();
@@ -308,7 +348,8 @@ proptest! {
         std::fs::write(room.path().join("a/x"), "").expect("a file");
         let root = Target::at(&room.path().join("tree")).expect("a target").parent;
         let path = path.join("/");
-        let (one, other) = (beneath(root.as_fd(), path.as_bytes()), beneath_by_steps(root.as_fd(), path.as_bytes()));
+        let one = beneath(root.as_fd(), path.as_bytes());
+        let other = beneath_by_steps(root.as_fd(), path.as_bytes());
         let inode = |found: &io::Result<OwnedFd>| {
             found.as_ref().ok().map(|fd| rustix::fs::fstat(fd).expect("a directory").st_ino)
         };

@@ -96,7 +96,12 @@ pub fn taking(world: &mut World, with_memory: bool) -> Taking {
         state: if with_memory { State::Running } else { State::Stopped },
         freeze: None,
         freeze_limit: None,
-        memory: image.map(|image| Memory { image: Some(image), bytes: 1, writer, leased: Vec::new() }),
+        memory: image.map(|image| Memory {
+            image: Some(image),
+            bytes: 1,
+            writer,
+            leased: Vec::new(),
+        }),
         expires: None,
     }
 }
@@ -136,7 +141,12 @@ fn clone(world: &mut World, vm: &Name, number: usize, is_template: bool) {
         disk.layer = layer;
     }
     if is_template {
-        record.role = Role::Template { frozen: record.created, sealed: false, stamps: Vec::new(), image: None };
+        record.role = Role::Template {
+            frozen: record.created,
+            sealed: false,
+            stamps: Vec::new(),
+            image: None,
+        };
     }
     let name = name(&format!("c{}", world.number()));
     world.records.insert(name, record);
@@ -188,6 +198,7 @@ fn add_disk(world: &mut World, vm: &Name, number: usize) {
 /// What a world was made by: the form of its first VM, and what happened then.
 pub fn histories() -> impl Strategy<Value = History> {
     let happened = (0_u8..24, 0_usize..64, 0_usize..64, 0_usize..64);
-    (1_usize..4, any::<[bool; 3]>(), prop::collection::vec(happened, 0..40))
-        .prop_map(|(disks, [raw, read_only, nvram], events)| History { disks, raw, read_only, nvram, events })
+    (1_usize..4, any::<[bool; 3]>(), prop::collection::vec(happened, 0..40)).prop_map(
+        |(disks, [raw, read_only, nvram], events)| History { disks, raw, read_only, nvram, events },
+    )
 }

@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use crate::change::planned::Planned;
 use crate::change::step::Step;
+use crate::layer::graph::LayerGraph;
 use crate::layer::info::LayerInfo;
-use crate::layer::pool::Pool;
 use crate::model::{Disk, Layer, LayerId, Merge, MergeKind, Name, Record};
 use crate::steps::layers::CreateOverlay;
 use crate::steps::merge::{MergeLayers, RemoveLayers, RemoveMemory};
@@ -66,7 +66,9 @@ fn read<S: Step + DeserializeOwned>(step: &Planned) -> Option<S> {
     if step.tag() != S::TAG {
         return None;
     }
-    let Ok(Value::Object(mut fields)) = serde_json::to_value(step) else { panic!("{step:?} has no fields") };
+    let Ok(Value::Object(mut fields)) = serde_json::to_value(step) else {
+        panic!("{step:?} has no fields")
+    };
     fields.remove("step");
     Some(serde_json::from_value(Value::Object(fields)).expect("a step is read as it was written"))
 }
@@ -96,8 +98,12 @@ impl World {
 
     /// A new layer without data.
     pub fn make(&mut self, layer: &Layer, backing: Option<&Layer>, size: u64) {
-        assert!(backing.is_none_or(|backing| self.layers.contains_key(backing)), "{layer} would stand on nothing");
-        let held = Held { backing: backing.cloned(), size, blocks: Blocks::new(), inner: Vec::new() };
+        assert!(
+            backing.is_none_or(|backing| self.layers.contains_key(backing)),
+            "{layer} would stand on nothing"
+        );
+        let held =
+            Held { backing: backing.cloned(), size, blocks: Blocks::new(), inner: Vec::new() };
         self.layers.entry(layer.clone()).or_insert(held);
     }
 
@@ -122,7 +128,11 @@ impl World {
     }
 
     fn inner_reading(&self, held: &Held, (size, blocks): &(u64, Blocks)) -> Reading {
-        let value = |at| blocks.get(&at).map_or_else(|| self.block(held.backing.as_ref(), at), |value| Ok(*value));
+        let value = |at| {
+            blocks
+                .get(&at)
+                .map_or_else(|| self.block(held.backing.as_ref(), at), |value| Ok(*value))
+        };
         (0..*size).map(value).collect()
     }
 
@@ -147,10 +157,14 @@ impl World {
     pub fn points_with(&self, layers: &BTreeSet<Layer>) -> BTreeMap<String, Reading> {
         let mut points = BTreeMap::new();
         for (name, record) in &self.records {
-            let snapshots = record.snapshots.iter().map(|snapshot| (snapshot.name.as_str(), &snapshot.config));
+            let snapshots =
+                record.snapshots.iter().map(|snapshot| (snapshot.name.as_str(), &snapshot.config));
             for (point, config) in snapshots.chain([("", &record.config)]) {
                 for disk in config.volumes() {
-                    points.insert(format!("{name}@{point} {}", disk.target), self.reading(&disk.layer));
+                    points.insert(
+                        format!("{name}@{point} {}", disk.target),
+                        self.reading(&disk.layer),
+                    );
                 }
             }
         }
@@ -163,9 +177,9 @@ impl World {
         points
     }
 
-    /// What the census would see.
-    pub fn pool(&self) -> Pool {
-        let mut pool = Pool::default();
+    /// What a scan would see.
+    pub fn graph(&self) -> LayerGraph {
+        let mut graph = LayerGraph::default();
         for (layer, held) in &self.layers {
             let info = LayerInfo {
                 backing: held.backing.clone(),
@@ -175,12 +189,12 @@ impl World {
                 guest_memory: held.blocks.keys().any(|at| *at >= held.size),
                 ..LayerInfo::unusable(layer.clone())
             };
-            pool.layers.insert(layer.id.clone(), info);
+            graph.layers.insert(layer.id.clone(), info);
         }
         for (name, record) in &self.records {
-            pool.add_record(name, record);
+            graph.add_record(name, record);
         }
-        pool
+        graph
     }
 
     /// Does a step to the store, on behalf of the VM `name`.
@@ -217,9 +231,14 @@ impl World {
         if self.is_done(merge) {
             return;
         }
-        let chain: Vec<Layer> = [&merge.top].into_iter().chain(&merge.between).chain([&merge.base]).cloned().collect();
+        let chain: Vec<Layer> =
+            [&merge.top].into_iter().chain(&merge.between).chain([&merge.base]).cloned().collect();
         for pair in chain.windows(2) {
-            assert_eq!(self.held(&pair[0]).backing.as_ref(), Some(&pair[1]), "{merge:?} is no chain");
+            assert_eq!(
+                self.held(&pair[0]).backing.as_ref(),
+                Some(&pair[1]),
+                "{merge:?} is no chain"
+            );
         }
         match merge.kind {
             MergeKind::Commit => self.commit(merge, &chain),
@@ -227,7 +246,8 @@ impl World {
         }
     }
 
-    /// What the first of `layers` that tells holds in a block. One that ends before it tells of zeros.
+    /// What the first of `layers` that tells holds in a block. One that ends before it tells of
+    /// zeros.
     fn told(&self, layers: &[Layer], at: u64) -> Option<u32> {
         layers.iter().map(|layer| &self.layers[layer]).find_map(|held| {
             let value = held.blocks.get(&at).copied();
@@ -237,17 +257,27 @@ impl World {
 
     fn commit(&mut self, merge: &Merge, chain: &[Layer]) {
         let size = self.held(&merge.top).size;
-        let data: Blocks = (0..size).filter_map(|at| Some((at, self.told(&chain[..chain.len() - 1], at)?))).collect();
+        let data: Blocks = (0..size)
+            .filter_map(|at| Some((at, self.told(&chain[..chain.len() - 1], at)?)))
+            .collect();
         self.grow(&merge.base, size);
         self.held(&merge.base).blocks.extend(data);
         if let Some(overlay) = &merge.overlay {
-            assert_eq!(self.held(overlay).backing.as_ref(), Some(&merge.top), "{merge:?} has another layer above it");
+            assert_eq!(
+                self.held(overlay).backing.as_ref(),
+                Some(&merge.top),
+                "{merge:?} has another layer above it"
+            );
             self.held(overlay).backing = Some(merge.base.clone());
         }
     }
 
     fn stream(&mut self, merge: &Merge, chain: &[Layer]) {
-        assert_eq!(self.held(&merge.base).backing, merge.below, "{merge:?} stands on something else");
+        assert_eq!(
+            self.held(&merge.base).backing,
+            merge.below,
+            "{merge:?} stands on something else"
+        );
         let size = self.held(&merge.top).size;
         let data: Blocks = (0..size).filter_map(|at| Some((at, self.told(chain, at)?))).collect();
         let top = self.held(&merge.top);
@@ -257,7 +287,8 @@ impl World {
         top.backing.clone_from(&merge.below);
     }
 
-    /// As QEMU does it: what is below does not show in the new part, and what lies there already does.
+    /// As QEMU does it: what is below does not show in the new part, and what lies there already
+    /// does.
     pub fn grow(&mut self, layer: &Layer, size: u64) {
         let held = self.layers[layer].clone();
         for at in held.size..size {
@@ -279,8 +310,12 @@ impl World {
 
     /// The VM with this number, templates left aside.
     pub fn vm(&self, number: usize) -> Name {
-        let vms: Vec<&Name> =
-            self.records.iter().filter(|(_, record)| !record.is_template()).map(|(name, _)| name).collect();
+        let vms: Vec<&Name> = self
+            .records
+            .iter()
+            .filter(|(_, record)| !record.is_template())
+            .map(|(name, _)| name)
+            .collect();
         vms[number % vms.len()].clone()
     }
 }

@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
-use crate::model::{Cdrom, Config, Credentials, Disk, Firmware, KernelBoot, LogLimit, Nic, Seed, bus};
+use crate::model::{
+    Cdrom, Config, Credentials, Disk, Firmware, KernelBoot, LogLimit, Nic, Seed, bus,
+};
 use crate::store::schema::devices::{CdromV1, DiskV1, NicV1};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -120,8 +122,12 @@ impl TryFrom<ConfigV1> for Config {
     fn try_from(config: ConfigV1) -> Result<Self> {
         let nics: Vec<Nic> = config.nics.into_iter().map(Nic::try_from).collect::<Result<_>>()?;
         let is_q35 = bus::is_q35(&config.machine);
-        if let Some(place) = nics.iter().filter_map(|nic| nic.place).find(|place| !place.is_possible(is_q35)) {
-            return Err(Error::damaged(format!("a network card is in PCI slot {place}, which its machine has not")));
+        if let Some(place) =
+            nics.iter().filter_map(|nic| nic.place).find(|place| !place.is_possible(is_q35))
+        {
+            return Err(Error::damaged(format!(
+                "a network card is in PCI slot {place}, which its machine has not"
+            )));
         }
         Ok(Self {
             machine: config.machine,
@@ -132,7 +138,11 @@ impl TryFrom<ConfigV1> for Config {
                 FirmwareV1::Bios => Firmware::Bios,
                 FirmwareV1::Uefi => Firmware::Uefi,
             },
-            kernel: config.kernel.map(|KernelV1 { kernel, initrd, append }| KernelBoot { kernel, initrd, append }),
+            kernel: config.kernel.map(|KernelV1 { kernel, initrd, append }| KernelBoot {
+                kernel,
+                initrd,
+                append,
+            }),
             nics,
             generation: config.generation,
             disks: config.disks.into_iter().map(Disk::try_from).collect::<Result<_>>()?,

@@ -26,15 +26,25 @@ struct OwnerV1 {
 }
 
 impl From<Ephemeral> for EphemeralV1 {
-    fn from(Ephemeral { owner, expires, shell }: Ephemeral) -> Self {
-        let owner = owner.map(|Owner { pid, started, boot, namespace }| OwnerV1 { pid, started, boot, namespace });
-        Self { owner, expires, shell }
+    fn from(Ephemeral { owner, expires, standby }: Ephemeral) -> Self {
+        let owner = owner.map(|Owner { pid, started, boot, namespace }| OwnerV1 {
+            pid,
+            started,
+            boot,
+            namespace,
+        });
+        Self { owner, expires, shell: standby }
     }
 }
 
 impl From<EphemeralV1> for Ephemeral {
     fn from(EphemeralV1 { owner, expires, shell }: EphemeralV1) -> Self {
-        let owner = owner.map(|OwnerV1 { pid, started, boot, namespace }| Owner { pid, started, boot, namespace });
-        Self { owner, expires, shell }
+        let owner = owner.map(|OwnerV1 { pid, started, boot, namespace }| Owner {
+            pid,
+            started,
+            boot,
+            namespace,
+        });
+        Self { owner, expires, standby: shell }
     }
 }

@@ -18,7 +18,9 @@ use snapshot::SnapshotV1;
 use warm::WarmV1;
 
 use crate::error::{Error, Result};
-use crate::model::{Ephemeral, ImageOrigin, Layer, LayerStamp, Name, Origin, Record, Role, Snapshot, Warm};
+use crate::model::{
+    Ephemeral, FileStamp, ImageOrigin, Layer, Name, Origin, Record, Role, Snapshot, Warm,
+};
 
 /// A VM or template, as written.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -148,11 +150,8 @@ impl From<&Record> for RecordV1 {
             store: None,
             created: record.created,
             template,
-            origin: record.origin.clone().map(|Origin { uuid, name, snapshot, template }| OriginV1 {
-                uuid,
-                name,
-                snapshot,
-                template,
+            origin: record.origin.clone().map(|Origin { uuid, name, snapshot, template }| {
+                OriginV1 { uuid, name, snapshot, template }
             }),
             config: ConfigV1::from(&record.config),
             head: record.head.clone(),
@@ -173,7 +172,7 @@ impl TryFrom<RecordV1> for Record {
             Some(template) => Role::Template {
                 frozen: template.frozen,
                 sealed: template.sealed,
-                stamps: template.stamps.into_iter().map(LayerStamp::from).collect(),
+                stamps: template.stamps.into_iter().map(FileStamp::from).collect(),
                 image: template.image.map(ImageOrigin::from),
             },
         };
@@ -189,7 +188,11 @@ impl TryFrom<RecordV1> for Record {
             }),
             config: record.config.try_into()?,
             head: record.head,
-            snapshots: record.snapshots.into_iter().map(Snapshot::try_from).collect::<Result<_>>()?,
+            snapshots: record
+                .snapshots
+                .into_iter()
+                .map(Snapshot::try_from)
+                .collect::<Result<_>>()?,
             warm: record.warm.map(Warm::try_from).transpose()?,
             ephemeral: record.ephemeral.map(Ephemeral::from),
             autostart: record.autostart,
@@ -206,7 +209,10 @@ fn check_disks(record: &Record) -> Result<()> {
         let mut seen: BTreeMap<&Layer, &str> = BTreeMap::new();
         for disk in config.volumes() {
             if let Some(other) = seen.insert(&disk.layer, &disk.target) {
-                return Err(Error::damaged(format!("{other} and {} are the same layer, {}", disk.target, disk.layer)));
+                return Err(Error::damaged(format!(
+                    "{other} and {} are the same layer, {}",
+                    disk.target, disk.layer
+                )));
             }
         }
     }
@@ -221,24 +227,29 @@ fn check_tree(record: &Record) -> Result<()> {
             return Err(Error::damaged(format!("two snapshots are called {}", snapshot.name)));
         }
         if let Some(parent) = snapshot.parent.as_ref().filter(|parent| !seen.contains(parent)) {
-            return Err(Error::damaged(format!("snapshot {} stands on {parent}, which is not there", snapshot.name)));
+            return Err(Error::damaged(format!(
+                "snapshot {} stands on {parent}, which is not there",
+                snapshot.name
+            )));
         }
         seen.insert(&snapshot.name);
     }
     match record.head.as_ref().filter(|head| !seen.contains(head)) {
-        Some(head) => Err(Error::damaged(format!("the head stands on snapshot {head}, which is not there"))),
+        Some(head) => {
+            Err(Error::damaged(format!("the head stands on snapshot {head}, which is not there")))
+        }
         None => Ok(()),
     }
 }
 
-impl From<&LayerStamp> for StampV1 {
-    fn from(stamp: &LayerStamp) -> Self {
+impl From<&FileStamp> for StampV1 {
+    fn from(stamp: &FileStamp) -> Self {
         let modified_ns = i64::try_from(stamp.modified_ns).unwrap_or(i64::MAX);
         Self { layer: stamp.layer.clone(), bytes: stamp.bytes, modified_ns }
     }
 }
 
-impl From<StampV1> for LayerStamp {
+impl From<StampV1> for FileStamp {
     fn from(stamp: StampV1) -> Self {
         Self { layer: stamp.layer, bytes: stamp.bytes, modified_ns: stamp.modified_ns.into() }
     }

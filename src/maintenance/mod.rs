@@ -1,0 +1,7 @@
+//! What touches everything in a store: removing VMs and images, undoing the last
+//! change, collecting garbage.
+
+pub mod gc;
+pub mod prune;
+pub mod remove;
+pub mod undo;

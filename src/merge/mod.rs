@@ -1,0 +1,9 @@
+//! Merging layers: [`plan`] says what becomes of the layers of one VM and is pure; [`dependents`]
+//! locks the VMs that depend on them; [`collapse`] merges what a removed snapshot leaves without a
+//! name.
+
+pub mod collapse;
+pub mod dependents;
+pub mod outcome;
+pub mod plan;
+pub mod undoable;
