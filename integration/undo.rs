@@ -355,3 +355,35 @@ fn nothing_is_taken_back_on_top_of_a_layer_that_a_guest_writes_to_now() {
         lab.check_images();
     }
 }
+
+#[test]
+fn a_stream_keeps_what_an_undo_needs_and_a_commit_says_which_undo_it_ends() {
+    let lab = Lab::new();
+    lab.ok(&["create", "web", "--size", "16M"]);
+    write_byte(&lab, "web", 1);
+    lab.ok(&["snapshot", "create", "web", "s"]);
+    let reverted = || {
+        write_byte(&lab, "web", 2);
+        lab.ok(&["snapshot", "create", "web", "t"]);
+        write_byte(&lab, "web", 3);
+        lab.ok(&["snapshot", "revert", "web@t"]);
+        lab.ok(&["snapshot", "rm", "web@t", "--keep-undo"]);
+    };
+    for stream in [&["flatten", "web"][..], &["disk", "stream", "web", "vda"]] {
+        reverted();
+        lab.ok(stream);
+        lab.ok(&["undo", "web"]);
+        assert_eq!(byte(&lab, "web"), 3, "{stream:?}");
+        lab.ok(&["gc", "--older-than", "0"]);
+    }
+    reverted();
+    let lost = "`snapshot revert web@t` of web cannot be undone after this";
+    let commit = ["disk", "commit", "web", "vda"];
+    for args in [&["--dry-run"][..], &[]] {
+        let said = lab.run(&[&commit[..], args].concat());
+        assert!(said.code == 0 && said.err.contains(lost), "{said:?}");
+    }
+    lab.run(&["undo", "web"]).fails(5, &["merged since"]);
+    assert_eq!(byte(&lab, "web"), 2);
+    lab.check_images();
+}

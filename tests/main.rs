@@ -9,6 +9,7 @@ mod argv;
 mod doctor;
 mod fake;
 mod fetch;
+mod flatten;
 mod journals;
 mod json;
 mod libvirt;

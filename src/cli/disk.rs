@@ -187,7 +187,8 @@ impl Commit {
 
 /// Copy what lies below the active layer up into it, so that it stands on --base, or on nothing
 ///
-/// Snapshots, clones and templates keep their layers and their content.
+/// Snapshots, clones and templates keep their layers and their content, and so does a change that
+/// `undo` can take back.
 #[derive(Debug, Args)]
 pub struct Stream {
     /// The VM

@@ -2,6 +2,7 @@ use clap::Args;
 
 use super::App;
 use super::disk::tell;
+use crate::change::open;
 use crate::disk::merge;
 use crate::error::Result;
 use crate::model::Name;
@@ -27,6 +28,8 @@ impl Flatten {
         let mut words = self.words.iter().peekable();
         while let Some(vm) = words.next() {
             let record = app.context.store.load(vm)?;
+            open::refuse_template(vm, &record, "flatten")?;
+            open::refuse_unclaimed(vm, &record)?;
             let is_disk =
                 |word: &&Name| record.config.volumes().any(|disk| disk.target == word.as_str());
             let disk = words.next_if(|word| is_disk(word) && !app.context.store.exists(word));

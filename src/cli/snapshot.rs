@@ -6,6 +6,7 @@ use super::{App, each};
 use crate::change::OpenVm;
 use crate::error::{Error, Result};
 use crate::merge::outcome::{Removed, What};
+use crate::model::printable;
 use crate::model::{Name, PointRef, human, parse_age};
 use crate::output::{Format, json, table, time, tree};
 use crate::snapshot::plan::Quiesce;
@@ -353,6 +354,7 @@ impl Rm {
                 let mut text = removed_text(verb, &point.vm, removed);
                 // Else it was said before it was done.
                 for lost in removed.lost_undo.iter().filter(|_| self.dry_run) {
+                    let lost = printable::line(lost);
                     text.push_str(&format!(
                         "\n  {lost} could not be undone any more; to keep that: --keep-undo"
                     ));

@@ -44,7 +44,7 @@ impl Undo {
         let done = undo::undo(&app.context, self.vm.as_ref(), self.nth).await?;
         let text = format!(
             "took back `{}` of {} ({})",
-            done.entry.operation,
+            done.entry.command(),
             time::minute(done.entry.when),
             human(done.bytes)
         );

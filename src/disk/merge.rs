@@ -10,6 +10,7 @@ use crate::layer::info::LayerInfo;
 use crate::merge::collapse::merge_hidden;
 use crate::merge::dependents::{self, DependentLocks};
 use crate::merge::plan::{LayerChanges, collapse};
+use crate::merge::undoable::{self, Kept};
 use crate::model::{LayerId, Merge, Name, Record, State, human};
 use crate::snapshot::plan::without;
 use crate::store::{Store, trash};
@@ -56,6 +57,12 @@ pub async fn commit(
     let dropped =
         wanted.given_up.iter().fold(record.clone(), |record, name| without(&record, name));
     let merged = Merged { merges: vec![wanted.merge.clone()], given_up: wanted.given_up };
+    for change in undoable::relying_on(context, wanted.merge.layers())? {
+        let what = undoable::words(&change);
+        context
+            .ui
+            .warn(&format!("{what} cannot be undone after this: it needs a layer that is merged"));
+    }
     if !dry_run {
         let changes = LayerChanges { merges: vec![wanted.merge], trashed: Vec::new() };
         carry_out(opened, &dropped, changes, trash::Kind::DiskCommit).await?;
@@ -84,7 +91,7 @@ pub async fn stream(
     let chain: Vec<&LayerInfo> = graph.chain(&disk.layer.id)?;
     let subject = Subject { vm, record: &record, target, chain: &chain };
     let base = base.map(|base| subject.place(base)).transpose()?;
-    let merge = plan::stream(&graph, subject, base)?;
+    let merge = plan::stream(&graph, subject, base, &Kept::look(context, true)?)?;
     finish_streams(opened, merge.into_iter().collect(), dry_run).await
 }
 
@@ -101,13 +108,14 @@ pub async fn flatten(
         list::disk(vm, &record, target)?;
     }
     let graph = dependents::graph_after(context, vm, &record)?;
+    let kept = Kept::look(context, true)?;
     let mut merges = Vec::new();
     for disk in
         record.config.writable().filter(|disk| target.is_none_or(|target| disk.target == target))
     {
         let chain: Vec<&LayerInfo> = graph.chain(&disk.layer.id)?;
         let subject = Subject { vm, record: &record, target: &disk.target, chain: &chain };
-        merges.extend(plan::stream(&graph, subject, None)?);
+        merges.extend(plan::stream(&graph, subject, None, &kept)?);
     }
     finish_streams(opened, merges, dry_run).await
 }

@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use crate::layer::collapse::Permissions;
 use crate::layer::graph::{LayerGraph, Use};
 use crate::layer::info::LayerInfo;
+use crate::merge::undoable::Kept;
 use crate::model::{Format, Layer, Merge, MergeKind, Name, Record};
 
 /// The chain of one disk, from the active layer down, and whose it is.
@@ -173,11 +174,13 @@ pub fn commit(
 
 /// Copies everything between the active layer and `base` (which stays below; `None`: all of it)
 /// into the active layer. `None`: there is nothing to copy. Where nobody can be sure who uses what,
-/// the data is copied and no layer vanishes.
+/// the data is copied and no layer vanishes; nor does one in `kept_for_undo`, which a change that
+/// can be undone needs.
 pub fn stream(
     graph: &LayerGraph,
     subject: Subject<'_>,
     base: Option<usize>,
+    kept_for_undo: &Kept,
 ) -> Result<Option<Merge>> {
     let Subject { vm, target, chain, .. } = subject;
     if base == Some(0) {
@@ -207,11 +210,14 @@ pub fn stream(
     }
     // From above: once a layer stays, what is below it stays, too.
     let mut kept = Vec::new();
-    let mut stays = graph.uncertainty(Some(vm)).is_some();
+    let mut stays = kept_for_undo.uncertainty(graph, vm).is_some();
     for (at, info) in chain.iter().enumerate().take(end).skip(1) {
         let others = graph.children(&info.layer.id).any(|child| child.layer != chain[at - 1].layer);
         // A change that can be undone may need an internal snapshot in it.
-        stays |= others || info.internal_snapshots > 0 || !graph.uses(&info.layer.id).is_empty();
+        stays |= others
+            || info.internal_snapshots > 0
+            || kept_for_undo.layers.contains(&info.layer.id)
+            || !graph.uses(&info.layer.id).is_empty();
         if stays {
             kept.push(info.layer.clone());
         }

@@ -203,7 +203,7 @@ async fn look(context: &Context, only: Option<&Name>) -> Result<Vec<Finding>> {
         return Ok(findings);
     }
     let needs = match only {
-        None => Needs::look_at_spares(store)?,
+        None => Needs::look_for_orphans(store)?,
         // Of the trash, nothing is to be said.
         Some(_) => {
             let mut graph = LayerGraph::scan(store)?;

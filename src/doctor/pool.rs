@@ -8,7 +8,7 @@ use crate::context::Context;
 use crate::error::{IoContext, Result};
 use crate::layer::garbage::{Certainty, Needs};
 use crate::layer::graph::LayerGraph;
-use crate::layer::info;
+use crate::layer::{info, opened};
 use crate::maintenance::gc;
 use crate::model::Layer;
 use crate::store::Store;
@@ -27,16 +27,21 @@ pub fn examine(context: &Context, needs: &Needs) -> Result<Vec<Finding>> {
     }
     for layer in &graph.damaged {
         let why = why(layer);
-        findings.push(
-            Finding::warn(
-                "layers",
-                format!("the header of layer {layer} cannot be trusted: {why}"),
-            )
-            .hint(
-                "while that is so, layers that seem unused are kept; the VMs that use it are \
-                 named below",
-            ),
-        );
+        let kept = "while that is so, layers that seem unused are kept; the VMs that use it are \
+                    named below";
+        let hint = match opened::about_link(store, layer) {
+            Some(about) => format!("{about}; {kept}"),
+            None => kept.to_owned(),
+        };
+        let about = format!("the header of layer {layer} cannot be trusted: {why}");
+        findings.push(Finding::warn("layers", about).hint(hint));
+    }
+    if let Some(aside) = &graph.set_aside {
+        let about = format!("{aside} is no VM by its name, and has a record in it");
+        findings.push(Finding::warn("layers", about).hint(
+            "while that is so, layers that seem unused are kept, and none is merged; give it a \
+             name that a VM can have, or move it out of the store",
+        ));
     }
     // What a QEMU has open is in use, whatever the records say; of that the VM's own findings tell.
     let open = |layer: &Layer| image_lock::is_open(&store.layout.layer(layer)).unwrap_or(true);
@@ -75,7 +80,7 @@ pub fn examine(context: &Context, needs: &Needs) -> Result<Vec<Finding>> {
                 "leftovers",
                 format!("{} files of guests' memory belong to no snapshot", memory.len()),
             )
-            .hint("cowhand gc    removes them"),
+            .hint("cowhand gc    moves them into the trash"),
         );
     }
     if !findings.iter().any(|finding| finding.check == "layers") {

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
-use super::{info, qcow2};
+use super::{info, opened, qcow2};
 use crate::error::{IoContext, Result};
 use crate::model::{Format, Layer};
 use crate::store::{Store, atomic};
@@ -79,7 +79,7 @@ pub fn link(store: &Store, layer: &Layer, file: &Path) -> Result<()> {
     if path.is_symlink() {
         return Ok(());
     }
-    std::os::unix::fs::symlink(file, &path).on("create", &path)?;
+    std::os::unix::fs::symlink(opened::link_target(file), &path).on("create", &path)?;
     atomic::sync_directory(&store.layout.layers())
 }
 

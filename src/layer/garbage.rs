@@ -11,11 +11,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::DirEntry;
+use std::path::Path;
 
 use super::graph::LayerGraph;
 use super::info::LayerInfo;
 use crate::error::{Kind, Result};
-use crate::model::{Layer, LayerId, Name, Record};
+use crate::model::{Layer, LayerId, Name, RamImage, Record, Snapshot};
 use crate::store::Store;
 
 /// The store at one moment, as far as it tells which layers are needed.
@@ -25,8 +26,8 @@ pub struct Needs {
     pub graph: LayerGraph,
     /// What something in the trash stands on, which can be taken back.
     below_trash: BTreeSet<LayerId>,
-    /// An entry of the trash that cannot be read.
-    torn: Option<String>,
+    /// Why something in the trash may name any layer.
+    unknown: Option<String>,
     /// The VM that goes.
     going: Option<Name>,
 }
@@ -69,22 +70,25 @@ impl Needs {
     /// go into the trash on their own.
     pub fn look(store: &Store) -> Result<Self> {
         let (graph, below_trash) = LayerGraph::scan_with_trash(store)?;
-        let torn = store.torn_entry()?;
-        Ok(Self { graph, below_trash: below_trash.into_iter().collect(), torn, going: None })
+        let unknown = store.torn_entry()?.map(|entry| in_the_trash(&entry));
+        let below_trash = below_trash.into_iter().collect();
+        Ok(Self { graph, below_trash, unknown, going: None })
     }
 
-    /// The same, and what spare copies of records name counts, too, for layers that no record
-    /// names.
-    pub fn look_at_spares(store: &Store) -> Result<Self> {
+    /// The same, for layers that no record names: what spare copies of records and removed VMs in
+    /// the trash name counts, too.
+    pub fn look_for_orphans(store: &Store) -> Result<Self> {
         let mut needs = Self::look(store)?;
         needs.graph.add_spares(store)?;
+        needs.below_trash.extend(store.restorable_layers()?);
+        needs.unknown = unknown(store)?;
         Ok(needs)
     }
 
     /// What the trash does not need: for layers that go into it together with their VM. What stands
     /// on them in there is taken back after that VM.
     pub fn of(graph: LayerGraph) -> Self {
-        Self { graph, below_trash: BTreeSet::new(), torn: None, going: None }
+        Self { graph, below_trash: BTreeSet::new(), unknown: None, going: None }
     }
 
     /// The same once the VM `name` has gone: what its record says does not count.
@@ -99,12 +103,7 @@ impl Needs {
         if let Some(why) = graph.unseen_headers() {
             return Certainty::HeadersUnknown(why);
         }
-        let torn = || {
-            self.torn
-                .as_ref()
-                .map(|entry| format!("{entry} in the trash cannot be read, and may need them"))
-        };
-        match graph.unseen_names(self.going.as_ref()).or_else(torn) {
+        match graph.unseen_names(self.going.as_ref()).or_else(|| self.unknown.clone()) {
             Some(why) => Certainty::NamesUnknown(why),
             None => Certainty::Sure,
         }
@@ -192,6 +191,19 @@ impl Needs {
     }
 }
 
+fn in_the_trash(entry: &str) -> String {
+    format!("{entry} in the trash cannot be read, and may need them")
+}
+
+/// Why something in the trash may name any layer and any memory.
+fn unknown(store: &Store) -> Result<Option<String>> {
+    let torn = match store.torn_entry()? {
+        None => store.unclear_removal()?,
+        torn => torn,
+    };
+    Ok(torn.map(|entry| in_the_trash(&entry)))
+}
+
 /// The rule: of the layers in `going`, those that nobody names, that are not in `kept`, and that
 /// nothing stands on but layers that go before them. `stays` has the last word on each. As long as
 /// the pool is large; the order never leaves a layer without what it stands on.
@@ -241,27 +253,71 @@ pub fn memory_files(store: &Store) -> Vec<DirEntry> {
         .collect()
 }
 
-/// The id with which the name of a file in `ram/` begins. What has none is not ours.
+/// The id with which the name of a file in `ram/` begins. What has none, or goes on otherwise than
+/// a name of ours, is not ours.
 fn memory_id(file: &DirEntry) -> Option<LayerId> {
-    file.file_name().to_str()?.split('.').next()?.parse().ok()
+    let name = file.file_name();
+    let (id, rest) = name.to_str()?.split_once('.').unwrap_or((name.to_str()?, ""));
+    let whole = rest.strip_suffix("part").or_else(|| rest.strip_suffix("whole"));
+    let kind = whole.map_or(rest, |kind| kind.strip_suffix('.').unwrap_or(kind));
+    matches!(kind, "" | "zst" | "mem" | "state").then(|| id.parse().ok()).flatten()
 }
 
-/// Of `files`, which were listed before the journals were read, those that no record names and no
-/// change has `claimed`. None while a record cannot be read: it may name any of them.
+/// The memory of a snapshot that the name of a file in `ram/` tells of, if that is whole. Neither
+/// what a command was writing when it died, nor that of a warm template, which can be made again.
+pub fn snapshot_memory(file: &DirEntry) -> Option<RamImage> {
+    let id = memory_id(file)?;
+    let images = [false, true].map(|compressed| RamImage { id: id.clone(), compressed });
+    images.into_iter().find(|image| *image.file_name() == *file.file_name())
+}
+
+/// The memory that VMs name, by their records and the spare copies of these. `None` while a record
+/// cannot be read: it may name any.
+pub fn memory_of_vms(store: &Store) -> Result<Option<BTreeSet<LayerId>>> {
+    let mut named = BTreeSet::new();
+    for name in store.directories()? {
+        match store.load(&name) {
+            Ok(record) => {
+                named.extend(record.memory_images().cloned());
+                // Where the two differ, the record may be the one that was put back.
+                let lasts = record.ephemeral.is_none();
+                let spare = store.load_spare(&name).and_then(Result::ok).filter(|_| lasts);
+                named.extend(spare.iter().flat_map(Record::memory_images).cloned());
+            }
+            // It never came to be, or has gone.
+            Err(error) if error.kind() == Kind::NotFound => {}
+            Err(_) => return Ok(None),
+        }
+    }
+    Ok(store.set_aside()?.is_none().then_some(named))
+}
+
+/// Moves the memory of the snapshots of a VM that has gone, whose record was `record`, into its
+/// directory of the trash; not what another VM names, a copy of it for example, and nothing while
+/// that is unknown.
+pub fn trash_memory(store: &Store, record: &Record, trash: &Path) -> Result<()> {
+    let images: Vec<&RamImage> = record.snapshots.iter().filter_map(Snapshot::ram_image).collect();
+    if images.is_empty() {
+        return Ok(());
+    }
+    let Some(named) = memory_of_vms(store)? else { return Ok(()) };
+    let unnamed = images.into_iter().filter(|image| !named.contains(&image.id));
+    unnamed.into_iter().try_for_each(|image| store.move_memory(trash, image, false))
+}
+
+/// Of `files`, which were listed before the journals were read, those that no VM names, no removed
+/// one in the trash, and no change has `claimed`. None while any of these is unknown.
 pub fn unneeded_memory(
     store: &Store,
     files: Vec<DirEntry>,
     claimed: BTreeSet<LayerId>,
 ) -> Result<Vec<DirEntry>> {
-    let mut named = claimed;
-    for name in store.directories()? {
-        match store.load(&name) {
-            Ok(record) => named.extend(record.memory_images().cloned()),
-            // It never came to be, or has gone.
-            Err(error) if error.kind() == Kind::NotFound => {}
-            Err(_) => return Ok(Vec::new()),
-        }
-    }
+    let named = memory_of_vms(store)?.filter(|_| unknown(store).is_ok_and(|why| why.is_none()));
+    let removed: Option<Vec<Record>> = store.removed_records()?.into_iter().collect();
+    let Some((mut named, removed)) = named.zip(removed) else { return Ok(Vec::new()) };
+    named.extend(claimed);
+    // What a removal that was cut short has still to take along.
+    named.extend(removed.iter().flat_map(Record::memory_images).cloned());
     let is_unneeded = |file: &DirEntry| memory_id(file).is_some_and(|id| !named.contains(&id));
     Ok(files.into_iter().filter(is_unneeded).collect())
 }

@@ -88,6 +88,9 @@ pub struct LayerGraph {
     pub unusable: Vec<Layer>,
     /// VMs whose record or journal cannot be read: what they use is unknown.
     pub unreadable: Vec<Name>,
+    /// A VM that somebody has set aside under a name that none can have: what it uses is not
+    /// counted.
+    pub set_aside: Option<String>,
     /// Others changed the store so fast that no moment of it could be seen.
     pub unsettled: bool,
     /// A layer that is named or stood on, and not there: what it stood on is unknown.
@@ -109,12 +112,16 @@ impl LayerGraph {
                 "the record or the journal of {name} cannot be read, so what it uses is unknown"
             )
         });
+        let aside = || {
+            let aside = self.set_aside.as_ref()?;
+            Some(format!("{aside} is no VM by its name, and has a record that may name them"))
+        };
         let lost = || {
             self.lost
                 .as_ref()
                 .map(|id| format!("layer {id} is missing, and what it stands on is unknown"))
         };
-        record.or_else(lost)
+        record.or_else(aside).or_else(lost)
     }
 
     /// Why it is unknown what some layer stands on, or whether all were seen.

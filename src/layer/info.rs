@@ -63,8 +63,15 @@ pub fn note_backing(store: &Store, layer: &Layer) {
 /// Reads what one layer says of itself. What it should not say is damage of this layer; that its
 /// file cannot be read is an error of another kind.
 pub fn inspect(store: &Store, layer: &Layer) -> Result<LayerInfo> {
-    let opened = opened::open(store, layer).map_err(|error| of_the_layer(error, layer))?;
-    look(&opened, &store.layout.layer(layer), layer).map_err(|error| of_the_layer(error, layer))
+    let path = store.layout.layer(layer);
+    let looked = opened::open(store, layer).and_then(|opened| look(&opened, &path, layer));
+    looked.map_err(|error| {
+        let error = of_the_layer(error, layer);
+        match opened::about_link(store, layer) {
+            Some(about) if error.kind() == Kind::Damaged => error.hint(about),
+            _ => error,
+        }
+    })
 }
 
 /// The same, of a file that is not in its place.

@@ -1,16 +1,18 @@
 //! Opening the file of a layer: one of the store's own, or a user's that is used in its place.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::ErrorKind;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::foreign;
 use crate::error::{Error, IoContext, Result};
-use crate::model::Layer;
+use crate::model::{Format, Layer};
 use crate::store::{Store, plain};
 use crate::sys::fault;
 use crate::sys::files::{Pinned, Refusal};
@@ -47,6 +49,8 @@ pub fn open(store: &Store, layer: &Layer) -> Result<Opened> {
         Err(error) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
             match std::fs::read_link(&path) {
                 Ok(target) => {
+                    // In the words of the user.
+                    let target: PathBuf = target.components().collect();
                     let stray = || {
                         Error::damaged(format!(
                             "layer {layer} is damaged: {} is a link to {}",
@@ -80,11 +84,39 @@ pub fn open(store: &Store, layer: &Layer) -> Result<Opened> {
     }
 }
 
-/// Is the file of `layer` a user's, which is used in its place? A link that leads to nowhere but
-/// the store is none of ours.
-pub fn is_in_place(store: &Store, layer: &Layer) -> bool {
+/// What a layer that is the user's `file`, an absolute path, links to: that path with `/.` before
+/// it. So our links are told from those that somebody has put in the place of a layer that he moved
+/// elsewhere. (Earlier versions did not tell them apart.)
+pub fn link_target(file: &Path) -> PathBuf {
+    let mut target = OsString::from("/.");
+    target.push(file);
+    target.into()
+}
+
+/// Can the file of `layer`, which cannot be used, have had no backing file? It is a user's, which
+/// is used in its place; or, where that is not certain, in a format that has none.
+pub fn had_no_backing(store: &Store, layer: &Layer) -> bool {
     let target = std::fs::read_link(store.layout.layer(layer));
     target.is_ok_and(|target| may_be_in_place(store, &target))
+        && (layer.format != Format::Qcow2 || moved_to(store, layer).is_none())
+}
+
+/// Where `layer` may have been moved to: what a link leads to which we have not certainly made.
+fn moved_to(store: &Store, layer: &Layer) -> Option<PathBuf> {
+    let target = std::fs::read_link(store.layout.layer(layer)).ok()?;
+    (!target.as_os_str().as_bytes().starts_with(b"/./")).then_some(target)
+}
+
+/// What can be done where `layer` may have been moved elsewhere, and is damaged.
+pub fn about_link(store: &Store, layer: &Layer) -> Option<String> {
+    let target = moved_to(store, layer)?;
+    let path = store.layout.layer(layer);
+    Some(format!(
+        "{} is a link; if the layer was moved to {}, move it back; if that was a file of yours and \
+         is gone for good, remove the link",
+        path.display(),
+        target.display()
+    ))
 }
 
 /// Links of ours lead to absolute paths, and not to layers.

@@ -35,6 +35,7 @@ impl LayerGraph {
             graph.read_headers(store)?;
             let unseen = graph.read_records(store, &before.names)?;
             graph.settle_contested(store);
+            graph.set_aside = store.set_aside()?;
             let doubt = graph.doubt(store, &unseen);
             let still = doubt != Some(Doubt::Torn) && Directories::look(store)? == before;
             if !still && rounds.next().is_some() {
@@ -96,7 +97,7 @@ impl LayerGraph {
                 Err(error) if !is_about_the_layer(&error) => return Err(error),
                 // A file that is used in its place has no backing file, whatever has become of it,
                 // so it makes nothing uncertain.
-                Err(_) if opened::is_in_place(store, &layer) => {
+                Err(_) if opened::had_no_backing(store, &layer) => {
                     self.layers.insert(layer.id.clone(), LayerInfo::unusable(layer.clone()));
                     self.unusable.push(layer);
                 }
@@ -247,7 +248,10 @@ fn files(store: &Store) -> Result<Vec<Layer>> {
     let directory = store.layout.layers();
     let entries = match std::fs::read_dir(&directory) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            store.refuse_unreachable(&directory)?;
+            return Ok(Vec::new());
+        }
         Err(error) => return Err(error).on("list", &directory),
     };
     let mut layers = Vec::new();

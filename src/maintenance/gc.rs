@@ -91,7 +91,7 @@ pub async fn collect(context: &Context, request: Request) -> Result<Vec<Collecte
     let now = Timestamp::now();
     let claims = Claims::look(store)?;
     for (name, error) in &claims.unreadable {
-        let (why, hint) = (error.full_message(), how_to_mend(name));
+        let (why, hint) = (error.full_message(), how_to_read(name, error));
         context.ui.warn(&format!(
             "the journal of {name} cannot be read, and may need what is in the trash of {name}: it \
              stays: {why}; {hint}"
@@ -182,11 +182,11 @@ pub async fn collect(context: &Context, request: Request) -> Result<Vec<Collecte
     let store_lock = context.lock_store().await?;
     if !dry_run {
         recover::sweep(context, &store_lock).await?;
-        finish_removals(store)?;
+        finish_removals(context)?;
     }
     // One look, at what is left now.
     let needs = match torn {
-        None => Needs::look_at_spares(store)?,
+        None => Needs::look_for_orphans(store)?,
         Some(_) => Needs::of(LayerGraph::scan(store)?),
     };
     // What is found now goes at the next time: so there is one, should it have been a mistake.
@@ -331,6 +331,14 @@ async fn merge_hidden(context: &Context, spared: &[LayerId], dry_run: bool) -> R
         }
     }
     Ok(())
+}
+
+/// What helps where a journal cannot be read.
+fn how_to_read(name: &Name, error: &Error) -> String {
+    match error.is_newer() {
+        true => "use the version that wrote it".to_owned(),
+        false => how_to_mend(name),
+    }
 }
 
 /// Is each layer below `vm` named by somebody, and no change of it cut short? Then nothing is to be

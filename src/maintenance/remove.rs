@@ -8,10 +8,10 @@ use crate::change::{OpenVm, open};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::instance::{sockets, status, terminate};
-use crate::layer::garbage::{Going, Needs, Unneeded};
+use crate::layer::garbage::{self, Going, Needs, Unneeded};
 use crate::layer::graph::LayerGraph;
 use crate::layer::{chain, stamp};
-use crate::model::{FileStamp, Layer, LayerId, Name, Record, Snapshot};
+use crate::model::{FileStamp, Layer, LayerId, Name, Record};
 use crate::qemu::process;
 use crate::store::trash::{self, Entry};
 use crate::store::{Store, StoreLock, atomic};
@@ -90,6 +90,8 @@ pub async fn remove(
         return Err(context.store.unknown(name));
     }
     let record = match context.store.load(name) {
+        // It is no damage that its version can tell what belongs to it, and this one cannot.
+        Err(error) if error.is_newer() => return Err(error),
         Err(error) if error.kind() == Kind::Damaged && options.force => {
             match spare(context, name).await? {
                 Some(spare) => spare,
@@ -307,6 +309,7 @@ async fn remove_broken(context: &Context, name: &Name) -> Result<Vec<Name>> {
         return Err(Error::refused(format!("{name} is running"))
             .hint(format!("stop it first: cowhand stop --force {name}")));
     }
+    refuse_relative_link(store, name)?;
     let trash = store.open_trash(
         &Store::trash_name(&trash::Kind::Rm, name),
         &Entry::new(trash::Kind::Rm, name, &context.operation),
@@ -352,9 +355,10 @@ async fn take_away(mut vm: OpenVm<'_>, _: &StoreLock, graph: LayerGraph) -> Resu
         Some(warm) => cool::refuse_used(context, name, record, warm)?,
         None => None,
     };
+    refuse_relative_link(store, name)?;
     let Unneeded { layers, uncertain } =
         Needs::of(graph).without(name).freed_by(record, Going::IntoTrash);
-    if let Some(why) = uncertain {
+    if let Some(why) = &uncertain {
         context.ui.warn(&format!("the layers of {name} stay in the pool: {why}"));
     }
     let mut entry = Entry::new(trash::Kind::Rm, name, &context.operation).of(record);
@@ -375,25 +379,41 @@ async fn take_away(mut vm: OpenVm<'_>, _: &StoreLock, graph: LayerGraph) -> Resu
         // It can be made again.
         cool::remove_files(store, warm)?;
     }
-    for image in record.snapshots.iter().filter_map(Snapshot::ram_image) {
-        store.move_memory(&trash, image, false)?;
+    // Where its layers stay, so does its memory: somebody else may need both.
+    if uncertain.is_none() {
+        garbage::trash_memory(store, record, &trash)?;
     }
     store.flush_trashed(&trash)
+}
+
+/// A link that is relative would lead elsewhere from the trash.
+fn refuse_relative_link(store: &Store, name: &Name) -> Result<()> {
+    let directory = store.layout.vm(name);
+    match std::fs::read_link(&directory) {
+        Ok(target) if target.is_relative() => Err(Error::refused(format!(
+            "{} is a link to {}, which leads elsewhere from the trash",
+            directory.display(),
+            target.display()
+        ))
+        .hint("make the link an absolute one, or move the directory back")),
+        _ => Ok(()),
+    }
 }
 
 /// What the VM cannot do without if it is to be had back, and is not among the layers in its trash:
 /// also layers of its own that stay in the pool. One that is damaged has to change before that.
 fn stands_on(store: &Store, record: &Record, trashed: &[Layer]) -> Vec<FileStamp> {
     let mut stamps: Vec<FileStamp> = Vec::new();
-    for link in record
-        .layers()
-        .filter_map(|layer| chain::read(store, layer).ok())
-        .flat_map(|chain| chain.links().to_vec())
-    {
-        if trashed.contains(&link.layer) || stamps.iter().any(|stamp| stamp.layer == link.layer) {
+    // Of a chain that cannot be read, what the record names.
+    let chain = |layer: &Layer| match chain::read(store, layer) {
+        Ok(chain) => chain.links().iter().map(|link| link.layer.clone()).collect(),
+        Err(_) => vec![layer.clone()],
+    };
+    for layer in record.layers().flat_map(chain) {
+        if trashed.contains(&layer) || stamps.iter().any(|stamp| stamp.layer == layer) {
             continue;
         }
-        stamps.extend(stamp::of(store, &link.layer));
+        stamps.extend(stamp::of(store, &layer));
     }
     stamps
 }

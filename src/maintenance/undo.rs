@@ -6,14 +6,16 @@
 //! more cannot be undone. What an undo puts out of use goes into the trash, too, but is not in the
 //! list: undoing again takes back the change before.
 
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use crate::change::{OpenVm, Plan, Planned};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::instance::{launch, logs, status};
 use crate::layer::{stamp, trashed};
-use crate::model::{Config, Name, Record, Snapshot, SnapshotKind, State};
+use crate::model::printable;
+use crate::model::{Config, Layer, Name, Record, Snapshot, SnapshotKind, State};
 use crate::qemu::cmdline::StartMode;
 use crate::snapshot::internal;
 use crate::snapshot::internal_steps::InternalDelete;
@@ -55,20 +57,30 @@ pub fn list(context: &Context, vm: Option<&Name>) -> Result<Vec<Undoable>> {
         let Ok(before) = schema::parse_record(&text) else { continue };
         let now = records.iter().find(|(_, record)| record.uuid == before.uuid);
         let name = now.map_or(&entry.vm, |(name, _)| name).clone();
-        let missing = |layer: &&crate::model::Layer| {
+        let missing = |layer: &&Layer| {
             !found.path.join("layers").join(layer.file_name()).exists()
                 && !store.layout.layer(layer).exists()
         };
+        // A VM whose record could not be read was removed without its layers.
+        let disks = before.config.volumes().map(|disk| &disk.layer);
+        let needed = disks.filter(|_| entry.what == trash::Kind::Rm);
         let gone = entry
             .layers
             .iter()
+            .chain(needed)
             .find(missing)
             .map(|layer| format!("its layer {layer} is not there any more"));
+        let away = is_on_another_disk(store, &found.path).then(|| {
+            let path = found.path.display();
+            format!("{path} leads to another disk; move it back first")
+        });
         let obstacle = gone
+            .or(away)
             .or_else(|| {
                 obstacle(store, &all, &records, &entry, &name, now.map(|(_, record)| record))
             })
-            .or_else(|| taken(&records, &before, &entry));
+            .or_else(|| taken(&records, &before, &entry))
+            .or_else(|| unnoted(store, &found.path, &before, &entry));
         all.push(Undoable {
             entry,
             vm: name,
@@ -82,9 +94,32 @@ pub fn list(context: &Context, vm: Option<&Name>) -> Result<Vec<Undoable>> {
     Ok(all)
 }
 
+/// Does this directory of the trash lie on another file system than the layers? Then nothing is
+/// moved back by a rename.
+fn is_on_another_disk(store: &Store, trash: &Path) -> bool {
+    let device = |path: &Path| path.metadata().ok().map(|about| about.dev());
+    device(trash) != device(&store.layout.layers())
+}
+
+/// Nothing says what a disk of a removed VM stood on: its layer was missing then, or its record
+/// could not be read.
+fn unnoted(store: &Store, trash: &Path, before: &Record, entry: &Entry) -> Option<String> {
+    let is_noted = |layer: &Layer| {
+        entry.layers.contains(layer) || entry.below.iter().any(|stamp| stamp.layer == *layer)
+    };
+    let mut disks = before.config.volumes().map(|disk| &disk.layer);
+    let layer = disks.find(|layer| entry.what == trash::Kind::Rm && !is_noted(layer))?;
+    Some(format!(
+        "what its layer {layer} stood on was not noted when it was removed, and may have changed; \
+         if nothing was merged or removed since then: mv {} {}",
+        trash.join("vm").display(),
+        store.layout.vm(&entry.vm).display()
+    ))
+}
+
 /// Another VM or template has one of its layers: then what the entry or the record says is wrong.
 fn taken(records: &[(Name, Record)], before: &Record, entry: &Entry) -> Option<String> {
-    let layers: Vec<&crate::model::Layer> = entry.layers.iter().chain(before.layers()).collect();
+    let layers: Vec<&Layer> = entry.layers.iter().chain(before.layers()).collect();
     records.iter().filter(|(_, record)| record.uuid != before.uuid).find_map(|(name, record)| {
         let layer = record.layers().find(|layer| layers.contains(layer))?;
         Some(format!("its layer {layer} belongs to {name}"))
@@ -160,7 +195,8 @@ pub async fn undo(context: &Context, vm: Option<&Name>, nth: usize) -> Result<Un
         // Each of them brings back all of the record from before it.
         return Err(Error::refused(format!(
             "`{}` of {} came later and has to be taken back first",
-            later.entry.operation, later.vm
+            later.entry.command(),
+            later.vm
         ))
         .hint("the last one first: cowhand undo --list"));
     }
@@ -177,8 +213,10 @@ pub async fn undo(context: &Context, vm: Option<&Name>, nth: usize) -> Result<Un
     };
     if let Some(why) = &last.obstacle {
         return Err(Error::refused(format!(
-            "`{}` cannot be taken back: {why}",
-            last.entry.operation
+            "`{}` cannot be taken back: {}",
+            last.entry.command(),
+            // It may name a command, too.
+            printable::line(why)
         ))
         .hint(format!(
             "see what else there is: cowhand undo --list; the one before: cowhand undo --nth {}",
@@ -197,7 +235,7 @@ pub async fn undo(context: &Context, vm: Option<&Name>, nth: usize) -> Result<Un
 async fn undo_rm(context: &Context, last: &Undoable) -> Result<()> {
     let store = &context.store;
     let _store_lock = context.lock_store().await?;
-    still_there(last)?;
+    still_there(&context.store, last)?;
     let directory = store.layout.vm(&last.vm);
     if directory.exists() {
         return Err(Error::exists(format!("the name {} is taken", last.vm))
@@ -236,7 +274,7 @@ async fn undo_rm(context: &Context, last: &Undoable) -> Result<()> {
 async fn undo_set(context: &Context, last: &Undoable) -> Result<()> {
     let mut opened = OpenVm::for_change(context, &last.vm, "change").await?;
     let record = opened.record.clone();
-    still_there(last)?;
+    still_there(&context.store, last)?;
     same_vm(last, &record)?;
     // Disks have a life of their own: snapshots may have been taken since then.
     let mut now = record.config.clone();
@@ -268,16 +306,16 @@ async fn undo_set(context: &Context, last: &Undoable) -> Result<()> {
 }
 
 /// Under the lock: is it there still? Another undo, or `gc`, may have been quicker.
-fn still_there(last: &Undoable) -> Result<()> {
-    let whole = last
-        .entry
-        .layers
-        .iter()
-        .all(|layer| last.path.join("layers").join(layer.file_name()).exists());
+fn still_there(store: &Store, last: &Undoable) -> Result<()> {
+    let is_there = |layer: &Layer| {
+        last.path.join("layers").join(layer.file_name()).exists()
+            || store.layout.layer(layer).exists()
+    };
+    let whole = last.entry.layers.iter().all(is_there);
     if last.path.join("entry.json").exists() && (whole || last.entry.what == trash::Kind::Rm) {
         return Ok(());
     }
-    Err(Error::refused(format!("`{}` was taken back or collected meanwhile", last.entry.operation))
+    Err(Error::refused(format!("`{}` was taken back or collected meanwhile", last.entry.command()))
         .hint("see what there is now: cowhand undo --list"))
 }
 
@@ -288,7 +326,7 @@ fn same_vm(last: &Undoable, record: &Record) -> Result<()> {
     }
     Err(Error::refused(format!(
         "`{}` is of a VM that was renamed or removed meanwhile",
-        last.entry.operation
+        last.entry.command()
     ))
     .hint("see what there is now: cowhand undo --list"))
 }
@@ -308,7 +346,7 @@ async fn undo_revert(context: &Context, last: &Undoable) -> Result<()> {
     let mut opened = OpenVm::for_change(context, vm, "undo a change of").await?;
     let record = opened.record.clone();
     let store_lock = last.entry.undo_snapshot.is_none().then_some(store_lock);
-    still_there(last)?;
+    still_there(&context.store, last)?;
     same_vm(last, &record)?;
     opened.refuse_job().await?;
     let how = match opened.state().await? {

@@ -14,7 +14,7 @@ pub struct Kept {
     /// Those.
     pub layers: Vec<LayerId>,
     /// Why it is not known which.
-    unknown: Option<String>,
+    pub unknown: Option<String>,
 }
 
 impl Kept {
@@ -62,7 +62,12 @@ fn only(context: &Context, mut entries: Vec<Entry>, possible: bool) -> Result<Ve
     Ok(entries)
 }
 
-/// What the command was, in words.
+/// What the command was, in words, for a person to read.
 pub fn words(entry: &Entry) -> String {
+    format!("`{}` of {}", entry.command(), entry.vm)
+}
+
+/// The same as the entry says it, for JSON.
+pub fn words_as_noted(entry: &Entry) -> String {
     format!("`{}` of {}", entry.operation, entry.vm)
 }

@@ -162,8 +162,10 @@ fn foretell(
                     .try_for_each(|layer| sealed::refuse_lost(&context.store, layer))?;
             }
             let touched = disks.iter().flat_map(|(_, actions)| collapse::touched(actions));
-            lost_undo =
-                undoable::relying_on(context, touched)?.iter().map(undoable::words).collect();
+            lost_undo = undoable::relying_on(context, touched)?
+                .iter()
+                .map(undoable::words_as_noted)
+                .collect();
             lost_undo.retain(|lost| {
                 removed.iter().all(|earlier: &Removed| !earlier.lost_undo.contains(lost))
             });
@@ -203,7 +205,8 @@ async fn remove_one(opened: &mut OpenVm<'_>, name: &Name, keep_undo: bool) -> Re
         trash,
     );
     let report = opened.carry_out(plan).await?;
-    let lost_undo = undoable::lost(context, relying)?.iter().map(undoable::words).collect();
+    let lost_undo =
+        undoable::lost(context, relying)?.iter().map(undoable::words_as_noted).collect();
     Ok(Removed {
         name: name.clone(),
         outcomes: collapse.outcomes(report.unmerged.as_deref()),

@@ -218,10 +218,13 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::make_directory;
     use crate::store::trash::{Entry, Kind};
 
     fn store(root: &Path) -> Store {
-        Store::at(root).expect("a store")
+        let store = Store::at(root).expect("a store");
+        make_directory(&store.layout.vms()).expect("a directory");
+        store
     }
 
     /// A copy, made at another time than `from` by the clock of the file system. `None`: that keeps

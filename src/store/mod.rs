@@ -23,6 +23,7 @@ pub mod schema;
 mod spare;
 pub mod sums;
 pub mod trash;
+mod unreachable;
 
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -81,7 +82,7 @@ impl Store {
     fn refuse_foreign_directory(&self) -> Result<()> {
         let ours = [
             "layers", "vms", "trash", "store.lock", "reserve", "clock.json", "qemu-probe.json",
-            "catalogue.toml", "downloads", "lost+found",
+            "catalogue.toml", "downloads", "lost+found", "ram", "sealing", "slots",
         ];
         let Ok(mut entries) = std::fs::read_dir(self.layout.root()) else { return Ok(()) };
         let foreign = entries.find_map(|entry| {
@@ -113,18 +114,22 @@ impl Store {
         Ok(names)
     }
 
-    /// Every directory below `vms/` with a proper name, a VM or not.
+    /// Every directory below `vms/` with a proper name, a VM or not. A link counts, wherever it
+    /// leads: the VM may lie on a file system that is not mounted just now.
     pub fn directories(&self) -> Result<Vec<Name>> {
         let vms = self.layout.vms();
         let entries = match std::fs::read_dir(&vms) {
             Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.refuse_unreachable(&vms)?;
+                return Ok(Vec::new());
+            }
             Err(error) => return Err(error).on("list", &vms),
         };
         let mut names = Vec::new();
         for entry in entries {
             let entry = entry.on("list", &vms)?;
-            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            if !entry.file_type().is_ok_and(|kind| kind.is_dir() || kind.is_symlink()) {
                 continue;
             }
             names.extend(entry.file_name().to_str().and_then(|name| name.parse().ok()));
@@ -149,6 +154,7 @@ impl Store {
         [layout.vm_json(name), layout.run_lock(name), layout.spare_json(name)]
             .iter()
             .any(|path| plain::is_there(path))
+            || layout.vm(name).is_symlink()
     }
 
     /// Lets the directory of `name` be that of a VM which has lost its record.

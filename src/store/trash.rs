@@ -4,7 +4,9 @@
 
 pub(in crate::store) mod entry;
 pub(in crate::store) mod kind;
+mod removed;
 
+use std::fs::FileType;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -16,6 +18,7 @@ pub use kind::Kind;
 use super::schema::trash::Needs;
 use super::{Store, atomic, make_directory, plain, schema};
 use crate::error::{self, Error, IoContext, Result};
+use crate::model::printable;
 use crate::model::{FileStamp, Layer, LayerId, Name, RamImage};
 use crate::sys::{fault, files};
 
@@ -31,20 +34,29 @@ fn read(path: &Path, store: &Store) -> Result<Entry> {
     let whose = record.and_then(|text| schema::whose(&text));
     let directory = path.file_name().unwrap_or_default().to_string_lossy();
     let is_its = match entry.uuid.zip(whose) {
-        Some((uuid, whose)) => whose.uuid == uuid,
+        // The VM may have been renamed since then; the verb stays.
+        Some((uuid, whose)) => whose.uuid == uuid && is_named_for(&directory, &entry.what),
         None => directory.ends_with(&format!("-{}-{}", entry.what, entry.vm)),
     };
     match is_its {
         true if !store.is_own(entry.store) => Err(Error::damaged(format!(
             "its entry.json was written in another store (`{}` of {})",
-            entry.what, entry.vm
+            printable::line(entry.what.as_str()),
+            entry.vm
         ))),
         true => Ok(entry),
         false => Err(Error::damaged(format!(
             "its entry.json is that of another directory (`{}` of {})",
-            entry.what, entry.vm
+            printable::line(entry.what.as_str()),
+            entry.vm
         ))),
     }
+}
+
+/// Does the name of a directory, `<UTC time>-<what>-<name>`, say this verb?
+fn is_named_for(directory: &str, what: &Kind) -> bool {
+    let behind_time = directory.split_once('-').map(|(_, rest)| rest);
+    behind_time.is_some_and(|rest| rest.starts_with(&format!("{what}-")))
 }
 
 /// A directory of the trash and what it says of itself, or why that cannot be read.
@@ -134,15 +146,20 @@ impl Store {
         plain::is_there(&trash.join("layers").join(layer.file_name()))
     }
 
-    /// Moves memory into a trash directory, or back out of it.
+    /// Moves memory into a trash directory, or back out of it. Where the two are on different file
+    /// systems, it stays where it is, and is found there.
     pub fn move_memory(&self, trash: &Path, image: &RamImage, back: bool) -> Result<()> {
         let (here, there) = (self.layout.ram(image), trash.join("ram").join(image.file_name()));
         let (from, to) = if back { (&there, &here) } else { (&here, &there) };
+        if !plain::is_there(from) {
+            return Ok(());
+        }
         if let Some(directory) = to.parent() {
             make_directory(directory)?;
         }
         match std::fs::rename(from, to) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::CrossesDevices && !back => Ok(()),
             Err(error) => Err(error).on("move", from),
             Ok(()) => atomic::sync_rename(from, to),
         }
@@ -228,7 +245,8 @@ impl Store {
     /// The directories of the trash that say what they are, sorted. A name is never used again.
     pub fn trash_entries(&self) -> Result<Vec<PathBuf>> {
         let mut directories = self.trash_directories()?;
-        directories.retain(|path| plain::is_there(&path.join("entry.json")));
+        // One that cannot be reached has an entry, too.
+        directories.retain(|path| plain::is_there(&path.join("entry.json")) || leads_nowhere(path));
         Ok(directories)
     }
 
@@ -257,22 +275,35 @@ impl Store {
         let trash = self.layout.trash();
         let entries = match std::fs::read_dir(&trash) {
             Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.refuse_unreachable(&trash)?;
+                return Ok(Vec::new());
+            }
             Err(error) => return Err(error).on("list", &trash),
         };
         let mut paths = Vec::new();
         for entry in entries {
             let entry = entry.on("list", &trash)?;
-            // What else lies there nobody of ours has put there.
-            paths.extend(entry.file_type().is_ok_and(|kind| kind.is_dir()).then(|| entry.path()));
+            // What else lies there nobody of ours has put there. A directory may have been moved to
+            // another file system, with a link in its place.
+            let is_ours = |kind: FileType| kind.is_dir() || kind.is_symlink();
+            paths.extend(entry.file_type().is_ok_and(is_ours).then(|| entry.path()));
         }
         paths.sort();
         Ok(paths)
     }
 }
 
+/// Is it a link to what cannot be reached just now?
+fn leads_nowhere(path: &Path) -> bool {
+    path.is_symlink() && !path.exists()
+}
+
 /// What the directory `path` needs; `None`: nobody knows.
 fn needs(path: &Path) -> Option<Needs> {
+    if leads_nowhere(path) {
+        return None;
+    }
     match plain::read(&path.join("entry.json")).ok()? {
         Some(text) => Needs::parse(&text),
         // It was not written yet, or the directory has gone.
@@ -317,6 +348,32 @@ mod tests {
         assert_eq!(store.torn_entry().expect("trash"), None);
         std::fs::write(trash.join("entry.json"), "{\"schema\": 2, \"wh").expect("an entry");
         assert_eq!(store.torn_entry().expect("trash").as_deref(), Some(name));
+    }
+
+    #[test]
+    fn an_entry_with_another_verb_than_its_directory_is_refused_though_the_vm_is_the_same() {
+        let room = tempfile::tempdir().expect("a directory");
+        let store = Store::at(room.path()).expect("a store");
+        store.prepare().expect("a store");
+        let text = include_bytes!("../../tests/fixtures/vm-v1.json");
+        let record = schema::parse_record(text).expect("a record");
+        let vm: Name = "rm-vm".parse().expect("a name");
+        for (directory, what, is_its) in [
+            ("20260101T000000000Z-revert-rm-vm", Kind::Revert, true),
+            ("20260102T000000000Z-revert-rm-vm", Kind::Rm, false),
+            ("20260103T000000000Z-snapshot-rm-rm-vm", Kind::SnapshotRm, true),
+            ("20260104T000000000Z-snapshot-rm-rm-vm", Kind::Rm, false),
+            // Since then it was renamed.
+            ("20260105T000000000Z-set-old", Kind::Set, true),
+        ] {
+            let entry = Entry::new(what, &vm, "a command").of(&record);
+            let trash = store.open_trash(directory, &entry).expect("trash");
+            std::fs::write(trash.join("vm.json"), text).expect("a record");
+            let error = read(&trash, &store).err().map(|error| error.full_message());
+            let is_refused =
+                error.as_ref().is_some_and(|error| error.contains("that of another directory"));
+            assert_eq!((error.is_none(), is_refused), (is_its, !is_its), "{directory}: {error:?}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! looked like is noted, to notice an edit behind our back.
 
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 
 use jiff::Timestamp;
 
@@ -88,7 +89,7 @@ pub async fn freeze(
         context.ui.warn(&format!(
             "{} is used in place: the template makes it read-only, \
              and nothing may change it from here on",
-            file.display()
+            file.components().collect::<PathBuf>().display()
         ));
     }
     remove_undo_snapshots(context, name, &layers).await?;

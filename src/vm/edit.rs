@@ -20,8 +20,8 @@ use crate::model::{
     Snapshot, bus, parse_age, parse_size,
 };
 use crate::qemu::probe::Probe;
-use crate::store::Store;
 use crate::store::trash::{self, Entry};
+use crate::store::{Store, plain};
 
 /// A guest that was let go on although its disk still has an error stops again within this time.
 const TRIED_AGAIN: Duration = Duration::from_secs(1);
@@ -40,7 +40,7 @@ pub async fn rename(context: &Context, old: &Name, new: &Name) -> Result<()> {
     let _store_lock = context.lock_store_for(&[old]).await?;
     let vm = OpenVm::open(context, old).await?;
     vm.refuse_running("rename")?;
-    if store.layout.vm(new).exists() {
+    if plain::is_there(&store.layout.vm(new)) {
         return Err(Error::exists(format!("the name {new} is taken"))
             .hint("choose another, or see what is there: cowhand ls -a"));
     }

@@ -94,19 +94,24 @@ fn a_stream_is_refused_or_leaves_all_points_as_they_were() {
     run(
         300,
         &["refused", "done", "kept", "several"],
-        |world, (_, (vm, disk), (_, base), _), tally| {
+        |world, (_, (vm, disk), (_, base), needed), tally| {
             let vm = world.vm(*vm);
             let mut record = world.records[&vm].clone();
             let Some(disk) = volume(&mut record, *disk).cloned() else { return };
             let graph = world.graph();
             let chain = graph.chain(&disk.layer.id).expect("it is whole");
             let subject = Subject { vm: &vm, record: &record, target: &disk.target, chain: &chain };
-            match stream(&graph, subject, base.map(|base| base % chain.len())) {
+            // What a change that can be undone needs.
+            let is_needed = |number: usize| number > 0 && (needed >> (number % 4)) & 1 == 1;
+            let layers = chain.iter().enumerate().filter(|(number, _)| is_needed(*number));
+            let layers = layers.map(|(_, info)| info.layer.id.clone()).collect();
+            let kept = Kept { layers, unknown: None };
+            match stream(&graph, subject, base.map(|base| base % chain.len()), &kept) {
                 Ok(Some(merge)) => {
                     *tally.entry("done").or_default() += 1;
                     *tally.entry("kept").or_default() += u32::from(!merge.kept.is_empty());
                     *tally.entry("several").or_default() += u32::from(!merge.between.is_empty());
-                    carry_out(world, &vm, &[], vec![merge], &fixed(world, &[]));
+                    carry_out(world, &vm, &[], vec![merge], &fixed(world, &kept.layers));
                 }
                 Ok(None) => {}
                 Err(_) => *tally.entry("refused").or_default() += 1,
@@ -125,7 +130,7 @@ fn all_disks_that_are_made_to_stand_on_nothing_read_what_they_read() {
         for disk in record.config.writable() {
             let chain = graph.chain(&disk.layer.id).expect("it is whole");
             let subject = Subject { vm: &vm, record, target: &disk.target, chain: &chain };
-            let Ok(merge) = stream(&graph, subject, None) else { return };
+            let Ok(merge) = stream(&graph, subject, None, &Kept::default()) else { return };
             merges.extend(merge);
         }
         *tally.entry("done").or_default() += u32::from(!merges.is_empty());

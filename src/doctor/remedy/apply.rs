@@ -145,7 +145,7 @@ pub async fn apply(context: &Context, remedy: &Remedy) -> Result<Applied> {
                     "the record of {name} is missing, and they may belong to it"
                 )));
             }
-            let needs = Needs::look_at_spares(store)?;
+            let needs = Needs::look_for_orphans(store)?;
             if needs.graph.first_broken().is_some() {
                 return Err(Error::refused(
                     "a chain is broken, and one of them may be what it lacks",
@@ -157,8 +157,8 @@ pub async fn apply(context: &Context, remedy: &Remedy) -> Result<Applied> {
                 )));
             }
             // What belongs to a removal that was cut short goes where `undo` looks for it.
-            match gc::finish_removals(store)?
-                + gc::trash_orphans(context, &Needs::look_at_spares(store)?, false)?
+            match gc::finish_removals(context)?
+                + gc::trash_orphans(context, &Needs::look_for_orphans(store)?, false)?
             {
                 0 => Ok(Applied::NotNeeded),
                 _ => done("they are in the trash"),

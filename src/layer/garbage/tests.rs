@@ -41,7 +41,7 @@ fn needs(layers: &[Modelled]) -> Needs {
         }
         graph.layers.insert(info.layer.id.clone(), info);
     }
-    Needs { graph, below_trash, torn: None, going: None }
+    Needs { graph, below_trash, unknown: None, going: None }
 }
 
 /// Layers that stand on earlier ones, and now and then on a later one: then there may be a loop.
@@ -245,7 +245,7 @@ fn while_a_header_cannot_be_read_nothing_goes() {
 #[test]
 fn a_torn_entry_of_the_trash_makes_all_names_uncertain() {
     let (mut needs, _) = vm();
-    needs.torn = Some("x".to_owned());
+    needs.unknown = Some("x".to_owned());
     assert!(matches!(needs.certainty(), Certainty::NamesUnknown(_)));
     assert!(needs.unneeded_of([layer(0)].iter()).layers.is_empty());
 }

@@ -20,7 +20,7 @@ use super::super::xml::Notes;
 use super::super::{Fate, Note};
 use super::{MOST, Snapshot, parse};
 use crate::context::Context;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::layer::import::Candidate;
 use crate::layer::{foreign, inner};
 use crate::model::{FileId, Firmware, Format, Name};
@@ -106,6 +106,10 @@ pub(in crate::libvirt) async fn plan(
         let what = format!("snapshot {}", snapshot.name);
         let Planned { mut point, files, notes: differences, .. } = match planned {
             Ok(planned) => planned,
+            // That a file cannot be read says nothing of the snapshot: it may work the next time.
+            Err(error) if error.kind() == Kind::Failed => {
+                return Err(error.hint("for the domain alone: leave out --snapshots"));
+            }
             Err(error) => {
                 notes.left(what, error.full_message());
                 continue;

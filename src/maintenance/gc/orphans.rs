@@ -1,6 +1,8 @@
 //! Layers and memory that nobody names.
 
 use std::fs::DirEntry;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use crate::change::claims::Claims;
 use crate::change::lost;
@@ -9,40 +11,52 @@ use crate::error::{IoContext, Result};
 use crate::layer::garbage::{self, Certainty, Needs};
 use crate::layer::graph::LayerGraph;
 use crate::layer::info::LayerInfo;
-use crate::model::{Name, Snapshot, human};
-use crate::store::trash::{self, Entry};
+use crate::model::{Name, human};
+use crate::store::trash::{self, Entry, Found};
 use crate::store::{Store, how_to_mend, plain, schema};
 use crate::sys::image_lock;
 
 /// Moves what a removed VM had into its directory of the trash, where whoever removed it died in
 /// the middle: `undo` looks for it there. Returns how many layers that were.
-pub fn finish_removals(store: &Store) -> Result<usize> {
+pub fn finish_removals(context: &Context) -> Result<usize> {
+    let store = &context.store;
     let mut moved = 0;
     for found in store.list_trash()? {
-        let Some(entry) = found
-            .entry
-            .ok()
-            .filter(|entry| entry.what == trash::Kind::Rm && found.path.join("vm").exists())
-        else {
-            continue;
+        let is_removed = |entry: &&Entry| {
+            entry.what == trash::Kind::Rm && plain::is_there(&found.path.join("vm"))
         };
-        if entry.layers.iter().any(|layer| store.layout.layer(layer).exists()) {
-            let mut needs = Needs::of(LayerGraph::scan(store)?);
-            needs.graph.add_spares(store)?;
-            // That nobody needed them was certain when the VM was removed.
-            let Some(layers) = needs.decided(&entry.layers) else { continue };
-            for layer in layers {
-                store.trash_layer(&found.path, &layer)?;
-                moved += 1;
-            }
-            store.flush_trashed(&found.path)?;
+        let Some(entry) = found.entry.as_ref().ok().filter(is_removed) else { continue };
+        match finish_removal(store, &found, entry) {
+            Ok(layers) => moved += layers,
+            Err(error) => context.ui.warn(&format!(
+                "what was left of {} in the pool stays there: {}",
+                entry.vm,
+                error.full_message()
+            )),
         }
-        let record = plain::read_if_possible(&found.path.join("vm/vm.json"));
-        if let Some(record) = record.and_then(|text| schema::parse_record(&text).ok()) {
-            for image in record.snapshots.iter().filter_map(Snapshot::ram_image) {
-                store.move_memory(&found.path, image, false)?;
-            }
+    }
+    Ok(moved)
+}
+
+fn finish_removal(store: &Store, found: &Found, entry: &Entry) -> Result<usize> {
+    let mut moved = 0;
+    if entry.layers.iter().any(|layer| store.layout.layer(layer).exists()) {
+        let mut needs = Needs::of(LayerGraph::scan(store)?);
+        needs.graph.add_spares(store)?;
+        // That nobody needed them was certain when the VM was removed.
+        let Some(layers) = needs.decided(&entry.layers) else { return Ok(0) };
+        for layer in layers {
+            store.trash_layer(&found.path, &layer)?;
+            moved += 1;
         }
+        store.flush_trashed(&found.path)?;
+    }
+    // Where its layers have stayed, so does its memory.
+    let record = plain::read_if_possible(&found.path.join("vm/vm.json"));
+    if let Some(record) = record.and_then(|text| schema::parse_record(&text).ok())
+        && record.layers().all(|layer| !plain::is_there(&store.layout.layer(layer)))
+    {
+        garbage::trash_memory(store, &record, &found.path)?;
     }
     Ok(moved)
 }
@@ -51,7 +65,6 @@ pub fn finish_removals(store: &Store) -> Result<usize> {
 /// cannot be read: it might name them. Returns how many went into the trash.
 pub fn trash_orphans(context: &Context, needs: &Needs, dry_run: bool) -> Result<usize> {
     let store = &context.store;
-    let name: Name = "orphans".parse()?;
     if let Certainty::NamesUnknown(why) | Certainty::HeadersUnknown(why) = needs.certainty() {
         context.ui.warn(&format!("layers that seem unused are kept: {why}"));
         return Ok(0);
@@ -89,7 +102,8 @@ pub fn trash_orphans(context: &Context, needs: &Needs, dry_run: bool) -> Result<
         }
         is_open
     };
-    let (mut trash, mut moved) = (None, 0);
+    let mut trash = Trash { context, directory: None };
+    let mut moved = 0;
     for info in needs.orphans(stays) {
         let (layer, bytes) = (&info.layer, human(info.allocated_bytes));
         if dry_run {
@@ -98,22 +112,36 @@ pub fn trash_orphans(context: &Context, needs: &Needs, dry_run: bool) -> Result<
             ));
             continue;
         }
-        let directory = match &trash {
-            Some(directory) => directory,
-            None => trash.insert(store.open_trash(
-                &Store::trash_name(&trash::Kind::Gc, &name),
-                &Entry::new(trash::Kind::Gc, &name, &context.operation),
-            )?),
-        };
-        store.trash_layer(directory, layer)?;
+        store.trash_layer(trash.directory()?, layer)?;
         moved += 1;
         context.ui.note(&format!("layer {layer} ({bytes}) was used by nobody and is in the trash"));
     }
-    if let Some(directory) = &trash {
+    if let Some(directory) = &trash.directory {
         store.flush_trashed(directory)?;
     }
-    remove_memory(context, dry_run)?;
+    remove_memory(&mut trash, dry_run)?;
     Ok(moved)
+}
+
+/// The directory of the trash for what nobody names, made for the first of it.
+struct Trash<'a> {
+    context: &'a Context,
+    directory: Option<PathBuf>,
+}
+
+impl Trash<'_> {
+    fn directory(&mut self) -> Result<&Path> {
+        let Self { context, directory } = self;
+        let made = match directory.take() {
+            Some(made) => made,
+            None => {
+                let name: Name = "orphans".parse()?;
+                let entry = Entry::new(trash::Kind::Gc, &name, &context.operation);
+                context.store.open_trash(&Store::trash_name(&trash::Kind::Gc, &name), &entry)?
+            }
+        };
+        Ok(directory.insert(made))
+    }
 }
 
 /// The files of guests' memory that no snapshot has, and no change under way is about to give to
@@ -133,19 +161,38 @@ pub fn unneeded_memory(store: &Store) -> Result<Vec<DirEntry>> {
     }
 }
 
-fn remove_memory(context: &Context, dry_run: bool) -> Result<()> {
-    for entry in unneeded_memory(&context.store)? {
-        let bytes = entry.metadata().map_or(0, |about| about.len());
-        if !dry_run {
-            std::fs::remove_file(entry.path()).on("remove", &entry.path())?;
+/// Memory of snapshots goes into the trash: a record that was put back may name it. Whatever else
+/// is there was never whole, or can be made again, and goes for good.
+fn remove_memory(trash: &mut Trash<'_>, dry_run: bool) -> Result<()> {
+    let Context { store, ui, .. } = trash.context;
+    for entry in unneeded_memory(store)? {
+        let bytes = human(entry.metadata().map_or(0, |about| about.len()));
+        let image = garbage::snapshot_memory(&entry);
+        if image.is_some() && !is_same_disk(&store.layout.trash(), &entry.path()) {
+            ui.warn(&format!(
+                "memory {0} ({bytes}) belongs to no snapshot, and stays: it is on another disk \
+                 than the trash; to remove it: rm {0}",
+                entry.path().display()
+            ));
+            continue;
         }
-        let verb = if dry_run {
-            "belongs to no snapshot and would be"
-        } else {
-            "belonged to no snapshot and was"
+        match &image {
+            _ if dry_run => {}
+            Some(image) => store.move_memory(trash.directory()?, image, false)?,
+            None => std::fs::remove_file(entry.path()).on("remove", &entry.path())?,
+        }
+        let what = match (image.is_some(), dry_run) {
+            (true, true) => "belongs to no snapshot and would go into the trash",
+            (true, false) => "belonged to no snapshot and is in the trash",
+            (false, true) => "belongs to nothing and would be removed",
+            (false, false) => "belonged to nothing and was removed",
         };
-        let file = entry.file_name().to_string_lossy().into_owned();
-        context.ui.note(&format!("memory {file} ({}) {verb} removed", human(bytes)));
+        ui.note(&format!("memory {} ({bytes}) {what}", entry.file_name().to_string_lossy()));
     }
     Ok(())
+}
+
+fn is_same_disk(one: &Path, other: &Path) -> bool {
+    let device = |path: &Path| path.metadata().ok().map(|about| about.dev());
+    device(one) == device(other)
 }

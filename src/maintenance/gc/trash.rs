@@ -79,7 +79,7 @@ impl Lacking {
 /// Are layers of a removed VM still in the pool, because whoever removed it died?
 pub(super) fn is_unfinished(store: &Store, found: &Found) -> bool {
     let is_in_pool = |layer: &Layer| plain::is_there(&store.layout.layer(layer));
-    let is_removed = found.path.join("vm").exists();
+    let is_removed = plain::is_there(&found.path.join("vm"));
     is_removed
         && found
             .entry

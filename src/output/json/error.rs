@@ -15,8 +15,8 @@ struct Inner<'a> {
     kind: &'static str,
     /// With all causes.
     message: String,
-    /// What to type next, a line each.
-    hint: String,
+    /// What to type next, a line each; null where there is nothing.
+    hint: Option<String>,
     /// The objects that stand in the way. Left out where there are none.
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     dependents: &'a [String],
@@ -28,7 +28,7 @@ impl<'a> From<&'a Error> for Failure<'a> {
             error: Inner {
                 kind: error.kind().word(),
                 message: error.full_message(),
-                hint: error.hints().join("\n"),
+                hint: (!error.hints().is_empty()).then(|| error.hints().join("\n")),
                 dependents: error.dependent_names(),
             },
         }

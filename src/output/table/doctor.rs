@@ -31,11 +31,35 @@ pub fn findings(findings: &[Finding], quiet: bool) -> String {
     let repaired = findings.iter().filter(|finding| finding.repaired).count();
     let repaired = if repaired > 0 { format!(", {repaired} repaired") } else { String::new() };
     if !quiet {
-        text.push_str(&format!(
-            "{} failed, {} warnings{repaired}\n",
-            count(Level::Fail),
-            count(Level::Warn)
-        ));
+        let (failed, warned) = (count(Level::Fail), count(Level::Warn));
+        let warnings = if warned == 1 { "warning" } else { "warnings" };
+        text.push_str(&format!("{failed} failed, {warned} {warnings}{repaired}\n"));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_found_is_counted_in_the_last_line_and_one_warning_is_one() {
+        let finding = Finding {
+            check: "chain",
+            vm: None,
+            level: Level::Warn,
+            message: "odd".into(),
+            hint: None,
+            remedy: None,
+            repaired: false,
+        };
+        let failed = Finding { level: Level::Fail, ..finding.clone() };
+        for (all, line) in [
+            (vec![], "0 failed, 0 warnings"),
+            (vec![finding.clone()], "0 failed, 1 warning"),
+            (vec![failed, finding.clone(), finding], "1 failed, 2 warnings"),
+        ] {
+            assert_eq!(findings(&all, false).lines().last(), Some(line));
+        }
+    }
 }

@@ -1,10 +1,13 @@
 //! What a directory of the trash says of itself. How it is written is the business of
 //! [`crate::store::schema`].
 
+use std::borrow::Cow;
+
 use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::kind::Kind;
+use crate::model::printable;
 use crate::model::{FileStamp, Layer, Name, Record};
 
 /// The version written today.
@@ -25,7 +28,7 @@ pub struct Entry {
     pub(in crate::store) store: Option<Uuid>,
     /// When.
     pub when: Timestamp,
-    /// The command, in the words of the user.
+    /// The command, in the words of the user, as the file says it.
     pub operation: String,
     /// The layers in it.
     pub layers: Vec<Layer>,
@@ -62,8 +65,26 @@ impl Entry {
         self.uuid
     }
 
+    /// The command, for a person to read: on one line, with nothing in it that commands a terminal.
+    pub fn command(&self) -> Cow<'_, str> {
+        printable::line(&self.operation)
+    }
+
     /// Is it a change that `undo` takes back?
     pub fn can_be_undone(&self) -> bool {
         self.what.can_be_undone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_of_an_entry_is_one_line_that_commands_no_terminal() {
+        let vm: Name = "web".parse().expect("a name");
+        let entry = Entry::new(Kind::Rm, &vm, "rm web\n hint: \x1b[31mx\t\u{202e}");
+        assert_eq!(entry.command(), "rm web\\n hint: \\x1b[31mx\\t\\u{202e}");
+        assert_eq!(Entry::new(Kind::Rm, &vm, "rm --force web").command(), "rm --force web");
     }
 }
