@@ -103,7 +103,7 @@ fn the_guests_of_a_copied_store_are_not_those_of_the_original() {
 /// a stranger's node nor another store's file.
 #[test]
 fn a_qemu_that_has_another_file_open_is_not_changed() {
-    let lab = Lab::new();
+    let lab = Lab::unconfined();
     lab.ok(&["create", "web", "--size", "16M", "--net", "none"]);
     lab.ok(&["start", "--paused", "web"]);
     // The copy is told that its VM runs, and where: as if the store had been moved while it ran.

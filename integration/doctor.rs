@@ -476,7 +476,7 @@ fn a_journal_that_cannot_be_read_is_set_aside_only_where_the_vm_is_whole() {
 
 #[test]
 fn a_running_qemu_is_compared_with_the_record() {
-    let lab = Lab::new();
+    let lab = Lab::unconfined();
     lab.booted("web");
     assert_eq!(wrong(&lab, &[]), Vec::<String>::new());
     // A job that somebody of ours has left behind.

@@ -24,6 +24,7 @@ pub struct Lab {
     // Unmounted before the directory is removed that it is mounted in.
     disk: Option<Disk>,
     appliance: Option<(PathBuf, PathBuf)>,
+    unconfined: bool,
     directory: tempfile::TempDir,
 }
 
@@ -84,7 +85,14 @@ impl Lab {
 
     fn of(directory: tempfile::TempDir) -> Self {
         std::fs::create_dir(directory.path().join("run")).unwrap();
-        Self { directory, disk: None, appliance: None }
+        Self { directory, disk: None, appliance: None, unconfined: false }
+    }
+
+    /// One whose QEMUs reach what we reach: a test lets them open files of its own.
+    pub fn unconfined() -> Self {
+        let mut lab = Self::new();
+        lab.unconfined = true;
+        lab
     }
 
     /// One whose store lies on a file system of its own, whose power can be cut; or the reason why
@@ -177,6 +185,9 @@ impl Lab {
             .env("COWHAND_STORE", self.store())
             .env("XDG_RUNTIME_DIR", self.path().join("run"));
         command.env("COWHAND_ACCEL", "tcg").env_remove("NO_COLOR").stdin(Stdio::null());
+        if self.unconfined {
+            command.env("COWHAND_CONFINE", "off");
+        }
         if let Some((kernel, modules)) = &self.appliance {
             command
                 .env("COWHAND_APPLIANCE_KERNEL", kernel)

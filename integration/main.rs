@@ -12,6 +12,7 @@ mod buses;
 mod clones;
 mod cloud_init;
 mod concurrency;
+mod confined;
 mod content;
 mod copied;
 mod crash;

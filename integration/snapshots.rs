@@ -98,7 +98,7 @@ fn all_disks_switch_together_and_a_read_only_one_is_left_out() {
 
 #[test]
 fn a_snapshot_and_a_revert_during_somebodys_block_job_are_refused_and_name_it() {
-    let lab = Lab::new();
+    let lab = Lab::unconfined();
     lab.ok(&[
         "create", "web", "--size", "64M", "--size", "64M", "--memory", "64M", "--net", "none",
     ]);

@@ -17,6 +17,18 @@ pub enum Accel {
     Tcg,
 }
 
+/// How a QEMU that runs a guest is confined ([`crate::sys::confine`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Confine {
+    /// As far as the host can.
+    #[default]
+    Default,
+    /// In all of its ways, or it is not started.
+    Strict,
+    /// Not at all.
+    Off,
+}
+
 /// Everything the library would otherwise have to guess.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -26,6 +38,8 @@ pub struct Settings {
     pub runtime: PathBuf,
     /// Which processor runs the guests.
     pub accel: Accel,
+    /// How QEMU is confined.
+    pub confine: Confine,
     /// The system emulator: a name looked up in `PATH`, or a path.
     pub qemu: PathBuf,
     /// Where programs are looked up (a colon-separated list, as `PATH` is).

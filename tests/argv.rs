@@ -1,13 +1,16 @@
 //! QEMU's argument vector, held word for word: whatever changes here changes every guest.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use cowhand::model::{
     Bus, Cdrom, Chain, Config, Disk, Firmware, Format, KernelBoot, Layer, Link, Nic, NicModel,
 };
 use cowhand::qemu::accel::Chosen;
 use cowhand::qemu::cmdline::{Machine, StartMode, argv, leased, shell_line};
+use cowhand::qemu::confinement;
 use cowhand::qemu::sockets::Sockets;
+use cowhand::settings::Confine;
+use serde_json::Value;
 
 fn layer(id: &str, format: Format) -> Layer {
     Layer { id: id.parse().unwrap(), format }
@@ -65,12 +68,16 @@ fn vector(how: StartMode<'_>) -> Vec<String> {
 }
 
 fn vector_of(config: &Config, how: StartMode<'_>) -> Vec<String> {
+    with_machine(config, how, argv)
+}
+
+fn with_machine<T>(config: &Config, how: StartMode<'_>, make: impl FnOnce(&Machine<'_>) -> T) -> T {
     let chains = [
         chain(&[layer("head000000", Format::Qcow2), layer("base000000", Format::Raw)]),
         chain(&[layer("seed000000", Format::Raw)]),
         chain(&[layer("vars000000", Format::Raw)]),
     ];
-    argv(&Machine {
+    make(&Machine {
         qemu: Path::new("/usr/bin/qemu-system-x86_64"),
         name: &"web".parse().unwrap(),
         uuid: "c5a0dd0e-8d5a-4f3c-8d5c-2b6d3a3f0001".parse().unwrap(),
@@ -87,6 +94,81 @@ fn vector_of(config: &Config, how: StartMode<'_>) -> Vec<String> {
 #[test]
 fn the_whole_argument_vector_of_a_uefi_guest_with_two_disks() {
     insta::assert_snapshot!(vector(StartMode::Paused).join("\n"));
+}
+
+/// The paths in an argument, of JSON or of a list of options.
+fn paths(argument: &str) -> Vec<PathBuf> {
+    fn in_json(value: &Value, found: &mut Vec<PathBuf>) {
+        match value {
+            Value::String(text) if text.starts_with('/') => found.push(text.into()),
+            Value::Array(values) => values.iter().for_each(|value| in_json(value, found)),
+            Value::Object(fields) => fields.values().for_each(|value| in_json(value, found)),
+            _ => {}
+        }
+    }
+    let mut found = Vec::new();
+    if let Ok(value) = serde_json::from_str(argument) {
+        in_json(&value, &mut found);
+        return found;
+    }
+    // A comma in a path is doubled.
+    let doubled = argument.replace(",,", "\0");
+    let values = doubled.split(',').map(|option| option.rsplit('=').next().unwrap_or(option));
+    let values = values.map(|value| value.replace('\0', ","));
+    found.extend(values.filter(|value| value.starts_with('/')).map(PathBuf::from));
+    found
+}
+
+#[test]
+fn qemu_reaches_all_that_its_arguments_name_and_writes_to_what_its_guest_writes_to() {
+    let mut config = config();
+    config.cdroms = vec![Cdrom {
+        target: "sda".into(),
+        bus: Bus::Sata,
+        iso: Some("/home/me/cd, first.iso".into()),
+    }];
+    config.kernel.as_mut().unwrap().initrd = Some("/boot/initrd.img".into());
+    let memory = Path::new("/a store, with commas/ram/abcdefghij.mem");
+    let warm = |readonly| StartMode::Warm { file: memory, readonly, leased: &[] };
+    let layers = Path::new("/a store, with commas/layers");
+    for (how, writes_memory) in [
+        (StartMode::Running, None),
+        (StartMode::Warming(memory), Some(true)),
+        (warm(false), Some(true)),
+        (warm(true), Some(false)),
+    ] {
+        let (arguments, reach) = with_machine(&config, how, |machine| {
+            (argv(machine), confinement::of(machine, Confine::Default, layers).unwrap())
+        });
+        let named: Vec<PathBuf> =
+            arguments.iter().skip(1).flat_map(|argument| paths(argument)).collect();
+        assert!(named.len() > 15, "{named:?}");
+        for path in &named {
+            assert!(reach.reaches(path, false), "{} {how:?}", path.display());
+        }
+        assert_eq!(
+            named.contains(&memory.into()).then(|| reach.reaches(memory, true)),
+            writes_memory
+        );
+        let written = |path: &str| reach.reaches(Path::new(path), true);
+        for path in
+            ["/a store, with commas/layers/new0000000.qcow2", "/run/cowhand/c5a0dd0e8d5a/qmp.sock"]
+        {
+            assert!(written(path), "{path}");
+        }
+        for path in ["/boot/vmlinuz", "/home/me/cd, first.iso", "/usr/share/OVMF/OVMF_CODE_4M.fd"] {
+            assert!(!written(path), "{path}");
+        }
+        for path in
+            ["/a store, with commas/vms/web/vm.json", "/a store, with commas", "/etc/shadow", "/"]
+        {
+            assert!(!reach.reaches(Path::new(path), false), "{path}");
+        }
+    }
+    let off = with_machine(&config, StartMode::Running, |machine| {
+        confinement::of(machine, Confine::Off, layers)
+    });
+    assert_eq!(off, None);
 }
 
 /// The devices alone, of a machine that has one or more on each bus.

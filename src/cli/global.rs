@@ -10,7 +10,7 @@ use nix::unistd::Uid;
 
 use crate::error::{Error, Result};
 use crate::output::{Color, Format, Terminal, Trace};
-use crate::settings::{Accel, Settings};
+use crate::settings::{Accel, Confine, Settings};
 use crate::sys::fault;
 use crate::ui::Ui;
 
@@ -49,6 +49,16 @@ pub struct Global {
         hide_env_values = true
     )]
     accel: AccelArg,
+    /// How QEMU is confined: see docs/security.md
+    #[arg(
+        long,
+        global = true,
+        value_name = "HOW",
+        env = "COWHAND_CONFINE",
+        default_value = "default",
+        hide_env_values = true
+    )]
+    confine: ConfineArg,
     /// How long to wait for another command on the same VM, in seconds
     #[arg(long, global = true, value_name = "SECS", default_value_t = 60)]
     wait: u64,
@@ -64,6 +74,16 @@ enum AccelArg {
     Tcg,
 }
 
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum ConfineArg {
+    /// As far as the host can
+    Default,
+    /// Completely, or refuse to start it
+    Strict,
+    /// Not at all: QEMU reaches what you reach
+    Off,
+}
+
 impl Global {
     /// What the library needs to know, from flags and environment.
     pub fn settings(&self) -> Result<Settings> {
@@ -75,6 +95,11 @@ impl Global {
                 AccelArg::Auto => Accel::Auto,
                 AccelArg::Kvm => Accel::Kvm,
                 AccelArg::Tcg => Accel::Tcg,
+            },
+            confine: match self.confine {
+                ConfineArg::Default => Confine::Default,
+                ConfineArg::Strict => Confine::Strict,
+                ConfineArg::Off => Confine::Off,
             },
             qemu: non_empty("COWHAND_QEMU").unwrap_or_else(|| "qemu-system-x86_64".into()).into(),
             search_path: std::env::var_os("PATH").unwrap_or_default(),

@@ -18,9 +18,10 @@ use crate::qemu::cmdline::{self, Machine, StartMode};
 use crate::qemu::probe::Probe;
 use crate::qemu::qmp::Qmp;
 use crate::qemu::sockets::Sockets;
-use crate::qemu::{firmware, process};
+use crate::qemu::{confinement, firmware, process};
+use crate::settings::Confine;
 use crate::store::{Store, make_directory};
-use crate::sys::files;
+use crate::sys::{confine, files};
 
 /// A start as asked for.
 #[derive(Debug)]
@@ -52,11 +53,22 @@ pub async fn launch(
         process::clear(&old);
     }
     let sockets = Sockets::new(sockets::directory(context, record.uuid)?);
+    if context.settings.confine == Confine::Default && !confine::has_landlock() {
+        context.ui.warn(
+            "this kernel has no Landlock: QEMU is started without capabilities, and reaches all \
+             files that you reach",
+        );
+    }
     let chosen = accel::choose(context.settings.accel, &Host::observe())?;
     if let Some(warning) = &chosen.warning {
         context.ui.warn(warning);
     }
-    let argv = argv(context, name, record, &chosen, &sockets, how)?;
+    let layers = store.layout.layers();
+    let (argv, confinement) =
+        with_machine(context, name, record, &chosen, &sockets, how, |machine| {
+            let wanted = context.settings.confine;
+            (cmdline::argv(machine), confinement::of(machine, wanted, &layers))
+        })?;
     unseal(store, record);
     make_private_directory(context, &sockets)?;
     process::clear_sockets(&sockets);
@@ -68,9 +80,11 @@ pub async fn launch(
     // What the last QEMU printed is of no use any more.
     let _ = std::fs::remove_file(store.layout.older_qemu_log(name));
     let log_limit = record.config.log_limit.bytes();
-    let files = process::Files { run_lock: &run_lock, log: &log, log_limit, held, with_us };
+    let files =
+        process::Files { run_lock: &run_lock, log: &log, log_limit, held, with_us, confinement };
+    let is_confined = files.confinement.is_some();
     process::start(&argv, &sockets, files).await.map_err(|error| match error.kind() {
-        Kind::Qemu => did_not_start(error, name),
+        Kind::Qemu => did_not_start(error, name, is_confined),
         _ => error,
     })
 }
@@ -109,10 +123,16 @@ fn unseal(store: &Store, record: &Record) {
     }
 }
 
-fn did_not_start(error: Error, name: &Name) -> Error {
-    Error::qemu(format!("{name} did not start"))
+fn did_not_start(error: Error, name: &Name, is_confined: bool) -> Error {
+    let told = Error::qemu(format!("{name} did not start"))
         .because(error.full_message())
-        .hint(format!("the whole command: cowhand plan {name}"))
+        .hint(format!("the whole command: cowhand plan {name}"));
+    match is_confined {
+        true => told.hint(format!(
+            "if it needs a file that it may not open: cowhand start {name} --confine off"
+        )),
+        false => told,
+    }
 }
 
 /// What QEMU expects to find beside its sockets.
@@ -187,6 +207,19 @@ pub fn argv(
     sockets: &Sockets,
     how: StartMode<'_>,
 ) -> Result<Vec<String>> {
+    with_machine(context, name, record, accel, sockets, how, cmdline::argv)
+}
+
+/// What `make` says of the machine of `record`, as it would be started here and now.
+fn with_machine<T>(
+    context: &Context,
+    name: &Name,
+    record: &Record,
+    accel: &Chosen,
+    sockets: &Sockets,
+    how: StartMode<'_>,
+    make: impl FnOnce(&Machine<'_>) -> T,
+) -> Result<T> {
     let probe = Probe::get(context)?;
     let config = &record.config;
     probe.machine(&config.machine)?;
@@ -202,7 +235,7 @@ pub fn argv(
         .map_err(|error| damaged_disk(name, &error))?;
     descriptors::refuse_too_many(name, &chains)?;
     let uefi = (config.firmware == Firmware::Uefi).then(firmware::find).transpose()?;
-    Ok(cmdline::argv(&Machine {
+    Ok(make(&Machine {
         qemu: &probe.path,
         name,
         uuid: record.uuid,

@@ -155,7 +155,7 @@ pub fn argv(machine: &Machine<'_>) -> Vec<String> {
     }
     for cdrom in &config.cdroms {
         if let Some(iso) = &cdrom.iso {
-            args.json("-blockdev", nodes::iso(&cdrom.target, iso));
+            args.json("-blockdev", nodes::iso(&cdrom.target, iso, iso));
         }
     }
     for device in devices::drives(config) {

@@ -4,6 +4,7 @@
 pub mod accel;
 pub mod agent;
 pub mod cmdline;
+pub mod confinement;
 pub mod devices;
 pub mod firmware;
 pub mod img;

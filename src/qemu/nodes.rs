@@ -17,9 +17,9 @@ pub fn device_id(target: &str) -> String {
     format!("dev-{target}")
 }
 
-/// The ISO image in a CD-ROM drive.
-pub fn iso(target: &str, iso: &Path) -> Value {
-    let file = json!({"driver": "file", "filename": iso.to_string_lossy(), "read-only": true});
+/// The ISO image in a CD-ROM drive, which QEMU opens at `path`.
+pub fn iso(target: &str, iso: &Path, path: &Path) -> Value {
+    let file = json!({"driver": "file", "filename": path.to_string_lossy(), "read-only": true});
     json!({"driver": "raw", "node-name": iso_node(target, iso), "read-only": true, "file": file})
 }
 

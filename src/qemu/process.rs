@@ -18,6 +18,7 @@ use super::sockets::Sockets;
 use crate::error::{Error, IoContext, Result};
 use crate::store::open_lock;
 use crate::sys::command;
+use crate::sys::confine::Confinement;
 use crate::sys::fault;
 use crate::sys::files;
 use crate::sys::flock;
@@ -48,6 +49,8 @@ pub struct Files<'a> {
     pub held: Vec<OwnedFd>,
     /// It is killed when we are.
     pub with_us: bool,
+    /// What it may reach; `None`: whatever we may.
+    pub confinement: Option<Confinement>,
 }
 
 /// The argument vector of the process `pid`, as it says itself (`/proc/PID/cmdline`, at most 1 MiB
@@ -68,8 +71,9 @@ pub async fn start(argv: &[String], sockets: &Sockets, files: Files<'_>) -> Resu
     let socket = sockets.qmp();
     let watch = Watch::new(sockets.directory()).on("watch", sockets.directory())?;
     fault::point("QEMU, about to be started").on("start QEMU for", sockets.directory())?;
-    let mut child = command::detached(argv, &log, inherited, files.with_us)
-        .map_err(|source| Error::failed(format!("cannot run {}", argv[0])).because(source))?;
+    let mut child =
+        command::detached(argv, &log, inherited, files.with_us, files.confinement.as_ref())
+            .map_err(|source| did_not_run(&argv[0], files.confinement.as_ref(), source))?;
     let watched = PidFd::open(child.id().cast_signed())
         .and_then(|watched| Ok((watched.try_clone()?, watched)));
     let (process, watched) = watched.map_err(|source| {
@@ -96,6 +100,19 @@ pub async fn start(argv: &[String], sockets: &Sockets, files: Files<'_>) -> Resu
         Some(words) => error.because(words),
         None => error,
     })
+}
+
+/// Why a program was not started. That it cannot be confined as strictly as was asked for is no
+/// fault of the program.
+fn did_not_run(program: &str, confinement: Option<&Confinement>, source: io::Error) -> Error {
+    match confinement.map_or(Ok(()), Confinement::check) {
+        Ok(()) => Error::failed(format!("cannot run {program}")).because(source),
+        Err(why) => {
+            Error::refused("QEMU cannot be confined as strictly as this").because(why).hint(
+                "as far as this host can: --confine default    what that means: docs/security.md",
+            )
+        }
+    }
 }
 
 /// An empty log. QEMU appends to it, so that it can be truncated while QEMU writes.

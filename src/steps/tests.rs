@@ -21,7 +21,7 @@ use crate::change::step::Touches;
 use crate::context::Context;
 use crate::layer::{create, sealed, stamp};
 use crate::model::{Format, Layer, Merge, MergeKind, Name, RamImage, Record};
-use crate::settings::{Accel, Settings};
+use crate::settings::{Accel, Confine, Settings};
 use crate::store::trash::{self, Entry};
 use crate::store::{Store, make_directory, schema};
 use crate::ui::Silent;
@@ -54,6 +54,7 @@ impl Bench {
             store: directory.path().join("store"),
             runtime: directory.path().join("run"),
             accel: Accel::default(),
+            confine: Confine::Default,
             qemu: "qemu-system-x86_64".into(),
             search_path: OsString::new(),
             lock_wait: Duration::ZERO,

@@ -30,7 +30,7 @@ use rustix::io::FdFlags;
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 /// What the rules are written for; an older kernel takes what it knows of them.
-const RULES: ABI = ABI::V6;
+pub(super) const RULES: ABI = ABI::V6;
 /// Programs and libraries of the system, which may be read and executed.
 const SYSTEM: [&str; 9] = [
     "/usr", "/lib", "/lib32", "/lib64", "/bin", "/etc/ld.so.cache", "/nix/store", "/gnu/store",
@@ -180,10 +180,10 @@ impl Cage {
 
     fn rules(&self, program: &OsStr) -> Result<Option<RulesetCreated>, landlock::RulesetError> {
         let (read, write) = (AccessFs::from_read(RULES), AccessFs::from_all(RULES));
-        let system = SYSTEM.iter().map(PathBuf::from).chain(around(Path::new(program)));
         // What is given as a link is meant to be what it leads to; Landlock follows it.
-        let readable =
-            system.chain(self.read.iter().cloned()).chain(self.held.iter().map(Held::path));
+        let readable = programs(Path::new(program))
+            .chain(self.read.iter().cloned())
+            .chain(self.held.iter().map(Held::path));
         let writable = self.write.iter().cloned().chain(["/dev/null".into()]);
         Ruleset::default()
             .set_compatibility(CompatLevel::BestEffort)
@@ -195,6 +195,11 @@ impl Cage {
             .add_rules(path_beneath_rules(writable, write))
             .map(Some)
     }
+}
+
+/// A program, and what of the system a program may need.
+pub(super) fn programs(program: &Path) -> impl Iterator<Item = PathBuf> {
+    SYSTEM.iter().map(PathBuf::from).chain(around(program))
 }
 
 /// The program and what it may need beside it. Never a directory that others keep their files in.
@@ -210,20 +215,20 @@ fn around(program: &Path) -> Vec<PathBuf> {
 }
 
 #[allow(unsafe_code)]
-fn in_the_child(
+pub(super) fn in_the_child(
     command: &mut Command,
     action: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
 ) {
-    // SAFETY: between fork and exec only fcntl(2), setrlimit(2), prctl(2),
-    // landlock_restrict_self(2) and close(2) are called, which are async-signal-safe; everything
-    // that allocates was done before.
+    // SAFETY: between fork and exec only fcntl(2), getrlimit(2), setrlimit(2), prctl(2), capget(2),
+    // capset(2), landlock_restrict_self(2) and close(2) are called, which are async-signal-safe;
+    // everything that allocates was done before.
     unsafe {
         command.pre_exec(action);
     }
 }
 
 /// Never more than there was.
-fn limit(resource: Resource, value: u64) -> io::Result<()> {
+pub(super) fn limit(resource: Resource, value: u64) -> io::Result<()> {
     let maximum =
         rustix::process::getrlimit(resource).maximum.map_or(value, |maximum| maximum.min(value));
     // The soft limit of processor time sends a signal of its own, the hard one kills.

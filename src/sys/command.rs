@@ -17,6 +17,7 @@ use std::process::{Child, Command, Output, Stdio};
 use command_fds::CommandFdExt;
 
 use super::cage::Cage;
+use super::confine::Confinement;
 use super::pidfd::PidFd;
 use super::relay;
 use crate::error::{Error, Result};
@@ -224,12 +225,13 @@ pub fn tail(text: &[u8]) -> String {
 }
 
 /// Starts a program that outlives us, unless `with_us`: a session of its own, no standard input,
-/// its output in `log`, and `inherited` kept open.
+/// its output in `log`, and `inherited` kept open. It runs in its `confinement`, if there is one.
 pub fn detached(
     argv: &[String],
     log: &File,
     inherited: Vec<OwnedFd>,
     with_us: bool,
+    confinement: Option<&Confinement>,
 ) -> io::Result<Child> {
     let (program, args) = argv.split_first().ok_or(io::ErrorKind::InvalidInput)?;
     let mut command = clean(program);
@@ -244,6 +246,7 @@ pub fn detached(
     if with_us {
         is_killed_with_us(&mut command);
     }
+    confinement.map_or(Ok(()), |confinement| confinement.apply(&mut command))?;
     tracing::debug!(target: "run", "{command:?}");
     command.spawn()
 }

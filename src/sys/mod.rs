@@ -4,6 +4,7 @@
 pub mod boot;
 pub mod cage;
 pub mod command;
+pub mod confine;
 pub mod cpu_time;
 pub mod elf;
 pub mod fault;

@@ -1,5 +1,7 @@
 //! CD-ROM drives, and the ISO images in them. An image stays where it is, and is never written to.
 
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -13,7 +15,7 @@ use crate::instance::boot_files;
 use crate::model::{Cdrom, Config, Name, Record};
 use crate::qemu::nodes;
 use crate::qemu::qmp::{Qmp, QmpError};
-use crate::store::Store;
+use crate::store::{Store, plain};
 
 /// The path of an ISO image, without links, once it has been looked at.
 pub fn iso(path: &Path) -> Result<PathBuf> {
@@ -70,7 +72,8 @@ pub async fn change(context: &Context, name: &Name, change: &Change) -> Result<C
     after.config.check_devices()?;
     let wanted = after.config.cdroms[index].clone();
     if let Some(qmp) = qmp.as_mut() {
-        let exchanged = exchange(qmp, &wanted, change.force).await;
+        let iso = open(&wanted)?;
+        let exchanged = exchange(qmp, &wanted, iso.as_ref(), change.force).await;
         if let Err(error) = exchanged {
             let before = record.config.cdroms[index].clone();
             after.config.cdroms[index].iso = left(qmp, &before, &wanted).await?;
@@ -79,7 +82,10 @@ pub async fn change(context: &Context, name: &Name, change: &Change) -> Result<C
         }
         if let Err(error) = save(context, name, &record, &after) {
             // Else the next snapshot with memory would be of another machine than its record.
-            exchange(qmp, &record.config.cdroms[index], true).await?;
+            let before = &record.config.cdroms[index];
+            if let Ok(iso) = open(before) {
+                exchange(qmp, before, iso.as_ref(), true).await?;
+            }
             return Err(error);
         }
     } else {
@@ -128,17 +134,27 @@ fn drive(name: &Name, record: &Record, change: &Change) -> Result<Option<usize>>
 /// `blockdev-remove-medium`, `blockdev-insert-medium`, `blockdev-close-tray`. QEMU's
 /// `blockdev-change-medium` does the same with a node of a name of its own, by which nobody could
 /// tell later what is in the drive.
-async fn exchange(qmp: &mut Qmp, cdrom: &Cdrom, force: bool) -> Result<(), QmpError> {
+async fn exchange(
+    qmp: &mut Qmp,
+    cdrom: &Cdrom,
+    image: Option<&File>,
+    force: bool,
+) -> Result<(), QmpError> {
     let id = nodes::device_id(&cdrom.target);
     let now = qmp.root_node(&cdrom.target).await?;
     let node = cdrom.iso.as_ref().map(|iso| (nodes::iso_node(&cdrom.target, iso), iso));
     if now == node.as_ref().map_or("", |(node, _)| node) {
         return Ok(());
     }
-    if let Some((node, iso)) = &node {
+    if let Some(((node, iso), image)) = node.as_ref().zip(image) {
         // One that a command which was killed has left.
         let _ = qmp.remove_node(node).await;
-        qmp.add_node(nodes::iso(&cdrom.target, iso)).await?;
+        let set = qmp.add_fd(image.as_fd()).await?;
+        let path = format!("/dev/fdset/{set}");
+        let added = qmp.add_node(nodes::iso(&cdrom.target, iso, Path::new(&path))).await;
+        // The node has a descriptor of its own.
+        let _ = qmp.remove_fd(set).await;
+        added?;
     }
     let exchanged = async {
         qmp.call::<Value>("blockdev-open-tray", json!({"id": id, "force": force})).await?;
@@ -162,6 +178,16 @@ async fn exchange(qmp: &mut Qmp, cdrom: &Cdrom, force: bool) -> Result<(), QmpEr
         let _ = qmp.remove_node(&node).await;
     }
     exchanged
+}
+
+/// The image of a drive, open: QEMU reaches no file that it was not started with, so the image is
+/// handed over as it is.
+fn open(cdrom: &Cdrom) -> Result<Option<File>> {
+    let open = |iso: &PathBuf| {
+        boot_files::check_iso(iso)?;
+        plain::open_existing(iso)
+    };
+    cdrom.iso.as_ref().map(open).transpose()
 }
 
 /// What is in the drive after an exchange that failed.

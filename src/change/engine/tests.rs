@@ -17,7 +17,7 @@ use super::super::step::{Abandoned, Step};
 use super::*;
 use crate::change::recover::{self, Recovered};
 use crate::model::Record;
-use crate::settings::{Accel, Settings};
+use crate::settings::{Accel, Confine, Settings};
 use crate::ui::Silent;
 
 thread_local! {
@@ -171,6 +171,7 @@ impl Bench {
             store: directory.path().join("store"),
             runtime: directory.path().join("run"),
             accel: Accel::default(),
+            confine: Confine::Default,
             qemu: "qemu-system-x86_64".into(),
             search_path: OsString::new(),
             lock_wait: Duration::ZERO,

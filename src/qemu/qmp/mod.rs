@@ -186,6 +186,19 @@ impl Qmp {
         self.exchange_with::<_, Value>("getfd", arguments, REPLY, Some(fd)).await.map(drop)
     }
 
+    /// Hands QEMU a file descriptor, in a set of its own (`add-fd`): `/dev/fdset/N`, for the number
+    /// N that this returns, is a path of what is open.
+    pub async fn add_fd(&mut self, fd: BorrowedFd<'_>) -> Result<i64, QmpError> {
+        let added: qmp::AddfdInfo =
+            self.exchange_with("add-fd", json!({}), REPLY, Some(fd)).await?;
+        Ok(added.fdset_id)
+    }
+
+    /// Takes the set back (`remove-fd`). What was opened by its path stays open.
+    pub async fn remove_fd(&mut self, set: i64) -> Result<(), QmpError> {
+        self.call::<Value>("remove-fd", json!({"fdset-id": set})).await.map(drop)
+    }
+
     /// Runs a typed command.
     pub async fn run<C: qapi::Command>(&mut self, command: &C) -> Result<C::Ok, QmpError> {
         self.send(command, REPLY).await

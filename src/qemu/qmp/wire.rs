@@ -67,7 +67,7 @@ impl Wire {
         self.stream.write_all(&bytes).await.map_err(|_| QmpError::Closed)
     }
 
-    /// Sends one line together with a file descriptor (`SCM_RIGHTS`), for `getfd`.
+    /// Sends one line together with a file descriptor (`SCM_RIGHTS`), for `getfd` and `add-fd`.
     pub(super) async fn send_with(
         &mut self,
         line: &str,

@@ -1,0 +1,280 @@
+//! A program in the place of a QEMU that was taken over: it is this test program once more, and
+//! tries what an attacker would.
+
+use std::ffi::CString;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+
+use nix::sys::signal::kill;
+use nix::unistd::getppid;
+
+use super::*;
+
+/// Where the attacker finds what it may, and what it may not; without it, there is none.
+const ROOM: &str = "COWHAND_TEST_ROOM";
+
+/// What the program may have, and what it may not.
+struct Room {
+    directory: tempfile::TempDir,
+    confinement: Confinement,
+}
+
+impl Room {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| directory.path().join(name);
+        for name in ["sockets", "layers"] {
+            std::fs::create_dir(at(name)).expect("a directory");
+        }
+        for name in ["layers/own", "log", "iso", "secret", "sockets/pipe"] {
+            std::fs::write(at(name), name).expect("a file");
+        }
+        let confinement = Confinement::new(false)
+            .reading(&at("iso"))
+            .writing(&at("layers"))
+            .writing(&at("log"))
+            .listening(&at("sockets"))
+            .saving_memory();
+        Self { directory, confinement }
+    }
+
+    /// What succeeded of all that was tried, confined or not; as an ordinary user where one is
+    /// given.
+    fn attacked(&self, confined: bool, user: Option<u32>) -> Vec<String> {
+        let program = std::env::current_exe().expect("this program");
+        let mut command = Command::new(program);
+        let test = "sys::confine::tests::the_attacker";
+        command.args(["--exact", test, "--nocapture", "--test-threads", "1"]);
+        command.env(ROOM, self.directory.path());
+        if let Some(user) = user {
+            std::os::unix::process::CommandExt::uid(&mut command, user);
+        }
+        if confined {
+            self.confinement.apply(&mut command).expect("confinement");
+        }
+        let output = command.output().expect("a program");
+        assert!(output.status.success(), "{output:?}");
+        let told = std::fs::read_to_string(self.directory.path().join("log")).expect("a log");
+        told.lines().map(str::to_owned).collect()
+    }
+}
+
+/// Not a test of its own: the program that [`Room::attacked`] starts.
+#[test]
+fn the_attacker() {
+    let Some(room) = std::env::var_os(ROOM).map(PathBuf::from) else { return };
+    let at = |name: &str| room.join(name);
+    // As another user it could not open it any more.
+    let mut log = OpenOptions::new().write(true).truncate(true).open(at("log")).expect("its log");
+    let tried: Vec<(&str, bool)> = vec![
+        // What its guest needs.
+        ("read its ISO", std::fs::read(at("iso")).is_ok()),
+        ("write its layer", OpenOptions::new().write(true).open(at("layers/own")).is_ok()),
+        ("append to its log", OpenOptions::new().append(true).open(at("log")).is_ok()),
+        ("listen in its directory", UnixListener::bind(at("sockets/new")).is_ok()),
+        ("remove its socket", std::fs::remove_file(at("sockets/new")).is_ok()),
+        ("read random numbers", File::open("/dev/urandom").is_ok()),
+        // What nobody but an attacker does.
+        ("read a secret", std::fs::read(at("secret")).is_ok()),
+        ("read passwords", std::fs::read("/etc/shadow").is_ok()),
+        ("list a directory", std::fs::read_dir(&room).is_ok()),
+        ("list the layers", std::fs::read_dir(at("layers")).is_ok()),
+        ("write its ISO", OpenOptions::new().write(true).open(at("iso")).is_ok()),
+        ("make a layer", File::create(at("layers/new")).is_ok()),
+        ("empty a file", truncates(&at("secret"))),
+        ("give a file another name", std::fs::rename(at("secret"), at("sockets/secret")).is_ok()),
+        ("remove a layer", std::fs::remove_file(at("layers/own")).is_ok()),
+        ("link a layer", std::os::unix::fs::symlink("/etc", at("layers/link")).is_ok()),
+        ("replace a pipe", std::os::unix::fs::symlink("/etc", at("sockets/link")).is_ok()),
+        ("make a file in /tmp", tempfile::tempfile_in("/tmp").is_ok()),
+        ("read an environment", std::fs::read("/proc/1/environ").is_ok()),
+        ("look at its parent", std::fs::read_dir(format!("/proc/{}/fd", getppid())).is_ok()),
+        ("signal its parent", kill(getppid(), None).is_ok()),
+        ("trace its parent", traces(getppid())),
+        ("connect to an abstract socket", connect_abstract().is_ok()),
+        ("mount", mounts()),
+        ("make a device", makes_a_device(&at("sockets/device"))),
+        ("become another user", nix::unistd::setuid(nix::unistd::Uid::from_raw(4711)).is_ok()),
+    ];
+    let done: Vec<&str> =
+        tried.into_iter().filter(|(_, done)| *done).map(|(what, _)| what).collect();
+    log.write_all(done.join("\n").as_bytes()).expect("its log");
+}
+
+#[allow(unsafe_code)]
+fn traces(process: nix::unistd::Pid) -> bool {
+    use nix::libc::{PTRACE_SEIZE, ptrace};
+    // SAFETY: with this request, ptrace(2) takes no pointer and writes to no memory of ours.
+    unsafe { ptrace(PTRACE_SEIZE, process.as_raw(), 0, 0) == 0 }
+}
+
+fn connect_abstract() -> io::Result<()> {
+    use std::os::linux::net::SocketAddrExt;
+    let address = SocketAddr::from_abstract_name(std::env::var(ROOM).unwrap_or_default())?;
+    UnixStream::connect_addr(&address).map(drop)
+}
+
+fn truncates(path: &Path) -> bool {
+    nix::unistd::truncate(path, 0).is_ok()
+}
+
+fn mounts() -> bool {
+    let none = CString::default();
+    let mounted = rustix::mount::mount(
+        c"none",
+        c"/mnt",
+        c"tmpfs",
+        rustix::mount::MountFlags::empty(),
+        &*none,
+    );
+    if mounted.is_ok() {
+        let _ = rustix::mount::unmount(c"/mnt", rustix::mount::UnmountFlags::DETACH);
+    }
+    mounted.is_ok()
+}
+
+fn makes_a_device(path: &Path) -> bool {
+    use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+    let null = makedev(1, 3);
+    mknod(path, SFlag::S_IFCHR, Mode::S_IRUSR, null).is_ok()
+}
+
+/// A socket of the host that anybody may connect to.
+fn abstract_listener(room: &Room) -> UnixListener {
+    use std::os::linux::net::SocketAddrExt;
+    let name = room.directory.path().to_str().expect("a path");
+    let address = SocketAddr::from_abstract_name(name).expect("an address");
+    UnixListener::bind_addr(&address).expect("a socket")
+}
+
+const NEEDED: [&str; 6] = [
+    "read its ISO", "write its layer", "append to its log", "listen in its directory",
+    "remove its socket", "read random numbers",
+];
+
+fn skip(why: &str) {
+    let _ = std::fs::write("/dev/stderr", format!("SKIPPED: {why}\n"));
+}
+
+/// Does the kernel know all rules?
+fn is_complete() -> bool {
+    Confinement::new(true).check().is_ok()
+}
+
+#[test]
+fn what_a_guest_needs_works_and_every_attack_fails() {
+    if !is_complete() {
+        return skip("this kernel does not know all rules of Landlock");
+    }
+    let room = Room::new();
+    let _listener = abstract_listener(&room);
+    assert_eq!(room.attacked(true, None), NEEDED);
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    // As an ordinary user, who owns all of it.
+    let user = 54_321;
+    for name in ["", "sockets", "layers", "layers/own", "log", "iso", "secret", "sockets/pipe"] {
+        let path = room.directory.path().join(name);
+        nix::unistd::chown(&path, Some(nix::unistd::Uid::from_raw(user)), None).expect("root");
+    }
+    let program = std::env::current_exe().expect("this program");
+    let is_for_all = |path: &Path| path.metadata().is_ok_and(|about| about.mode() & 0o1 == 0o1);
+    if !program.ancestors().all(is_for_all) {
+        return skip(
+            "what an ordinary user's QEMU reaches: this program is in a private directory",
+        );
+    }
+    assert_eq!(room.attacked(true, Some(user)), NEEDED);
+}
+
+#[test]
+fn the_same_attacks_succeed_without_confinement() {
+    let room = Room::new();
+    let _listener = abstract_listener(&room);
+    let done = room.attacked(false, None);
+    for attack in ["read a secret", "signal its parent", "connect to an abstract socket"] {
+        assert!(done.iter().any(|one| one == attack), "{done:?}");
+    }
+    assert!(done.len() >= NEEDED.len() + 10, "{done:?}");
+}
+
+#[test]
+fn a_file_that_root_opens_by_privilege_alone_keeps_that_and_no_other() {
+    let ours = capabilities(None).expect("capabilities").permitted;
+    let (read, write) = (CapabilitySet::DAC_READ_SEARCH, CapabilitySet::DAC_OVERRIDE);
+    let memory = CapabilitySet::SYS_PTRACE;
+    if !ours.contains(read | write | memory) {
+        return skip("root's capabilities are needed");
+    }
+    let room = Room::new();
+    assert_eq!(room.confinement.capabilities(), memory);
+    let file = room.directory.path().join("iso");
+    let mode = |bits| std::fs::set_permissions(&file, PermissionsExt::from_mode(bits));
+    mode(0o200).expect("a file");
+    assert_eq!(room.confinement.capabilities(), memory | read);
+    mode(0o400).expect("a file");
+    assert_eq!(room.confinement.capabilities(), memory);
+    assert_eq!(room.confinement.clone().writing(&file).capabilities(), memory | write);
+    // A directory of another user, for that user alone; also on the way, as a link.
+    let chown = |path: &Path, user: u32| {
+        nix::unistd::chown(path, Some(nix::unistd::Uid::from_raw(user)), None).expect("root");
+        std::fs::set_permissions(path, PermissionsExt::from_mode(0o700)).expect("a directory");
+    };
+    let private = tempfile::tempdir().expect("a directory");
+    let link = private.path().join("link");
+    std::os::unix::fs::symlink(&file, &link).expect("a link");
+    chown(private.path(), 1000);
+    let linked = room.confinement.clone().reading(&link);
+    assert_eq!(linked.capabilities(), memory | read);
+    chown(room.directory.path(), 1000);
+    assert_eq!(room.confinement.capabilities(), memory | write);
+    let low = Confinement::new(false).on_low_ports();
+    assert_eq!(low.capabilities(), CapabilitySet::NET_BIND_SERVICE & ours);
+    // What was looked at in between changes nothing for us.
+    assert_eq!(capabilities(None).expect("capabilities").permitted, ours);
+}
+
+#[test]
+fn capabilities_that_are_given_up_do_not_come_back_wherever_they_were() {
+    let room = Room::new();
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", "cat /proc/self/status"]);
+    // As a container or systemd may start us.
+    cage::in_the_child(&mut command, || {
+        let sets = capabilities(None)?;
+        set_capabilities(None, CapabilitySets { inheritable: sets.permitted, ..sets })?;
+        for number in 0..u64::BITS {
+            let capability = CapabilitySet::from_bits_retain(1 << number);
+            if sets.permitted.contains(capability) {
+                configure_capability_in_ambient_set(capability, true)?;
+            }
+        }
+        Ok(())
+    });
+    room.confinement.clone().reading(Path::new("/proc")).apply(&mut command).expect("a program");
+    let output = command.output().expect("a shell");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let field = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+        u64::from_str_radix(line.trim(), 16).unwrap_or_else(|error| panic!("{error}: {text}"))
+    };
+    let ours = capabilities(None).expect("capabilities").permitted;
+    let kept = (CapabilitySet::SYS_PTRACE & ours).bits();
+    for set in ["CapPrm:", "CapEff:", "CapInh:", "CapAmb:"] {
+        assert_eq!(field(set), kept, "{set} {text}");
+    }
+    assert_eq!(field("NoNewPrivs:"), 1, "{text}");
+}
+
+#[test]
+fn a_directory_with_the_name_servers_is_read_where_nothing_else_lies_in_it() {
+    let at = |path: &str| changes_in(Path::new(path)).map(|path| path.display().to_string());
+    let resolved = "/run/systemd/resolve/stub-resolv.conf";
+    assert_eq!(at(resolved).as_deref(), Some("/run/systemd/resolve"));
+    for path in ["/etc/resolv.conf", "/run/resolv.conf", "/run/NetworkManager/resolv.conf"] {
+        assert_eq!(at(path), None, "{path}");
+    }
+}
