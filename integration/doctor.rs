@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::lab::{Done, Lab, eventually, kill, qemu_img};
+use crate::lab::{Done, Lab, eventually, is_about_the_host, kill, qemu_img};
 use crate::tier;
 
 /// What `doctor` finds with a level of `warn` or `fail`, as `check vm`. The host is not the store's
@@ -21,7 +21,7 @@ fn wrong(lab: &Lab, args: &[&str]) -> Vec<String> {
     let about = |finding: &Value| {
         format!("{} {}", finding["check"].as_str().unwrap(), finding["vm"].as_str().unwrap_or("-"))
     };
-    found.iter().filter(|finding| finding["check"] != "kvm").filter(bad).map(about).collect()
+    found.iter().filter(|finding| !is_about_the_host(finding)).filter(bad).map(about).collect()
 }
 
 /// `web` with the snapshots a and b, and a bystander.

@@ -12,7 +12,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::content;
-use crate::lab::{Done, Lab, copy_tree};
+use crate::lab::{Done, Lab, copy_tree, is_about_the_host};
 use crate::tier::{self, Class};
 
 /// One store before an operation, and the operation.
@@ -348,7 +348,7 @@ fn walk(
             // Where it was the first command of all, there is no store.
             let is_store = lab.store().join("store.json").exists();
             let expected = |finding: &Value| {
-                finding["check"] == "kvm" || (finding["check"] == "store" && !is_store)
+                is_about_the_host(finding) || (finding["check"] == "store" && !is_store)
             };
             let bad = |finding: &&Value| {
                 (finding["level"] == "warn" || finding["level"] == "fail") && !expected(finding)

@@ -248,3 +248,22 @@ fn a_wrong_record_is_not_made_the_last_one_while_the_spare_copy_cannot_be_read_f
     starts(&lab, "vm0");
     starts(&lab, "vm1");
 }
+
+/// The words of a journal may have been written by anybody.
+#[test]
+fn the_command_in_a_journal_is_shown_as_one_line() {
+    let lab = crate::moved::store();
+    let revert = ["snapshot", "revert", "a@s1"];
+    let died = lab.command(&revert).env("COWHAND_FAULT", "save, done:die").output().unwrap();
+    assert!(!died.status.success(), "{died:?}");
+    let file = lab.store().join("vms/a/journal.json");
+    let mut json: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    json["operation"] = "revert\nhint: \u{1b}[31mx".into();
+    std::fs::write(&file, json.to_string()).unwrap();
+    let shown = r"revert\nhint: \x1b[31mx";
+    for args in [&["ls"][..], &["doctor"], &["show", "a"], &["set", "a", "tag.a=b"]] {
+        let done = lab.run(args);
+        assert!(format!("{}{}", done.out, done.err).contains(shown), "{args:?}: {done:?}");
+    }
+}

@@ -711,6 +711,11 @@ pub fn skip(test: &str, why: &str) {
     eprintln!("SKIPPED {test}: {why}");
 }
 
+/// Is this finding of `doctor` about the machine that the tests run on?
+pub fn is_about_the_host(finding: &Value) -> bool {
+    finding["check"] == "kvm" || finding["check"] == "confinement"
+}
+
 /// Kills a process at once; one that has just gone is as good.
 pub fn kill(pid: i32) {
     signal(pid, nix::sys::signal::Signal::SIGKILL);

@@ -58,5 +58,6 @@ mod tier;
 mod tree;
 mod uefi;
 mod undo;
+mod unmounted;
 mod user;
 mod warm;

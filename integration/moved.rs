@@ -8,7 +8,7 @@ use crate::exchanged::{has_mark, head, mark};
 use crate::lab::{Lab, files_in};
 
 /// A VM with a snapshot that a clone stands on.
-fn store() -> Lab {
+pub fn store() -> Lab {
     let lab = Lab::new();
     lab.ok(&["create", "a", "--size", "16M", "--memory", "64M", "--net", "none"]);
     mark(&lab, "a", 5);
@@ -18,7 +18,7 @@ fn store() -> Lab {
     lab
 }
 
-fn elsewhere(lab: &Lab) -> PathBuf {
+pub fn elsewhere(lab: &Lab) -> PathBuf {
     let elsewhere = lab.path().join("elsewhere");
     std::fs::create_dir_all(&elsewhere).unwrap();
     elsewhere
@@ -137,14 +137,14 @@ fn unmounted(moved: &Path, test: impl FnOnce()) {
     std::fs::rename(&aside, moved).unwrap();
 }
 
-fn take_memory(lab: &Lab) {
+pub fn take_memory(lab: &Lab) {
     lab.ok(&["start", "a", "--paused"]);
     lab.ok(&["snapshot", "create", "a", "m", "--memory"]);
     lab.ok(&["stop", "a", "--force"]);
 }
 
 /// Is all of `a` there, its guest's memory, too?
-fn has_memory(lab: &Lab) {
+pub fn has_memory(lab: &Lab) {
     assert!(has_mark(lab, "a", 5));
     lab.ok(&["snapshot", "revert", "a@m"]);
     assert_eq!(lab.state("a"), "paused");
@@ -354,4 +354,130 @@ fn a_head_that_was_away_during_a_revert_comes_back_by_an_undo() {
     lab.ok(&["undo", "a"]);
     assert!(has_mark(&lab, "a", 7));
     lab.ok(&["disk", "check", "a"]);
+}
+
+/// Takes the directory of a VM out of the store.
+fn take_out(lab: &Lab, vm: &str) {
+    std::fs::rename(lab.store().join("vms").join(vm), elsewhere(lab).join(vm)).unwrap();
+}
+
+fn bring_in(lab: &Lab, vm: &str) {
+    std::fs::rename(elsewhere(lab).join(vm), lab.store().join("vms").join(vm)).unwrap();
+}
+
+/// Two VMs `a` and `b`, and `c` and `d` on a snapshot of each, with a snapshot of their own.
+fn two_with_clones() -> Lab {
+    let lab = Lab::new();
+    for (vm, clone) in [("a", "c"), ("b", "d")] {
+        lab.ok(&["create", vm, "--size", "16M", "--memory", "64M", "--net", "none"]);
+        mark(&lab, vm, 5);
+        lab.ok(&["snapshot", "create", vm, "s1"]);
+        lab.ok(&["clone", &format!("{vm}@s1"), clone]);
+        lab.ok(&["snapshot", "create", clone, "own"]);
+        mark(&lab, vm, 7);
+        lab.ok(&["snapshot", "create", vm, "s2"]);
+    }
+    lab
+}
+
+/// The files of the two layers that a clone of [`two_with_clones`] has of its own.
+fn own_layers(lab: &Lab, clone: &str) -> Vec<String> {
+    lab.chain(clone)[..2].iter().map(|id| format!("{id}.qcow2")).collect()
+}
+
+fn lie_in(directory: &Path, layers: &[String]) -> bool {
+    layers.iter().all(|layer| directory.join(layer).exists())
+}
+
+#[test]
+fn what_gc_took_from_a_vm_that_was_away_comes_back_unless_what_it_stood_on_has_changed() {
+    let lab = two_with_clones();
+    let (of_c, of_d) = (own_layers(&lab, "c"), own_layers(&lab, "d"));
+    let pool = lab.store().join("layers");
+    ["c", "d"].iter().for_each(|vm| take_out(&lab, vm));
+    lab.ok(&["gc"]);
+    let orphans = trash_of(&lab, "-gc-orphans").join("layers");
+    assert!(lie_in(&orphans, &of_c) && lie_in(&orphans, &of_d));
+    lab.ok(&["snapshot", "rm", "a@s1"]);
+    ["c", "d"].iter().for_each(|vm| bring_in(&lab, vm));
+    for _ in 0..2 {
+        let repaired = lab.run(&["doctor", "--repair"]).fails(1, &[]);
+        assert!(repaired.out.contains("merged or removed since then"), "{repaired:?}");
+        assert!(lie_in(&orphans, &of_c) && lie_in(&pool, &of_d), "{repaired:?}");
+        assert!(!of_c.iter().any(|layer| pool.join(layer).exists()), "{repaired:?}");
+    }
+    assert!(has_mark(&lab, "d", 5));
+    lab.ok(&["disk", "check", "d"]);
+}
+
+#[test]
+fn what_gc_took_before_it_noted_what_layers_stand_on_comes_back() {
+    let lab = two_with_clones();
+    let of_c = own_layers(&lab, "c");
+    take_out(&lab, "c");
+    lab.ok(&["gc"]);
+    let entry = trash_of(&lab, "-gc-orphans").join("entry.json");
+    let mut old: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&entry).unwrap()).unwrap();
+    let noted = old["below"].as_array_mut().unwrap();
+    assert!(!noted.is_empty());
+    noted.clear();
+    std::fs::write(&entry, old.to_string()).unwrap();
+    bring_in(&lab, "c");
+    lab.ok(&["doctor", "--repair"]);
+    assert!(lie_in(&lab.store().join("layers"), &of_c));
+    assert!(has_mark(&lab, "c", 5));
+}
+
+#[test]
+fn memory_that_gc_took_from_a_vm_that_was_away_comes_back() {
+    for has_its_layers in [false, true] {
+        let lab = store();
+        take_memory(&lab);
+        let memory = files_in(&lab.store().join("ram"));
+        assert_eq!(memory.len(), 1);
+        take_out(&lab, "a");
+        lab.ok(&["gc"]);
+        let orphans = trash_of(&lab, "-gc-orphans");
+        assert_eq!(files_in(&orphans.join("ram")), memory);
+        bring_in(&lab, "a");
+        if has_its_layers {
+            for file in files_in(&orphans.join("layers")) {
+                let layer = lab.store().join("layers").join(&file);
+                std::fs::rename(orphans.join("layers").join(&file), layer).unwrap();
+            }
+        }
+        let looked = lab.run(&["doctor", "a"]).fails(1, &[]);
+        let says = "the memory of a@m is missing; it is in the trash";
+        assert!(looked.out.contains(says), "{looked:?}");
+        // What a VM lacks is kept, however old it is.
+        lab.ok(&["gc", "--older-than", "0"]);
+        lab.ok(&["doctor", "a", "--repair"]);
+        assert_eq!(files_in(&lab.store().join("ram")), memory);
+        has_memory(&lab);
+    }
+}
+
+#[test]
+fn what_a_removed_vm_left_in_the_pool_stays_while_its_record_cannot_be_read() {
+    let lab = store();
+    let base = lab.store().join("layers").join(format!("{}.qcow2", lab.chain("c")[1]));
+    let away = elsewhere(&lab).join("base");
+    std::fs::rename(&base, &away).unwrap();
+    let removed = lab.run(&["rm", "c"]);
+    assert!(removed.err.contains("stay in the pool"), "{removed:?}");
+    std::fs::rename(&away, &base).unwrap();
+    let record = trash_of(&lab, "-rm-c").join("vm/vm.json");
+    let aside = record.with_extension("aside");
+    std::fs::rename(&record, &aside).unwrap();
+    std::fs::create_dir(&record).unwrap();
+    let before = lab.layer_files();
+    let collected = lab.run(&["gc"]);
+    assert!(collected.err.contains("-rm-c in the trash"), "{collected:?}");
+    assert_eq!(lab.layer_files(), before);
+    std::fs::remove_dir(&record).unwrap();
+    std::fs::rename(&aside, &record).unwrap();
+    lab.ok(&["undo", "c"]);
+    assert!(has_mark(&lab, "c", 5));
+    lab.ok(&["disk", "check", "c"]);
 }

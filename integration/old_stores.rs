@@ -9,7 +9,7 @@ use std::thread;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::lab::{Lab, files_in, tool};
+use crate::lab::{Lab, files_in, is_about_the_host, tool};
 use crate::tier;
 
 /// Longer than any release has been there: the trash stays.
@@ -106,7 +106,7 @@ impl Old {
         assert_eq!(done.code, i32::from(has_failed), "{}, {when}: {done:?}", self.release);
         let is_bad = |finding: &&Value| finding["level"] == "warn" || finding["level"] == "fail";
         // Whether this host's QEMU has the machine still is another question.
-        let is_hosts = |finding: &Value| finding["check"] == "start" || finding["check"] == "kvm";
+        let is_hosts = |finding: &Value| finding["check"] == "start" || is_about_the_host(finding);
         let is_expected = |finding: &Value| except.iter().any(|vm| finding["vm"] == vm.as_str());
         let bad: Vec<_> =
             found.iter().filter(is_bad).filter(|one| !is_hosts(one) && !is_expected(one)).collect();

@@ -3,6 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
+use crate::confined::has_its_own_root;
 use crate::lab::{Done, guest, skip};
 
 /// Debian's `nobody`.
@@ -68,6 +69,18 @@ fn a_user_without_privileges_can_do_the_main_job() {
     .ok();
     assert!(home.path().join(".local/share/cowhand/vms/web/vm.json").exists());
     run(&["start", "web"]).ok();
+    let shown = run(&["--format", "json", "show", "web"]).out;
+    let pid = serde_json::from_str::<serde_json::Value>(&shown).unwrap()["pid"].as_i64();
+    let pid = i32::try_from(pid.unwrap()).unwrap();
+    let findings = run(&["--format", "json", "doctor"]).out;
+    if findings.contains("a root directory of its own") {
+        assert!(has_its_own_root(pid));
+    } else {
+        skip(
+            "QEMU of an ordinary user has its own root directory",
+            "this host gives no namespaces",
+        );
+    }
     run(&["exec", "web", "--", "true"]).ok();
     run(&["snapshot", "create", "web", "s"]).ok();
     run(&["exec", "web", "--", "sh", "-c", "echo x > /root/x; sync"]).ok();

@@ -152,16 +152,25 @@ fn qemu_reaches_all_that_its_arguments_name_and_writes_to_what_its_guest_writes_
         );
         let written = |path: &str| reach.reaches(Path::new(path), true);
         for path in
-            ["/a store, with commas/layers/new0000000.qcow2", "/run/cowhand/c5a0dd0e8d5a/qmp.sock"]
+            ["/a store, with commas/layers/head000000.qcow2", "/run/cowhand/c5a0dd0e8d5a/qmp.sock"]
         {
             assert!(written(path), "{path}");
         }
-        for path in ["/boot/vmlinuz", "/home/me/cd, first.iso", "/usr/share/OVMF/OVMF_CODE_4M.fd"] {
+        for path in [
+            "/boot/vmlinuz",
+            "/home/me/cd, first.iso",
+            "/usr/share/OVMF/OVMF_CODE_4M.fd",
+            "/a store, with commas/layers/base000000.raw",
+        ] {
             assert!(!written(path), "{path}");
         }
-        for path in
-            ["/a store, with commas/vms/web/vm.json", "/a store, with commas", "/etc/shadow", "/"]
-        {
+        for path in [
+            "/a store, with commas/vms/web/vm.json",
+            "/a store, with commas",
+            "/a store, with commas/layers/another000.qcow2",
+            "/etc/shadow",
+            "/",
+        ] {
             assert!(!reach.reaches(Path::new(path), false), "{path}");
         }
     }

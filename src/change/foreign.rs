@@ -32,7 +32,7 @@ pub(super) fn refuse(
     let why = if why.is_none() { wrong_by_headers(store, journal, saved)? } else { why };
     why.map_or(Ok(()), |why| {
         let path = store.layout.journal(name);
-        let operation = &journal.operation;
+        let operation = journal.command();
         Err(Error::damaged(format!(
             "the journal of {name} is wrong: `{operation}` would change or remove {why}: {}",
             path.display()

@@ -110,7 +110,7 @@ async fn recover_journal(
     if !store.exists(name) && !lost::makes_its_vm(&journal) {
         store.mark_lost(name)?;
     }
-    refuse_unreadable(store, name, &journal.operation)?;
+    refuse_unreadable(store, name, &journal.command())?;
     let mut run = Run::recovering(context, name);
     foreign::refuse(store, name, &journal, saved(&journal, 0, &run)?)?;
     let outcome = if !pivot_happened(&journal, &mut run).await? {
@@ -120,12 +120,12 @@ async fn recover_journal(
             context.ui.note(&format!(
                 "{name}: `{}` was cut short: it is back where it was made from, and does not run; \
                  start it: cowhand start {name}",
-                journal.operation
+                journal.command()
             ));
         } else {
             context.ui.note(&format!(
                 "{name}: `{}` was cut short and has been undone",
-                journal.operation
+                journal.command()
             ));
         }
         let ended = journal.steps[..=journal.pivot].iter().any(Planned::ends_guest);
@@ -141,13 +141,13 @@ async fn recover_journal(
         match &run.report.unmerged {
             None => context.ui.note(&format!(
                 "{name}: `{}` was cut short and has been completed",
-                journal.operation
+                journal.command()
             )),
             Some(why) => context.ui.warn(&format!(
                 "{name}: `{}` was cut short before its layers were merged ({why}); all points that \
                  are left keep what they hold; run it again, or merge layers that nobody names any \
                  more: cowhand gc",
-                journal.operation
+                journal.command()
             )),
         }
         Recovered::Completed

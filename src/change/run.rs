@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::instance::connect;
-use crate::model::{FileStamp, Name, Quiesced, Record};
+use crate::model::{FileStamp, Layer, Name, Quiesced, Record};
+use crate::qemu::confinement;
 use crate::qemu::qmp::Qmp;
 use crate::qemu::ram::Saving;
 use crate::store::{Store, StoreLock};
@@ -151,6 +152,19 @@ impl<'a> Run<'a> {
     pub async fn take_qmp(&mut self) -> Result<Option<Qmp>> {
         self.qmp().await?;
         Ok(self.qmp.take())
+    }
+
+    /// Takes layers that are no longer in use out of the reach of the VM's QEMU, where we are
+    /// connected to it.
+    pub fn hide(&mut self, layers: &[Layer]) {
+        let layout = &self.context.store.layout;
+        let Some(qmp) = &self.qmp else { return };
+        for layer in layers {
+            // Where that fails, their room becomes free when QEMU ends.
+            if let Err(error) = confinement::hide(qmp, &layout.layer(layer)) {
+                tracing::debug!("{}", error.full_message());
+            }
+        }
     }
 
     /// Takes over the connection to a QEMU that a step has started.

@@ -8,9 +8,9 @@ use super::{Finding, Remedy};
 use crate::context::Context;
 use crate::layer::backing_xattr::{self, RecordedBacking};
 pub use crate::layer::chain::read;
-use crate::layer::info;
 use crate::layer::sealed::{self, Change};
-use crate::layer::trashed;
+use crate::layer::stamp::{self, Obstacle};
+use crate::layer::{info, trashed};
 use crate::model::{Layer, Name, Record, Snapshot};
 use crate::store::Store;
 
@@ -218,14 +218,24 @@ fn describe(store: &Store, record: &Record, name: &Name, fault: Fault, places: &
 }
 
 /// The directory of the trash that has the file of this layer. `Err`: what has its name and may not
-/// be it.
+/// be it, or stood on what has changed since then.
 fn in_trash(store: &Store, layer: &Layer) -> Option<Result<PathBuf, String>> {
     let mut other = None;
     for found in store.list_trash().ok()? {
+        let path = found.path.join("layers").join(layer.file_name());
         match trashed::of(&found, layer) {
-            Some(Ok(())) => return Some(Ok(found.path)),
+            Some(Ok(())) => {
+                let below = trashed::stood_on(store, &found, layer);
+                let Some(changed) = stamp::changed(store, &below) else {
+                    return Some(Ok(found.path));
+                };
+                let why = Obstacle::Changed(changed.clone());
+                other = Some(Err(format!(
+                    "{} in the trash cannot be taken back: {why}",
+                    path.display()
+                )));
+            }
             Some(Err(why)) => {
-                let path = found.path.join("layers").join(layer.file_name());
                 other = Some(Err(format!(
                     "{} in the trash has its name, but may not be it: {why}",
                     path.display()

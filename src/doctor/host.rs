@@ -1,4 +1,4 @@
-//! The host: is QEMU there, and does KVM really run a guest?
+//! The host: is QEMU there, can it be confined, and does KVM really run a guest?
 
 use std::io::Write;
 use std::path::Path;
@@ -10,8 +10,8 @@ use crate::error::{IoContext, Result};
 use crate::qemu::accel::Host;
 use crate::qemu::img::Img;
 use crate::qemu::probe::{self, Probe};
-use crate::settings::Accel;
-use crate::sys::command;
+use crate::settings::{Accel, Confine};
+use crate::sys::{command, confine};
 
 /// The oldest QEMU that the tests run on.
 const OLDEST: [u32; 2] = [7, 2];
@@ -32,7 +32,7 @@ pub async fn examine(context: &Context) -> Vec<Finding> {
             return vec![Finding::fail("qemu", error.full_message()).hint(hint)];
         }
     };
-    let mut findings = vec![qemu(&probe), tools(context, &probe)];
+    let mut findings = vec![qemu(&probe), tools(context, &probe), confinement(context, &probe)];
     findings.push(kvm(context, &probe).await);
     findings
 }
@@ -64,6 +64,23 @@ fn tools(context: &Context, probe: &Probe) -> Finding {
              merging layers of stopped VMs starts a whole QEMU",
         )
         .hint("apt-get install qemu-utils, or the package that has it"),
+    }
+}
+
+/// Tries it.
+fn confinement(context: &Context, probe: &Probe) -> Finding {
+    if context.settings.confine == Confine::Off {
+        return Finding::info("confinement", "not tried: --confine off leaves it out");
+    }
+    match confine::try_strictly(&probe.path) {
+        None => Finding::ok(
+            "confinement",
+            "QEMU runs with Landlock's rules, no capabilities and a root directory of its own",
+        ),
+        Some(why) => {
+            Finding::warn("confinement", format!("QEMU is not confined in all ways: {why}"))
+                .hint("what a QEMU that its guest has taken over reaches then: docs/security.md")
+        }
     }
 }
 

@@ -9,6 +9,7 @@
 mod chain;
 mod deep;
 mod host;
+mod memory;
 mod pool;
 mod record;
 mod remedy;
@@ -198,6 +199,9 @@ async fn look(context: &Context, only: Option<&Name>) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
     if only.is_none() {
         findings.extend(store::examine(context)?);
+    }
+    if let Err(unmounted) = store.refuse_unmounted() {
+        return if only.is_none() { Ok(findings) } else { Err(unmounted) };
     }
     if !store.layout.vms().exists() {
         return Ok(findings);

@@ -4,7 +4,7 @@ pub(super) mod apply;
 
 use std::path::PathBuf;
 
-use crate::model::{Layer, Name};
+use crate::model::{Layer, Name, RamImage};
 
 /// A repair, as plain data.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +31,13 @@ pub enum Remedy {
         layer: Layer,
         /// The directory of the trash.
         trash: PathBuf,
+    },
+    /// Bring the memory of a snapshot back out of the trash.
+    RestoreMemory {
+        /// Whose snapshot it is.
+        vm: Name,
+        /// Which.
+        image: RamImage,
     },
     /// Write the right backing file into a layer's header.
     SetBacking {

@@ -58,6 +58,11 @@ pub fn examine(context: &Context) -> Result<Vec<Finding>> {
         ),
     }
     findings.extend(misplaced(store));
+    let unmounted = unmounted(store);
+    if !unmounted.is_empty() {
+        findings.extend(unmounted);
+        return Ok(findings);
+    }
     findings.extend(locks(root));
     findings.push(room(root)?);
     findings.extend(permissions(context)?);
@@ -96,6 +101,15 @@ pub fn examine(context: &Context) -> Result<Vec<Finding>> {
         );
     }
     Ok(findings)
+}
+
+/// The directories of the store that are not there, or in whose place another one is.
+fn unmounted(store: &Store) -> Vec<Finding> {
+    let directories = store.may_be_mounted();
+    let errors = directories.iter().filter_map(|path| store.refuse_unmarked(path).err());
+    errors
+        .map(|error| Finding::fail("store", error.message()).hint(error.hints().join("; ")))
+        .collect()
 }
 
 /// An entry of the trash that names what a VM or template has: taking it back is refused.
@@ -263,7 +277,8 @@ fn permissions(context: &Context) -> Result<Vec<Finding>> {
         [layout.layers(), layout.rams(), layout.sealing(), layout.trash(), layout.vms()]
     {
         look(&directory);
-        for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
+        let entries = std::fs::read_dir(&directory).into_iter().flatten().flatten();
+        for entry in entries.filter(|entry| !says_only_whose(&context.store, &entry.path())) {
             let is_dir = look(&entry.path()).is_some_and(|about| about.is_dir());
             if is_dir && directory == layout.vms() {
                 let files = std::fs::read_dir(entry.path()).into_iter().flatten().flatten();
@@ -300,6 +315,15 @@ fn permissions(context: &Context) -> Result<Vec<Finding>> {
         findings.push(Finding::ok("permissions", "the store is its owner's alone"));
     }
     Ok(findings)
+}
+
+/// Is `path` an empty file that is no layer's, as users make it to say that a directory is the
+/// store's? There is nothing in it to be read.
+fn says_only_whose(store: &Store, path: &Path) -> bool {
+    let is_empty = |about: Metadata| about.is_file() && about.len() == 0;
+    store.may_be_mounted().iter().any(|directory| path.parent() == Some(directory))
+        && path.symlink_metadata().is_ok_and(is_empty)
+        && path.file_name().and_then(|name| Layer::from_file_name(name.to_str()?)).is_none()
 }
 
 fn and_more(count: usize) -> String {

@@ -1,10 +1,10 @@
-//! One VM or template: its journal, its snapshots, its memory, and what else it needs to start. Of
-//! its record [`record`](super::record) tells.
+//! One VM or template: its journal, its snapshots, and what else it needs to start. Of its record
+//! [`record`](super::record) tells, and of its memory [`memory`].
 
 use jiff::Timestamp;
 
 use super::record::{later, spare_copy, unreadable, whole, without_record, wrong};
-use super::{Finding, Remedy, chain, running, store};
+use super::{Finding, Remedy, chain, memory, running, store};
 use crate::change::open;
 use crate::change::{Planned, recover};
 use crate::context::Context;
@@ -13,7 +13,7 @@ use crate::error::{IoContext, Kind, Result};
 use crate::instance::{boot_files, status};
 use crate::layer::graph::LayerGraph;
 use crate::layer::stamp;
-use crate::model::{Memory, Name, PORTS, Record, Role, State};
+use crate::model::{Name, PORTS, Record, Role, State};
 use crate::qemu::probe::Probe;
 use crate::store::journal::Journal;
 use crate::sys::flock;
@@ -82,7 +82,7 @@ async fn look(context: &Context, graph: &LayerGraph, name: &Name) -> Result<Vec<
     match journal {
         Ok(Some(journal)) if busy => {
             findings.push(
-                Finding::info("journal", format!("`{}` is at work on it", journal.operation))
+                Finding::info("journal", format!("`{}` is at work on it", journal.command()))
                     .of(name),
             );
             return Ok(findings);
@@ -93,7 +93,7 @@ async fn look(context: &Context, graph: &LayerGraph, name: &Name) -> Result<Vec<
                 .is_ok_and(|status| status.state == State::Paused);
             let paused = if is_paused { ", and its guest is paused" } else { "" };
             findings.push(
-                Finding::warn("journal", format!("`{}` was cut short{paused}", journal.operation))
+                Finding::warn("journal", format!("`{}` was cut short{paused}", journal.command()))
                     .of(name)
                     .hint(
                         "the next command that changes it undoes or completes that; or: cowhand \
@@ -137,7 +137,7 @@ async fn look(context: &Context, graph: &LayerGraph, name: &Name) -> Result<Vec<
     findings.extend(chain::examine(context, name, &record));
     findings.extend(needs(context, name, &record));
     findings.extend(snapshots(context, name, &record));
-    findings.extend(memories(context, name, &record));
+    findings.extend(memory::examine(&context.store, name, &record));
     findings.extend(template(context, name, &record));
     findings.extend(warm_guest(context, name, &record));
     if discard::is_over(context, name, Dates::Counted) {
@@ -283,31 +283,6 @@ fn warm_guest(context: &Context, name: &Name, record: &Record) -> Option<Finding
         "clones boot instead; to warm it anew: cowhand template cool {name} && cowhand template \
          warm {name}"
     )))
-}
-
-/// What the file's size was rounded to.
-const ROUNDING: u64 = 1 << 20;
-
-/// The snapshots whose memory is not what was written.
-fn memories(context: &Context, name: &Name, record: &Record) -> Vec<Finding> {
-    let is_whole = |memory: &Memory| {
-        let path = memory.image.as_ref().map(|image| context.store.layout.ram(image));
-        path.is_none_or(|path| {
-            path.metadata().is_ok_and(|about| about.len() + ROUNDING > memory.bytes)
-        })
-    };
-    let torn =
-        record.snapshots.iter().filter(|snapshot| !snapshot.memory.as_ref().is_none_or(is_whole));
-    torn.map(|snapshot| {
-        let point = format!("{name}@{}", snapshot.name);
-        Finding::fail(
-            "memory",
-            format!("the memory of {point} is missing or cut short; its disks are not"),
-        )
-        .of(name)
-        .hint(format!("go back to the disks alone: cowhand snapshot revert {point} --stopped"))
-    })
-    .collect()
 }
 
 fn template(context: &Context, name: &Name, record: &Record) -> Option<Finding> {

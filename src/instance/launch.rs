@@ -55,8 +55,8 @@ pub async fn launch(
     let sockets = Sockets::new(sockets::directory(context, record.uuid)?);
     if context.settings.confine == Confine::Default && !confine::has_landlock() {
         context.ui.warn(
-            "this kernel has no Landlock: QEMU is started without capabilities, and reaches all \
-             files that you reach",
+            "this kernel has no Landlock: QEMU is confined by a root directory of its own alone, \
+             if this host gives it one (cowhand doctor tells)",
         );
     }
     let chosen = accel::choose(context.settings.accel, &Host::observe())?;

@@ -20,6 +20,7 @@ use super::{backing_xattr, chain, info, sealed};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::model::{Chain, Layer, Merge, MergeKind};
+use crate::qemu::confinement;
 use crate::qemu::offline::{Offline, Open};
 use crate::qemu::qmp::jobs::Job;
 use crate::qemu::qmp::{Qmp, QmpError};
@@ -101,8 +102,10 @@ async fn carry_out(
     }
     match live {
         Some(qmp) if !here.is_empty() => {
-            let written = match Written::open(&context.store, here.iter().map(|(merge, _)| *merge))
-            {
+            let merges = || here.iter().map(|(merge, _)| *merge);
+            let opened = make_writable(context, qmp, merges())
+                .and_then(|()| Written::open(&context.store, merges()));
+            let written = match opened {
                 Ok(written) => written,
                 Err(error) => return Err(give_up(qmp, &here, untouched, error).await),
             };
@@ -115,6 +118,22 @@ async fn carry_out(
         }
         _ => Ok(()),
     }
+}
+
+/// Lets QEMU write to what `merges` write to; it could only read what lies below the active layers.
+fn make_writable<'a>(
+    context: &Context,
+    qmp: &Qmp,
+    merges: impl Iterator<Item = &'a Merge>,
+) -> Result<()> {
+    let layout = &context.store.layout;
+    merges
+        .flat_map(|merge| {
+            let written = merge.written();
+            let relinked = merge.relinked().filter(|relinked| *relinked != written);
+            std::iter::once(written).chain(relinked)
+        })
+        .try_for_each(|layer| confinement::show(qmp, &layout.layer(layer)).map(drop))
 }
 
 /// Calls off merges that another attempt has begun, where none of them has switched. False: they

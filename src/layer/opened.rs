@@ -96,15 +96,20 @@ pub fn link_target(file: &Path) -> PathBuf {
 /// Can the file of `layer`, which cannot be used, have had no backing file? It is a user's, which
 /// is used in its place; or, where that is not certain, in a format that has none.
 pub fn had_no_backing(store: &Store, layer: &Layer) -> bool {
-    let target = std::fs::read_link(store.layout.layer(layer));
-    target.is_ok_and(|target| may_be_in_place(store, &target))
-        && (layer.format != Format::Qcow2 || moved_to(store, layer).is_none())
+    std::fs::read_link(store.layout.layer(layer)).is_ok_and(|target| {
+        may_be_in_place(store, &target) && (layer.format != Format::Qcow2 || is_certain(&target))
+    })
 }
 
 /// Where `layer` may have been moved to: what a link leads to which we have not certainly made.
 fn moved_to(store: &Store, layer: &Layer) -> Option<PathBuf> {
     let target = std::fs::read_link(store.layout.layer(layer)).ok()?;
-    (!target.as_os_str().as_bytes().starts_with(b"/./")).then_some(target)
+    (!is_certain(&target)).then_some(target)
+}
+
+/// Have we certainly made the link that leads to `target`?
+fn is_certain(target: &Path) -> bool {
+    target.as_os_str().as_bytes().starts_with(b"/./")
 }
 
 /// What can be done where `layer` may have been moved elsewhere, and is damaged.

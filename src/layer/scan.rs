@@ -12,7 +12,7 @@ use super::info::LayerInfo;
 use super::opened;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::model::{Layer, LayerId, Name};
-use crate::store::{Store, journal};
+use crate::store::{Store, journal, mark};
 use crate::sys::parallel;
 
 /// How often a scan is repeated because others changed what it had seen already. More than
@@ -254,10 +254,14 @@ fn files(store: &Store) -> Result<Vec<Layer>> {
         }
         Err(error) => return Err(error).on("list", &directory),
     };
-    let mut layers = Vec::new();
+    let (mut layers, mut is_empty) = (Vec::new(), true);
     for entry in entries {
         let name = entry.on("list", &directory)?.file_name();
+        is_empty &= mark::is_of_file_system(&name);
         layers.extend(name.to_str().and_then(Layer::from_file_name));
+    }
+    if is_empty {
+        store.refuse_unmarked(&directory)?;
     }
     Ok(layers)
 }

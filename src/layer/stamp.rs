@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use super::chain;
 use crate::error::{IoContext, Result};
@@ -11,8 +12,12 @@ use crate::store::Store;
 
 /// What it looks like now.
 pub fn of(store: &Store, layer: &Layer) -> Result<FileStamp> {
-    let path = store.layout.layer(layer);
-    let about = std::fs::metadata(&path).on("read", &path)?;
+    of_file(&store.layout.layer(layer), layer)
+}
+
+/// The same, of a file that is not in its place.
+fn of_file(path: &Path, layer: &Layer) -> Result<FileStamp> {
+    let about = std::fs::metadata(path).on("read", path)?;
     let modified_ns = i128::from(about.mtime()) * 1_000_000_000 + i128::from(about.mtime_nsec());
     Ok(FileStamp { layer: layer.clone(), bytes: about.len(), modified_ns })
 }
@@ -71,6 +76,11 @@ pub fn changed<'a>(store: &Store, stamps: &'a [FileStamp]) -> Option<&'a Layer> 
         .iter()
         .find(|old| of(store, &old.layer).map_or(true, |now| !is_same(old, &now)))
         .map(|old| &old.layer)
+}
+
+/// Does the file at `path`, which is not in its place, look as the layer did?
+pub fn is_of(old: &FileStamp, path: &Path) -> bool {
+    of_file(path, &old.layer).is_ok_and(|now| is_same(old, &now))
 }
 
 fn is_same(old: &FileStamp, now: &FileStamp) -> bool {

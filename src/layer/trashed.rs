@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{backing_xattr, info};
+use super::{backing_xattr, info, stamp};
 use crate::error::{IoContext, Result};
-use crate::model::Layer;
-use crate::store::Store;
+use crate::model::{FileStamp, Layer};
 use crate::store::trash::{Found, Kind};
+use crate::store::{Store, plain};
 
 /// How deep a directory of the trash is looked into.
 const DEPTH: usize = 4;
@@ -76,4 +76,58 @@ pub fn of(found: &Found, layer: &Layer) -> Option<std::result::Result<(), String
         Ok(_) if is_listed || backing_xattr::is_of(&path, layer) => Ok(()),
         Ok(_) => Err("nothing says that it is that layer".to_owned()),
     })
+}
+
+/// What has to be in the pool as it was, so that `layer` may come back out of the directory
+/// `found`. What `gc` moved there together belongs to several VMs: of that, what `layer` itself
+/// stands on, by the headers. A layer that is in the trash, and is what it was, need not be there
+/// yet: it comes back by a repair of its own.
+pub fn stood_on(store: &Store, found: &Found, layer: &Layer) -> Vec<FileStamp> {
+    let Ok(entry) = &found.entry else { return Vec::new() };
+    if entry.what != Kind::Gc {
+        return entry.below.clone();
+    }
+    let mut below = Vec::new();
+    let mut seen = Vec::new();
+    let mut next = Some(layer.clone());
+    while let Some(layer) = next.filter(|layer| !seen.contains(layer)) {
+        let noted = entry.below.iter().find(|stamp| stamp.layer == layer);
+        let place = place_of(store, found, &layer, noted);
+        below.extend(noted.filter(|_| !matches!(place, Place::Trash(_))).cloned());
+        let info = match &place {
+            Place::Pool => info::inspect(store, &layer),
+            Place::Trash(path) => info::inspect_file(path, &layer),
+            Place::Nowhere => return entry.below.clone(),
+        };
+        // What is below one that cannot be read nobody knows: it may be any of them.
+        let Ok(info) = info else { return entry.below.clone() };
+        seen.push(layer);
+        next = info.backing;
+    }
+    below
+}
+
+/// Where a layer is.
+enum Place {
+    Pool,
+    Trash(PathBuf),
+    Nowhere,
+}
+
+/// Where `layer` is: in the pool, in the directory `found`, or in another one of the trash, if it
+/// is there as it was `noted`.
+fn place_of(store: &Store, found: &Found, layer: &Layer, noted: Option<&FileStamp>) -> Place {
+    if store.layout.layer(layer).exists() {
+        return Place::Pool;
+    }
+    let own = found.path.join("layers").join(layer.file_name());
+    match noted {
+        None if plain::is_there(&own) => Place::Trash(own),
+        None => Place::Nowhere,
+        Some(noted) => {
+            let mut copies = copies(store, layer).into_iter();
+            let is_same = |path: &PathBuf| stamp::is_of(noted, path);
+            copies.find(is_same).map_or(Place::Nowhere, Place::Trash)
+        }
+    }
 }

@@ -60,6 +60,7 @@ const AHEAD: SignedDuration = SignedDuration::from_hours(24);
 pub async fn collect(context: &Context, request: Request) -> Result<Vec<Collected>> {
     let store = &context.store;
     let Request { age, trust_clock, dry_run } = request;
+    store.refuse_unmounted()?;
     match (dry_run, trust_clock) {
         (true, true) => {}
         (true, false) => {

@@ -181,6 +181,8 @@ fn unusable(context: &Context, vm: Option<&Name>) -> Result<Option<String>> {
 /// Takes back a change of `vm`, or of all VMs: the one at the place `nth` of the list; 1 is the
 /// last.
 pub async fn undo(context: &Context, vm: Option<&Name>, nth: usize) -> Result<Undoable> {
+    // What lies on a disk that is not mounted is not gone.
+    context.store.refuse_unmounted()?;
     let mut all = list(context, vm)?;
     let count = all.len();
     if nth > count && count > 0 {

@@ -105,9 +105,9 @@ pub async fn start(argv: &[String], sockets: &Sockets, files: Files<'_>) -> Resu
 /// Why a program was not started. That it cannot be confined as strictly as was asked for is no
 /// fault of the program.
 fn did_not_run(program: &str, confinement: Option<&Confinement>, source: io::Error) -> Error {
-    match confinement.map_or(Ok(()), Confinement::check) {
-        Ok(()) => Error::failed(format!("cannot run {program}")).because(source),
-        Err(why) => {
+    match confinement.and_then(|confinement| confinement.refusal(&source)) {
+        None => Error::failed(format!("cannot run {program}")).because(source),
+        Some(why) => {
             Error::refused("QEMU cannot be confined as strictly as this").because(why).hint(
                 "as far as this host can: --confine default    what that means: docs/security.md",
             )

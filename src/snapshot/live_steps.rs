@@ -12,8 +12,8 @@ use crate::error::{Error, Result};
 use crate::guest::freeze::{self, NotFrozen};
 use crate::instance::status;
 use crate::model::{Layer, Quiesced};
-use crate::qemu::nodes;
 use crate::qemu::qmp::QmpError;
+use crate::qemu::{confinement, nodes};
 
 /// Makes overlays known to the running QEMU.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -34,7 +34,8 @@ impl Step for AddNodes {
         let layout = &run.store().layout;
         let qmp = run.live().await?;
         for layer in &self.layers {
-            for node in nodes::overlay_nodes(layer, &layout.layer(layer)) {
+            let path = confinement::show(qmp, &layout.layer(layer))?;
+            for node in nodes::overlay_nodes(layer, &path) {
                 qmp.add_node(node).await?;
             }
         }
@@ -55,6 +56,7 @@ impl Step for AddNodes {
                 Err(error) => return Err(error.into()),
             }
         }
+        run.hide(&self.layers);
         Ok(())
     }
 }

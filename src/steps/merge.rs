@@ -98,6 +98,7 @@ impl Step for RemoveLayers {
         {
             merge::release(qmp, &self.layers).await;
         }
+        run.hide(&self.layers);
         self.layers.iter().try_for_each(|layer| create::unmake(run.store(), layer))
     }
 }

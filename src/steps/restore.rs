@@ -103,7 +103,8 @@ pub fn restore(
         if let Some(stamp) = below.iter().find(|stamp| consumed.contains(&stamp.layer)) {
             let error = Error::refused(format!(
                 "{vm} stands on layer {}, which `{}` of {other} is about to merge or remove",
-                stamp.layer, journal.operation
+                stamp.layer,
+                journal.command()
             ));
             return Err(match journal::cut_short(store, other) {
                 Some(_) => error.hint(format!(

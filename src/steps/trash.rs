@@ -69,6 +69,7 @@ impl Step for TrashLayers {
                 entry.below.extend(stamp::below(store, layer).unwrap_or_default());
             }
         }
+        run.hide(&self.layers);
         let trash = store.open_trash(&self.directory, &entry)?;
         store.save_record(&trash.join("vm.json"), &run.name, &record)?;
         store.trash_layers(&trash, &self.layers)

@@ -9,6 +9,7 @@
 //! |---|---|
 //! | `id` | a UUID; stores of earlier versions get one |
 //! | `was` | the identities that this store, and those it was copied from, had before |
+//! | `mark` | the mark of `vms/` and `layers/` (`store/unreachable.rs`), a UUID |
 //! | `born` | when the directory of the store was made (`stx_btime`, see `statx(2)`) |
 //!
 //! `born` is absent where the file system does not tell, and then no copy is noticed.
@@ -38,6 +39,9 @@ pub struct Identity {
     was: BTreeSet<Uuid>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     born: Option<Timestamp>,
+    /// The mark of the directories; none: they have none yet, or cannot have one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mark: Option<Uuid>,
 }
 
 /// What is to become of what `store.json` says.
@@ -127,6 +131,21 @@ impl Store {
         self.identity().accepts(written_in) || self.read_identity().accepts(written_in)
     }
 
+    /// The mark that the directories of this store have; `None`: they have none.
+    pub(super) fn mark(&self) -> Option<Uuid> {
+        self.identity().mark
+    }
+
+    /// The same, read once more.
+    pub(super) fn mark_now(&self) -> Option<Uuid> {
+        self.read_identity().mark
+    }
+
+    /// Is this a copy that has no identity of its own yet?
+    pub(super) fn is_copy(&self) -> bool {
+        self.identity().needs(born(self.layout.root())) == Some(Renewal::Copy)
+    }
+
     /// Refuses a store that a newer version has written, or whose `store.json` cannot be read.
     pub fn check_identity(&self) -> Result<()> {
         read(&self.layout.store_json()).map(drop)
@@ -143,34 +162,55 @@ impl Store {
         self.put_identity(self.new_identity(BTreeSet::new())?)
     }
 
-    /// Checks `store.json`, and gives the store an identity of its own if it has none or was
-    /// copied. `true`: it was copied.
+    /// Checks `store.json`, gives the store an identity of its own if it has none or was copied,
+    /// and its directories a mark if they have none. `true`: it was copied.
     pub(super) fn settle_identity(&self) -> Result<bool> {
         let (path, born) = (self.layout.store_json(), born(self.layout.root()));
         let mut found = read(&path)?;
-        if found.needs(born).is_some()
+        if (found.needs(born).is_some() || !self.has_its_mark(&found))
             // Whoever has the lock may be doing the same; the next command looks again.
             && let Ok(lock) = flock::open(&self.layout.store_lock())
             && flock::try_exclusive(&lock).unwrap_or(false)
         {
             found = read(&path)?;
             let renewal = found.needs(born);
-            let renewed = match renewal {
-                None => None,
-                Some(Renewal::Birth) => Some(Identity { born, ..found.clone() }),
-                Some(Renewal::First | Renewal::Copy) => {
-                    Some(self.new_identity(found.was.iter().copied().chain(found.id).collect())?)
-                }
-            };
+            let renewed = self.renewed(&found, renewal, born)?;
             // A store that cannot be written to stays as it is, and its next command says why.
-            if let Some(renewed) = renewed
-                && self.put_identity(renewed).is_ok()
-            {
+            if renewed != found && self.put_identity(renewed.clone()).is_ok() {
+                if renewed.mark != found.mark {
+                    self.keep_mark(renewed.mark);
+                }
                 return Ok(renewal == Some(Renewal::Copy));
             }
         }
         self.remember(found);
         Ok(false)
+    }
+
+    /// Have the directories the mark that `found` names? Looked at until that is certain.
+    fn has_its_mark(&self, found: &Identity) -> bool {
+        if self.is_mounted.get().is_none() && self.has_mark(found.mark) {
+            let _ = self.is_mounted.set(());
+        }
+        self.is_mounted.get().is_some()
+    }
+
+    /// What `store.json` is to say instead of `found`.
+    fn renewed(
+        &self,
+        found: &Identity,
+        renewal: Option<Renewal>,
+        born: Option<Timestamp>,
+    ) -> Result<Identity> {
+        let mark = self.renew_mark(found.mark, renewal == Some(Renewal::Copy));
+        Ok(match renewal {
+            None => Identity { mark, ..found.clone() },
+            Some(Renewal::Birth) => Identity { born, mark, ..found.clone() },
+            Some(Renewal::First | Renewal::Copy) => {
+                let was = found.was.iter().copied().chain(found.id).collect();
+                Identity { mark, ..self.new_identity(was)? }
+            }
+        })
     }
 
     /// A new identity, which had those in `was` before. What lies in the store at this moment is
@@ -182,6 +222,7 @@ impl Store {
             id: Some(Uuid::new_v4()),
             was,
             born: born(self.layout.root()),
+            mark: self.mark_of_directories(),
         })
     }
 
@@ -218,12 +259,14 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::make_directory;
     use crate::store::trash::{Entry, Kind};
+    use crate::store::{make_directory, mark};
 
     fn store(root: &Path) -> Store {
         let store = Store::at(root).expect("a store");
-        make_directory(&store.layout.vms()).expect("a directory");
+        for directory in store.may_be_mounted() {
+            make_directory(&directory).expect("a directory");
+        }
         store
     }
 
@@ -330,5 +373,48 @@ mod tests {
         std::fs::write(store.layout.store_json(), "{\"schema\":1,\"id\":7}\n").expect("a file");
         let error = store.settle_identity().expect_err("it is damaged");
         assert!(!error.is_newer() && error.full_message().contains("store.json"), "{error:?}");
+    }
+
+    /// `None`: its file system has no marks.
+    fn marked(root: &Path) -> Option<Store> {
+        let first = store(root);
+        first.prepare().expect("a store");
+        first.mark().is_some().then_some(first)
+    }
+
+    #[test]
+    fn a_mark_stays_while_it_is_on_both_directories_and_is_renewed_where_it_is_missing() {
+        let room = tempfile::tempdir().expect("a directory");
+        let Some(first) = marked(room.path()) else { return };
+        let before = first.mark();
+        let again = store(room.path());
+        again.prepare().expect("a store");
+        assert!(again.mark() == before && again.has_mark(before));
+        let [layers, vms] = again.may_be_mounted();
+        std::fs::rename(&vms, room.path().join("below")).expect("it is moved");
+        make_directory(&vms).expect("a directory");
+        let unmounted = store(room.path());
+        let error = unmounted.prepare().expect_err("it is empty");
+        assert!(error.hints().join(" ").contains("touch"), "{error:?}");
+        assert!(unmounted.names().is_err() && unmounted.mark() == before);
+        std::fs::write(vms.join(".cowhand"), "").expect("a file");
+        let renewed = store(room.path());
+        renewed.prepare().expect("it is not empty");
+        assert!(renewed.mark() != before && renewed.has_mark(renewed.mark()));
+        assert!(mark::newest(&layers) == renewed.mark());
+        // Who has read the earlier one reads again.
+        assert!(first.mark() == before);
+        first.refuse_unmounted().expect("they are in place");
+    }
+
+    #[test]
+    fn a_store_of_an_earlier_version_of_which_one_directory_is_empty_gets_no_mark() {
+        let room = tempfile::tempdir().expect("a directory");
+        let first = store(room.path());
+        std::fs::write(first.layout.store_json(), "{\"schema\":1}\n").expect("a file");
+        let file = first.layout.layers().join("abcdefghij.qcow2");
+        std::fs::write(&file, "").expect("a file");
+        first.prepare().expect("nothing is refused");
+        assert_eq!(first.mark(), None);
     }
 }

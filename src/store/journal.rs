@@ -4,6 +4,7 @@
 //! What the steps are is the business of [`crate::change`]; here they only have to be written and
 //! read.
 
+use std::borrow::Cow;
 use std::io;
 
 use serde::de::DeserializeOwned;
@@ -12,7 +13,7 @@ use uuid::Uuid;
 
 use super::{Store, atomic, plain, schema};
 use crate::error::{Error, IoContext, Kind, Result};
-use crate::model::{Layer, Name};
+use crate::model::{Layer, Name, printable};
 use crate::sys::{fault, flock};
 
 /// A change that is under way, or was when its process died.
@@ -34,6 +35,13 @@ pub struct Journal<S> {
     pub pins: Vec<Layer>,
 }
 
+impl<S> Journal<S> {
+    /// The command, for a person to read: on one line, with nothing in it that commands a terminal.
+    pub fn command(&self) -> Cow<'_, str> {
+        printable::line(&self.operation)
+    }
+}
+
 /// The VM or template that a journal belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -52,6 +60,7 @@ pub struct Owner {
 struct Head {
     #[serde(default)]
     vm: Option<Owner>,
+    /// Once it was checked, for a person to read.
     operation: String,
     steps: Vec<Saved>,
     pivot: usize,
@@ -110,7 +119,8 @@ fn check(store: &Store, name: &Name, text: &[u8]) -> Result<Head> {
             .because_of(&error)
     };
     schema::check_version(text, SCHEMA).map_err(unreadable)?;
-    let head: Head = schema::parse(text).map_err(unreadable)?;
+    let mut head: Head = schema::parse(text).map_err(unreadable)?;
+    head.operation = printable::line(&head.operation).into_owned();
     if head.pivot >= head.steps.len() {
         return Err(unreadable(Error::damaged(
             "it has no step after which there would be no way back",

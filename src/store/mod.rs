@@ -16,6 +16,7 @@ pub mod identity;
 pub mod journal;
 mod layout;
 pub mod lock;
+pub mod mark;
 pub mod plain;
 mod ram;
 mod reserve;
@@ -28,7 +29,7 @@ mod unreachable;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, OnceLock, RwLock};
 use std::time::Duration;
 
 use identity::Identity;
@@ -53,17 +54,20 @@ pub struct Store {
     pub layout: Layout,
     /// Which store this is, once that was read.
     identity: Arc<RwLock<Option<Identity>>>,
+    /// Its directories were found to be in their places.
+    is_mounted: Arc<OnceLock<()>>,
 }
 
 impl Store {
     /// The store at `root`, which is made absolute so that QEMU, started in `/`, finds it.
     pub fn at(root: &Path) -> Result<Self> {
         let root = std::path::absolute(root).on("find the store", root)?;
-        Ok(Self { layout: Layout::new(root), identity: Arc::default() })
+        Ok(Self { layout: Layout::new(root), identity: Arc::default(), is_mounted: Arc::default() })
     }
 
-    /// Makes the store's directories where they are missing and checks that this version may change
-    /// it. `true`: it was found to be a copy, and is another store from now on.
+    /// Makes the store's directories where there is no store yet and checks that this version may
+    /// change it, and that its disks are mounted. `true`: it was found to be a copy, and is another
+    /// store from now on.
     pub fn prepare(&self) -> Result<bool> {
         let layout = &self.layout;
         if !plain::is_there(&layout.store_json()) {
@@ -75,6 +79,10 @@ impl Store {
         }
         let was_copied = self.settle_identity()?;
         self.make_reserve();
+        if self.is_mounted.get().is_none() {
+            self.refuse_unmounted()?;
+            let _ = self.is_mounted.set(());
+        }
         Ok(was_copied)
     }
 
@@ -126,13 +134,17 @@ impl Store {
             }
             Err(error) => return Err(error).on("list", &vms),
         };
-        let mut names = Vec::new();
+        let (mut names, mut is_empty) = (Vec::new(), true);
         for entry in entries {
             let entry = entry.on("list", &vms)?;
+            is_empty &= mark::is_of_file_system(&entry.file_name());
             if !entry.file_type().is_ok_and(|kind| kind.is_dir() || kind.is_symlink()) {
                 continue;
             }
             names.extend(entry.file_name().to_str().and_then(|name| name.parse().ok()));
+        }
+        if is_empty {
+            self.refuse_unmarked(&vms)?;
         }
         Ok(names)
     }
@@ -190,7 +202,7 @@ impl Store {
                 Ok(written) => match self.foreign(name, &written) {
                     None => Ok(written.record),
                     // It was renamed between the two looks.
-                    Some(_) if !path.exists() => Err(self.unknown(name)),
+                    Some(_) if !path.exists() => return Err(self.unknown(name)),
                     Some(whose) => Err(Error::damaged(format!(
                         "the record of {name} is that of {whose}: {}",
                         path.display()
@@ -206,7 +218,7 @@ impl Store {
             Ok(None) if self.exists(name) => {
                 Err(Error::damaged(format!("the record of {name} is missing: {}", path.display())))
             }
-            Ok(None) => Err(self.unknown(name)),
+            Ok(None) => return Err(self.unknown(name)),
             Err(error) if error.kind() == Kind::Damaged => Err(Error::damaged(format!(
                 "the record of {name} cannot be read: {}",
                 error.message()
@@ -318,8 +330,12 @@ impl Store {
         (!plain::is_there(&self.layout.store_json())).then(hint)
     }
 
-    /// The error for a name nobody bears, with the nearest ones that somebody does.
+    /// The error for a name nobody bears, with the nearest ones that somebody does; or that nobody
+    /// can see who bears it.
     pub fn unknown(&self, name: &Name) -> Error {
+        if let Err(unmounted) = self.refuse_unmarked(&self.layout.vms()) {
+            return unmounted;
+        }
         let error = Error::not_found(format!("there is no VM or template {name}"));
         let names = self.names().unwrap_or_default();
         let near = |other: &&Name| {

@@ -36,8 +36,13 @@ const SYSTEM: [&str; 9] = [
     "/usr", "/lib", "/lib32", "/lib64", "/bin", "/etc/ld.so.cache", "/nix/store", "/gnu/store",
     "/dev/urandom",
 ];
-/// Where a program that was installed by itself has its libraries, beside the directory it lies in.
-const BESIDE: [&str; 5] = ["lib", "lib64", "libexec", "share", "bin"];
+/// Where a program that was installed by itself has its libraries and what it reads, beside the
+/// directory it lies in. Not all of `share`: below a home directory, others keep secrets there, and
+/// the store may lie in it.
+const BESIDE: [&str; 11] = [
+    "lib", "lib64", "libexec", "bin", "share/qemu", "share/qemu-firmware", "share/seabios",
+    "share/ipxe", "share/OVMF", "share/edk2", "share/edk2-ovmf",
+];
 
 /// What a program in the cage may use up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -219,9 +224,9 @@ pub(super) fn in_the_child(
     command: &mut Command,
     action: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
 ) {
-    // SAFETY: between fork and exec only fcntl(2), getrlimit(2), setrlimit(2), prctl(2), capget(2),
-    // capset(2), landlock_restrict_self(2) and close(2) are called, which are async-signal-safe;
-    // everything that allocates was done before.
+    // SAFETY: between fork and exec only system calls are made (fcntl, getrlimit, setrlimit, prctl,
+    // capget, capset, landlock_restrict_self, close, and those of `confine/root.rs`), all of them
+    // async-signal-safe; everything that allocates was done before.
     unsafe {
         command.pre_exec(action);
     }
@@ -320,6 +325,12 @@ mod tests {
         let home = room.path().canonicalize().expect("a path");
         std::fs::write(home.join("qemu-img"), "").expect("a file");
         assert_eq!(around(&home.join("qemu-img")), [home.join("qemu-img")]);
+        std::fs::create_dir(home.join("bin")).expect("a directory");
+        std::fs::write(home.join("bin/qemu-img"), "").expect("a file");
+        let beside = around(&home.join("bin/qemu-img"));
+        let reaches = |path: &str| beside.iter().any(|one| home.join(path).starts_with(one));
+        assert!(reaches("lib/libc.so.6") && reaches("share/qemu/bios.bin"), "{beside:?}");
+        assert!(!reaches("share/cowhand/vms") && !reaches("share"), "{beside:?}");
     }
 
     fn landlock_is_missing() -> bool {

@@ -241,6 +241,7 @@ pub fn detached(
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log.try_clone()?);
+    keep_no_others(&mut command);
     command.preserved_fds(inherited);
     in_new_session(&mut command);
     if with_us {
@@ -288,6 +289,24 @@ fn start_helper(argv: &[String], inherited: OwnedFd, cage: Option<&Cage>) -> io:
     cage.map_or(Ok(()), |cage| cage.apply(&mut command))?;
     tracing::debug!(target: "run", "{command:?}");
     command.spawn()
+}
+
+/// Whatever else is open stays with us, what we have inherited ourselves, too (`close_range(2)`,
+/// Linux 5.11): an open directory is a way to the host's files. To be called before descriptors are
+/// chosen that are kept.
+#[allow(unsafe_code)]
+fn keep_no_others(command: &mut Command) {
+    use nix::libc::{CLOSE_RANGE_CLOEXEC, SYS_close_range, c_uint, syscall};
+    const FIRST: c_uint = 3;
+    // SAFETY: between fork and exec only close_range(2) is called, which is async-signal-safe. It
+    // closes nothing before exec, so that nobody's descriptor is closed under them.
+    unsafe {
+        command.pre_exec(|| {
+            // An older kernel does not know it.
+            syscall(SYS_close_range, FIRST, c_uint::MAX, CLOSE_RANGE_CLOEXEC);
+            Ok(())
+        });
+    }
 }
 
 #[allow(unsafe_code)]
@@ -388,6 +407,28 @@ mod tests {
             let _ = kill(Pid::from_raw(i32::from_ne_bytes(pid)), Signal::SIGKILL);
         }
         lives
+    }
+
+    #[test]
+    fn a_program_that_outlives_us_inherits_what_it_was_given_and_nothing_else() {
+        use rustix::io::{FdFlags, fcntl_setfd};
+        let directory = tempfile::tempdir().expect("a directory");
+        let open = |path: &std::path::Path| File::open(path).expect("it is there");
+        std::fs::write(directory.path().join("given"), "").expect("a file");
+        let (leaked, given) = (open(directory.path()), open(&directory.path().join("given")));
+        // As one that was inherited.
+        fcntl_setfd(&leaked, FdFlags::empty()).expect("an open file");
+        let log = tempfile::tempfile().expect("a file");
+        let list = "for fd in /proc/$$/fd/*; do readlink $fd; done";
+        let argv = ["/bin/sh", "-c", list].map(str::to_owned);
+        let child = detached(&argv, &log, vec![given.into()], false, None);
+        child.expect("a program").wait().expect("its end");
+        let (mut log, mut told) = (log, String::new());
+        std::io::Seek::rewind(&mut log).expect("a log");
+        log.read_to_string(&mut told).expect("a log");
+        let ours: Vec<&str> =
+            told.lines().filter_map(|line| line.strip_prefix(directory.path().to_str()?)).collect();
+        assert_eq!(ours, ["/given"], "{told}");
     }
 
     #[test]

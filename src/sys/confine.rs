@@ -5,21 +5,23 @@
 //!   needs, and nothing else of the file system; in the directory of its sockets it makes sockets
 //!   and removes files, and nowhere else; it sends no signals to others, traces none, and connects
 //!   to no sockets of theirs but to those of networks, as far as the kernel knows these rules;
+//! - a root directory of its own, in which only these files lie (`root`, Linux 5.12 and newer);
 //! - no capability but those that its guest needs, and none can come back (`capabilities(7)`);
 //! - no new privileges (`PR_SET_NO_NEW_PRIVS`), no core file, and the environment of
 //!   [`super::command`].
 //!
 //! QEMU's own `-sandbox` comes on top. What is not confined is written down in `docs/security.md`.
 
+use std::ffi::CStr;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use landlock::{
-    Access, AccessFs, BitFlags, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreated,
-    RulesetCreatedAttr, RulesetError, Scope, make_bitflags, path_beneath_rules,
+    Access, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr,
+    RulesetCreated, RulesetCreatedAttr, RulesetError, Scope, make_bitflags, path_beneath_rules,
 };
-use rustix::fs::{Access as Permission, AtFlags, CWD, accessat};
+use rustix::fs::{Access as Permission, AtFlags, CWD, Mode, OFlags, accessat, open};
 use rustix::io::Errno;
 use rustix::process::Resource;
 use rustix::thread::{
@@ -28,6 +30,10 @@ use rustix::thread::{
 };
 
 use super::cage::{self, RULES};
+use root::{Root, Use};
+
+pub mod pool;
+mod root;
 
 /// What a QEMU may reach.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,7 +41,9 @@ pub struct Confinement {
     strict: bool,
     read: Vec<PathBuf>,
     write: Vec<PathBuf>,
+    merge: Vec<PathBuf>,
     sockets: Vec<PathBuf>,
+    pool: Option<PathBuf>,
     /// Capabilities.
     kept: CapabilitySet,
 }
@@ -46,7 +54,15 @@ impl Confinement {
     pub fn new(strict: bool) -> Self {
         let (read, write) =
             (SETTINGS.map(PathBuf::from).to_vec(), DEVICES.map(PathBuf::from).to_vec());
-        let all = Self { strict, read, write, sockets: Vec::new(), kept: CapabilitySet::empty() };
+        let all = Self {
+            strict,
+            read,
+            write,
+            merge: Vec::new(),
+            sockets: Vec::new(),
+            pool: None,
+            kept: CapabilitySet::empty(),
+        };
         let servers = Path::new(NAME_SERVERS).canonicalize().ok();
         servers.as_deref().and_then(changes_in).into_iter().fold(all, Self::reading)
     }
@@ -66,10 +82,26 @@ impl Confinement {
         self
     }
 
+    /// With a file to read, which may be written to later, for a merge ([`pool::set`]). Where it
+    /// has no root directory of its own, at once.
+    #[must_use]
+    pub fn merging(mut self, path: &Path) -> Self {
+        self.merge.push(path.to_owned());
+        self
+    }
+
     /// With a directory in which it makes sockets, removes them, and changes what is there.
     #[must_use]
     pub fn listening(mut self, directory: &Path) -> Self {
         self.sockets.push(directory.to_owned());
+        self
+    }
+
+    /// With the directory of all layers: those of them that it is given, and those that are shown
+    /// to it later ([`pool::set`]). Where it has no root directory of its own, all of them.
+    #[must_use]
+    pub fn layers(mut self, directory: &Path) -> Self {
+        self.pool = Some(directory.to_owned());
         self
     }
 
@@ -92,17 +124,25 @@ impl Confinement {
     pub fn reaches(&self, path: &Path, change: bool) -> bool {
         let is_below = |above: &PathBuf| path.starts_with(above);
         self.write.iter().chain(&self.sockets).any(is_below)
-            || !change && self.read.iter().any(is_below)
+            || !change && self.read.iter().chain(&self.merge).any(is_below)
     }
 
-    /// Can this host do all of it, where that is asked for? Else the reason.
-    pub fn check(&self) -> io::Result<()> {
-        self.rules(Path::new("/")).map(drop).map_err(io::Error::other)
+    /// Why this host cannot do all of it, where that was asked for and `error` came of it.
+    pub fn refusal(&self, error: &io::Error) -> Option<String> {
+        if let Err(error) = self.rules(Path::new("/")) {
+            return Some(error.to_string());
+        }
+        let why = error.raw_os_error()?.checked_sub(NO_ROOT).filter(|code| *code >= 0)?;
+        Some(format!(
+            "this host gives it no root directory of its own (mount_namespaces(7)): {}",
+            io::Error::from_raw_os_error(why)
+        ))
     }
 
     /// The capabilities it keeps, as far as we have them. Files without the permission bits for us,
-    /// those of another user for example, root opens by `CAP_DAC_OVERRIDE` alone, or, where they
-    /// are only read, by `CAP_DAC_READ_SEARCH`.
+    /// those of another user for example, root opens by `CAP_DAC_OVERRIDE` alone. That is more than
+    /// is needed where they are only read; but `CAP_DAC_READ_SEARCH` lifts the root directory, too
+    /// (`open_by_handle_at(2)`).
     fn capabilities(&self) -> CapabilitySet {
         let by_privilege = CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;
         let ours = capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.permitted);
@@ -118,16 +158,16 @@ impl Confinement {
             let (read, write) = (Permission::READ_OK, Permission::READ_OK | Permission::WRITE_OK);
             let all = |paths: &[PathBuf], how| paths.iter().all(|path| is_open(path, how));
             let socket = write | Permission::EXEC_OK;
-            let writes = all(&self.write, write) && all(&self.sockets, socket);
-            Ok::<_, Errno>((all(&self.read, read), writes))
+            let writes =
+                all(&self.write, write) && all(&self.merge, write) && all(&self.sockets, socket);
+            Ok::<_, Errno>(writes && all(&self.read, read))
         };
-        let (reads, writes) = std::thread::scope(|scope| {
+        let needs_none = std::thread::scope(|scope| {
             scope.spawn(opens).join().ok().and_then(Result::ok).unwrap_or_default()
         });
-        let needed = match (reads, writes) {
-            (_, false) => CapabilitySet::DAC_OVERRIDE,
-            (false, true) => CapabilitySet::DAC_READ_SEARCH,
-            (true, true) => CapabilitySet::empty(),
+        let needed = match needs_none {
+            true => CapabilitySet::empty(),
+            false => CapabilitySet::DAC_OVERRIDE,
         };
         (self.kept | needed) & ours
     }
@@ -137,11 +177,24 @@ impl Confinement {
         let program = Path::new(command.get_program()).to_owned();
         let mut rules = Some(self.rules(&program).map_err(io::Error::other)?);
         let kept = self.capabilities();
+        let root = Root::new(self.shown(&program), self.pool.as_deref(), kept);
+        let pool = self.pool.as_deref().map(root::c_string).transpose()?;
+        let strict = self.strict;
         cage::in_the_child(command, move || {
             cage::limit(Resource::Core, 0)?;
+            match root.as_ref().map_err(|error| *error).and_then(Root::enter) {
+                Err(error) if strict => {
+                    return Err(io::Error::from_raw_os_error(NO_ROOT + error.raw_os_error()));
+                }
+                _ => {}
+            }
             keep_capabilities(kept)?;
+            let rules = rules.take().and_then(|rules| match &pool {
+                Some(pool) => with_layers(rules, pool).ok(),
+                None => Some(rules),
+            });
             // It sets no_new_privs, too.
-            match rules.take().map(RulesetCreated::restrict_self) {
+            match rules.map(RulesetCreated::restrict_self) {
                 Some(Ok(_)) => Ok(()),
                 _ => Err(io::Error::from(io::ErrorKind::PermissionDenied)),
             }
@@ -149,11 +202,22 @@ impl Confinement {
         Ok(())
     }
 
+    /// All that lies in its root directory.
+    fn shown(&self, program: &Path) -> impl Iterator<Item = (PathBuf, Use)> {
+        let with = |how| move |path: &PathBuf| (path.clone(), how);
+        let given = std::iter::once(program.to_owned());
+        given
+            .chain(cage::programs(program))
+            .map(|path| (path, Use::RUN))
+            .chain([(PathBuf::from(ALTERNATIVES), Use::READ)])
+            .chain(self.read.iter().chain(&self.merge).map(with(Use::READ)))
+            .chain(self.write.iter().chain(&self.sockets).map(with(Use::WRITE)))
+    }
+
     /// Networks are left alone: QEMU itself connects for its guest.
     fn rules(&self, program: &Path) -> Result<RulesetCreated, RulesetError> {
         let read = AccessFs::from_read(RULES);
-        let write: BitFlags<AccessFs> =
-            make_bitflags!(AccessFs::{ReadFile | WriteFile | Truncate | IoctlDev});
+        let write = to_write();
         let listen = write | make_bitflags!(AccessFs::{ReadDir | MakeSock | RemoveFile});
         let level = match self.strict {
             true => CompatLevel::HardRequirement,
@@ -169,11 +233,29 @@ impl Confinement {
             .create()?
             .add_rules(path_beneath_rules(cage::programs(program), read))?
             .add_rules(path_beneath_rules(&self.read, AccessFs::ReadFile))?
-            .add_rules(path_beneath_rules(&self.write, write))?
+            .add_rules(path_beneath_rules(self.write.iter().chain(&self.merge), write))?
             .add_rules(path_beneath_rules(&self.sockets, listen))
     }
 }
 
+/// What a file that is written to is opened with.
+fn to_write() -> BitFlags<AccessFs> {
+    make_bitflags!(AccessFs::{ReadFile | WriteFile | Truncate | IoctlDev})
+}
+
+/// With the layers in the directory `pool` of the calling process's root directory.
+fn with_layers(rules: RulesetCreated, pool: &CStr) -> Result<RulesetCreated, RulesetError> {
+    let how = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    match open(pool, how, Mode::empty()) {
+        Ok(directory) => rules.add_rule(PathBeneath::new(directory, to_write())),
+        // There are none.
+        Err(_) => Ok(rules),
+    }
+}
+
+/// What a start fails with that was to be strict, where there is no root directory for QEMU: this,
+/// and the number of the error that says why. The kernel's own are below.
+const NO_ROOT: i32 = 1 << 16;
 /// Where the host says which name servers it asks; libslirp asks them for its guest.
 const NAME_SERVERS: &str = "/etc/resolv.conf";
 
@@ -184,6 +266,8 @@ const SETTINGS: [&str; 6] = [
     "/etc/localtime",
 ];
 
+/// Links through which libraries below `/usr` lead to others there (`update-alternatives(1)`).
+const ALTERNATIVES: &str = "/etc/alternatives";
 /// What every QEMU may open: nothing, and what `userfaultfd(2)` is with newer kernels and QEMUs, by
 /// which memory is saved while the guest runs.
 const DEVICES: [&str; 2] = ["/dev/null", "/dev/userfaultfd"];
@@ -204,6 +288,20 @@ fn is_open(path: &Path, how: Permission) -> bool {
 pub fn has_landlock() -> bool {
     let asked = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
     asked.handle_access(AccessFs::Execute).and_then(Ruleset::create).is_ok()
+}
+
+/// Runs `program --version`, confined as strictly as can be. Where that does not work, the reason.
+pub fn try_strictly(program: &Path) -> Option<String> {
+    let confinement = Confinement::new(true).saving_memory();
+    let mut command = Command::new(program);
+    command.env_clear().arg("--version").current_dir("/");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let status = confinement.apply(&mut command).and_then(|()| command.status());
+    match status {
+        Ok(status) if status.success() => None,
+        Ok(status) => Some(format!("{} --version: {status}", program.display())),
+        Err(error) => Some(confinement.refusal(&error).unwrap_or_else(|| error.to_string())),
+    }
 }
 
 /// Gives up all capabilities of the calling thread but those in `kept`, for whatever it executes

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::super::{chain, record, running, store as places};
+use super::super::{chain, memory, record, running, store as places};
 use super::{Applied, Remedy};
 use crate::change::recover::{self, Recovered};
 use crate::change::{OpenVm, lost, open};
@@ -129,10 +129,18 @@ pub async fn apply(context: &Context, remedy: &Remedy) -> Result<Applied> {
                 }
                 Some(Ok(())) => {}
             }
-            let below = found.entry.map(|entry| entry.below).unwrap_or_default();
+            let below = trashed::stood_on(store, &found, layer);
             restore::restore_or_put_back(store, vm, trash, std::slice::from_ref(layer), &below)?;
             atomic::sync_directory(&store.layout.layers())?;
             done("it was taken out again")
+        }
+        Remedy::RestoreMemory { vm, image } => {
+            let _lock = context.lock_store().await?;
+            let opened = OpenVm::open(context, vm).await?;
+            match memory::take_out(store, &opened.record, image)? {
+                true => done("it was taken out again"),
+                false => Ok(Applied::NotNeeded),
+            }
         }
         Remedy::SetBacking { layer, backing } => {
             set_backing(context, layer, backing.as_ref()).await?;

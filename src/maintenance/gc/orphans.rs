@@ -1,5 +1,6 @@
 //! Layers and memory that nobody names.
 
+use std::collections::BTreeSet;
 use std::fs::DirEntry;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,8 @@ use crate::error::{IoContext, Result};
 use crate::layer::garbage::{self, Certainty, Needs};
 use crate::layer::graph::LayerGraph;
 use crate::layer::info::LayerInfo;
-use crate::model::{Name, human};
+use crate::layer::stamp;
+use crate::model::{FileStamp, Name, human};
 use crate::store::trash::{self, Entry, Found};
 use crate::store::{Store, how_to_mend, plain, schema};
 use crate::sys::image_lock;
@@ -102,9 +104,11 @@ pub fn trash_orphans(context: &Context, needs: &Needs, dry_run: bool) -> Result<
         }
         is_open
     };
-    let mut trash = Trash { context, directory: None };
+    let orphans = needs.orphans(stays);
+    let below = stood_on(store, &needs.graph, &orphans);
+    let mut trash = Trash { context, below, directory: None };
     let mut moved = 0;
-    for info in needs.orphans(stays) {
+    for info in &orphans {
         let (layer, bytes) = (&info.layer, human(info.allocated_bytes));
         if dry_run {
             context.ui.note(&format!(
@@ -123,20 +127,38 @@ pub fn trash_orphans(context: &Context, needs: &Needs, dry_run: bool) -> Result<
     Ok(moved)
 }
 
+/// What these layers stand on, as it is now: once that has changed, they mean nothing. What goes
+/// with them is among it: if we are killed on the way, it stays.
+fn stood_on(store: &Store, graph: &LayerGraph, going: &[LayerInfo]) -> Vec<FileStamp> {
+    let mut seen = BTreeSet::new();
+    let mut stamps = Vec::new();
+    for info in going {
+        let mut next = info.backing.as_ref();
+        while let Some(layer) = next.filter(|layer| seen.insert(&layer.id)) {
+            stamps.extend(stamp::of(store, layer));
+            next = graph.layers.get(&layer.id).and_then(|info| info.backing.as_ref());
+        }
+    }
+    stamps
+}
+
 /// The directory of the trash for what nobody names, made for the first of it.
 struct Trash<'a> {
     context: &'a Context,
+    /// What the layers that go into it stand on.
+    below: Vec<FileStamp>,
     directory: Option<PathBuf>,
 }
 
 impl Trash<'_> {
     fn directory(&mut self) -> Result<&Path> {
-        let Self { context, directory } = self;
+        let Self { context, below, directory } = self;
         let made = match directory.take() {
             Some(made) => made,
             None => {
                 let name: Name = "orphans".parse()?;
-                let entry = Entry::new(trash::Kind::Gc, &name, &context.operation);
+                let mut entry = Entry::new(trash::Kind::Gc, &name, &context.operation);
+                entry.below.clone_from(below);
                 context.store.open_trash(&Store::trash_name(&trash::Kind::Gc, &name), &entry)?
             }
         };

@@ -10,31 +10,35 @@ use crate::context::Context;
 use crate::error::Result;
 use crate::layer::graph::LayerGraph;
 use crate::layer::{chain, trashed};
-use crate::model::{Layer, LayerId, Name};
+use crate::model::{Layer, LayerId, Name, RamImage, Record, Snapshot};
 use crate::store::trash::{Found, Kind};
 use crate::store::{Store, VmLock, how_to_mend, plain};
 
-/// Why what was found in the trash may not go: it has a layer that somebody lacks. Which those are
-/// is in `lacking`, once it was looked.
+/// Why what was found in the trash may not go: it has a layer or memory that somebody lacks. Which
+/// those are is in `lacking`, once it was looked.
 pub(super) fn needed(
     store: &Store,
     found: &Found,
     lacking: &mut Option<Lacking>,
 ) -> Result<Option<String>> {
     let files = trashed::below(&found.path);
-    if files.is_empty() {
+    let memory = found.path.join("ram");
+    if files.is_empty() && !plain::is_there(&memory) {
         return Ok(None);
     }
     let lacking = match lacking {
         Some(lacking) => lacking,
         None => lacking.insert(Lacking::look(store)?),
     };
-    Ok(files.iter().find_map(|(layer, path)| lacking.why(store, layer, path)))
+    let of_layers = files.iter().find_map(|(layer, path)| lacking.why(store, layer, path));
+    Ok(of_layers.or_else(|| lacking.why_memory(&memory)))
 }
 
-/// Layers that are named or stood on, and not in the pool, with who names them; and the pool.
+/// Layers that are named or stood on, and not in the pool, with who names them; and the pool. The
+/// same of the memory of snapshots.
 pub(super) struct Lacking {
     missing: BTreeMap<LayerId, Option<Name>>,
+    memory: Vec<(Name, RamImage)>,
     graph: LayerGraph,
 }
 
@@ -44,14 +48,32 @@ impl Lacking {
         let by_whom =
             |id: &LayerId| (id.clone(), graph.uses(id).first().map(|r#use| r#use.owner().clone()));
         let mut missing: BTreeMap<_, _> = graph.lacking().into_iter().map(by_whom).collect();
+        let mut memory = Vec::new();
+        for (name, record) in store.records()? {
+            memory.extend(lacking_memory(store, &name, &record));
+        }
         // What a record names that cannot be read, its spare copy mostly names, too.
         for name in &graph.unreadable {
             let Some(Ok(spare)) = store.load_spare(name) else { continue };
             let layers =
                 spare.layers().filter(|layer| !plain::is_there(&store.layout.layer(layer)));
             missing.extend(layers.map(|layer| (layer.id.clone(), Some(name.clone()))));
+            memory.extend(lacking_memory(store, name, &spare));
         }
-        Ok(Self { missing, graph })
+        Ok(Self { missing, memory, graph })
+    }
+
+    /// Why the directory `files` of memory stays.
+    fn why_memory(&self, files: &Path) -> Option<String> {
+        let there =
+            |(_, image): &&(Name, RamImage)| plain::is_there(&files.join(image.file_name()));
+        let (name, image) = self.memory.iter().find(there)?;
+        let path = files.join(image.file_name());
+        Some(format!(
+            "{name} lacks the memory of a snapshot, and {} has its name; {}",
+            path.display(),
+            how_to_mend(name)
+        ))
     }
 
     fn why(&self, store: &Store, layer: &Layer, path: &Path) -> Option<String> {
@@ -74,6 +96,17 @@ impl Lacking {
             how_to_mend(&name)
         ))
     }
+}
+
+/// The memory of snapshots of `name` that is not in its place.
+fn lacking_memory<'a>(
+    store: &'a Store,
+    name: &'a Name,
+    record: &'a Record,
+) -> impl Iterator<Item = (Name, RamImage)> + 'a {
+    let images = record.snapshots.iter().filter_map(Snapshot::ram_image);
+    let lacking = images.filter(|image| !plain::is_there(&store.layout.ram(image)));
+    lacking.map(|image| (name.clone(), image.clone()))
 }
 
 /// Are layers of a removed VM still in the pool, because whoever removed it died?

@@ -1,9 +1,11 @@
 //! What can be taken back, and what is gone for good.
 
+use std::borrow::Cow;
+
 use serde::Serialize;
 
 use crate::maintenance::{gc, undo};
-use crate::model::Name;
+use crate::model::{Name, printable};
 use crate::output::time::rfc3339;
 
 /// `undo`, and an entry of `undo --list`.
@@ -17,8 +19,8 @@ pub struct Undoable<'a> {
     when: String,
     bytes: u64,
     possible: bool,
-    /// Why it is not possible.
-    reason: Option<&'a str>,
+    /// Why it is not possible, on one line.
+    reason: Option<Cow<'a, str>>,
 }
 
 impl<'a> From<&'a undo::Undoable> for Undoable<'a> {
@@ -30,7 +32,7 @@ impl<'a> From<&'a undo::Undoable> for Undoable<'a> {
             when: rfc3339(row.entry.when),
             bytes: row.bytes,
             possible: row.obstacle.is_none(),
-            reason: row.obstacle.as_deref(),
+            reason: row.obstacle.as_deref().map(printable::line),
         }
     }
 }

@@ -10,12 +10,14 @@ use crate::store::{Store, plain, schema};
 
 impl Store {
     /// A removed VM whose directory in the trash does not say what it took along: its entry is of a
-    /// newer version, or that of another directory, or the VM's own cannot be reached.
+    /// newer version, or that of another directory, the VM's own cannot be reached, or its record
+    /// is no file or cannot be read just now.
     pub fn unclear_removal(&self) -> Result<Option<String>> {
         let is_unclear = |path: &PathBuf| {
             let removed = path.join("vm");
             plain::is_there(&removed)
                 && (!removed.exists()
+                    || plain::read(&removed.join("vm.json")).is_err()
                     || read(path, self).is_err_and(|error| error.kind() != Kind::NotFound))
         };
         let unclear = self.trash_directories()?.into_iter().find(is_unclear);

@@ -14,50 +14,87 @@ use super::*;
 
 /// Where the attacker finds what it may, and what it may not; without it, there is none.
 const ROOM: &str = "COWHAND_TEST_ROOM";
+/// An ordinary user, who has nothing on this host.
+const USER: u32 = 54_321;
+
+/// What the ordinary user says instead, where the host cannot confine a program for them.
+const IS_NOT_COMPLETE: &str = "no: ";
 
 /// What the program may have, and what it may not.
 struct Room {
-    directory: tempfile::TempDir,
+    directory: PathBuf,
+    _made: Option<tempfile::TempDir>,
     confinement: Confinement,
 }
 
 impl Room {
     fn new() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
-        let at = |name: &str| directory.path().join(name);
+        let path = directory.path().to_owned();
+        let at = |name: &str| path.join(name);
         for name in ["sockets", "layers"] {
             std::fs::create_dir(at(name)).expect("a directory");
         }
         for name in ["layers/own", "log", "iso", "secret", "sockets/pipe"] {
             std::fs::write(at(name), name).expect("a file");
         }
+        Self { _made: Some(directory), ..Self::at(&path) }
+    }
+
+    /// One that was made before.
+    fn at(directory: &Path) -> Self {
+        let at = |name: &str| directory.join(name);
         let confinement = Confinement::new(false)
             .reading(&at("iso"))
             .writing(&at("layers"))
             .writing(&at("log"))
             .listening(&at("sockets"))
             .saving_memory();
-        Self { directory, confinement }
+        Self { directory: directory.to_owned(), _made: None, confinement }
     }
 
-    /// What succeeded of all that was tried, confined or not; as an ordinary user where one is
-    /// given.
-    fn attacked(&self, confined: bool, user: Option<u32>) -> Vec<String> {
-        let program = std::env::current_exe().expect("this program");
-        let mut command = Command::new(program);
-        let test = "sys::confine::tests::the_attacker";
-        command.args(["--exact", test, "--nocapture", "--test-threads", "1"]);
-        command.env(ROOM, self.directory.path());
-        if let Some(user) = user {
-            std::os::unix::process::CommandExt::uid(&mut command, user);
-        }
+    /// What succeeded of all that was tried.
+    fn attacked(&self, confined: bool) -> Vec<String> {
+        let mut command = self.test("the_attacker");
         if confined {
             self.confinement.apply(&mut command).expect("confinement");
         }
+        self.outcome(&mut command)
+    }
+
+    /// The same, confined by an ordinary user.
+    fn attacked_as_user(&self) -> Vec<String> {
+        let mut command = self.test("the_user");
+        std::os::unix::process::CommandExt::uid(&mut command, USER);
+        self.outcome(&mut command)
+    }
+
+    /// This program, for one of its tests.
+    fn test(&self, name: &str) -> Command {
+        let mut command = Command::new(std::env::current_exe().expect("this program"));
+        let test = format!("sys::confine::tests::{name}");
+        command.args(["--exact", &test, "--nocapture", "--test-threads", "1"]);
+        command.env(ROOM, &self.directory);
+        command
+    }
+
+    fn outcome(&self, command: &mut Command) -> Vec<String> {
         let output = command.output().expect("a program");
         assert!(output.status.success(), "{output:?}");
-        let told = std::fs::read_to_string(self.directory.path().join("log")).expect("a log");
+        let told = std::fs::read_to_string(self.directory.join("log")).expect("a log");
         told.lines().map(str::to_owned).collect()
+    }
+}
+
+/// Not a test of its own: the ordinary user of [`Room::attacked_as_user`].
+#[test]
+fn the_user() {
+    let Some(room) = std::env::var_os(ROOM).map(PathBuf::from) else { return };
+    match try_strictly(Path::new("/bin/true")) {
+        None => drop(Room::at(&room).attacked(true)),
+        Some(why) => {
+            std::fs::write(room.join("log"), format!("{IS_NOT_COMPLETE}{why}")).expect("a log")
+        }
     }
 }
 
@@ -80,6 +117,15 @@ fn the_attacker() {
         ("read a secret", std::fs::read(at("secret")).is_ok()),
         ("read passwords", std::fs::read("/etc/shadow").is_ok()),
         ("list a directory", std::fs::read_dir(&room).is_ok()),
+        ("list the root directory", std::fs::read_dir("/").is_ok()),
+        ("see how large a secret is", at("secret").metadata().is_ok()),
+        ("see what processes there are", Path::new("/proc/1").exists()),
+        ("open a secret to others", sets_permissions(&at("secret"))),
+        ("open its ISO to others", sets_permissions(&at("iso"))),
+        ("open a device to others", sets_permissions(Path::new("/dev/null"))),
+        ("make the root directory writable", sets_permissions(Path::new("/"))),
+        ("connect to a service", UnixStream::connect(at("service")).is_ok()),
+        ("have a root directory above", nix::unistd::chroot("..").is_ok()),
         ("list the layers", std::fs::read_dir(at("layers")).is_ok()),
         ("write its ISO", OpenOptions::new().write(true).open(at("iso")).is_ok()),
         ("make a layer", File::create(at("layers/new")).is_ok()),
@@ -116,6 +162,11 @@ fn connect_abstract() -> io::Result<()> {
     UnixStream::connect_addr(&address).map(drop)
 }
 
+/// As they are: that it is allowed at all is the point.
+fn sets_permissions(path: &Path) -> bool {
+    path.metadata().is_ok_and(|about| std::fs::set_permissions(path, about.permissions()).is_ok())
+}
+
 fn truncates(path: &Path) -> bool {
     nix::unistd::truncate(path, 0).is_ok()
 }
@@ -141,12 +192,15 @@ fn makes_a_device(path: &Path) -> bool {
     mknod(path, SFlag::S_IFCHR, Mode::S_IRUSR, null).is_ok()
 }
 
-/// A socket of the host that anybody may connect to.
-fn abstract_listener(room: &Room) -> UnixListener {
+/// Sockets of the host that anybody may connect to: one without a file, and one with.
+fn listeners(room: &Room) -> [UnixListener; 2] {
     use std::os::linux::net::SocketAddrExt;
-    let name = room.directory.path().to_str().expect("a path");
+    let name = room.directory.to_str().expect("a path");
     let address = SocketAddr::from_abstract_name(name).expect("an address");
-    UnixListener::bind_addr(&address).expect("a socket")
+    let service = room.directory.join("service");
+    let listening = UnixListener::bind(&service).expect("a socket");
+    std::fs::set_permissions(service, PermissionsExt::from_mode(0o666)).expect("a socket");
+    [UnixListener::bind_addr(&address).expect("a socket"), listening]
 }
 
 const NEEDED: [&str; 6] = [
@@ -158,44 +212,53 @@ fn skip(why: &str) {
     let _ = std::fs::write("/dev/stderr", format!("SKIPPED: {why}\n"));
 }
 
-/// Does the kernel know all rules?
+/// Can this host do all of it?
 fn is_complete() -> bool {
-    Confinement::new(true).check().is_ok()
+    try_strictly(Path::new("/bin/true")).is_none()
 }
 
 #[test]
 fn what_a_guest_needs_works_and_every_attack_fails() {
     if !is_complete() {
-        return skip("this kernel does not know all rules of Landlock");
+        return skip("this host cannot confine a program as strictly as this");
     }
     let room = Room::new();
-    let _listener = abstract_listener(&room);
-    assert_eq!(room.attacked(true, None), NEEDED);
+    let _listeners = listeners(&room);
+    assert_eq!(room.attacked(true), NEEDED);
+}
+
+#[test]
+fn the_same_holds_for_an_ordinary_user_who_owns_all_of_it() {
     if !nix::unistd::geteuid().is_root() {
-        return;
-    }
-    // As an ordinary user, who owns all of it.
-    let user = 54_321;
-    for name in ["", "sockets", "layers", "layers/own", "log", "iso", "secret", "sockets/pipe"] {
-        let path = room.directory.path().join(name);
-        nix::unistd::chown(&path, Some(nix::unistd::Uid::from_raw(user)), None).expect("root");
+        return skip("only root becomes another user");
     }
     let program = std::env::current_exe().expect("this program");
     let is_for_all = |path: &Path| path.metadata().is_ok_and(|about| about.mode() & 0o1 == 0o1);
     if !program.ancestors().all(is_for_all) {
-        return skip(
-            "what an ordinary user's QEMU reaches: this program is in a private directory",
-        );
+        return skip("this program is in a private directory");
     }
-    assert_eq!(room.attacked(true, Some(user)), NEEDED);
+    let room = Room::new();
+    let _listeners = listeners(&room);
+    for name in ["", "sockets", "layers", "layers/own", "log", "iso", "secret", "sockets/pipe"] {
+        let path = room.directory.join(name);
+        nix::unistd::chown(&path, Some(nix::unistd::Uid::from_raw(USER)), None).expect("root");
+    }
+    let done = room.attacked_as_user();
+    if let Some(why) = done.first().and_then(|line| line.strip_prefix(IS_NOT_COMPLETE)) {
+        return skip(why);
+    }
+    assert_eq!(done, NEEDED);
 }
 
 #[test]
 fn the_same_attacks_succeed_without_confinement() {
     let room = Room::new();
-    let _listener = abstract_listener(&room);
-    let done = room.attacked(false, None);
-    for attack in ["read a secret", "signal its parent", "connect to an abstract socket"] {
+    let _listeners = listeners(&room);
+    let done = room.attacked(false);
+    for attack in [
+        "read a secret", "signal its parent", "connect to an abstract socket",
+        "connect to a service", "see how large a secret is", "open a secret to others",
+    ] {
         assert!(done.iter().any(|one| one == attack), "{done:?}");
     }
     assert!(done.len() >= NEEDED.len() + 10, "{done:?}");
@@ -204,20 +267,20 @@ fn the_same_attacks_succeed_without_confinement() {
 #[test]
 fn a_file_that_root_opens_by_privilege_alone_keeps_that_and_no_other() {
     let ours = capabilities(None).expect("capabilities").permitted;
-    let (read, write) = (CapabilitySet::DAC_READ_SEARCH, CapabilitySet::DAC_OVERRIDE);
+    let all = CapabilitySet::DAC_OVERRIDE;
     let memory = CapabilitySet::SYS_PTRACE;
-    if !ours.contains(read | write | memory) {
+    if !ours.contains(all | memory) {
         return skip("root's capabilities are needed");
     }
     let room = Room::new();
     assert_eq!(room.confinement.capabilities(), memory);
-    let file = room.directory.path().join("iso");
+    let file = room.directory.join("iso");
     let mode = |bits| std::fs::set_permissions(&file, PermissionsExt::from_mode(bits));
     mode(0o200).expect("a file");
-    assert_eq!(room.confinement.capabilities(), memory | read);
+    assert_eq!(room.confinement.capabilities(), memory | all);
     mode(0o400).expect("a file");
     assert_eq!(room.confinement.capabilities(), memory);
-    assert_eq!(room.confinement.clone().writing(&file).capabilities(), memory | write);
+    assert_eq!(room.confinement.clone().writing(&file).capabilities(), memory | all);
     // A directory of another user, for that user alone; also on the way, as a link.
     let chown = |path: &Path, user: u32| {
         nix::unistd::chown(path, Some(nix::unistd::Uid::from_raw(user)), None).expect("root");
@@ -228,9 +291,9 @@ fn a_file_that_root_opens_by_privilege_alone_keeps_that_and_no_other() {
     std::os::unix::fs::symlink(&file, &link).expect("a link");
     chown(private.path(), 1000);
     let linked = room.confinement.clone().reading(&link);
-    assert_eq!(linked.capabilities(), memory | read);
-    chown(room.directory.path(), 1000);
-    assert_eq!(room.confinement.capabilities(), memory | write);
+    assert_eq!(linked.capabilities(), memory | all);
+    chown(&room.directory, 1000);
+    assert_eq!(room.confinement.capabilities(), memory | all);
     let low = Confinement::new(false).on_low_ports();
     assert_eq!(low.capabilities(), CapabilitySet::NET_BIND_SERVICE & ours);
     // What was looked at in between changes nothing for us.
