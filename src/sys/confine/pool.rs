@@ -21,7 +21,9 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, UnmountFlags, mount_bind, unmount};
 use rustix::process::{chroot, fchdir};
-use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
+use rustix::thread::{
+    ThreadNameSpaceType, UnshareFlags, move_into_thread_name_spaces, unshare_unsafe,
+};
 
 use super::super::pidfd::PidFd;
 use super::root::{ALL, CLOSED, POOL, set_attributes};
@@ -47,16 +49,17 @@ pub fn set(process: &PidFd, pid: i32, path: &Path, how: Shown) -> io::Result<Pat
     let name = path.file_name().unwrap_or_default();
     let pool = readlinkat(&root, POOL, Vec::new())?;
     let entry = Entry::of(name)?;
-    let mut spaces = ThreadNameSpaceType::MOUNT;
-    if namespace(&pid.to_string())? != namespace("self")? {
-        spaces |= ThreadNameSpaceType::USER;
-    }
-    in_a_process(|| {
+    let enter = |spaces| {
         move_into_thread_name_spaces(process.as_fd(), spaces)?;
         fchdir(&root)?;
         chroot(c".")?;
         entry.set(how)
-    })?;
+    };
+    let mount = ThreadNameSpaceType::MOUNT;
+    match namespace(&pid.to_string())? == namespace("self")? {
+        true => in_a_thread(|| enter(mount))?,
+        false => in_a_process(|| enter(mount | ThreadNameSpaceType::USER))?,
+    }
     Ok(Path::new(OsStr::from_bytes(pool.to_bytes())).join(name))
 }
 
@@ -146,8 +149,20 @@ impl Entry {
     }
 }
 
-/// Does `work` in a process of its own: a thread cannot enter a user namespace. It makes system
-/// calls alone.
+/// Does `work` in a thread with a root directory and a working directory of its own.
+#[allow(unsafe_code)]
+fn in_a_thread(work: impl FnOnce() -> Result<(), Errno> + Send) -> io::Result<()> {
+    let work = || {
+        // SAFETY: descriptors stay shared with the other threads: FILES is not among the flags.
+        unsafe { unshare_unsafe(UnshareFlags::FS)? };
+        work()
+    };
+    let done = std::thread::scope(|scope| scope.spawn(work).join());
+    Ok(done.unwrap_or(Err(Errno::CANCELED))?)
+}
+
+/// Does `work` in a process of its own: a thread cannot enter a user namespace (`setns(2)`). It
+/// makes system calls alone.
 #[allow(unsafe_code)]
 fn in_a_process(work: impl FnOnce() -> Result<(), Errno>) -> io::Result<()> {
     // SAFETY: the child makes system calls, all of them async-signal-safe, and ends by _exit(2).
