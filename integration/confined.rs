@@ -71,6 +71,13 @@ fn status(pid: i32, field: &str) -> u64 {
     u64::from_str_radix(value.trim(), 16).unwrap()
 }
 
+/// Is it the first process of a PID namespace that is not ours?
+fn is_alone(pid: i32) -> bool {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let numbers = text.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap();
+    numbers.split_whitespace().count() > 1 && numbers.ends_with("\t1")
+}
+
 const CAP_DAC_OVERRIDE: u64 = 1 << 1;
 const CAP_SYS_PTRACE: u64 = 1 << 19;
 
@@ -116,6 +123,7 @@ fn a_qemu_reaches_the_files_of_its_guest_and_nothing_else_of_the_host() {
         reached.extend(connects(&lab, "web", &service).then_some("service"));
         let capabilities = status(pid, "CapEff:");
         let is_apart = has_its_own_root(pid);
+        assert_eq!(is_alone(pid), is_apart);
         lab.ok(&["stop", "web", "--force"]);
         if how == "default" && !is_apart {
             let why = "this host gives no mount namespaces";
@@ -274,4 +282,23 @@ fn a_file_that_is_used_in_its_place_is_written_to_by_who_has_it_as_its_head() {
     assert_eq!(lab.chain("web").len(), 1);
     assert!(opens(&lab, "web", &own, true));
     lab.ok(&["stop", "web", "--force"]);
+}
+
+/// Who ignores SIGCHLD has no children to wait for, and programs inherit that.
+#[test]
+fn a_vm_starts_for_a_caller_that_ignores_the_end_of_its_children() {
+    let lab = Lab::new();
+    lab.ok(&["create", "web", "--size", "16M", "--net", "none"]);
+    for args in [&["start", "web", "--paused"][..], &["disk", "check", "web"]] {
+        let command = lab.command(args);
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        let variables = command.get_envs().filter_map(|(name, value)| Some((name, value?)));
+        let mut shell = std::process::Command::new("/bin/sh");
+        shell.args(["-c", "trap '' CHLD; exec \"$@\"", "sh"]).args(words).envs(variables);
+        let output = shell.output().unwrap();
+        assert!(output.status.success(), "{args:?}: {output:?}");
+        if args[0] == "start" {
+            lab.ok(&["stop", "web", "--force"]);
+        }
+    }
 }

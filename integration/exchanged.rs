@@ -6,6 +6,7 @@ use std::process::Command;
 
 use crate::damage::{File, has_attributes, store_of};
 use crate::lab::{Lab, files_in, tool};
+use crate::tier;
 
 fn layer(lab: &Lab, id: &str) -> PathBuf {
     lab.store().join("layers").join(format!("{id}.qcow2"))
@@ -337,6 +338,76 @@ fn what_was_made_on_nothing_and_is_put_on_another_vms_disk_stops_only_its_own_vm
     }
     assert!(has_mark(&lab, "vm0", 5) && has_mark(&lab, "vm1", 7));
     lab.ok(&["doctor"]);
+}
+
+/// A layer that no name points at any more, and that was a head while its VM ran.
+#[test]
+fn a_hidden_layer_that_is_put_on_another_vms_disk_stops_only_its_own_vm() {
+    let lab = store_of(2);
+    let test = "a_hidden_layer_that_is_put_on_another_vms_disk_stops_only_its_own_vm";
+    if !has_attributes(&lab, test) {
+        return;
+    }
+    lab.ok(&["clone", "vm1@s", "copy"]);
+    let (a, b) = (lab.chain("vm0"), lab.chain("vm1"));
+    lab.ok(&["snapshot", "rm", "vm1@s"]);
+    put_on(&lab, &b[1], &a[0]);
+    starts(&lab, "vm0");
+    for vm in ["vm1", "copy"] {
+        lab.run(&["start", vm]).fails(8, &[&b[1], "made on no other layer"]);
+    }
+    lab.ok(&["doctor", "--repair"]);
+    for vm in ["vm0", "vm1", "copy"] {
+        starts(&lab, vm);
+    }
+}
+
+/// A QEMU that somebody has taken over may write a header, and end, while a merge is under way.
+#[test]
+fn a_merge_that_was_cut_short_is_not_carried_on_along_the_disk_of_another_vm() {
+    let test = "a_merge_that_was_cut_short_is_not_carried_on_along_the_disk_of_another_vm";
+    let stride: usize = tier::first_or(4, 1);
+    for number in (stride.div_ceil(2)..).step_by(stride) {
+        let lab = store_of(2);
+        if !has_attributes(&lab, test) {
+            return;
+        }
+        mark(&lab, "vm0", 5);
+        mark(&lab, "vm1", 7);
+        let (a, b) = (lab.chain("vm0"), lab.chain("vm1"));
+        let mut remove = lab.command(&["snapshot", "rm", "vm1@s"]);
+        let died = remove.env("COWHAND_FAULT", format!("{number}:die")).output().unwrap();
+        if died.status.success() {
+            assert!(number > 20, "it has {number} fault points");
+            break;
+        }
+        put_on(&lab, &b[0], &a[0]);
+        let refused = lab.run(&["start", "vm1", "--paused"]);
+        assert!(refused.code != 0 && refused.err.contains(&b[0]), "{number}: {refused:?}");
+        starts(&lab, "vm0");
+        lab.ok(&["doctor", "vm1", "--repair"]);
+        starts(&lab, "vm1");
+        assert!(has_mark(&lab, "vm0", 5) && has_mark(&lab, "vm1", 7), "{number}");
+        assert_eq!(lab.chain("vm0"), a);
+        lab.ok(&["doctor"]);
+    }
+}
+
+/// A store that was restored without extended attributes has no notes.
+#[test]
+fn what_a_layer_stands_on_is_noted_before_a_guest_writes_to_it() {
+    let lab = store_of(2);
+    if !has_attributes(&lab, "what_a_layer_stands_on_is_noted_before_a_guest_writes_to_it") {
+        return;
+    }
+    let (a, b) = (lab.chain("vm0"), lab.chain("vm1"));
+    let head = layer(&lab, &b[0]);
+    rustix::fs::removexattr(&head, "user.cowhand.backing").unwrap();
+    starts(&lab, "vm1");
+    put_on(&lab, &b[0], &a[1]);
+    lab.run(&["start", "vm1"]).fails(8, &[&b[0], "it was made on", &b[1]]);
+    lab.ok(&["doctor", "vm1", "--repair"]);
+    starts(&lab, "vm1");
 }
 
 #[test]

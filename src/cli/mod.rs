@@ -52,7 +52,7 @@ use crate::helper;
 use crate::model::{Name, PointRef};
 use crate::output::{Format, Printer};
 use crate::registry;
-use crate::sys::{files, limiter, relay};
+use crate::sys::{files, limiter, relay, started};
 use global::Global;
 
 /// Templates, clones and snapshots for QEMU virtual machines, without libvirt.
@@ -198,6 +198,7 @@ impl Command {
 
 /// The program.
 pub fn main() -> ExitCode {
+    started::can_be_waited_for();
     let words: Vec<String> =
         std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
     if let Some((verb, rest)) = words.split_first()

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use super::{Finding, Remedy};
 use crate::context::Context;
-use crate::layer::backing_xattr::{self, RecordedBacking};
+use crate::layer::backing_xattr;
 pub use crate::layer::chain::read;
 use crate::layer::sealed::{self, Change};
 use crate::layer::stamp::{self, Obstacle};
@@ -69,9 +69,7 @@ fn fault_below(store: &Store, changes: &mut Changes, layer: &Layer) -> Option<Fa
         }
         match info::inspect(store, &layer) {
             Ok(info) => {
-                if let RecordedBacking::On(noted) = backing_xattr::read(store, &layer)
-                    && noted != info.backing
-                {
+                if info.disputed {
                     return Some(Fault::Foreign { layer, backing: info.backing });
                 }
                 match changes.of(store, &layer) {
@@ -196,8 +194,8 @@ fn describe(store: &Store, record: &Record, name: &Name, fault: Fault, places: &
         Fault::Loop { layer } => (format!("layer {layer} stands on itself ({places})"), layer),
     };
     let finding = Finding::fail("chain", copy(message, &layer)).of(name);
-    match backing_xattr::read(store, &layer) {
-        RecordedBacking::On(Some(backing))
+    match backing_xattr::read(store, &layer).by_note(store) {
+        Some(Some(backing))
             if read(store, &backing).is_ok_and(|chain| !chain.contains(&layer.id)) =>
         {
             finding
@@ -207,7 +205,7 @@ fn describe(store: &Store, record: &Record, name: &Name, fault: Fault, places: &
                 ))
                 .remedy(Some(Remedy::SetBacking { layer, backing: Some(backing) }))
         }
-        RecordedBacking::On(None) => finding
+        Some(None) => finding
             .hint(format!(
                 "it was made on no other layer: \
                  cowhand doctor {name} --repair    writes that into its header"

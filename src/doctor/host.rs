@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::Finding;
 use crate::context::Context;
 use crate::error::{IoContext, Result};
+use crate::layer::backing_xattr;
 use crate::qemu::accel::Host;
 use crate::qemu::img::Img;
 use crate::qemu::probe::{self, Probe};
@@ -33,6 +34,7 @@ pub async fn examine(context: &Context) -> Vec<Finding> {
         }
     };
     let mut findings = vec![qemu(&probe), tools(context, &probe), confinement(context, &probe)];
+    findings.extend(notes(context));
     findings.push(kvm(context, &probe).await);
     findings
 }
@@ -75,13 +77,32 @@ fn confinement(context: &Context, probe: &Probe) -> Finding {
     match confine::try_strictly(&probe.path) {
         None => Finding::ok(
             "confinement",
-            "QEMU runs with Landlock's rules, no capabilities and a root directory of its own",
+            "QEMU runs with Landlock's rules, a filter of system calls, no capabilities, and \
+             namespaces and a root directory of its own",
         ),
         Some(why) => {
             Finding::warn("confinement", format!("QEMU is not confined in all ways: {why}"))
                 .hint("what a QEMU that its guest has taken over reaches then: docs/security.md")
         }
     }
+}
+
+/// What a layer stands on is noted where QEMU cannot write, if the file system can.
+fn notes(context: &Context) -> Option<Finding> {
+    let layers = context.store.layout.layers();
+    let is_missing = context.settings.confine != Confine::Off
+        && layers.is_dir()
+        && !backing_xattr::can_be_kept(&context.store);
+    is_missing.then(|| {
+        Finding::warn(
+            "confinement",
+            format!("the file system of {} has no extended attributes", layers.display()),
+        )
+        .hint(
+            "a QEMU that its guest has taken over, and that knows the name of another VM's layer, \
+             may read that layer after its next start",
+        )
+    })
 }
 
 /// Runs a guest: that `/dev/kvm` can be opened proves nothing.

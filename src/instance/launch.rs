@@ -11,7 +11,7 @@ use super::{boot_files, descriptors, sockets};
 use crate::cloudinit;
 use crate::context::Context;
 use crate::error::{Error, IoContext, Kind, Result};
-use crate::layer::{chain, sealed};
+use crate::layer::{chain, info, sealed};
 use crate::model::{Chain, Firmware, Name, Record};
 use crate::qemu::accel::{self, Chosen, Host};
 use crate::qemu::cmdline::{self, Machine, StartMode};
@@ -66,6 +66,8 @@ pub async fn launch(
     let layers = store.layout.layers();
     let (argv, confinement) =
         with_machine(context, name, record, &chosen, &sockets, how, |machine| {
+            let links = machine.chains.iter().flat_map(Chain::links);
+            links.for_each(|link| info::note_backing(store, &link.layer));
             let wanted = context.settings.confine;
             (cmdline::argv(machine), confinement::of(machine, wanted, &layers))
         })?;

@@ -1,26 +1,38 @@
 //! Which layer a file is, and what it stands on, noted beside its header: an extended attribute of
-//! the file (`user.cowhand.backing`, see `xattr(7)`), the name of the backing file or nothing, a
-//! space, and the layer's id. Of what it stands on the header is what counts; the note tells
-//! `doctor` that somebody else has written into it. Files that were exchanged are told by the id.
-//! (Earlier versions did not note it.)
+//! the file (`user.cowhand.backing`, see `xattr(7)`). Its words, and spaces behind them:
 //!
-//! It is there only while it is certain: taken away before QEMU is told to write a header, and
-//! written again when that is done. Where the file system has no such attributes there are no
-//! notes, and nothing is missed. A file that is used in its place has none: its owner could write
-//! them.
+//! | word | |
+//! |---|---|
+//! | first | the name of the backing file, or nothing |
+//! | second | the layer's id; files that were exchanged are told by it |
+//! | third | only while a merge is under way: the backing file afterwards, or `-` for none |
+//!
+//! (Earlier versions did not note the id, or had no note during a merge.) What the header says is
+//! what QEMU and others go by. A header that says something else than the note was written by
+//! somebody else, and the layer is not used: a guest's QEMU writes to its layer, so it can write
+//! another layer's name into the header if somebody has taken it over. The note it cannot change
+//! (`sys/seccomp.rs`).
+//!
+//! Where the file system has no such attributes there are no notes, and nothing is noticed. A file
+//! that is used in its place has none: its owner could write them.
 
 use std::fs::File;
+use std::io;
 use std::path::Path;
 
-use rustix::fs::{XattrFlags, fgetxattr, lgetxattr, lremovexattr, lsetxattr};
+use rustix::fs::{XattrFlags, fgetxattr, getxattr, lgetxattr, lsetxattr};
 use rustix::io::Errno;
 
 use crate::model::{Layer, LayerId};
 use crate::store::Store;
 
 const NAME: &str = "user.cowhand.backing";
-/// A backing file name of ours is short, and so is an id.
+/// Names of files of ours are short, and so is an id.
 const LONGEST: usize = 64;
+/// The length of a note. A disk that is full has room for a note that is as long as the one before.
+const LENGTH: usize = 48;
+/// In the place of a name: it stands on nothing.
+const NONE: &str = "-";
 
 /// What is noted of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,23 +41,80 @@ pub enum RecordedBacking {
     Nothing,
     /// It stands on this layer, or on none.
     On(Option<Layer>),
+    /// A merge puts it from one layer on another one, or on none, and has not said yet that it has.
+    Between(Layer, Option<Layer>),
 }
 
-/// Notes what the header says now.
-pub fn write(store: &Store, layer: &Layer, backing: Option<&Layer>) {
+impl RecordedBacking {
+    /// May the header say that the layer stands on `backing`?
+    pub fn allows(&self, backing: Option<&Layer>) -> bool {
+        match self {
+            Self::Nothing => true,
+            Self::On(noted) => noted.as_ref() == backing,
+            Self::Between(before, after) => backing == Some(before) || backing == after.as_ref(),
+        }
+    }
+
+    /// What the layer stands on by its note; `None`: nothing is noted. What a merge takes it off is
+    /// right as long as that layer is there: it holds what it held.
+    pub fn by_note(self, store: &Store) -> Option<Option<Layer>> {
+        match self {
+            Self::Nothing => None,
+            Self::On(noted) => Some(noted),
+            Self::Between(before, _) if store.layout.layer(&before).exists() => Some(Some(before)),
+            Self::Between(_, after) => Some(after),
+        }
+    }
+
+    /// Is this layer one of those that it may stand on?
+    pub fn names(&self, backing: &Layer) -> bool {
+        *self != Self::Nothing && self.allows(Some(backing))
+    }
+}
+
+/// Notes that `layer` stands on `backing`.
+pub fn write(store: &Store, layer: &Layer, backing: Option<&Layer>) -> io::Result<()> {
     let name = backing.map(Layer::file_name).unwrap_or_default();
-    let text = format!("{name} {}", layer.id);
-    if lsetxattr(store.layout.layer(layer), NAME, text.as_bytes(), XattrFlags::empty()).is_err() {
-        forget(store, layer);
+    set(store, layer, &format!("{name} {}", layer.id), XattrFlags::empty())
+}
+
+/// The same, where nothing is noted yet.
+pub fn make(store: &Store, layer: &Layer, backing: Option<&Layer>) -> io::Result<()> {
+    let name = backing.map(Layer::file_name).unwrap_or_default();
+    match set(store, layer, &format!("{name} {}", layer.id), XattrFlags::CREATE) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made,
     }
 }
 
-/// Takes the note away: the header is about to change.
-pub fn forget(store: &Store, layer: &Layer) {
-    match lremovexattr(store.layout.layer(layer), NAME) {
-        Ok(()) | Err(Errno::NODATA | Errno::NOTSUP | Errno::NOENT) => {}
-        Err(error) => tracing::debug!("the note of {layer} stays: {error}"),
+/// Notes that a merge is about to put `layer` from `before` on `after`, and makes that survive a
+/// power cut, as what the merge writes into the header does.
+pub fn begin(
+    store: &Store,
+    layer: &Layer,
+    before: &Layer,
+    after: Option<&Layer>,
+) -> io::Result<()> {
+    let after = after.map_or_else(|| NONE.to_owned(), Layer::file_name);
+    let text = format!("{} {} {after}", before.file_name(), layer.id);
+    set(store, layer, &text, XattrFlags::empty())?;
+    File::open(store.layout.layer(layer))?.sync_all()
+}
+
+fn set(store: &Store, layer: &Layer, text: &str, how: XattrFlags) -> io::Result<()> {
+    let text = format!("{text:LENGTH$}");
+    match lsetxattr(store.layout.layer(layer), NAME, text.as_bytes(), how) {
+        // Links have none either.
+        Ok(()) | Err(Errno::NOTSUP | Errno::PERM) => Ok(()),
+        Err(error) => Err(error.into()),
     }
+}
+
+/// Does the file system of the layers keep such notes?
+pub fn can_be_kept(store: &Store) -> bool {
+    let mut none = [0_u8; 0];
+    // The directory may be a link to one on another disk.
+    getxattr(store.layout.layers(), NAME, &mut none[..]) != Err(Errno::NOTSUP)
 }
 
 /// What is noted.
@@ -76,12 +145,19 @@ pub fn is_of(path: &Path, layer: &Layer) -> bool {
 }
 
 fn parse(bytes: &[u8]) -> (RecordedBacking, Option<LayerId>) {
-    let Ok(text) = std::str::from_utf8(bytes) else { return (RecordedBacking::Nothing, None) };
-    let (name, id) = text.split_once(' ').unwrap_or((text, ""));
-    let noted = match name {
-        "" => RecordedBacking::On(None),
-        name => Layer::from_file_name(name)
-            .map_or(RecordedBacking::Nothing, |layer| RecordedBacking::On(Some(layer))),
+    let nothing = RecordedBacking::Nothing;
+    let Ok(text) = std::str::from_utf8(bytes) else { return (nothing, None) };
+    let mut words = text.trim_end_matches(' ').split(' ');
+    let mut next = || words.next().unwrap_or_default();
+    let (name, id, after) = (next(), next(), next());
+    let layer = Layer::from_file_name;
+    let noted = match (name, after) {
+        ("", "") => RecordedBacking::On(None),
+        (name, "") => layer(name).map_or(nothing, |layer| RecordedBacking::On(Some(layer))),
+        (name, NONE) => layer(name).map_or(nothing, |on| RecordedBacking::Between(on, None)),
+        (name, after) => layer(name)
+            .zip(layer(after))
+            .map_or(nothing, |(before, after)| RecordedBacking::Between(before, Some(after))),
     };
     (noted, id.parse().ok())
 }
@@ -98,8 +174,28 @@ mod tests {
         assert_eq!(parse(b" jihgfedcba"), (RecordedBacking::On(None), Some(id("jihgfedcba"))));
         assert_eq!(parse(b"abcdefghij.qcow2"), (on(), None));
         assert_eq!(parse(b""), (RecordedBacking::On(None), None));
+        let layer = |text: &str| Layer::from_file_name(text).expect("a layer");
+        let before = || layer("abcdefghij.qcow2");
+        let between = |after| (RecordedBacking::Between(before(), after), Some(id("jihgfedcba")));
+        assert_eq!(parse(b"abcdefghij.qcow2 jihgfedcba -    "), between(None));
+        let after = Some(layer("aaaaaaaaaa.raw"));
+        assert_eq!(parse(b"abcdefghij.qcow2 jihgfedcba aaaaaaaaaa.raw "), between(after));
         for odd in [&b"x y z"[..], b"\xff", b"../x.qcow2 ../x"] {
             assert_eq!(parse(odd), (RecordedBacking::Nothing, None));
         }
+    }
+
+    #[test]
+    fn a_file_system_without_attributes_is_told() {
+        let room = tempfile::tempdir().expect("a directory");
+        let store = Store::at(room.path()).expect("a store");
+        // proc(5) has none.
+        std::os::unix::fs::symlink("/proc", store.layout.layers()).expect("a link");
+        assert!(!can_be_kept(&store));
+        std::fs::remove_file(store.layout.layers()).expect("it is there");
+        std::fs::create_dir(store.layout.layers()).expect("a directory");
+        let file = store.layout.layers();
+        let set = rustix::fs::setxattr(&file, NAME, b"", XattrFlags::empty());
+        assert_eq!(can_be_kept(&store), set.is_ok());
     }
 }

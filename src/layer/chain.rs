@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::backing_xattr::{self, RecordedBacking};
+use super::backing_xattr;
 use super::info::LayerInfo;
 use super::{info, sealed};
 use crate::error::{Error, Result};
@@ -17,7 +17,13 @@ pub fn read(store: &Store, layer: &Layer) -> Result<Chain> {
     follow(store, layer).map(|(chain, _)| chain)
 }
 
-/// The same, and the first layer whose header says something else than its note.
+/// The same, of layers of which each stands on what it was made on.
+pub fn undisputed(store: &Store, layer: &Layer) -> Result<Chain> {
+    let (chain, disputed) = follow(store, layer)?;
+    disputed.map_or(Ok(chain), |info| Err(disputed_header(store, &info)))
+}
+
+/// The same as [`read`], and the first layer whose header says something else than its note.
 fn follow(store: &Store, layer: &Layer) -> Result<(Chain, Option<LayerInfo>)> {
     let mut links: Vec<Link> = Vec::new();
     let (mut next, mut disputed) = (Some(layer.clone()), None);
@@ -62,8 +68,7 @@ pub fn of_disk(store: &Store, disk: &Disk) -> Result<Chain> {
 /// The same as [`read`], of layers of which none has lost anything since it was sealed, and each
 /// stands on what it was made on.
 pub fn whole(store: &Store, layer: &Layer) -> Result<Chain> {
-    let (chain, disputed) = follow(store, layer)?;
-    disputed.map_or(Ok(()), |info| Err(disputed_header(store, &info)))?;
+    let chain = undisputed(store, layer)?;
     chain.links().iter().try_for_each(|link| sealed::refuse_lost(store, &link.layer))?;
     Ok(chain)
 }
@@ -83,9 +88,9 @@ fn disputed_header(store: &Store, info: &LayerInfo) -> Error {
         backing.map_or_else(|| "no other layer".to_owned(), Layer::to_string)
     };
     let now = words(info.backing.as_ref());
-    let made = match backing_xattr::read(store, &info.layer) {
-        RecordedBacking::On(backing) => format!(", and it was made on {}", words(backing.as_ref())),
-        RecordedBacking::Nothing => String::new(),
+    let made = match backing_xattr::read(store, &info.layer).by_note(store) {
+        Some(backing) => format!(", and it was made on {}", words(backing.as_ref())),
+        None => String::new(),
     };
     Error::damaged(format!(
         "layer {} is damaged: by its header it stands on {now}{made}",

@@ -135,7 +135,8 @@ pub async fn chain(context: &Context, source: &Layer, layer: &Layer) -> Result<O
     create::empty_at(&partial, None, chain.active().virtual_bytes)?;
     // Opened before it is written: a write-back that fails is reported to nobody who comes later.
     let file = File::open(&partial).on("open", &partial)?;
-    let mut engine = Offline::start(context, &[offline::Open::read_only(&chain)]).await?;
+    let mut engine =
+        Offline::start(context, &[offline::Open::read_only(&chain)], Some(&partial)).await?;
     let copied = engine.copy_into(&chain.active().layer.node(), &partial, &*task).await;
     engine.quit().await;
     if let Err(error) = copied {

@@ -185,10 +185,9 @@ impl LayerGraph {
             .collect()
     }
 
-    /// Does `name` name this layer, or nobody?
+    /// Does `name` name this layer?
     fn owned(&self, name: &Name, id: &LayerId) -> bool {
-        let uses = self.uses(id);
-        uses.is_empty() || uses.iter().any(|r#use| r#use.owner() == name)
+        self.uses(id).iter().any(|r#use| r#use.owner() == name)
     }
 
     /// Is what a disputed layer was made on, by its note, nothing; or there, and not above this

@@ -52,11 +52,16 @@ impl LayerInfo {
     }
 }
 
-/// Notes beside the file of `layer` what its header says now.
+/// Notes beside the file of `layer` what its header says, where nothing is noted yet. No QEMU of a
+/// guest may have it open to write.
 pub fn note_backing(store: &Store, layer: &Layer) {
-    match inspect(store, layer) {
-        Ok(info) => backing_xattr::write(store, layer, info.backing.as_ref()),
-        Err(_) => backing_xattr::forget(store, layer),
+    if backing_xattr::read(store, layer) != RecordedBacking::Nothing {
+        return;
+    }
+    if let Ok(info) = inspect(store, layer)
+        && let Err(error) = backing_xattr::make(store, layer, info.backing.as_ref())
+    {
+        tracing::debug!("what {layer} stands on is not noted: {error}");
     }
 }
 
@@ -159,9 +164,9 @@ fn look(opened: &Opened, path: &Path, layer: &Layer) -> Result<LayerInfo> {
             }
             info.backing = Some(backing);
         }
-        // A merge takes the note away before the header is written, and notes anew what that says.
-        info.disputed = matches!(&noted, RecordedBacking::On(on) if *on != info.backing)
-            && backing_xattr::read_file(file).0 == noted;
+        // A merge may have begun between the two looks.
+        info.disputed =
+            !noted.allows(info.backing.as_ref()) && backing_xattr::read_file(file).0 == noted;
     } else if layer.format != Format::Raw && !foreign::is_alone(file, path, layer.format)? {
         // A file that is used in its place can have been changed by its owner.
         return Err(Error::damaged(format!(

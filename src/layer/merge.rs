@@ -9,6 +9,7 @@
 //! with all data copied (`auto-finalize: false`), too, so that the disks of a VM move together.
 
 mod jobs;
+mod notes;
 
 use std::time::Instant;
 
@@ -16,7 +17,7 @@ pub use jobs::release;
 use jobs::{cancel, copy_all, finalize, has_not_switched};
 
 use super::flush::{self, Written};
-use super::{backing_xattr, chain, info, sealed};
+use super::{chain, info, sealed};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::model::{Chain, Layer, Merge, MergeKind};
@@ -43,13 +44,15 @@ pub async fn run(
     paused_at: &mut Option<Instant>,
 ) -> Result<(), Failure> {
     let store = &context.store;
-    let relinked = || merges.iter().filter_map(Merge::relinked);
-    relinked().for_each(|layer| backing_xattr::forget(store, layer));
-    let written = merges.iter().map(Merge::written).chain(relinked());
+    notes::begin(store, merges)?;
+    let relinked = merges.iter().filter_map(Merge::relinked);
+    let written = merges.iter().map(Merge::written).chain(relinked);
     let was_sealed: Vec<&Layer> = written.filter(|layer| sealed::forget(store, layer)).collect();
     let outcome = carry_out(context, live, merges, paused_at).await;
-    if matches!(outcome, Ok(()) | Err(Failure::Untouched(_))) {
-        relinked().for_each(|layer| info::note_backing(store, layer));
+    match outcome {
+        Ok(()) => notes::end(store, merges),
+        Err(Failure::Untouched(_)) => notes::call_off(store, merges),
+        Err(Failure::Halfway(_)) => {}
     }
     // QEMU may still hold something of a merge that was called off. What the guest writes to from
     // now on is sealed no more.
@@ -139,6 +142,18 @@ fn make_writable<'a>(
 /// Calls off merges that another attempt has begun, where none of them has switched. False: they
 /// have to be carried on.
 pub async fn call_off(context: &Context, live: Option<&mut Qmp>, merges: &[Merge]) -> Result<bool> {
+    let is_untouched = is_called_off(context, live, merges).await?;
+    if is_untouched {
+        notes::call_off(&context.store, merges);
+    }
+    Ok(is_untouched)
+}
+
+async fn is_called_off(
+    context: &Context,
+    live: Option<&mut Qmp>,
+    merges: &[Merge],
+) -> Result<bool> {
     let mut rooted = Vec::new();
     let Some(qmp) = live else {
         // The offline engine has died with the command, and what it had copied does no harm.
@@ -324,12 +339,12 @@ async fn offline(context: &Context, merges: &[&Merge], untouched: bool) -> Resul
         merges.iter().map(|merge| merge.overlay.as_ref().unwrap_or(&merge.top)).collect();
     let chains: Vec<Chain> = roots
         .iter()
-        .map(|root| chain::read(&context.store, root))
+        .map(|root| chain::undisputed(&context.store, root))
         .collect::<Result<_>>()
         .map_err(failure)?;
     let open: Vec<Open> = chains.iter().map(Open::writable).collect();
     let written = Written::open(&context.store, merges.iter().copied()).map_err(failure)?;
-    let mut engine = Offline::start(context, &open).await.map_err(failure)?;
+    let mut engine = Offline::start(context, &open, None).await.map_err(failure)?;
     let rooted: Vec<(&Merge, Option<String>)> =
         merges.iter().zip(&roots).map(|(merge, root)| (*merge, Some(root.node()))).collect();
     match in_engine(context, &mut engine.qmp, &rooted, &written, untouched).await {

@@ -85,7 +85,7 @@ impl LayerGraph {
                 Ok(info) => {
                     // Which of the two it stands on nobody knows, so nothing happens to either.
                     if info.disputed
-                        && let RecordedBacking::On(backing) = noted
+                        && let Some(backing) = noted.by_note(store)
                     {
                         let noted = LayerInfo { backing, disputed: false, ..info.clone() };
                         self.noted.insert(layer.id.clone(), noted);
@@ -104,7 +104,7 @@ impl LayerGraph {
                 // One layer that is damaged or cannot be read concerns those who stand on it, and
                 // nobody else.
                 Err(_) => {
-                    if let RecordedBacking::On(Some(backing)) = noted {
+                    if let Some(Some(backing)) = noted.by_note(store) {
                         let info = LayerInfo {
                             backing: Some(backing),
                             ..LayerInfo::unusable(layer.clone())
@@ -295,12 +295,7 @@ pub fn backed_by(store: &Store, bases: &[&Layer]) -> Result<Vec<Layer>> {
             Err(error) if !is_about_the_layer(&error) => return Err(error),
             // By its note.
             Ok(_) | Err(_) => {
-                standing.extend(
-                    bases
-                        .iter()
-                        .any(|base| noted == RecordedBacking::On(Some((*base).clone())))
-                        .then_some(layer),
-                );
+                standing.extend(bases.iter().any(|base| noted.names(base)).then_some(layer));
             }
         }
     }

@@ -91,6 +91,22 @@ impl Merge {
         }
     }
 
+    /// What [`Self::relinked`] stands on before.
+    pub fn backing_before(&self) -> &Layer {
+        match self.kind {
+            MergeKind::Commit => &self.top,
+            MergeKind::Stream => self.between.first().unwrap_or(&self.base),
+        }
+    }
+
+    /// What [`Self::relinked`] stands on afterwards.
+    pub fn backing_after(&self) -> Option<&Layer> {
+        match self.kind {
+            MergeKind::Commit => Some(&self.base),
+            MergeKind::Stream => self.below.as_ref(),
+        }
+    }
+
     /// The name of its block job.
     pub fn job(&self) -> String {
         format!("cw-{}-{}", self.kind.as_str(), self.top.id)

@@ -32,18 +32,24 @@ const START: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Open<'a> {
     chain: &'a Chain,
-    writable: bool,
+    /// How many layers may be written to, from above.
+    written: usize,
 }
 
 impl<'a> Open<'a> {
     /// All layers read-only.
     pub fn read_only(chain: &'a Chain) -> Self {
-        Self { chain, writable: false }
+        Self { chain, written: 0 }
     }
 
-    /// The active layer writable. A block job makes the layers below writable where it has to.
+    /// The active layer writable.
+    pub fn active(chain: &'a Chain) -> Self {
+        Self { chain, written: 1 }
+    }
+
+    /// The same, and a block job makes the layers below writable where it has to.
     pub fn writable(chain: &'a Chain) -> Self {
-        Self { chain, writable: true }
+        Self { chain, written: chain.links().len() }
     }
 }
 
@@ -68,16 +74,31 @@ pub struct Offline {
 }
 
 impl Offline {
-    /// Starts the engine and opens `chains`; layers they share are opened once. It reaches the
-    /// layers of the store and nothing else.
-    pub async fn start(context: &Context, chains: &[Open<'_>]) -> Result<Self> {
-        let cage = Cage::new(Limits::ENGINE).writing(&context.store.layout.layers());
-        // A layer may be a link to a file that is used in its place: to the one that is there now,
-        // whatever is put there a moment later.
-        let links =
-            chains.iter().flat_map(|open| open.chain.links()).filter(|link| link.path.is_symlink());
-        let in_place = links.map(|link| pin(&link.path)).collect::<Result<Vec<_>>>()?;
-        let cage = in_place.iter().fold(cage, |cage, file| cage.writing(&file.proc_path()));
+    /// Starts the engine and opens `chains`; layers they share are opened once. It reaches these
+    /// layers and the file `target`, and nothing else.
+    pub async fn start(
+        context: &Context,
+        chains: &[Open<'_>],
+        target: Option<&Path>,
+    ) -> Result<Self> {
+        let mut cage = target.into_iter().fold(Cage::new(Limits::ENGINE), Cage::writing);
+        let mut in_place = Vec::new();
+        for open in chains {
+            for (depth, link) in open.chain.links().iter().enumerate() {
+                let path = match link.path.is_symlink() {
+                    // The file that is there now, whatever is put there a moment later.
+                    true => {
+                        in_place.push(pin(&link.path)?);
+                        in_place[in_place.len() - 1].proc_path()
+                    }
+                    false => link.path.clone(),
+                };
+                cage = match depth < open.written {
+                    true => cage.writing(&path),
+                    false => cage.reading(&path),
+                };
+            }
+        }
         Self::launch(context, chains, &cage).await
     }
 
@@ -118,7 +139,7 @@ impl Offline {
         let mut engine = Self { qmp, child };
         let mut opened: Vec<Value> = Vec::new();
         for open in chains {
-            for node in nodes::chain_nodes(open.chain, open.writable) {
+            for node in nodes::chain_nodes(open.chain, open.written > 0) {
                 if !opened.contains(&node["node-name"]) {
                     opened.push(node["node-name"].clone());
                     engine.qmp.add_node(node).await?;

@@ -71,11 +71,9 @@ pub async fn start(argv: &[String], sockets: &Sockets, files: Files<'_>) -> Resu
     let socket = sockets.qmp();
     let watch = Watch::new(sockets.directory()).on("watch", sockets.directory())?;
     fault::point("QEMU, about to be started").on("start QEMU for", sockets.directory())?;
-    let mut child =
-        command::detached(argv, &log, inherited, files.with_us, files.confinement.as_ref())
-            .map_err(|source| did_not_run(&argv[0], files.confinement.as_ref(), source))?;
-    let watched = PidFd::open(child.id().cast_signed())
-        .and_then(|watched| Ok((watched.try_clone()?, watched)));
+    let child = command::detached(argv, &log, inherited, files.with_us, files.confinement.as_ref())
+        .map_err(|source| did_not_run(&argv[0], files.confinement.as_ref(), source))?;
+    let watched = PidFd::open(child.pid()).and_then(|watched| Ok((watched.try_clone()?, watched)));
     let (process, watched) = watched.map_err(|source| {
         // Nobody would end it.
         let _ = child.kill();

@@ -287,8 +287,8 @@ impl Step for Resize {
         if let Some(qmp) = run.qmp().await? {
             return Ok(qmp.call::<Value>("block_resize", size).await.map(drop)?);
         }
-        let chain = chain::read(&context.store, layer)?;
-        let mut engine = Offline::start(context, &[Open::writable(&chain)]).await?;
+        let chain = chain::undisputed(&context.store, layer)?;
+        let mut engine = Offline::start(context, &[Open::active(&chain)], None).await?;
         let resized = engine.qmp.call::<Value>("block_resize", size).await;
         engine.quit().await;
         resized.map(drop).map_err(Error::from)

@@ -117,7 +117,7 @@ impl Store {
             Err(error) if error.kind() == ErrorKind::Unsupported => None,
             Err(error) => {
                 tracing::debug!("the store gets no new mark: {error}");
-                kept
+                before
             }
         }
     }
@@ -142,7 +142,11 @@ impl Store {
     fn are_balanced(&self) -> bool {
         let [layers, vms] = self.may_be_mounted().map(|directory| mark::is_empty(&directory).ok());
         // Memory is of VMs and templates that are not to be seen.
-        let is_odd = layers == Some(true) && !mark::is_empty(&self.layout.rams()).unwrap_or(true);
+        let has_memory = match mark::is_empty(&self.layout.rams()) {
+            Ok(is_empty) => !is_empty,
+            Err(error) => error.kind() != ErrorKind::NotFound,
+        };
+        let is_odd = layers == Some(true) && has_memory;
         layers.is_some() && layers == vms && !is_odd
     }
 

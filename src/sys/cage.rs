@@ -7,6 +7,8 @@
 //!   else of the file system; no TCP; no signals and no abstract sockets to others, as far as the
 //!   kernel knows these;
 //! - limits of memory, processor time and file size (`setrlimit(2)`), no core file;
+//! - none of the system calls that it never needs ([`super::seccomp`]), where the kernel has
+//!   filters;
 //! - no new privileges (`PR_SET_NO_NEW_PRIVS`), and the environment of [`super::command`].
 //!
 //! Without Landlock the limits hold, and what an image names is still refused before
@@ -28,6 +30,8 @@ use landlock::{
 };
 use rustix::io::FdFlags;
 use rustix::process::{Resource, Rlimit, setrlimit};
+
+use super::seccomp::Filter;
 
 /// What the rules are written for; an older kernel takes what it knows of them.
 pub(super) const RULES: ABI = ABI::V6;
@@ -163,6 +167,7 @@ impl Cage {
         let mut rules = self.rules(command.get_program()).map_err(io::Error::other)?;
         let limits = self.limits;
         let held = self.held.clone();
+        let filter = Filter::new()?;
         in_the_child(command, move || {
             for file in &held {
                 rustix::io::fcntl_setfd(&*file.file, FdFlags::empty())?;
@@ -171,14 +176,13 @@ impl Cage {
             limit(Resource::As, limits.memory)?;
             limits.cpu_seconds.map_or(Ok(()), |seconds| limit(Resource::Cpu, seconds))?;
             limits.file_bytes.map_or(Ok(()), |bytes| limit(Resource::Fsize, bytes))?;
-            match rules.take() {
-                // It sets no_new_privs, too.
-                Some(rules) => rules
-                    .restrict_self()
-                    .map(drop)
-                    .map_err(|_| io::Error::from(io::ErrorKind::PermissionDenied)),
-                None => Ok(()),
+            // It sets no_new_privs, too.
+            if let Some(Err(_)) = rules.take().map(RulesetCreated::restrict_self) {
+                return Err(io::Error::from(io::ErrorKind::PermissionDenied));
             }
+            // QEMU's tools start on a kernel without it, too.
+            let _ = filter.apply();
+            Ok(())
         });
         Ok(())
     }
@@ -225,8 +229,9 @@ pub(super) fn in_the_child(
     action: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
 ) {
     // SAFETY: between fork and exec only system calls are made (fcntl, getrlimit, setrlimit, prctl,
-    // capget, capset, landlock_restrict_self, close, and those of `confine/root.rs`), all of them
-    // async-signal-safe; everything that allocates was done before.
+    // capget, capset, landlock_restrict_self, seccomp, close, and those of `confine/root.rs` and
+    // `confine/namespaces.rs`), all of them async-signal-safe; everything that allocates was done
+    // before.
     unsafe {
         command.pre_exec(action);
     }

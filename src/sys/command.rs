@@ -15,11 +15,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use command_fds::CommandFdExt;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Signal, set_parent_process_death_signal};
 
 use super::cage::Cage;
 use super::confine::Confinement;
 use super::pidfd::PidFd;
 use super::relay;
+use super::started::Started;
 use crate::error::{Error, Result};
 
 /// How much of a failing program's standard error is kept.
@@ -232,7 +235,7 @@ pub fn detached(
     inherited: Vec<OwnedFd>,
     with_us: bool,
     confinement: Option<&Confinement>,
-) -> io::Result<Child> {
+) -> io::Result<Started> {
     let (program, args) = argv.split_first().ok_or(io::ErrorKind::InvalidInput)?;
     let mut command = clean(program);
     command
@@ -241,15 +244,20 @@ pub fn detached(
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log.try_clone()?);
-    keep_no_others(&mut command);
-    command.preserved_fds(inherited);
-    in_new_session(&mut command);
-    if with_us {
-        is_killed_with_us(&mut command);
-    }
-    confinement.map_or(Ok(()), |confinement| confinement.apply(&mut command))?;
     tracing::debug!(target: "run", "{command:?}");
-    command.spawn()
+    let us = if with_us { Some(PidFd::open(std::process::id().cast_signed())?) } else { None };
+    let prepare = |command: &mut Command| {
+        keep_no_others(command);
+        command.preserved_fds(inherited);
+        in_new_session(command, us);
+    };
+    match confinement {
+        Some(confinement) => confinement.start(command, prepare),
+        None => {
+            prepare(&mut command);
+            Started::of(&command.spawn()?)
+        }
+    }
 }
 
 /// Starts a companion that outlives us: a session of its own, `orders` as its standard input,
@@ -259,7 +267,7 @@ pub fn companion(argv: &[String], orders: OwnedFd, inherited: Vec<OwnedFd>) -> i
     let mut command = clean(program);
     command.args(args).current_dir("/").stdin(orders).stdout(Stdio::null()).stderr(Stdio::null());
     command.preserved_fds(inherited);
-    in_new_session(&mut command);
+    in_new_session(&mut command, None);
     tracing::debug!(target: "run", "{command:?}");
     command.spawn()
 }
@@ -309,23 +317,32 @@ fn keep_no_others(command: &mut Command) {
     }
 }
 
+/// A session of its own. The kernel kills it when the process `us` dies, if there is one.
 #[allow(unsafe_code)]
-fn in_new_session(command: &mut Command) {
-    // SAFETY: between fork and exec only setsid(2) is called, which is async-signal-safe and
-    // allocates nothing.
+fn in_new_session(command: &mut Command, us: Option<PidFd>) {
+    let begin = move || {
+        if us.is_some() {
+            set_parent_process_death_signal(Some(Signal::KILL))?;
+        }
+        nix::unistd::setsid()?;
+        // A parent that has died before is not noticed by the kernel. One that was dying when the
+        // signal was set has ended after setsid(2), which takes the lock that deaths are under.
+        match &us {
+            Some(us) if has_ended(us)? => Err(io::Error::from_raw_os_error(nix::libc::ESRCH)),
+            _ => Ok(()),
+        }
+    };
+    // SAFETY: between fork and exec only prctl(2), setsid(2) and poll(2) are called, which are
+    // async-signal-safe and allocate nothing.
     unsafe {
-        command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(io::Error::from));
+        command.pre_exec(begin);
     }
 }
 
-#[allow(unsafe_code)]
-fn is_killed_with_us(command: &mut Command) {
-    let us = rustix::process::getpid();
-    // SAFETY: between fork and exec only prctl(2) and getppid(2) are called, which are
-    // async-signal-safe.
-    unsafe {
-        command.pre_exec(move || be_killed_with(us));
-    }
+/// Can be asked in another PID namespace, too, where the parent has no number.
+fn has_ended(process: &PidFd) -> io::Result<bool> {
+    let mut fds = [PollFd::new(process, PollFlags::IN)];
+    Ok(poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? > 0)
 }
 
 #[allow(unsafe_code)]
@@ -345,7 +362,7 @@ fn dies_with_us(command: &mut Command) {
 /// died before that is not noticed by the kernel, and is looked for here: the child has another
 /// parent then, and must not go on.
 fn be_killed_with(parent: rustix::process::Pid) -> io::Result<()> {
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    set_parent_process_death_signal(Some(Signal::KILL))?;
     match rustix::process::getppid() {
         Some(now) if now == parent => Ok(()),
         _ => Err(io::Error::from_raw_os_error(nix::libc::ESRCH)),
@@ -353,87 +370,4 @@ fn be_killed_with(parent: rustix::process::Pid) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::fd::AsRawFd;
-
-    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-    use nix::sys::signal::{Signal, kill};
-    use nix::sys::wait::waitpid;
-    use nix::unistd::{ForkResult, Pid, fork, getppid, pipe};
-
-    use super::*;
-
-    /// Starts a program from a process that is killed between fork(2) and exec(2); does the program
-    /// live on?
-    #[allow(unsafe_code)]
-    fn lives_on(prepare: fn(&mut Command)) -> bool {
-        let (ours, theirs) = pipe().expect("a pipe");
-        // SAFETY: the child only starts a program, and ends without unwinding.
-        match unsafe { fork() }.expect("a process") {
-            ForkResult::Child => {
-                let number = theirs.as_raw_fd();
-                let mut command = Command::new("sleep");
-                command.arg("1000");
-                // SAFETY: only getppid(2), kill(2), sched_yield(2) and write(2) are called, which
-                // are async-signal-safe.
-                unsafe {
-                    command.pre_exec(move || {
-                        let parent = getppid();
-                        kill(parent, Signal::SIGKILL)?;
-                        while getppid() == parent {
-                            std::thread::yield_now();
-                        }
-                        let theirs = std::os::fd::BorrowedFd::borrow_raw(number);
-                        nix::unistd::write(theirs, &std::process::id().to_ne_bytes())?;
-                        Ok(())
-                    });
-                }
-                prepare(&mut command);
-                let _ = command.spawn();
-                std::process::abort();
-            }
-            ForkResult::Parent { child } => {
-                waitpid(child, None).expect("its end");
-            }
-        }
-        drop(theirs);
-        let mut pid = [0; 4];
-        let mut ours = File::from(ours);
-        ours.read_exact(&mut pid).expect("the program's number");
-        // The other end is open as long as the program lives.
-        let mut fds = [PollFd::new(std::os::fd::AsFd::as_fd(&ours), PollFlags::POLLIN)];
-        let lives = poll(&mut fds, PollTimeout::from(30_000_u16)).expect("an answer") == 0;
-        if lives {
-            let _ = kill(Pid::from_raw(i32::from_ne_bytes(pid)), Signal::SIGKILL);
-        }
-        lives
-    }
-
-    #[test]
-    fn a_program_that_outlives_us_inherits_what_it_was_given_and_nothing_else() {
-        use rustix::io::{FdFlags, fcntl_setfd};
-        let directory = tempfile::tempdir().expect("a directory");
-        let open = |path: &std::path::Path| File::open(path).expect("it is there");
-        std::fs::write(directory.path().join("given"), "").expect("a file");
-        let (leaked, given) = (open(directory.path()), open(&directory.path().join("given")));
-        // As one that was inherited.
-        fcntl_setfd(&leaked, FdFlags::empty()).expect("an open file");
-        let log = tempfile::tempfile().expect("a file");
-        let list = "for fd in /proc/$$/fd/*; do readlink $fd; done";
-        let argv = ["/bin/sh", "-c", list].map(str::to_owned);
-        let child = detached(&argv, &log, vec![given.into()], false, None);
-        child.expect("a program").wait().expect("its end");
-        let (mut log, mut told) = (log, String::new());
-        std::io::Seek::rewind(&mut log).expect("a log");
-        log.read_to_string(&mut told).expect("a log");
-        let ours: Vec<&str> =
-            told.lines().filter_map(|line| line.strip_prefix(directory.path().to_str()?)).collect();
-        assert_eq!(ours, ["/given"], "{told}");
-    }
-
-    #[test]
-    fn a_program_whose_parent_died_before_it_began_does_not_live_on() {
-        assert!(!lives_on(dies_with_us));
-        assert!(!lives_on(is_killed_with_us));
-    }
-}
+mod tests;

@@ -6,7 +6,9 @@
 //!   and removes files, and nowhere else; it sends no signals to others, traces none, and connects
 //!   to no sockets of theirs but to those of networks, as far as the kernel knows these rules;
 //! - a root directory of its own, in which only these files lie (`root`, Linux 5.12 and newer);
+//! - no other process that it can name, and no System V IPC of others (`namespaces`);
 //! - no capability but those that its guest needs, and none can come back (`capabilities(7)`);
+//! - none of the system calls that it never needs ([`super::seccomp`]);
 //! - no new privileges (`PR_SET_NO_NEW_PRIVS`), no core file, and the environment of
 //!   [`super::command`].
 //!
@@ -16,6 +18,8 @@ use std::ffi::CStr;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use landlock::{
     Access, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr,
@@ -30,8 +34,12 @@ use rustix::thread::{
 };
 
 use super::cage::{self, RULES};
+use super::seccomp::Filter;
+use super::started::Started;
+use namespaces::Namespaces;
 use root::{Root, Use};
 
+mod namespaces;
 pub mod pool;
 mod root;
 
@@ -132,11 +140,15 @@ impl Confinement {
         if let Err(error) = self.rules(Path::new("/")) {
             return Some(error.to_string());
         }
-        let why = error.raw_os_error()?.checked_sub(NO_ROOT).filter(|code| *code >= 0)?;
-        Some(format!(
-            "this host gives it no root directory of its own (mount_namespaces(7)): {}",
-            io::Error::from_raw_os_error(why)
-        ))
+        let code = error.raw_os_error()?;
+        let (missing, why) = [
+            (NO_NAMESPACES, "this host gives it no processes of its own (pid_namespaces(7))"),
+            (NO_FILTER, "this host filters no system calls (seccomp(2))"),
+            (NO_ROOT, "this host gives it no root directory of its own (mount_namespaces(7))"),
+        ]
+        .into_iter()
+        .find(|(missing, _)| code >= *missing)?;
+        Some(format!("{why}: {}", io::Error::from_raw_os_error(code - missing)))
     }
 
     /// The capabilities it keeps, as far as we have them. Files without the permission bits for us,
@@ -172,22 +184,48 @@ impl Confinement {
         (self.kept | needed) & ours
     }
 
+    /// Starts the program of `command`, confined. `more` is asked of the child before that.
+    pub fn start(
+        &self,
+        mut command: Command,
+        more: impl FnOnce(&mut Command),
+    ) -> io::Result<Started> {
+        let (kept, missing) = (self.capabilities(), self.missing());
+        let without = move |error: Errno| missing(NO_NAMESPACES, error.raw_os_error());
+        let namespaces = Namespaces::new(&mut command, kept, without)?;
+        more(&mut command);
+        self.confine(&mut command, kept, namespaces.are_made())?;
+        namespaces.spawn(command)
+    }
+
+    /// What becomes of a start where the host lacks something: an error, if it was to be strict.
+    fn missing(&self) -> impl Fn(i32, i32) -> io::Result<()> + Send + Sync + Copy + use<> {
+        let strict = self.strict;
+        move |what, errno| match strict {
+            true => Err(io::Error::from_raw_os_error(what + errno)),
+            false => Ok(()),
+        }
+    }
+
     /// Confines the program that `command` starts.
-    pub fn apply(&self, command: &mut Command) -> io::Result<()> {
+    fn confine(
+        &self,
+        command: &mut Command,
+        kept: CapabilitySet,
+        is_apart: Arc<AtomicBool>,
+    ) -> io::Result<()> {
         let program = Path::new(command.get_program()).to_owned();
         let mut rules = Some(self.rules(&program).map_err(io::Error::other)?);
-        let kept = self.capabilities();
-        let root = Root::new(self.shown(&program), self.pool.as_deref(), kept);
+        let root = Root::new(self.shown(&program), self.pool.as_deref(), kept, is_apart);
         let pool = self.pool.as_deref().map(root::c_string).transpose()?;
-        let strict = self.strict;
+        let filter = Filter::new()?;
+        let missing = self.missing();
         cage::in_the_child(command, move || {
             cage::limit(Resource::Core, 0)?;
-            match root.as_ref().map_err(|error| *error).and_then(Root::enter) {
-                Err(error) if strict => {
-                    return Err(io::Error::from_raw_os_error(NO_ROOT + error.raw_os_error()));
-                }
-                _ => {}
-            }
+            root.as_ref()
+                .map_err(|error| *error)
+                .and_then(Root::enter)
+                .or_else(|error| missing(NO_ROOT, error.raw_os_error()))?;
             keep_capabilities(kept)?;
             let rules = rules.take().and_then(|rules| match &pool {
                 Some(pool) => with_layers(rules, pool).ok(),
@@ -195,9 +233,13 @@ impl Confinement {
             });
             // It sets no_new_privs, too.
             match rules.map(RulesetCreated::restrict_self) {
-                Some(Ok(_)) => Ok(()),
-                _ => Err(io::Error::from(io::ErrorKind::PermissionDenied)),
+                Some(Ok(_)) => {}
+                _ => return Err(io::Error::from(io::ErrorKind::PermissionDenied)),
             }
+            // The last one: it refuses calls that were made above.
+            filter
+                .apply()
+                .or_else(|error| missing(NO_FILTER, error.raw_os_error().unwrap_or_default()))
         });
         Ok(())
     }
@@ -256,6 +298,10 @@ fn with_layers(rules: RulesetCreated, pool: &CStr) -> Result<RulesetCreated, Rul
 /// What a start fails with that was to be strict, where there is no root directory for QEMU: this,
 /// and the number of the error that says why. The kernel's own are below.
 const NO_ROOT: i32 = 1 << 16;
+/// The same, where there is no filter of system calls.
+const NO_FILTER: i32 = 1 << 17;
+/// The same, where there are no namespaces for it.
+const NO_NAMESPACES: i32 = 1 << 18;
 /// Where the host says which name servers it asks; libslirp asks them for its guest.
 const NAME_SERVERS: &str = "/etc/resolv.conf";
 
@@ -296,10 +342,9 @@ pub fn try_strictly(program: &Path) -> Option<String> {
     let mut command = Command::new(program);
     command.env_clear().arg("--version").current_dir("/");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let status = confinement.apply(&mut command).and_then(|()| command.status());
-    match status {
-        Ok(status) if status.success() => None,
-        Ok(status) => Some(format!("{} --version: {status}", program.display())),
+    match confinement.start(command, |_| ()).and_then(|program| program.wait()) {
+        Ok(Some(0)) => None,
+        Ok(_) => Some(format!("{} --version fails when it is confined", program.display())),
         Err(error) => Some(confinement.refusal(&error).unwrap_or_else(|| error.to_string())),
     }
 }

@@ -23,6 +23,8 @@ pub mod pipe;
 pub mod ready;
 pub mod relay;
 pub mod rotated;
+pub mod seccomp;
 pub mod space;
 pub mod sparse;
+pub mod started;
 pub mod terminal;

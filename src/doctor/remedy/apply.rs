@@ -11,7 +11,7 @@ use crate::context::Context;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::guest::freeze;
 use crate::instance::{connect, logs, sockets, status};
-use crate::layer::backing_xattr::{self, RecordedBacking};
+use crate::layer::backing_xattr;
 use crate::layer::garbage::Needs;
 use crate::layer::graph::LayerGraph;
 use crate::layer::{info, sealed, stamp, trashed};
@@ -378,7 +378,7 @@ async fn set_backing(context: &Context, layer: &Layer, backing: Option<&Layer>) 
                 .hint(format!("stop it first: cowhand stop {name}")));
         }
     }
-    if backing_xattr::read(store, layer) != RecordedBacking::On(backing.cloned()) {
+    if backing_xattr::read(store, layer).by_note(store) != Some(backing.cloned()) {
         return Err(Error::refused(format!("what {layer} was made on is not certain any more")));
     }
     if layer.format != Format::Qcow2

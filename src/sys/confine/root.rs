@@ -5,9 +5,8 @@
 //! unshare(2) ─▶ empty tmpfs ─▶ bind mounts, read-only where it only reads ─▶ pivot_root(2)
 //! ```
 //! What Landlock does not know is out of reach this way: sockets that are files, names, sizes and
-//! permissions of what others have. Root gets a mount namespace. An ordinary user gets a user
-//! namespace as well, since only there they may mount; they keep their user id in it. There is no
-//! `/proc`. See `mount_namespaces(7)`, `user_namespaces(7)`.
+//! permissions of what others have. There is no `/proc`. An ordinary user needs a user namespace,
+//! since only there they may mount. See `mount_namespaces(7)`, `user_namespaces(7)`.
 //!
 //! The plan is made before fork(2), and carried out after it, without allocating. What was a file
 //! when the plan was made and is a link when it is carried out is left out: somebody else has put
@@ -17,6 +16,8 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::libc::{self, c_int};
 use rustix::fs::{
@@ -29,9 +30,10 @@ use rustix::mount::{
     OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
     mount_change, move_mount, open_tree, unmount,
 };
-use rustix::process::{chdir, chroot, fchdir, getegid, geteuid, pivot_root};
-use rustix::thread::{CapabilitySet, UnshareFlags, capabilities, unshare_unsafe};
+use rustix::process::{chdir, chroot, fchdir, pivot_root};
+use rustix::thread::CapabilitySet;
 
+use super::namespaces::{User, unshare};
 pub(super) use plan::{ALL, CLOSED, NOTHING_SPECIAL, POOL, Use, c_string};
 use plan::{Step, plan};
 
@@ -43,34 +45,21 @@ pub(super) struct Root {
     steps: Vec<Step>,
     /// For an ordinary user: what they are in their user namespace.
     user: Option<User>,
-}
-
-/// The lines of `/proc/self/uid_map` and `/proc/self/gid_map`.
-#[derive(Debug)]
-struct User {
-    uid: String,
-    gid: String,
+    /// Is the process in namespaces of its own already?
+    is_apart: Arc<AtomicBool>,
 }
 
 impl Root {
     /// One that shows `paths`, as far as they exist; of the directory `pool`, only what is among
     /// them, and what is shown later ([`super::pool`]). `kept` are the capabilities that QEMU
-    /// keeps: where it would lose them in a user namespace, and there is no other way, this fails.
+    /// keeps. `is_apart` tells, in the child, whether it is in namespaces of its own already.
     pub(super) fn new(
         paths: impl Iterator<Item = (PathBuf, Use)>,
         pool: Option<&Path>,
         kept: CapabilitySet,
+        is_apart: Arc<AtomicBool>,
     ) -> Result<Self, Errno> {
-        let ours = capabilities(None)?.effective;
-        let user = match ours.contains(CapabilitySet::SYS_ADMIN) {
-            true => None,
-            false if kept.is_empty() => Some(User {
-                uid: format!("{0} {0} 1", geteuid().as_raw()),
-                gid: format!("{0} {0} 1", getegid().as_raw()),
-            }),
-            false => return Err(Errno::PERM),
-        };
-        Ok(Self { steps: plan(paths, pool)?, user })
+        Ok(Self { steps: plan(paths, pool)?, user: User::of_us(kept)?, is_apart })
     }
 
     /// Makes it the root directory of the calling process, in namespaces of its own. After an
@@ -84,7 +73,9 @@ impl Root {
     }
 
     fn make(&self) -> Result<(), Errno> {
-        self.unshare()?;
+        if !self.is_apart.load(Ordering::Relaxed) {
+            unshare(self.user.as_ref())?;
+        }
         // Nothing of what follows is seen by others, and what they unmount goes here, too.
         mount_change(c"/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
         let root = empty()?;
@@ -102,20 +93,6 @@ impl Root {
             Err(_) => chroot(c".")?,
         }
         chdir(c"/")
-    }
-
-    #[allow(unsafe_code)]
-    fn unshare(&self) -> Result<(), Errno> {
-        let flags = match self.user {
-            Some(_) => UnshareFlags::NEWUSER | UnshareFlags::NEWNS,
-            None => UnshareFlags::NEWNS,
-        };
-        // SAFETY: descriptors stay shared with nobody but ourselves: FILES is not among the flags.
-        unsafe { unshare_unsafe(flags)? };
-        let Some(user) = &self.user else { return Ok(()) };
-        write(c"/proc/self/setgroups", b"deny")?;
-        write(c"/proc/self/uid_map", user.uid.as_bytes())?;
-        write(c"/proc/self/gid_map", user.gid.as_bytes())
     }
 }
 
@@ -169,11 +146,6 @@ fn empty() -> Result<OwnedFd, Errno> {
     fsconfig_set_string(&made, c"size", c"1m")?;
     fsconfig_create(&made)?;
     fsmount(&made, FsMountFlags::FSMOUNT_CLOEXEC, NOTHING_SPECIAL)
-}
-
-fn write(path: &CStr, bytes: &[u8]) -> Result<(), Errno> {
-    let file = openat(CWD, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-    rustix::io::write(file, bytes).map(drop)
 }
 
 /// Adds `attributes` to what is mounted at `path`, and to all that is mounted below.

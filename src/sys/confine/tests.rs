@@ -4,16 +4,19 @@
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 
-use nix::sys::signal::kill;
-use nix::unistd::getppid;
+use rustix::fs::{XattrFlags, removexattr, setxattr};
+use rustix::process::{Pid, PidfdFlags, getrlimit, pidfd_open, prlimit, test_kill_process};
 
 use super::*;
 
 /// Where the attacker finds what it may, and what it may not; without it, there is none.
 const ROOM: &str = "COWHAND_TEST_ROOM";
+/// The number of the process that has started the attacker, which is its parent.
+const PARENT: &str = "COWHAND_TEST_PARENT";
 /// An ordinary user, who has nothing on this host.
 const USER: u32 = 54_321;
 
@@ -38,6 +41,8 @@ impl Room {
         for name in ["layers/own", "log", "iso", "secret", "sockets/pipe"] {
             std::fs::write(at(name), name).expect("a file");
         }
+        // Where there are such attributes.
+        let _ = setxattr(at("layers/own"), NOTE, b"noted", XattrFlags::empty());
         Self { _made: Some(directory), ..Self::at(&path) }
     }
 
@@ -56,10 +61,12 @@ impl Room {
     /// What succeeded of all that was tried.
     fn attacked(&self, confined: bool) -> Vec<String> {
         let mut command = self.test("the_attacker");
-        if confined {
-            self.confinement.apply(&mut command).expect("confinement");
+        if !confined {
+            return self.outcome(&mut command);
         }
-        self.outcome(&mut command)
+        let ended = self.confinement.start(command, |_| ()).and_then(|program| program.wait());
+        assert_eq!(ended.expect("a program"), Some(0));
+        self.told()
     }
 
     /// The same, confined by an ordinary user.
@@ -74,13 +81,17 @@ impl Room {
         let mut command = Command::new(std::env::current_exe().expect("this program"));
         let test = format!("sys::confine::tests::{name}");
         command.args(["--exact", &test, "--nocapture", "--test-threads", "1"]);
-        command.env(ROOM, &self.directory);
+        command.env(ROOM, &self.directory).env(PARENT, std::process::id().to_string());
         command
     }
 
     fn outcome(&self, command: &mut Command) -> Vec<String> {
         let output = command.output().expect("a program");
         assert!(output.status.success(), "{output:?}");
+        self.told()
+    }
+
+    fn told(&self) -> Vec<String> {
         let told = std::fs::read_to_string(self.directory.join("log")).expect("a log");
         told.lines().map(str::to_owned).collect()
     }
@@ -105,6 +116,8 @@ fn the_attacker() {
     let at = |name: &str| room.join(name);
     // As another user it could not open it any more.
     let mut log = OpenOptions::new().write(true).truncate(true).open(at("log")).expect("its log");
+    let parent = std::env::var(PARENT).expect("a parent").parse().expect("a number");
+    let parent = Pid::from_raw(parent).expect("a number");
     let tried: Vec<(&str, bool)> = vec![
         // What its guest needs.
         ("read its ISO", std::fs::read(at("iso")).is_ok()),
@@ -122,6 +135,11 @@ fn the_attacker() {
         ("see what processes there are", Path::new("/proc/1").exists()),
         ("open a secret to others", sets_permissions(&at("secret"))),
         ("open its ISO to others", sets_permissions(&at("iso"))),
+        ("open its layer to others", sets_permissions(&at("layers/own"))),
+        ("give its layer away", gives_away(&at("layers/own"))),
+        ("say when its layer was changed", sets_time(&at("layers/own"))),
+        ("change a note beside its layer", notes(&at("layers/own"))),
+        ("remove a note beside its layer", forgets(&at("layers/own"))),
         ("open a device to others", sets_permissions(Path::new("/dev/null"))),
         ("make the root directory writable", sets_permissions(Path::new("/"))),
         ("connect to a service", UnixStream::connect(at("service")).is_ok()),
@@ -136,9 +154,17 @@ fn the_attacker() {
         ("replace a pipe", std::os::unix::fs::symlink("/etc", at("sockets/link")).is_ok()),
         ("make a file in /tmp", tempfile::tempfile_in("/tmp").is_ok()),
         ("read an environment", std::fs::read("/proc/1/environ").is_ok()),
-        ("look at its parent", std::fs::read_dir(format!("/proc/{}/fd", getppid())).is_ok()),
-        ("signal its parent", kill(getppid(), None).is_ok()),
-        ("trace its parent", traces(getppid())),
+        ("look at its parent", std::fs::read_dir(format!("/proc/{}/fd", parent)).is_ok()),
+        ("signal its parent", test_kill_process(parent).is_ok()),
+        ("trace its parent", traces(parent)),
+        ("hold its parent", pidfd_open(parent, PidfdFlags::empty()).is_ok()),
+        (
+            "limit its parent",
+            prlimit(Some(parent), Resource::Core, getrlimit(Resource::Core)).is_ok(),
+        ),
+        ("move its parent", moves(parent)),
+        ("let the kernel signal its parent", is_told_of(&log, parent)),
+        ("make calls that no filter sees", makes_a_ring()),
         ("connect to an abstract socket", connect_abstract().is_ok()),
         ("mount", mounts()),
         ("make a device", makes_a_device(&at("sockets/device"))),
@@ -150,10 +176,34 @@ fn the_attacker() {
 }
 
 #[allow(unsafe_code)]
-fn traces(process: nix::unistd::Pid) -> bool {
+fn traces(process: Pid) -> bool {
     use nix::libc::{PTRACE_SEIZE, ptrace};
     // SAFETY: with this request, ptrace(2) takes no pointer and writes to no memory of ours.
-    unsafe { ptrace(PTRACE_SEIZE, process.as_raw(), 0, 0) == 0 }
+    unsafe { ptrace(PTRACE_SEIZE, process.as_raw_nonzero().get(), 0, 0) == 0 }
+}
+
+/// To the processors where it is.
+fn moves(process: Pid) -> bool {
+    use rustix::thread::{sched_getaffinity, sched_setaffinity};
+    let set = sched_getaffinity(Some(process));
+    set.is_ok_and(|set| sched_setaffinity(Some(process), &set).is_ok())
+}
+
+/// When there is something to read (`SIGIO`).
+#[allow(unsafe_code)]
+fn is_told_of(file: &File, process: Pid) -> bool {
+    use nix::libc::{F_SETOWN, fcntl};
+    // SAFETY: with this request, fcntl(2) takes a number.
+    unsafe { fcntl(file.as_raw_fd(), F_SETOWN, process.as_raw_nonzero().get()) == 0 }
+}
+
+#[allow(unsafe_code)]
+fn makes_a_ring() -> bool {
+    use nix::libc::{SYS_io_uring_setup, syscall};
+    // An `io_uring_params` has 120 bytes.
+    let mut parameters = [0_u64; 15];
+    // SAFETY: the kernel writes to the parameters alone, which live longer than the call.
+    unsafe { syscall(SYS_io_uring_setup, 1, parameters.as_mut_ptr()) >= 0 }
 }
 
 fn connect_abstract() -> io::Result<()> {
@@ -165,6 +215,26 @@ fn connect_abstract() -> io::Result<()> {
 /// As they are: that it is allowed at all is the point.
 fn sets_permissions(path: &Path) -> bool {
     path.metadata().is_ok_and(|about| std::fs::set_permissions(path, about.permissions()).is_ok())
+}
+
+fn gives_away(path: &Path) -> bool {
+    path.metadata()
+        .is_ok_and(|about| nix::unistd::chown(path, None, Some(about.gid().into())).is_ok())
+}
+
+fn sets_time(path: &Path) -> bool {
+    let file = OpenOptions::new().write(true).open(path).expect("its layer");
+    file.set_modified(std::time::UNIX_EPOCH).is_ok()
+}
+
+const NOTE: &str = "user.cowhand.test";
+
+fn notes(path: &Path) -> bool {
+    setxattr(path, NOTE, b"another", XattrFlags::empty()).is_ok()
+}
+
+fn forgets(path: &Path) -> bool {
+    removexattr(path, NOTE).is_ok()
 }
 
 fn truncates(path: &Path) -> bool {
@@ -258,9 +328,15 @@ fn the_same_attacks_succeed_without_confinement() {
     for attack in [
         "read a secret", "signal its parent", "connect to an abstract socket",
         "connect to a service", "see how large a secret is", "open a secret to others",
+        "open its layer to others", "give its layer away", "say when its layer was changed",
+        "limit its parent", "move its parent", "let the kernel signal its parent",
+        "hold its parent",
     ] {
-        assert!(done.iter().any(|one| one == attack), "{done:?}");
+        assert!(done.iter().any(|one| one == attack), "{attack}: {done:?}");
     }
+    let has_attributes = setxattr(&room.directory, NOTE, b"", XattrFlags::empty()).is_ok();
+    let of_notes = done.iter().filter(|one| one.ends_with("a note beside its layer")).count();
+    assert_eq!(of_notes, if has_attributes { 2 } else { 0 });
     assert!(done.len() >= NEEDED.len() + 10, "{done:?}");
 }
 
@@ -317,7 +393,9 @@ fn capabilities_that_are_given_up_do_not_come_back_wherever_they_were() {
         }
         Ok(())
     });
-    room.confinement.clone().reading(Path::new("/proc")).apply(&mut command).expect("a program");
+    let confinement = room.confinement.clone().reading(Path::new("/proc"));
+    let kept = confinement.capabilities();
+    confinement.confine(&mut command, kept, Arc::default()).expect("a program");
     let output = command.output().expect("a shell");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let field = |name: &str| {
