@@ -124,6 +124,15 @@ fn a_qemu_reaches_the_files_of_its_guest_and_nothing_else_of_the_host() {
         let capabilities = status(pid, "CapEff:");
         let is_apart = has_its_own_root(pid);
         assert_eq!(is_alone(pid), is_apart);
+        let told = lab.json(&["show", "web"])["confinement"].clone();
+        assert_eq!(
+            (&told["root_directory"], &told["processes"]),
+            (&is_apart.into(), &is_apart.into())
+        );
+        assert_eq!(told["system_call_filter"], how == "default", "{told}");
+        let looked = lab.ok(&["doctor", "--security"]);
+        let of_vm = looked.lines().find(|line| line.contains("web: ")).unwrap();
+        assert_eq!(of_vm.starts_with("ok"), how == "default" && is_apart, "{looked}");
         lab.ok(&["stop", "web", "--force"]);
         if how == "default" && !is_apart {
             let why = "this host gives no mount namespaces";

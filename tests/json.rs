@@ -30,6 +30,7 @@ use cowhand::seal::{PathChange, Performed, Report, Touched};
 use cowhand::snapshot::create::Taken;
 use cowhand::snapshot::{list::Row as SnapshotRow, revert::Reverted};
 use cowhand::store::schema::parse_record;
+use cowhand::sys::confine::observed::Observed;
 use cowhand::template::list::Row as TemplateRow;
 use cowhand::vm::list::{About, ChainRow, Details, DiskRow, Row};
 use cowhand::warm::make::Warmed;
@@ -199,6 +200,14 @@ fn all_of_a_vm_in_json() {
         accel: has_all.then_some("kvm"),
         chains: vec![chain],
         cut_short: has_all.then(|| "set web".into()),
+        confinement: has_all.then(|| Observed {
+            user: 1000,
+            capabilities: vec!["SYS_PTRACE".into()],
+            root_directory: true,
+            processes: true,
+            system_calls: true,
+            network: false,
+        }),
     };
     let (all, none) =
         (details(full(), Ok(chain()), true), details(bare(), Err("it is torn".into()), false));

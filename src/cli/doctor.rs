@@ -23,14 +23,19 @@ pub struct Doctor {
     /// templates hold with what they held before
     #[arg(long)]
     deep: bool,
+    /// Only how far QEMU is confined: what this host allows, and what each VM that runs has of its
+    /// own
+    #[arg(long, conflicts_with_all = ["repair", "deep"])]
+    security: bool,
 }
 
 impl Doctor {
     pub async fn run(self, app: &App) -> Result<u8> {
         let name = self.name.as_ref();
-        let mut findings = match self.repair {
-            true => doctor::treat(&app.context, name).await?,
-            false => doctor::examine(&app.context, name).await?,
+        let mut findings = match (self.security, self.repair) {
+            (true, _) => doctor::look_at_confinement(&app.context, name).await?,
+            (false, true) => doctor::treat(&app.context, name).await?,
+            (false, false) => doctor::examine(&app.context, name).await?,
         };
         if self.deep {
             findings.extend(doctor::look_into_files(&app.context, name).await?);

@@ -4,15 +4,14 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use super::Finding;
+use super::{Finding, confinement};
 use crate::context::Context;
 use crate::error::{IoContext, Result};
-use crate::layer::backing_xattr;
 use crate::qemu::accel::Host;
 use crate::qemu::img::Img;
 use crate::qemu::probe::{self, Probe};
-use crate::settings::{Accel, Confine};
-use crate::sys::{command, confine};
+use crate::settings::Accel;
+use crate::sys::command;
 
 /// The oldest QEMU that the tests run on.
 const OLDEST: [u32; 2] = [7, 2];
@@ -33,8 +32,8 @@ pub async fn examine(context: &Context) -> Vec<Finding> {
             return vec![Finding::fail("qemu", error.full_message()).hint(hint)];
         }
     };
-    let mut findings = vec![qemu(&probe), tools(context, &probe), confinement(context, &probe)];
-    findings.extend(notes(context));
+    let mut findings = vec![qemu(&probe), tools(context, &probe)];
+    findings.extend(confinement::of_host(context, &probe));
     findings.push(kvm(context, &probe).await);
     findings
 }
@@ -67,42 +66,6 @@ fn tools(context: &Context, probe: &Probe) -> Finding {
         )
         .hint("apt-get install qemu-utils, or the package that has it"),
     }
-}
-
-/// Tries it.
-fn confinement(context: &Context, probe: &Probe) -> Finding {
-    if context.settings.confine == Confine::Off {
-        return Finding::info("confinement", "not tried: --confine off leaves it out");
-    }
-    match confine::try_strictly(&probe.path) {
-        None => Finding::ok(
-            "confinement",
-            "QEMU runs with Landlock's rules, a filter of system calls, no capabilities, and \
-             namespaces and a root directory of its own",
-        ),
-        Some(why) => {
-            Finding::warn("confinement", format!("QEMU is not confined in all ways: {why}"))
-                .hint("what a QEMU that its guest has taken over reaches then: docs/security.md")
-        }
-    }
-}
-
-/// What a layer stands on is noted where QEMU cannot write, if the file system can.
-fn notes(context: &Context) -> Option<Finding> {
-    let layers = context.store.layout.layers();
-    let is_missing = context.settings.confine != Confine::Off
-        && layers.is_dir()
-        && !backing_xattr::can_be_kept(&context.store);
-    is_missing.then(|| {
-        Finding::warn(
-            "confinement",
-            format!("the file system of {} has no extended attributes", layers.display()),
-        )
-        .hint(
-            "a QEMU that its guest has taken over, and that knows the name of another VM's layer, \
-             may read that layer after its next start",
-        )
-    })
 }
 
 /// Runs a guest: that `/dev/kvm` can be opened proves nothing.

@@ -7,6 +7,7 @@
 //! is.
 
 mod chain;
+mod confinement;
 mod deep;
 mod host;
 mod memory;
@@ -17,6 +18,7 @@ mod running;
 mod store;
 mod vm;
 
+pub use confinement::examine as look_at_confinement;
 pub use deep::examine as look_into_files;
 pub use remedy::Remedy;
 

@@ -40,6 +40,7 @@ use namespaces::Namespaces;
 use root::{Root, Use};
 
 mod namespaces;
+pub mod observed;
 pub mod pool;
 mod root;
 

@@ -18,6 +18,7 @@ use crate::layer::graph::{LayerGraph, Use};
 use crate::model::{Chain, Config, Disk, Format, Layer, LayerId, Name, Record};
 use crate::qemu::qmp::{GLANCE, Qmp};
 use crate::store::{Store, journal};
+use crate::sys::confine::observed::Observed;
 
 /// A line of `ls`.
 #[derive(Debug)]
@@ -123,6 +124,8 @@ pub struct Details {
     pub chains: Vec<std::result::Result<Chain, String>>,
     /// The command that was cut short while it changed the VM.
     pub cut_short: Option<String>,
+    /// How far its QEMU is confined, while it runs.
+    pub confinement: Option<Observed>,
 }
 
 #[derive(Deserialize)]
@@ -149,7 +152,10 @@ pub async fn show(context: &Context, name: &Name) -> Result<Details> {
         .map(|disk| chain::of_disk(store, disk).map_err(|error| error.full_message()))
         .collect();
     let cut_short = journal::cut_short(store, name);
-    Ok(Details { from: origin(&record, name_of), accel, chains, cut_short, status, record })
+    // What has ended since is not looked at.
+    let confinement = status.pid.and_then(|pid| Observed::of(pid).ok());
+    let from = origin(&record, name_of);
+    Ok(Details { from, accel, chains, cut_short, confinement, status, record })
 }
 
 async fn accel(socket: &Path) -> Option<&'static str> {

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::cdrom::Cdrom;
 use crate::model::{self, Firmware, Format, Name, Protocol};
 use crate::output::time::rfc3339;
+use crate::sys::confine::observed::Observed;
 use crate::vm::list;
 
 /// `show`.
@@ -47,6 +48,32 @@ pub struct Details<'a> {
     expires: Option<String>,
     cut_short: Option<&'a str>,
     pid: Option<i32>,
+    /// Of a VM that runs.
+    confinement: Option<Confinement<'a>>,
+}
+
+/// How far a QEMU is confined: what it has of its own.
+#[derive(Debug, Serialize)]
+struct Confinement<'a> {
+    user_id: u32,
+    capabilities: &'a [String],
+    system_call_filter: bool,
+    root_directory: bool,
+    processes: bool,
+    network: bool,
+}
+
+impl<'a> From<&'a Observed> for Confinement<'a> {
+    fn from(observed: &'a Observed) -> Self {
+        Self {
+            user_id: observed.user,
+            capabilities: &observed.capabilities,
+            system_call_filter: observed.system_calls,
+            root_directory: observed.root_directory,
+            processes: observed.processes,
+            network: observed.network,
+        }
+    }
 }
 
 /// Where an image comes from.
@@ -147,6 +174,7 @@ impl<'a> Details<'a> {
             expires: record.ephemeral.as_ref().and_then(|ephemeral| ephemeral.expires).map(rfc3339),
             cut_short: details.cut_short.as_deref(),
             pid: status.pid,
+            confinement: details.confinement.as_ref().map(Confinement::from),
         }
     }
 }

@@ -1,0 +1,87 @@
+//! How far a QEMU is confined: on this host, and each one that runs.
+
+use super::Finding;
+use crate::context::Context;
+use crate::error::Result;
+use crate::instance::status;
+use crate::layer::backing_xattr;
+use crate::model::Name;
+use crate::qemu::probe::Probe;
+use crate::settings::Confine;
+use crate::sys::confine;
+use crate::sys::confine::observed::Observed;
+
+/// What this host allows.
+pub(super) fn of_host(context: &Context, probe: &Probe) -> Vec<Finding> {
+    std::iter::once(tried(context, probe)).chain(notes(context)).collect()
+}
+
+/// This host, unless one VM was named, and each QEMU that runs a VM.
+pub async fn examine(context: &Context, only: Option<&Name>) -> Result<Vec<Finding>> {
+    let store = &context.store;
+    let mut findings = Vec::new();
+    let names = match only {
+        Some(name) => {
+            store.load(name)?;
+            vec![name.clone()]
+        }
+        None => {
+            findings.extend(of_host(context, &Probe::get(context)?));
+            store.names()?
+        }
+    };
+    for name in names {
+        let Some(pid) = status::observe(context, &name).await?.pid else { continue };
+        findings.push(of_process(pid).of(&name));
+    }
+    Ok(findings)
+}
+
+fn of_process(pid: i32) -> Finding {
+    match Observed::of(pid) {
+        Ok(observed) if observed.is_complete() => Finding::ok("confinement", observed.to_string()),
+        Ok(observed) => Finding::warn("confinement", observed.to_string()).hint(
+            "it was started with --confine off, by an earlier version, or on a host that does not \
+             allow more: stop it and start it again",
+        ),
+        Err(error) => {
+            Finding::warn("confinement", format!("its QEMU cannot be looked at: {error}"))
+        }
+    }
+}
+
+/// Tries it.
+fn tried(context: &Context, probe: &Probe) -> Finding {
+    if context.settings.confine == Confine::Off {
+        return Finding::info("confinement", "not tried: --confine off leaves it out");
+    }
+    match confine::try_strictly(&probe.path) {
+        None => Finding::ok(
+            "confinement",
+            "QEMU runs with Landlock's rules, a filter of system calls, no capabilities, and \
+             namespaces and a root directory of its own",
+        ),
+        Some(why) => {
+            Finding::warn("confinement", format!("QEMU is not confined in all ways: {why}"))
+                .hint("what a QEMU that its guest has taken over reaches then: docs/security.md")
+        }
+    }
+}
+
+/// What a layer stands on is noted where QEMU cannot write, if the file system can.
+fn notes(context: &Context) -> Option<Finding> {
+    let layers = context.store.layout.layers();
+    let is_missing = context.settings.confine != Confine::Off
+        && layers.is_dir()
+        && !backing_xattr::can_be_kept(&context.store);
+    is_missing.then(|| {
+        Finding::warn(
+            "confinement",
+            format!("the file system of {} has no extended attributes", layers.display()),
+        )
+        .hint(
+            "a QEMU that its guest has taken over, and that knows the name of another VM's layer, \
+             may read that layer after its next start",
+        )
+    })
+}
