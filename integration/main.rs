@@ -51,6 +51,7 @@ mod old_stores;
 mod packages;
 mod prepared;
 mod qcow2;
+mod reach;
 mod seal;
 mod snapshots;
 mod templates;

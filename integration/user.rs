@@ -68,6 +68,9 @@ fn a_user_without_privileges_can_do_the_main_job() {
     ])
     .ok();
     assert!(home.path().join(".local/share/cowhand/vms/web/vm.json").exists());
+    // Only root filters destinations.
+    run(&["--confine", "strict", "start", "web"])
+        .fails(5, &["cannot be confined as strictly", "set VM net=restricted"]);
     run(&["start", "web"]).ok();
     let shown = run(&["--format", "json", "show", "web"]).out;
     let pid = serde_json::from_str::<serde_json::Value>(&shown).unwrap()["pid"].as_i64();

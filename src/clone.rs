@@ -16,8 +16,8 @@ use crate::error::{Error, Result};
 use crate::instance::sockets;
 use crate::layer::chain;
 use crate::model::{
-    Config, Disk, Ephemeral, Format, Layer, Name, Nic, Origin, PointRef, PortForward, Record, Role,
-    Warm,
+    Config, Disk, Ephemeral, Format, Layer, Name, Network, Nic, Origin, PointRef, PortForward,
+    Record, Role, Warm,
 };
 use crate::snapshot;
 use crate::steps::layers::{CopyChain, CopyInternal, CreateOverlay};
@@ -62,6 +62,8 @@ pub struct Request {
     pub kind: Kind,
     /// Ports of the host that lead into the (single) clone.
     pub ports: Vec<PortForward>,
+    /// What they reach instead of what the source says.
+    pub network: Option<Network>,
     /// They are not to stay.
     pub ephemeral: Option<Ephemeral>,
 }
@@ -95,6 +97,12 @@ pub async fn clone(context: &Context, request: &Request) -> Result<Vec<Cloned>> 
     recover::sweep(context, &store_lock).await?;
     refuse_taken(context, &request.names)?;
     let mut opened = OpenVm::open(context, source_name).await?;
+    let config = match &request.source.snapshot {
+        Some(snapshot) => &opened.record.snapshot(source_name, snapshot)?.config,
+        None => &opened.record.config,
+    };
+    // Before anything is made of it.
+    cards(config, request)?;
     let source = source(&mut opened, request).await?;
     if request.ports.is_empty() && source.config.nics.iter().any(|nic| !nic.ports.is_empty()) {
         context.ui.note(&format!(
@@ -296,6 +304,30 @@ fn free_name(record: &Record, stem: &str) -> Option<Name> {
     (!record.snapshots.iter().any(|snapshot| snapshot.name == name)).then_some(name)
 }
 
+/// The network cards of a clone.
+fn cards(config: &Config, request: &Request) -> Result<Vec<Nic>> {
+    if let (Some(network), true) = (&request.network, config.nics.is_empty()) {
+        return Err(Error::refused(format!(
+            "{} has no network card, so its clones reach nothing, and --net {network} changes \
+             nothing of that",
+            request.source
+        )));
+    }
+    let card = |nic: &Nic| {
+        let (model, place) = (nic.model, nic.place);
+        let network = request.network.clone().unwrap_or_else(|| nic.network.clone());
+        Nic { model, place, network, ..Nic::new() }
+    };
+    let mut cards: Vec<Nic> = config.nics.iter().map(card).collect();
+    if !request.ports.is_empty() {
+        if cards.is_empty() {
+            cards.push(Nic::new());
+        }
+        cards[0].forward(&request.ports)?;
+    }
+    Ok(cards)
+}
+
 async fn one(
     context: &Context,
     claim: &VmLock,
@@ -306,15 +338,7 @@ async fn one(
     sockets::directory(context, uuid)?;
     let mut config = source.config.clone();
     config.generation = Uuid::new_v4();
-    for nic in &mut config.nics {
-        *nic = Nic { model: nic.model, place: nic.place, ..Nic::new() };
-    }
-    if !request.ports.is_empty() {
-        if config.nics.is_empty() {
-            config.nics.push(Nic::new());
-        }
-        config.nics[0].forward(&request.ports)?;
-    }
+    config.nics = cards(&config, request)?;
     let mut steps = Vec::new();
     match (request.kind, &source.tag) {
         (_, Some(tag)) => config.disks.iter_mut().chain(&mut config.nvram).for_each(|disk| {

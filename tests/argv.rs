@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use cowhand::model::{
-    Bus, Cdrom, Chain, Config, Disk, Firmware, Format, KernelBoot, Layer, Link, Nic, NicModel,
+    Bus, Cdrom, Chain, Config, Disk, Firmware, Format, KernelBoot, Layer, Link, Network, Nic,
+    NicModel,
 };
 use cowhand::qemu::accel::Chosen;
 use cowhand::qemu::cmdline::{Machine, StartMode, argv, leased, shell_line};
@@ -46,6 +47,7 @@ fn config() -> Config {
         nics: vec![Nic {
             mac: "52:54:00:00:00:01".into(),
             model: NicModel::Virtio,
+            network: Network::default(),
             place: None,
             ports: vec!["8080:80".parse().unwrap(), "0.0.0.0:53:53/udp".parse().unwrap()],
         }],
@@ -200,6 +202,7 @@ fn the_drives_and_cards_of_every_bus_have_the_controllers_that_they_need() {
     let card = |model, place: Option<&str>| Nic {
         mac: "52:54:00:00:00:01".into(),
         model,
+        network: Network::default(),
         place: place.map(|place| place.parse().unwrap()),
         ports: Vec::new(),
     };
@@ -247,7 +250,7 @@ fn the_drives_and_cards_of_every_bus_have_the_controllers_that_they_need() {
         "pc-i440fx-7.2",
         &[Ide, Ide, Ide, Sata],
         vec![cdrom("c0", Ide, None), cdrom("c1", Sata, None)],
-        vec![card(NicModel::Rtl8139, Some("00:03"))],
+        vec![Nic { network: Network::Restricted, ..card(NicModel::Rtl8139, Some("00:03")) }],
     );
     insta::assert_snapshot!("devices of a pc", pc);
 }

@@ -207,6 +207,7 @@ fn all_of_a_vm_in_json() {
             processes: true,
             system_calls: true,
             network: false,
+            destinations: true,
         }),
     };
     let (all, none) =

@@ -67,6 +67,8 @@ fn disks_and_cards_of_which_nothing_is_said_are_virtio() {
     record.config.disks[0].bus = Bus::Sata;
     record.config.disks[0].serial = Some("WD-1".into());
     record.config.nics[0].model = NicModel::E1000;
+    assert_eq!(record.config.nics[0].network.to_string(), "user");
+    record.config.nics[0].network = "user,allow=10.0.0.1".parse().unwrap();
     record.config.nics[0].place = Some(PciSlot { bus: 1, slot: 0 });
     record.config.cdroms.push(Cdrom {
         target: "sdb".into(),
@@ -82,6 +84,7 @@ fn disks_and_cards_of_which_nothing_is_said_are_virtio() {
             "\"bus\": \"mca\"",
             "\"mca\" is not a disk bus that this version knows",
         ),
+        ("user,allow=10.0.0.1", "user,allow=x", "\"user,allow=x\" is not a network that this"),
         ("\"e1000\"", "\"ne2k\"", "\"ne2k\" is not a network card that this version knows"),
         ("\"01:00\"", "\"1\"", "is not a PCI bus and slot"),
     ] {

@@ -8,7 +8,7 @@ use crate::ephemeral::request::Warmth;
 use crate::ephemeral::testbed::{self, Command, Testbed};
 use crate::error::{Error, Kind, Result};
 use crate::guest::exec;
-use crate::model::{Name, PointRef};
+use crate::model::{Name, Network, PointRef};
 
 /// Be autopkgtest's virtualisation server: its testbeds are clones, `revert` is a reset
 ///
@@ -20,6 +20,10 @@ pub struct AutopkgtestVirt {
     /// By a boot, even from a warm template
     #[arg(long)]
     cold: bool,
+    /// What the guest reaches instead of what the template says: user[,…] or restricted, as create
+    /// takes it
+    #[arg(long, value_name = "NETWORK")]
+    net: Option<Network>,
     #[command(flatten)]
     limits: cp::Limits,
     /// How long the guest may take to boot as far as its agent, in seconds
@@ -36,8 +40,8 @@ impl AutopkgtestVirt {
     pub async fn run(self, app: &App) -> Result<()> {
         let limit = Duration::from_secs(self.agent_timeout);
         let warmth = if self.cold { Warmth::Cold } else { Warmth::Either };
-        let mut testbed =
-            Testbed::new(&app.context, self.source, warmth, limit, self.limits.budget());
+        let asked = Testbed::new(&app.context, self.source, warmth, limit, self.limits.budget());
+        let mut testbed = asked.with_network(self.net);
         let mut control = Some(local::control(false)?);
         let result = tokio::select! {
             result = serve(app, &mut testbed) => result,

@@ -7,7 +7,7 @@ use crate::clone::{self, Kind, Request};
 use crate::ephemeral;
 use crate::error::{Error, Result};
 use crate::instance::ports;
-use crate::model::{Ephemeral, Name, PointRef, PortForward, parse_age};
+use crate::model::{Ephemeral, Name, Network, PointRef, PortForward, parse_age};
 use crate::output::{json, time};
 
 /// Make new VMs of a template, a snapshot or a stopped VM
@@ -46,6 +46,10 @@ pub struct Clone {
     /// Forward a port of the host into the clone; can be repeated: HOST:GUEST
     #[arg(short, long = "port", value_name = "HOST:GUEST", conflicts_with = "count")]
     port: Vec<PortForward>,
+    /// What the clone reaches instead of what its source says: user[,…] or restricted, as create
+    /// takes it
+    #[arg(long, value_name = "NETWORK")]
+    net: Option<Network>,
 }
 
 /// How long a warm clone belongs to us at most, until it is a guest of its own.
@@ -79,6 +83,7 @@ impl Clone {
             names,
             kind,
             ports: self.port,
+            network: self.net,
             ephemeral: ephemeral_at_first,
         };
         if self.warm || self.start {

@@ -100,9 +100,14 @@ pub struct Create {
     /// The kernel's command line
     #[arg(long, value_name = "TEXT", requires = "kernel")]
     append: Option<String>,
-    /// A network card, or none; can be repeated: user[,mac=ADDRESS][,model=MODEL]
+    /// A network card, or none; can be repeated: user or restricted, with
+    /// [,mac=ADDRESS][,model=MODEL]
     ///
-    /// `user` is NAT without privileges. Models: virtio, e1000, e1000e, rtl8139.
+    /// `user` is NAT without privileges: the guest reaches the Internet, forwarded ports lead in,
+    /// and neither the host nor private networks are reached, but for [,host-loopback]
+    /// [,private-networks][,allow=ADDRESS[/LENGTH][:PORT]]…, if QEMU is started by root (see
+    /// docs/security.md). `restricted`: the guest reaches nothing, forwarded ports lead in. Models:
+    /// virtio, e1000, e1000e, rtl8139.
     #[arg(long, value_name = "NETWORK", default_value = "user")]
     net: Vec<String>,
     /// Forward a port of the host into the guest; can be repeated: HOST:GUEST, ADDRESS:HOST:GUEST,
@@ -209,10 +214,10 @@ fn found(request: CdromRequest) -> Result<CdromRequest> {
 /// The network cards. Ports lead in through the first one.
 fn cards(said: &[String], ports: &[PortForward]) -> Result<Vec<Nic>> {
     if said.iter().any(|network| network == "none") {
-        return match said.len() {
-            1 if ports.is_empty() => Ok(Vec::new()),
-            1 => Err(Error::usage("--port needs a network, and there is --net none")),
-            _ => Err(Error::usage("--net none and another --net contradict each other")),
+        return match said.iter().all(|network| network == "none") {
+            true if ports.is_empty() => Ok(Vec::new()),
+            true => Err(Error::usage("--port needs a network, and there is --net none")),
+            false => Err(Error::usage("--net none and another --net contradict each other")),
         };
     }
     let mut cards: Vec<Nic> = said.iter().map(|network| network.parse()).collect::<Result<_>>()?;

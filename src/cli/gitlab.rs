@@ -13,7 +13,7 @@ use crate::error::{Error, IoContext, Kind, Result};
 use crate::guest::exec::{self, Stream, Streams};
 use crate::guest::outcome::Failure;
 use crate::helper::frame;
-use crate::model::{Ephemeral, Name, PointRef, parse_age};
+use crate::model::{Ephemeral, Name, Network, PointRef, parse_age};
 
 /// Be the custom executor of a GitLab runner: a VM per job
 ///
@@ -110,6 +110,10 @@ pub struct Prepare {
     /// By a boot, even from a warm template
     #[arg(long)]
     cold: bool,
+    /// What the guest reaches instead of what the template says: user[,…] or restricted, as create
+    /// takes it
+    #[arg(long, value_name = "NETWORK")]
+    net: Option<Network>,
     /// The VM goes after that time whatever happens
     #[arg(long, value_name = "AGE", default_value = "1d", value_parser = parse_age)]
     ttl: Duration,
@@ -142,6 +146,7 @@ impl Prepare {
             copy_rules: Default::default(),
             copy_limit: limit,
             ports: Vec::new(),
+            network: self.net,
             most: None,
             command: exec::Request { agent_limit: limit, ..Default::default() },
         };

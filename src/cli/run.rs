@@ -9,7 +9,7 @@ use crate::ephemeral::request::{Keep, Request, Warmth};
 use crate::ephemeral::run;
 use crate::error::{Error, Result};
 use crate::guest;
-use crate::model::{Name, PointRef, PortForward, parse_age, parse_time};
+use crate::model::{Name, Network, PointRef, PortForward, parse_age, parse_time};
 use crate::output::json;
 
 /// Run a command in a guest that is made for it and gone afterwards
@@ -64,6 +64,10 @@ pub struct Run {
     /// Forward a port of the host into the guest; can be repeated: HOST:GUEST
     #[arg(short, long = "port", value_name = "HOST:GUEST")]
     port: Vec<PortForward>,
+    /// What the guest reaches instead of what the template says: user[,…] or restricted, as create
+    /// takes it
+    #[arg(long, value_name = "NETWORK")]
+    net: Option<Network>,
     /// How long the guest may take to boot as far as its agent, in seconds
     #[arg(long, value_name = "SECS", default_value_t = 300)]
     agent_timeout: u64,
@@ -127,6 +131,7 @@ impl Run {
             copy_rules: self.rules.rules(),
             copy_limit: self.copy_timeout,
             ports: self.port,
+            network: self.net,
             most: self.max_parallel,
             command,
         };

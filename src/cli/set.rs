@@ -8,7 +8,8 @@ use crate::vm::edit;
 
 /// Change the configuration of a VM
 ///
-/// Keys: memory, cpus, cpu, machine, kernel, initrd, append, ports (HOST:GUEST,…), disk.TARGET.bus
+/// Keys: memory, cpus, cpu, machine, kernel, initrd, append, ports (HOST:GUEST,…), net
+/// (what the guest reaches: see create --net), disk.TARGET.bus
 /// (virtio, scsi, nvme, sata, ide, usb), disk.TARGET.serial, cloud-init (FILE or DIRECTORY with
 /// what cloud-init in the guest is told), hostname (what it calls the guest), credential.NAME (FILE
 /// with what systemd in the guest is given under that name), expires (of a clone that has a date:

@@ -8,12 +8,15 @@ use crate::layer::backing_xattr;
 use crate::model::Name;
 use crate::qemu::probe::Probe;
 use crate::settings::Confine;
-use crate::sys::confine;
 use crate::sys::confine::observed::Observed;
+use crate::sys::confine::tried;
 
 /// What this host allows.
 pub(super) fn of_host(context: &Context, probe: &Probe) -> Vec<Finding> {
-    std::iter::once(tried(context, probe)).chain(notes(context)).collect()
+    let mut findings = vec![tried(context, probe)];
+    findings.extend(destinations(context, probe));
+    findings.extend(notes(context));
+    findings
 }
 
 /// This host, unless one VM was named, and each QEMU that runs a VM.
@@ -55,7 +58,7 @@ fn tried(context: &Context, probe: &Probe) -> Finding {
     if context.settings.confine == Confine::Off {
         return Finding::info("confinement", "not tried: --confine off leaves it out");
     }
-    match confine::try_strictly(&probe.path) {
+    match tried::strictly(&probe.path) {
         None => Finding::ok(
             "confinement",
             "QEMU runs with Landlock's rules, a filter of system calls, no capabilities, and \
@@ -66,6 +69,28 @@ fn tried(context: &Context, probe: &Probe) -> Finding {
                 .hint("what a QEMU that its guest has taken over reaches then: docs/security.md")
         }
     }
+}
+
+/// Where a QEMU connects to for its guest.
+fn destinations(context: &Context, probe: &Probe) -> Option<Finding> {
+    if context.settings.confine == Confine::Off {
+        return None;
+    }
+    let Some(why) = tried::destinations(&probe.path) else {
+        return Some(Finding::ok("confinement", "QEMU has a filter of destinations"));
+    };
+    let about = format!(
+        "guests with --net user reach the host's loopback and private networks: this host filters \
+         no destinations (bpf(2)): {why}"
+    );
+    let finding = match nix::unistd::geteuid().is_root() {
+        true => Finding::warn("confinement", about),
+        false => Finding::info("confinement", about),
+    };
+    Some(finding.hint(
+        "for guests of people you do not know: --net restricted or none, or start them as root on \
+         a host with control groups of version 2",
+    ))
 }
 
 /// What a layer stands on is noted where QEMU cannot write, if the file system can.

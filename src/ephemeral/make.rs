@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::guest::install::{self, Reached};
 use crate::guest::port::Client;
 use crate::instance::launch::{self, Launch};
-use crate::model::{Ephemeral, Name};
+use crate::model::{Ephemeral, Name, Record};
 use crate::qemu::cmdline::StartMode;
 use crate::settings::Accel;
 use crate::sys::{command, relay};
@@ -69,7 +69,7 @@ pub async fn make(
     let Some(warm) = warm else {
         return boot(context, request, name, ephemeral, limit, began).await;
     };
-    if request.ports.is_empty()
+    if is_as_made(request, &record)
         && let Some((_lock, vm, qmp)) = standby::claim(context, &record, name, ephemeral).await?
     {
         resume::go_on(context, name, qmp).await?;
@@ -85,7 +85,7 @@ pub async fn make(
             took: began.elapsed(),
         });
     }
-    if warm.pool > 0 && request.ports.is_empty() {
+    if warm.pool > 0 && is_as_made(request, &record) {
         // None waited: they were all claimed, or have died.
         refill(context, &source.vm);
     }
@@ -105,6 +105,13 @@ pub async fn make(
     })
 }
 
+/// Is it as the clones are that wait?
+fn is_as_made(request: &Request, template: &Record) -> bool {
+    let network = request.network.as_ref();
+    request.ports.is_empty()
+        && network.is_none_or(|asked| template.config.nics.iter().all(|nic| nic.network == *asked))
+}
+
 /// QEMU ends with us, unless it is to stay.
 fn bound(request: &Request) -> bool {
     request.keep == Keep::Never
@@ -116,6 +123,7 @@ fn cloning(request: &Request, name: &Name, kind: Kind, ephemeral: &Ephemeral) ->
         names: vec![name.clone()],
         kind,
         ports: request.ports.clone(),
+        network: request.network.clone(),
         ephemeral: Some(ephemeral.clone()),
     }
 }

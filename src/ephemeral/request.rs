@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::guest::copy;
 use crate::guest::exec;
-use crate::model::{Name, PointRef, PortForward};
+use crate::model::{Name, Network, PointRef, PortForward};
 
 /// Where the guest comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -57,6 +57,8 @@ pub struct Request {
     pub copy_limit: Duration,
     /// Ports of the host that lead into it.
     pub ports: Vec<PortForward>,
+    /// What it reaches instead of what the template says.
+    pub network: Option<Network>,
     /// How many runs may go on at once.
     pub most: Option<u32>,
     /// The command.

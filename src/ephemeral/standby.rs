@@ -135,6 +135,7 @@ async fn start(context: &Context, template: &Name, record: &Record) -> Result<()
         names: vec![name.clone()],
         kind: Kind::Warm,
         ports: Vec::new(),
+        network: None,
         ephemeral: Some(ours.clone()),
     };
     let path = context.store.layout.vm(&name);

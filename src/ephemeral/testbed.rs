@@ -20,7 +20,7 @@ use crate::guest::port::Client;
 use crate::helper::frame;
 use crate::helper::tree::{Budget, Target};
 use crate::instance::status;
-use crate::model::{Ephemeral, Name, PointRef};
+use crate::model::{Ephemeral, Name, Network, PointRef};
 
 /// What a line of the protocol asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,6 +131,7 @@ pub struct Testbed<'a> {
     limit: Duration,
     budget: Budget,
     /// The VM while the testbed is open, and what its record says of it.
+    network: Option<Network>,
     vm: Option<(Name, Ephemeral)>,
     /// The directory of the guest's that the tests may use.
     scratch: String,
@@ -151,7 +152,23 @@ impl<'a> Testbed<'a> {
         limit: Duration,
         budget: Budget,
     ) -> Self {
-        Self { context, source, warmth, limit, budget, vm: None, scratch: String::new() }
+        Self {
+            context,
+            source,
+            warmth,
+            limit,
+            budget,
+            network: None,
+            vm: None,
+            scratch: String::new(),
+        }
+    }
+
+    /// With this network instead of the template's.
+    #[must_use]
+    pub fn with_network(mut self, network: Option<Network>) -> Self {
+        self.network = network;
+        self
     }
 
     /// Carries out a command and returns its answer, a line. `program` is how commands are run in a
@@ -239,6 +256,7 @@ impl<'a> Testbed<'a> {
             copy_rules: copy::Rules::default(),
             copy_limit: self.limit,
             ports: Vec::new(),
+            network: self.network.clone(),
             most: None,
             command: exec::Request::default(),
         }

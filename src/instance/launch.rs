@@ -21,7 +21,9 @@ use crate::qemu::sockets::Sockets;
 use crate::qemu::{confinement, firmware, process};
 use crate::settings::Confine;
 use crate::store::{Store, make_directory};
-use crate::sys::{confine, files};
+use crate::sys::confine::Confinement;
+use crate::sys::confine::tried;
+use crate::sys::{cgroup, files};
 
 /// A start as asked for.
 #[derive(Debug)]
@@ -53,7 +55,7 @@ pub async fn launch(
         process::clear(&old);
     }
     let sockets = Sockets::new(sockets::directory(context, record.uuid)?);
-    if context.settings.confine == Confine::Default && !confine::has_landlock() {
+    if context.settings.confine == Confine::Default && !tried::has_landlock() {
         context.ui.warn(
             "this kernel has no Landlock: QEMU is confined by a root directory of its own alone, \
              if this host gives it one (cowhand doctor tells)",
@@ -85,10 +87,28 @@ pub async fn launch(
     let files =
         process::Files { run_lock: &run_lock, log: &log, log_limit, held, with_us, confinement };
     let is_confined = files.confinement.is_some();
-    process::start(&argv, &sockets, files).await.map_err(|error| match error.kind() {
+    let is_filtered = files.confinement.as_ref().is_some_and(Confinement::filters_destinations);
+    let started = process::start(&argv, &sockets, files).await;
+    let qmp = started.map_err(|error| match error.kind() {
         Kind::Qemu => did_not_start(error, name, is_confined),
         _ => error,
-    })
+    })?;
+    if is_filtered {
+        warn_of_destinations(context, name, &qmp);
+    }
+    Ok(qmp)
+}
+
+/// Root may expect that the destinations of a guest are filtered. For an ordinary user they never
+/// are.
+fn warn_of_destinations(context: &Context, name: &Name, qmp: &Qmp) {
+    let is_root = nix::unistd::geteuid().is_root();
+    if is_root && !qmp.pid().is_some_and(cgroup::has_one) {
+        context.ui.warn(&format!(
+            "this host filters no destinations: the guest of {name} reaches the host's loopback \
+             and private networks (cowhand doctor --security tells why)"
+        ));
+    }
 }
 
 /// Makes ready what `argv` names, so that a shell can start the VM: the directory of its sockets

@@ -4,7 +4,8 @@ use std::net::Ipv4Addr;
 
 use uuid::Uuid;
 
-use super::PciSlot;
+use super::network::FORM;
+use super::{Network, PciSlot};
 use crate::error::{Error, Result};
 
 /// The address that QEMU's DHCP server gives to the first card that asks, and that forwarded ports
@@ -18,6 +19,8 @@ pub struct Nic {
     pub mac: String,
     /// What the guest needs a driver for.
     pub model: NicModel,
+    /// What the guest reaches through it.
+    pub network: Network,
     /// Where it sits; without a place, QEMU finds one.
     pub place: Option<PciSlot>,
     /// Ports of the host that lead into the guest.
@@ -29,7 +32,13 @@ impl Nic {
     pub fn new() -> Self {
         let random = Uuid::new_v4().into_bytes();
         let mac = format!("52:54:00:{:02x}:{:02x}:{:02x}", random[0], random[1], random[2]);
-        Self { mac, model: NicModel::Virtio, place: None, ports: Vec::new() }
+        Self {
+            mac,
+            model: NicModel::Virtio,
+            network: Network::default(),
+            place: None,
+            ports: Vec::new(),
+        }
     }
 
     /// Is it the address of one card: six bytes, not those of a group, in the form that QEMU takes?
@@ -53,22 +62,39 @@ impl Nic {
                 )));
             }
         }
+        self.check(ports)?;
         self.ports = ports.to_vec();
         Ok(())
+    }
+
+    /// With what the guest reaches through it, instead of what it has reached.
+    pub fn connect(&mut self, network: Network) -> Result<()> {
+        let before = std::mem::replace(&mut self.network, network);
+        self.check(&self.ports).inspect_err(|_| self.network = before)
+    }
+
+    /// A restricted card answers no datagram (libslirp, `udp_input`).
+    fn check(&self, ports: &[PortForward]) -> Result<()> {
+        let is_udp = |port: &&PortForward| port.protocol == Protocol::Udp;
+        match ports.iter().find(is_udp) {
+            Some(port) if self.network == Network::Restricted => Err(Error::usage(format!(
+                "{port} would not be answered: through a restricted network, only TCP ports lead in"
+            ))),
+            _ => Ok(()),
+        }
     }
 }
 
 impl std::str::FromStr for Nic {
     type Err = Error;
 
-    /// `user[,mac=ADDRESS][,model=MODEL]`.
+    /// A network as [`Network`] reads it, with `mac=ADDRESS` and `model=MODEL` among its words.
     fn from_str(text: &str) -> Result<Self> {
-        let hint = "write user[,mac=ADDRESS][,model=MODEL], or none";
-        let mut words = text.split(',');
-        if words.next() != Some("user") {
+        let hint = format!("write {FORM}, either with [,mac=ADDRESS][,model=MODEL]; or none");
+        let Some((network, words)) = Network::read(text)? else {
             return Err(Error::usage(format!("{text:?} is not a network")).hint(hint));
-        }
-        let mut nic = Self::new();
+        };
+        let mut nic = Self { network, ..Self::new() };
         for word in words {
             match word.split_once('=') {
                 Some(("mac", mac)) if Self::is_address(mac) => nic.mac = mac.to_ascii_lowercase(),
@@ -214,6 +240,14 @@ mod tests {
         };
         assert!(forward(&["2222:22", "2222:22/udp", "127.0.0.2:2222:22", "2223:22"]).is_ok());
         assert!(forward(&["2222:22", "0.0.0.0:2222:22"]).is_err());
+        let mut restricted = Nic { network: Network::Restricted, ..Nic::new() };
+        let udp: PortForward = "53:53/udp".parse().expect("a forward");
+        assert!(restricted.forward(&["22:22".parse().expect("a forward")]).is_ok());
+        assert!(restricted.forward(std::slice::from_ref(&udp)).is_err());
+        restricted.connect(Network::default()).expect("a network");
+        restricted.forward(&[udp]).expect("a port");
+        assert!(restricted.connect(Network::Restricted).is_err());
+        assert_eq!(restricted.network, Network::default());
         let error = forward(&["2222:22", "2222:80"]).expect_err("twice the same");
         assert!(error.message().contains("127.0.0.1:2222:80"), "{}", error.message());
     }
@@ -222,11 +256,14 @@ mod tests {
     fn a_network_reads_as_typed_and_never_guesses() {
         let nic: Nic = "user,mac=52:54:00:AB:cd:ef,model=e1000".parse().expect("a card");
         assert_eq!((nic.mac.as_str(), nic.model), ("52:54:00:ab:cd:ef", NicModel::E1000));
-        assert!("user".parse::<Nic>().is_ok());
+        let nic: Nic = "user,allow=10.1.2.3,model=e1000,host-loopback".parse().expect("a card");
+        assert_eq!(nic.network.to_string(), "user,host-loopback,allow=10.1.2.3");
+        let nic: Nic = "restricted,mac=52:54:00:AB:cd:ef".parse().expect("a card");
+        assert_eq!((nic.network, nic.mac.as_str()), (Network::Restricted, "52:54:00:ab:cd:ef"));
         for bad in [
             "", "bridge=br0", "user,", "user,mac=", "user,mac=01:00:5e:00:00:01",
             "user,mac=00:00:00:00:00:00", "user,mac=52:54:00:ab:cd", "user,mac=+2:54:00:ab:cd:ef",
-            "user,model=ne2k", "user,mtu=9000",
+            "user,model=ne2k", "user,mtu=9000", "restricted,host-loopback",
         ] {
             assert!(bad.parse::<Nic>().is_err(), "{bad:?} was accepted");
         }

@@ -15,7 +15,7 @@ use super::accel::Chosen;
 use super::sockets::Sockets;
 use super::{devices, nodes};
 use crate::model::{
-    Chain, Config, Firmware, GUEST_ADDRESS, Name, PORTS, PortForward, Protocol, port_name,
+    Chain, Config, Firmware, GUEST_ADDRESS, Name, Network, PORTS, PortForward, Protocol, port_name,
 };
 
 /// Everything that goes into an argument vector.
@@ -195,6 +195,9 @@ fn network(args: &mut Args, machine: &Machine<'_>, index: usize) {
     let Some(nic) = machine.config.nics.get(index) else { return };
     let forwards: Vec<Value> = nic.ports.iter().map(|port| json!({"str": hostfwd(port)})).collect();
     let mut network = json!({"type": "user", "id": format!("net{index}"), "hostfwd": forwards});
+    if nic.network == Network::Restricted {
+        network["restrict"] = true.into();
+    }
     // The table of leases comes with the memory: its first entry is the template's card, and the
     // clone's gets the second. Entries are counted from `dhcpstart` (libslirp, `bootp.c`).
     if machine.how.leased().contains(&index) {

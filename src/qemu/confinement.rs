@@ -1,14 +1,17 @@
 //! What a QEMU reaches: by the argument vector it is started with ([`super::cmdline`]), pure but
-//! for a look at which layers are links; and what of it changes while it runs.
+//! for a look at which layers are links, at the host's name servers, and at the control group that
+//! we are in; and what of it changes while it runs.
 
 use std::path::{Path, PathBuf};
 
 use super::cmdline::{Machine, StartMode};
+use super::networks;
 use super::qmp::Qmp;
 use crate::error::{IoContext, Result};
 use crate::settings::Confine;
 use crate::sys::confine::Confinement;
 use crate::sys::confine::pool::{self, Shown};
+use crate::sys::{cgroup, name_servers};
 
 /// The ports that only root listens on (`ip(7)`) are below this one.
 const FIRST_FREE_PORT: u16 = 1024;
@@ -23,12 +26,15 @@ pub fn of(machine: &Machine<'_>, wanted: Confine, layers: &Path) -> Option<Confi
     };
     let config = machine.config;
     let kvm = (machine.accel.accel == "kvm").then_some(Path::new("/dev/kvm"));
+    let group = || cgroup::planned(&machine.sockets.directory().file_name()?.to_string_lossy());
+    let networks = networks::of(&config.nics, &name_servers::of_host(), group);
     let mut reach = kvm
         .into_iter()
         .fold(Confinement::new(strict), Confinement::writing)
         .listening(machine.sockets.directory())
         .writing(machine.serial_log)
         .layers(layers)
+        .with_networks(networks)
         .saving_memory();
     for (disk, chain) in config.volumes().zip(machine.chains) {
         for (depth, link) in chain.links().iter().enumerate() {

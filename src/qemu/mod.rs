@@ -9,6 +9,7 @@ pub mod devices;
 pub mod firmware;
 pub mod img;
 pub mod lines;
+pub mod networks;
 pub mod nodes;
 pub mod offline;
 pub mod probe;

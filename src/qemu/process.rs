@@ -17,6 +17,7 @@ use super::qmp::{Qmp, QmpError};
 use super::sockets::Sockets;
 use crate::error::{Error, IoContext, Result};
 use crate::store::open_lock;
+use crate::sys::cgroup;
 use crate::sys::command;
 use crate::sys::confine::Confinement;
 use crate::sys::fault;
@@ -71,6 +72,10 @@ pub async fn start(argv: &[String], sockets: &Sockets, files: Files<'_>) -> Resu
     let socket = sockets.qmp();
     let watch = Watch::new(sockets.directory()).on("watch", sockets.directory())?;
     fault::point("QEMU, about to be started").on("start QEMU for", sockets.directory())?;
+    if let Some(group) = files.confinement.as_ref().and_then(Confinement::group) {
+        let link = sockets.group();
+        std::os::unix::fs::symlink(group, &link).on("create", &link)?;
+    }
     let child = command::detached(argv, &log, inherited, files.with_us, files.confinement.as_ref())
         .map_err(|source| did_not_run(&argv[0], files.confinement.as_ref(), source))?;
     let watched = PidFd::open(child.pid()).and_then(|watched| Ok((watched.try_clone()?, watched)));
@@ -106,9 +111,17 @@ fn did_not_run(program: &str, confinement: Option<&Confinement>, source: io::Err
     match confinement.and_then(|confinement| confinement.refusal(&source)) {
         None => Error::failed(format!("cannot run {program}")).because(source),
         Some(why) => {
-            Error::refused("QEMU cannot be confined as strictly as this").because(why).hint(
+            let refused = Error::refused("QEMU cannot be confined as strictly as this");
+            let error = refused.because(why).hint(
                 "as far as this host can: --confine default    what that means: docs/security.md",
-            )
+            );
+            match confinement.is_some_and(|it| it.is_for_destinations(&source)) {
+                true => error.hint(
+                    "a guest that reaches nothing needs no filter of destinations: \
+                     cowhand set VM net=restricted",
+                ),
+                false => error,
+            }
         }
     }
 }
@@ -233,8 +246,13 @@ async fn take_run_lock(path: &Path) -> Result<File> {
     Err(Error::refused("it is running already"))
 }
 
-/// Removes the sockets of a QEMU that ended.
+/// Removes the sockets of a QEMU that ended, and its control group.
 pub fn clear_sockets(sockets: &Sockets) {
+    let link = sockets.group();
+    if let Ok(group) = std::fs::read_link(&link) {
+        cgroup::remove(&group);
+        let _ = std::fs::remove_file(link);
+    }
     for path in sockets.all().into_iter().chain(sockets.credentials()) {
         let _ = std::fs::remove_file(path);
     }

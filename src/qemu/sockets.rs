@@ -72,6 +72,11 @@ impl Sockets {
         entries.filter(is_one).map(|entry| entry.path()).collect()
     }
 
+    /// A link to the control group of the QEMU, where it has one: it stays behind when QEMU ends.
+    pub fn group(&self) -> PathBuf {
+        self.directory.join("group")
+    }
+
     /// A port of the helper in the guest.
     pub fn port(&self, index: usize) -> PathBuf {
         self.directory.join(format!("port{index}.sock"))

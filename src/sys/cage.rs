@@ -4,11 +4,11 @@
 //! Such a program parses bytes that a stranger chose, so a flaw in it must not reach further than
 //! the files it was given. In the cage it has
 //! - with Landlock (Linux 5.13 and newer): these files, its own program and libraries, and nothing
-//!   else of the file system; no TCP; no signals and no abstract sockets to others, as far as the
+//!   else of the file system; no signals and no abstract sockets to others, as far as the
 //!   kernel knows these;
 //! - limits of memory, processor time and file size (`setrlimit(2)`), no core file;
-//! - none of the system calls that it never needs ([`super::seccomp`]), where the kernel has
-//!   filters;
+//! - none of the system calls that it never needs, and no networks ([`super::seccomp`]), where the
+//!   kernel has filters;
 //! - no new privileges (`PR_SET_NO_NEW_PRIVS`), and the environment of [`super::command`].
 //!
 //! Without Landlock the limits hold, and what an image names is still refused before
@@ -31,7 +31,7 @@ use landlock::{
 use rustix::io::FdFlags;
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-use super::seccomp::Filter;
+use super::seccomp::{Filter, Sockets};
 
 /// What the rules are written for; an older kernel takes what it knows of them.
 pub(super) const RULES: ABI = ABI::V6;
@@ -167,7 +167,7 @@ impl Cage {
         let mut rules = self.rules(command.get_program()).map_err(io::Error::other)?;
         let limits = self.limits;
         let held = self.held.clone();
-        let filter = Filter::new()?;
+        let filter = Filter::new(Sockets::Local)?;
         in_the_child(command, move || {
             for file in &held {
                 rustix::io::fcntl_setfd(&*file.file, FdFlags::empty())?;

@@ -9,6 +9,8 @@
 //! - no other process that it can name, and no System V IPC of others (`namespaces`);
 //! - no capability but those that its guest needs, and none can come back (`capabilities(7)`);
 //! - none of the system calls that it never needs ([`super::seccomp`]);
+//! - of networks only what its guest is given (`networks`): none, listening alone, or connections
+//!   to some destinations, which programs in the kernel filter where we may load them;
 //! - no new privileges (`PR_SET_NO_NEW_PRIVS`), no core file, and the environment of
 //!   [`super::command`].
 //!
@@ -17,7 +19,7 @@
 use std::ffi::CStr;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -34,15 +36,21 @@ use rustix::thread::{
 };
 
 use super::cage::{self, RULES};
+use super::cgroup::Group;
+use super::name_servers::LIST;
 use super::seccomp::Filter;
 use super::started::Started;
-use namespaces::Namespaces;
+use namespaces::{Namespaces, Wanted};
+use networks::Networks;
 use root::{Root, Use};
 
+mod destinations;
 mod namespaces;
+pub mod networks;
 pub mod observed;
 pub mod pool;
 mod root;
+pub mod tried;
 
 /// What a QEMU may reach.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +61,7 @@ pub struct Confinement {
     merge: Vec<PathBuf>,
     sockets: Vec<PathBuf>,
     pool: Option<PathBuf>,
+    networks: Networks,
     /// Capabilities.
     kept: CapabilitySet,
 }
@@ -70,9 +79,10 @@ impl Confinement {
             merge: Vec::new(),
             sockets: Vec::new(),
             pool: None,
+            networks: Networks::None,
             kept: CapabilitySet::empty(),
         };
-        let servers = Path::new(NAME_SERVERS).canonicalize().ok();
+        let servers = Path::new(LIST).canonicalize().ok();
         servers.as_deref().and_then(changes_in).into_iter().fold(all, Self::reading)
     }
 
@@ -129,6 +139,31 @@ impl Confinement {
         self
     }
 
+    /// With these networks instead of none.
+    #[must_use]
+    pub fn with_networks(mut self, networks: Networks) -> Self {
+        self.networks = networks;
+        self
+    }
+
+    /// Is there a filter of destinations among it?
+    pub fn filters_destinations(&self) -> bool {
+        matches!(self.networks, Networks::To { .. })
+    }
+
+    /// Is it that filter that a start has failed for?
+    pub fn is_for_destinations(&self, error: &io::Error) -> bool {
+        error.raw_os_error().is_some_and(|code| code >= NO_GROUP)
+    }
+
+    /// Where its control group will be, if it gets one.
+    pub fn group(&self) -> Option<&Path> {
+        match &self.networks {
+            Networks::To { group, .. } => group.as_deref(),
+            Networks::None | Networks::Listening => None,
+        }
+    }
+
     /// May it read, or `change`, what lies at `path`?
     pub fn reaches(&self, path: &Path, change: bool) -> bool {
         let is_below = |above: &PathBuf| path.starts_with(above);
@@ -143,6 +178,7 @@ impl Confinement {
         }
         let code = error.raw_os_error()?;
         let (missing, why) = [
+            (NO_GROUP, NO_GROUP_WHY),
             (NO_NAMESPACES, "this host gives it no processes of its own (pid_namespaces(7))"),
             (NO_FILTER, "this host filters no system calls (seccomp(2))"),
             (NO_ROOT, "this host gives it no root directory of its own (mount_namespaces(7))"),
@@ -186,14 +222,40 @@ impl Confinement {
     }
 
     /// Starts the program of `command`, confined. `more` is asked of the child before that.
-    pub fn start(
+    pub fn start(&self, command: Command, more: impl FnOnce(&mut Command)) -> io::Result<Started> {
+        let (kept, missing) = (self.capabilities(), self.missing());
+        let group = match self.networks.group() {
+            Ok(group) => group,
+            Err(error) if networks::is_lacking(error) => {
+                missing(NO_GROUP, error.raw_os_error())?;
+                None
+            }
+            Err(error) => {
+                let (error, group) =
+                    (io::Error::from(error), self.group().unwrap_or(Path::new("")));
+                let text = format!("cannot make its control group {}: {error}", group.display());
+                return Err(io::Error::new(error.kind(), text));
+            }
+        };
+        let started = self.start_in(group.as_ref(), command, kept, more);
+        if started.is_err() {
+            group.into_iter().for_each(Group::remove);
+        }
+        started
+    }
+
+    fn start_in(
         &self,
+        group: Option<&Group>,
         mut command: Command,
+        kept: CapabilitySet,
         more: impl FnOnce(&mut Command),
     ) -> io::Result<Started> {
-        let (kept, missing) = (self.capabilities(), self.missing());
-        let without = move |error: Errno| missing(NO_NAMESPACES, error.raw_os_error());
-        let namespaces = Namespaces::new(&mut command, kept, without)?;
+        let missing = self.missing();
+        let wanted = Wanted { kept, group, network: self.networks == Networks::None };
+        let namespaces = Namespaces::new(&mut command, &wanted, move |what, error| {
+            missing(what, error.raw_os_error())
+        })?;
         more(&mut command);
         self.confine(&mut command, kept, namespaces.are_made())?;
         namespaces.spawn(command)
@@ -219,7 +281,7 @@ impl Confinement {
         let mut rules = Some(self.rules(&program).map_err(io::Error::other)?);
         let root = Root::new(self.shown(&program), self.pool.as_deref(), kept, is_apart);
         let pool = self.pool.as_deref().map(root::c_string).transpose()?;
-        let filter = Filter::new()?;
+        let filter = Filter::new(self.networks.sockets())?;
         let missing = self.missing();
         cage::in_the_child(command, move || {
             cage::limit(Resource::Core, 0)?;
@@ -257,7 +319,7 @@ impl Confinement {
             .chain(self.write.iter().chain(&self.sockets).map(with(Use::WRITE)))
     }
 
-    /// Networks are left alone: QEMU itself connects for its guest.
+    /// Those of networks are not among them: they know ports, and no addresses.
     fn rules(&self, program: &Path) -> Result<RulesetCreated, RulesetError> {
         let read = AccessFs::from_read(RULES);
         let write = to_write();
@@ -303,13 +365,15 @@ const NO_ROOT: i32 = 1 << 16;
 const NO_FILTER: i32 = 1 << 17;
 /// The same, where there are no namespaces for it.
 const NO_NAMESPACES: i32 = 1 << 18;
-/// Where the host says which name servers it asks; libslirp asks them for its guest.
-const NAME_SERVERS: &str = "/etc/resolv.conf";
+/// The same, where there is no filter of destinations.
+const NO_GROUP: i32 = 1 << 19;
+const NO_GROUP_WHY: &str =
+    "its guest has a user network, and this host filters no destinations (bpf(2))";
 
 /// What every QEMU may read: random numbers, name servers, and what its libraries read when they
 /// are loaded (GnuTLS, OpenSSL, the C library). All of it is for everybody.
 const SETTINGS: [&str; 6] = [
-    "/dev/urandom", NAME_SERVERS, "/etc/crypto-policies", "/etc/gnutls", "/etc/ssl/openssl.cnf",
+    "/dev/urandom", LIST, "/etc/crypto-policies", "/etc/gnutls", "/etc/ssl/openssl.cnf",
     "/etc/localtime",
 ];
 
@@ -329,25 +393,6 @@ fn changes_in(servers: &Path) -> Option<&'static Path> {
 /// May the calling thread open what lies at `path`? What is not there is no matter of permissions.
 fn is_open(path: &Path, how: Permission) -> bool {
     accessat(CWD, path, how, AtFlags::empty()) != Err(Errno::ACCESS)
-}
-
-/// Does this kernel have Landlock, and has it been switched on?
-pub fn has_landlock() -> bool {
-    let asked = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
-    asked.handle_access(AccessFs::Execute).and_then(Ruleset::create).is_ok()
-}
-
-/// Runs `program --version`, confined as strictly as can be. Where that does not work, the reason.
-pub fn try_strictly(program: &Path) -> Option<String> {
-    let confinement = Confinement::new(true).saving_memory();
-    let mut command = Command::new(program);
-    command.env_clear().arg("--version").current_dir("/");
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    match confinement.start(command, |_| ()).and_then(|program| program.wait()) {
-        Ok(Some(0)) => None,
-        Ok(_) => Some(format!("{} --version fails when it is confined", program.display())),
-        Err(error) => Some(confinement.refusal(&error).unwrap_or_else(|| error.to_string())),
-    }
 }
 
 /// Gives up all capabilities of the calling thread but those in `kept`, for whatever it executes

@@ -2,7 +2,9 @@
 //! processes.
 
 pub mod boot;
+pub mod bpf;
 pub mod cage;
+pub mod cgroup;
 pub mod command;
 pub mod confine;
 pub mod cpu_time;
@@ -16,6 +18,7 @@ pub mod holder;
 pub mod image_lock;
 pub mod inside;
 pub mod limiter;
+pub mod name_servers;
 pub mod owner;
 pub mod parallel;
 pub mod pidfd;

@@ -9,7 +9,8 @@
 //! - memory and messages that are shared by a number, not by a file;
 //! - new namespaces (`clone(2)` and others), in which an ordinary user has all capabilities;
 //! - file systems, other processes, keys, programs in the kernel, the clock: ways to the kernel
-//!   that need a capability or another process to be of use, as long as the kernel has no flaw.
+//!   that need a capability or another process to be of use, as long as the kernel has no flaw;
+//! - sockets of other kinds than its guest needs ([`Sockets`]).
 //!
 //! A call of another architecture (`int 0x80`) ends the program. QEMU's own `-sandbox` comes on
 //! top: there it is QEMU that refuses to start programs.
@@ -22,6 +23,10 @@ use seccompiler::{
     BackendError, BpfProgram, Error, SeccompAction, SeccompCmpArgLen, SeccompCmpOp,
     SeccompCondition, SeccompFilter, SeccompRule, apply_filter,
 };
+
+pub use sockets::Sockets;
+
+mod sockets;
 
 /// The files' own: who owns them, who may do what, what is noted beside them, and when they were
 /// changed.
@@ -173,12 +178,12 @@ const NAMESPACES: [i32; 7] = [
 pub struct Filter([BpfProgram; 2]);
 
 impl Filter {
-    /// Makes the filter.
-    pub fn new() -> io::Result<Self> {
+    /// Makes the filter of a program that makes these sockets.
+    pub fn new(sockets: Sockets) -> io::Result<Self> {
         // The C library takes `clone` where it is told that there is no `clone3`, whose flags are
         // not seen.
         let clone3 = [(libc::SYS_clone3, Vec::new())].into();
-        refused()
+        refused(sockets)
             .and_then(|rules| {
                 Ok(Self([program(clone3, libc::ENOSYS)?, program(rules, libc::EPERM)?]))
             })
@@ -201,8 +206,9 @@ fn whole_calls() -> Vec<i64> {
     [&ATTRIBUTES[..], &NEWER, &IO_URING, &FILE_SYSTEMS, &PROCESSES, &MESSAGES, &KERNEL].concat()
 }
 
-fn refused() -> Result<Rules, BackendError> {
-    let mut rules: Rules = whole_calls().into_iter().map(|number| (number, Vec::new())).collect();
+fn refused(sockets: Sockets) -> Result<Rules, BackendError> {
+    let mut rules = sockets.rules()?;
+    rules.extend(whole_calls().into_iter().map(|number| (number, Vec::new())));
     rules.extend(X32_ONLY.map(|number| (number, Vec::new())));
     let first = |operator, value| {
         SeccompCondition::new(0, SeccompCmpArgLen::Dword, operator, value)
@@ -227,7 +233,7 @@ fn program(rules: Rules, error: i32) -> Result<BpfProgram, BackendError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::fs::Permissions;
     use std::os::unix::fs::PermissionsExt;
 
@@ -237,7 +243,11 @@ mod tests {
 
     /// A filter is a thread's.
     fn filtered<T: Send>(action: impl FnOnce() -> T + Send) -> T {
-        let filter = Filter::new().expect("a filter");
+        filtered_with(Sockets::Local, action)
+    }
+
+    pub(super) fn filtered_with<T: Send>(sockets: Sockets, action: impl FnOnce() -> T + Send) -> T {
+        let filter = Filter::new(sockets).expect("a filter");
         let run = || {
             filter.apply().expect("a kernel with seccomp(2)");
             action()
@@ -297,7 +307,10 @@ mod tests {
     #[test]
     fn the_program_is_one_that_a_kernel_takes_and_no_call_is_named_twice() {
         // BPF_MAXINSNS.
-        assert!(Filter::new().expect("a filter").0.iter().all(|program| program.len() <= 4096));
+        for sockets in [Sockets::Local, Sockets::Listening, Sockets::All] {
+            let filter = Filter::new(sockets).expect("a filter");
+            assert!(filter.0.iter().all(|program| program.len() <= 4096));
+        }
         let mut once = whole_calls();
         once.sort_unstable();
         once.dedup();

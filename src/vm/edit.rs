@@ -16,8 +16,8 @@ use crate::ephemeral;
 use crate::error::{Error, IoContext, Result};
 use crate::instance::{boot_files, logs, status};
 use crate::model::{
-    Bus, Config, Ephemeral, KernelBoot, LONGEST_CREDENTIALS, LogLimit, Name, Nic, Record, Seed,
-    Snapshot, bus, parse_age, parse_size,
+    Bus, Config, Ephemeral, KernelBoot, LONGEST_CREDENTIALS, LogLimit, Name, Network, Nic, Record,
+    Seed, Snapshot, bus, parse_age, parse_size,
 };
 use crate::qemu::probe::Probe;
 use crate::store::trash::{self, Entry};
@@ -28,7 +28,7 @@ const TRIED_AGAIN: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(50);
 
 /// The keys of [`set`], for messages and help.
-pub const KEYS: &str = "memory, cpus, cpu, machine, kernel, initrd, append, ports, \
+pub const KEYS: &str = "memory, cpus, cpu, machine, kernel, initrd, append, ports, net, \
                         disk.TARGET.bus, disk.TARGET.serial, cloud-init, hostname, \
                         credential.NAME, autostart, expires, log.max, tag.KEY";
 /// How the changes begin that a running VM allows.
@@ -222,6 +222,14 @@ fn apply(record: &mut Record, key: &str, value: &str) -> Result<()> {
                 config.nics.push(Nic::new());
             }
             config.nics[0].forward(&ports)?;
+        }
+        "net" => {
+            if config.nics.is_empty() {
+                return Err(Error::refused("it has no network card"));
+            }
+            let network: Network =
+                if value.is_empty() { Network::default() } else { value.parse()? };
+            config.nics.iter_mut().try_for_each(|nic| nic.connect(network.clone()))?;
         }
         "expires" => {
             if record.ephemeral.as_ref().is_some_and(|ephemeral| ephemeral.owner.is_some()) {

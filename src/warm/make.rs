@@ -96,6 +96,7 @@ pub async fn warm(context: &Context, name: &Name, warming: &Warming) -> Result<W
         names: vec![clone.clone()],
         kind: Kind::Thin,
         ports: Vec::new(),
+        network: None,
         ephemeral: Some(ours.clone()),
     };
     clone::clone(context, &request).await?;

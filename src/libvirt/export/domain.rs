@@ -11,7 +11,7 @@ use super::super::xml::Notes;
 use crate::context::Context;
 use crate::error::{IoContext, Result};
 use crate::image::file::{self, Of, Target};
-use crate::model::{Config, Firmware, Format, Name, Nic, Record};
+use crate::model::{Config, Firmware, Format, Name, Network, Nic, Record};
 use crate::qemu::firmware;
 
 /// What is being written.
@@ -86,7 +86,13 @@ impl Export<'_> {
         let notes = &mut self.notes;
         for nic in &config.nics {
             let what = format!("network card {}", nic.mac);
-            notes.kept(what.clone(), "user network");
+            match nic.network {
+                Network::User(_) => notes.kept(what.clone(), "user network"),
+                Network::Restricted => notes.changed(
+                    what.clone(),
+                    "restricted becomes a user network, which reaches what the host reaches",
+                ),
+            }
             if !nic.ports.is_empty() {
                 let ports: Vec<String> = nic.ports.iter().map(ToString::to_string).collect();
                 notes.left(

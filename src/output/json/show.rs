@@ -61,6 +61,7 @@ struct Confinement<'a> {
     root_directory: bool,
     processes: bool,
     network: bool,
+    destination_filter: bool,
 }
 
 impl<'a> From<&'a Observed> for Confinement<'a> {
@@ -72,6 +73,7 @@ impl<'a> From<&'a Observed> for Confinement<'a> {
             root_directory: observed.root_directory,
             processes: observed.processes,
             network: observed.network,
+            destination_filter: observed.destinations,
         }
     }
 }
@@ -115,9 +117,20 @@ struct Disk<'a> {
 struct Nic<'a> {
     mac: &'a str,
     mode: &'static str,
+    /// What it reaches that lies not outside. Left out where it reaches nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reaches: Option<Reaches>,
     model: &'static str,
     pci: Option<String>,
     ports: Vec<Port>,
+}
+
+/// What a guest reaches that does not lie outside.
+#[derive(Debug, Serialize)]
+struct Reaches {
+    host_loopback: bool,
+    private_networks: bool,
+    allow: Vec<String>,
 }
 
 /// A port of the host that leads into the guest.
@@ -228,10 +241,21 @@ impl<'a> From<&'a model::Nic> for Nic<'a> {
     fn from(nic: &'a model::Nic) -> Self {
         Self {
             mac: &nic.mac,
-            mode: "user",
+            mode: nic.network.mode(),
+            reaches: nic.network.exceptions().map(Reaches::from),
             model: nic.model.as_str(),
             pci: nic.place.map(|place| place.to_string()),
             ports: nic.ports.iter().map(Port::from).collect(),
+        }
+    }
+}
+
+impl From<&model::Exceptions> for Reaches {
+    fn from(exceptions: &model::Exceptions) -> Self {
+        Self {
+            host_loopback: exceptions.host_loopback,
+            private_networks: exceptions.private_networks,
+            allow: exceptions.destinations.iter().map(ToString::to_string).collect(),
         }
     }
 }

@@ -114,7 +114,13 @@ pub fn details(name: &str, details: &Details) -> String {
         let place = nic.place.map(|place| format!(" in PCI slot {place}")).unwrap_or_default();
         lines.push((
             "nic",
-            format!("{} user, {}{place}  {}", nic.mac, nic.model.as_str(), ports.join(" ")),
+            format!(
+                "{} {}  on {}{place}  {}",
+                nic.mac,
+                nic.network,
+                nic.model.as_str(),
+                ports.join(" ")
+            ),
         ));
     }
     if let Some(seed) = &config.seed {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::model::{Bus, Cdrom, Disk, Layer, Nic, NicModel, PortForward};
+use crate::model::{Bus, Cdrom, Disk, Layer, Network, Nic, NicModel, PortForward};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -29,6 +29,9 @@ pub(super) struct NicV1 {
     /// Without one, it is `virtio`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     model: Option<String>,
+    /// As `create --net` takes it. Without one, it is `user`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    network: Option<String>,
     /// `BUS:SLOT`, two hexadecimal digits each.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     place: Option<String>,
@@ -82,6 +85,7 @@ impl From<&Nic> for NicV1 {
         Self {
             mac: nic.mac.clone(),
             model: (nic.model != NicModel::default()).then(|| nic.model.as_str().to_owned()),
+            network: (nic.network != Network::default()).then(|| nic.network.to_string()),
             place: nic.place.map(|place| place.to_string()),
             ports: nic.ports.iter().map(PortForward::to_string).collect(),
         }
@@ -95,6 +99,9 @@ impl TryFrom<NicV1> for Nic {
         Ok(Self {
             model: nic.model.map_or(Ok(NicModel::default()), |model| {
                 known("network card", &model, model.parse())
+            })?,
+            network: nic.network.map_or(Ok(Network::default()), |network| {
+                known("network", &network, network.parse())
             })?,
             place: nic.place.map(|place| place.parse()).transpose()?,
             ports: nic.ports.iter().map(|port| port.parse()).collect::<Result<_>>()?,

@@ -3,9 +3,13 @@
 
 use std::fmt;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 
 use rustix::thread::CapabilitySet;
+
+use super::super::bpf::{Hook, attached};
+use super::super::cgroup;
 
 /// Filters of system calls beyond QEMU's own: how many QEMU has at least that we have started.
 const WITH_OURS: u32 = 2;
@@ -26,6 +30,8 @@ pub struct Observed {
     pub system_calls: bool,
     /// It is in a network namespace of its own.
     pub network: bool,
+    /// It has a filter of destinations.
+    pub destinations: bool,
 }
 
 impl Observed {
@@ -53,6 +59,7 @@ impl Observed {
             root_directory: differs("root")?,
             processes: differs("ns/pid")?,
             network: differs("ns/net")?,
+            destinations: cgroup::of(pid).and_then(Result::ok).is_some_and(is_decided),
         })
     }
 
@@ -60,6 +67,11 @@ impl Observed {
     pub fn is_complete(&self) -> bool {
         self.root_directory && self.processes && self.system_calls
     }
+}
+
+/// Is there a program about each of it?
+fn is_decided(group: OwnedFd) -> bool {
+    Hook::SENDING.into_iter().all(|hook| attached(&group, hook).is_ok_and(|count| count > 0))
 }
 
 /// In words: what it has, then what it shares with us.
@@ -82,6 +94,9 @@ impl fmt::Display for Observed {
         };
         write!(f, "user id {}, {capabilities}", self.user)?;
         write!(f, "; {} filter of system calls", if self.system_calls { "a" } else { "no" })?;
+        if self.destinations {
+            f.write_str("; a filter of destinations")?;
+        }
         for (own, words) in [(true, "its own"), (false, "the host's")] {
             if parts.iter().any(|part| part.0 == own) {
                 write!(f, "; {words}: {}", list(own))?;
@@ -122,6 +137,7 @@ mod tests {
         assert_eq!(observed.user, nix::unistd::geteuid().as_raw());
         assert!(!observed.root_directory && !observed.processes && !observed.network);
         assert!(!observed.is_complete());
+        assert!(!observed.destinations);
         assert!(Observed::of(i32::MAX).is_err());
     }
 
@@ -134,18 +150,20 @@ mod tests {
             processes: true,
             system_calls: true,
             network: false,
+            destinations: true,
         };
         assert!(observed.is_complete());
         assert_eq!(
             observed.to_string(),
-            "user id 0, capabilities SYS_PTRACE, 63; a filter of system calls; its own: root \
-             directory, processes; the host's: network"
+            "user id 0, capabilities SYS_PTRACE, 63; a filter of system calls; a filter of \
+             destinations; its own: root directory, processes; the host's: network"
         );
         let bare = Observed {
             capabilities: names(u64::MAX >> 24),
             root_directory: false,
             processes: false,
             system_calls: false,
+            destinations: false,
             ..observed
         };
         assert_eq!(

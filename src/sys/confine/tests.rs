@@ -4,6 +4,7 @@
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
@@ -17,6 +18,8 @@ use super::*;
 const ROOM: &str = "COWHAND_TEST_ROOM";
 /// The number of the process that has started the attacker, which is its parent.
 const PARENT: &str = "COWHAND_TEST_PARENT";
+/// The port of a service on the host's loopback.
+const PORT: &str = "COWHAND_TEST_PORT";
 /// An ordinary user, who has nothing on this host.
 const USER: u32 = 54_321;
 
@@ -27,6 +30,7 @@ const IS_NOT_COMPLETE: &str = "no: ";
 struct Room {
     directory: PathBuf,
     _made: Option<tempfile::TempDir>,
+    service: TcpListener,
     confinement: Confinement,
 }
 
@@ -55,7 +59,8 @@ impl Room {
             .writing(&at("log"))
             .listening(&at("sockets"))
             .saving_memory();
-        Self { directory: directory.to_owned(), _made: None, confinement }
+        let service = TcpListener::bind("127.0.0.1:0").expect("a port");
+        Self { directory: directory.to_owned(), _made: None, service, confinement }
     }
 
     /// What succeeded of all that was tried.
@@ -82,6 +87,8 @@ impl Room {
         let test = format!("sys::confine::tests::{name}");
         command.args(["--exact", &test, "--nocapture", "--test-threads", "1"]);
         command.env(ROOM, &self.directory).env(PARENT, std::process::id().to_string());
+        let port = self.service.local_addr().expect("an address").port();
+        command.env(PORT, port.to_string());
         command
     }
 
@@ -101,7 +108,7 @@ impl Room {
 #[test]
 fn the_user() {
     let Some(room) = std::env::var_os(ROOM).map(PathBuf::from) else { return };
-    match try_strictly(Path::new("/bin/true")) {
+    match tried::strictly(Path::new("/bin/true")) {
         None => drop(Room::at(&room).attacked(true)),
         Some(why) => {
             std::fs::write(room.join("log"), format!("{IS_NOT_COMPLETE}{why}")).expect("a log")
@@ -166,6 +173,9 @@ fn the_attacker() {
         ("let the kernel signal its parent", is_told_of(&log, parent)),
         ("make calls that no filter sees", makes_a_ring()),
         ("connect to an abstract socket", connect_abstract().is_ok()),
+        ("connect to a port of the host", connects_to_a_port()),
+        ("make a socket for datagrams", UdpSocket::bind("127.0.0.1:0").is_ok()),
+        ("listen on a port of the host", TcpListener::bind("127.0.0.1:0").is_ok()),
         ("mount", mounts()),
         ("make a device", makes_a_device(&at("sockets/device"))),
         ("become another user", nix::unistd::setuid(nix::unistd::Uid::from_raw(4711)).is_ok()),
@@ -210,6 +220,11 @@ fn connect_abstract() -> io::Result<()> {
     use std::os::linux::net::SocketAddrExt;
     let address = SocketAddr::from_abstract_name(std::env::var(ROOM).unwrap_or_default())?;
     UnixStream::connect_addr(&address).map(drop)
+}
+
+fn connects_to_a_port() -> bool {
+    let port = std::env::var(PORT).expect("a port").parse().expect("a number");
+    TcpStream::connect((std::net::Ipv4Addr::LOCALHOST, port)).is_ok()
 }
 
 /// As they are: that it is allowed at all is the point.
@@ -284,7 +299,7 @@ fn skip(why: &str) {
 
 /// Can this host do all of it?
 fn is_complete() -> bool {
-    try_strictly(Path::new("/bin/true")).is_none()
+    tried::strictly(Path::new("/bin/true")).is_none()
 }
 
 #[test]
@@ -330,7 +345,8 @@ fn the_same_attacks_succeed_without_confinement() {
         "connect to a service", "see how large a secret is", "open a secret to others",
         "open its layer to others", "give its layer away", "say when its layer was changed",
         "limit its parent", "move its parent", "let the kernel signal its parent",
-        "hold its parent",
+        "hold its parent", "connect to a port of the host", "make a socket for datagrams",
+        "listen on a port of the host",
     ] {
         assert!(done.iter().any(|one| one == attack), "{attack}: {done:?}");
     }
