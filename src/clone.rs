@@ -324,6 +324,7 @@ fn cards(config: &Config, request: &Request) -> Result<Vec<Nic>> {
             cards.push(Nic::new());
         }
         cards[0].forward(&request.ports)?;
+        cards[0].check_ports()?;
     }
     Ok(cards)
 }

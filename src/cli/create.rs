@@ -103,11 +103,11 @@ pub struct Create {
     /// A network card, or none; can be repeated: user or restricted, with
     /// [,mac=ADDRESS][,model=MODEL]
     ///
-    /// `user` is NAT without privileges: the guest reaches the Internet, forwarded ports lead in,
-    /// and neither the host nor private networks are reached, but for [,host-loopback]
-    /// [,private-networks][,allow=ADDRESS[/LENGTH][:PORT]]…, if QEMU is started by root (see
-    /// docs/security.md). `restricted`: the guest reaches nothing, forwarded ports lead in. Models:
-    /// virtio, e1000, e1000e, rtl8139.
+    /// `user`: NAT without privileges. The guest reaches the Internet, and forwarded ports lead in.
+    /// If root starts QEMU, on a host with control groups of version 2, the guest reaches neither
+    /// the host nor private networks, unless you name them: [,host-loopback][,private-networks]
+    /// [,allow=ADDRESS[/LENGTH][:PORT]]…; else it reaches what the host reaches. `restricted`: the
+    /// guest reaches nothing; forwarded TCP ports lead in. Models: virtio, e1000, e1000e, rtl8139.
     #[arg(long, value_name = "NETWORK", default_value = "user")]
     net: Vec<String>,
     /// Forward a port of the host into the guest; can be repeated: HOST:GUEST, ADDRESS:HOST:GUEST,
@@ -223,6 +223,7 @@ fn cards(said: &[String], ports: &[PortForward]) -> Result<Vec<Nic>> {
     let mut cards: Vec<Nic> = said.iter().map(|network| network.parse()).collect::<Result<_>>()?;
     if let Some(first) = cards.first_mut() {
         first.forward(ports)?;
+        first.check_ports()?;
     }
     Ok(cards)
 }

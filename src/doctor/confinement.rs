@@ -35,13 +35,26 @@ pub async fn examine(context: &Context, only: Option<&Name>) -> Result<Vec<Findi
     };
     for name in names {
         let Some(pid) = status::observe(context, &name).await?.pid else { continue };
-        findings.push(of_process(pid).of(&name));
+        let reaches_out = store.load(&name).is_ok_and(|record| {
+            record.config.nics.iter().any(|nic| nic.network.exceptions().is_some())
+        });
+        findings.push(of_process(pid, reaches_out).of(&name));
     }
     Ok(findings)
 }
 
-fn of_process(pid: i32) -> Finding {
+/// `reaches_out`: its guest has a user network, whose destinations root expects to be filtered.
+fn of_process(pid: i32, reaches_out: bool) -> Finding {
+    let is_root = nix::unistd::geteuid().is_root();
     match Observed::of(pid) {
+        Ok(observed) if reaches_out && is_root && !observed.destinations => {
+            let about = format!("{observed}; no filter of destinations");
+            Finding::warn("confinement", about).hint(
+                "its guest reaches the host's loopback and private networks: it was started with \
+                 --confine off, by an earlier version or as an ordinary user, or the host does not \
+                 allow more",
+            )
+        }
         Ok(observed) if observed.is_complete() => Finding::ok("confinement", observed.to_string()),
         Ok(observed) => Finding::warn("confinement", observed.to_string()).hint(
             "it was started with --confine off, by an earlier version, or on a host that does not \
@@ -79,13 +92,15 @@ fn destinations(context: &Context, probe: &Probe) -> Option<Finding> {
     let Some(why) = tried::destinations(&probe.path) else {
         return Some(Finding::ok("confinement", "QEMU has a filter of destinations"));
     };
-    let about = format!(
-        "guests with --net user reach the host's loopback and private networks: this host filters \
-         no destinations (bpf(2)): {why}"
-    );
+    let about = |why: &str| {
+        format!("guests with --net user reach the host's loopback and private networks: {why}")
+    };
     let finding = match nix::unistd::geteuid().is_root() {
-        true => Finding::warn("confinement", about),
-        false => Finding::info("confinement", about),
+        true => {
+            let why = format!("this host filters no destinations (bpf(2)): {why}");
+            Finding::warn("confinement", about(&why))
+        }
+        false => Finding::info("confinement", about("only root filters destinations")),
     };
     Some(finding.hint(
         "for guests of people you do not know: --net restricted or none, or start them as root on \

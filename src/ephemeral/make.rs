@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::guest::install::{self, Reached};
 use crate::guest::port::Client;
 use crate::instance::launch::{self, Launch};
-use crate::model::{Ephemeral, Name, Record};
+use crate::model::{Ephemeral, Name, Network, Record};
 use crate::qemu::cmdline::StartMode;
 use crate::settings::Accel;
 use crate::sys::{command, relay};
@@ -107,9 +107,10 @@ pub async fn make(
 
 /// Is it as the clones are that wait?
 fn is_as_made(request: &Request, template: &Record) -> bool {
-    let network = request.network.as_ref();
-    request.ports.is_empty()
-        && network.is_none_or(|asked| template.config.nics.iter().all(|nic| nic.network == *asked))
+    let cards = &template.config.nics;
+    let is_theirs =
+        |asked: &Network| !cards.is_empty() && cards.iter().all(|card| card.network == *asked);
+    request.ports.is_empty() && request.network.as_ref().is_none_or(is_theirs)
 }
 
 /// QEMU ends with us, unless it is to stay.

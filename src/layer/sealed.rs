@@ -219,6 +219,7 @@ fn digest(bytes: &[u8]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::skipped::skipped;
     use proptest::prelude::*;
 
     fn look() -> Look {
@@ -246,7 +247,6 @@ mod tests {
     }
 
     #[test]
-    #[allow(clippy::print_stderr)]
     fn what_a_newer_version_has_noted_stays_and_says_nothing_to_this_one() {
         let room = tempfile::tempdir().expect("a directory");
         let store = Store::at(room.path()).expect("a store");
@@ -257,10 +257,8 @@ mod tests {
         for newer in ["2 and so on".to_owned(), format!("2 {}", "long ".repeat(100))] {
             match fsetxattr(&file, NAME, newer.as_bytes(), XattrFlags::empty()) {
                 Err(Errno::NOTSUP) => {
-                    return eprintln!(
-                        "SKIPPED: no extended attributes in {}",
-                        room.path().display()
-                    );
+                    let why = format!("no extended attributes in {}", room.path().display());
+                    return skipped(&why);
                 }
                 other => other.expect("it is noted"),
             }

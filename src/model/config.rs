@@ -72,6 +72,7 @@ impl Config {
                 self.machine
             )));
         }
+        self.nics.iter().try_for_each(Nic::check_ports)?;
         if self.disks.len() + self.cdroms.len() + self.nics.len() > super::bus::DEVICES {
             return Err(super::bus::too_many());
         }

@@ -62,21 +62,14 @@ impl Nic {
                 )));
             }
         }
-        self.check(ports)?;
         self.ports = ports.to_vec();
         Ok(())
     }
 
-    /// With what the guest reaches through it, instead of what it has reached.
-    pub fn connect(&mut self, network: Network) -> Result<()> {
-        let before = std::mem::replace(&mut self.network, network);
-        self.check(&self.ports).inspect_err(|_| self.network = before)
-    }
-
-    /// A restricted card answers no datagram (libslirp, `udp_input`).
-    fn check(&self, ports: &[PortForward]) -> Result<()> {
+    /// Do its ports lead in? A restricted card answers no datagram (libslirp, `udp_input`).
+    pub fn check_ports(&self) -> Result<()> {
         let is_udp = |port: &&PortForward| port.protocol == Protocol::Udp;
-        match ports.iter().find(is_udp) {
+        match self.ports.iter().find(is_udp) {
             Some(port) if self.network == Network::Restricted => Err(Error::usage(format!(
                 "{port} would not be answered: through a restricted network, only TCP ports lead in"
             ))),
@@ -241,13 +234,11 @@ mod tests {
         assert!(forward(&["2222:22", "2222:22/udp", "127.0.0.2:2222:22", "2223:22"]).is_ok());
         assert!(forward(&["2222:22", "0.0.0.0:2222:22"]).is_err());
         let mut restricted = Nic { network: Network::Restricted, ..Nic::new() };
-        let udp: PortForward = "53:53/udp".parse().expect("a forward");
-        assert!(restricted.forward(&["22:22".parse().expect("a forward")]).is_ok());
-        assert!(restricted.forward(std::slice::from_ref(&udp)).is_err());
-        restricted.connect(Network::default()).expect("a network");
-        restricted.forward(&[udp]).expect("a port");
-        assert!(restricted.connect(Network::Restricted).is_err());
-        assert_eq!(restricted.network, Network::default());
+        restricted.forward(&["22:22".parse().expect("a forward")]).expect("a port");
+        restricted.check_ports().expect("it leads in");
+        restricted.forward(&["53:53/udp".parse().expect("a forward")]).expect("a port");
+        assert!(restricted.check_ports().is_err());
+        assert!(Nic { network: Network::default(), ..restricted }.check_ports().is_ok());
         let error = forward(&["2222:22", "2222:80"]).expect_err("twice the same");
         assert!(error.message().contains("127.0.0.1:2222:80"), "{}", error.message());
     }

@@ -22,10 +22,11 @@ const LOOPBACK: [&str; 2] = ["127.0.0.0/8", "::1/128"];
 /// What else is no address of a host on the Internet (the registries of RFC 6890): this network,
 /// link-local, where clouds have their metadata, protocols, groups, later use; of IPv6 also what
 /// was once site-local, and IPv4 addresses in other forms than those that are known for IPv4. Those
-/// of documentation lead nowhere.
-const SPECIAL: [&str; 9] = [
+/// of documentation lead nowhere. The last one is where virtual machines of Azure have their
+/// metadata.
+const SPECIAL: [&str; 10] = [
     "0.0.0.0/8", "169.254.0.0/16", "192.0.0.0/24", "224.0.0.0/3", "::/96", "64:ff9b:1::/48",
-    "2002::/16", "fe80::/9", "ff00::/8",
+    "2002::/16", "fe80::/9", "ff00::/8", "168.63.129.16/32",
 ];
 
 /// The networks of the QEMU of a guest with these cards, on a host that asks these name
@@ -126,7 +127,7 @@ mod tests {
             "172.31.255.255", "192.168.0.1", "100.64.0.1", "100.100.100.200", "198.18.0.1",
             "198.19.255.255", "169.254.169.254", "192.0.0.170", "224.0.0.251", "239.255.255.250",
             "255.255.255.255", "240.0.0.1", "::", "::1", "::127.0.0.1", "fc00::1", "fd00:ec2::254",
-            "fe80::1", "fec0::1", "ff02::1", "2002:7f00:1::", "64:ff9b:1::1",
+            "168.63.129.16", "fe80::1", "fec0::1", "ff02::1", "2002:7f00:1::", "64:ff9b:1::1",
         ] {
             assert_eq!(verdict(&user, address, 80), Some(Verdict::Refused), "{address}");
         }

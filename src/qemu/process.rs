@@ -118,7 +118,7 @@ fn did_not_run(program: &str, confinement: Option<&Confinement>, source: io::Err
             match confinement.is_some_and(|it| it.is_for_destinations(&source)) {
                 true => error.hint(
                     "a guest that reaches nothing needs no filter of destinations: \
-                     cowhand set VM net=restricted",
+                     cowhand set VM net=restricted, or --net restricted of run and clone",
                 ),
                 false => error,
             }
@@ -251,8 +251,9 @@ pub fn clear_sockets(sockets: &Sockets) {
     let link = sockets.group();
     if let Ok(group) = std::fs::read_link(&link) {
         cgroup::remove(&group);
-        let _ = std::fs::remove_file(link);
     }
+    // Whatever it is by now: QEMU may remove files here, and make sockets.
+    let _ = std::fs::remove_file(link);
     for path in sockets.all().into_iter().chain(sockets.credentials()) {
         let _ = std::fs::remove_file(path);
     }

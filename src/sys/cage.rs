@@ -248,8 +248,8 @@ pub(super) fn limit(resource: Resource, value: u64) -> io::Result<()> {
 }
 
 #[cfg(test)]
-#[allow(clippy::print_stderr)]
 mod tests {
+    use super::super::skipped::skipped;
     use super::*;
 
     fn caged(cage: &Cage, script: &str) -> std::process::Output {
@@ -274,8 +274,7 @@ mod tests {
         );
         let output = caged(&cage, &script);
         if landlock_is_missing() {
-            eprintln!("SKIPPED: this kernel has no Landlock");
-            return;
+            return skipped("this kernel has no Landlock");
         }
         assert_eq!(String::from_utf8_lossy(&output.stdout), "given", "{output:?}");
         assert_eq!(std::fs::read(&given).expect("a file"), b"given");
@@ -293,8 +292,7 @@ mod tests {
             format!("cat {0}; cat {1}; echo x > {0}", held.path().display(), path.display());
         let output = caged(&Cage::new(Limits::LOOK).holding(&held), &script);
         if landlock_is_missing() {
-            eprintln!("SKIPPED: this kernel has no Landlock");
-            return;
+            return skipped("this kernel has no Landlock");
         }
         assert_eq!(String::from_utf8_lossy(&output.stdout), "opened", "{output:?}");
         let said = format!("cannot read '{}'", held.path().display());

@@ -108,6 +108,7 @@ fn is_version_2(path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::skipped::skipped;
     use super::*;
 
     #[test]
@@ -127,12 +128,10 @@ mod tests {
         remove(&named);
         assert!(named.is_dir(), "it is no group");
         let Some(path) = planned(&format!("test-{}", std::process::id())) else {
-            let _ = std::fs::write("/dev/stderr", "SKIPPED: no control groups of version 2\n");
-            return;
+            return skipped("no control groups of version 2");
         };
         let Ok(group) = Group::make(&path) else {
-            let _ = std::fs::write("/dev/stderr", "SKIPPED: no control group can be made\n");
-            return;
+            return skipped("no control group can be made");
         };
         // One that was left there makes room.
         drop(group);

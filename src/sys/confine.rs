@@ -56,6 +56,8 @@ pub mod tried;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Confinement {
     strict: bool,
+    /// Without a filter of destinations it is not started.
+    filtered: bool,
     read: Vec<PathBuf>,
     write: Vec<PathBuf>,
     merge: Vec<PathBuf>,
@@ -74,6 +76,7 @@ impl Confinement {
             (SETTINGS.map(PathBuf::from).to_vec(), DEVICES.map(PathBuf::from).to_vec());
         let all = Self {
             strict,
+            filtered: strict,
             read,
             write,
             merge: Vec::new(),
@@ -143,6 +146,13 @@ impl Confinement {
     #[must_use]
     pub fn with_networks(mut self, networks: Networks) -> Self {
         self.networks = networks;
+        self
+    }
+
+    /// Where its destinations cannot be filtered, it is not started.
+    #[must_use]
+    pub fn only_filtered(mut self) -> Self {
+        self.filtered = true;
         self
     }
 
@@ -263,8 +273,8 @@ impl Confinement {
 
     /// What becomes of a start where the host lacks something: an error, if it was to be strict.
     fn missing(&self) -> impl Fn(i32, i32) -> io::Result<()> + Send + Sync + Copy + use<> {
-        let strict = self.strict;
-        move |what, errno| match strict {
+        let (strict, filtered) = (self.strict, self.filtered);
+        move |what, errno| match if what == NO_GROUP { filtered } else { strict } {
             true => Err(io::Error::from_raw_os_error(what + errno)),
             false => Ok(()),
         }

@@ -27,6 +27,8 @@ pub mod ready;
 pub mod relay;
 pub mod rotated;
 pub mod seccomp;
+#[cfg(test)]
+pub mod skipped;
 pub mod space;
 pub mod sparse;
 pub mod started;

@@ -229,7 +229,7 @@ fn apply(record: &mut Record, key: &str, value: &str) -> Result<()> {
             }
             let network: Network =
                 if value.is_empty() { Network::default() } else { value.parse()? };
-            config.nics.iter_mut().try_for_each(|nic| nic.connect(network.clone()))?;
+            config.nics.iter_mut().for_each(|nic| nic.network = network.clone());
         }
         "expires" => {
             if record.ephemeral.as_ref().is_some_and(|ephemeral| ephemeral.owner.is_some()) {

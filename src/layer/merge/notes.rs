@@ -80,6 +80,7 @@ mod tests {
     use super::*;
     use crate::layer::{chain, create, info};
     use crate::model::{Format, MergeKind};
+    use crate::sys::skipped::skipped;
 
     fn layer(store: &Store, backing: Option<&Layer>) -> Layer {
         let layer = Layer::new(Format::Qcow2);
@@ -106,8 +107,7 @@ mod tests {
         let top = layer(&store, Some(&base));
         let overlay = layer(&store, Some(&top));
         if backing_xattr::read(&store, &top) == RecordedBacking::Nothing {
-            let _ = std::fs::write("/dev/stderr", "SKIPPED: no extended attributes\n");
-            return;
+            return skipped("no extended attributes");
         }
         let commit = Merge {
             overlay: Some(overlay.clone()),

@@ -75,7 +75,12 @@ pub fn details(name: &str, details: &Details) -> String {
     lines.extend(details.accel.map(|accel| ("accel", accel.to_owned())));
     lines.extend(config.cpu.clone().map(|cpu| ("cpu", cpu)));
     lines.extend(details.status.pid.map(|pid| ("pid", pid.to_string())));
-    lines.extend(details.confinement.iter().map(|about| ("confined", about.to_string())));
+    let reaches_out = config.nics.iter().any(|nic| nic.network.exceptions().is_some());
+    lines.extend(details.confinement.iter().map(|about| {
+        let unfiltered = reaches_out && !about.destinations;
+        let none = if unfiltered { "; no filter of destinations" } else { "" };
+        ("confined", format!("{about}{none}"))
+    }));
     lines.extend(details.cut_short.clone().map(|operation| ("cut short", operation)));
     lines.extend(details.from.clone().map(|from| ("from", from)));
     if let Some(image) = record.image() {

@@ -61,6 +61,7 @@ pub(super) fn is_lacking(error: Errno) -> bool {
         Errno::NOTSUP,
         Errno::OPNOTSUPP,
         Errno::INVAL,
+        Errno::NODEV,
     ]
     .contains(&error)
 }

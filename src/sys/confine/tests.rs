@@ -12,6 +12,7 @@ use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use rustix::fs::{XattrFlags, removexattr, setxattr};
 use rustix::process::{Pid, PidfdFlags, getrlimit, pidfd_open, prlimit, test_kill_process};
 
+use super::super::skipped::skipped;
 use super::*;
 
 /// Where the attacker finds what it may, and what it may not; without it, there is none.
@@ -293,10 +294,6 @@ const NEEDED: [&str; 6] = [
     "remove its socket", "read random numbers",
 ];
 
-fn skip(why: &str) {
-    let _ = std::fs::write("/dev/stderr", format!("SKIPPED: {why}\n"));
-}
-
 /// Can this host do all of it?
 fn is_complete() -> bool {
     tried::strictly(Path::new("/bin/true")).is_none()
@@ -305,7 +302,7 @@ fn is_complete() -> bool {
 #[test]
 fn what_a_guest_needs_works_and_every_attack_fails() {
     if !is_complete() {
-        return skip("this host cannot confine a program as strictly as this");
+        return skipped("this host cannot confine a program as strictly as this");
     }
     let room = Room::new();
     let _listeners = listeners(&room);
@@ -315,12 +312,12 @@ fn what_a_guest_needs_works_and_every_attack_fails() {
 #[test]
 fn the_same_holds_for_an_ordinary_user_who_owns_all_of_it() {
     if !nix::unistd::geteuid().is_root() {
-        return skip("only root becomes another user");
+        return skipped("only root becomes another user");
     }
     let program = std::env::current_exe().expect("this program");
     let is_for_all = |path: &Path| path.metadata().is_ok_and(|about| about.mode() & 0o1 == 0o1);
     if !program.ancestors().all(is_for_all) {
-        return skip("this program is in a private directory");
+        return skipped("this program is in a private directory");
     }
     let room = Room::new();
     let _listeners = listeners(&room);
@@ -330,7 +327,7 @@ fn the_same_holds_for_an_ordinary_user_who_owns_all_of_it() {
     }
     let done = room.attacked_as_user();
     if let Some(why) = done.first().and_then(|line| line.strip_prefix(IS_NOT_COMPLETE)) {
-        return skip(why);
+        return skipped(why);
     }
     assert_eq!(done, NEEDED);
 }
@@ -362,7 +359,7 @@ fn a_file_that_root_opens_by_privilege_alone_keeps_that_and_no_other() {
     let all = CapabilitySet::DAC_OVERRIDE;
     let memory = CapabilitySet::SYS_PTRACE;
     if !ours.contains(all | memory) {
-        return skip("root's capabilities are needed");
+        return skipped("root's capabilities are needed");
     }
     let room = Room::new();
     assert_eq!(room.confinement.capabilities(), memory);

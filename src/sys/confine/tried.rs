@@ -26,21 +26,22 @@ pub fn strictly(program: &Path) -> Option<String> {
     }
 }
 
-/// The same, to see whether its destinations are filtered here. What else this host lacks is no
-/// reason.
+/// Why this host filters no destinations; `None`: it does. The program begins in a control group
+/// whose destinations are filtered, and is confined otherwise as far as this host can.
 pub fn destinations(program: &Path) -> Option<String> {
     let group = cgroup::planned(&format!("try-{}", std::process::id()));
     let networks = Networks::To { destinations: Destinations::default(), group: group.clone() };
-    let confinement = Confinement::new(true).with_networks(networks);
+    let confinement = Confinement::new(false).with_networks(networks).only_filtered();
     let tried = version(&confinement, program);
     group.iter().for_each(|group| cgroup::remove(group));
-    match tried {
-        Err(error) if confinement.is_for_destinations(&error) => {
-            let code = error.raw_os_error().unwrap_or_default() - NO_GROUP;
-            Some(io::Error::from_raw_os_error(code).to_string())
+    let error = tried.err()?;
+    match error.raw_os_error() {
+        Some(code) if confinement.is_for_destinations(&error) => {
+            Some(io::Error::from_raw_os_error(code - NO_GROUP).to_string())
         }
-        Err(error) if error.raw_os_error().is_none() => Some(error.to_string()),
-        _ => None,
+        // Another reason that the kernel gave.
+        Some(_) => None,
+        None => Some(error.to_string()),
     }
 }
 
@@ -50,4 +51,22 @@ fn version(confinement: &Confinement, program: &Path) -> io::Result<Option<i32>>
     command.env_clear().arg("--version").current_dir("/");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     confinement.start(command, |_| ()).and_then(|program| program.wait())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::skipped::skipped;
+    use super::*;
+
+    #[test]
+    fn whether_destinations_are_filtered_is_told_apart_from_all_else() {
+        let program = Path::new("/bin/true");
+        if let Some(why) = destinations(program) {
+            return skipped(&why);
+        }
+        // That it cannot be run says nothing of this host.
+        assert_eq!(destinations(Path::new("/no/such/program")), None);
+        let left = cgroup::planned(&format!("try-{}", std::process::id())).expect("a group");
+        assert!(!left.exists());
+    }
 }

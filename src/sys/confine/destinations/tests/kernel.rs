@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::io::Errno;
 
 use super::super::super::super::cgroup::{self, Group};
+use super::super::super::super::skipped::skipped;
 use super::{rule, to};
 use crate::sys::confine::networks::{Destinations, Rule, Verdict};
 
@@ -27,8 +28,7 @@ impl Held {
             destinations.hold_for(held.group()).map(|()| held)
         });
         if let Err(error) = &made {
-            let text = format!("SKIPPED: this host filters no destinations: {error}\n");
-            let _ = std::fs::write("/dev/stderr", text);
+            skipped(&format!("this host filters no destinations: {error}"));
         }
         made.ok()
     }
