@@ -295,7 +295,7 @@ fn a_copy_of_a_vm_is_not_reset_onto_what_that_writes_to() {
 fn a_vm_that_depends_on_nobody_is_not_made_dependent_by_a_reset() {
     let lab = Lab::new();
     lab.ok(&["create", "v", "--size", "16M"]);
-    // What is copied out of an internal snapshot stands on nothing, either.
+    // What is copied out of an internal snapshot depends on nothing, either.
     lab.ok(&["snapshot", "create", "v", "inner", "--internal"]);
     lab.ok(&["clone", "v@inner", "copied"]);
     lab.ok(&["create", "t", "--size", "16M"]);

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::images::server::{Reply, Server};
 use crate::lab::{Lab, eventually, guest, tool};
+use crate::ports::free_port;
 
 /// The seed that QEMU would be given, with what is in it.
 fn seed(lab: &Lab, vm: &str) -> (PathBuf, Vec<(String, String)>) {
@@ -208,10 +209,6 @@ fn credentials_are_told_by_files_that_nobody_else_reads_and_go_where_the_configu
 /// The second tier, see docs/testing.md.
 mod full {
     use super::*;
-
-    fn free_port() -> u16 {
-        std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-    }
 
     /// Debian's own cloud-init, in an image that is downloaded first, makes the user, puts in the
     /// key and gives the name; and anew in each clone of a template.

@@ -235,7 +235,7 @@ fn commands_at_random_and_at_once_lose_no_update_and_never_wait_for_each_other_i
     let wrong: Vec<&str> =
         found.lines().filter(|line| line.starts_with("fail") || line.starts_with("warn")).collect();
     assert!(
-        wrong.iter().all(|line| line.contains(" kvm ") || line.contains("makes reading slow")),
+        wrong.iter().all(|line| line.contains(" kvm ") || line.contains("slows down reading")),
         "{wrong:?}"
     );
     lab.check_images();

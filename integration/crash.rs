@@ -56,13 +56,13 @@ fn a_guest_that_stands_still_because_a_command_was_killed_is_said_to() {
         .output();
     assert_eq!(killed.unwrap().status.code(), None);
     assert_eq!(lab.state("web"), "paused");
-    let list = lab.run(&["ls"]);
+    let list = lab.answered(&["ls"]);
     assert!(
         list.err.contains("`snapshot rm web@s` was cut short")
             && list.err.contains("its guest is paused"),
         "{list:?}"
     );
-    let doctor = lab.run(&["doctor", "web"]);
+    let doctor = lab.answered(&["doctor", "web"]);
     assert!(doctor.out.contains("was cut short, and its guest is paused"), "{doctor:?}");
     lab.ok(&["set", "web", "tag.a=b"]);
     assert_eq!(lab.state("web"), "running");
@@ -101,7 +101,7 @@ fn killed_at_every_moment(
     panic!("it was killed {killed} times");
 }
 
-/// Every layer in the pool is named by somebody, or stood on.
+/// Every layer in the pool is named by somebody, or depended on.
 fn assert_no_orphans(lab: &Lab) {
     lab.ok(&["stop", "--force", "web"]);
     let before = lab.layer_files();

@@ -71,7 +71,7 @@ fn every_bad_request_is_refused_with_its_code_and_changes_nothing() {
         (&["clone", "taken", "taken"], 4, &["taken"]),
         (&["snapshot", "ls", "nobody"], 3, &["nobody"]),
         (&["snapshot", "revert", "taken@no"], 3, &["no snapshot no"]),
-        (&["snapshot", "revert", "taken@current"], 3, &["stands on no snapshot"]),
+        (&["snapshot", "revert", "taken@current"], 3, &["has no current snapshot"]),
         (&["snapshot", "revert", "taken"], 2, &["names no snapshot"]),
         (&["snapshot", "create", "taken", "current"], 2, &["current"]),
         (&["disk", "chain", "taken", "vdz"], 3, &["vda"]),

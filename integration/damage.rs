@@ -365,7 +365,7 @@ fn what_is_removed_while_another_record_cannot_be_read_comes_back_whole() {
     // Is one of them what vm0 writes to? Nobody knows.
     lab.run(&["undo", "tx"]).fails(8, &["the record of vm0 cannot be read", "cowhand doctor vm0"]);
     let repaired = lab.run(&["doctor", "--repair"]);
-    assert!(repaired.code == 0 && !repaired.out.contains("nobody uses"), "{repaired:?}");
+    assert!(repaired.code == 0 && !repaired.out.contains("unused"), "{repaired:?}");
     lab.ok(&["gc"]);
     lab.ok(&["undo", "tx"]);
     lab.ok(&["doctor"]);
@@ -377,9 +377,9 @@ fn what_is_removed_while_another_record_cannot_be_read_comes_back_whole() {
 }
 
 /// A removal that was cut short is completed by `gc`. Meanwhile something may have come back out of
-/// the trash that stands on what was removed, and a layer that shows it may be missing just then.
+/// the trash that depends on what was removed, and a layer that shows it may be missing just then.
 #[test]
-fn a_removal_is_not_completed_while_a_layer_is_missing_that_may_stand_on_what_it_takes_away() {
+fn a_removal_is_not_completed_while_a_layer_is_missing_that_may_depend_on_what_it_takes_away() {
     let lab = store_of(1);
     lab.ok(&["create", "base", "--size", "16M", "--net", "none"]);
     lab.ok(&["clone", "base", "c"]);
@@ -551,7 +551,7 @@ fn a_sealed_layer_that_is_not_what_it_was_starts_merges_and_clones_nothing() {
                 &format!("web@{snapshot}"),
             ]);
             assert!(
-                done.code == 8 || (done.code == 0 && done.out.contains("stays")),
+                done.code == 8 || (done.code == 0 && done.out.contains("is kept")),
                 "{what}: {snapshot}: {done:?}"
             );
         }

@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use crate::lab::{Lab, eventually, guest};
+use crate::ports::free_port;
 
 fn create(lab: &Lab, name: &str) {
     let debian = guest("debian");
@@ -20,10 +21,6 @@ fn create(lab: &Lab, name: &str) {
         "--memory",
         "512M",
     ]);
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// The second tier, see docs/testing.md.

@@ -54,7 +54,7 @@ fn a_commit_by_hand_gives_up_what_it_says_and_keeps_every_byte() {
         (vec!["--top", "s2", "--base", "s3"], 2, "above"),
         (vec!["--top", "s2", "--base", "s2"], 2, "the same layer"),
         (vec!["--base", "s9"], 3, "no layer below"),
-        (vec!["--top", "s1"], 5, "nothing"),
+        (vec!["--top", "s1"], 5, "no backing file"),
     ] {
         lab.run(&[&["disk", "commit", "web", "vda"], &args[..]].concat()).fails(code, &[words]);
     }
@@ -77,14 +77,14 @@ fn a_commit_by_hand_gives_up_what_it_says_and_keeps_every_byte() {
     assert_eq!(lab.state("web"), "running");
     assert_eq!((depth(&lab, "web", "vda"), depth(&lab, "web", "vdb")), (1, 1));
     assert_eq!(lab.ok(&["snapshot", "ls", "web", "-q"]), "");
-    lab.run(&["disk", "commit", "web", "vda"]).fails(5, &["nothing to commit into"]);
+    lab.run(&["disk", "commit", "web", "vda"]).fails(5, &["no backing file to commit into"]);
     lab.ok(&["stop", "--force", "web"]);
     assert_eq!((content(&lab, "web", "vda"), content(&lab, "web", "vdb")), (first, second));
     lab.check_images();
 }
 
 #[test]
-fn a_commit_into_what_a_clone_or_a_template_stands_on_is_refused() {
+fn a_commit_into_what_a_clone_or_a_template_depends_on_is_refused() {
     let lab = Lab::new();
     line(&lab);
     lab.ok(&["clone", "web@s3", "copy"]);
@@ -287,7 +287,7 @@ fn a_layer_that_a_clone_kept_hidden_is_merged_once_the_clone_is_gone() {
     assert_eq!(depth(&lab, "web", "vda"), 4);
     let head = content(&lab, "web", "vda");
     lab.ok(&["rm", "copy"]);
-    // While the clone could still be had back, what it stands on stays.
+    // While the clone could still be had back, what it depends on stays.
     lab.ok(&["gc"]);
     assert_eq!(depth(&lab, "web", "vda"), 4);
     lab.ok(&["gc", "--older-than", "0"]);

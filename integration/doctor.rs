@@ -151,7 +151,7 @@ fn what_a_damaged_layer_was_made_on_is_neither_written_to_nor_removed() {
     std::fs::write(&record, old).unwrap();
     damage(&head);
     let before = std::fs::read(&below).unwrap();
-    lab.run(&["start", "--paused", "web"]).fails(8, &["not the last one", "cowhand doctor web"]);
+    lab.run(&["start", "--paused", "web"]).fails(8, &["out of date", "cowhand doctor web"]);
     lab.run(&["doctor", "web", "--repair"]);
     lab.run(&["start", "--paused", "web"]).fails(8, &[]);
     lab.ok(&["gc", "--older-than", "0"]);
@@ -171,7 +171,7 @@ fn a_spare_record_that_does_not_fit_is_not_used() {
     let lab = lab();
     let (record, spare) =
         (lab.store().join("vms/web/vm.json"), lab.store().join("vms/web/vm.json.spare"));
-    // From before the last snapshot: its head is a layer that another one stands on by now.
+    // From before the last snapshot: its head is a layer that another one depends on by now.
     let old = std::fs::read(&spare).unwrap();
     lab.ok(&["snapshot", "create", "web", "c"]);
     std::fs::write(&spare, old).unwrap();
@@ -179,7 +179,7 @@ fn a_spare_record_that_does_not_fit_is_not_used() {
     let done = lab.run(&["doctor", "web", "--repair"]);
     assert_eq!(done.code, 1, "{done:?}");
     assert!(
-        done.out.contains("spare copy does not fit") && done.out.contains("stands on its vda"),
+        done.out.contains("spare copy does not fit") && done.out.contains("backed by its vda"),
         "{}",
         done.out
     );
@@ -564,8 +564,8 @@ fn an_older_record_put_back_by_hand_does_not_lose_what_was_written_since() {
     lab.ok(&["stop", "web"]);
     let head = lab.chain("web")[0].clone();
     std::fs::write(&record, &old).unwrap();
-    // Starting it would write into a layer that another one stands on.
-    lab.run(&["start", "web"]).fails(8, &["not the last one", "cowhand doctor web"]);
+    // Starting it would write into a layer that another one depends on.
+    lab.run(&["start", "web"]).fails(8, &["out of date", "cowhand doctor web"]);
     lab.ok(&["gc", "--older-than", "0"]);
     assert!(wrong(&lab, &[]).contains(&"record web".to_owned()));
     lab.ok(&["doctor", "--repair"]);
@@ -585,7 +585,7 @@ fn an_older_record_put_back_by_hand_does_not_lose_what_was_written_since() {
 }
 
 #[test]
-fn beside_a_missing_layer_nothing_is_merged_that_it_may_stand_on() {
+fn beside_a_missing_layer_nothing_is_merged_that_it_may_depend_on() {
     let lab = Lab::new();
     lab.ok(&["create", "v", "--size", "16M"]);
     for name in ["a", "b", "c", "d"] {
@@ -593,7 +593,7 @@ fn beside_a_missing_layer_nothing_is_merged_that_it_may_stand_on() {
     }
     let chain = lab.chain("v");
     let layers = lab.layer_files();
-    // Of c, which stands on b, which stands on a.
+    // Of c, which depends on b, which depends on a.
     let gone = lab.store().join("layers").join(format!("{}.qcow2", chain[2]));
     let aside = lab.path().join("aside");
     std::fs::rename(&gone, &aside).unwrap();
@@ -630,7 +630,7 @@ fn a_qemu_that_hangs_can_be_stopped_although_it_was_looked_at() {
 }
 
 #[test]
-fn a_layer_that_stands_on_a_wrong_one_is_not_started_on() {
+fn a_layer_that_depends_on_a_wrong_one_is_not_started_on() {
     let lab = Lab::new();
     lab.ok(&["create", "web", "--size", "16M", "--memory", "64M", "--net", "none"]);
     lab.ok(&["create", "other", "--size", "16M"]);

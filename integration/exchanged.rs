@@ -236,7 +236,7 @@ fn a_vm_whose_record_names_the_disk_of_another_one_takes_no_snapshot_of_it() {
     lab.ok(&["doctor"]);
 }
 
-/// Writes into the header of a layer that it stands on another one.
+/// Writes into the header of a layer that it depends on another one.
 fn put_on(lab: &Lab, id: &str, backing: &str) {
     let backing = format!("{backing}.qcow2");
     tool(
@@ -269,11 +269,11 @@ pub fn only_this_fails(lab: &Lab, vm: &str) {
 }
 
 #[test]
-fn what_does_not_stand_on_what_it_was_made_on_is_neither_merged_nor_copied() {
+fn what_does_not_depend_on_what_it_was_made_on_is_neither_merged_nor_copied() {
     let lab = store_of(2);
     if !has_attributes(
         &lab,
-        "what_does_not_stand_on_what_it_was_made_on_is_neither_merged_nor_copied",
+        "what_does_not_depend_on_what_it_was_made_on_is_neither_merged_nor_copied",
     ) {
         return;
     }
@@ -395,9 +395,9 @@ fn a_merge_that_was_cut_short_is_not_carried_on_along_the_disk_of_another_vm() {
 
 /// A store that was restored without extended attributes has no notes.
 #[test]
-fn what_a_layer_stands_on_is_noted_before_a_guest_writes_to_it() {
+fn what_a_layer_depends_on_is_noted_before_a_guest_writes_to_it() {
     let lab = store_of(2);
-    if !has_attributes(&lab, "what_a_layer_stands_on_is_noted_before_a_guest_writes_to_it") {
+    if !has_attributes(&lab, "what_a_layer_depends_on_is_noted_before_a_guest_writes_to_it") {
         return;
     }
     let (a, b) = (lab.chain("vm0"), lab.chain("vm1"));
@@ -543,7 +543,7 @@ fn a_record_that_somebody_else_has_changed_stops_its_own_vm_alone_until_it_is_me
     lab.ok(&["template", "create", "base", "--no-seal"]);
     lab.ok(&["clone", "vm1@s", "above"]);
     lab.ok(&["snapshot", "create", "vm1", "t"]);
-    // Nobody names it, and the clone stands on it.
+    // Nobody names it, and the clone depends on it.
     let hidden = lab.chain("vm1")[2].clone();
     lab.ok(&["snapshot", "rm", "vm1@s"]);
     mark(&lab, "vm0", 5);
@@ -589,7 +589,7 @@ fn a_record_that_somebody_else_has_changed_stops_its_own_vm_alone_until_it_is_me
             let is_unknown = done.code == 3 && args.contains(&"vm0@s");
             assert!(is_unknown || done.code == 8, "{args:?}: {done:?}");
             assert!(
-                is_unknown || done.err.contains("the record of vm0 is not the last one"),
+                is_unknown || done.err.contains("the record of vm0 may be out of date"),
                 "{args:?}: {done:?}"
             );
         }

@@ -118,7 +118,7 @@ fn a_command_in_a_guest_is_as_if_it_ran_here() {
 fn a_terminal_in_a_guest_has_a_size_and_a_line_discipline() {
     let lab = Lab::new();
     lab.booted("a");
-    lab.run(&["exec", "-it", "a", "--", "tty"]).fails(125, &["standard input is none"]);
+    lab.run(&["exec", "-it", "a", "--", "tty"]).fails(125, &["standard input is not one"]);
     // script(1) gives it a terminal.
     let program = lab.command(&[
         "exec",

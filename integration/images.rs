@@ -77,7 +77,7 @@ fn vms_share_an_image_that_none_of_them_changes() {
     lab.ok(&["stop", "vm7"]);
     assert_eq!(sha256(&file), before);
     assert_eq!(lab.json(&["show", "vm7"])["from"], "base");
-    // It is kept while somebody stands on it, also by gc, and names them.
+    // It is kept while somebody depends on it, also by gc, and names them.
     lab.ok(&["gc", "--older-than", "0"]);
     lab.run(&["image", "rm", "base"]).fails(
         5,

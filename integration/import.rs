@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::lab::{Lab, eventually, files_in, guest, qemu_img, tool};
+use crate::ports::free_port;
 
 const UUID: &str = "5bb3ec0e-0f5c-4c8e-8f3a-3f3c7d1a2b4c";
 const MAC: &str = "52:54:00:12:ab:cd";
@@ -37,10 +38,6 @@ fn domain(disks: &str, os: &str) -> String {
 </domain>
 "
     )
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn disk(file: &Path, target: &str) -> String {
@@ -264,7 +261,7 @@ fn what_cannot_come_over_makes_no_vm_and_says_why() {
             domain(&disk(&good, "vda"), ""),
             &["--strict"],
             5,
-            &["does not come over as it is", "left graphics", "--strict"],
+            &["cannot be imported unchanged", "left graphics", "--strict"],
         ),
         (domain(&disk(&good, "vda"), ""), &["--name", "taken"], 4, &["taken"]),
         (domain(&disk(&good, "vda"), "").replace("<name>web", "<name>my web"), &[], 2, &["--name"]),

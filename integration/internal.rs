@@ -93,7 +93,7 @@ fn the_room_of_an_internal_snapshot_comes_back_from_a_sealed_layer_and_undo_stil
     lab.ok(&["snapshot", "create", "web", "outer"]);
     lab.ok(&["stop", "--force", "web"]);
     lab.ok(&["snapshot", "revert", "web@outer"]);
-    // The head that this puts aside stands on the layer that carries the internal snapshot.
+    // The head that this puts aside depends on the layer that carries the internal snapshot.
     lab.ok(&["snapshot", "rm", "web@inner"]);
     let sealed = lab.store().join("layers").join(format!("{}.qcow2", lab.chain("web")[1]));
     let allocated = || std::os::unix::fs::MetadataExt::blocks(&sealed.metadata().unwrap()) * 512;
@@ -195,7 +195,7 @@ fn an_internal_snapshot_on_another_branch_is_removed_while_the_vm_runs_and_undo_
     lab.ok(&["snapshot", "create", "web", "root"]);
     lab.ok(&["snapshot", "create", "web", "inner", "--internal"]);
     lab.ok(&["snapshot", "create", "web", "side"]);
-    // The trash stands on the layer that carries the internal snapshot.
+    // The trash depends on the layer that carries the internal snapshot.
     lab.ok(&["snapshot", "revert", "web@side"]);
     lab.ok(&["snapshot", "revert", "web@root"]);
     lab.ok(&["start", "web"]);

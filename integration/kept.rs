@@ -127,7 +127,7 @@ fn what_a_record_named_that_was_removed_unread_goes_into_the_trash_first() {
             .unwrap();
     }
     std::fs::remove_dir_all(&orphans).unwrap();
-    lab.run(&["undo", "a"]).fails(5, &["was not noted when it was removed", "mv "]);
+    lab.run(&["undo", "a"]).fails(5, &["was not recorded when the VM was removed", "mv "]);
     std::fs::rename(removed.join("vm"), lab.store().join("vms/a")).unwrap();
     is_whole(&lab);
     lab.ok(&["stop", "a", "--force"]);

@@ -364,6 +364,18 @@ impl Lab {
         }
     }
 
+    /// The same for another command that looks at QEMUs.
+    #[track_caller]
+    pub fn answered(&self, args: &[&str]) -> Done {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let done = self.run(args);
+            if !format!("{done:?}").contains("does not answer") || Instant::now() > deadline {
+                return done;
+            }
+        }
+    }
+
     /// The ids of the layers under the first disk, active layer first.
     #[track_caller]
     pub fn chain(&self, vm: &str) -> Vec<String> {

@@ -9,6 +9,7 @@ use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 
 use crate::lab::{Done, Lab, eventually, kill, skip, terminate};
+use crate::ports::free_port;
 
 #[test]
 fn a_guest_can_be_spoken_to_stopped_and_started_again() {
@@ -149,7 +150,7 @@ fn a_guest_that_will_not_stop_goes_on_running_and_is_said_to() {
     let lab = Lab::new();
     lab.ok(&["create", "deaf", "--size", "64M", "--memory", "64M", "--net", "none"]);
     lab.ok(&["start", "deaf"]);
-    lab.run(&["stop", "--timeout", "1", "deaf"]).fails(7, &["goes on running", "--force"]);
+    lab.run(&["stop", "--timeout", "1", "deaf"]).fails(7, &["is still running", "--force"]);
     assert_eq!(lab.state("deaf"), "running");
     lab.ok(&["stop", "--force", "deaf"]);
     assert_eq!(lab.state("deaf"), "stopped");
@@ -232,8 +233,8 @@ fn qemu_that_refuses_its_options_is_quoted_and_nothing_is_left_running() {
 #[test]
 fn a_forwarded_port_leads_to_the_guest_and_a_taken_one_is_named() {
     let lab = Lab::new();
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let taken = listener.local_addr().unwrap().port();
+    let taken = free_port();
+    let listener = std::net::TcpListener::bind(("127.0.0.1", taken)).unwrap();
     lab.tiny("web", &["-p", &format!("{taken}:80")]);
     lab.run(&["start", "web"]).fails(5, &[&taken.to_string(), "in use", "cowhand set web ports="]);
     drop(listener);
@@ -303,12 +304,12 @@ fn a_guest_somebody_left_frozen_is_said_to_be_and_never_waited_for_without_end()
         .fails(125, &["stay frozen", "cowhand console web"]);
     // What somebody else has frozen is not ours to thaw, and not ours to rely on.
     lab.run(&["snapshot", "create", "web", "s", "--quiesce", "require"])
-        .fails(5, &["frozen already"]);
+        .fails(5, &["already frozen"]);
     let taken = lab.json(&["snapshot", "create", "web", "s"]);
     assert_eq!(taken["quiesced"], false);
     // It would wake up as it is.
     let taken = lab.run(&["snapshot", "create", "web", "m", "--memory"]);
-    assert!(taken.code == 0 && taken.err.contains("they are in web@m, too"), "{taken:?}");
+    assert!(taken.code == 0 && taken.err.contains("they are frozen in web@m, too"), "{taken:?}");
     lab.run(&["exec", "--agent-timeout", "3", "web", "--", "true"]).fails(125, &["stay frozen"]);
 }
 

@@ -3,7 +3,7 @@
 //!
 //! The guests come from `scripts/guest`; `COWHAND_QEMU` chooses the QEMU. Each test has a store and
 //! sockets of its own, and its VMs end with it.
-#![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs, unreachable_pub)]
 
 mod lab;
 
@@ -49,6 +49,7 @@ mod not_files;
 mod odd_words;
 mod old_stores;
 mod packages;
+mod ports;
 mod prepared;
 mod qcow2;
 mod reach;

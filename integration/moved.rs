@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::exchanged::{has_mark, head, mark};
 use crate::lab::{Lab, files_in};
 
-/// A VM with a snapshot that a clone stands on.
+/// A VM with a snapshot that a clone depends on.
 pub fn store() -> Lab {
     let lab = Lab::new();
     lab.ok(&["create", "a", "--size", "16M", "--memory", "64M", "--net", "none"]);
@@ -38,7 +38,7 @@ fn move_back(from: &Path, path: &Path) {
 }
 
 #[test]
-fn what_a_layer_that_was_moved_stands_on_stays() {
+fn what_a_layer_that_was_moved_depends_on_stays() {
     for leads_nowhere in [false, true] {
         let lab = store();
         let path = lab.store().join("layers").join(format!("{}.qcow2", head(&lab, "c")));
@@ -112,7 +112,7 @@ fn a_removed_vm_whose_trash_was_moved_can_be_had_back() {
     let path =
         trash.join(files_in(&trash).into_iter().find(|name| name.ends_with("rm-c")).unwrap());
     move_away(&lab, &path);
-    // Merged, c would not have what it stands on.
+    // Merged, c would not have what it depends on.
     lab.ok(&["snapshot", "rm", "a@s1", "--keep-undo"]);
     lab.ok(&["gc"]);
     lab.ok(&["undo", "c"]);
@@ -334,8 +334,8 @@ fn a_vm_that_was_removed_without_its_disk_is_not_given_another_ones() {
     lab.ok(&["rm", "c"]);
     lab.ok(&["snapshot", "rm", "a@s1"]);
     std::fs::rename(&moved, &path).unwrap();
-    assert!(lab.ok(&["undo", "--list"]).contains("was not noted when it was removed"));
-    lab.run(&["undo", "c"]).fails(5, &["was not noted when it was removed"]);
+    assert!(lab.ok(&["undo", "--list"]).contains("was not recorded when the VM was removed"));
+    lab.run(&["undo", "c"]).fails(5, &["was not recorded when the VM was removed"]);
     // What it wrote is there as long as its record.
     lab.ok(&["gc"]);
     assert!(path.exists());
@@ -390,7 +390,7 @@ fn lie_in(directory: &Path, layers: &[String]) -> bool {
 }
 
 #[test]
-fn what_gc_took_from_a_vm_that_was_away_comes_back_unless_what_it_stood_on_has_changed() {
+fn what_gc_took_from_a_vm_that_was_away_comes_back_unless_what_it_depended_on_has_changed() {
     let lab = two_with_clones();
     let (of_c, of_d) = (own_layers(&lab, "c"), own_layers(&lab, "d"));
     let pool = lab.store().join("layers");
@@ -411,7 +411,7 @@ fn what_gc_took_from_a_vm_that_was_away_comes_back_unless_what_it_stood_on_has_c
 }
 
 #[test]
-fn what_gc_took_before_it_noted_what_layers_stand_on_comes_back() {
+fn what_gc_took_before_it_noted_what_layers_depend_on_comes_back() {
     let lab = two_with_clones();
     let of_c = own_layers(&lab, "c");
     take_out(&lab, "c");

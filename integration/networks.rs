@@ -1,10 +1,11 @@
 //! A port that leads into a warm clone, whoever runs the network in the guest.
 
 use std::io::Read;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::time::Duration;
 
 use crate::lab::{Lab, eventually, guest, terminate};
+use crate::ports::free_port;
 
 /// A VM whose network is run by `network`, as a warm template of that name.
 fn warm(lab: &Lab, network: &str) {
@@ -34,10 +35,6 @@ fn warm(lab: &Lab, network: &str) {
 /// The guest has got its address, and from a DHCP server.
 const READY: &str = "for i in $(seq 300); do ip -4 addr show dev eth0 | \
                      grep -q 'inet 10.0.2.15/.* dynamic' && exit; sleep 1; done; exit 1";
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
 
 /// The SSH server of the guest says its name through this port.
 fn greets(port: u16) {

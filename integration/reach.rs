@@ -254,11 +254,11 @@ fn what_a_guest_may_reach_is_taken_over_by_clones_and_what_is_refused_leaves_not
     lab.ok(&["create", "alone", "--size", "16M", "--net", "none"]);
     lab.run(&["set", "alone", "net=user"]).fails(5, &["no network card"]);
     lab.ok(&["set", "web", "ports=5353:53/udp"]);
-    lab.run(&["set", "web", "net=restricted"]).fails(2, &["only TCP ports lead in"]);
+    lab.run(&["set", "web", "net=restricted"]).fails(2, &["forwards TCP ports only"]);
     let before = lab.layer_files();
     lab.run(&["clone", "alone", "c", "--net", "user"]).fails(5, &["has no network card"]);
     lab.run(&["clone", "web", "c", "--net", "restricted", "-p", "5354:53/udp"])
-        .fails(2, &["only TCP ports lead in"]);
+        .fails(2, &["forwards TCP ports only"]);
     lab.run(&["clone", "web", "c", "--net", "none"]).fails(2, &["restricted lets its guest reach"]);
     lab.run(&["create", "c", "--size", "16M", "--net", "user,allow=example.org"])
         .fails(2, &["example.org", "10.1.2.3:3128"]);

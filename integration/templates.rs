@@ -1,4 +1,4 @@
-//! Templates: what must never happen to them, and who stands on them.
+//! Templates: what must never happen to them, and who depends on them.
 
 use std::os::unix::fs::PermissionsExt;
 

@@ -136,7 +136,7 @@ mod full {
     }
 
     #[test]
-    fn removing_leaves_first_keeps_what_they_stood_on_while_the_guest_runs() {
+    fn removing_leaves_first_keeps_what_they_depended_on_while_the_guest_runs() {
         remove_all(&["s3", "s5", "s2", "s4", "s1"], true);
     }
 

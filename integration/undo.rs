@@ -175,7 +175,7 @@ fn a_removal_says_which_undo_it_ends_and_keeps_it_where_that_is_asked_for() {
     );
 
     let kept = lab.run(&["snapshot", "rm", "web@s", "--keep-undo"]);
-    assert!(kept.err.is_empty() && kept.out.contains("stays, hidden"), "{kept:?}");
+    assert!(kept.err.is_empty() && kept.out.contains("is kept, hidden"), "{kept:?}");
     lab.ok(&["gc"]);
     lab.ok(&["undo", "copy"]);
     assert_eq!((byte(&lab, "copy"), byte(&lab, "web")), (1, 3));
@@ -279,7 +279,7 @@ fn gc_leaves_alone_what_an_undo_rests_on() {
     write_byte(&lab, "web", 2);
     lab.ok(&["snapshot", "revert", "web@s"]);
     write_byte(&lab, "web", 3);
-    // Two stand on it, so it stays, hidden; then one.
+    // Two depend on it, so it stays, hidden; then one.
     lab.ok(&["snapshot", "rm", "web@s"]);
     lab.ok(&["rm", "copy"]);
     let dry = lab.run(&["gc", "--dry-run"]);

@@ -11,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::Value;
 
 use crate::lab::{Done, Lab, eventually, files_in, kill, skip, terminate};
+use crate::ports::free_port;
 use crate::prepared::LEASE;
 use crate::tier;
 
@@ -227,7 +228,7 @@ fn a_run_of_a_stopped_vm_leaves_it_as_it_was() {
     eventually("it runs", || {
         lab.json(&["ls"]).as_array().unwrap().iter().any(|vm| vm["state"] == "running")
     });
-    // What it stands on has no date, as long as it is there.
+    // What it depends on has no date, as long as it is there.
     lab.ok(&["gc"]);
     assert_eq!(lab.json(&["snapshot", "ls", "web"]).as_array().unwrap().len(), 1);
     // It belongs to its command.
@@ -235,7 +236,7 @@ fn a_run_of_a_stopped_vm_leaves_it_as_it_was() {
     assert!(
         done.code == 0
             && done.out.is_empty()
-            && done.err.contains("because their commands are still at work"),
+            && done.err.contains("because their commands are still running"),
         "{done:?}"
     );
     assert!(lab.json(&["ls"]).as_array().unwrap().iter().any(|vm| vm["state"] == "running"));
@@ -251,7 +252,7 @@ fn a_run_of_a_stopped_vm_leaves_it_as_it_was() {
     lab.run(&["set", "copy", "expires=1d"]).fails(5, &["it was made to stay"]);
     lab.ok(&["gc"]);
     lab.ok(&["reset", "copy", "--stopped"]);
-    // A name that is taken while a run waits is another's, and so is what that one stands on.
+    // A name that is taken while a run waits is another's, and so is what that one depends on.
     for vm in ["web", "other"] {
         lab.run(&["create", vm, "--size", "16M"]);
         lab.ok(&["snapshot", "create", vm, "mine"]);
@@ -277,7 +278,7 @@ fn a_run_of_a_stopped_vm_leaves_it_as_it_was() {
 #[test]
 fn a_port_that_leads_into_a_warm_clone_is_answered_at_the_address_which_that_gets_by_dhcp() {
     let lab = Lab::warm();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     lab.ok(&["clone", "t", "a", "--warm", "-p", &format!("{port}:80")]);
     // QEMU remembers the template's card, and gives another one another address.
     let lease = lab.sh("a", LEASE);

@@ -254,7 +254,7 @@ async fn source(opened: &mut OpenVm<'_>, request: &Request) -> Result<Source> {
                     let taken = snapshot::create::take(opened, &wanted).await?;
                     if request.ephemeral.is_none() {
                         context.ui.note(&format!(
-                            "took the snapshot {name}@{} for the clone to stand on",
+                            "took the snapshot {name}@{} as the base of the clone",
                             taken.name
                         ));
                     }
@@ -270,7 +270,7 @@ async fn source(opened: &mut OpenVm<'_>, request: &Request) -> Result<Source> {
     if source.tag.is_none() {
         chain::refresh(&context.store, &mut source.config)?;
     } else if request.kind != Kind::Full {
-        context.ui.note("an internal snapshot cannot be stood on: its content is copied");
+        context.ui.note("an internal snapshot cannot back an overlay: making a full copy");
     }
     Ok(source)
 }
@@ -360,7 +360,7 @@ async fn one(
         created: Timestamp::now(),
         origin: Some(source.origin.clone()),
         config,
-        head: None,
+        current: None,
         snapshots: Vec::new(),
         warm: None,
         ephemeral: request.ephemeral.clone(),

@@ -356,7 +356,11 @@ fn a_connection_without_progress_is_given_up_and_gone_on_with_by_the_next_comman
     let place = Place::new();
     let error = place.fetch(&server.url("/x.raw"), None).unwrap_err();
     assert_says(&error, Kind::Failed, "cannot download http://127.0.0.1:");
-    assert_says(&error, Kind::Failed, "29 KiB are there; the same command goes on from there");
+    assert_says(
+        &error,
+        Kind::Failed,
+        "29 KiB were downloaded; the same command resumes the download",
+    );
     assert_eq!(place.left(), [".download.json", "x.raw"]);
     assert_eq!(server.requests().len(), 3);
     place.fetch(&server.url("/x.raw"), Some(&sha256(&bytes))).unwrap();
@@ -660,7 +664,7 @@ fn a_drip_is_given_up() {
     let begun = Instant::now();
     let error = place.fetch(&server.url("/x.raw"), None).unwrap_err();
     assert_says(&error, Kind::Failed, "bytes in 1 s");
-    assert_says(&error, Kind::Failed, "the same command goes on from there");
+    assert_says(&error, Kind::Failed, "the same command resumes the download");
     assert!(begun.elapsed() < Duration::from_secs(20));
     let requests = server.requests();
     assert_eq!(requests.len(), 3);
@@ -743,7 +747,11 @@ fn a_server_that_repeats_a_part_for_ever_is_given_up() {
     let place = Place::new();
     let error = place.fetch(&server.url("/x.raw"), None).unwrap_err();
     assert_says(&error, Kind::Failed, "the server stopped at 300 of 1000 bytes");
-    assert_says(&error, Kind::Failed, "300 B are there; the same command goes on from there");
+    assert_says(
+        &error,
+        Kind::Failed,
+        "300 B were downloaded; the same command resumes the download",
+    );
     assert!(server.requests().len() < 8);
 }
 
@@ -765,7 +773,7 @@ fn a_body_that_is_shorter_than_promised_is_asked_for_again() {
     let server = Server::new(|_, _| Reply::whole(&content(40_000), A).promise(100_000));
     let place = Place::new();
     let error = place.fetch(&server.url("/x.raw"), None).unwrap_err();
-    assert_says(&error, Kind::Failed, "39 KiB are there");
+    assert_says(&error, Kind::Failed, "39 KiB were downloaded");
     assert_eq!(server.requests().len(), 3);
 }
 

@@ -109,7 +109,7 @@ fn chain() -> Chain {
 fn bare() -> Record {
     let mut record = parse_record(include_bytes!("fixtures/vm-v1.json")).unwrap();
     record.snapshots.clear();
-    (record.head, record.origin) = (None, None);
+    (record.current, record.origin) = (None, None);
     record.config.tags.clear();
     record.config.nics.clear();
     record.config.log_limit = LogLimit::Unlimited;

@@ -4,9 +4,12 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::unix::net::UnixListener;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::fs::{FlockOperation, flock};
 use serde_json::{Value, json};
 
 use crate::fake::{Answer, FakeVm, agent_pipes};
@@ -230,13 +233,13 @@ fn a_hook_that_says_no_and_a_guest_frozen_by_somebody_else_are_told_apart() {
     });
     let (code, _, error) = take(&frozen, "require");
     assert_eq!((code, snapshots(&frozen)), (5, 0));
-    assert!(error.contains("frozen already"), "{error}");
+    assert!(error.contains("already frozen"), "{error}");
     let (_, taken, _) = take(&frozen, "auto");
     assert_eq!(taken["quiesce"], "already-frozen");
     assert_eq!(
         count(&heard, "guest-fsfreeze-thaw"),
         0,
-        "what somebody else has frozen is not ours to thaw"
+        "what another program has frozen is not ours to thaw"
     );
 }
 
@@ -279,4 +282,38 @@ fn a_guest_left_frozen_by_a_killed_snapshot_is_thawed_by_the_next_command() {
     assert_eq!(code, 0, "{error}");
     assert_eq!(count(&heard, "guest-fsfreeze-thaw"), 1, "{error}");
     assert_eq!(snapshots(&vm), 0, "it had not switched, so it never happened");
+}
+
+/// The agent starts no program in a frozen guest, and whoever has frozen it needs the agent.
+#[test]
+fn the_agent_is_free_for_a_thaw_while_a_program_waits_to_be_started() {
+    let vm = vm(true);
+    let is_frozen = Arc::new(AtomicBool::new(true));
+    let frozen = Arc::clone(&is_frozen);
+    let heard = agent(&vm, move |name| match name {
+        "guest-get-osinfo" => Reply::No("not known"),
+        "guest-exec" if frozen.load(Ordering::SeqCst) => Reply::No("the agent is in frozen state"),
+        "guest-exec" => Reply::No("no programs here"),
+        name => ordinary(name),
+    });
+    let _port = UnixListener::bind(vm.file("run").join("port0.sock")).unwrap();
+    let (code, _, error) = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| vm.run(&["exec", "web", "--", "true"]));
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let wait = |what: &str| {
+            assert!(Instant::now() < deadline, "{what} did not come about");
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        while count(&heard, "guest-exec") == 0 {
+            wait("a first try");
+        }
+        let lock = File::options().write(true).open(vm.file("agent.lock")).unwrap();
+        while flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            wait("a free agent");
+        }
+        is_frozen.store(false, Ordering::SeqCst);
+        drop(lock);
+        waiting.join().unwrap()
+    });
+    assert!(code != 0 && error.contains("no programs here"), "{code}: {error}");
 }

@@ -102,9 +102,9 @@ fn damage_is_named_by_line_and_reason() {
         (
             "\"parent\": \"s1\"",
             "\"parent\": \"gone\"",
-            "snapshot s2 stands on gone, which is not there",
+            "the parent of snapshot s2, gone, does not exist",
         ),
-        ("\"head\": \"s2\"", "\"head\": \"gone\"", "the head stands on snapshot gone"),
+        ("\"head\": \"s2\"", "\"head\": \"gone\"", "the current snapshot gone does not exist"),
         ("\"name\": \"s2\"", "\"name\": \"../s2\"", "is not a name"),
         ("\"id\": \"head000000\"", "\"id\": \"../etc\"", "is not the id of a layer"),
     ] {
@@ -196,7 +196,7 @@ fn an_entry_of_the_trash_with_a_field_that_is_not_known_is_read() {
 }
 
 #[test]
-fn an_entry_of_a_newer_version_is_no_damage_and_what_it_stands_on_is_kept() {
+fn an_entry_of_a_newer_version_is_no_damage_and_what_it_depends_on_is_kept() {
     let newer = with(ENTRY, "", "schema", 3.into());
     is_newer(&parse_entry(&newer).unwrap_err(), "(schema 3, this one knows 2)");
     let (_room, store) = store();

@@ -35,7 +35,7 @@ const PRINTED: usize = 64 << 10;
 /// How many of its warnings are shown.
 const WARNINGS: usize = 100;
 /// How long sealing may take, unless it is said: scripts may install packages.
-pub const LIMIT: Duration = Duration::from_secs(30 * 60);
+pub(crate) const LIMIT: Duration = Duration::from_secs(30 * 60);
 /// Its memory where it only moves files about; and where it runs the guest's programs, which may be
 /// package managers.
 const MEMORY: u64 = 256 << 20;
@@ -43,7 +43,7 @@ const MEMORY_FOR_PROGRAMS: u64 = 1 << 30;
 
 /// A disk for the appliance.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Drive {
+pub(crate) struct Drive {
     /// The VM's name for it.
     pub target: String,
     /// The block nodes, in the order in which they have to be made.
@@ -54,7 +54,7 @@ pub struct Drive {
 
 /// How the appliance is to be booted.
 #[derive(Debug)]
-pub struct Boot<'a> {
+pub(crate) struct Boot<'a> {
     /// The kernel that is wanted.
     pub kernel: &'a Wanted,
     /// The disks, in the guest's order.
@@ -68,7 +68,7 @@ pub struct Boot<'a> {
 }
 
 /// Boots the appliance, has it do `job` and waits until it is off.
-pub async fn run(context: &Context, boot: &Boot<'_>, job: &Job) -> Result<Report> {
+pub(crate) async fn run(context: &Context, boot: &Boot<'_>, job: &Job) -> Result<Report> {
     let kernel = Kernel::find(boot.kernel)?;
     let initramfs = initramfs::get(context, &kernel)?;
     let probe = Probe::get(context)?;

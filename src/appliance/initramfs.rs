@@ -17,11 +17,11 @@ use crate::store::atomic;
 use crate::sys::command;
 
 /// Where the list of modules is, inside.
-pub const MODULES: &str = "/modules.json";
+pub(super) const MODULES: &str = "/modules.json";
 
 /// A set of modules that are needed together.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Group {
+pub(super) struct Group {
     /// `base`, or what needs them: `ext4`, `xfs`, `lvm`, `network`, …
     pub name: String,
     /// Paths inside, in the order in which they are loaded.
@@ -43,7 +43,7 @@ const GROUPS: [(&str, &[&str]); 9] = [
 
 /// An initramfs in a file.
 #[derive(Debug)]
-pub struct Initramfs {
+pub(super) struct Initramfs {
     /// The file.
     pub path: PathBuf,
     /// It is in no cache and goes with us.
@@ -51,7 +51,7 @@ pub struct Initramfs {
 }
 
 /// The initramfs for `kernel`, from the cache or made now.
-pub fn get(context: &Context, kernel: &Kernel) -> Result<Initramfs> {
+pub(super) fn get(context: &Context, kernel: &Kernel) -> Result<Initramfs> {
     let binary = std::env::current_exe().map_err(|source| {
         Error::failed("where the cowhand program lies is not known").because(source)
     })?;
@@ -217,7 +217,7 @@ impl Archive {
 
 /// The files `ldd` names: `libc.so.6 => /lib/libc.so.6 (0x…)` or `/lib64/ld-linux-x86-64.so.2
 /// (0x…)`.
-pub fn libraries(listed: &str) -> Vec<&str> {
+pub(super) fn libraries(listed: &str) -> Vec<&str> {
     let after = |line| str::split_once(line, "=> ").map_or(line, |(_, path)| path);
     let words = listed.lines().filter_map(|line| after(line.trim()).split_whitespace().next());
     words.filter(|path| path.starts_with('/')).collect()

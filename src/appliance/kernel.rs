@@ -10,7 +10,7 @@ use crate::error::{Error, IoContext, Result};
 
 /// The kernel a user wants; nothing: one of the host's.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Wanted {
+pub(crate) struct Wanted {
     /// Its image.
     pub image: Option<PathBuf>,
     /// The directory of its modules.
@@ -19,7 +19,7 @@ pub struct Wanted {
 
 /// A kernel image and its modules.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Kernel {
+pub(crate) struct Kernel {
     /// The image.
     pub image: PathBuf,
     /// The directory with `modules.dep`.
@@ -30,7 +30,7 @@ pub struct Kernel {
 
 impl Kernel {
     /// The one that was named, else one of the host's: the running one first, then the newest.
-    pub fn find(wanted: &Wanted) -> Result<Self> {
+    pub(crate) fn find(wanted: &Wanted) -> Result<Self> {
         match (&wanted.image, &wanted.modules) {
             (Some(image), Some(modules)) => Self::named(image, modules),
             (None, None) => Self::of_host(),
@@ -103,7 +103,7 @@ impl Kernel {
 
     /// The files of `modules` and all they need, in the order in which they are loaded. `None`:
     /// this kernel has not all of them. What is built in needs no file.
-    pub fn closure(&self, modules: &[&str]) -> Result<Option<Vec<PathBuf>>> {
+    pub(crate) fn closure(&self, modules: &[&str]) -> Result<Option<Vec<PathBuf>>> {
         let read = |name: &str| {
             let path = self.modules.join(name);
             std::fs::read_to_string(&path).on("read", &path)
@@ -118,7 +118,7 @@ impl Kernel {
 }
 
 /// The numbers in a version, for comparing: `6.10` is newer than `6.9`.
-pub fn numbers(version: &str) -> Vec<u64> {
+pub(crate) fn numbers(version: &str) -> Vec<u64> {
     version.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse().ok()).collect()
 }
 

@@ -8,8 +8,8 @@
 //! binary ─┘                        (one JSON object a line)
 //! ```
 
-pub mod boot;
+pub(crate) mod boot;
 pub mod init;
 mod initramfs;
-pub mod kernel;
-pub mod protocol;
+pub(crate) mod kernel;
+pub(crate) mod protocol;

@@ -6,16 +6,16 @@ use serde::{Deserialize, Serialize};
 use crate::seal::{Plan, Report};
 
 /// The name of the virtio-serial port.
-pub const PORT: &str = "cowhand.appliance";
+pub(crate) const PORT: &str = "cowhand.appliance";
 /// The serial number of the disk with the files a job carries along.
-pub const PAYLOAD: &str = "payload";
+pub(crate) const PAYLOAD: &str = "payload";
 
 /// The longest line, in bytes: a report of some hundred thousand paths.
-pub const LINE: u64 = 16 << 20;
+pub(crate) const LINE: u64 = 16 << 20;
 
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Job {
+pub(crate) struct Job {
     /// To the operating system on the disks.
     pub plan: Plan,
     /// Change nothing: only say what would be.

@@ -1,11 +1,11 @@
 //! Two changes that share no lock and could hurt each other: one merges or removes layers of one
-//! VM, the other brings layers of another VM, which stand on those, back out of the trash.
+//! VM, the other brings layers of another VM, which depend on those, back out of the trash.
 //!
 //! ```text
 //! merge:    its journal is written ─▶ the headers of the pool are read:
 //!                                     does anybody stand there who was not in the plan?
 //! restore:  its layers are in the pool ─▶ the records and journals of others are read, and the
-//!                                         stamps of what it stands on:
+//!                                         stamps of what it depends on:
 //!                                         is it what it was, and stays so?
 //! ```
 //! Each makes itself seen before it looks. So whatever their order, one of them sees the other and
@@ -18,14 +18,14 @@ use crate::layer::scan;
 use crate::model::{Layer, Name};
 use crate::store::Store;
 
-/// The layers that `steps` write to or take away, and that something may stand on.
-pub fn consumed<'a>(steps: impl IntoIterator<Item = &'a Planned>) -> Vec<Layer> {
+/// The layers that `steps` write to or take away, and that something may depend on.
+pub(crate) fn consumed<'a>(steps: impl IntoIterator<Item = &'a Planned>) -> Vec<Layer> {
     steps.into_iter().flat_map(|step| step.touches().consumes).collect()
 }
 
 /// Refuses what `steps` of a change do, which is written down and has not begun, when a layer
-/// stands on what they take away that is not in the `plan`.
-pub fn refuse_new_dependents(
+/// depends on what they take away that is not in the `plan`.
+pub(crate) fn refuse_new_dependents(
     store: &Store,
     name: &Name,
     steps: &[Planned],
@@ -39,7 +39,7 @@ pub fn refuse_new_dependents(
     let new = scan::backed_by(store, &consumed)?.into_iter().find(|layer| !plan.contains(layer));
     new.map_or(Ok(()), |new| {
         Err(Error::refused(format!(
-            "layers of {name} cannot be merged or removed: {new}, which stands on them, was just \
+            "layers of {name} cannot be merged or removed: {new}, which depends on them, was just \
              taken out of the trash"
         ))
         .hint("run the command again"))

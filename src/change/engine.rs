@@ -235,7 +235,7 @@ async fn may_begin(
 }
 
 /// What a layer has lost is lost for good once it is merged into another one; and so is what it
-/// hides, where it stands on another layer than its own.
+/// hides, where it depends on another layer than its own.
 fn refuse_lost(store: &Store, touches: &[Touches]) -> Result<()> {
     let merged = touches.iter().flat_map(|touches| &touches.merges).flat_map(Merge::layers);
     // One that the plan makes is not there yet.

@@ -152,11 +152,11 @@ fn wrong_by_headers(
     let touches: Vec<Touches> = journal.steps.iter().map(Planned::touches).collect();
     let merges = || touches.iter().flat_map(|touches| &touches.merges);
     for overlay in merges().filter_map(|merge| merge.overlay.as_ref()) {
-        // It stands on what is merged, or on what that was merged into.
+        // It depends on what is merged, or on what that was merged into.
         let is_merged =
             |backing: &Layer| merges().flat_map(Merge::layers).any(|layer| layer == backing);
         if backing(overlay).is_some_and(|backing| !backing.as_ref().is_some_and(is_merged)) {
-            return Ok(Some(format!("layer {overlay}, which does not stand on what it merges")));
+            return Ok(Some(format!("layer {overlay}, which is not backed by what it merges")));
         }
     }
     if saved {
@@ -169,7 +169,7 @@ fn wrong_by_headers(
         return Ok(None);
     }
     if let Some(above) = scan::backed_by(store, &made)?.iter().find(|above| !made.contains(above)) {
-        return Ok(Some(format!("what layer {above} stands on")));
+        return Ok(Some(format!("the backing file of layer {above}")));
     }
     Ok(touches.iter().find_map(|touches| {
         let (layer, on) = (touches.makes.as_ref()?, touches.made_on.as_ref()?);

@@ -12,8 +12,8 @@ use crate::sys::flock;
 
 /// Whether a VM may have lost its record.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Lost {
-    /// None has: somebody names each layer.
+pub(crate) enum Lost {
+    /// None has: each layer is named.
     Nothing,
     /// These layers are named by nobody, and no removal has left them.
     Layers(Vec<Layer>),
@@ -23,7 +23,7 @@ pub enum Lost {
 
 /// The directories without a record, a spare copy, a journal and anybody at work on them, where a
 /// VM may have lost its record.
-pub fn directories(store: &Store) -> Result<Vec<Name>> {
+pub(crate) fn directories(store: &Store) -> Result<Vec<Name>> {
     let mut lost = store.directories()?;
     lost.retain(|name| {
         let is_busy = || flock::is_held(&store.layout.lock(name)).unwrap_or(true);
@@ -33,7 +33,7 @@ pub fn directories(store: &Store) -> Result<Vec<Name>> {
 }
 
 /// Looks for layers that a VM may have lost with its record.
-pub fn look(store: &Store) -> Result<Lost> {
+pub(crate) fn look(store: &Store) -> Result<Lost> {
     let first = match look_once(store)? {
         Lost::Layers(first) => first,
         other => return Ok(other),
@@ -64,8 +64,8 @@ fn look_once(store: &Store) -> Result<Lost> {
         .into_iter()
         .filter_map(|path| schema::parse_record(&plain::read_if_possible(&path)?).ok());
     claimed.extend(records.flat_map(|record| record.layers().cloned().collect::<Vec<_>>()));
-    // Hidden layers are stood on, and named by nobody; but those of templates are never hidden, and
-    // read-only.
+    // Hidden layers back others, and no record names them; but those of templates are never hidden,
+    // and read-only.
     let is_of_a_template = |layer: &Layer| {
         let about = store.layout.layer(layer).symlink_metadata();
         graph.uses(&layer.id).is_empty()
@@ -93,18 +93,18 @@ fn look_once(store: &Store) -> Result<Lost> {
 }
 
 /// What is said of a VM that may have had these layers.
-pub fn missing(name: &Name, layers: &[Layer]) -> String {
+pub(crate) fn missing(name: &Name, layers: &[Layer]) -> String {
     let layers: Vec<String> = layers.iter().map(Layer::to_string).collect();
     format!(
-        "the record of {name} is missing, and so is its spare copy; layers that nobody names may \
-         belong to it: {}",
+        "the record of {name} is missing, and so is its spare copy; layers that no record names \
+         may belong to it: {}",
         layers.join(", ")
     )
 }
 
 /// Does this journal make a VM, with all that it writes to? Otherwise the VM was there before, and
 /// has lost its record.
-pub fn makes_its_vm(journal: &Journal<Planned>) -> bool {
+pub(crate) fn makes_its_vm(journal: &Journal<Planned>) -> bool {
     let touches: Vec<Touches> = journal.steps.iter().map(Planned::touches).collect();
     let makes = |layer: &Layer| touches.iter().any(|touches| touches.makes.as_ref() == Some(layer));
     let mut is_made = false;

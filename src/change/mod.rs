@@ -22,15 +22,15 @@
 //! | [`open`] | how every change begins: the lock, recovery, the record, one look at QEMU |
 
 pub mod claims;
-pub mod dependents;
-pub mod engine;
+pub(crate) mod dependents;
+pub(crate) mod engine;
 mod foreign;
-pub mod lost;
-pub mod open;
-pub mod planned;
-pub mod recover;
-pub mod run;
-pub mod step;
+pub(crate) mod lost;
+pub(crate) mod open;
+pub(crate) mod planned;
+pub(crate) mod recover;
+pub(crate) mod run;
+pub(crate) mod step;
 
 pub use engine::{Plan, run};
 pub use open::OpenVm;

@@ -137,7 +137,7 @@ impl<'a> OpenVm<'a> {
         }
     }
 
-    /// Hands the connection to somebody who ends QEMU with it.
+    /// Hands the connection to a caller who ends QEMU with it.
     pub async fn take_qmp(&mut self) -> Result<Option<Qmp>> {
         self.observe().await?;
         Ok(self.observed.take().and_then(|observed| observed.qmp))
@@ -181,8 +181,8 @@ impl<'a> OpenVm<'a> {
 
 /// A record that names other layers than its spare copy is not the one that was written last. A
 /// change would make it that, and what it does not name nobody's.
-pub fn refuse_overruled(context: &Context, name: &Name, record: &Record) -> Result<()> {
-    let Some(spare) = context.store.overruling(name, record)? else { return Ok(()) };
+pub(crate) fn refuse_overruled(context: &Context, name: &Name, record: &Record) -> Result<()> {
+    let Some(spare) = context.store.overruling_still(name, record)? else { return Ok(()) };
     let differs = |one: &Record, other: &Record| {
         one.layers().find(|layer| !other.layers().any(|it| it == *layer)).cloned()
     };
@@ -191,23 +191,21 @@ pub fn refuse_overruled(context: &Context, name: &Name, record: &Record) -> Resu
         (None, Some(layer)) => format!("its spare copy names layer {layer}, and it does not"),
         (None, None) => return Ok(()),
     };
-    Err(Error::damaged(format!(
-        "the record of {name} is not the last one that was written: {what}"
-    ))
-    .hint(how_to_mend(name))
-    .hint(format!(
-        "if the record is right: rm {}",
-        context.store.layout.spare_json(name).display()
-    )))
+    Err(Error::damaged(format!("the record of {name} may be out of date: {what}"))
+        .hint(how_to_mend(name))
+        .hint(format!(
+            "if the record is right: rm {}",
+            context.store.layout.spare_json(name).display()
+        )))
 }
 
 /// What waits in the pool is nobody's VM yet, and what was made for a command that has died is
 /// nobody's any more: its guest may be another's double.
-pub fn refuse_unclaimed(name: &Name, record: &Record) -> Result<()> {
+pub(crate) fn refuse_unclaimed(name: &Name, record: &Record) -> Result<()> {
     let owner = record.ephemeral.as_ref().and_then(|ephemeral| ephemeral.owner.as_ref());
     if owner.is_some_and(|owner| !owner::is_alive(owner)) {
         return Err(Error::refused(format!(
-            "{name} was made by a command that was killed, and goes with it"
+            "{name} was created by a command that was killed, and will be removed"
         ))
         .hint("remove what is left: cowhand gc"));
     }
@@ -223,7 +221,7 @@ pub fn refuse_unclaimed(name: &Name, record: &Record) -> Result<()> {
 }
 
 /// Refuses `doing` something to a template.
-pub fn refuse_template(name: &Name, record: &Record, doing: &str) -> Result<()> {
+pub(crate) fn refuse_template(name: &Name, record: &Record, doing: &str) -> Result<()> {
     if record.is_template() {
         return Err(match record.image() {
             None => Error::refused(format!(

@@ -192,20 +192,20 @@ impl<'de> Deserialize<'de> for Planned {
 }
 
 /// Reads a step of one kind from the fields of its saved form.
-pub type Reader = fn(Value) -> serde_json::Result<Planned>;
+pub(crate) type Reader = fn(Value) -> serde_json::Result<Planned>;
 
 /// One kind of step: its tag, and how it is read.
-pub type Kind = (&'static str, Reader);
+pub(crate) type Kind = (&'static str, Reader);
 
 static KINDS: RwLock<Vec<&[Kind]>> = RwLock::new(Vec::new());
 
 /// The kind of `S`.
-pub const fn kind<S: Step>() -> Kind {
+pub(crate) const fn kind<S: Step>() -> Kind {
     (S::TAG, |fields| serde_json::from_value::<S>(fields).map(Planned::from))
 }
 
 /// Makes `kinds` known for the whole process. Doing that again changes nothing.
-pub fn install(kinds: &'static [Kind]) {
+pub(crate) fn install(kinds: &'static [Kind]) {
     let mut all = KINDS.write().unwrap_or_else(PoisonError::into_inner);
     if !all.iter().any(|known| std::ptr::eq(*known, kinds)) {
         all.push(kinds);

@@ -18,7 +18,7 @@ use crate::store::{Store, StoreLock, VmLock};
 
 /// What recovery found and did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Recovered {
+pub(crate) enum Recovered {
     /// Nothing was cut short.
     Nothing,
     /// A change was undone: it never happened.
@@ -30,13 +30,13 @@ pub enum Recovered {
 }
 
 /// Recovers the VM behind `lock`.
-pub async fn recover(context: &Context, lock: &VmLock) -> Result<Recovered> {
+pub(crate) async fn recover(context: &Context, lock: &VmLock) -> Result<Recovered> {
     recover_journal(context, lock, true).await
 }
 
 /// Undoes what changes of this process were cut short, where they can still be undone. For Ctrl-C:
 /// what is past its point of no return may take long, and is left to the next command.
-pub async fn after_interrupt(context: &Context) -> Result<Vec<(String, Recovered)>> {
+pub(crate) async fn after_interrupt(context: &Context) -> Result<Vec<(String, Recovered)>> {
     let mut results = Vec::new();
     for name in context.store.directories()? {
         let journal = context.store.has_journal(&name);
@@ -54,7 +54,7 @@ pub async fn after_interrupt(context: &Context) -> Result<Vec<(String, Recovered
 }
 
 /// Reads the journal of `name`. One that takes layers for its own which are not is damaged, too.
-pub fn load(context: &Context, name: &Name) -> Result<Option<Journal<Planned>>> {
+pub(crate) fn load(context: &Context, name: &Name) -> Result<Option<Journal<Planned>>> {
     let Some(journal) = Journal::<Planned>::load(&context.store, name)? else { return Ok(None) };
     // How far it got cannot be seen in a record that cannot be read.
     if let Ok(saved) = saved(&journal, 0, &Run::recovering(context, name)) {
@@ -64,13 +64,13 @@ pub fn load(context: &Context, name: &Name) -> Result<Option<Journal<Planned>>> 
 }
 
 /// Is its guest going on from memory just now, and perhaps not yet one of its own?
-pub fn holds_guest(store: &Store, name: &Name) -> Result<bool> {
+pub(crate) fn holds_guest(store: &Store, name: &Name) -> Result<bool> {
     Ok(Journal::<Planned>::load(store, name)?
         .is_some_and(|journal| journal.steps.iter().any(Planned::holds_guest)))
 }
 
 /// Removes what commands that died have left of VMs that never came to be.
-pub async fn sweep(context: &Context, _: &StoreLock) -> Result<()> {
+pub(crate) async fn sweep(context: &Context, _: &StoreLock) -> Result<()> {
     for name in context.store.directories()? {
         if context.store.exists(&name) {
             continue;
@@ -145,8 +145,8 @@ async fn recover_journal(
             )),
             Some(why) => context.ui.warn(&format!(
                 "{name}: `{}` was cut short before its layers were merged ({why}); all points that \
-                 are left keep what they hold; run it again, or merge layers that nobody names any \
-                 more: cowhand gc",
+                 are left keep what they hold; run it again, or merge layers that no record names \
+                 any more: cowhand gc",
                 journal.command()
             )),
         }
@@ -215,7 +215,7 @@ async fn can_be_ended_now(steps: &[Planned], run: &mut Run<'_>) -> Result<bool> 
     Ok(true)
 }
 
-/// A change may have died before it looked whether somebody new stands on what it takes away.
+/// A change may have died before it looked whether somebody new depends on what it takes away.
 async fn call_off_new_dependents(
     store: &Store,
     name: &Name,

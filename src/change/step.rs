@@ -85,13 +85,13 @@ pub struct Touches {
     pub makes: Option<Layer>,
     /// What the header of that layer names, where the step says so.
     pub made_on: Option<Option<Layer>>,
-    /// A layer that nothing writes to any more once the change is done: a new one stands on it.
+    /// A layer that nothing writes to any more once the change is done: a new one depends on it.
     pub seals: Option<Layer>,
     /// Layers that it makes, writes to or takes away.
     pub changes: Vec<Layer>,
     /// It changes no more of them than who may write to them.
     pub only_modes: bool,
-    /// Of these, the layers that something may stand on, and that are not what they were
+    /// Of these, the layers that something may depend on, and that are not what they were
     /// afterwards.
     pub consumes: Vec<Layer>,
     /// The consumed layers are heads that it puts out of use. While a record names them as such,

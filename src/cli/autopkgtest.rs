@@ -10,26 +10,26 @@ use crate::error::{Error, Kind, Result};
 use crate::guest::exec;
 use crate::model::{Name, Network, PointRef};
 
-/// Be autopkgtest's virtualisation server: its testbeds are clones, `revert` is a reset
+/// Serve as autopkgtest's virtualisation server: testbeds are clones, `revert` is a reset
 ///
-/// For `autopkgtest PACKAGE -- /usr/bin/cowhand autopkgtest-virt TEMPLATE`. It speaks the protocol
-/// of Debian's autopkgtest on standard input and output: open, revert, reboot, copydown, copyup,
-/// print-execute-command, close, quit. Whatever ends it, the testbed goes with it.
+/// For `autopkgtest PACKAGE -- /usr/bin/cowhand autopkgtest-virt TEMPLATE`. Speaks the protocol of
+/// Debian's autopkgtest on standard input and output: open, revert, reboot, copydown, copyup,
+/// print-execute-command, close, quit. The testbed is removed when this command ends, for whatever
+/// reason.
 #[derive(Debug, Args)]
-pub struct AutopkgtestVirt {
-    /// By a boot, even from a warm template
+pub(super) struct AutopkgtestVirt {
+    /// Boot the guest, even if the template is warm
     #[arg(long)]
     cold: bool,
-    /// What the guest reaches instead of what the template says: user[,…] or restricted, as create
-    /// takes it
+    /// Use this network instead of the template's: user[,…] or restricted, as in `create --net`
     #[arg(long, value_name = "NETWORK")]
     net: Option<Network>,
     #[command(flatten)]
     limits: cp::Limits,
-    /// How long the guest may take to boot as far as its agent, in seconds
+    /// Seconds to wait for the guest to boot and its agent to answer
     #[arg(long, value_name = "SECS", default_value_t = 300)]
     agent_timeout: u64,
-    /// A template, VM@SNAPSHOT, or a stopped VM
+    /// A template, a snapshot (VM@SNAPSHOT), or a stopped VM
     source: PointRef,
 }
 
@@ -37,7 +37,7 @@ pub struct AutopkgtestVirt {
 const FAILED: &str = "254";
 
 impl AutopkgtestVirt {
-    pub async fn run(self, app: &App) -> Result<()> {
+    pub(super) async fn run(self, app: &App) -> Result<()> {
         let limit = Duration::from_secs(self.agent_timeout);
         let warmth = if self.cold { Warmth::Cold } else { Warmth::Either };
         let asked = Testbed::new(&app.context, self.source, warmth, limit, self.limits.budget());
@@ -76,8 +76,9 @@ async fn serve(app: &App, testbed: &mut Testbed<'_>) -> Result<()> {
 
 /// This program, with what it was told of its store.
 fn program(app: &App) -> Result<Vec<String>> {
-    let path = std::env::current_exe()
-        .map_err(|source| Error::failed("where this program lies is not known").because(source))?;
+    let path = std::env::current_exe().map_err(|source| {
+        Error::failed("cannot determine the path of this program").because(source)
+    })?;
     let store = app.context.store.layout.root();
     Ok(vec![
         path.to_string_lossy().into_owned(),

@@ -8,9 +8,9 @@ use crate::model::Name;
 use crate::output::{json, table};
 use crate::vm::cdrom::{self, Change};
 
-/// Insert ISO images into the CD-ROM drives of a VM, and eject them
+/// List, insert and eject ISO images; remove CD-ROM drives
 #[derive(Debug, Subcommand)]
-pub enum Cdrom {
+pub(super) enum Cdrom {
     Ls(Ls),
     Insert(Insert),
     Eject(Eject),
@@ -18,7 +18,7 @@ pub enum Cdrom {
 }
 
 impl Cdrom {
-    pub async fn run(self, app: &App) -> Result<()> {
+    pub(super) async fn run(self, app: &App) -> Result<()> {
         match self {
             Self::Ls(verb) => verb.run(app),
             Self::Insert(verb) => verb.run(app).await,
@@ -30,7 +30,7 @@ impl Cdrom {
 
 /// List the CD-ROM drives of a VM, and the ISO images in them
 #[derive(Debug, Args)]
-pub struct Ls {
+pub(super) struct Ls {
     /// The VM or template
     vm: Name,
 }
@@ -44,11 +44,11 @@ impl Ls {
     }
 }
 
-/// Insert an ISO image, in the place of the one that is there; running or stopped
+/// Insert an ISO image, replacing the current one; running or stopped
 ///
-/// The file is not copied, so keep it there. A stopped VM without a CD-ROM drive gets one.
+/// The file is not copied, so keep it in place. A stopped VM without a CD-ROM drive gets one.
 #[derive(Debug, Args)]
-pub struct Insert {
+pub(super) struct Insert {
     /// The VM
     vm: Name,
     /// The ISO image
@@ -56,7 +56,7 @@ pub struct Insert {
     /// The drive, if the VM has several (`cdrom ls`)
     #[arg(long, value_name = "TARGET")]
     target: Option<String>,
-    /// Also exchange an image whose drive the guest has locked
+    /// Also replace an image whose drive the guest has locked
     #[arg(long)]
     force: bool,
 }
@@ -73,13 +73,13 @@ impl Insert {
 
 /// Eject the ISO image; running or stopped
 #[derive(Debug, Args)]
-pub struct Eject {
+pub(super) struct Eject {
     /// The VM
     vm: Name,
     /// The drive, if the VM has several (`cdrom ls`)
     #[arg(long, value_name = "TARGET")]
     target: Option<String>,
-    /// Also if the guest has locked the drive
+    /// Eject even if the guest has locked the drive
     #[arg(long)]
     force: bool,
 }
@@ -96,9 +96,9 @@ impl Eject {
     }
 }
 
-/// Remove a CD-ROM drive from a VM that does not run
+/// Remove a CD-ROM drive from a stopped VM
 #[derive(Debug, Args)]
-pub struct Rm {
+pub(super) struct Rm {
     /// The VM
     vm: Name,
     /// The drive (`cdrom ls`)

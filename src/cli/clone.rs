@@ -10,44 +10,43 @@ use crate::instance::ports;
 use crate::model::{Ephemeral, Name, Network, PointRef, PortForward, parse_age};
 use crate::output::{json, time};
 
-/// Make new VMs of a template, a snapshot or a stopped VM
+/// Create VMs from a template, a snapshot or a stopped VM
 ///
 /// A thin clone is a copy-on-write overlay on the source's layers and takes milliseconds; a full
-/// clone is an independent copy. Each has a UUID, network addresses and a generation id of its own.
+/// clone is an independent copy. Each clone gets its own UUID, network addresses and generation ID.
 #[derive(Debug, Args)]
-pub struct Clone {
-    /// A template, VM@SNAPSHOT, or a stopped VM (which takes a snapshot for a thin clone to stand
-    /// on)
+pub(super) struct Clone {
+    /// A template, a snapshot (VM@SNAPSHOT), or a stopped VM; for a thin clone of a stopped VM,
+    /// cowhand first creates a snapshot
     source: PointRef,
-    /// What to call it; with -n, NEW-1, NEW-2, …
+    /// Name of the clone; with -n, the clones are called NEW-1, NEW-2, …
     new: Name,
-    /// Copy-on-write overlays (the default)
+    /// Create copy-on-write overlays (the default)
     #[arg(long, conflicts_with = "full")]
     thin: bool,
-    /// Overlays, and the memory of the template's warm guest: they run at once, each a guest of its
-    /// own
+    /// Create overlays and resume each clone from the memory of the warm template, with its own
+    /// identity
     #[arg(long, conflicts_with_all = ["thin", "full"])]
     warm: bool,
-    /// They go after that time, with `gc`: 30m, 12h, 7d
+    /// Let `gc` remove the clones after this time: 30m, 12h, 7d
     #[arg(long, value_name = "AGE", value_parser = parse_age)]
     expires: Option<Duration>,
-    /// Independent copies
+    /// Create independent copies
     #[arg(long)]
     full: bool,
-    /// How many
+    /// Number of clones
     #[arg(
         short = 'n', long = "count", value_name = "COUNT",
         value_parser = clap::value_parser!(u32).range(1..=10_000),
     )]
     count: Option<u32>,
-    /// Start them
+    /// Start the clones
     #[arg(long)]
     start: bool,
-    /// Forward a port of the host into the clone; can be repeated: HOST:GUEST
+    /// Forward a port of the host to the clone: HOST:GUEST; can be repeated
     #[arg(short, long = "port", value_name = "HOST:GUEST", conflicts_with = "count")]
     port: Vec<PortForward>,
-    /// What the clone reaches instead of what its source says: user[,…] or restricted, as create
-    /// takes it
+    /// Use this network instead of the source's: user[,…] or restricted, as in `create --net`
     #[arg(long, value_name = "NETWORK")]
     net: Option<Network>,
 }
@@ -56,7 +55,7 @@ pub struct Clone {
 const WARMING: Duration = Duration::from_secs(3600);
 
 impl Clone {
-    pub async fn run(self, app: &App) -> Result<()> {
+    pub(super) async fn run(self, app: &App) -> Result<()> {
         let names = match self.count {
             None => vec![self.new],
             Some(count) => (1..=count)

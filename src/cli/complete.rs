@@ -27,7 +27,7 @@ const VARIABLE: &str = "COWHAND_COMPLETE";
 const BASH: &str = include_str!("cowhand.bash");
 
 /// Answers a shell that asks for completions. `false`: it is no such question.
-pub fn answer() -> Result<bool> {
+pub(super) fn answer() -> Result<bool> {
     let here = std::env::current_dir().ok();
     let env = CompleteEnv::with_factory(|| with_names(Cli::command())).var(VARIABLE);
     env.try_complete(std::env::args_os(), here.as_deref())
@@ -35,7 +35,7 @@ pub fn answer() -> Result<bool> {
 }
 
 /// The script that makes `shell` ask.
-pub fn script(shell: Shell) -> Result<Vec<u8>> {
+pub(super) fn script(shell: Shell) -> Result<Vec<u8>> {
     let mut script = Vec::new();
     if shell == Shell::Bash {
         script.extend(BASH.bytes());

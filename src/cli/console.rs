@@ -18,14 +18,14 @@ const ESCAPE: u8 = 0x1d;
 /// once, but a busy host may be slow.
 const FIRST: Duration = Duration::from_secs(30);
 
-/// Talk to a guest's serial console; Ctrl-] ends it
+/// Connect to a guest's serial console; Ctrl-] disconnects
 ///
-/// One client at a time. Input may be piped; when it ends, the guest has 30 seconds to answer, and
-/// the console is left when it then says nothing for a second (`--linger`).
+/// One client at a time. Input can be piped: at its end the guest has 30 seconds to answer, and
+/// cowhand disconnects once the guest has been silent for a second (`--linger`).
 #[derive(Debug, Args)]
-pub struct Console {
-    /// Seconds of silence after which the console is left when piped input has ended; 0: at once,
-    /// without an answer
+pub(super) struct Console {
+    /// After piped input has ended, disconnect after this many seconds of silence; with 0,
+    /// disconnect at once without waiting for an answer
     #[arg(long, value_name = "SECS", default_value_t = 1)]
     linger: u64,
     /// The VM
@@ -33,7 +33,7 @@ pub struct Console {
 }
 
 impl Console {
-    pub async fn run(self, app: &App) -> Result<()> {
+    pub(super) async fn run(self, app: &App) -> Result<()> {
         let store = &app.context.store;
         open::refuse_template(&self.name, &store.load(&self.name)?, "open the console of")?;
         if !status::is_running(&app.context, &self.name)? {
@@ -42,12 +42,12 @@ impl Console {
                 .hint(format!("what it printed before: cowhand logs {}", self.name)));
         }
         let path = sockets::of(&app.context, &self.name)
-            .ok_or_else(|| Error::damaged("where its console is is not known"))?
+            .ok_or_else(|| Error::damaged("cannot find its console socket"))?
             .console();
         let socket = UnixStream::connect(&path).on("connect to", &path)?;
         let raw = Raw::enter().on("set up the terminal for", &path)?;
         if raw.is_some() {
-            app.context.ui.note(&format!("connected to {}; Ctrl-] ends it\r", self.name));
+            app.context.ui.note(&format!("connected to {}; Ctrl-] disconnects\r", self.name));
         }
         let printer = app.printer;
         let from_guest = socket.try_clone().on("use", &path)?;

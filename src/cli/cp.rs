@@ -23,30 +23,31 @@ const CHUNK: usize = 1 << 20;
 
 /// Copy files and directories into or out of a running guest
 ///
-/// One side is VM:PATH, the other a path of the host, or - for a single file from standard input or
-/// to standard output, which is in $TMPDIR meanwhile. Modes, times, links and holes come along;
-/// owners do not, nor do set-uid bits out of a guest. Files appear when they are whole. What a
-/// guest sends is put below the target and nowhere else: no link there is followed. A guest that
-/// cannot run the helper (see `exec`) takes and gives single files, through its agent.
+/// One side is VM:PATH, the other is a path of the host, or - for a single file from standard input
+/// or to standard output, which is kept in $TMPDIR during the copy. Modes, times, links and holes
+/// are preserved; owners are not, nor are the set-user-ID, set-group-ID and sticky bits of a
+/// guest's files. A file appears under its name only when it is complete. Files from a guest are
+/// written below the target and nowhere else: no link there is followed. With a guest that cannot
+/// run the helper (see `exec`), only single files can be copied, through its agent.
 #[derive(Debug, Args)]
-pub struct Cp {
-    /// A file or directory: PATH or VM:PATH; or standard input: -
+pub(super) struct Cp {
+    /// Source: PATH or VM:PATH, or - for standard input
     source: String,
-    /// Where to: PATH or VM:PATH; into a directory that is there, or a path that ends in /; or to
-    /// standard output: -
+    /// Target: PATH or VM:PATH, or - for standard output. An existing directory, or a path that
+    /// ends in /, gets the source under its own name
     target: String,
     #[command(flatten)]
     rules: Rules,
-    /// How long the guest may take to boot as far as its agent, in seconds
+    /// Seconds to wait for the guest to boot and its agent to answer
     #[arg(long, value_name = "SECS", default_value_t = 120)]
     agent_timeout: u64,
 }
 
 /// How copies come out of a guest.
 #[derive(Debug, Args)]
-pub struct Rules {
-    /// If what is copied out of the guest is a symbolic link, copy what it points to in the guest;
-    /// without it, a link is refused
+pub(super) struct Rules {
+    /// If the source in the guest is a symbolic link, copy what it points to in the guest; without
+    /// this, a link is refused
     #[arg(long)]
     follow: bool,
     #[command(flatten)]
@@ -55,14 +56,14 @@ pub struct Rules {
 
 /// How much a guest may send.
 #[derive(Debug, Args)]
-pub struct Limits {
-    /// Copy files of at most this length together out of the guest; holes count, too
+pub(super) struct Limits {
+    /// Limit the total length of the files copied out of the guest; holes count, too
     #[arg(
         long, value_name = "SIZE", env = "COWHAND_MAX_BYTES", hide_env_values = true,
         default_value = "64G", value_parser = parse_size,
     )]
     max_bytes: u64,
-    /// Copy at most so many files, directories and links out of the guest
+    /// Limit the number of files, directories and links copied out of the guest
     #[arg(
         long, value_name = "COUNT", env = "COWHAND_MAX_ENTRIES", hide_env_values = true,
         default_value_t = Budget::default().entries,
@@ -71,19 +72,19 @@ pub struct Limits {
 }
 
 impl Rules {
-    pub fn rules(&self) -> copy::Rules {
+    pub(super) fn rules(&self) -> copy::Rules {
         copy::Rules { follow: self.follow, budget: self.budget.budget() }
     }
 }
 
 impl Limits {
-    pub fn budget(&self) -> Budget {
+    pub(super) fn budget(&self) -> Budget {
         Budget { bytes: self.max_bytes, entries: self.max_entries }
     }
 }
 
 impl Cp {
-    pub async fn run(self, app: &App) -> Result<()> {
+    pub(super) async fn run(self, app: &App) -> Result<()> {
         let (source, target) = (parse(&self.source), parse(&self.target));
         let bytes = match (self.source.as_str(), self.target.as_str()) {
             (_, STANDARD) => return self.copy_to_standard_output(app, &source).await,
@@ -129,7 +130,7 @@ impl Cp {
         let Side::Guest(vm, to) = target else { return Err(no_guest()) };
         if to.ends_with('/') {
             return Err(Error::usage(format!(
-                "what comes from standard input has no name, and {} is a directory",
+                "{} is a directory; standard input needs a file name",
                 self.target
             ))
             .hint(format!("name the file: cowhand cp - {}NAME", self.target)));

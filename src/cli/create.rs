@@ -22,57 +22,58 @@ use crate::vm::disk_request::DiskRequest;
 use crate::vm::request::{OnImage, Request};
 use crate::vm::{edit, requirements};
 
-/// Make a VM from disk images, or a blank one
+/// Create a VM from disk images, or with blank disks
 ///
-/// Each --disk is copied into the store (sparse, or sharing blocks where the file system can), or
-/// with `,use` written in place. The format is read from the file once and recorded; QEMU never
+/// Each --disk is copied into the store (as a sparse file, or a reflink where the file system
+/// supports it), or used in place with `,use`. The format is detected once and recorded; QEMU never
 /// probes it.
 #[derive(Debug, Args)]
-pub struct Create {
-    /// What to call it: 1 to 64 letters, digits, dots, dashes, underscores
+pub(super) struct Create {
+    /// Name of the VM: 1 to 64 letters, digits, dots, dashes, underscores
     name: Name,
-    /// An image that the first disk stands on: its name in the store, an address, or NAME:VERSION
-    /// of the catalogue
+    /// Image that backs the first disk: its name in the store, a URL, or NAME:VERSION of the
+    /// catalogue
     ///
-    /// What is not in the store yet is downloaded and added first, as `image add` does. All VMs of
-    /// an image share it.
+    /// An image that is not in the store yet is downloaded and added first, as by `image add`. All
+    /// VMs that are created from an image share it.
     #[arg(long, value_name = "IMAGE")]
     image: Option<String>,
-    /// Size of the disk on the image [default: the size of the image]; cloud-init enlarges the file
-    /// system at the first boot
+    /// Size of the disk that is backed by the image [default: the size of the image]; cloud-init
+    /// enlarges the file system at the first boot
     #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "image")]
     disk_size: Option<u64>,
     #[command(flatten)]
     checksum: Checksum,
-    /// A disk image; can be repeated: FILE[,copy|use][,format=F][,ro][,bus=B][,serial=S]
+    /// Disk image: FILE[,copy|use][,format=F][,ro][,bus=B][,serial=S]; can be repeated
     ///
-    /// The format is taken from `format=`, else from the header if the name agrees with it: a file
-    /// called .raw or .img, or without an extension, that looks like another format is refused. An
-    /// image that names other files is refused.
+    /// Without `format=`, the format is detected from the header, and the file name must agree: a
+    /// file called .raw or .img, or without an extension, that looks like another format is
+    /// refused. An image that names other files is refused.
     #[arg(long, value_name = "FILE[,copy|use]")]
     disk: Vec<DiskRequest>,
-    /// Also bring in the backing files that an image names, from its own directory or DIRECTORY
+    /// Also copy the backing files that an image names, if they are in its directory or below
+    /// DIRECTORY; can be repeated
     ///
-    /// An image can name any file of the host as its backing file, so this is for images of your
-    /// own. Each file is inspected and listed before it is copied into the store.
+    /// An image can name any file of the host as its backing file, so use this only for images that
+    /// you trust. Each file is inspected and listed before it is copied into the store.
     #[arg(
         long, value_name = "DIRECTORY", num_args = 0..=1, require_equals = true,
         default_missing_value = "",
     )]
     with_backing: Vec<OsString>,
-    /// Bus of the disks of which `bus=` says nothing else: virtio, scsi, nvme, sata, ide, usb
+    /// Bus of disks without `bus=`: virtio, scsi, nvme, sata, ide, usb
     ///
-    /// A guest without virtio drivers needs another one, which is slower. `ide` is for `--machine
-    /// pc`. The memory of a guest with a disk on `nvme` cannot be saved.
+    /// A guest without virtio drivers needs another bus, which is slower. `ide` requires `--machine
+    /// pc`. The memory of a guest with an `nvme` disk cannot be saved.
     #[arg(long, value_name = "BUS", default_value_t)]
     bus: Bus,
-    /// A blank disk of this size, behind the others; can be repeated
+    /// Add a blank disk of this size, after the others; can be repeated
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     size: Vec<u64>,
-    /// A CD-ROM drive with this ISO image, which is not copied; can be repeated: FILE[,bus=BUS]
+    /// Add a CD-ROM drive with this ISO image: FILE[,bus=BUS]; can be repeated
     ///
-    /// The guest boots from it if it cannot boot from its disks. Buses: sata, ide, scsi, usb
-    /// [default: sata, or ide for `--machine pc`].
+    /// The image is not copied. The guest boots from it if it cannot boot from its disks. Buses:
+    /// sata, ide, scsi, usb [default: sata, or ide for `--machine pc`].
     #[arg(long, value_name = "FILE")]
     iso: Vec<CdromRequest>,
     /// Memory: 512M, 2G
@@ -84,14 +85,14 @@ pub struct Create {
     /// CPU model [default: host with KVM, max without]
     #[arg(long, value_name = "MODEL")]
     cpu: Option<String>,
-    /// Machine type; an alias is pinned to the version it stands for now
+    /// Machine type; an alias is resolved to its current version, which is recorded
     #[arg(long, value_name = "TYPE", default_value = "q35")]
     machine: String,
-    /// What runs first
+    /// Firmware of the VM
     #[arg(long, value_name = "FIRMWARE", default_value = "bios")]
     firmware: FirmwareArg,
-    /// Boot this kernel of the host instead of the disk's boot loader; it is not copied, so keep it
-    /// there
+    /// Boot this kernel file of the host instead of the boot loader on the disk; the file is not
+    /// copied, so keep it in place
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
     /// The kernel's initial RAM disk
@@ -100,30 +101,31 @@ pub struct Create {
     /// The kernel's command line
     #[arg(long, value_name = "TEXT", requires = "kernel")]
     append: Option<String>,
-    /// A network card, or none; can be repeated: user or restricted, with
-    /// [,mac=ADDRESS][,model=MODEL]
+    /// Network card: user or restricted, with [,mac=ADDRESS][,model=MODEL]; can be repeated. Or
+    /// none
     ///
-    /// `user`: NAT without privileges. The guest reaches the Internet, and forwarded ports lead in.
-    /// If root starts QEMU, on a host with control groups of version 2, the guest reaches neither
-    /// the host nor private networks, unless you name them: [,host-loopback][,private-networks]
-    /// [,allow=ADDRESS[/LENGTH][:PORT]]…; else it reaches what the host reaches. `restricted`: the
-    /// guest reaches nothing; forwarded TCP ports lead in. Models: virtio, e1000, e1000e, rtl8139.
+    /// `user`: NAT without privileges. The guest reaches the Internet, and the host can forward
+    /// ports to the guest. If root starts QEMU on a host with control groups version 2, the guest
+    /// reaches neither the host nor private networks, unless you allow them:
+    /// [,host-loopback][,private-networks][,allow=ADDRESS[/LENGTH][:PORT]]…; otherwise the guest
+    /// reaches what the host reaches. `restricted`: the guest reaches nothing, but the host can
+    /// forward TCP ports to the guest. Models: virtio, e1000, e1000e, rtl8139.
     #[arg(long, value_name = "NETWORK", default_value = "user")]
     net: Vec<String>,
-    /// Forward a port of the host into the guest; can be repeated: HOST:GUEST, ADDRESS:HOST:GUEST,
-    /// with /udp for UDP
+    /// Forward a port of the host to the guest: HOST:GUEST or ADDRESS:HOST:GUEST, with /udp for
+    /// UDP; can be repeated
     #[arg(short, long = "port", value_name = "HOST:GUEST")]
     port: Vec<PortForward>,
-    /// Limit of each log file, at least 64K, or none; the log has two files [default: 16M]
+    /// Maximum size of each of the two log files: 64K or more, or none [default: 16M]
     #[arg(long, value_name = "SIZE", value_parser = LogLimit::parse)]
     log_max: Option<LogLimit>,
     /// Start the VM with the host (`start --autostart`)
     #[arg(long)]
     autostart: bool,
-    /// A key and value of your own; can be repeated
+    /// Add a tag, KEY=VALUE; can be repeated
     #[arg(long, value_name = "K=V")]
     tag: Vec<String>,
-    /// Give systemd in the guest the content of FILE as the credential NAME (`systemd-creds
+    /// Pass the content of FILE to systemd in the guest as the credential NAME (`systemd-creds
     /// --system list`); can be repeated
     #[arg(long, value_name = "NAME=FILE")]
     credential: Vec<String>,
@@ -138,13 +140,13 @@ enum FirmwareArg {
 }
 
 impl Create {
-    pub async fn run(self, app: &App) -> Result<()> {
+    pub(super) async fn run(self, app: &App) -> Result<()> {
         let name = self.name.clone();
         let (wanted, disk_size, checksum) =
             (self.image.clone(), self.disk_size, self.checksum.clone());
         let mut request = self.request()?;
         if wanted.is_none() && checksum.is_any() {
-            return Err(Error::usage("a checksum is that of an image to be added")
+            return Err(Error::usage("a checksum needs --image with a URL or catalogue name")
                 .hint("say which: --image URL"));
         }
         if app.context.store.exists(&name) {

@@ -9,9 +9,9 @@ use crate::model::{MergeKind, Name, human, parse_size};
 use crate::output::{json, table};
 use crate::vm::list;
 
-/// Look at the disks of a VM, merge their layers by hand, resize and check them
+/// List, merge, resize and check the disks of a VM
 #[derive(Debug, Subcommand)]
-pub enum Disk {
+pub(super) enum Disk {
     Ls(Ls),
     Chain(Chain),
     Check(Check),
@@ -21,7 +21,7 @@ pub enum Disk {
 }
 
 impl Disk {
-    pub async fn run(self, app: &App) -> Result<()> {
+    pub(super) async fn run(self, app: &App) -> Result<()> {
         match self {
             Self::Ls(verb) => verb.run(app),
             Self::Chain(verb) => verb.run(app),
@@ -35,7 +35,7 @@ impl Disk {
 
 /// List the disks of a VM with their files
 #[derive(Debug, Args)]
-pub struct Ls {
+pub(super) struct Ls {
     /// The VM or template
     vm: Name,
 }
@@ -49,12 +49,12 @@ impl Ls {
     }
 }
 
-/// Show the chain of layers under a disk: the active layer first, the base last
+/// Show the backing chain of a disk: the active layer first, the base last
 #[derive(Debug, Args)]
-pub struct Chain {
+pub(super) struct Chain {
     /// The VM or template
     vm: Name,
-    /// One disk [default: all]
+    /// Only this disk [default: all disks]
     disk: Option<String>,
 }
 
@@ -67,14 +67,14 @@ impl Chain {
     }
 }
 
-/// Check every layer below a VM (`qemu-img check`); exit code 8 when data may be lost
+/// Check every layer that a VM uses (`qemu-img check`); exit code 8 if data may be lost
 #[derive(Debug, Args)]
-pub struct Check {
+pub(super) struct Check {
     /// The VM or template
     vm: Name,
-    /// One disk [default: all]
+    /// Only this disk [default: all disks]
     disk: Option<String>,
-    /// Put right the active layers; the VM has to be stopped
+    /// Repair the active layers; the VM must be stopped
     #[arg(long)]
     repair: bool,
 }
@@ -99,27 +99,27 @@ impl Check {
             |found: &Found| record.config.volumes().any(|disk| disk.layer == found.layer);
         Err(match found.iter().filter(|found| found.is_damaged()).all(is_active) && !self.repair {
             true => error.hint(format!(
-                "cowhand disk check {} --repair    mends the active layer as far as it can be",
+                "cowhand disk check {} --repair    repairs the active layer as far as possible",
                 self.vm
             )),
-            false => error
-                .hint("bring the file back from a backup, or go back to a snapshot that is sound"),
+            false => {
+                error.hint("restore the file from a backup, or revert to an undamaged snapshot")
+            }
         })
     }
 }
 
-/// Give a disk another size, running or stopped; the guest's partitions and file systems are the
-/// guest's business
+/// Resize a disk, running or stopped; the guest's partitions and file systems are not changed
 #[derive(Debug, Args)]
-pub struct Resize {
+pub(super) struct Resize {
     /// The VM
     vm: Name,
     /// The disk: vda, vdb, …
     disk: String,
-    /// The new size: 20G; or +5G for that much more
+    /// New size: 20G, or +5G to add to the current size
     #[arg(value_name = "SIZE")]
     size: String,
-    /// Make it smaller; refused while there is data behind the new end
+    /// Shrink the disk; refused if there is data beyond the new end
     #[arg(long)]
     shrink: bool,
 }
@@ -152,25 +152,24 @@ impl Resize {
     }
 }
 
-/// Merge a layer down into the one below, or further down into --base
+/// Merge a layer into its backing file, or further down into --base
 ///
-/// Snapshots whose layers are written to or vanish, the base's and those between, are given up;
-/// --dry-run says which. Where clones, templates or branches stand on them it is refused. To remove
-/// a snapshot and keep all others, use `snapshot rm`.
+/// Snapshots of the base, and of the layers between, are removed; --dry-run lists them. Refused if
+/// clones, templates or other branches depend on these layers. To remove one snapshot and keep all
+/// others, use `snapshot rm`.
 #[derive(Debug, Args)]
-pub struct Commit {
+pub(super) struct Commit {
     /// The VM
     vm: Name,
     /// The disk: vda, vdb, …
     disk: String,
-    /// The layer to begin with: an id, a file name, or a snapshot's name [default: the active
-    /// layer]
+    /// The layer to merge: an id, a file name, or a snapshot's name [default: the active layer]
     #[arg(long, value_name = "LAYER")]
     top: Option<String>,
-    /// The layer to merge into [default: the one below]
+    /// The layer to merge into [default: its backing file]
     #[arg(long, value_name = "LAYER")]
     base: Option<String>,
-    /// Only say what would be merged
+    /// Only show what would be merged
     #[arg(long)]
     dry_run: bool,
 }
@@ -185,20 +184,21 @@ impl Commit {
     }
 }
 
-/// Copy what lies below the active layer up into it, so that it stands on --base, or on nothing
+/// Copy data from backing files into the active layer
 ///
-/// Snapshots, clones and templates keep their layers and their content, and so does a change that
-/// `undo` can take back.
+/// The active layer is then backed by --base, or has no backing file. Snapshots, clones and
+/// templates keep their layers and their content, and `undo` stays possible.
 #[derive(Debug, Args)]
-pub struct Stream {
+pub(super) struct Stream {
     /// The VM
     vm: Name,
     /// The disk: vda, vdb, …
     disk: String,
-    /// The layer to stand on afterwards: an id, a file name, or a snapshot's name [default: none]
+    /// The layer to keep as the backing file: an id, a file name, or a snapshot's name [default:
+    /// none]
     #[arg(long, value_name = "LAYER")]
     base: Option<String>,
-    /// Only say what would be copied
+    /// Only show what would be copied
     #[arg(long)]
     dry_run: bool,
 }
@@ -242,7 +242,8 @@ pub(super) fn tell(app: &App, vm: &Name, merged: &Merged, dry_run: bool) {
     if !merged.given_up.is_empty() {
         let names: Vec<String> =
             merged.given_up.iter().map(|name| format!("{vm}@{name}")).collect();
-        lines.push(format!("snapshots {would}given up for it: {}", names.join(", ")));
+        let verb = if would.is_empty() { "removed" } else { "that would be removed" };
+        lines.push(format!("snapshots {verb}: {}", names.join(", ")));
     }
     if merged.merges.is_empty() {
         lines.push(format!("{vm}: there is nothing to merge"));

@@ -6,31 +6,31 @@ use crate::error::Result;
 use crate::model::Name;
 use crate::output::{json, table};
 
-/// Compare records, layers and running QEMUs with each other, look at the host, and say what is
-/// wrong
+/// Check the store, its VMs and the host, and report problems
 ///
-/// Looks at all of the store, or at one VM or template. Exit code 1 only when something has failed.
-/// With --repair, what can be put right without losing anything is put right; what is in doubt
-/// stays as it is, and is said. Nothing that may hold data is removed: it goes into the trash.
+/// Compares records, layers and running QEMUs with each other, in the whole store or for one VM or
+/// template. The exit code is 1 if a check has failed; warnings do not count. --repair repairs what
+/// can be repaired without losing data, and reports the rest. Nothing that may contain data is
+/// deleted: it is moved to the trash.
 #[derive(Debug, Args)]
-pub struct Doctor {
-    /// Only this VM or template
+pub(super) struct Doctor {
+    /// Check only this VM or template
     name: Option<Name>,
-    /// Put right what can be put right
+    /// Repair what can be repaired
     #[arg(long)]
     repair: bool,
-    /// Also read all files: check each image (`qemu-img check`), and compare what the layers of
-    /// templates hold with what they held before
+    /// Also read all files: check each image (`qemu-img check`), and compare the layers of
+    /// templates with the checksums that the first --deep has recorded
     #[arg(long)]
     deep: bool,
-    /// Only how far QEMU is confined: what this host allows, and what each VM that runs has of its
-    /// own
+    /// Only check how QEMU is confined: what this host supports, and what applies to each running
+    /// VM
     #[arg(long, conflicts_with_all = ["repair", "deep"])]
     security: bool,
 }
 
 impl Doctor {
-    pub async fn run(self, app: &App) -> Result<u8> {
+    pub(super) async fn run(self, app: &App) -> Result<u8> {
         let name = self.name.as_ref();
         let mut findings = match (self.security, self.repair) {
             (true, _) => doctor::look_at_confinement(&app.context, name).await?,

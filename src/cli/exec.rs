@@ -13,27 +13,27 @@ use crate::helper::frame;
 use crate::model::{Name, parse_size, parse_time};
 use crate::output::{Format, Printer, json};
 
-/// Run a command in a guest as if it ran here, and exit as it does
+/// Run a command in a guest, and exit with its exit code
 ///
-/// No shell is involved: for one, say `-- sh -c '…'`. Output comes as it is written; signals are
-/// handed on, and three in a row hang up. The first time, a small helper is sent into the guest's
-/// memory through its agent; where that cannot be (Windows, no agent's leave), the agent itself
-/// runs the command, and the output arrives at its end, at most 16 MiB of it. Exit codes: the
-/// command's own, 128 and more for a signal; 124 timeout, 125 our own failure, 126 not executable,
-/// 127 not found in the guest.
+/// The command is not run by a shell; for one, use `-- sh -c '…'`. Output is streamed. Signals are
+/// forwarded; three of SIGINT, SIGQUIT or SIGTERM in a row disconnect. The first `exec` copies a
+/// small helper into the guest's memory through the guest agent. Where that is not possible
+/// (Windows, or an agent that refuses), the agent itself runs the command, and its output, at most
+/// 16 MiB, is printed when it ends. Exit codes: the command's own; 128 and more for a signal; 124
+/// if the time limit is reached; 125 if cowhand itself fails; 126 not executable; 127 not found in
+/// the guest.
 #[derive(Debug, Args)]
-pub struct Exec {
+pub(super) struct Exec {
     #[command(flatten)]
     how: ExecOptions,
-    /// How long it may take, in seconds or like 90s, 10m, 2h; then it is terminated, and 5 s later
-    /// killed
+    /// Time limit: seconds, or 90s, 10m, 2h. At the limit the command gets SIGTERM, and SIGKILL 5 s
+    /// later; one that was started through the guest agent only is left running
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     timeout: Option<Duration>,
-    /// How long the guest may take to boot as far as its agent, in seconds
+    /// Seconds to wait for the guest to boot and its agent to answer
     #[arg(long, value_name = "SECS", default_value_t = 120)]
     agent_timeout: u64,
-    /// Through the guest agent alone: nothing is sent into the guest's memory, output comes at the
-    /// end
+    /// Use the guest agent only: no helper is copied into the guest; output is printed at the end
     #[arg(long)]
     agent_only: bool,
     /// What to exit with when the command could not be run
@@ -48,36 +48,37 @@ pub struct Exec {
 
 /// How a command runs in a guest.
 #[derive(Debug, Args)]
-pub struct ExecOptions {
-    /// Give it what comes on standard input
+pub(super) struct ExecOptions {
+    /// Forward standard input
     #[arg(short, long)]
     pub interactive: bool,
-    /// Give it a terminal of its own, as large as this one
+    /// Allocate a terminal in the guest, of the size of this one
     #[arg(short, long)]
     pub tty: bool,
-    /// Add a variable to its environment; can be repeated. Without a value: the one it has here
+    /// Set an environment variable; without a value, pass on cowhand's own; can be repeated
     #[arg(short, long = "env", value_name = "K[=V]")]
     env: Vec<String>,
-    /// Read such variables from a file, one a line; `-` is standard input. Keeps values out of `ps`
+    /// Read environment variables from a file, one per line; `-` is standard input; can be
+    /// repeated. Keeps values out of `ps`
     #[arg(long, value_name = "FILE")]
     env_file: Vec<PathBuf>,
-    /// Where it runs in the guest [default: the user's home]
+    /// Working directory in the guest [default: the user's home directory]
     #[arg(short = 'w', long = "workdir", value_name = "DIR")]
     directory: Option<String>,
-    /// Who runs it in the guest, by name or number [default: root]
+    /// User to run the command as, by name or number [default: root]
     #[arg(short, long, value_name = "USER")]
     user: Option<String>,
-    /// With --format json: keep at most so much of each output stream, drop the rest, and print
-    /// `truncated`
+    /// With --format json: keep at most this much of each output stream, and print `truncated` if
+    /// there was more
     #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = parse_size)]
     pub max_output: u64,
 }
 
 /// Our own failure.
-pub const OURS: u8 = 125;
+pub(super) const OURS: u8 = 125;
 
 impl Exec {
-    pub async fn run(self, app: &App) -> u8 {
+    pub(super) async fn run(self, app: &App) -> u8 {
         let (_raw, size) = match self.how.tty.then(local::terminal).transpose() {
             Ok(terminal) => terminal.unzip(),
             Err(error) => return fail(app, self.failure_code, &error),
@@ -110,7 +111,7 @@ impl Exec {
 
 impl ExecOptions {
     /// The command as the guest is asked for it, on a terminal of this size.
-    pub fn command(
+    pub(super) fn command(
         &self,
         command: Vec<String>,
         terminal: Option<(u16, u16)>,
@@ -143,7 +144,7 @@ impl ExecOptions {
 
 /// What a command wrote, where it was not printed at once.
 #[derive(Debug, Default)]
-pub struct Captured {
+pub(super) struct Captured {
     stdout: Kept,
     stderr: Kept,
 }
@@ -188,7 +189,7 @@ impl fmt::Display for Kept {
 }
 
 /// Our ends of a command's streams.
-pub struct Near<'a> {
+pub(super) struct Near<'a> {
     printer: &'a Printer,
     terminal: bool,
     input: bool,
@@ -198,10 +199,10 @@ pub struct Near<'a> {
 
 impl<'a> Near<'a> {
     /// Ends for `request`.
-    pub fn new(printer: &'a Printer, request: &Request, how: &ExecOptions) -> Result<Self> {
+    pub(super) fn new(printer: &'a Printer, request: &Request, how: &ExecOptions) -> Result<Self> {
         let terminal = request.exec.terminal.is_some();
         if terminal && printer.format == Format::Json {
-            return Err(Error::usage("a terminal cannot be had in JSON")
+            return Err(Error::usage("-t cannot be used with --format json")
                 .hint("leave out -t or --format json"));
         }
         let limit = usize::try_from(how.max_output).unwrap_or(usize::MAX);
@@ -209,7 +210,7 @@ impl<'a> Near<'a> {
     }
 
     /// Runs `work` on them.
-    pub async fn attend<T>(
+    pub(super) async fn attend<T>(
         self,
         work: impl AsyncFnOnce(Streams<'_>) -> std::result::Result<T, Failure>,
     ) -> (std::result::Result<T, Failure>, Captured) {
@@ -243,7 +244,7 @@ impl<'a> Near<'a> {
 }
 
 /// Says how it ended, and returns the exit code for that.
-pub fn code(
+pub(super) fn code(
     app: &App,
     name: &str,
     limit: Option<Duration>,
@@ -287,7 +288,7 @@ pub fn code(
         ),
         Err(Failure::GoesOn { pid }) => {
             let error = Error::qemu(format!(
-                "the command did not end within {seconds} s; it goes on in {name}"
+                "the command did not end within {seconds} s; it continues in {name}"
             ))
             .hint(format!("end it: cowhand exec {name} -- kill {pid}"));
             fail(app, 124, &error)
@@ -301,7 +302,7 @@ pub fn code(
     }
 }
 
-pub fn fail(app: &App, code: u8, error: &Error) -> u8 {
+pub(super) fn fail(app: &App, code: u8, error: &Error) -> u8 {
     app.printer.error(error);
     code
 }

@@ -8,23 +8,23 @@ use crate::libvirt::export;
 use crate::model::PointRef;
 use crate::output::{json, table};
 
-/// Write a VM into a directory from which libvirt takes it over
+/// Export a VM to a directory, for libvirt
 ///
-/// The directory gets the XML of a domain and its disks, which `virsh define` takes. A VM with
-/// snapshots keeps them; a VM without, a template, and a snapshot get one file for each disk. What
-/// the domain has otherwise, or not at all, is listed with the reason. Nothing of the VM changes.
+/// The directory receives the disks and the domain XML for `virsh define`. Snapshots of the VM are
+/// kept; a VM without snapshots, a template, and a single snapshot get one file per disk.
+/// Everything that is changed or left out is listed with the reason. The VM itself does not change.
 #[derive(Debug, Args)]
-pub struct Export {
-    /// The VM or template, which does not run, or VM@SNAPSHOT
+pub(super) struct Export {
+    /// A stopped VM, a template, or a snapshot (VM@SNAPSHOT)
     #[arg(long, value_name = "VM[@SNAPSHOT]", required = true)]
     libvirt: PointRef,
-    /// The directory, which is new
+    /// The directory, which must not exist
     #[arg(value_name = "DIR")]
     directory: PathBuf,
 }
 
 impl Export {
-    pub async fn run(self, app: &App) -> Result<()> {
+    pub(super) async fn run(self, app: &App) -> Result<()> {
         let exported = export::export(&app.context, &self.libvirt, &self.directory).await?;
         let list = table::domain(&exported.notes);
         let commands = exported.commands(&self.libvirt.vm);

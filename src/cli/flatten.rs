@@ -7,22 +7,22 @@ use crate::disk::merge;
 use crate::error::Result;
 use crate::model::Name;
 
-/// Make VMs stand on nothing: everything below their disks is copied into them, running or stopped
+/// Make VMs independent of their backing files, running or stopped
 ///
-/// Afterwards the template or VM they were cloned from can be removed, unless snapshots of theirs
-/// still stand on it.
+/// All data of the backing files is copied into the disks of the VMs. Afterwards the template or VM
+/// that they were cloned from can be removed, unless snapshots of these VMs still depend on it.
 #[derive(Debug, Args)]
-pub struct Flatten {
-    /// VMs; behind a VM a disk of it (vda, nvram), to flatten that one alone
+pub(super) struct Flatten {
+    /// VMs; after a VM, name a disk (vda, nvram) to flatten only that disk
     #[arg(required = true, value_name = "VM [DISK]")]
     words: Vec<Name>,
-    /// Only say what would be copied
+    /// Only show what would be copied
     #[arg(long)]
     dry_run: bool,
 }
 
 impl Flatten {
-    pub async fn run(self, app: &App) -> Result<()> {
+    pub(super) async fn run(self, app: &App) -> Result<()> {
         // All of them are looked at before the first is touched.
         let mut wanted: Vec<(&Name, Option<&Name>)> = Vec::new();
         let mut words = self.words.iter().peekable();

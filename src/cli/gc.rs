@@ -8,26 +8,27 @@ use crate::maintenance::gc;
 use crate::model::{human, parse_age};
 use crate::output::json;
 
-/// Remove expired snapshots and old trash, merge what need not stay hidden, clear up after dead
-/// commands
+/// Remove old trash, expired snapshots and expired clones, and merge unneeded layers
 ///
-/// Removed VMs and the heads that reverts left stay in the trash until then, for `undo`.
+/// Also cleans up after commands that were killed. Until `gc` removes them from the trash, `undo`
+/// can restore removed VMs, and the disks as they were before a revert or a reset.
 #[derive(Debug, Args)]
-pub struct Gc {
-    /// Only say what would go
+pub(super) struct Gc {
+    /// Only show what would be removed
     #[arg(long)]
     dry_run: bool,
-    /// Only what has been there for that long: 30m, 12h, 7d; 0 for everything
+    /// Remove only trash, and leftovers of interrupted commands, that are older than this: 30m,
+    /// 12h, 7d; 0 means any age
     #[arg(long, value_name = "AGE", default_value = "7d", value_parser = parse_age)]
     older_than: Duration,
-    /// The clock of this host is right; without this, `gc` refuses when it is more than a day ahead
-    /// of the newest record
+    /// Confirm that the clock of this host is right; otherwise `gc` refuses if the clock seems to
+    /// be more than a day ahead
     #[arg(long)]
     yes: bool,
 }
 
 impl Gc {
-    pub async fn run(self, app: &App) -> Result<()> {
+    pub(super) async fn run(self, app: &App) -> Result<()> {
         let request =
             gc::Request { age: self.older_than, trust_clock: self.yes, dry_run: self.dry_run };
         let collected = gc::collect(&app.context, request).await?;

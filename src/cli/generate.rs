@@ -12,20 +12,20 @@ use crate::output::json;
 const COMMIT: Option<&str> = option_env!("COWHAND_COMMIT");
 
 /// The version, with that.
-pub const VERSION: &str = match option_env!("COWHAND_VERSION") {
+pub(super) const VERSION: &str = match option_env!("COWHAND_VERSION") {
     Some(version) => version,
     None => env!("CARGO_PKG_VERSION"),
 };
 
 /// Print shell completions
 #[derive(Debug, Args)]
-pub struct Completions {
-    /// Which shell
+pub(super) struct Completions {
+    /// The shell
     shell: Shell,
 }
 
 impl Completions {
-    pub fn run(self, app: &App) -> Result<()> {
+    pub(super) fn run(self, app: &App) -> Result<()> {
         app.printer.raw(&complete::script(self.shell)?);
         Ok(())
     }
@@ -33,13 +33,13 @@ impl Completions {
 
 /// Write manual pages into a directory
 #[derive(Debug, Args)]
-pub struct Man {
-    /// The directory, which has to be there
+pub(super) struct Man {
+    /// The directory, which must exist
     directory: PathBuf,
 }
 
 impl Man {
-    pub fn run(self, app: &App) -> Result<()> {
+    pub(super) fn run(self, app: &App) -> Result<()> {
         clap_mangen::generate_to(Cli::command(), &self.directory)
             .on("write manual pages to", &self.directory)?;
         let text = format!("manual pages are in {}", self.directory.display());
@@ -50,10 +50,10 @@ impl Man {
 
 /// Print the version
 #[derive(Debug, Args)]
-pub struct Version {}
+pub(super) struct Version {}
 
 impl Version {
-    pub fn run(self, app: &App) -> Result<()> {
+    pub(super) fn run(self, app: &App) -> Result<()> {
         let facts = json::Version::new(env!("CARGO_PKG_VERSION"), COMMIT);
         app.printer.result(&format!("cowhand {VERSION}"), &facts);
         Ok(())

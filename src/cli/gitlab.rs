@@ -15,12 +15,11 @@ use crate::guest::outcome::Failure;
 use crate::helper::frame;
 use crate::model::{Ephemeral, Name, Network, PointRef, parse_age};
 
-/// Be the custom executor of a GitLab runner: a VM per job
+/// Serve as the custom executor of a GitLab runner, with one VM per job
 ///
-/// The runner calls these, one after another, each in a process of its own; see docs/ci.md for its
-/// config.toml.
+/// The runner calls these commands one after another; see docs/ci.md for its config.toml.
 #[derive(Debug, Subcommand)]
-pub enum Gitlab {
+pub(super) enum Gitlab {
     Config(Config),
     Prepare(Prepare),
     Run(Run),
@@ -28,7 +27,7 @@ pub enum Gitlab {
 }
 
 impl Gitlab {
-    pub async fn run(self, app: &App) -> u8 {
+    pub(super) async fn run(self, app: &App) -> u8 {
         match self {
             Self::Config(verb) => verb.run(app),
             Self::Prepare(verb) => system(app, verb.run(app).await),
@@ -74,13 +73,13 @@ fn present(app: &App, job: &Job) -> Result<Name> {
     Ok(if !there(&name) && there(&earlier) { earlier } else { name })
 }
 
-/// Say where builds go, for `config_exec`
+/// Print the directories for builds and caches, for `config_exec`
 #[derive(Debug, Args)]
-pub struct Config {
-    /// The directory for builds in the guest
+pub(super) struct Config {
+    /// Directory for builds in the guest
     #[arg(long, value_name = "DIR", default_value = "/builds")]
     builds: String,
-    /// The directory for caches in the guest
+    /// Directory for caches in the guest
     #[arg(long, value_name = "DIR", default_value = "/cache")]
     cache: String,
 }
@@ -98,26 +97,25 @@ impl Config {
     }
 }
 
-/// Make the job's VM, for `prepare_exec`
+/// Create and start the job's VM, for `prepare_exec`
 #[derive(Debug, Args)]
-pub struct Prepare {
-    /// The template of jobs that name no image
+pub(super) struct Prepare {
+    /// Template for jobs that name no image
     #[arg(long, value_name = "NAME")]
     template: Name,
-    /// Another template that a job may name as its image; can be repeated
+    /// Template that a job may name as its image; can be repeated
     #[arg(long, value_name = "NAME")]
     allow: Vec<Name>,
-    /// By a boot, even from a warm template
+    /// Boot the guest, even if the template is warm
     #[arg(long)]
     cold: bool,
-    /// What the guest reaches instead of what the template says: user[,…] or restricted, as create
-    /// takes it
+    /// Use this network instead of the template's: user[,…] or restricted, as in `create --net`
     #[arg(long, value_name = "NETWORK")]
     net: Option<Network>,
-    /// The VM goes after that time whatever happens
+    /// Let `gc` or a `run` remove the VM after this time, whatever happens
     #[arg(long, value_name = "AGE", default_value = "1d", value_parser = parse_age)]
     ttl: Duration,
-    /// How long the guest may take to boot as far as its agent, in seconds
+    /// Seconds to wait for the guest to boot and its agent to answer
     #[arg(long, value_name = "SECS", default_value_t = 300)]
     agent_timeout: u64,
 }
@@ -175,8 +173,8 @@ impl Prepare {
 
 /// Run a script of the job in its VM, for `run_exec`
 #[derive(Debug, Args)]
-pub struct Run {
-    /// Who runs it in the guest [default: root]
+pub(super) struct Run {
+    /// User to run the script as [default: root]
     #[arg(long, value_name = "USER")]
     user: Option<String>,
     /// The script, as the runner wrote it
@@ -252,7 +250,7 @@ impl Run {
 
 /// Remove the job's VM, for `cleanup_exec`
 #[derive(Debug, Args)]
-pub struct Cleanup {}
+pub(super) struct Cleanup {}
 
 impl Cleanup {
     async fn run(self, app: &App) -> Result<()> {
@@ -260,10 +258,10 @@ impl Cleanup {
         if !app.context.store.layout.vm(&name).exists() {
             return Ok(());
         }
-        // A VM that somebody keeps under this name is not the job's.
+        // A VM that was kept under this name is not the job's.
         let record = app.context.store.load(&name)?;
         let Some(ephemeral) = record.ephemeral else {
-            return Err(Error::refused(format!("{name} is no VM of a job")));
+            return Err(Error::refused(format!("{name} is not the VM of a job")));
         };
         discard::discard(&app.context, &name, &ephemeral).await.map(drop)
     }

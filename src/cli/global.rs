@@ -17,11 +17,11 @@ use crate::ui::Ui;
 /// Flags every verb has.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Global options")]
-pub struct Global {
-    /// The directory with all VMs [default: /var/lib/cowhand for root, else $XDG_DATA_HOME/cowhand]
+pub(super) struct Global {
+    /// Directory of the store [default: /var/lib/cowhand for root, else $XDG_DATA_HOME/cowhand]
     #[arg(long, global = true, value_name = "DIR", env = "COWHAND_STORE", hide_env_values = true)]
     store: Option<PathBuf>,
-    /// The form of results
+    /// Output format
     #[arg(
         long,
         global = true,
@@ -30,16 +30,16 @@ pub struct Global {
         hide_possible_values = false
     )]
     pub format: Format,
-    /// Say only what was asked for; lists show names alone
+    /// Print no confirmations and notes; lists show names only
     #[arg(short, long, global = true)]
     pub quiet: bool,
-    /// Show every QMP command and program that is run (twice: answers in full)
+    /// Show each QMP command and program that is run; -vv also shows the replies in full
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
     /// Use colours (NO_COLOR is respected)
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
     pub color: Color,
-    /// Who runs the guest's processor: KVM, or QEMU itself (slow)
+    /// Accelerator for the guest's processor
     #[arg(
         long,
         global = true,
@@ -59,34 +59,34 @@ pub struct Global {
         hide_env_values = true
     )]
     confine: ConfineArg,
-    /// How long to wait for another command on the same VM, in seconds
+    /// Seconds to wait for another command on the same VM to end
     #[arg(long, global = true, value_name = "SECS", default_value_t = 60)]
     wait: u64,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum AccelArg {
-    /// KVM where it has hardware behind it, else TCG with a warning
+    /// KVM if it is usable on this host, else TCG with a warning
     Auto,
-    /// KVM, or fail
+    /// KVM; fail if it is not usable
     Kvm,
-    /// Emulation
+    /// Emulation by QEMU, which is slow
     Tcg,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum ConfineArg {
-    /// As far as the host can
+    /// Use every protection that the host offers
     Default,
-    /// Completely, or refuse to start it
+    /// Require every protection; else refuse to start the VM
     Strict,
-    /// Not at all: QEMU reaches what you reach
+    /// Do not confine QEMU: it can reach what you can reach
     Off,
 }
 
 impl Global {
     /// What the library needs to know, from flags and environment.
-    pub fn settings(&self) -> Result<Settings> {
+    pub(super) fn settings(&self) -> Result<Settings> {
         let user = nix::unistd::geteuid();
         Ok(Settings {
             store: store(self.store.as_deref())?,
@@ -108,16 +108,16 @@ impl Global {
     }
 
     /// Where notes, warnings and progress go.
-    pub fn ui(&self) -> Box<dyn Ui> {
+    pub(super) fn ui(&self) -> Box<dyn Ui> {
         Box::new(Terminal { quiet: self.quiet || self.format == Format::Json })
     }
 }
 
 /// The directory of the store: the one that is `named`, else the user's.
-pub fn store(named: Option<&Path>) -> Result<PathBuf> {
+pub(super) fn store(named: Option<&Path>) -> Result<PathBuf> {
     match named {
         Some(store) if store.as_os_str().is_empty() => {
-            Err(Error::usage("the store's directory is empty"))
+            Err(Error::usage("--store or COWHAND_STORE is an empty string"))
         }
         Some(store) => Ok(store.to_path_buf()),
         None if nix::unistd::geteuid().is_root() => Ok(PathBuf::from("/var/lib/cowhand")),
@@ -127,8 +127,8 @@ pub fn store(named: Option<&Path>) -> Result<PathBuf> {
 
 fn data_home() -> Result<PathBuf> {
     let base = etcetera::choose_base_strategy().map_err(|source| {
-        Error::failed("where your home directory is is not known")
-            .hint("say --store DIR")
+        Error::failed("cannot determine your home directory")
+            .hint("use --store DIR")
             .because(source)
     })?;
     Ok(base.data_dir())
@@ -158,7 +158,7 @@ fn non_empty(variable: &str) -> Option<std::ffi::OsString> {
 }
 
 /// Arms the fault a test asks for, see [`crate::sys::fault`]; a release asks nobody.
-pub fn arm_faults(tell: fn(&str)) {
+pub(super) fn arm_faults(tell: fn(&str)) {
     if !cfg!(debug_assertions) {
         return;
     }
@@ -174,14 +174,14 @@ pub fn arm_faults(tell: fn(&str)) {
 }
 
 /// Do these words ask for JSON? For those that cannot be parsed.
-pub fn wants_json(words: &[String]) -> bool {
+pub(super) fn wants_json(words: &[String]) -> bool {
     let ours = words.iter().take_while(|word| *word != "--").collect::<Vec<_>>();
     ours.iter().any(|word| *word == "--format=json")
         || ours.windows(2).any(|two| two[0] == "--format" && two[1] == "json")
 }
 
 /// Shows what is done under the hood, on standard error.
-pub fn trace(verbose: u8) {
+pub(super) fn trace(verbose: u8) {
     let level = match verbose {
         0 => return,
         1 => tracing::Level::DEBUG,

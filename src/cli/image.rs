@@ -17,10 +17,9 @@ use crate::maintenance::remove::{self, Options, Which};
 use crate::model::{Format, Name, PointRef, human};
 use crate::output::{self, json, table};
 
-/// Images that VMs share; image files: look at them, check and convert them, make one of a point of
-/// a VM
+/// Manage images that VMs share; inspect, check, convert and export image files
 #[derive(Debug, Subcommand)]
-pub enum Image {
+pub(super) enum Image {
     Add(Add),
     Ls(Ls),
     Rm(Rm),
@@ -32,7 +31,7 @@ pub enum Image {
 }
 
 impl Image {
-    pub async fn run(self, app: &App) -> Result<()> {
+    pub(super) async fn run(self, app: &App) -> Result<()> {
         match self {
             Self::Add(verb) => verb.run(app).await,
             Self::Ls(verb) => verb.run(app),
@@ -82,20 +81,20 @@ impl Checksum {
     }
 }
 
-/// Add an image to the store, for VMs to share: `create NAME --image IMAGE`
+/// Add an image to the store; VMs share it with `create NAME --image IMAGE`
 ///
-/// The image is downloaded (an interrupted download goes on where it was), verified if a checksum
-/// is said or the catalogue has one, decompressed if its name ends in .xz, .zst, .gz or .bz2,
-/// inspected, and copied into the store, where it never changes.
+/// The image is downloaded (an interrupted download is resumed), verified if a checksum is given or
+/// the catalogue has one, decompressed if its name ends in .xz, .zst, .gz or .bz2, inspected, and
+/// copied into the store, where it never changes.
 #[derive(Debug, Args)]
-pub struct Add {
-    /// A file, an https or http address, or NAME:VERSION of the catalogue (`image ls --catalogue`)
+pub(super) struct Add {
+    /// A file, an https or http URL, or NAME:VERSION of the catalogue (`image ls --catalogue`)
     #[arg(value_name = "FILE|URL|NAME:VERSION", value_hint = ValueHint::FilePath)]
     source: String,
-    /// What to call it [default: as the file, or NAME-VERSION]
+    /// Name of the image [default: the file's name, or NAME-VERSION]
     #[arg(value_name = "NAME")]
     new_name: Option<Name>,
-    /// Its format [default: by its header, if its name agrees]
+    /// Format of the image [default: detected from the header, if the file name agrees]
     #[arg(short = 'f', long, value_name = "FORMAT")]
     image_format: Option<Format>,
     #[command(flatten)]
@@ -119,10 +118,10 @@ impl Add {
     }
 }
 
-/// List the images and the VMs that use them
+/// List images and the VMs that use them
 #[derive(Debug, Args)]
-pub struct Ls {
-    /// List the cloud images that are known, instead
+pub(super) struct Ls {
+    /// List the catalogue of cloud images instead
     #[arg(long)]
     catalogue: bool,
 }
@@ -154,13 +153,15 @@ impl Ls {
     }
 }
 
-/// Remove images; refused while VMs stand on them. They stay in the trash until `gc`
+/// Remove images; the files stay in the trash until `gc`
+///
+/// Refused while VMs depend on them.
 #[derive(Debug, Args)]
-pub struct Rm {
+pub(super) struct Rm {
     /// The images
     #[arg(required = true)]
     names: Vec<Name>,
-    /// Remove the VMs that stand on them, too
+    /// Also remove the VMs that depend on them
     #[arg(long)]
     cascade: bool,
     /// With --cascade: also remove running VMs, without shutting them down
@@ -181,10 +182,11 @@ impl Rm {
     }
 }
 
-/// Remove the images that no VM uses, and what is left of downloads
+/// Remove images that no VM uses (they stay in the trash until `gc`), and delete interrupted
+/// downloads
 #[derive(Debug, Args)]
-pub struct Prune {
-    /// Only say what would be removed
+pub(super) struct Prune {
+    /// Only show what would be removed
     #[arg(long)]
     dry_run: bool,
 }
@@ -211,12 +213,12 @@ impl Prune {
     }
 }
 
-/// Show what an image is: format, sizes, backing file, internal snapshots
+/// Show the format, the sizes, the backing file and the internal snapshots of an image file
 #[derive(Debug, Args)]
-pub struct Info {
+pub(super) struct Info {
     /// The file
     file: PathBuf,
-    /// Its format [default: by its header, if its name agrees]
+    /// Format of the image [default: detected from the header, if the file name agrees]
     #[arg(short = 'f', long, value_name = "FORMAT")]
     image_format: Option<Format>,
 }
@@ -230,15 +232,15 @@ impl Info {
     }
 }
 
-/// Check an image (`qemu-img check`); exit code 8 when data may be lost
+/// Check an image file (`qemu-img check`); exit code 8 if data may be lost
 #[derive(Debug, Args)]
-pub struct Check {
+pub(super) struct Check {
     /// The file
     file: PathBuf,
-    /// Its format [default: by its header, if its name agrees]
+    /// Format of the image [default: detected from the header, if the file name agrees]
     #[arg(short = 'f', long, value_name = "FORMAT")]
     image_format: Option<Format>,
-    /// Put right what can be
+    /// Repair what can be repaired
     #[arg(long)]
     repair: bool,
 }
@@ -254,7 +256,7 @@ impl Check {
             return Ok(());
         };
         let text = format!(
-            "{shown}: {} corruptions, {} leaked clusters, {} errors; put right: {}",
+            "{shown}: {} corruptions, {} leaked clusters, {} errors; repaired: {}",
             checked.corruptions,
             checked.leaks,
             checked.errors,
@@ -269,29 +271,31 @@ impl Check {
     }
 }
 
-/// Convert an image into a new file
+/// Convert an image file into a new file
 #[derive(Debug, Args)]
-pub struct Convert {
+pub(super) struct Convert {
     /// The image
     source: PathBuf,
     /// The new file
     target: PathBuf,
-    /// The image's format [default: by its header, if its name agrees]
+    /// Format of the image [default: detected from the header, if the file name agrees]
     #[arg(short = 'f', long, value_name = "FORMAT")]
     image_format: Option<Format>,
-    /// The new file's format [default: by its name, else qcow2]
+    /// Format of the new file [default: by its file name, else qcow2]
     #[arg(short = 'O', long, value_name = "FORMAT")]
     output_format: Option<Format>,
-    /// Also read the files that the image names, from its own directory or DIRECTORY
+    /// Also read the files that the image names, if they are in its directory or below DIRECTORY;
+    /// can be repeated
     ///
     /// An image can name any file of the host as its backing file, its data file or an extent, so
-    /// this is for images of your own. Each file is inspected and listed before it is read.
+    /// use this only for images that you trust. Each file is inspected and listed before it is
+    /// read.
     #[arg(
         long, value_name = "DIRECTORY", num_args = 0..=1, require_equals = true,
         default_missing_value = "",
     )]
     with_backing: Vec<OsString>,
-    /// Replace a file that is there
+    /// Replace the file if it exists
     #[arg(long)]
     force: bool,
 }
@@ -313,20 +317,20 @@ impl Convert {
     }
 }
 
-/// Flatten a point of a VM into one file, also while the VM runs
+/// Export a disk of a snapshot, template or stopped VM to a single image file
 #[derive(Debug, Args)]
-pub struct Export {
-    /// VM@SNAPSHOT, a template, or a stopped VM
+pub(super) struct Export {
+    /// A snapshot (VM@SNAPSHOT; the VM may run), a template, or a stopped VM
     point: PointRef,
     /// The new file
     file: PathBuf,
-    /// Which disk, where there are several
+    /// The disk, if there are several
     #[arg(long)]
     disk: Option<String>,
-    /// The new file's format [default: by its name, else qcow2]
+    /// Format of the new file [default: by its file name, else qcow2]
     #[arg(short = 'O', long, value_name = "FORMAT")]
     output_format: Option<Format>,
-    /// Replace a file that is there
+    /// Replace the file if it exists
     #[arg(long)]
     force: bool,
 }

@@ -15,52 +15,52 @@ use crate::output::{json, table};
 use crate::sys::command;
 use crate::vm::disk_request::Mode;
 
-/// Make a VM of a libvirt domain: its machine, its disks, its addresses
+/// Create a VM from a libvirt domain, with its machine, disks and addresses
 ///
-/// The XML is that of `virsh dumpxml --inactive DOMAIN`. Its disks are inspected and copied into
-/// the store, with their backing files. What a VM has otherwise, or not at all, is listed with the
+/// The XML is that of `virsh dumpxml --inactive DOMAIN`. The disks are inspected and copied into
+/// the store, with their backing files. Everything that is changed or left out is listed with the
 /// reason.
 #[derive(Debug, Args)]
-pub struct Import {
-    /// The XML of the domain; - reads it from standard input
+pub(super) struct Import {
+    /// XML file of the domain; - reads standard input
     #[arg(value_name = "XML", required_unless_present = "libvirt")]
     xml: Option<PathBuf>,
-    /// Ask libvirt for the XML of this domain (`virsh dumpxml`)
+    /// Get the XML of this domain from libvirt (`virsh dumpxml`)
     #[arg(long, value_name = "DOMAIN", conflicts_with = "xml")]
     libvirt: Option<String>,
-    /// What to call it [default: as the domain]
+    /// Name of the VM [default: the domain's name]
     #[arg(long = "name", value_name = "NAME")]
     new_name: Option<Name>,
-    /// Make a template of it, as it is
+    /// Create a template instead of a VM, without sealing
     #[arg(long)]
     template: bool,
-    /// What becomes of the disk files: copied into the store, or used where they are
+    /// Whether to copy the disk files into the store or use them in place
     #[arg(long, value_name = "MODE", default_value = "copy")]
     disk_mode: DiskMode,
-    /// The file of a disk, by what the domain calls the disk; can be repeated
+    /// Use FILE for the disk that the domain calls TARGET; can be repeated
     #[arg(long, value_name = "TARGET=FILE")]
     disk: Vec<String>,
-    /// Files that the XML names, and backing files, may also lie below DIRECTORY; can be repeated
+    /// Also accept files below DIRECTORY that the XML or an image names; can be repeated
     ///
-    /// Without this, the XML can name files of its own directory alone, and an image those beside
-    /// it: an XML or image of somebody else's could name any file.
+    /// Without this, the XML can name only files in its own directory, and an image only files
+    /// beside it: an XML or image from elsewhere could name any file of the host.
     #[arg(long, value_name = "DIRECTORY", require_equals = true)]
     with_backing: Vec<OsString>,
-    /// Import the snapshots, too: their XML lies in DIR (`virsh snapshot-dumpxml`), a file each
-    /// that ends in .xml; or libvirt is asked
+    /// Also import snapshots, from the .xml files in DIR (`virsh snapshot-dumpxml`, one file per
+    /// snapshot) or from libvirt
     ///
-    /// The XML in DIR can name the files of the domain, and files in DIR. `libvirt` goes with
-    /// --libvirt; a directory of that name is ./libvirt. The memory of snapshots does not come
-    /// over.
+    /// The XML in DIR can name the files of the domain, and files in DIR. `libvirt` requires
+    /// --libvirt; for a directory of that name, use ./libvirt. The memory of snapshots is not
+    /// imported.
     #[arg(long, value_name = "DIR|libvirt", conflicts_with = "template")]
     snapshots: Option<PathBuf>,
     /// Give the VM a new UUID
     #[arg(long)]
     new_uuid: bool,
-    /// Refuse a domain of which something is changed or left out
+    /// Refuse the domain if anything would be changed or left out
     #[arg(long)]
     strict: bool,
-    /// Only list what would become of each part
+    /// Only list what would be kept, changed and left out
     #[arg(long)]
     dry_run: bool,
 }
@@ -72,7 +72,7 @@ enum DiskMode {
 }
 
 impl Import {
-    pub async fn run(self, app: &App) -> Result<()> {
+    pub(super) async fn run(self, app: &App) -> Result<()> {
         let (xml, shown, beside) = match (&self.xml, &self.libvirt) {
             (Some(path), _) => {
                 let xml = import::read(path, &mut std::io::stdin().lock())?;
@@ -123,12 +123,10 @@ impl Import {
         let plan = import::plan(&app.context, &request).await?;
         let lost = plan.notes.iter().filter(|note| note.fate != Fate::Kept);
         if self.strict && lost.clone().count() > 0 {
-            let error = Error::refused(format!("{} does not come over as it is", request.shown));
+            let error = Error::refused(format!("{} cannot be imported unchanged", request.shown));
             let lines =
                 lost.map(|note| format!("{} {}: {}", note.fate.as_str(), note.what, note.how));
-            return Err(lines
-                .fold(error, Error::hint)
-                .hint("to import it all the same, leave out --strict"));
+            return Err(lines.fold(error, Error::hint).hint("to import it anyway, omit --strict"));
         }
         let list = table::domain(&plan.notes);
         if self.dry_run {

@@ -22,7 +22,7 @@ const VARIABLES: u64 = 1 << 20;
 
 /// `K=V`, as it is; or `K`, with the value that it has here. The words that say what is wrong do
 /// not repeat a value: it may be secret.
-pub fn variable(pair: &str) -> std::result::Result<String, String> {
+pub(super) fn variable(pair: &str) -> std::result::Result<String, String> {
     let (key, value) = pair.split_once('=').map_or((pair, None), |(key, value)| (key, Some(value)));
     match (key, value) {
         ("", _) => Err("a variable has no name: it is written NAME or NAME=VALUE".to_owned()),
@@ -43,7 +43,7 @@ pub fn variable(pair: &str) -> std::result::Result<String, String> {
 }
 
 /// One value for each name, the last one: not every guest would take that.
-pub fn last_of_each(pairs: Vec<String>) -> Vec<String> {
+pub(super) fn last_of_each(pairs: Vec<String>) -> Vec<String> {
     let mut seen = HashSet::new();
     let name = |pair: &str| pair.split('=').next().unwrap_or_default().to_owned();
     let mut kept: Vec<String> =
@@ -54,7 +54,7 @@ pub fn last_of_each(pairs: Vec<String>) -> Vec<String> {
 
 /// The variables in a file, one a line: `K=V` or `K`, without quotes. Empty lines and those that
 /// begin with `#` are left out. `-` is standard input.
-pub fn variables(file: &Path) -> Result<Vec<String>> {
+pub(super) fn variables(file: &Path) -> Result<Vec<String>> {
     let mut text = String::new();
     let read = match file.as_os_str() == "-" {
         true => std::io::stdin().lock().take(VARIABLES + 1).read_to_string(&mut text),
@@ -81,7 +81,7 @@ pub fn variables(file: &Path) -> Result<Vec<String>> {
 }
 
 /// What comes on standard input, until its end.
-pub fn input() -> Receiver<Vec<u8>> {
+pub(super) fn input() -> Receiver<Vec<u8>> {
     let (send, receive) = channel(4);
     // A thread, so that signals are heard while nothing comes; it ends with the process.
     std::thread::spawn(move || {
@@ -100,7 +100,7 @@ pub fn input() -> Receiver<Vec<u8>> {
 }
 
 /// Signals for us, which are meant for the command, and the terminal's size when it changes.
-pub fn control(terminal: bool) -> Result<Receiver<Control>> {
+pub(super) fn control(terminal: bool) -> Result<Receiver<Control>> {
     let (send, receive) = channel(16);
     let cannot = |source| Error::failed("cannot listen to signals").because(source);
     let numbers = [
@@ -137,9 +137,9 @@ pub fn control(terminal: bool) -> Result<Receiver<Control>> {
 }
 
 /// Our terminal, raw for as long as this lives, and its size.
-pub fn terminal() -> Result<(Raw, (u16, u16))> {
+pub(super) fn terminal() -> Result<(Raw, (u16, u16))> {
     let none = || {
-        Error::usage("a terminal was asked for (-t), and standard input is none")
+        Error::usage("-t needs a terminal, and standard input is not one")
             .hint("leave out -t, or run it from a terminal")
     };
     if !std::io::stdin().is_terminal() {

@@ -11,27 +11,27 @@ use crate::model::{Name, human};
 use crate::sys::follow::Follow;
 use crate::sys::rotated::Rotated;
 
-/// Show what a guest has printed on its serial console
+/// Show the output of a guest's serial console
 ///
-/// The host keeps the last 16 MiB to 32 MiB of it; `cowhand set VM log.max=SIZE` changes the limit.
+/// The host keeps the last 16 MiB to 32 MiB by default; `cowhand set VM log.max=SIZE` changes the
+/// limit.
 #[derive(Debug, Args)]
-pub struct Logs {
+pub(super) struct Logs {
     /// The VM
     name: Name,
-    /// Go on as more comes, until the VM has ended or Ctrl-C; of a VM that does not run, print what
-    /// there is
+    /// Follow the output until the VM ends or Ctrl-C; of a stopped VM, print the existing output
     #[arg(short, long)]
     pub follow: bool,
-    /// Print the bytes as they are, also on a terminal; they can contain any control sequence
+    /// Print the bytes unchanged, even on a terminal; they can contain any control sequence
     #[arg(long)]
     raw: bool,
-    /// What QEMU itself said at the last start, instead
+    /// Show the messages of QEMU itself since the last start instead
     #[arg(long)]
     qemu: bool,
 }
 
 impl Logs {
-    pub async fn run(self, app: &App) -> Result<()> {
+    pub(super) async fn run(self, app: &App) -> Result<()> {
         let store = &app.context.store;
         if !store.exists(&self.name) {
             return Err(store.unknown(&self.name));

@@ -7,22 +7,22 @@ use crate::model::State;
 use crate::output::{Format, json, table};
 use crate::vm::list::{self, Row};
 
-/// List the VMs, what they are doing and what they take
+/// List VMs with their state and their disk usage
 ///
-/// Columns of DISK: bytes on disk that are the VM's own (head and snapshots), and the size its
-/// disks show to the guest.
+/// Columns of DISK: bytes on disk that belong to the VM alone (current state and snapshots), and
+/// the size of the disks as the guest sees them.
 #[derive(Debug, Args)]
-pub struct Ls {
-    /// Templates, too
+pub(super) struct Ls {
+    /// Also list templates and images
     #[arg(short, long)]
     all: bool,
-    /// Only those where K is V: state, name, from, autostart, or a tag; can be repeated
+    /// List only VMs where K is V: state, name, from, autostart, or a tag; can be repeated
     #[arg(long, value_name = "K=V")]
     filter: Vec<String>,
 }
 
 impl Ls {
-    pub async fn run(self, app: &App) -> Result<()> {
+    pub(super) async fn run(self, app: &App) -> Result<()> {
         let filters =
             self.filter.iter().map(|filter| tag_pair(filter)).collect::<Result<Vec<_>>>()?;
         let rows = list::list(&app.context).await?;

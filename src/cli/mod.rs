@@ -57,9 +57,9 @@ use global::Global;
 
 /// Templates, clones and snapshots for QEMU virtual machines, without libvirt.
 ///
-/// A VM's disks are chains of layers. A snapshot seals the layer on top and goes on in a new one;
-/// reverting, cloning and removing are moves in the tree that results. No daemon: the store is a
-/// directory, QEMU is started directly.
+/// Each disk of a VM is a chain of layers (qcow2 overlays with backing files). A snapshot makes the
+/// active layer read-only and puts a new overlay on it. There is no daemon: the store is a
+/// directory, and cowhand starts QEMU itself.
 #[derive(Debug, Parser)]
 #[command(
     name = "cowhand", version = generate::VERSION, propagate_version = true, max_term_width = 110,
@@ -79,13 +79,13 @@ const FILES: usize = 16;
 
 const AFTER_HELP: &str = "\
                           Exit codes:
-  0 done   1 failed   2 usage   3 no such thing   4 already exists   5 refused   6 locked
+  0 done   1 failed   2 usage   3 not found   4 already exists   5 refused   6 locked
   7 QEMU or the guest agent failed or timed out   8 the store needs recovery or is damaged   130 \
                           interrupted
-  exec exits with the command's own code; 124 timeout, 125 our failure, 126 not executable, 127 \
-                          not found
+  exec and run exit with the command's own code; 124 time limit reached, 125 failure of cowhand \
+                          itself, 126 not executable, 127 not found
 
-Example:
+Examples:
   cowhand create web --disk debian.qcow2 && cowhand start web
   cowhand snapshot create web before
   cowhand snapshot revert web@before";
@@ -317,21 +317,22 @@ async fn run(cli: Cli, printer: Printer, operation: String) -> Result<u8> {
     let mut error = interrupted();
     let recovered = tokio::select! {
         recovered = recover::after_interrupt(&app.context) => recovered?,
-        _ = interrupt.recv() => return Err(error.hint("not even put right: the next command on \
-                                                       that VM does it")),
-        _ = terminate.recv() => return Err(error.hint("not even put right: the next command on \
-                                                       that VM does it")),
+        _ = interrupt.recv() => return Err(error.hint(UNFINISHED)),
+        _ = terminate.recv() => return Err(error.hint(UNFINISHED)),
     };
     discard::reap_own(&app.context).await?;
     for (name, outcome) in recovered {
         if outcome == Recovered::Left {
             error = error.hint(format!(
-                "{name}: what was begun cannot be undone; the next command on {name} completes it"
+                "{name}: the change cannot be undone; the next command on {name} completes it"
             ));
         }
     }
     Err(error)
 }
+
+/// What is said when the clean-up after an interruption is interrupted itself.
+const UNFINISHED: &str = "cleanup was interrupted; the next command on that VM finishes it";
 
 /// The longest [`operation`], in characters.
 const OPERATION: usize = 200;

@@ -6,21 +6,21 @@ use crate::model::Name;
 use crate::qemu::cmdline;
 use crate::vm::start;
 
-/// Print the exact QEMU command a VM would be started with
+/// Print the exact QEMU command that would start a VM
 ///
-/// One line for a shell, or with --format json an array of arguments. Pasted into a shell while the
-/// VM does not run, it starts it, in the foreground.
+/// Prints one line for a shell, or with --format json an array of arguments. If you run the line in
+/// a shell while the VM is stopped, it starts the VM in the foreground.
 #[derive(Debug, Args)]
-pub struct Plan {
+pub(super) struct Plan {
     /// The VM
     name: Name,
-    /// As `start --paused` would
+    /// Print the command of `start --paused`
     #[arg(long)]
     paused: bool,
 }
 
 impl Plan {
-    pub fn run(self, app: &App) -> Result<()> {
+    pub(super) fn run(self, app: &App) -> Result<()> {
         let argv = start::plan(&app.context, &self.name, self.paused)?;
         app.printer.result(&cmdline::shell_line(&argv), &argv);
         Ok(())

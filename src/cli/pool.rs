@@ -6,12 +6,12 @@ use crate::error::Result;
 use crate::model::Name;
 use crate::output::{Format, json, table};
 
-/// Keep QEMUs waiting to become clones of a warm template
+/// Keep standby QEMUs ready for clones of a warm template
 ///
-/// `run` claims one in a few milliseconds and starts another in its place. They take little memory
-/// until they are claimed.
+/// `run` claims a standby QEMU in a few milliseconds and starts another in its place. A standby
+/// QEMU needs little memory until it is claimed.
 #[derive(Debug, Subcommand)]
-pub enum Pool {
+pub(super) enum Pool {
     Fill(Fill),
     Ls(Ls),
     Drain(Drain),
@@ -20,7 +20,7 @@ pub enum Pool {
 }
 
 impl Pool {
-    pub async fn run(self, app: &App) -> Result<()> {
+    pub(super) async fn run(self, app: &App) -> Result<()> {
         match self {
             Self::Fill(verb) => verb.run(app).await,
             Self::Ls(verb) => verb.run(app),
@@ -30,12 +30,12 @@ impl Pool {
     }
 }
 
-/// Keep so many waiting from now on
+/// Keep COUNT standby QEMUs ready from now on
 #[derive(Debug, Args)]
-pub struct Fill {
+pub(super) struct Fill {
     /// A warm template
     template: Name,
-    /// How many; 0 ends those that wait
+    /// Number of standby QEMUs; 0 ends them all
     #[arg(value_parser = clap::value_parser!(u32).range(0..=1000))]
     count: u32,
 }
@@ -43,15 +43,16 @@ pub struct Fill {
 impl Fill {
     async fn run(self, app: &App) -> Result<()> {
         let started = standby::fill(&app.context, &self.template, self.count).await?;
-        let text = format!("{} wait for {} ({started} started)", self.count, self.template);
+        let (count, template) = (self.count, &self.template);
+        let text = format!("standby QEMUs for {template}: {count} ({started} started)");
         app.printer.done(&text, &json::Filled::new(&self.template, self.count, started));
         Ok(())
     }
 }
 
-/// Show how many wait
+/// List templates with their numbers of standby QEMUs
 #[derive(Debug, Args)]
-pub struct Ls {}
+pub(super) struct Ls {}
 
 impl Ls {
     fn run(self, app: &App) -> Result<()> {
@@ -69,9 +70,9 @@ impl Ls {
     }
 }
 
-/// End those that wait, and start no new ones
+/// End the standby QEMUs, and start no new ones
 #[derive(Debug, Args)]
-pub struct Drain {
+pub(super) struct Drain {
     /// The template [default: all]
     template: Option<Name>,
 }
@@ -79,13 +80,13 @@ pub struct Drain {
 impl Drain {
     async fn run(self, app: &App) -> Result<()> {
         let drained = standby::drain(&app.context, self.template.as_ref()).await?;
-        app.printer.done(&format!("ended {drained}"), &json::Drained::new(drained));
+        app.printer.done(&format!("standby QEMUs ended: {drained}"), &json::Drained::new(drained));
         Ok(())
     }
 }
 
-/// Start those that are missing
+/// Start missing standby QEMUs
 #[derive(Debug, Args)]
-pub struct TopUp {
+pub(super) struct TopUp {
     template: Name,
 }

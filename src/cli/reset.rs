@@ -6,22 +6,23 @@ use crate::error::Result;
 use crate::model::Name;
 use crate::output::json;
 
-/// Put a VM back to the template or snapshot it was made from, and start it, at once
+/// Reset a VM to the template or snapshot it was cloned from, and start it
 ///
-/// The guest is ended without being asked, so what it has not written to its disks yet is lost.
-/// What it has goes into the trash, for `undo`; of a VM with a date on which it goes, nothing is
-/// kept. From a warm template it goes on in well under a second.
+/// The guest is ended without a shutdown, so data that it has not written to its disks is lost.
+/// What the VM has on its disks is moved to the trash, for `undo`; if the VM has an expiry date, it
+/// is deleted. Full and flattened clones cannot be reset. From a warm template the guest resumes in
+/// well under a second.
 #[derive(Debug, Args)]
-pub struct Reset {
+pub(super) struct Reset {
     /// The VM
     name: Name,
-    /// Do not start it
+    /// Do not start the VM
     #[arg(long)]
     stopped: bool,
 }
 
 impl Reset {
-    pub async fn run(self, app: &App) -> Result<()> {
+    pub(super) async fn run(self, app: &App) -> Result<()> {
         let done = reset::reset(&app.context, &self.name, self.stopped).await?;
         let how = done.kind.map_or("stopped", |kind| match kind.as_str() {
             "warm" => "running, warm",

@@ -6,24 +6,24 @@ use crate::maintenance::remove::{self, Options, Which};
 use crate::model::Name;
 use crate::output::json;
 
-/// Remove VMs; their disks go into the trash until `gc`
+/// Remove VMs; their disks stay in the trash until `gc`
 ///
-/// Refused while the VM runs, or while clones stand on its layers.
+/// Refused while the VM runs, or while clones depend on its layers.
 #[derive(Debug, Args)]
-pub struct Rm {
+pub(super) struct Rm {
     /// The VMs
     #[arg(required = true)]
     names: Vec<Name>,
-    /// Running ones, too: their plug is pulled
+    /// Also remove running VMs, without shutting them down
     #[arg(short, long)]
     force: bool,
-    /// The clones that stand on them, too
+    /// Also remove the clones that depend on them
     #[arg(long)]
     cascade: bool,
 }
 
 impl Rm {
-    pub async fn run(self, app: &App) -> Result<()> {
+    pub(super) async fn run(self, app: &App) -> Result<()> {
         let options = Options { force: self.force, cascade: self.cascade };
         each(app, &self.names, async |name| {
             let gone = remove::remove(&app.context, name, Which::Vm, options).await?;

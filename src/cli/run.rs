@@ -12,66 +12,66 @@ use crate::guest;
 use crate::model::{Name, Network, PointRef, PortForward, parse_age, parse_time};
 use crate::output::json;
 
-/// Run a command in a guest that is made for it and gone afterwards
+/// Run a command in a new VM, which is removed afterwards
 ///
-/// From a warm template (`template warm`) the guest goes on from memory in well under a second, as
-/// a guest of its own: machine-id, host name, SSH host keys, network addresses, clock and random
-/// numbers are new. Exit codes as of `exec`. Of a run that was killed QEMU ends with it (one that
-/// came from the pool or is to be kept does not), and `gc` or the next `run` clears up.
+/// From a warm template (`template warm`) the guest resumes from memory in well under a second. The
+/// guest gets a new machine-id, host name, SSH host keys, network addresses and random seed, and
+/// the current time. The exit codes are those of `exec`. If this command is killed, QEMU ends, too
+/// (unless it came from the pool or the VM is to be kept), and `gc` or the next `run` cleans up.
 #[derive(Debug, Args)]
-pub struct Run {
+pub(super) struct Run {
     #[command(flatten)]
     how: ExecOptions,
-    /// From memory, or not at all
+    /// Fail unless the guest can resume from the memory of a warm template
     #[arg(long, conflicts_with = "cold")]
     warm: bool,
-    /// By a boot, even from a warm template
+    /// Boot the guest, even if the template is warm
     #[arg(long)]
     cold: bool,
-    /// Copy a file or directory into the guest before: HOST:GUEST; can be repeated
+    /// Copy a file or directory into the guest before the command: HOST:GUEST; can be repeated
     #[arg(long, value_name = "HOST:GUEST", value_parser = host_guest)]
     copy_in: Vec<(PathBuf, String)>,
-    /// Copy a file or directory out of it afterwards, also when the command has failed: GUEST:HOST;
+    /// Copy a file or directory out of the guest after the command, even if it failed: GUEST:HOST;
     /// can be repeated
     #[arg(long, value_name = "GUEST:HOST", value_parser = guest_host)]
     copy_out: Vec<(String, PathBuf)>,
     #[command(flatten)]
     rules: cp::Rules,
-    /// How long the copies before the command may take together, and those after it, in seconds or
-    /// like 90s, 10m, 2h
+    /// Time limit for all copies before the command, and for all copies after it: seconds, or 90s,
+    /// 10m, 2h
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = parse_time)]
     copy_timeout: Duration,
-    /// How long the command may take, in seconds or like 90s, 10m, 2h; then it is terminated, and 5
-    /// s later killed
+    /// Time limit for the command: seconds, or 90s, 10m, 2h. At the limit it gets SIGTERM, and
+    /// SIGKILL 5 s later
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     timeout: Option<Duration>,
-    /// Keep the VM, under this name
+    /// Keep the VM, under this name if one is given
     #[arg(long, value_name = "NAME", num_args = 0..=1, require_equals = true)]
     keep: Option<Option<Name>>,
     /// Keep the VM if the command fails
     #[arg(long)]
     keep_on_failure: bool,
-    /// The VM goes after that time whatever happens: 30m, 12h, 7d [default: 1d; with --keep: never]
+    /// Let `gc` or another `run` remove the VM after this time, whatever happens: 30m, 12h, 7d
+    /// [default: 1d; with --keep: never]
     #[arg(long, value_name = "AGE", value_parser = parse_age)]
     ttl: Option<Duration>,
-    /// How many runs may go on at once in this store; others wait. There are never more than the
-    /// host has memory for
+    /// Maximum number of simultaneous runs in this store; others wait. The host's memory can lower
+    /// this
     #[arg(
         long, value_name = "COUNT", env = "COWHAND_MAX_PARALLEL", hide_env_values = true,
         value_parser = clap::value_parser!(u32).range(1..),
     )]
     max_parallel: Option<u32>,
-    /// Forward a port of the host into the guest; can be repeated: HOST:GUEST
+    /// Forward a port of the host to the guest: HOST:GUEST; can be repeated
     #[arg(short, long = "port", value_name = "HOST:GUEST")]
     port: Vec<PortForward>,
-    /// What the guest reaches instead of what the template says: user[,…] or restricted, as create
-    /// takes it
+    /// Use this network instead of the template's: user[,…] or restricted, as in `create --net`
     #[arg(long, value_name = "NETWORK")]
     net: Option<Network>,
-    /// How long the guest may take to boot as far as its agent, in seconds
+    /// Seconds to wait for the guest to boot and its agent to answer
     #[arg(long, value_name = "SECS", default_value_t = 300)]
     agent_timeout: u64,
-    /// A template, VM@SNAPSHOT, or a stopped VM
+    /// A template, a snapshot (VM@SNAPSHOT), or a stopped VM
     source: PointRef,
     /// The command and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
@@ -82,7 +82,7 @@ pub struct Run {
 const TTL: Duration = Duration::from_secs(86_400);
 
 impl Run {
-    pub async fn run(self, app: &App) -> u8 {
+    pub(super) async fn run(self, app: &App) -> u8 {
         let limit = self.timeout;
         let (_raw, size) = match self.how.tty.then(local::terminal).transpose() {
             Ok(terminal) => terminal.unzip(),
@@ -107,7 +107,10 @@ impl Run {
             return exec::fail(
                 app,
                 OURS,
-                &error.hint(format!("or is that to be its name? --keep={}", self.source.vm)),
+                &error.hint(format!(
+                    "if {0} is the name for the kept VM: --keep={0}",
+                    self.source.vm
+                )),
             );
         }
         let request = Request {

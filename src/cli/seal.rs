@@ -18,23 +18,24 @@ use crate::seal::run::Sealing;
 use crate::seal::selection;
 use crate::seal::{PathChange, Performed, Plan, Report, image};
 
-/// Strip the disks of a guest of what clones must not share, and put in what they should have
+/// Remove from a guest's disks what clones must not share, and customise the guest
 ///
-/// The images belong to no VM (for one: `template create`), and together are the disks of one
-/// guest. A small Linux made of this host's kernel and of cowhand itself is booted on them; nothing
-/// of them is mounted here, and they change when everything has worked, or not at all.
+/// Name all disk images of one guest, which must not belong to a VM (for a VM, use `template
+/// create`). A small Linux, made of this host's kernel and cowhand itself, is booted in QEMU with
+/// the disks attached; nothing of them is mounted on the host. The images change only if everything
+/// has succeeded.
 #[derive(Debug, Args)]
-pub struct Seal {
-    /// Image files
+pub(super) struct Seal {
+    /// The image files
     #[arg(required_unless_present = "list_operations", value_name = "DISK")]
     disks: Vec<PathBuf>,
-    /// Their format, where the name or header does not tell
+    /// Format of the images [default: detected from the header, if the file name agrees]
     #[arg(short = 'f', long = "from-format", value_name = "FORMAT")]
     from: Option<ImageFormat>,
-    /// Leave the disk as it is; the sealed one goes into this new file
+    /// Write the sealed image to this new file, and leave the original unchanged
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Replace the file of --out
+    /// Replace the file of --out if it exists
     #[arg(long, requires = "out")]
     force: bool,
     #[command(flatten)]
@@ -42,7 +43,7 @@ pub struct Seal {
 }
 
 impl Seal {
-    pub async fn run(self, app: &App) -> Result<()> {
+    pub(super) async fn run(self, app: &App) -> Result<()> {
         if self.options.list_operations {
             list(app);
             return Ok(());
@@ -73,23 +74,24 @@ impl Seal {
 
 /// What is done to a guest; `seal` and `template create` share it.
 #[derive(Debug, Args)]
-pub struct SealOptions {
-    /// Do these operations: names, `defaults`, `all`; `-NAME` takes one away [default: defaults]
+pub(super) struct SealOptions {
+    /// Perform these operations: names, `defaults` or `all`, separated by commas; `-NAME` leaves
+    /// one out [default: defaults]
     #[arg(long, value_name = "LIST", allow_hyphen_values = true, help_heading = "Sealing")]
     operations: Option<String>,
-    /// Do these operations and no others
+    /// Perform only these operations
     #[arg(long, value_name = "LIST", conflicts_with = "operations", help_heading = "Sealing")]
     enable: Option<String>,
-    /// List the operations; * marks the ones that are done by default
+    /// List the operations; * marks the default ones
     #[arg(long, help_heading = "Sealing")]
     pub list_operations: bool,
-    /// Show every path that would be touched, and change nothing
+    /// Show every path that would change, and change nothing
     #[arg(long, help_heading = "Sealing")]
     pub dry_run: bool,
-    /// Let the programs of --run, --install and their kin use the network
+    /// Allow network access for the programs of --run, --install and similar options
     #[arg(long, help_heading = "Sealing")]
     network: bool,
-    /// The kernel to boot [default: one of this host's]
+    /// Kernel to boot [default: one of this host's]
     #[arg(
         long,
         value_name = "FILE",
@@ -98,7 +100,7 @@ pub struct SealOptions {
         help_heading = "Sealing"
     )]
     appliance_kernel: Option<PathBuf>,
-    /// The directory of its modules
+    /// Directory of the kernel's modules
     #[arg(
         long,
         value_name = "DIR",
@@ -107,8 +109,8 @@ pub struct SealOptions {
         help_heading = "Sealing"
     )]
     appliance_modules: Option<PathBuf>,
-    /// How long the appliance may take, with all scripts, in seconds or like 90s, 45m, 2h; then
-    /// nothing is changed [default: 30m]
+    /// Time limit for the whole operation, including scripts: seconds, or 90s, 45m, 2h. At the
+    /// limit nothing is changed [default: 30m]
     #[arg(long, value_name = "DURATION", value_parser = parse_time, help_heading = "Sealing")]
     appliance_timeout: Option<Duration>,
     #[command(flatten)]
@@ -117,7 +119,10 @@ pub struct SealOptions {
 
 impl SealOptions {
     /// What was asked for, and passwords that were made up on the way.
-    pub fn sealing(&self, payload: &mut Payload) -> Result<(Sealing, Vec<GeneratedPassword>)> {
+    pub(super) fn sealing(
+        &self,
+        payload: &mut Payload,
+    ) -> Result<(Sealing, Vec<GeneratedPassword>)> {
         let mut operations = selection::select(self.operations.as_deref(), self.enable.as_deref())?;
         let options = self.customise.all()?;
         let home = etcetera::home_dir().ok();
@@ -155,7 +160,7 @@ impl SealOptions {
     }
 
     /// Is anything asked for at all?
-    pub fn is_anything(&self) -> bool {
+    pub(super) fn is_anything(&self) -> bool {
         self.operations.is_some()
             || self.enable.is_some()
             || self.dry_run
@@ -167,7 +172,7 @@ impl SealOptions {
 
 /// The customise options, in the order in which they were typed.
 #[derive(Debug, Clone, Default)]
-pub struct Customise(Vec<(String, String)>);
+pub(super) struct Customise(Vec<(String, String)>);
 
 /// The option that reads others from a file.
 const FROM_FILE: &str = "commands-from-file";
@@ -219,7 +224,7 @@ impl Args for Customise {
         let file = Arg::new(FROM_FILE)
             .long(FROM_FILE)
             .value_name("FILE")
-            .help("Read such options from a file, one a line, without dashes")
+            .help("Read customise options from a file, one per line, without leading dashes")
             .action(ArgAction::Append)
             .help_heading(heading);
         customise::OPTIONS
@@ -267,7 +272,7 @@ impl FromArgMatches for Customise {
 }
 
 /// Lists the operations.
-pub fn list(app: &App) {
+pub(super) fn list(app: &App) {
     let line = |operation: &operations::Operation| {
         format!(
             "{} {:<24} {}\n",
@@ -281,7 +286,7 @@ pub fn list(app: &App) {
 }
 
 /// What was done, for people: every path after a dry run, else only how many.
-pub fn text(what: &str, report: &Report, dry_run: bool) -> String {
+pub(super) fn text(what: &str, report: &Report, dry_run: bool) -> String {
     let of = |performed: &Performed| performed.touched.len() as u64 + performed.more;
     let count: u64 = report.operations.iter().map(of).sum();
     let verb = if dry_run { "would seal" } else { "sealed" };
@@ -315,7 +320,7 @@ fn word(how: PathChange) -> &'static str {
 }
 
 /// Should it be carried on later, the passwords that were made up for it hold then.
-pub fn not_lost(error: Error, passwords: &[GeneratedPassword]) -> Error {
+pub(super) fn not_lost(error: Error, passwords: &[GeneratedPassword]) -> Error {
     match passwords {
         [] => error,
         _ if error.kind() == Kind::Usage || error.kind() == Kind::NotFound => error,
@@ -323,7 +328,7 @@ pub fn not_lost(error: Error, passwords: &[GeneratedPassword]) -> Error {
             let words: Vec<String> =
                 some.iter().map(|one| format!("{}: {}", one.user, one.password)).collect();
             error.hint(format!(
-                "should it be completed later, the passwords are {}",
+                "if the operation is completed later, the passwords are {}",
                 words.join(", ")
             ))
         }
@@ -332,7 +337,7 @@ pub fn not_lost(error: Error, passwords: &[GeneratedPassword]) -> Error {
 
 /// Prints a result, and passwords that nobody would know otherwise. Whoever wants no words still
 /// wants them where he has asked for them (`asked`).
-pub fn tell(
+pub(super) fn tell(
     app: &App,
     text: &str,
     value: &impl Serialize,
@@ -347,7 +352,7 @@ pub fn tell(
         (Format::Table, false) if words.is_empty() => app.printer.result(text, &value),
         (Format::Table, false) => {
             app.printer.result(
-                &format!("{text}\npasswords, shown this once:\n  {}", words.join("\n  ")),
+                &format!("{text}\npasswords (shown only once):\n  {}", words.join("\n  ")),
                 &value,
             );
         }

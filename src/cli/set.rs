@@ -8,17 +8,17 @@ use crate::vm::edit;
 
 /// Change the configuration of a VM
 ///
-/// Keys: memory, cpus, cpu, machine, kernel, initrd, append, ports (HOST:GUEST,…), net
-/// (what the guest reaches: see create --net), disk.TARGET.bus
-/// (virtio, scsi, nvme, sata, ide, usb), disk.TARGET.serial, cloud-init (FILE or DIRECTORY with
-/// what cloud-init in the guest is told), hostname (what it calls the guest), credential.NAME (FILE
-/// with what systemd in the guest is given under that name), expires (of a clone that has a date:
-/// 30m, 2d; gc removes it then, for good), log.max (limit of each of the two files of a log: 64K or
-/// more, or none; 16M without it), autostart (on: start the VM with the host; off), tag.KEY. An
-/// empty value takes a key away. All changes are made, or none. While the VM runs, only autostart,
-/// expires, log.max and tags can be changed.
+/// Keys: memory, cpus, cpu, machine, kernel, initrd, append, ports (HOST:GUEST,…), net (network of
+/// all cards: user[,…] or restricted, as in `create --net`), disk.TARGET.bus (virtio, scsi, nvme,
+/// sata, ide, usb), disk.TARGET.serial, cloud-init (FILE or DIRECTORY with data for cloud-init in
+/// the guest), hostname (host name that cloud-init sets in the guest), credential.NAME (FILE with a
+/// credential for systemd in the guest), expires (of a clone with an expiry date: 30m, 2d; `gc`
+/// then removes it permanently), log.max (maximum size of each of the two log files: 64K or more,
+/// or none; default 16M), autostart (on: start the VM with the host; off), tag.KEY. An empty value
+/// removes a key or restores its default. Either all changes are made, or none. While the VM runs,
+/// only autostart, expires, log.max and tags can be changed.
 #[derive(Debug, Args)]
-pub struct Set {
+pub(super) struct Set {
     /// The VM
     name: Name,
     /// KEY=VALUE
@@ -27,7 +27,7 @@ pub struct Set {
 }
 
 impl Set {
-    pub async fn run(self, app: &App) -> Result<()> {
+    pub(super) async fn run(self, app: &App) -> Result<()> {
         edit::set(&app.context, &self.name, &self.changes).await?;
         app.printer.done(&format!("changed {}", self.name), &json::Named::new(&self.name));
         Ok(())
@@ -36,15 +36,15 @@ impl Set {
 
 /// Rename a stopped VM, or a template
 #[derive(Debug, Args)]
-pub struct Rename {
-    /// What it is called now
+pub(super) struct Rename {
+    /// Current name
     old: Name,
-    /// What it is to be called
+    /// New name
     new: Name,
 }
 
 impl Rename {
-    pub async fn run(self, app: &App) -> Result<()> {
+    pub(super) async fn run(self, app: &App) -> Result<()> {
         edit::rename(&app.context, &self.old, &self.new).await?;
         app.printer
             .done(&format!("renamed {} to {}", self.old, self.new), &json::Named::new(&self.new));

@@ -8,13 +8,13 @@ use crate::vm::list;
 
 /// Show everything about one VM or template
 #[derive(Debug, Args)]
-pub struct Show {
+pub(super) struct Show {
     /// The VM or template
     name: Name,
 }
 
 impl Show {
-    pub async fn run(self, app: &App) -> Result<()> {
+    pub(super) async fn run(self, app: &App) -> Result<()> {
         let details = list::show(&app.context, &self.name).await?;
         app.printer.result(
             &table::details(self.name.as_str(), &details),

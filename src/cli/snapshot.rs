@@ -15,9 +15,9 @@ use crate::snapshot::revert::Then;
 use crate::snapshot::{create, delete, list, rename, revert};
 use crate::store::journal;
 
-/// Take snapshots, go back to them, remove them
+/// Create, list, revert to and remove snapshots
 #[derive(Debug, Subcommand)]
-pub enum Snapshot {
+pub(super) enum Snapshot {
     Create(Create),
     Ls(Ls),
     Tree(Tree),
@@ -28,7 +28,7 @@ pub enum Snapshot {
 }
 
 impl Snapshot {
-    pub async fn run(self, app: &App) -> Result<()> {
+    pub(super) async fn run(self, app: &App) -> Result<()> {
         match self {
             Self::Create(verb) => verb.run(app).await,
             Self::Ls(verb) => verb.run(app),
@@ -57,37 +57,36 @@ fn snapshot_of(point: &PointRef) -> Result<&Name> {
     })
 }
 
-/// Take a snapshot of all disks of a VM, running or stopped, at one instant
+/// Create a snapshot of all disks of a VM, running or stopped, at one instant
 ///
-/// The layers that were written so far are sealed and new overlays put on top: all of them, or
-/// none. While the VM runs its file systems are frozen for that instant if the guest agent is
-/// there.
+/// The active layers become read-only and get new overlays, either all of them or none (except with
+/// --internal). The file systems of a running guest are frozen for that instant if its guest agent
+/// is connected.
 #[derive(Debug, Args)]
-pub struct Create {
+pub(super) struct Create {
     /// The VM
     vm: Name,
-    /// What to call it [default: made up from the time]
+    /// Name of the snapshot [default: generated from the time]
     name: Option<Name>,
-    /// Freeze the guest's file systems first
+    /// Whether to freeze the guest's file systems first
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     quiesce: QuiesceArg,
-    /// How long the guest may take to freeze, in seconds [default: 5]
+    /// Seconds to wait for the guest to freeze its file systems [default: 5]
     #[arg(long, value_name = "SECS", value_parser = seconds)]
     quiesce_timeout: Option<Duration>,
-    /// Keep it inside the qcow2 images; of a running VM, with its memory
+    /// Create an internal snapshot, inside the qcow2 images; of a running VM, with its memory
     #[arg(long)]
     internal: bool,
-    /// Save the guest's memory, too: after a revert it goes on where it was. It stands still for an
-    /// instant only
+    /// Also save the guest's memory, so that a revert resumes the guest. Pauses the guest briefly
     #[arg(long)]
     memory: bool,
-    /// Compress the memory; slower
+    /// Compress the memory, which is slower
     #[arg(long, value_name = "METHOD", requires = "memory")]
     compress: Option<Compress>,
-    /// Your own words
+    /// Description
     #[arg(long, value_name = "TEXT", default_value = "")]
     description: String,
-    /// Let `gc` remove it when it is that old: 12h, 7d
+    /// Let `gc` remove the snapshot after this time: 12h, 7d
     #[arg(long, value_name = "AGE", value_parser = parse_age)]
     expires: Option<Duration>,
 }
@@ -99,11 +98,11 @@ enum Compress {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum QuiesceArg {
-    /// If the guest agent is there; warn when it fails
+    /// Freeze if the guest agent is connected; warn if the freeze fails
     Auto,
-    /// Or fail
+    /// Fail unless the file systems can be frozen
     Require,
-    /// No
+    /// Do not freeze
     Never,
 }
 
@@ -150,18 +149,18 @@ impl Create {
         match taken.memory_lost {
             None => Ok(()),
             Some(why) => Err(Error::qemu(format!(
-                "{}@{} holds the disks alone: its memory was not saved",
+                "{}@{} contains the disks only: its memory was not saved",
                 self.vm, taken.name
             ))
-            .hint(format!("if it is of no use so: cowhand snapshot rm {}@{}", self.vm, taken.name))
+            .hint(format!("to remove it: cowhand snapshot rm {}@{}", self.vm, taken.name))
             .because(why)),
         }
     }
 }
 
-/// List the snapshots of a VM, oldest first; * marks the one its head stands on
+/// List the snapshots of a VM, oldest first; * marks the one that its current state is based on
 #[derive(Debug, Args)]
-pub struct Ls {
+pub(super) struct Ls {
     /// The VM
     vm: Name,
 }
@@ -182,9 +181,9 @@ impl Ls {
     }
 }
 
-/// Draw the snapshots of a VM as a tree, with the place where it stands
+/// Show the snapshots of a VM as a tree, with its current position
 #[derive(Debug, Args)]
-pub struct Tree {
+pub(super) struct Tree {
     /// The VM
     vm: Name,
 }
@@ -198,9 +197,9 @@ impl Tree {
     }
 }
 
-/// Show one snapshot; VM@current is the one the head stands on
+/// Show one snapshot; VM@current is the one that the current state is based on
 #[derive(Debug, Args)]
-pub struct Show {
+pub(super) struct Show {
     /// VM@SNAPSHOT
     point: PointRef,
 }
@@ -216,10 +215,10 @@ impl Show {
 
 /// Rename a snapshot
 #[derive(Debug, Args)]
-pub struct Rename {
+pub(super) struct Rename {
     /// VM@SNAPSHOT
     point: PointRef,
-    /// What it is to be called
+    /// New name
     new: Name,
 }
 
@@ -232,25 +231,26 @@ impl Rename {
     }
 }
 
-/// Take a VM back to a snapshot: its disks and its configuration
+/// Revert the disks and the configuration of a VM to a snapshot
 ///
-/// What was written since then goes into the trash; `undo` brings it back. A snapshot with memory
-/// goes on as its guest was at that moment; else the VM runs afterwards if it ran before, and its
-/// guest boots anew.
+/// The current state is moved to the trash, and `undo` restores it; other snapshots stay. After a
+/// revert to a snapshot with memory, the guest resumes from that moment, or stays paused if it was
+/// paused then. Otherwise the guest boots if the VM was running, and starts paused if the VM was
+/// paused.
 #[derive(Debug, Args)]
-pub struct Revert {
+pub(super) struct Revert {
     /// VM@SNAPSHOT
     point: PointRef,
-    /// Start it afterwards
+    /// Start the VM afterwards
     #[arg(long, group = "then")]
     running: bool,
-    /// Start it with its CPUs standing still
+    /// Start the VM paused; continue with `resume`
     #[arg(long, group = "then")]
     paused: bool,
-    /// Do not start it
+    /// Do not start the VM
     #[arg(long, group = "then")]
     stopped: bool,
-    /// Leave the snapshot's memory alone: take back the disks, and let the guest boot
+    /// Ignore the snapshot's memory; the guest boots if the VM was running
     #[arg(long)]
     cold: bool,
 }
@@ -277,24 +277,25 @@ impl Revert {
     }
 }
 
-/// Remove snapshots; the layers they leave behind are merged, all other points keep their content
+/// Remove snapshots and merge their layers; the current state, clones and other snapshots keep
+/// their content
 #[derive(Debug, Args)]
-pub struct Rm {
+pub(super) struct Rm {
     /// VM@SNAPSHOT
     #[arg(required = true)]
     points: Vec<PointRef>,
-    /// Everything that stands on them, too
+    /// Also remove their descendants
     #[arg(long, conflicts_with = "children_only")]
     children: bool,
-    /// Everything that stands on them, and not they themselves
+    /// Remove only their descendants
     #[arg(long)]
     children_only: bool,
-    /// Leave the layers as they are that `undo` needs, of a revert or a removal before. They are
-    /// merged when the trash is emptied
+    /// Keep the layers that `undo` of an earlier revert or removal needs; they are merged when the
+    /// trash is emptied
     #[arg(long)]
     keep_undo: bool,
-    /// Only say what would be merged, how much would move, and which change could not be undone any
-    /// more
+    /// Only show what would be merged, how much data would be copied, and which change could no
+    /// longer be undone
     #[arg(long)]
     dry_run: bool,
 }
@@ -341,14 +342,14 @@ impl Rm {
                 .snapshot(&point.vm, snapshot_of(point)?)
                 .is_err();
             if gone && self.children {
-                // It stood on another one of them.
+                // It depended on another one of them.
                 return Ok(());
             }
             let removed =
                 delete::remove(&app.context, &point.vm, snapshot_of(point)?, request).await?;
             let verb = if self.dry_run { "would remove" } else { "removed" };
             if removed.is_empty() {
-                app.printer.done(&format!("nothing stands on {point}"), &[(); 0]);
+                app.printer.done(&format!("nothing depends on {point}"), &[(); 0]);
             }
             for removed in &removed {
                 let mut text = removed_text(verb, &point.vm, removed);
@@ -356,7 +357,7 @@ impl Rm {
                 for lost in removed.lost_undo.iter().filter(|_| self.dry_run) {
                     let lost = printable::line(lost);
                     text.push_str(&format!(
-                        "\n  {lost} could not be undone any more; to keep that: --keep-undo"
+                        "\n  {lost} could no longer be undone; to prevent that: --keep-undo"
                     ));
                 }
                 app.printer.done(&text, &json::RemovedSnapshot::new(removed, self.dry_run));
@@ -374,9 +375,9 @@ fn removed_text(verb: &str, vm: &Name, removed: &Removed) -> String {
         let what = match &outcome.what {
             What::Committed => format!("merged: {bytes} committed down"),
             What::Streamed => format!("merged: {bytes} streamed up"),
-            What::Trashed => "into the trash".to_owned(),
-            What::Internal => format!("taken out of the image: {bytes} freed"),
-            What::Kept(why) => format!("its layer stays, hidden: {why}"),
+            What::Trashed => "moved to the trash".to_owned(),
+            What::Internal => format!("removed from the image: {bytes} freed"),
+            What::Kept(why) => format!("its layer is kept, hidden: {why}"),
         };
         text.push_str(&format!("\n  {}  {what}", outcome.target));
     }

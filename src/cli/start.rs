@@ -9,20 +9,20 @@ use crate::vm::{edit, start};
 
 /// Start VMs
 #[derive(Debug, Args)]
-pub struct Start {
+pub(super) struct Start {
     /// The VMs
     #[arg(required_unless_present = "autostart")]
     names: Vec<Name>,
-    /// Start the VMs that have autostart=on and do not run, in the order of their names
+    /// Start all VMs with autostart=on that are not running, in the order of their names
     #[arg(long, conflicts_with = "names")]
     autostart: bool,
-    /// Leave the guest's CPUs standing still; `resume` lets them go
+    /// Start paused; continue with `resume`
     #[arg(long)]
     paused: bool,
 }
 
 impl Start {
-    pub async fn run(self, app: &App) -> Result<()> {
+    pub(super) async fn run(self, app: &App) -> Result<()> {
         if !self.autostart {
             return self.start(app, &self.names).await;
         }
@@ -53,16 +53,16 @@ impl Start {
     }
 }
 
-/// Let the CPUs of running VMs stand still
+/// Pause running VMs
 #[derive(Debug, Args)]
-pub struct Pause {
+pub(super) struct Pause {
     /// The VMs
     #[arg(required = true)]
     names: Vec<Name>,
 }
 
 impl Pause {
-    pub async fn run(self, app: &App) -> Result<()> {
+    pub(super) async fn run(self, app: &App) -> Result<()> {
         each(app, &self.names, async |name| {
             edit::pause(&app.context, name).await?;
             app.printer.done(&format!("paused {name}"), &json::State::paused(name));
@@ -72,16 +72,16 @@ impl Pause {
     }
 }
 
-/// Let the CPUs of paused VMs go on
+/// Resume paused VMs
 #[derive(Debug, Args)]
-pub struct Resume {
+pub(super) struct Resume {
     /// The VMs
     #[arg(required = true)]
     names: Vec<Name>,
 }
 
 impl Resume {
-    pub async fn run(self, app: &App) -> Result<()> {
+    pub(super) async fn run(self, app: &App) -> Result<()> {
         each(app, &self.names, async |name| {
             edit::resume(&app.context, name).await?;
             app.printer.done(&format!("resumed {name}"), &json::State::running(name));

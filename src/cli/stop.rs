@@ -11,22 +11,24 @@ use crate::output::json;
 use crate::vm::select::{self, Selected};
 use crate::vm::stop::{self, Stopped};
 
-/// Stop VMs: ask the guests to shut down, and wait for them
+/// Stop VMs: ask the guests to shut down, and wait until they have
 ///
-/// The guest agent is asked if it is there, then the ACPI power button is pressed. A guest that
-/// does not comply goes on running. Several VMs are stopped at the same time.
+/// The guest agent, if it is connected, is asked first; then the ACPI power button is pressed. A
+/// guest that ignores both keeps running, and the command fails with exit code 7. Several VMs are
+/// stopped at the same time.
 #[derive(Debug, Args)]
-pub struct Stop {
+pub(super) struct Stop {
     /// The VMs
     #[arg(required_unless_present = "all")]
     names: Vec<Name>,
-    /// Stop every VM that runs, except those of commands that are still at work (`run`, …)
+    /// Stop all running VMs, except those of `run` and similar commands, and standby clones of the
+    /// pool
     #[arg(long, conflicts_with = "names")]
     all: bool,
-    /// Pull the plug: end QEMU without asking the guest
+    /// End QEMU without shutting down the guest
     #[arg(short, long)]
     force: bool,
-    /// Seconds that each guest may take
+    /// Seconds to wait for each guest
     #[arg(long, value_name = "SECS", default_value_t = 120)]
     timeout: u64,
 }
@@ -35,7 +37,7 @@ pub struct Stop {
 const SHOWN: usize = 4;
 
 impl Stop {
-    pub async fn run(self, app: &App) -> Result<()> {
+    pub(super) async fn run(self, app: &App) -> Result<()> {
         if !self.all {
             let mut names = Vec::new();
             for name in &self.names {
@@ -55,7 +57,7 @@ impl Stop {
             let names = listed(&owned);
             app.context
                 .ui
-                .note(&format!("not stopped, because their commands are still at work: {names}"));
+                .note(&format!("not stopped, because their commands are still running: {names}"));
         }
         if !abandoned.is_empty() {
             let names = listed(&abandoned);
@@ -77,7 +79,7 @@ impl Stop {
             kind,
             format!("{} of {total} VMs have not been stopped: {}", names.len(), text.join(", ")),
         )
-        .hint(format!("pull the plug: cowhand stop --force {}", text.join(" "))))
+        .hint(format!("to end QEMU without a shutdown: cowhand stop --force {}", text.join(" "))))
     }
 
     /// Stops all of `names` at the same time. Returns those that failed, and how many did not.
@@ -114,8 +116,8 @@ fn say(app: &App, name: &Name, how: Stopped) {
     let (text, word) = match how {
         Stopped::Already => (format!("{name} was not running"), "already"),
         Stopped::Agent => (format!("stopped {name} (shut down by its guest agent)"), "agent"),
-        Stopped::Acpi => (format!("stopped {name} (shut down at the power button)"), "acpi"),
-        Stopped::Forced => (format!("stopped {name} (the guest was not asked)"), "forced"),
+        Stopped::Acpi => (format!("stopped {name} (shut down by the ACPI power button)"), "acpi"),
+        Stopped::Forced => (format!("stopped {name} (forced, without a shutdown)"), "forced"),
         Stopped::Ended => (
             format!("{name} has stopped (its QEMU was ended, the guest had not shut down)"),
             "ended",

@@ -19,9 +19,9 @@ use crate::warm::make::{self, Warming};
 const AGENT: Duration = Duration::from_secs(120);
 const SYSPREP: Duration = Duration::from_secs(3600);
 
-/// Freeze VMs into templates, and look after them
+/// Create, list, warm and remove templates
 #[derive(Debug, Subcommand)]
-pub enum Template {
+pub(super) enum Template {
     Create(Create),
     Ls(Ls),
     Show(Show),
@@ -31,7 +31,7 @@ pub enum Template {
 }
 
 impl Template {
-    pub async fn run(self, app: &App) -> Result<()> {
+    pub(super) async fn run(self, app: &App) -> Result<()> {
         match self {
             Self::Create(verb) => verb.run(app).await,
             Self::Ls(verb) => verb.run(app),
@@ -43,26 +43,26 @@ impl Template {
     }
 }
 
-/// Seal a stopped VM and freeze it into a template, for ever
+/// Seal a stopped VM and turn it into a template, permanently
 ///
-/// What clones must not share is taken out of its disks (see `seal`). Then its files become
-/// read-only, it cannot be started or changed any more, and it cannot be removed while clones stand
-/// on it.
+/// What clones must not share is removed from its disks (see `seal`). Then its files become
+/// read-only. A template cannot be started or changed. It cannot be removed while clones depend on
+/// it.
 #[derive(Debug, Args)]
-pub struct Create {
+pub(super) struct Create {
     /// The VM
     vm: Name,
-    /// Leave its disks as they are: clones will share machine-id, host keys, logs
+    /// Do not seal: clones will share machine-id, host keys and logs
     #[arg(long)]
     no_seal: bool,
-    /// Windows: let the running guest's own sysprep.exe do it, through the guest agent, and wait
-    /// until it is off
+    /// For Windows: instead of sealing, run sysprep.exe in the running guest through its agent, and
+    /// wait until the guest has shut down
     #[arg(long, conflicts_with_all = ["no_seal", "dry_run", "operations", "enable"])]
     windows: bool,
-    /// Rename it at the same time
+    /// Name of the template [default: the VM's name]
     #[arg(long = "as", value_name = "NAME")]
     new_name: Option<Name>,
-    /// Make it warm, too: boot it once, and keep its memory for clones to go on from
+    /// Also make the template warm, as by `template warm`
     #[arg(long, conflicts_with_all = ["windows", "dry_run"])]
     warm: bool,
     #[command(flatten)]
@@ -73,12 +73,13 @@ pub struct Create {
 
 /// How to make a template warm.
 #[derive(Debug, Args)]
-pub struct WarmOptions {
-    /// For a warm template: a shell command that has to succeed in the guest before it is saved
+pub(super) struct WarmOptions {
+    /// For a warm template: a shell command that must succeed in the guest before its memory is
+    /// saved
     #[arg(long, value_name = "CMD")]
     ready: Option<String>,
-    /// For a warm template: how long the guest may take to boot as far as its agent, and again for
-    /// --ready, in seconds
+    /// For a warm template: seconds to wait for the guest to boot and its agent to answer, and
+    /// again for --ready
     #[arg(long, value_name = "SECS", default_value_t = 600)]
     ready_timeout: u64,
 }
@@ -164,9 +165,9 @@ impl Create {
     }
 }
 
-/// List the templates and who stands on them
+/// List templates and the VMs that depend on them
 #[derive(Debug, Args)]
-pub struct Ls {}
+pub(super) struct Ls {}
 
 impl Ls {
     fn run(self, app: &App) -> Result<()> {
@@ -186,7 +187,7 @@ impl Ls {
 
 /// Show one template
 #[derive(Debug, Args)]
-pub struct Show {
+pub(super) struct Show {
     /// The template
     name: Name,
 }
@@ -200,12 +201,12 @@ impl Show {
     }
 }
 
-/// Boot a template once, and keep its memory for clones to go on from
+/// Make a template warm: boot it once, and save its memory, from which clones resume
 ///
-/// A throw-away clone is booted and waited for: its agent, systemd's word that the boot is over,
-/// --ready, and until it idles. Its SSH host keys are taken away, and it is saved as it stands.
+/// A temporary clone boots. Once its agent answers, systemd reports the end of the boot, --ready
+/// succeeds and the guest is idle, its SSH host keys are removed and its memory is saved.
 #[derive(Debug, Args)]
-pub struct Warm {
+pub(super) struct Warm {
     /// The template
     name: Name,
     #[command(flatten)]
@@ -227,9 +228,9 @@ impl Warm {
     }
 }
 
-/// Give the memory of warm templates up; refused while clones run on it
+/// Remove the memory of warm templates; refused while running clones use it
 #[derive(Debug, Args)]
-pub struct Cool {
+pub(super) struct Cool {
     /// The templates
     #[arg(required = true)]
     names: Vec<Name>,
@@ -247,16 +248,16 @@ impl Cool {
     }
 }
 
-/// Remove templates; refused while clones stand on them
+/// Remove templates; refused while clones depend on them
 #[derive(Debug, Args)]
-pub struct Rm {
+pub(super) struct Rm {
     /// The templates
     #[arg(required = true)]
     names: Vec<Name>,
-    /// The clones that stand on them, too
+    /// Also remove the clones that depend on them
     #[arg(long)]
     cascade: bool,
-    /// With --cascade: running clones, too: their plug is pulled
+    /// With --cascade: also remove running clones, without shutting them down
     #[arg(short, long)]
     force: bool,
 }

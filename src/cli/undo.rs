@@ -6,19 +6,20 @@ use crate::maintenance::undo;
 use crate::model::{Name, human};
 use crate::output::{json, table, time};
 
-/// Take back the last revert, rm or set
+/// Undo the last revert, reset, rm or set
 ///
-/// What they put out of use lies in the trash until `gc`. Several can be taken back, one after
-/// another, the last one first. A VM that runs is ended for it and boots again. What the VM wrote
-/// since the change goes into the trash in its turn.
+/// What these commands remove or replace stays in the trash until `gc`. Several changes can be
+/// undone one by one, the most recent first. To undo a revert or a reset, a running guest is ended
+/// without a shutdown, and boots again; what the VM has written since the change is moved to the
+/// trash.
 #[derive(Debug, Args)]
-pub struct Undo {
-    /// Whose [default: the last one of all VMs]
+pub(super) struct Undo {
+    /// The VM [default: the most recent change of any VM]
     vm: Option<Name>,
-    /// Only show what can be taken back, the last one first
+    /// Only list what can be undone, the most recent first
     #[arg(long)]
     list: bool,
-    /// The one at this place of the list
+    /// Undo entry N of `undo --list`; 1 is the most recent
     #[arg(
         long, value_name = "N", default_value_t = 1, conflicts_with = "list",
         value_parser = at_least_one,
@@ -27,7 +28,7 @@ pub struct Undo {
 }
 
 impl Undo {
-    pub async fn run(self, app: &App) -> Result<()> {
+    pub(super) async fn run(self, app: &App) -> Result<()> {
         if self.list {
             let rows = undo::list(&app.context, self.vm.as_ref())?;
             if let Some(vm) =
@@ -43,7 +44,7 @@ impl Undo {
         }
         let done = undo::undo(&app.context, self.vm.as_ref(), self.nth).await?;
         let text = format!(
-            "took back `{}` of {} ({})",
+            "undid `{}` of {} ({})",
             done.entry.command(),
             time::minute(done.entry.when),
             human(done.bytes)
@@ -57,5 +58,5 @@ fn at_least_one(text: &str) -> Result<usize> {
     text.parse()
         .ok()
         .filter(|nth| *nth > 0)
-        .ok_or_else(|| Error::usage(format!("{text:?} is no place in the list")))
+        .ok_or_else(|| Error::usage(format!("{text:?} is not a number of 1 or more")))
 }

@@ -13,7 +13,7 @@ const LABEL: &[u8; 11] = b"CIDATA     ";
 const SIZE: usize = 1 << 20;
 
 /// The bytes of a disk with these files in its only directory. The same files give the same bytes.
-pub fn of(files: &[(&str, String)]) -> Result<Vec<u8>> {
+pub(crate) fn of(files: &[(&str, String)]) -> Result<Vec<u8>> {
     let failed =
         |error: std::io::Error| Error::failed("cannot make the seed for cloud-init").because(error);
     let mut disk = Cursor::new(vec![0; SIZE]);

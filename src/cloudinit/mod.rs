@@ -5,8 +5,8 @@
 //! a revert does not change it. Sources: cloud-init's documentation, "NoCloud", "User-Data
 //! Formats", "Cloud config examples".
 
-pub mod image;
-pub mod request;
+pub(crate) mod image;
+pub(crate) mod request;
 
 use serde_json::{Map, Value};
 use uuid::Uuid;
@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::model::{Name, Seed};
 
 /// The files of the seed of the VM `name`.
-pub fn files(seed: &Seed, name: &Name, uuid: Uuid) -> Vec<(&'static str, String)> {
+pub(crate) fn files(seed: &Seed, name: &Name, uuid: Uuid) -> Vec<(&'static str, String)> {
     let hostname = seed.hostname.clone().unwrap_or_else(|| hostname_of(name));
     let mut meta_data: Map<String, Value> =
         serde_json::from_str(&seed.meta_data).unwrap_or_default();

@@ -30,7 +30,7 @@ impl Context {
         if self.store.prepare()? {
             self.ui.note(&format!(
                 "the store {} seems to have been copied, or moved from another file system: it is \
-                 a store of its own from now on, and its VMs are others than those of the original",
+                 a separate store from now on, and its VMs are not those of the original",
                 self.store.layout.root().display()
             ));
         }

@@ -37,11 +37,11 @@ pub async fn commit(
     let opened = OpenVm::for_change(context, vm, "merge layers of").await?;
     let record = opened.record.clone();
     let disk = list::disk(vm, &record, target)?.clone();
-    // Whoever stands on any layer of the chain could be hurt.
+    // Whoever depends on any layer of the chain could be hurt.
     let graph = dependents::graph_after(context, vm, &record)?;
     let ids: Vec<LayerId> =
         graph.chain(&disk.layer.id)?.iter().map(|info| info.layer.id.clone()).collect();
-    let nameless = Record { snapshots: Vec::new(), head: None, ..record.clone() };
+    let nameless = Record { snapshots: Vec::new(), current: None, ..record.clone() };
     let (locks, mut graph) = DependentLocks::lock(context, vm, &nameless, &ids)?;
     graph.forget(vm);
     graph.add_record(vm, &record);
@@ -95,7 +95,7 @@ pub async fn stream(
     finish_streams(opened, merge.into_iter().collect(), dry_run).await
 }
 
-/// Makes the disks of `vm` (or the one called `target`) stand on nothing, all at once.
+/// Makes the disks of `vm` (or the one called `target`) depend on nothing, all at once.
 pub async fn flatten(
     context: &Context,
     vm: &Name,

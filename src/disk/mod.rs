@@ -3,5 +3,5 @@
 
 pub mod check;
 pub mod merge;
-pub mod plan;
+pub(crate) mod plan;
 pub mod resize;

@@ -9,7 +9,7 @@ use crate::model::{Format, Layer, Merge, MergeKind, Name, Record};
 
 /// The chain of one disk, from the active layer down, and whose it is.
 #[derive(Debug, Clone, Copy)]
-pub struct Subject<'a> {
+pub(crate) struct Subject<'a> {
     /// The VM.
     pub vm: &'a Name,
     /// Its record.
@@ -23,7 +23,7 @@ pub struct Subject<'a> {
 impl Subject<'_> {
     /// The place in the chain of what a user calls a layer: its id, its file name, or the name of a
     /// snapshot that it belongs to.
-    pub fn place(&self, text: &str) -> Result<usize> {
+    pub(crate) fn place(&self, text: &str) -> Result<usize> {
         let point = text.strip_prefix(&format!("{}@", self.vm)).unwrap_or(text);
         let of_snapshot =
             self.record.snapshots.iter().find(|snapshot| snapshot.name.as_str() == point).and_then(
@@ -54,7 +54,7 @@ impl Subject<'_> {
 /// A commit: the snapshots that are given up for it, because their layers are written to, and the
 /// merge.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Commit {
+pub(crate) struct Commit {
     /// The merge.
     pub merge: Merge,
     /// In the order of the record.
@@ -62,7 +62,7 @@ pub struct Commit {
 }
 
 /// Commits the layers from `top` down into `base`; without a base into the layer below `top`.
-pub fn commit(
+pub(crate) fn commit(
     graph: &LayerGraph,
     subject: Subject<'_>,
     top: usize,
@@ -89,12 +89,12 @@ pub fn commit(
         None if top + 1 < chain.len() => top + 1,
         None => {
             return Err(Error::refused(format!(
-                "{target} of {vm} stands on nothing: there is nothing to commit into"
+                "{target} of {vm} has no backing file to commit into"
             )));
         }
     };
     if let Some(why) = permissions.uncertain {
-        return Err(Error::refused(format!("nobody can be sure who uses what: {why}")));
+        return Err(Error::refused(format!("cannot determine which VMs use these layers: {why}")));
     }
     let (upper, lower) = (chain[top], chain[base]);
     let refuse = |info: &LayerInfo, why: String| {
@@ -119,7 +119,7 @@ pub fn commit(
         }
     }
     // What is below `top` is written to or vanishes: only names that can be given up may point at
-    // it, and nothing else may stand on it.
+    // it, and nothing else may depend on it.
     let mut given_up = Vec::new();
     for (at, info) in chain.iter().enumerate().take(base + 1).skip(top + 1) {
         for r#use in graph.uses(&info.layer.id) {
@@ -173,10 +173,10 @@ pub fn commit(
 }
 
 /// Copies everything between the active layer and `base` (which stays below; `None`: all of it)
-/// into the active layer. `None`: there is nothing to copy. Where nobody can be sure who uses what,
-/// the data is copied and no layer vanishes; nor does one in `kept_for_undo`, which a change that
-/// can be undone needs.
-pub fn stream(
+/// into the active layer. `None`: there is nothing to copy. Where it is uncertain who uses which
+/// layer, the data is copied and no layer vanishes; nor does one in `kept_for_undo`, which a change
+/// that can be undone needs.
+pub(crate) fn stream(
     graph: &LayerGraph,
     subject: Subject<'_>,
     base: Option<usize>,

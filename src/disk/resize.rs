@@ -49,7 +49,7 @@ pub async fn resize(
             disk.layer.format
         ))
         .hint(format!(
-            "take a snapshot first, on which it goes on as qcow2: cowhand snapshot create {vm}"
+            "take a snapshot first, after which the disk is qcow2: cowhand snapshot create {vm}"
         )));
     }
     let resized = Resized { before: disk.virtual_bytes, after: bytes };
@@ -143,7 +143,7 @@ async fn refuse_shrinking(
         ));
     }
     if !shrink {
-        return Err(Error::refused(format!("{what}: a guest may count on what it has"))
+        return Err(Error::refused(format!("{what}: shrinking may destroy guest data"))
             .hint("if you mean it, and the partition table ends before that: --shrink"));
     }
     if running {

@@ -1,5 +1,5 @@
-//! The chains below a VM: every layer that is named has to be there, and has to stand on what it
-//! stood on.
+//! The chains below a VM: every layer that is named has to be there, and has to depend on what it
+//! depended on.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use super::{Finding, Remedy};
 use crate::context::Context;
 use crate::layer::backing_xattr;
-pub use crate::layer::chain::read;
+pub(super) use crate::layer::chain::read;
 use crate::layer::sealed::{self, Change};
 use crate::layer::stamp::{self, Obstacle};
 use crate::layer::{info, trashed};
@@ -23,9 +23,9 @@ enum Fault {
     Header { layer: Layer, why: String },
     /// It has lost data since it was sealed.
     Lost { layer: Layer, why: String },
-    /// Somebody else has written into its header what it stands on.
+    /// Another program has changed the backing file in its header.
     Foreign { layer: Layer, backing: Option<Layer> },
-    /// Its backing file stands on itself.
+    /// Its backing file depends on itself.
     Loop { layer: Layer },
 }
 
@@ -89,7 +89,7 @@ fn fault_below(store: &Store, changes: &mut Changes, layer: &Layer) -> Option<Fa
 }
 
 /// Looks at everything `record` names.
-pub fn examine(context: &Context, name: &Name, record: &Record) -> Vec<Finding> {
+pub(super) fn examine(context: &Context, name: &Name, record: &Record) -> Vec<Finding> {
     let store = &context.store;
     let mut named: Vec<(String, &Layer)> =
         record.config.volumes().map(|disk| (disk.target.clone(), &disk.layer)).collect();
@@ -105,7 +105,7 @@ pub fn examine(context: &Context, name: &Name, record: &Record) -> Vec<Finding> 
     for (place, layer) in named {
         let Some(fault) = fault_below(store, &mut changes, layer) else { continue };
         match faults.iter_mut().find(|(other, _)| other.is_about() == fault.is_about()) {
-            // What is named itself is missing, whatever stands on it.
+            // What is named itself is missing, whatever depends on it.
             Some((other, places)) => {
                 places.push(place);
                 if let Fault::Missing { above: None, .. } = fault {
@@ -184,14 +184,15 @@ fn describe(store: &Store, record: &Record, name: &Name, fault: Fault, places: &
             return lost(Finding::fail("chain", copy(message, &layer)).of(name));
         }
         Fault::Foreign { layer, backing } => {
-            let backing =
-                backing.map_or_else(|| "nothing".to_owned(), |backing| backing.to_string());
-            (
-                format!("layer {layer} stands on {backing}, where it does not belong ({places})"),
-                layer,
-            )
+            let what = backing.map_or_else(
+                || "no backing file, but should have one".to_owned(),
+                |backing| format!("the unexpected backing file {backing}"),
+            );
+            (format!("layer {layer} has {what} ({places})"), layer)
         }
-        Fault::Loop { layer } => (format!("layer {layer} stands on itself ({places})"), layer),
+        Fault::Loop { layer } => {
+            (format!("the backing files of layer {layer} form a loop ({places})"), layer)
+        }
     };
     let finding = Finding::fail("chain", copy(message, &layer)).of(name);
     match backing_xattr::read(store, &layer).by_note(store) {
@@ -216,14 +217,14 @@ fn describe(store: &Store, record: &Record, name: &Name, fault: Fault, places: &
 }
 
 /// The directory of the trash that has the file of this layer. `Err`: what has its name and may not
-/// be it, or stood on what has changed since then.
+/// be it, or depended on what has changed since then.
 fn in_trash(store: &Store, layer: &Layer) -> Option<Result<PathBuf, String>> {
     let mut other = None;
     for found in store.list_trash().ok()? {
         let path = found.path.join("layers").join(layer.file_name());
         match trashed::of(&found, layer) {
             Some(Ok(())) => {
-                let below = trashed::stood_on(store, &found, layer);
+                let below = trashed::dependencies(store, &found, layer);
                 let Some(changed) = stamp::changed(store, &below) else {
                     return Some(Ok(found.path));
                 };
@@ -249,7 +250,7 @@ fn in_trash(store: &Store, layer: &Layer) -> Option<Result<PathBuf, String>> {
 }
 
 /// Does anything that `record` names lack this layer's file?
-pub fn lacks(store: &Store, record: &Record, layer: &Layer) -> bool {
+pub(super) fn lacks(store: &Store, record: &Record, layer: &Layer) -> bool {
     record.layers().any(|named| {
         let fault = fault_below(store, &mut Changes::default(), named);
         matches!(fault, Some(Fault::Missing { layer: missing, .. }) if missing == *layer)

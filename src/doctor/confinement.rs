@@ -75,7 +75,7 @@ fn tried(context: &Context, probe: &Probe) -> Finding {
         None => Finding::ok(
             "confinement",
             "QEMU runs with Landlock's rules, a filter of system calls, no capabilities, and \
-             namespaces and a root directory of its own",
+             its own namespaces and root directory",
         ),
         Some(why) => {
             Finding::warn("confinement", format!("QEMU is not confined in all ways: {why}"))
@@ -108,7 +108,7 @@ fn destinations(context: &Context, probe: &Probe) -> Option<Finding> {
     ))
 }
 
-/// What a layer stands on is noted where QEMU cannot write, if the file system can.
+/// What a layer depends on is noted where QEMU cannot write, if the file system can.
 fn notes(context: &Context) -> Option<Finding> {
     let layers = context.store.layout.layers();
     let is_missing = context.settings.confine != Confine::Off

@@ -35,7 +35,7 @@ pub async fn examine(context: &Context, only: Option<&Name>) -> Result<Vec<Findi
     Ok(findings)
 }
 
-/// What was found of each layer, which several VMs may stand on.
+/// What was found of each layer, which several VMs may depend on.
 #[derive(Default)]
 struct Seen {
     checked: BTreeMap<Layer, Result<Option<Checked>, String>>,
@@ -228,7 +228,7 @@ async fn check(context: &Context, layer: &Layer) -> Result<Option<Checked>, Stri
     }
     let checked = async {
         let task = context.ui.task(&format!("checking {layer}"), 0);
-        // Somebody else may read it, and what it stands on is looked at by itself.
+        // Another QEMU may read it, and what it depends on is looked at by itself.
         let checked = match opened::open(&context.store, layer)?.in_place {
             Some(pinned) => {
                 let held = pinned.held()?;

@@ -24,7 +24,7 @@ const WORD: u8 = 0x10;
 const PORT: u8 = 0xf4;
 
 /// Looks at the host.
-pub async fn examine(context: &Context) -> Vec<Finding> {
+pub(super) async fn examine(context: &Context) -> Vec<Finding> {
     let probe = match Probe::get(context) {
         Ok(probe) => probe,
         Err(error) => {

@@ -11,7 +11,7 @@ use crate::store::{Store, plain};
 const ROUNDING: u64 = 1 << 20;
 
 /// The snapshots whose memory is not what was written.
-pub fn examine(store: &Store, name: &Name, record: &Record) -> Vec<Finding> {
+pub(super) fn examine(store: &Store, name: &Name, record: &Record) -> Vec<Finding> {
     let look = |snapshot: &Snapshot| {
         let memory = snapshot.memory.as_ref()?;
         let image = memory.image.as_ref()?;
@@ -46,7 +46,7 @@ fn describe(
 
 /// Takes memory that a snapshot in `record` lacks out of the trash. `false`: none does, or it is
 /// not there.
-pub fn take_out(store: &Store, record: &Record, image: &RamImage) -> Result<bool> {
+pub(super) fn take_out(store: &Store, record: &Record, image: &RamImage) -> Result<bool> {
     let mut memories = record.snapshots.iter().filter_map(|snapshot| snapshot.memory.as_ref());
     let memory = memories.find(|memory| memory.image.as_ref() == Some(image));
     let Some(trash) = memory.and_then(|memory| in_trash(store, memory, image)) else {

@@ -11,6 +11,7 @@ mod confinement;
 mod deep;
 mod host;
 mod memory;
+mod permissions;
 mod pool;
 mod record;
 mod remedy;
@@ -250,7 +251,7 @@ pub async fn treat(context: &Context, only: Option<&Name>) -> Result<Vec<Finding
         let mut tried = false;
         for finding in &findings {
             let Some(remedy) = &finding.remedy else { continue };
-            // Somebody else may have frozen it, and rely on that: only where it is meant.
+            // Another program may have frozen it, and rely on that: only where it is meant.
             if only.is_none() && matches!(remedy, Remedy::Thaw(_)) {
                 continue;
             }

@@ -15,7 +15,7 @@ use crate::store::Store;
 use crate::sys::image_lock;
 
 /// Looks at the layers and at memory: damaged ones, and those nobody uses.
-pub fn examine(context: &Context, needs: &Needs) -> Result<Vec<Finding>> {
+pub(super) fn examine(context: &Context, needs: &Needs) -> Result<Vec<Finding>> {
     let (store, graph) = (&context.store, &needs.graph);
     let mut findings = Vec::new();
     let why = |layer| {
@@ -58,7 +58,7 @@ pub fn examine(context: &Context, needs: &Needs) -> Result<Vec<Finding>> {
             true => nobody_uses(unused.into_iter().cloned().collect()),
             false => Finding::info(
                 "leftovers",
-                format!("layers that nobody seems to use: {}", names(unused)),
+                format!("layers that seem to be unused: {}", names(unused)),
             )
             .hint(
                 "they stay while some record, header or entry of the trash cannot be read: \
@@ -109,8 +109,8 @@ fn claimed(store: &Store, graph: &LayerGraph) -> Result<Vec<Layer>> {
 }
 
 /// What is said of layers that nobody uses.
-pub fn nobody_uses(layers: Vec<Layer>) -> Finding {
-    Finding::info("leftovers", format!("layers that nobody uses: {}", names(&layers)))
+pub(super) fn nobody_uses(layers: Vec<Layer>) -> Finding {
+    Finding::info("leftovers", format!("unused layers: {}", names(&layers)))
         .hint("cowhand doctor --repair    moves them into the trash, as gc does")
         .remedy(Some(Remedy::TrashUnused { layers }))
 }

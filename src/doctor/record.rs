@@ -11,7 +11,7 @@ use crate::layer::graph::{HeadConflict, LayerGraph};
 use crate::model::{Layer, LayerId, Name, Record};
 
 /// What is said of a directory that has neither a record nor a spare copy.
-pub fn without_record(context: &Context, name: &Name, busy: bool) -> Result<Finding> {
+pub(super) fn without_record(context: &Context, name: &Name, busy: bool) -> Result<Finding> {
     let store = &context.store;
     if busy {
         return Ok(Finding::info("record", "a command is making it just now").of(name));
@@ -37,22 +37,22 @@ pub fn without_record(context: &Context, name: &Name, busy: bool) -> Result<Find
         }
         Ok(Some(journal)) if !lost::makes_its_vm(&journal) => return Ok(missing(&journal.pins)),
         Ok(Some(_)) => {}
-        Ok(None) => {
-            match lost::look(store)? {
-                Lost::Layers(layers) => return Ok(missing(&layers)),
-                Lost::Nothing => {}
-                Lost::Unknown => {
-                    return Ok(Finding::warn(
+        Ok(None) => match lost::look(store)? {
+            Lost::Layers(layers) => return Ok(missing(&layers)),
+            Lost::Nothing => {}
+            Lost::Unknown => {
+                return Ok(Finding::warn(
                     "leftovers",
                     "it has no record: a command that was making it has died, or the record is \
                      lost",
                 )
                 .of(name)
-                .hint("while it is uncertain who uses which layer, it stays; put right first what \
-                       is said of others"));
-                }
+                .hint(
+                    "while it is uncertain who uses which layer, it stays; repair first what \
+                       is reported about others",
+                ));
             }
-        }
+        },
     }
     Ok(Finding::warn("leftovers", "it never came to be: a command that was making it has died")
         .of(name)
@@ -64,7 +64,7 @@ pub fn without_record(context: &Context, name: &Name, busy: bool) -> Result<Find
 }
 
 /// What is said of a record that is not the last one, and what can be done about it.
-pub async fn wrong(
+pub(super) async fn wrong(
     context: &Context,
     graph: &LayerGraph,
     name: &Name,
@@ -74,7 +74,7 @@ pub async fn wrong(
 ) -> Finding {
     let about = match (&head_conflict, &overruled) {
         (Some(head_conflict), _) => {
-            format!("{head_conflict}: it is not the last record, and starting it is refused")
+            format!("{head_conflict}: its record is out of date, and starting it is refused")
         }
         (None, overruled) => overruled.as_ref().map(Error::full_message).unwrap_or_default(),
     };
@@ -108,7 +108,7 @@ pub async fn wrong(
 }
 
 /// A spare copy that would be of no use.
-pub fn spare_copy(context: &Context, name: &Name) -> Option<Finding> {
+pub(super) fn spare_copy(context: &Context, name: &Name) -> Option<Finding> {
     let error = context.store.load_spare(name)?.err()?;
     // It was renamed meanwhile.
     if !context.store.layout.vm_json(name).exists() {
@@ -130,7 +130,7 @@ pub fn spare_copy(context: &Context, name: &Name) -> Option<Finding> {
 }
 
 /// What is said of a record that cannot be read, because of `why`.
-pub async fn unreadable(
+pub(super) async fn unreadable(
     context: &Context,
     graph: &LayerGraph,
     name: &Name,
@@ -160,7 +160,7 @@ pub async fn unreadable(
     let unnamed: Vec<&str> = unnamed.map(LayerId::as_str).collect();
     let whose = match unnamed.is_empty() {
         true => String::new(),
-        false => format!("; layers that nobody names may be its: {}", unnamed.join(", ")),
+        false => format!("; layers that no record names may belong to it: {}", unnamed.join(", ")),
     };
     let by_hand = format!(
         "mend the file by hand, or: cowhand rm --force {name} (its layers stay until gc){whose}"
@@ -185,9 +185,9 @@ pub async fn unreadable(
     }
 }
 
-/// Does this record fit what is there? Every layer it names is there, nothing stands on the layers
+/// Does this record fit what is there? Every layer it names is there, nothing depends on the layers
 /// its guest writes to, nobody else has them, and a running QEMU is on them. Otherwise, why not.
-pub async fn whole(
+pub(super) async fn whole(
     context: &Context,
     graph: &LayerGraph,
     name: &Name,
@@ -208,7 +208,7 @@ pub async fn whole(
 /// The layers that the disks of `record` were going on in when it was replaced by an older one,
 /// where that is beyond doubt: nobody has written to the older ones since. `None`: it is in doubt,
 /// or there are none.
-pub fn later(
+pub(super) fn later(
     context: &Context,
     graph: &LayerGraph,
     name: &Name,

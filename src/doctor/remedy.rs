@@ -1,9 +1,13 @@
 //! What puts a finding right, as plain data, and what came of it.
 
 pub(super) mod apply;
+mod aside;
+mod layers;
+mod records;
 
 use std::path::PathBuf;
 
+use crate::error::Result;
 use crate::model::{Layer, Name, RamImage};
 
 /// A repair, as plain data.
@@ -25,7 +29,7 @@ pub enum Remedy {
     SetJournalAside(Name),
     /// Bring a layer that is named back out of the trash.
     RestoreLayer {
-        /// Who names it, or what stands on it.
+        /// Who names it, or what depends on it.
         vm: Name,
         /// Which.
         layer: Layer,
@@ -68,7 +72,7 @@ pub enum Remedy {
         /// The job.
         job: String,
     },
-    /// Thaw a guest that somebody left frozen.
+    /// Thaw a guest that was left frozen.
     Thaw(Name),
     /// Take the layers that the disks are really on for their heads.
     Adopt(Name),
@@ -80,10 +84,17 @@ pub enum Remedy {
 
 /// What came of a remedy.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Applied {
+pub(super) enum Applied {
     /// It was done; in words.
     Done(String),
     /// Nothing was to be done: it belonged to a command that was at work, or somebody else has put
     /// it right.
     NotNeeded,
+}
+
+impl Applied {
+    /// It was done; in words.
+    fn done(words: &str) -> Result<Self> {
+        Ok(Self::Done(words.to_owned()))
+    }
 }

@@ -24,7 +24,7 @@ const GREETING: Duration = Duration::from_secs(5);
 const AGENT: Duration = Duration::from_secs(3);
 
 /// Looks at it.
-pub async fn examine(
+pub(super) async fn examine(
     context: &Context,
     name: &Name,
     record: &Record,
@@ -73,13 +73,13 @@ async fn look(
         let about = format!("QEMU's job {} is {}", job.id, job.status);
         findings.push(match (ours, job.status.as_str()) {
             (true, "concluded") => {
-                Finding::warn("jobs", format!("{about}, and nobody has asked how it ended"))
+                Finding::warn("jobs", format!("{about}, and no command has collected its result"))
                     .hint("cowhand doctor --repair    forgets it")
                     .remedy(Some(Remedy::Dismiss { vm: name.clone(), job: job.id.clone() }))
             }
             (true, _) => {
                 Finding::warn("jobs", format!("{about}, and no command is waiting for it")).hint(
-                    "it goes on by itself; changes of its disks are refused until it has ended",
+                    "it continues by itself; changes of its disks are refused until it has ended",
                 )
             }
             (false, _) => Finding::info("jobs", format!("{about}; it is not ours"))
@@ -164,8 +164,8 @@ async fn look(
 }
 
 /// The layers of the store that its devices are on, where they are others than the record says and
-/// stand on those. `None`: some are not, or all are as recorded.
-pub async fn heads(
+/// depend on those. `None`: some are not, or all are as recorded.
+pub(super) async fn heads(
     context: &Context,
     qmp: &mut Qmp,
     record: &Record,
@@ -189,7 +189,7 @@ pub async fn heads(
 }
 
 /// The same as [`connect::differs`], for somebody who wants to rely on it.
-pub async fn agrees(context: &Context, name: &Name, record: &Record) -> Result<(), String> {
+pub(super) async fn agrees(context: &Context, name: &Name, record: &Record) -> Result<(), String> {
     let words = |error: Error| error.full_message();
     let mut qmp = connect(context, name).await.map_err(words)?;
     let jobs = qmp.jobs().await.map_err(|error| error.to_string())?;
@@ -215,7 +215,7 @@ async fn agent(
         )]
     };
     if !qmp.agent_is_listening().await? {
-        return Ok(none("nobody in the guest listens to the guest agent's port"));
+        return Ok(none("nothing in the guest listens on the guest agent's port"));
     }
     let Ok(mut session) = session::open(context, name, AGENT).await else {
         return Ok(none("the guest agent does not answer"));

@@ -2,20 +2,17 @@
 //! around in it?
 
 use std::fs::{File, Metadata};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::{Finding, Remedy};
+use super::{Finding, Remedy, permissions};
 use crate::context::Context;
 use crate::error::{IoContext, Result};
 use crate::model::{Layer, Name, Record, human};
 use crate::seal::pending;
 use crate::store::trash::Found;
 use crate::store::{Store, plain};
-use crate::sys::files::special;
 use crate::sys::{flock, space};
-use crate::template::freeze;
 
 /// Less free space than this is worth a warning, in bytes, where it is less than a fifth.
 const LITTLE: u64 = 1 << 30;
@@ -27,7 +24,7 @@ const FEW_FILES: u64 = 1000;
 const FORGOTTEN: Duration = Duration::from_secs(60);
 
 /// Looks at the store without looking into it.
-pub fn examine(context: &Context) -> Result<Vec<Finding>> {
+pub(super) fn examine(context: &Context) -> Result<Vec<Finding>> {
     let store = &context.store;
     let root = store.layout.root();
     if !plain::is_there(&store.layout.store_json()) {
@@ -65,7 +62,7 @@ pub fn examine(context: &Context) -> Result<Vec<Finding>> {
     }
     findings.extend(locks(root));
     findings.push(room(root)?);
-    findings.extend(permissions(context)?);
+    findings.extend(permissions::examine(context)?);
     findings.extend(temporary(store)?);
     findings.extend(sealing(store)?);
     findings.extend(store.look_at_clock().map(|ahead| {
@@ -154,7 +151,7 @@ fn misplaced(store: &Store) -> Vec<Finding> {
 }
 
 /// What is said of what lies in the place of a file, and is none; or in that of a directory.
-pub fn of_misplaced(store: &Store, check: &'static str, path: PathBuf) -> Option<Finding> {
+pub(super) fn of_misplaced(store: &Store, check: &'static str, path: PathBuf) -> Option<Finding> {
     let finding = Finding::fail(check, what_is_misplaced(store, &path)?);
     Some(
         finding
@@ -164,7 +161,7 @@ pub fn of_misplaced(store: &Store, check: &'static str, path: PathBuf) -> Option
 }
 
 /// What is wrong with what lies at `path`, if it is of another kind than what belongs there.
-pub fn what_is_misplaced(store: &Store, path: &Path) -> Option<String> {
+pub(super) fn what_is_misplaced(store: &Store, path: &Path) -> Option<String> {
     let layout = &store.layout;
     if ![layout.sealing(), layout.rams(), layout.slots()].iter().any(|directory| directory == path)
     {
@@ -235,99 +232,6 @@ fn room(root: &Path) -> Result<Finding> {
         true => Finding::warn("space", about).hint(hint),
         false => Finding::ok("space", about),
     })
-}
-
-/// Disks, memory and sockets of guests are their user's business alone.
-fn permissions(context: &Context) -> Result<Vec<Finding>> {
-    let layout = &context.store.layout;
-    let mut open: Vec<(PathBuf, u32)> = Vec::new();
-    let mut foreign: Vec<PathBuf> = Vec::new();
-    let me = nix::unistd::geteuid().as_raw();
-    let mut look = |path: &Path| -> Option<Metadata> {
-        let about = path.symlink_metadata().ok()?;
-        if about.uid() != me {
-            foreign.push(path.to_path_buf());
-        }
-        // What lies in the place of a file, and is none, is another finding's.
-        if special(about.file_type()).is_some() {
-            return None;
-        }
-        // What is being written just now gets its mode at the end.
-        if path.extension().is_some_and(|extension| extension == "part") {
-            return None;
-        }
-        let mode = about.mode() & 0o7777;
-        // A template's layers are 0444, below a directory that is not for others.
-        let fine =
-            mode & 0o077 == 0 || about.is_symlink() || (about.is_file() && mode == freeze::MODE);
-        if !fine {
-            let right = match about.is_dir() {
-                true => 0o700,
-                false if mode & 0o200 == 0 => freeze::MODE,
-                false => 0o600,
-            };
-            open.push((path.to_path_buf(), right));
-        }
-        Some(about)
-    };
-    look(layout.root());
-    look(&layout.store_lock());
-    look(&layout.store_json());
-    for directory in
-        [layout.layers(), layout.rams(), layout.sealing(), layout.trash(), layout.vms()]
-    {
-        look(&directory);
-        let entries = std::fs::read_dir(&directory).into_iter().flatten().flatten();
-        for entry in entries.filter(|entry| !says_only_whose(&context.store, &entry.path())) {
-            let is_dir = look(&entry.path()).is_some_and(|about| about.is_dir());
-            if is_dir && directory == layout.vms() {
-                let files = std::fs::read_dir(entry.path()).into_iter().flatten().flatten();
-                for file in files.filter(|file| file.file_type().is_ok_and(|kind| !kind.is_dir())) {
-                    look(&file.path());
-                }
-            }
-        }
-    }
-    let mut findings = Vec::new();
-    if let Some((path, _)) = open.first() {
-        let now = std::fs::metadata(path).map_or(0, |about| about.permissions().mode() & 0o7777);
-        let more = and_more(open.len());
-        findings.push(
-            Finding::warn(
-                "permissions",
-                format!("{}{more} can be read or written by others ({now:o})", path.display()),
-            )
-            .hint("cowhand doctor --repair    takes that away")
-            .remedy(Some(Remedy::SetModes(open))),
-        );
-    }
-    if let Some(path) = foreign.first() {
-        let more = and_more(foreign.len());
-        findings.push(
-            Finding::warn(
-                "permissions",
-                format!("{}{more} belong to another user", path.display()),
-            )
-            .hint(format!("chown --recursive {me} {}", layout.root().display())),
-        );
-    }
-    if findings.is_empty() {
-        findings.push(Finding::ok("permissions", "the store is its owner's alone"));
-    }
-    Ok(findings)
-}
-
-/// Is `path` an empty file that is no layer's, as users make it to say that a directory is the
-/// store's? There is nothing in it to be read.
-fn says_only_whose(store: &Store, path: &Path) -> bool {
-    let is_empty = |about: Metadata| about.is_file() && about.len() == 0;
-    store.may_be_mounted().iter().any(|directory| path.parent() == Some(directory))
-        && path.symlink_metadata().is_ok_and(is_empty)
-        && path.file_name().and_then(|name| Layer::from_file_name(name.to_str()?)).is_none()
-}
-
-fn and_more(count: usize) -> String {
-    if count > 1 { format!(" and {} more", count - 1) } else { String::new() }
 }
 
 /// Files that were to be renamed into their place, and whose writer has died.

@@ -27,7 +27,11 @@ const MANY: usize = 100;
 const OLD: i64 = 180;
 
 /// Looks at it.
-pub async fn examine(context: &Context, graph: &LayerGraph, name: &Name) -> Result<Vec<Finding>> {
+pub(super) async fn examine(
+    context: &Context,
+    graph: &LayerGraph,
+    name: &Name,
+) -> Result<Vec<Finding>> {
     let mut findings = misplaced(context, name);
     findings.extend(look(context, graph, name).await?);
     Ok(findings)
@@ -59,7 +63,7 @@ async fn look(context: &Context, graph: &LayerGraph, name: &Name) -> Result<Vec<
         return without_record(context, name, busy).map(|finding| vec![finding]);
     }
     let mut findings = Vec::new();
-    // While somebody is at work, it says what is not so yet.
+    // While a command is at work, it says what is not so yet.
     let journal =
         if busy { Journal::<Planned>::load(store, name) } else { recover::load(context, name) };
     let record = match store.load(name) {
@@ -178,6 +182,11 @@ async fn look(context: &Context, graph: &LayerGraph, name: &Name) -> Result<Vec<
             .remedy(Some(Remedy::ClearSockets(name.clone()))),
         );
     }
+    let is_wrong = |finding: &Finding| finding.level >= super::Level::Warn;
+    if findings.iter().any(is_wrong) && !store.load(name).is_ok_and(|now| now == record) {
+        // It was changed while it was looked at.
+        return Ok(vec![Finding::info("journal", "another command is at work on it").of(name)]);
+    }
     if findings.iter().all(|finding| finding.level == super::Level::Info) {
         findings.insert(
             0,
@@ -236,7 +245,7 @@ fn snapshots(context: &Context, name: &Name, record: &Record) -> Vec<Finding> {
                 Finding::info("snapshots", format!("snapshot {} is {days} days old", oldest.name));
             findings.push(
                 finding.of(name).hint(format!(
-                    "if nobody needs it: cowhand snapshot rm {name}@{}",
+                    "if it is not needed: cowhand snapshot rm {name}@{}",
                     oldest.name
                 )),
             );
@@ -264,11 +273,11 @@ fn snapshots(context: &Context, name: &Name, record: &Record) -> Vec<Finding> {
     {
         let finding = Finding::warn(
             "snapshots",
-            format!("{target} stands on {depth} layers, which makes reading slow"),
+            format!("{target} has a chain of {depth} layers, which slows down reading"),
         );
         findings.push(finding.of(name).hint(format!(
-            "remove snapshots nobody needs (cowhand snapshot tree {name}), or copy it all into \
-             one: cowhand flatten {name}"
+            "remove snapshots that are not needed (cowhand snapshot tree {name}), or copy it \
+             all into one: cowhand flatten {name}"
         )));
     }
     findings

@@ -1,5 +1,5 @@
 //! Removing a VM that was never to stay: the plug is pulled and its files go, not into the trash.
-//! What others stand on stays.
+//! What others depend on stays.
 //!
 //! ```text
 //! QEMU killed ─▶ vms/NAME renamed to vms/.gone-… ─▶ layers removed ─▶ vms/.gone-… removed
@@ -31,7 +31,7 @@ const LOOK: Duration = Duration::from_millis(10);
 
 /// Removes the ephemeral VM `name`, whatever it is doing, if `ephemeral` is still what its record
 /// says of it: meanwhile somebody may have decided to keep it, or made another one of that name.
-pub async fn discard(context: &Context, name: &Name, ephemeral: &Ephemeral) -> Result<bool> {
+pub(crate) async fn discard(context: &Context, name: &Name, ephemeral: &Ephemeral) -> Result<bool> {
     Ok(discard_if(context, name, |record| record.ephemeral.as_ref() == Some(ephemeral))
         .await?
         .is_some())
@@ -49,7 +49,7 @@ async fn discard_if(
         return Ok(None);
     }
     let lock = match context.lock_vm(name).await {
-        // Somebody else was quicker.
+        // Another command was quicker.
         Err(error) if error.kind() == Kind::NotFound => return Ok(None),
         other => other?,
     };
@@ -103,7 +103,7 @@ fn clear(store: &Store, gone: &Path) -> Result<u64> {
             let path = store.layout.layer(&layer);
             bytes += bytes_of(&path);
             match std::fs::remove_file(&path) {
-                // Somebody else clears up, too.
+                // Another command clears up, too.
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     return Err(error).on("remove", &path);
                 }
@@ -126,7 +126,7 @@ fn bytes_of(path: &Path) -> u64 {
 }
 
 /// How many bytes on disk the disks of the VM `name` take for itself.
-pub fn own_bytes(store: &Store, name: &Name) -> u64 {
+pub(crate) fn own_bytes(store: &Store, name: &Name) -> u64 {
     store.load(name).map_or(0, |record| {
         record.config.writable().map(|disk| bytes_of(&store.layout.layer(&disk.layer))).sum()
     })
@@ -135,7 +135,7 @@ pub fn own_bytes(store: &Store, name: &Name) -> u64 {
 /// Removes VMs whose owner has died or whose date has passed, standby clones that do not wait any
 /// more, and what is left of those that are gone. Returns their names, and how many bytes on disk
 /// are free now. By a clock that cannot be believed, no date has passed.
-pub async fn reap(context: &Context) -> Result<Vec<(Name, u64)>> {
+pub(crate) async fn reap(context: &Context) -> Result<Vec<(Name, u64)>> {
     let store = &context.store;
     let ahead = store.check_clock();
     let dates = if ahead.is_some() { Dates::Ignored } else { Dates::Counted };
@@ -199,7 +199,7 @@ fn restore_standby(context: &Context, name: &Name) -> Result<()> {
 }
 
 /// Removes what this process has made for itself, when it has been interrupted.
-pub async fn reap_own(context: &Context) -> Result<()> {
+pub(crate) async fn reap_own(context: &Context) -> Result<()> {
     let Some(ours) = owner::ours() else { return Ok(()) };
     for name in context.store.names()? {
         let is_ours = |record: &Record| {
@@ -214,7 +214,7 @@ pub async fn reap_own(context: &Context) -> Result<()> {
 
 /// Does the date count on which a VM is to go?
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Dates {
+pub(crate) enum Dates {
     /// The clock is believed.
     Counted,
     /// It is not: only what has ended for another reason is over.
@@ -222,7 +222,7 @@ pub enum Dates {
 }
 
 /// Is it a VM that may go?
-pub fn is_over(context: &Context, name: &Name, dates: Dates) -> bool {
+pub(crate) fn is_over(context: &Context, name: &Name, dates: Dates) -> bool {
     let Ok(record) = context.store.load(name) else { return false };
     let Some(ephemeral) = record.ephemeral.as_ref().filter(|_| !record.is_template()) else {
         return false;

@@ -9,7 +9,7 @@ use crate::model::Name;
 
 /// What the runner says of a job.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Job {
+pub(crate) struct Job {
     /// `JOB_RESPONSE_FILE`'s content: the runner's own words, which a job cannot change.
     pub response: Option<String>,
     /// `CUSTOM_ENV_CI_JOB_ID`, for runners without that file.
@@ -38,7 +38,7 @@ impl Job {
     /// itself, so the name also holds a hash of the instance: of where the repository lies, which
     /// the runner says. Only where it does not, of the URL of the server: that is a variable, which
     /// a job can set.
-    pub fn vm(&self) -> Result<Name> {
+    pub(crate) fn vm(&self) -> Result<Name> {
         let (id, repository) = self.numbered()?;
         let server = || self.server.as_deref().map(|url| url.trim_end_matches('/'));
         match repository.as_deref().map(origin).or_else(server) {
@@ -49,7 +49,7 @@ impl Job {
 
     /// The name that the VM of this job had before names told instances apart. A job that was
     /// running then still has it.
-    pub fn earlier_vm(&self) -> Result<Name> {
+    pub(crate) fn earlier_vm(&self) -> Result<Name> {
         format!("gitlab-{}", self.numbered()?.0).parse()
     }
 
@@ -78,7 +78,7 @@ impl Job {
     }
 
     /// The template for it: the runner's own, or one of `allowed` that the job names as its image.
-    pub fn template(&self, default: &Name, allowed: &[Name]) -> Result<Name> {
+    pub(crate) fn template(&self, default: &Name, allowed: &[Name]) -> Result<Name> {
         let Some(image) = self.image.as_deref().filter(|image| !image.is_empty()) else {
             return Ok(default.clone());
         };

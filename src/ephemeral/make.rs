@@ -23,13 +23,11 @@ use crate::warm::resume;
 const REFILL: &str = "3600";
 
 /// A VM that was made for somebody, and runs.
-pub struct Made {
+pub(crate) struct Made {
     /// Its name.
     pub name: Name,
     /// How it was made.
     pub kind: Kind,
-    /// From the pool.
-    pub pooled: bool,
     /// A conversation with its helper.
     pub client: Client,
     /// How long it took until its CPUs ran.
@@ -39,7 +37,7 @@ pub struct Made {
 }
 
 /// Makes the VM `name` and has it run: from the pool, from memory, or by a boot.
-pub async fn make(
+pub(crate) async fn make(
     context: &Context,
     request: &Request,
     name: &Name,
@@ -79,7 +77,6 @@ pub async fn make(
         return Ok(Made {
             name: name.clone(),
             kind: Kind::Warm,
-            pooled: true,
             client,
             running,
             took: began.elapsed(),
@@ -95,14 +92,7 @@ pub async fn make(
     resume::go_on(context, name, qmp).await?;
     let running = began.elapsed();
     let client = resume::adopt_identity(context, name, &vm.record, warm).await?;
-    Ok(Made {
-        name: name.clone(),
-        kind: Kind::Warm,
-        pooled: false,
-        client,
-        running,
-        took: began.elapsed(),
-    })
+    Ok(Made { name: name.clone(), kind: Kind::Warm, client, running, took: began.elapsed() })
 }
 
 /// Is it as the clones are that wait?
@@ -147,7 +137,6 @@ async fn boot(
         Reached::Helper(client) => Ok(Made {
             name: name.clone(),
             kind: Kind::Thin,
-            pooled: false,
             client,
             running,
             took: began.elapsed(),

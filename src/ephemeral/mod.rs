@@ -4,15 +4,15 @@
 //! Their record says who looks after them and until when. Whoever that is removes them at the end;
 //! should it be killed, `gc` does, and so does the next `run`.
 
-pub mod discard;
-pub mod gitlab;
-pub mod make;
-pub mod queue;
-pub mod request;
+pub(crate) mod discard;
+pub(crate) mod gitlab;
+pub(crate) mod make;
+pub(crate) mod queue;
+pub(crate) mod request;
 pub mod reset;
-pub mod run;
+pub(crate) mod run;
 pub mod standby;
-pub mod testbed;
+pub(crate) mod testbed;
 
 use std::time::Duration;
 

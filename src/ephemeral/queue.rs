@@ -23,18 +23,18 @@ const OWN: u64 = 10;
 
 /// The right to run, for as long as it lives.
 #[derive(Debug)]
-pub struct Slot {
+pub(crate) struct Slot {
     _lock: File,
 }
 
 /// How many bytes of memory the host has for guests.
-pub fn room() -> u64 {
+pub(crate) fn room() -> u64 {
     let total = space::memory().unwrap_or(u64::MAX);
     total - total / OWN
 }
 
 /// Waits for a slot for a VM with so much memory. `most` runs go on at once at most, if it is said.
-pub async fn enter(context: &Context, memory_bytes: u64, most: Option<u32>) -> Result<Slot> {
+pub(crate) async fn enter(context: &Context, memory_bytes: u64, most: Option<u32>) -> Result<Slot> {
     let room = room();
     if memory_bytes > room {
         return Err(Error::refused(format!(

@@ -9,7 +9,7 @@ use crate::model::{Name, Network, PointRef, PortForward};
 
 /// Where the guest comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Warmth {
+pub(crate) enum Warmth {
     /// From memory where that can be, else it boots.
     #[default]
     Either,
@@ -21,7 +21,7 @@ pub enum Warmth {
 
 /// What becomes of the VM afterwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Keep {
+pub(crate) enum Keep {
     /// It goes.
     #[default]
     Never,
@@ -33,7 +33,7 @@ pub enum Keep {
 
 /// A run as asked for.
 #[derive(Debug, Clone)]
-pub struct Request {
+pub(crate) struct Request {
     /// A template, a snapshot or a stopped VM.
     pub source: PointRef,
     /// What to call the VM; made up without it.

@@ -32,14 +32,14 @@ pub struct Reset {
 /// Resets `name`. With `stopped` it is not started again.
 pub async fn reset(context: &Context, name: &Name, stopped: bool) -> Result<Reset> {
     // What it goes back to must not be cooled or removed meanwhile.
-    let from = stands_on_snapshot_of(context, name);
+    let from = is_based_on_snapshot_of(context, name);
     let names: Vec<&Name> = [name].into_iter().chain(&from).collect();
     let store_lock = context.lock_store_for(&names).await?;
     let mut opened = OpenVm::for_change(context, name, "reset").await?;
     let record = opened.record.clone();
     let origin = record.origin.clone().ok_or_else(|| {
         Error::refused(format!("{name} was not made from a template or a snapshot"))
-            .hint(format!("go back to a snapshot of its own: cowhand snapshot revert {name}@NAME"))
+            .hint(format!("revert it to one of its snapshots: cowhand snapshot revert {name}@NAME"))
     })?;
     let (source_name, mut source) = source(context, name, &origin)?;
     if origin.snapshot.is_none() && !source.is_template() {
@@ -51,7 +51,7 @@ pub async fn reset(context: &Context, name: &Name, stopped: bool) -> Result<Rese
             "for a new copy: cowhand rm {name} && cowhand clone {source_name} {name} --full"
         ))
         .hint(format!(
-            "or go back to a snapshot of its own: cowhand snapshot revert {name}@NAME"
+            "or revert it to one of its snapshots: cowhand snapshot revert {name}@NAME"
         )));
     }
     // Nobody may merge the layers of the snapshot meanwhile.
@@ -75,11 +75,11 @@ pub async fn reset(context: &Context, name: &Name, stopped: bool) -> Result<Rese
     let base = warm.map_or(base, |warm| &warm.config);
     let (mut after, mut before) = (record.clone(), Vec::new());
     after.config.generation = Uuid::new_v4();
-    after.head = None;
+    after.current = None;
     let mut base = base.clone();
     chain::refresh(&context.store, &mut base)?;
     refuse_independent(context, name, &record.config, &at, &base)?;
-    // What stands on an image was given a size of its own when it was made.
+    // What depends on an image was given a size of its own when it was made.
     let keeps_size = source.image().is_some();
     renew(name, &mut after.config, &base, keeps_size, &mut before)?;
     if !stopped {
@@ -163,11 +163,11 @@ fn refuse_independent(
         "a reset would make it depend on {at}; for a new one: cowhand rm {name} && cowhand \
          clone {at} {name}"
     ))
-    .hint(format!("or go back to a snapshot of its own: cowhand snapshot revert {name}@NAME")))
+    .hint(format!("or revert it to one of its snapshots: cowhand snapshot revert {name}@NAME")))
 }
 
 /// The VM whose snapshot `name` goes back to, and whose layers nobody may merge meanwhile.
-fn stands_on_snapshot_of(context: &Context, name: &Name) -> Option<Name> {
+fn is_based_on_snapshot_of(context: &Context, name: &Name) -> Option<Name> {
     let origin = context.store.load(name).ok()?.origin?;
     origin.snapshot.as_ref()?;
     source(context, name, &origin).ok().map(|(source, _)| source)

@@ -32,7 +32,7 @@ const SPARE: u64 = 256 << 20;
 
 /// What came of a run.
 #[derive(Debug)]
-pub struct Ran {
+pub(crate) struct Ran {
     /// How the command ended.
     pub result: std::result::Result<Finished, Failure>,
     /// The VM, if it is still there.
@@ -45,7 +45,7 @@ pub struct Ran {
 }
 
 /// Runs a command in a guest made for it.
-pub async fn run(context: &Context, request: &Request, mut streams: Streams<'_>) -> Ran {
+pub(crate) async fn run(context: &Context, request: &Request, mut streams: Streams<'_>) -> Ran {
     let failed = |error: Error| Ran {
         result: Err(error.into()),
         kept: None,
@@ -101,7 +101,7 @@ pub async fn run(context: &Context, request: &Request, mut streams: Streams<'_>)
     }
 }
 
-/// Removes the VM, and the snapshot that was taken of a stopped VM for it to stand on.
+/// Removes the VM, and the snapshot that was taken of a stopped VM for it to depend on.
 async fn leave_nothing(
     context: &Context,
     request: &Request,
@@ -111,7 +111,7 @@ async fn leave_nothing(
     let record =
         context.store.load(name).ok().filter(|record| record.ephemeral.as_ref() == Some(ours));
     let base = record.as_ref().and_then(|record| base(request, record)).cloned();
-    // Somebody may have made another one of that name, or decided to keep this one.
+    // Another command may have made another one of that name, or decided to keep this one.
     let ours_is_gone = discard::discard(context, name, ours).await?;
     let Some(base) = base.filter(|_| ours_is_gone) else { return Ok(()) };
     let source = &request.source.vm;
@@ -122,25 +122,25 @@ async fn leave_nothing(
             // What it needs is unknown; `gc` tells.
             return Ok(Vec::new());
         }
-        // Those of other runs, which could not be merged while this one stood on them.
+        // Those of other runs, which could not be merged while this one depended on them.
         merge_hidden(context, source, &context.store.below_trash()?, false).await
     };
     if let Err(error) = merged.await {
         let why = error.full_message();
         context.ui.warn(&format!(
-            "{source}@{base}, which {name} stood on, stays until cowhand gc: {why}"
+            "{source}@{base}, which {name} was based on, stays until cowhand gc: {why}"
         ));
     }
     Ok(())
 }
 
-/// The snapshot that was taken of a stopped VM for this one to stand on.
+/// The snapshot that was taken of a stopped VM for this one to depend on.
 fn base<'a>(request: &Request, record: &'a Record) -> Option<&'a Name> {
     record.origin.as_ref().filter(|_| request.source.snapshot.is_none())?.snapshot.as_ref()
 }
 
 /// `run-1a2b3c`.
-pub fn free_name() -> Result<Name> {
+pub(crate) fn free_name() -> Result<Name> {
     format!("run-{}", &Uuid::new_v4().simple().to_string()[..8]).parse()
 }
 
@@ -302,7 +302,7 @@ async fn stay(context: &Context, request: &Request, name: &Name) -> Result<Optio
     let mut vm = OpenVm::open(context, name).await?;
     if let Some(base) = base(request, &vm.record) {
         context.ui.note(&format!(
-            "{name} stands on the snapshot {}@{base}, which was taken for it",
+            "{name} is based on the snapshot {}@{base}, which was taken for it",
             request.source.vm
         ));
     }

@@ -173,7 +173,7 @@ pub async fn claim(
             .hint("choose another name, or see what is there: cowhand ls -a"));
     }
     for standby in standby_clones(context, template)? {
-        // Somebody else may be claiming it just now.
+        // Another command may be claiming it just now.
         let Some(lock) = store.try_lock_vm(&standby, &context.operation)? else { continue };
         let Ok(mut record) = store.load(&standby) else { continue };
         let waits = record
@@ -186,7 +186,7 @@ pub async fn claim(
         let qmp = match connect::if_running(context, &standby).await {
             Ok(Some(mut qmp)) => match qmp.status(REPLY).await {
                 Ok(state) if state.status == STANDING => qmp,
-                // Somebody has let it go on: what it has done meanwhile nobody wants to go on from.
+                // Another program has resumed it: its state is no longer the one that was saved.
                 _ => continue,
             },
             Ok(None) => continue,

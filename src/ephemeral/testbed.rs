@@ -24,22 +24,21 @@ use crate::model::{Ephemeral, Name, Network, PointRef};
 
 /// What a line of the protocol asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum Command {
+pub(crate) enum Command {
     Capabilities,
     Open,
     Revert,
     /// With true the guest is told to; with false it is about to by itself.
     Reboot(bool),
     Close,
-    PrintExecuteCommand,
+    ExecutePrefix,
     CopyDown(String, String),
     CopyUp(String, String),
     Quit,
 }
 
 /// Reads a line. Pure.
-pub fn parse(line: &str) -> Result<Command> {
+pub(crate) fn parse(line: &str) -> Result<Command> {
     let words: Vec<&str> = line.split_whitespace().collect();
     let pair = |from: &str, to: &str| Ok::<_, Error>((decode(from)?, decode(to)?));
     match words[..] {
@@ -49,7 +48,7 @@ pub fn parse(line: &str) -> Result<Command> {
         ["reboot"] => Ok(Command::Reboot(true)),
         ["reboot", "prepare-only"] => Ok(Command::Reboot(false)),
         ["close"] => Ok(Command::Close),
-        ["print-execute-command"] => Ok(Command::PrintExecuteCommand),
+        ["print-execute-command"] => Ok(Command::ExecutePrefix),
         ["copydown", from, to] => pair(from, to).map(|(from, to)| Command::CopyDown(from, to)),
         ["copyup", from, to] => pair(from, to).map(|(from, to)| Command::CopyUp(from, to)),
         ["quit"] => Ok(Command::Quit),
@@ -58,7 +57,7 @@ pub fn parse(line: &str) -> Result<Command> {
 }
 
 /// Undoes URL encoding.
-pub fn decode(text: &str) -> Result<String> {
+pub(crate) fn decode(text: &str) -> Result<String> {
     let bad = || Error::usage(format!("{text:?} is not URL-encoded text"));
     let mut bytes = Vec::new();
     let mut rest = text.bytes();
@@ -75,7 +74,7 @@ pub fn decode(text: &str) -> Result<String> {
 }
 
 /// URL encoding, of everything that could mean something.
-pub fn encode(text: &str) -> String {
+pub(crate) fn encode(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./=".contains(&byte);
     text.bytes()
         .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
@@ -84,7 +83,7 @@ pub fn encode(text: &str) -> String {
 
 /// The answer of a command that has worked: `ok` and words, each of them encoded, so that no word
 /// of a guest is two, or a line.
-pub fn ok(words: &[String]) -> String {
+pub(crate) fn ok(words: &[String]) -> String {
     words.iter().fold("ok".to_owned(), |line, word| format!("{line} {}", encode(word)))
 }
 
@@ -124,7 +123,7 @@ enum Through {
 const BOOT_ID: &str = "cat /proc/sys/kernel/random/boot_id";
 
 /// The server.
-pub struct Testbed<'a> {
+pub(crate) struct Testbed<'a> {
     context: &'a Context,
     source: PointRef,
     warmth: Warmth,
@@ -145,7 +144,7 @@ const LOOK: Duration = Duration::from_millis(500);
 impl<'a> Testbed<'a> {
     /// One on clones of `source`, which have `limit` to come up. Each copy out of them may bring
     /// `budget`.
-    pub fn new(
+    pub(crate) fn new(
         context: &'a Context,
         source: PointRef,
         warmth: Warmth,
@@ -166,19 +165,19 @@ impl<'a> Testbed<'a> {
 
     /// With this network instead of the template's.
     #[must_use]
-    pub fn with_network(mut self, network: Option<Network>) -> Self {
+    pub(crate) fn with_network(mut self, network: Option<Network>) -> Self {
         self.network = network;
         self
     }
 
     /// Carries out a command and returns its answer, a line. `program` is how commands are run in a
     /// VM.
-    pub async fn answer(
+    pub(crate) async fn answer(
         &mut self,
         command: &Command,
         program: &dyn Fn(&Name) -> Vec<String>,
     ) -> Result<String> {
-        if *command == Command::PrintExecuteCommand {
+        if *command == Command::ExecutePrefix {
             // Words in a word: they are encoded one by one.
             let words: Vec<String> =
                 program(&self.open()?).iter().map(|word| encode(word)).collect();
@@ -212,7 +211,7 @@ impl<'a> Testbed<'a> {
                 self.open()?;
                 self.close().await.map(|()| Vec::new())
             }
-            Command::PrintExecuteCommand => Ok(Vec::new()),
+            Command::ExecutePrefix => Ok(Vec::new()),
             Command::CopyDown(from, to) => {
                 let mut client = self.client().await?;
                 check_slashes(from, to)?;
@@ -236,7 +235,7 @@ impl<'a> Testbed<'a> {
     }
 
     /// Removes the VM, if there is one.
-    pub async fn close(&mut self) -> Result<()> {
+    pub(crate) async fn close(&mut self) -> Result<()> {
         match self.vm.take() {
             Some((name, ours)) => discard::discard(self.context, &name, &ours).await.map(drop),
             None => Ok(()),

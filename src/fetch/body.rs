@@ -25,7 +25,7 @@ const DRIP: u64 = 4 << 10;
 
 /// What comes next.
 #[derive(Debug)]
-pub enum Piece {
+pub(crate) enum Piece {
     /// These bytes.
     Bytes(Vec<u8>),
     /// Nothing: that was all.
@@ -36,7 +36,7 @@ pub enum Piece {
 
 /// A version of a file, as far as the server tells it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Version {
+pub(crate) struct Version {
     /// A strong `ETag`, else `Last-Modified`.
     pub validator: Option<String>,
     /// The length of the whole file, in bytes.
@@ -44,7 +44,7 @@ pub struct Version {
 }
 
 /// The content of a file, from some byte on.
-pub struct Body<'a> {
+pub(crate) struct Body<'a> {
     client: &'a Client,
     ui: &'a dyn Ui,
     url: &'a Url,
@@ -69,7 +69,7 @@ pub struct Body<'a> {
 impl<'a> Body<'a> {
     /// Makes the first request. With `before`, the first so many bytes of that version are there
     /// already. `None`: the server has another version by now.
-    pub async fn open(
+    pub(crate) async fn open(
         client: &'a Client,
         ui: &'a dyn Ui,
         url: &'a Url,
@@ -96,12 +96,12 @@ impl<'a> Body<'a> {
     }
 
     /// Is it told where the content ends? If not, a connection that is lost looks like the end.
-    pub fn is_framed(&self) -> bool {
+    pub(crate) fn is_framed(&self) -> bool {
         self.is_framed
     }
 
     /// The next bytes.
-    pub async fn next(&mut self) -> Result<Piece> {
+    pub(crate) async fn next(&mut self) -> Result<Piece> {
         loop {
             if self.is_whole {
                 return Ok(Piece::End);

@@ -9,12 +9,12 @@
 //! is compressed, and `.download.json`, which says what it is of. A download that was cut short
 //! goes on there. Nothing is used before its checksum is right.
 
-pub mod body;
+pub(crate) mod body;
 pub mod digest;
 pub mod http;
-pub mod partial;
+pub(crate) mod partial;
 mod room;
-pub mod unpack;
+pub(crate) mod unpack;
 mod work;
 
 use std::fs::File;
@@ -172,8 +172,10 @@ async fn begin(client: &Client, ui: &dyn Ui, job: &Job<'_>) -> Result<Option<Fet
         (Err(error), _) => {
             let came = path.metadata().map_or(0, |about| about.len());
             Err(if came > 0 && body.version.validator.is_some() {
-                error
-                    .hint(format!("{} are there; the same command goes on from there", human(came)))
+                error.hint(format!(
+                    "{} were downloaded; the same command resumes the download",
+                    human(came)
+                ))
             } else {
                 error
             })
@@ -202,7 +204,8 @@ async fn begin(client: &Client, ui: &dyn Ui, job: &Job<'_>) -> Result<Option<Fet
 fn endless(job: &Job<'_>) -> Error {
     let shown = http::shown(job.url);
     Error::refused(format!(
-        "the server does not say how long {shown} is, so nobody could tell whether all of it came"
+        "the server does not say how long {shown} is, so an incomplete download could not \
+         be detected"
     ))
     .hint("say which checksum it has: --sha256 HEX, or --sums URL")
 }

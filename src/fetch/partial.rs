@@ -64,7 +64,7 @@ impl Partial {
 }
 
 /// The address that a download in `directory` is from, as it may be shown.
-pub fn source(directory: &Path) -> Option<String> {
+pub(crate) fn source(directory: &Path) -> Option<String> {
     read(directory).map(|partial| partial.url)
 }
 
@@ -77,7 +77,7 @@ fn path(directory: &Path) -> PathBuf {
 }
 
 /// What tells one address from another: the SHA-256 checksum of it.
-pub fn key(url: &Url) -> String {
+pub(crate) fn key(url: &Url) -> String {
     let mut hasher = Hasher::new(None);
     hasher.update(url.as_str().as_bytes());
     hasher.finish().sha256.to_string()

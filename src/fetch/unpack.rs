@@ -14,7 +14,7 @@ use super::room::Room;
 use crate::sys::sparse::Stop;
 
 /// The longest image that is written, in bytes.
-pub const LONGEST: u64 = 2 << 40;
+pub(crate) const LONGEST: u64 = 2 << 40;
 /// What a decoder of xz may allocate for its dictionary, in KiB. `xz -9` takes 64 MiB, and
 /// `--lzma2=dict=` at most 1.5 GiB.
 const DICTIONARY_KIB: u32 = 512 << 10;
@@ -26,7 +26,7 @@ const BLOCK: usize = 64 << 10;
 
 /// How a file is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Packing {
+pub(crate) enum Packing {
     /// `.gz`, RFC 1952.
     Gzip,
     /// `.bz2`.
@@ -41,7 +41,7 @@ impl Packing {
     const ALL: [Self; 4] = [Self::Gzip, Self::Bzip2, Self::Xz, Self::Zstd];
 
     /// How a file of this name is compressed, and its name without that.
-    pub fn by_name(name: &str) -> Option<(Self, &str)> {
+    pub(crate) fn by_name(name: &str) -> Option<(Self, &str)> {
         Self::ALL.into_iter().find_map(|packing| {
             let at = name.len().checked_sub(packing.extension().len())?;
             let (stem, extension) = name.split_at_checked(at)?;
@@ -58,21 +58,11 @@ impl Packing {
             Self::Zstd => ".zst",
         }
     }
-
-    /// The name of the format.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Gzip => "gzip",
-            Self::Bzip2 => "bzip2",
-            Self::Xz => "xz",
-            Self::Zstd => "zstd",
-        }
-    }
 }
 
 /// Writes what `input` holds to the empty file `output`, with holes where there are only zeros.
 /// Returns its length in bytes. When `stop` is set, it ends with an error.
-pub fn unpack(
+pub(crate) fn unpack(
     packing: Packing,
     input: impl Read,
     output: &File,

@@ -20,7 +20,7 @@ const LAST_LOOK: Duration = Duration::from_millis(100);
 
 /// A command for the guest.
 #[derive(Debug, Clone, Default)]
-pub struct Request {
+pub(crate) struct Request {
     /// The program and its arguments; no shell is involved.
     pub command: Vec<String>,
     /// `KEY=VALUE`. The agent starts programs with exactly these where any are given.
@@ -35,7 +35,7 @@ pub struct Request {
 
 /// How it ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finished {
+pub(crate) struct Finished {
     /// The exit code, or 128 plus the signal that ended it.
     pub code: u8,
     /// What it wrote to its standard output.
@@ -47,7 +47,11 @@ pub struct Finished {
 }
 
 /// Runs a command in `name` and waits for its end.
-pub async fn exec(context: &Context, name: &Name, request: &Request) -> Result<Finished, Failure> {
+pub(crate) async fn exec(
+    context: &Context,
+    name: &Name,
+    request: &Request,
+) -> Result<Finished, Failure> {
     let (program, arguments) = request
         .command
         .split_first()

@@ -16,7 +16,12 @@ use crate::sys::files;
 const FINISH: Duration = Duration::from_secs(600);
 
 /// Copies the file or directory `from` of the host to `to` in the guest, whatever is there.
-pub async fn put_as(context: &Context, client: &mut Client, from: &Path, to: &str) -> Result<u64> {
+pub(crate) async fn put_as(
+    context: &Context,
+    client: &mut Client,
+    from: &Path,
+    to: &str,
+) -> Result<u64> {
     let (parent, name) = to
         .rsplit_once('/')
         .filter(|(_, name)| !name.is_empty())
@@ -26,7 +31,12 @@ pub async fn put_as(context: &Context, client: &mut Client, from: &Path, to: &st
 
 /// Copies the file or directory `from` of the host to `to` in the guest: into it, where it is a
 /// directory. Returns the bytes of data.
-pub async fn put(context: &Context, client: &mut Client, from: &Path, to: &str) -> Result<u64> {
+pub(crate) async fn put(
+    context: &Context,
+    client: &mut Client,
+    from: &Path,
+    to: &str,
+) -> Result<u64> {
     let name = std::fs::canonicalize(from).on("read", from)?;
     let name = from
         .file_name()
@@ -82,7 +92,7 @@ async fn send(
 
 /// How a tree comes out of a guest.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Rules {
+pub(crate) struct Rules {
     /// If what was named is a symbolic link: copy what it points to in the guest. Without it, a
     /// link is refused.
     pub follow: bool,
@@ -91,7 +101,7 @@ pub struct Rules {
 }
 
 /// Refuses to put a file in the place of a device, a FIFO or a socket, or of a link to one.
-pub fn refuse_special(place: &Path) -> Result<()> {
+pub(crate) fn refuse_special(place: &Path) -> Result<()> {
     match files::special_at(place) {
         None => Ok(()),
         Some(what) => {
@@ -104,7 +114,7 @@ pub fn refuse_special(place: &Path) -> Result<()> {
 /// The place on the host for what is called `from` in the guest: in `to`, where that is a
 /// directory, else `to` itself. It is opened now; what a guest makes later of the path changes
 /// nothing.
-pub fn target(from: &str, to: &Path) -> Result<Target> {
+pub(crate) fn target(from: &str, to: &Path) -> Result<Target> {
     let name = Path::new(from).file_name().unwrap_or(OsStr::new("files"));
     let place = tree::destination(to, name);
     refuse_special(&place)?;
@@ -116,7 +126,7 @@ const STRAY: usize = 64;
 
 /// Copies the file or directory `from` of the guest to `target` on the host. Returns the bytes of
 /// data.
-pub async fn get(
+pub(crate) async fn get(
     context: &Context,
     client: &mut Client,
     from: &str,

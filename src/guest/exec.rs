@@ -38,7 +38,7 @@ const KILL: u8 = 9;
 
 /// A command for the guest.
 #[derive(Debug, Clone, Default)]
-pub struct Request {
+pub(crate) struct Request {
     /// The program, its arguments, and how it runs; no shell is involved.
     pub exec: frame::Exec,
     /// How long the guest may take to come up.
@@ -51,7 +51,7 @@ pub struct Request {
 
 /// Which stream of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stream {
+pub(crate) enum Stream {
     /// Its standard output.
     Output,
     /// Its standard error.
@@ -60,7 +60,7 @@ pub enum Stream {
 
 /// What reaches the command while it runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Control {
+pub(crate) enum Control {
     /// A signal, by its number.
     Signal(u8),
     /// The terminal has so many rows and columns now.
@@ -68,7 +68,7 @@ pub enum Control {
 }
 
 /// The near ends of a command's streams.
-pub struct Streams<'a> {
+pub(crate) struct Streams<'a> {
     /// What it reads; closed at its end.
     pub input: Option<Receiver<Vec<u8>>>,
     /// Signals and sizes.
@@ -87,7 +87,7 @@ fn unread(error: std::io::Error) -> Result<Finished, Failure> {
 }
 
 /// Runs a command in `name` and waits for its end.
-pub async fn exec(
+pub(crate) async fn exec(
     context: &Context,
     name: &Name,
     request: &Request,
@@ -143,12 +143,15 @@ pub async fn exec(
             let interrupt = || {
                 Error::new(
                     ErrorKind::Interrupted,
-                    "interrupted; what was begun goes on in the guest",
+                    "interrupted; the command continues in the guest",
                 )
             };
             let input = tokio::select! {
                 input = collecting => input,
-                () = interrupted(&mut control) => return Err(interrupt().into()),
+                () = interrupted(&mut control) => {
+                    let text = "interrupted; the command was not started";
+                    return Err(Error::new(ErrorKind::Interrupted, text).into());
+                }
             };
             let request = agent_exec::Request {
                 command: exec.command.clone(),
@@ -169,7 +172,7 @@ pub async fn exec(
 }
 
 /// The same, in a conversation that has begun.
-pub async fn converse(
+pub(crate) async fn converse(
     context: &Context,
     name: &Name,
     client: &mut Client,
@@ -294,7 +297,7 @@ pub async fn converse(
 }
 
 /// Ends when a signal comes: before there is a command, it is for us.
-pub async fn interrupted(control: &mut Option<Receiver<Control>>) {
+pub(crate) async fn interrupted(control: &mut Option<Receiver<Control>>) {
     while !matches!(receive(control).await, Some(Control::Signal(_))) {}
 }
 
@@ -344,7 +347,7 @@ async fn look(
         )));
     }
     if heard.elapsed() > SILENCE {
-        // A guest that somebody has paused will answer when it goes on.
+        // A paused guest answers when it is resumed.
         if status::observe(context, name).await?.state == State::Paused {
             *heard = Instant::now();
             return Ok(());
@@ -368,7 +371,7 @@ async fn is_paused(context: &Context, name: &Name, told: bool) -> Result<bool, E
         let why =
             if now.has_io_error() { ": one of its disks cannot be written; make room" } else { "" };
         context.ui.warn(&format!(
-            "{name} is paused{why}. The command goes on with it: cowhand resume {name}"
+            "{name} is paused{why}. The command continues with it: cowhand resume {name}"
         ));
     }
     Ok(true)

@@ -25,7 +25,7 @@ const CHUNK: usize = 256 << 10;
 
 /// Copies the file `from` of the guest to `to` on the host, which is replaced only when all of it
 /// has arrived. The guest may send `max_bytes`.
-pub async fn copy_out(
+pub(crate) async fn copy_out(
     context: &Context,
     name: &Name,
     from: &str,
@@ -82,7 +82,7 @@ async fn read_all(
 
 /// Copies the file `from` of the host to `to` in the guest. When it fails half-way, what was
 /// written so far stays there, and the error says so.
-pub async fn copy_in(
+pub(crate) async fn copy_in(
     context: &Context,
     name: &Name,
     from: &Path,

@@ -16,14 +16,14 @@ use crate::qemu::agent::AgentError;
 
 /// How long a freeze may take unless told otherwise, from the first word to the agent to its last
 /// answer.
-pub const FREEZE: Duration = Duration::from_secs(5);
+pub(crate) const FREEZE: Duration = Duration::from_secs(5);
 /// How long a thaw may take. Longer: there is no alternative to it.
 const THAW: Duration = Duration::from_secs(20);
 
 /// A freeze that did not come about: how, and in words. The file systems have been thawed again,
 /// unless somebody else had frozen them.
 #[derive(Debug)]
-pub struct NotFrozen {
+pub(crate) struct NotFrozen {
     /// How.
     pub how: Quiesced,
     /// In words.
@@ -32,7 +32,7 @@ pub struct NotFrozen {
 
 /// Are file systems of `name` frozen, by somebody else? As far as the guest agent knows, which
 /// tells within `limit`, or nobody does.
-pub async fn is_frozen(context: &Context, name: &Name, limit: Duration) -> bool {
+pub(crate) async fn is_frozen(context: &Context, name: &Name, limit: Duration) -> bool {
     let status = async {
         let deadline = Instant::now() + limit;
         let mut session = session::open(context, name, limit).await?;
@@ -53,7 +53,11 @@ pub async fn is_frozen(context: &Context, name: &Name, limit: Duration) -> bool 
 }
 
 /// Freezes the file systems of `name` within `limit`.
-pub async fn freeze(context: &Context, name: &Name, limit: Duration) -> Result<(), NotFrozen> {
+pub(crate) async fn freeze(
+    context: &Context,
+    name: &Name,
+    limit: Duration,
+) -> Result<(), NotFrozen> {
     let deadline = Instant::now() + limit;
     let left = || deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
     let absent = |error: Error| NotFrozen { how: Quiesced::Absent, error };
@@ -62,7 +66,7 @@ pub async fn freeze(context: &Context, name: &Name, limit: Duration) -> Result<(
     match status {
         Ok(GuestFsfreezeStatus::frozen) => {
             let error = Error::refused(format!(
-                "the file systems of {name} are frozen already, by somebody else"
+                "the file systems of {name} were already frozen by another program"
             ));
             return Err(NotFrozen {
                 how: Quiesced::AlreadyFrozen,
@@ -117,13 +121,13 @@ fn how(error: &AgentError) -> Quiesced {
 }
 
 /// What helps when nothing of ours does.
-pub fn how_to_thaw(name: &Name) -> String {
+pub(crate) fn how_to_thaw(name: &Name) -> String {
     format!("thaw them on its console (fsfreeze --unfreeze /): cowhand console {name}")
 }
 
 /// Thaws the file systems of `name`; ones that are not frozen stay as they are. Tried twice: a
 /// guest that stays frozen is worse than a late one.
-pub async fn thaw(context: &Context, name: &Name) -> Result<()> {
+pub(crate) async fn thaw(context: &Context, name: &Name) -> Result<()> {
     match thaw_once(context, name).await {
         Ok(()) => Ok(()),
         Err(error) => thaw_once(context, name).await.map_err(|_| error),

@@ -16,7 +16,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 const PREPARE: Duration = Duration::from_secs(300);
 
 /// Takes down what no two guests may share. What could not be is returned, in words.
-pub async fn prepare(client: &mut Client) -> Result<Vec<String>> {
+pub(crate) async fn prepare(client: &mut Client) -> Result<Vec<String>> {
     client.ask(&Request::Prepare).await?;
     match client.reply(PREPARE).await? {
         Reply::Became(prepared) => Ok(prepared.problems),
@@ -25,7 +25,7 @@ pub async fn prepare(client: &mut Client) -> Result<Vec<String>> {
 }
 
 /// Makes the guest `name`, with the cards of `now` where the saved one had those of `saved`.
-pub async fn become_(
+pub(crate) async fn become_(
     client: &mut Client,
     name: &Name,
     saved: &Config,
@@ -44,6 +44,6 @@ pub async fn become_(
     client.ask(&Request::Become(identity)).await?;
     match client.reply(LIMIT).await? {
         Reply::Became(became) => Ok(became),
-        _ => Err(Error::qemu(format!("the guest of {name} did not become one of its own"))),
+        _ => Err(Error::qemu(format!("the guest of {name} did not get its own identity"))),
     }
 }

@@ -55,7 +55,7 @@ setsid "$directory/helper" "$verb" </dev/null >/dev/null 2>&1 &
 "#;
 
 /// What there is to talk to in a guest.
-pub enum Reached {
+pub(crate) enum Reached {
     /// The helper.
     Helper(Client),
     /// No helper runs there, and none can: for this reason.
@@ -64,7 +64,7 @@ pub enum Reached {
 
 /// Begins a conversation with the helper of `name`, which is sent there first if need be. The guest
 /// has `limit` to come up as far as its agent.
-pub async fn reach(context: &Context, name: &Name, limit: Duration) -> Result<Reached> {
+pub(crate) async fn reach(context: &Context, name: &Name, limit: Duration) -> Result<Reached> {
     let deadline = Instant::now() + limit;
     session::refuse_not_running(context, name)?;
     let lock = port::lock_port(context, name, deadline).await?;
@@ -150,7 +150,11 @@ async fn send(
         match session.agent.run(&start, REPLY).await {
             Ok(started) => break started,
             Err(error) if super::is_frozen(&error) && Instant::now() < deadline => {
+                // Whoever has frozen the guest needs the agent to thaw it.
+                drop(session);
                 tokio::time::sleep(LOOK * 10).await;
+                let left = deadline.saturating_duration_since(Instant::now()).max(REPLY);
+                session = session::open(context, name, left).await?;
             }
             Err(error) if super::is_frozen(&error) => return Err(super::stays_frozen(name, error)),
             Err(AgentError::Refused { message, .. }) => {

@@ -4,17 +4,17 @@
 //! Where the guest can run it, the [`helper`](crate::helper) does the work; it is sent there when
 //! it is first needed. Else the guest agent does what it can.
 
-pub mod agent_exec;
-pub mod copy;
-pub mod exec;
-pub mod files;
-pub mod freeze;
-pub mod identity;
-pub mod install;
-pub mod network;
-pub mod outcome;
-pub mod port;
-pub mod session;
+pub(crate) mod agent_exec;
+pub(crate) mod copy;
+pub(crate) mod exec;
+pub(crate) mod files;
+pub(crate) mod freeze;
+pub(crate) mod identity;
+pub(crate) mod install;
+pub(crate) mod network;
+pub(crate) mod outcome;
+pub(crate) mod port;
+pub(crate) mod session;
 
 use crate::error::Error;
 use crate::model::Name;

@@ -14,7 +14,7 @@ use crate::model::Name;
 
 /// The hardware address of each card of `name` with each of its IPv4 addresses. The guest decides
 /// what it answers.
-pub async fn addresses(
+pub(crate) async fn addresses(
     context: &Context,
     name: &Name,
     limit: Duration,

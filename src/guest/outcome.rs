@@ -5,7 +5,7 @@ use crate::qemu::agent::AgentError;
 
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Finished {
+pub(crate) struct Finished {
     /// The exit code, or 128 plus the signal that ended it.
     pub code: u8,
     /// The guest agent kept only the beginning of the output.
@@ -14,7 +14,7 @@ pub struct Finished {
 
 /// Why it did not end by itself.
 #[derive(Debug)]
-pub enum Failure {
+pub(crate) enum Failure {
     /// It took longer than it may, and was ended.
     TimedOut,
     /// The same, where only the agent could be spoken to, which ends nothing.

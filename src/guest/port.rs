@@ -27,20 +27,24 @@ const RETRY: Duration = Duration::from_millis(20);
 
 /// The right to use a port.
 #[derive(Debug)]
-pub struct PortLock {
+pub(crate) struct PortLock {
     index: usize,
     _lock: File,
 }
 
 impl PortLock {
     /// Which port it is.
-    pub fn index(&self) -> usize {
+    pub(crate) fn index(&self) -> usize {
         self.index
     }
 }
 
 /// Takes a port that nobody uses, waiting for one until `deadline`.
-pub async fn lock_port(context: &Context, name: &Name, deadline: Instant) -> Result<PortLock> {
+pub(crate) async fn lock_port(
+    context: &Context,
+    name: &Name,
+    deadline: Instant,
+) -> Result<PortLock> {
     let mut told = false;
     loop {
         for index in 0..PORTS {
@@ -67,14 +71,14 @@ pub async fn lock_port(context: &Context, name: &Name, deadline: Instant) -> Res
 
 /// A socket to a port, before anything was said.
 #[derive(Debug)]
-pub struct Wire {
+pub(crate) struct Wire {
     stream: UnixStream,
     lock: PortLock,
 }
 
 impl Wire {
     /// Connects.
-    pub async fn connect(context: &Context, name: &Name, lock: PortLock) -> Result<Self> {
+    pub(crate) async fn connect(context: &Context, name: &Name, lock: PortLock) -> Result<Self> {
         let sockets = sockets::of(context, name).ok_or_else(|| {
             Error::damaged(format!("{name} runs, but where its sockets are is not known"))
         })?;
@@ -84,17 +88,17 @@ impl Wire {
     }
 
     /// Which port it is.
-    pub fn index(&self) -> usize {
+    pub(crate) fn index(&self) -> usize {
         self.lock.index
     }
 
     /// Sends bytes that are no frames.
-    pub async fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+    pub(crate) async fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         self.stream.write_all(bytes).await
     }
 
     /// Gets in step with the helper, which has until `deadline`.
-    pub async fn begin(self, name: &Name, deadline: Instant) -> Result<Client> {
+    pub(crate) async fn begin(self, name: &Name, deadline: Instant) -> Result<Client> {
         let silent = || Error::qemu(format!("nothing in the guest of {name} answers on its port"));
         let (from, to) = self.stream.into_split();
         let mut client =
@@ -104,7 +108,7 @@ impl Wire {
             let token = uuid::Uuid::new_v4().into_bytes();
             let mut words = Vec::new();
             if !first {
-                // What somebody else has begun and not ended ends with this.
+                // What another client has begun and not ended ends with this.
                 words.resize(LARGEST + 8, 0);
             }
             words.extend_from_slice(&START);
@@ -135,7 +139,7 @@ impl Wire {
 
 /// A conversation in step.
 #[derive(Debug)]
-pub struct Client {
+pub(crate) struct Client {
     from: OwnedReadHalf,
     to: OwnedWriteHalf,
     decoder: Decoder,
@@ -145,7 +149,7 @@ pub struct Client {
 
 impl Client {
     /// On which port it is.
-    pub fn index(&self) -> usize {
+    pub(crate) fn index(&self) -> usize {
         self.lock.index
     }
 
@@ -175,13 +179,13 @@ impl Client {
     }
 
     /// The next frame. Nothing is lost when this is dropped.
-    pub async fn next(&mut self) -> Result<(Kind, Vec<u8>)> {
+    pub(crate) async fn next(&mut self) -> Result<(Kind, Vec<u8>)> {
         loop {
             match self.decoder.cut() {
                 Next::Frame(kind, payload) => return Ok((kind, payload)),
                 Next::Lost => {
                     return Err(Error::qemu(format!(
-                        "the guest of {} says what is no answer",
+                        "invalid response from the guest of {}",
                         self.name
                     )));
                 }
@@ -194,7 +198,7 @@ impl Client {
     }
 
     /// Sends a frame.
-    pub async fn send(&mut self, kind: Kind, payload: &[u8]) -> Result<()> {
+    pub(crate) async fn send(&mut self, kind: Kind, payload: &[u8]) -> Result<()> {
         let mut bytes = Vec::with_capacity(payload.len() + 5);
         frame::put(&mut bytes, kind, payload);
         let name = &self.name;
@@ -205,7 +209,7 @@ impl Client {
     }
 
     /// Sends a request.
-    pub async fn ask(&mut self, request: &Request) -> Result<()> {
+    pub(crate) async fn ask(&mut self, request: &Request) -> Result<()> {
         let payload = serde_json::to_vec(request)
             .map_err(|error| Error::failed("cannot write a request").because(error))?;
         if payload.len() > LARGEST {
@@ -218,7 +222,7 @@ impl Client {
     }
 
     /// The reply to a request that is not a conversation, which may take `limit`.
-    pub async fn reply(&mut self, limit: Duration) -> Result<Reply> {
+    pub(crate) async fn reply(&mut self, limit: Duration) -> Result<Reply> {
         let deadline = Instant::now() + limit;
         loop {
             let name = self.name.clone();
@@ -237,7 +241,7 @@ impl Client {
 }
 
 /// A reply as it was sent.
-pub fn parse<T: serde::de::DeserializeOwned>(payload: &[u8]) -> Result<T> {
+pub(crate) fn parse<T: serde::de::DeserializeOwned>(payload: &[u8]) -> Result<T> {
     serde_json::from_slice(payload)
         .map_err(|error| Error::qemu("what the guest answers cannot be read").because(error))
 }

@@ -22,7 +22,7 @@ use crate::sys::{flock, owner};
 const RETRY: Duration = Duration::from_millis(20);
 
 /// A conversation, and the right to have it.
-pub struct Session {
+pub(crate) struct Session {
     /// The agent, in step with us.
     pub agent: Agent,
     _lock: File,
@@ -30,7 +30,7 @@ pub struct Session {
 
 /// Begins a conversation; the agent may take `limit` to answer for the first time (it may still be
 /// booting).
-pub async fn open(context: &Context, name: &Name, limit: Duration) -> Result<Session> {
+pub(crate) async fn open(context: &Context, name: &Name, limit: Duration) -> Result<Session> {
     let store = &context.store;
     refuse_not_running(context, name)?;
     let sockets = sockets::of(context, name).ok_or_else(|| {
@@ -61,7 +61,7 @@ pub async fn open(context: &Context, name: &Name, limit: Duration) -> Result<Ses
 }
 
 /// Nobody can be spoken to in a guest that does not run.
-pub fn refuse_not_running(context: &Context, name: &Name) -> Result<()> {
+pub(crate) fn refuse_not_running(context: &Context, name: &Name) -> Result<()> {
     let store = &context.store;
     if !store.exists(name) {
         return Err(store.unknown(name));
@@ -87,7 +87,7 @@ fn no_answer(name: &Name, limit: Duration, error: AgentError) -> Error {
 /// Puts right what a command that died has left, such as a frozen guest; a change that is under way
 /// is left alone. While a guest that goes on from memory is not yet one of its own, that is waited
 /// for.
-pub async fn ensure_recovered(context: &Context, name: &Name) -> Result<()> {
+pub(crate) async fn ensure_recovered(context: &Context, name: &Name) -> Result<()> {
     let store = &context.store;
     let record = store.load(name).ok();
     record.as_ref().map_or(Ok(()), |record| open::refuse_unclaimed(name, record))?;
@@ -106,7 +106,7 @@ pub async fn ensure_recovered(context: &Context, name: &Name) -> Result<()> {
 }
 
 /// A guest whose CPUs stand still answers nobody.
-pub async fn refuse_paused(context: &Context, name: &Name) -> Result<()> {
+pub(crate) async fn refuse_paused(context: &Context, name: &Name) -> Result<()> {
     if !context.store.exists(name) {
         return Ok(());
     }

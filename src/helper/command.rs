@@ -23,7 +23,7 @@ const LINGER: Duration = Duration::from_secs(1);
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Runs it to its end. `None` when the host has gone: then the command was hung up.
-pub fn run(port: &mut Port, exec: &Exec) -> Option<Reply> {
+pub(super) fn run(port: &mut Port, exec: &Exec) -> Option<Reply> {
     let mut running = match Running::start(exec) {
         Ok(running) => running,
         Err((why, message)) => return Some(Reply::Failed { why, message }),

@@ -87,7 +87,7 @@ pub enum Request {
     Exec(Exec),
     /// Get ready to be saved: take down what no two guests may share.
     Prepare,
-    /// Become somebody else.
+    /// Take another identity.
     Become(Identity),
     /// Take a tree that follows, and put it at this path.
     Put {
@@ -158,7 +158,7 @@ pub enum Reply {
         #[serde(default)]
         bytes: u64,
     },
-    /// The guest is somebody else.
+    /// The guest has another identity.
     Became(Became),
     /// The command has ended with this exit code.
     Exited {

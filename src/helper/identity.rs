@@ -23,7 +23,7 @@ fn host_key_types() -> PathBuf {
 
 /// Takes down what no two guests may share and a running program holds: the SSH server and its host
 /// keys. Everything is written to the disk.
-pub fn prepare() -> Vec<String> {
+pub(super) fn prepare() -> Vec<String> {
     let mut problems = Vec::new();
     let keys = host_keys();
     if !keys.is_empty() && !has("ssh-keygen") {
@@ -69,7 +69,7 @@ fn host_keys() -> Vec<(String, PathBuf)> {
 }
 
 /// Makes this guest who it is to be.
-pub fn become_(identity: &Identity) -> Became {
+pub(super) fn become_(identity: &Identity) -> Became {
     let mut became = Became::default();
     let mut problem = |what: &str, result: Result<(), String>| {
         if let Err(why) = result {

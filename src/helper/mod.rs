@@ -15,7 +15,7 @@ mod command;
 pub mod frame;
 mod identity;
 mod port;
-pub mod tree;
+pub(crate) mod tree;
 mod users;
 
 use std::ffi::OsStr;

@@ -21,7 +21,7 @@ const LOOK: Duration = Duration::from_secs(1);
 const FULL: usize = 256 << 10;
 
 /// The devices of our ports, by their number.
-pub fn devices() -> Vec<(usize, PathBuf)> {
+pub(super) fn devices() -> Vec<(usize, PathBuf)> {
     let entries = std::fs::read_dir("/sys/class/virtio-ports").into_iter().flatten().flatten();
     let mut found: Vec<_> = entries
         .filter_map(|entry| {
@@ -36,7 +36,7 @@ pub fn devices() -> Vec<(usize, PathBuf)> {
 
 /// What happened while we waited.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Event {
+pub(super) enum Event {
     /// A frame of this conversation.
     Frame(Kind, Vec<u8>),
     /// The conversation is over: the host has gone, or another one has begun.
@@ -46,7 +46,7 @@ pub enum Event {
 }
 
 /// An open port.
-pub struct Port {
+pub(super) struct Port {
     file: File,
     signals: SignalFd,
     decoder: Decoder,
@@ -57,7 +57,7 @@ pub struct Port {
 
 impl Port {
     /// Opens the device.
-    pub fn open(device: &Path) -> std::io::Result<Self> {
+    pub(super) fn open(device: &Path) -> std::io::Result<Self> {
         let file = File::options().read(true).write(true).open(device)?;
         let signals = inside::signals()?;
         inside::tell_of_changes(&file)?;
@@ -65,24 +65,24 @@ impl Port {
     }
 
     /// Sends a frame, sooner or later.
-    pub fn send(&mut self, kind: Kind, payload: &[u8]) {
+    pub(super) fn send(&mut self, kind: Kind, payload: &[u8]) {
         if self.talking {
             frame::put(&mut self.unsent, kind, payload);
         }
     }
 
     /// Sends a frame that is JSON.
-    pub fn say(&mut self, kind: Kind, value: &impl serde::Serialize) {
+    pub(super) fn say(&mut self, kind: Kind, value: &impl serde::Serialize) {
         self.send(kind, &serde_json::to_vec(value).unwrap_or_default());
     }
 
     /// Is so much waiting to be sent that no more should be made?
-    pub fn is_full(&self) -> bool {
+    pub(super) fn is_full(&self) -> bool {
         self.unsent.len() >= FULL
     }
 
     /// Waits until the host begins a conversation.
-    pub fn begin(&mut self) {
+    pub(super) fn begin(&mut self) {
         loop {
             if let Some(token) = self.decoder.find::<16>(&START) {
                 self.wait_for_host();
@@ -99,7 +99,7 @@ impl Port {
         }
     }
 
-    /// The news that somebody has come may take another way than the first words, and a longer one.
+    /// The event that a client has connected may take a longer way than the first words.
     fn wait_for_host(&self) {
         let deadline = Instant::now() + LOOK;
         while Instant::now() < deadline {
@@ -121,7 +121,7 @@ impl Port {
     }
 
     /// The next frame of this conversation; `None` when it is over.
-    pub fn next(&mut self) -> Option<(Kind, Vec<u8>)> {
+    pub(super) fn next(&mut self) -> Option<(Kind, Vec<u8>)> {
         loop {
             self.flush();
             match self.wait(&[], None) {
@@ -134,7 +134,7 @@ impl Port {
 
     /// Waits until there is room to send more; false when the conversation is over. Frames that
     /// come meanwhile stay for [`Self::wait`].
-    pub fn has_room(&mut self) -> bool {
+    pub(super) fn has_room(&mut self) -> bool {
         loop {
             self.flush();
             // Nothing is expected; what is no frame is the beginning of another conversation.
@@ -149,7 +149,7 @@ impl Port {
     }
 
     /// Waits for a frame, for one of `others`, for the end of a child, or until `deadline`.
-    pub fn wait(
+    pub(super) fn wait(
         &mut self,
         others: &[(BorrowedFd<'_>, PollFlags)],
         deadline: Option<Instant>,
@@ -221,7 +221,7 @@ impl Port {
     }
 
     /// Sends what the port takes at once.
-    pub fn flush(&mut self) {
+    pub(super) fn flush(&mut self) {
         let mut sent = 0;
         while sent < self.unsent.len() {
             let end = self.unsent.len().min(sent + frame::LARGEST);

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
-pub use writer::{Budget, Refusal, Target, Writer};
+pub(crate) use writer::{Budget, Refusal, Target, Writer};
 
 use super::frame::LARGEST;
 use crate::sys::sparse::next_data;
@@ -31,7 +31,7 @@ const MADE_UP: u64 = 64 << 20;
 
 /// One thing in a tree. Its path is relative to the tree's own place, and empty for the first one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry {
+pub(crate) struct Entry {
     /// A byte per character, so that it can be any.
     path: String,
     /// What it is.
@@ -45,7 +45,7 @@ pub struct Entry {
 /// What an entry is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum What {
+pub(crate) enum What {
     /// Its data follows.
     File {
         /// Its length.
@@ -62,7 +62,7 @@ pub enum What {
 
 impl Entry {
     /// Where it is in the tree.
-    pub fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         OsString::from_vec(
             from_letters(&self.path).unwrap_or_else(|| self.path.clone().into_bytes()),
         )
@@ -81,7 +81,7 @@ fn from_letters(text: &str) -> Option<Vec<u8>> {
 
 /// A piece of a tree.
 #[derive(Debug)]
-pub enum Piece<'a> {
+pub(crate) enum Piece<'a> {
     /// Something new.
     Entry(&'a Entry),
     /// Bytes of the file that came last, and where they belong.
@@ -91,7 +91,7 @@ pub enum Piece<'a> {
 /// Hands every piece of the tree at `root` to `give`, depth first. If `root` is a symbolic link,
 /// what it points to is read with `follow`, and the link itself without; below that, links are
 /// links. What is neither file, directory nor link is left out and named.
-pub fn read(
+pub(crate) fn read(
     root: &Path,
     follow: bool,
     give: &mut dyn FnMut(Piece<'_>) -> io::Result<()>,
@@ -216,7 +216,7 @@ fn read_data(
 /// Where a tree called `name` goes when it is sent to `target`: into a directory that is there, or
 /// that the path says is meant; else it gets that name itself. `target` is what the user typed, so
 /// it may be a link to a directory; the [`Writer`] follows none below it.
-pub fn destination(target: &Path, name: &OsStr) -> PathBuf {
+pub(crate) fn destination(target: &Path, name: &OsStr) -> PathBuf {
     let slash = target.as_os_str().as_bytes().ends_with(b"/");
     if slash || target.is_dir() { target.join(name) } else { target.to_owned() }
 }

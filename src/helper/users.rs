@@ -5,7 +5,7 @@ use crate::sys::inside::Who;
 
 /// A user.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct User {
+pub(super) struct User {
     /// The name.
     pub name: String,
     /// Numbers.
@@ -17,7 +17,7 @@ pub struct User {
 }
 
 /// The user of this name or number.
-pub fn find(user: &str) -> Option<User> {
+pub(super) fn find(user: &str) -> Option<User> {
     let read = |path| {
         std::fs::read(path)
             .map(|text| String::from_utf8_lossy(&text).into_owned())
@@ -27,7 +27,7 @@ pub fn find(user: &str) -> Option<User> {
 }
 
 /// What a guest without files has.
-pub fn root() -> User {
+pub(super) fn root() -> User {
     User {
         name: "root".into(),
         who: Who { uid: 0, gid: 0, groups: vec![0] },

@@ -281,7 +281,7 @@ async fn keep(
         created: now,
         origin: None,
         config: config(machine, disk),
-        head: None,
+        current: None,
         snapshots: Vec::new(),
         warm: None,
         ephemeral: None,

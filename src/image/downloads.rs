@@ -18,7 +18,7 @@ const LOOK: Duration = Duration::from_millis(100);
 
 /// A directory that no command uses.
 #[derive(Debug)]
-pub struct Left {
+pub(crate) struct Left {
     /// Where it is.
     pub path: PathBuf,
     /// The address, if it is of a download.
@@ -33,7 +33,7 @@ pub struct Left {
 
 impl Left {
     /// What it is, in words.
-    pub fn what(&self) -> String {
+    pub(crate) fn what(&self) -> String {
         match &self.source {
             Some(source) => format!("the download of {source}"),
             None => "a file that was read for an image".to_owned(),
@@ -41,14 +41,14 @@ impl Left {
     }
 
     /// Removes it.
-    pub fn remove(self) -> Result<()> {
+    pub(crate) fn remove(self) -> Result<()> {
         std::fs::remove_dir_all(&self.path).on("remove", &self.path)
     }
 }
 
 /// The directory `name`, locked. Waits as long as another command uses it: a download may take
 /// long.
-pub async fn claim(context: &Context, name: &str) -> Result<(PathBuf, File)> {
+pub(crate) async fn claim(context: &Context, name: &str) -> Result<(PathBuf, File)> {
     let path = context.store.layout.downloads().join(name);
     let mut is_told = false;
     loop {
@@ -83,7 +83,7 @@ fn refuse_strange(path: &Path) -> Result<()> {
 }
 
 /// All that no command uses.
-pub fn left(store: &Store) -> Result<Vec<Left>> {
+pub(crate) fn left(store: &Store) -> Result<Vec<Left>> {
     let directory = store.layout.downloads();
     if refuse_strange(&directory).is_err() {
         return Ok(Vec::new());

@@ -5,7 +5,7 @@
 //! inspected and verified, and on which any number of VMs stand. In the store it is a template that
 //! was no VM before (`Role::Template` with an [`ImageOrigin`](crate::model::ImageOrigin)), so
 //! whatever protects templates protects images: their files are read-only, noted, checked by
-//! `doctor`, kept while somebody stands on them, and had back by
+//! `doctor`, kept while somebody depends on them, and had back by
 //! `undo` after `image rm`. [`prune`](crate::maintenance::prune) removes those that no VM needs.
 //!
 //! ```text
@@ -15,7 +15,7 @@
 
 pub mod add;
 pub mod catalogue;
-pub mod downloads;
+pub(crate) mod downloads;
 pub mod file;
-pub mod list;
-pub mod source;
+pub(crate) mod list;
+pub(crate) mod source;

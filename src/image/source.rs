@@ -56,7 +56,7 @@ impl fmt::Display for Source {
 
 /// What `create --image` names: an image of the store, or the source of one that is added first.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Wanted {
+pub(crate) enum Wanted {
     /// An image or template of the store.
     Name(Name),
     /// A file on a server, or an entry of the catalogue.
@@ -85,7 +85,7 @@ fn is_word(text: &str) -> bool {
 }
 
 /// An address that can be downloaded from.
-pub fn url(text: &str) -> Result<Url> {
+pub(crate) fn url(text: &str) -> Result<Url> {
     let url: Url = text.parse().map_err(|why| {
         // It may hold a password.
         Error::usage("this is not an address of the form https://HOST/PATH")
@@ -111,14 +111,14 @@ pub fn url(text: &str) -> Result<Url> {
 }
 
 /// The name of the file of an address: what is behind the last slash.
-pub fn published_name(url: &Url) -> String {
+pub(crate) fn published_name(url: &Url) -> String {
     let segment =
         url.path_segments().and_then(|mut segments| segments.next_back()).unwrap_or_default();
     percent_encoding::percent_decode_str(segment).decode_utf8_lossy().into_owned()
 }
 
 /// The same as a name that is plain, and of a length that each file system takes.
-pub fn file_name(url: &Url) -> String {
+pub(crate) fn file_name(url: &Url) -> String {
     let plain: String =
         published_name(url)
             .chars()
@@ -136,7 +136,7 @@ pub fn file_name(url: &Url) -> String {
 }
 
 /// What an image from a file of this name is called: the name without what it says of the format.
-pub fn name(file: &str) -> Result<Name> {
+pub(crate) fn name(file: &str) -> Result<Name> {
     const FORMATS: [&str; 11] =
         ["qcow2", "qcow", "img", "raw", "bin", "vmdk", "vdi", "vhd", "vpc", "vhdx", "iso"];
     let stem = Packing::by_name(file).map_or(file, |(_, stem)| stem);

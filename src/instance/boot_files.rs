@@ -9,7 +9,7 @@ use crate::layer::inspect::{self, Content};
 use crate::model::{Config, KernelBoot};
 
 /// The kernel and the initrd have to be there.
-pub fn check_kernel(boot: &KernelBoot) -> Result<()> {
+pub(crate) fn check_kernel(boot: &KernelBoot) -> Result<()> {
     for (what, path) in [("kernel", Some(&boot.kernel)), ("initrd", boot.initrd.as_ref())] {
         let Some(path) = path else { continue };
         if path.to_str().is_none() {
@@ -29,7 +29,7 @@ pub fn check_kernel(boot: &KernelBoot) -> Result<()> {
 }
 
 /// Refuses what is no regular file, and what is an image in another format.
-pub fn check_iso(path: &Path) -> Result<()> {
+pub(crate) fn check_iso(path: &Path) -> Result<()> {
     if path.to_str().is_none() {
         return Err(Error::refused(format!(
             "the path of the ISO image is not UTF-8: {}",
@@ -50,7 +50,7 @@ pub fn check_iso(path: &Path) -> Result<()> {
 
 /// The ISO images of all drives have to be there. The error names the drive; the caller adds what
 /// to do about it.
-pub fn check_isos(config: &Config) -> Result<()> {
+pub(crate) fn check_isos(config: &Config) -> Result<()> {
     for cdrom in &config.cdroms {
         let Some(iso) = &cdrom.iso else { continue };
         check_iso(iso).map_err(|error| {

@@ -22,12 +22,12 @@ const ENDING: Duration = Duration::from_secs(10);
 const BETWEEN: Duration = Duration::from_millis(10);
 
 /// Connects, if the VM runs.
-pub async fn if_running(context: &Context, name: &Name) -> Result<Option<Qmp>> {
+pub(crate) async fn if_running(context: &Context, name: &Name) -> Result<Option<Qmp>> {
     within(context, name, GREETING).await
 }
 
 /// The same, and waits no longer than `limit` for QEMU to greet.
-pub async fn within(context: &Context, name: &Name, limit: Duration) -> Result<Option<Qmp>> {
+pub(crate) async fn within(context: &Context, name: &Name, limit: Duration) -> Result<Option<Qmp>> {
     if !status::is_running(context, name)? {
         return Ok(None);
     }
@@ -55,18 +55,18 @@ pub async fn within(context: &Context, name: &Name, limit: Duration) -> Result<O
 }
 
 /// Connects to a VM that has to be running.
-pub async fn required(context: &Context, name: &Name) -> Result<Qmp> {
+pub(crate) async fn required(context: &Context, name: &Name) -> Result<Qmp> {
     if_running(context, name).await?.ok_or_else(|| not_running(name))
 }
 
 /// It has to run for what was asked.
-pub fn not_running(name: &Name) -> Error {
+pub(crate) fn not_running(name: &Name) -> Error {
     Error::refused(format!("{name} is not running")).hint(format!("start it: cowhand start {name}"))
 }
 
 /// Is each device on the layer that the record says, in the file of this store? Otherwise, in
 /// words, with both files.
-pub async fn differs(
+pub(crate) async fn differs(
     context: &Context,
     qmp: &mut Qmp,
     record: &Record,
@@ -120,7 +120,7 @@ pub async fn differs(
 }
 
 /// Do both lead to the same file? A store may be reached by more than one path.
-pub fn is_same(one: &str, other: &Path) -> bool {
+pub(crate) fn is_same(one: &str, other: &Path) -> bool {
     Path::new(one) == other
         || std::fs::canonicalize(one)
             .ok()
@@ -129,7 +129,7 @@ pub fn is_same(one: &str, other: &Path) -> bool {
 
 /// Refuses to change a VM whose QEMU has other files open than its record names: it may be
 /// another's, or another program has put a node on top of its disks.
-pub async fn refuse_stranger(
+pub(crate) async fn refuse_stranger(
     context: &Context,
     name: &Name,
     qmp: &mut Qmp,
@@ -147,7 +147,7 @@ pub async fn refuse_stranger(
 }
 
 /// Refuses while a block job is at work, naming it.
-pub async fn refuse_job(name: &Name, qmp: &mut Qmp) -> Result<()> {
+pub(crate) async fn refuse_job(name: &Name, qmp: &mut Qmp) -> Result<()> {
     match qmp.jobs().await?.into_iter().find(|job| job.status != "concluded") {
         Some(job) => Err(Error::refused(format!(
             "a block job is at work on {name}: {} ({})",

@@ -13,7 +13,7 @@ use crate::sys::files;
 const REST: u64 = 100;
 
 /// Refuses a VM whose layers are more than the files that QEMU may have open, before it is started.
-pub fn refuse_too_many(name: &Name, chains: &[Chain]) -> Result<()> {
+pub(super) fn refuse_too_many(name: &Name, chains: &[Chain]) -> Result<()> {
     let layers = chains.iter().map(|chain| chain.links().len() as u64).sum();
     match files::limit() {
         Some(limit) => check(name, layers, limit),

@@ -28,7 +28,7 @@ struct Property {
 }
 
 /// What the running QEMU is like.
-pub async fn fingerprint(qmp: &mut Qmp, config: &Config) -> Result<Fingerprint> {
+pub(crate) async fn fingerprint(qmp: &mut Qmp, config: &Config) -> Result<Fingerprint> {
     let kvm: Kvm = qmp.call("query-kvm", json!({})).await?;
     let host = Host::observe();
     let wanted = if kvm.enabled { Accel::Kvm } else { Accel::Tcg };
@@ -44,7 +44,7 @@ pub async fn fingerprint(qmp: &mut Qmp, config: &Config) -> Result<Fingerprint> 
 
 /// The network cards for which the running QEMU was told to begin its table of leases one address
 /// earlier: [`Memory::leased`].
-pub fn leased(qmp: &Qmp, config: &Config) -> Vec<usize> {
+pub(crate) fn leased(qmp: &Qmp, config: &Config) -> Vec<usize> {
     qmp.pid()
         .map(process::argv)
         .map(|argv| cmdline::leased(&argv, config.nics.len()))
@@ -52,7 +52,7 @@ pub fn leased(qmp: &Qmp, config: &Config) -> Vec<usize> {
 }
 
 /// What the QEMU would be like that were started here and now.
-pub fn planned(context: &Context, name: &Name, record: &Record) -> Result<Fingerprint> {
+pub(crate) fn planned(context: &Context, name: &Name, record: &Record) -> Result<Fingerprint> {
     let host = Host::observe();
     let chosen = accel::choose(context.settings.accel, &host)?;
     let sockets = Sockets::new(sockets::directory(context, record.uuid)?);

@@ -27,7 +27,7 @@ use crate::sys::{cgroup, files};
 
 /// A start as asked for.
 #[derive(Debug)]
-pub struct Launch<'a> {
+pub(crate) struct Launch<'a> {
     /// What QEMU does once it is there.
     pub how: StartMode<'a>,
     /// What it keeps open, for the locks on it.
@@ -43,7 +43,7 @@ impl<'a> From<StartMode<'a>> for Launch<'a> {
 }
 
 /// Starts the QEMU of a VM whose lock the caller holds and which does not run.
-pub async fn launch(
+pub(crate) async fn launch(
     context: &Context,
     name: &Name,
     record: &Record,
@@ -57,7 +57,7 @@ pub async fn launch(
     let sockets = Sockets::new(sockets::directory(context, record.uuid)?);
     if context.settings.confine == Confine::Default && !tried::has_landlock() {
         context.ui.warn(
-            "this kernel has no Landlock: QEMU is confined by a root directory of its own alone, \
+            "this kernel has no Landlock: QEMU is confined by a separate root directory only, \
              if this host gives it one (cowhand doctor tells)",
         );
     }
@@ -114,7 +114,7 @@ fn warn_of_destinations(context: &Context, name: &Name, qmp: &Qmp) {
 /// Makes ready what `argv` names, so that a shell can start the VM: the directory of its sockets
 /// and what lies in it, the link that leads there, and its serial log, which is for its owner
 /// alone.
-pub fn make_ready(
+pub(crate) fn make_ready(
     context: &Context,
     name: &Name,
     record: &Record,
@@ -221,7 +221,7 @@ fn write_private(sockets: &Sockets, path: &Path, bytes: &[u8], what: &str) -> Re
 }
 
 /// The argument vector of `record`, as it would be started here and now.
-pub fn argv(
+pub(crate) fn argv(
     context: &Context,
     name: &Name,
     record: &Record,
@@ -295,7 +295,7 @@ fn private(directory: &Path) -> Result<()> {
 }
 
 /// What the last QEMU of `name` said before it ended, quoted.
-pub fn last_words(context: &Context, name: &Name) -> Option<String> {
+pub(crate) fn last_words(context: &Context, name: &Name) -> Option<String> {
     process::last_words(&context.store.layout.qemu_log(name))
 }
 

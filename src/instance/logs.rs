@@ -10,7 +10,7 @@ use crate::sys::pidfd::PidFd;
 
 /// Limits the logs of `name` to `limit` from now on. The caller holds the lock of the VM. Of a VM
 /// that does not run, nothing is to be done: its next start does it.
-pub async fn limit_anew(context: &Context, name: &Name, limit: LogLimit) -> Result<()> {
+pub(crate) async fn limit_anew(context: &Context, name: &Name, limit: LogLimit) -> Result<()> {
     let log = context.store.layout.serial_log(name);
     let Some(process) = process(context, name).await? else { return Ok(()) };
     if limiter::is_running(&log).on("look at the lock of", &log)? {
@@ -32,21 +32,21 @@ pub async fn limit_anew(context: &Context, name: &Name, limit: LogLimit) -> Resu
 /// Starts another limiter for a VM that runs without one: its own was killed, or the command that
 /// started QEMU before it could start the limiter. The caller holds the lock of the VM. What fails
 /// here does not stop the caller; `doctor` says it.
-pub async fn keep_limited(context: &Context, name: &Name, record: &Record) {
+pub(crate) async fn keep_limited(context: &Context, name: &Name, record: &Record) {
     if !are_limited(context, name, record) && status::is_running(context, name).unwrap_or(false) {
         let _ = limit_anew(context, name, record.config.log_limit).await;
     }
 }
 
 /// Are the logs of a running VM limited, as far as they are to be?
-pub fn are_limited(context: &Context, name: &Name, record: &Record) -> bool {
+pub(crate) fn are_limited(context: &Context, name: &Name, record: &Record) -> bool {
     let log = context.store.layout.serial_log(name);
     record.config.log_limit.bytes().is_none() || limiter::is_running(&log).unwrap_or(true)
 }
 
 /// The process of its QEMU. Looked up twice: between the first answer and the descriptor the
 /// process may have ended, and its number may be another's.
-pub async fn process(context: &Context, name: &Name) -> Result<Option<PidFd>> {
+pub(crate) async fn process(context: &Context, name: &Name) -> Result<Option<PidFd>> {
     let Status { pid: Some(pid), .. } = status::observe(context, name).await? else {
         return Ok(None);
     };

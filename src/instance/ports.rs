@@ -11,7 +11,7 @@ use crate::model::{Name, PortForward, Protocol};
 
 /// Refuses ports that nobody can listen on now, and says which VM does already. Only TCP: QEMU's
 /// UDP forwards share a port with whoever allows it.
-pub fn refuse_taken<'a>(
+pub(crate) fn refuse_taken<'a>(
     context: &Context,
     ports: impl IntoIterator<Item = &'a PortForward>,
 ) -> Result<()> {

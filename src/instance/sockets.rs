@@ -14,7 +14,7 @@ use crate::sys::flock;
 /// that start may have been copied with the store, and leads to the sockets of the original then.
 /// It counts while the lock of its QEMU is held, and where it has the name that this store and this
 /// VM give, whatever directory that lies in.
-pub fn of(context: &Context, name: &Name) -> Option<Sockets> {
+pub(crate) fn of(context: &Context, name: &Name) -> Option<Sockets> {
     let is_held = || flock::is_held(&context.store.layout.run_lock(name)).unwrap_or(false);
     let noted =
         context.store.run_directory(name).filter(|noted| is_held() || is_of(context, name, noted));
@@ -35,7 +35,7 @@ fn of_vm(uuid: Uuid) -> String {
 
 /// Can `directory`, which was noted at the last start of `name`, be the one of its sockets? That of
 /// another store, or of another VM of this one, was noted in what this store was copied from.
-pub fn is_of(context: &Context, name: &Name, directory: &Path) -> bool {
+pub(crate) fn is_of(context: &Context, name: &Name, directory: &Path) -> bool {
     let last = directory.file_name().unwrap_or_default().to_string_lossy();
     let Some(vm) = last.strip_suffix(&context.store.place()) else { return false };
     // Of a VM whose record cannot be read, the store has to do.
@@ -45,7 +45,7 @@ pub fn is_of(context: &Context, name: &Name, directory: &Path) -> bool {
 /// Where the sockets of the VM with this UUID go. They belong to the store as well: a copy of it
 /// has VMs of the same UUIDs, and the QEMU of one must not be taken for that of the other. Refused
 /// when a socket's path would be longer than the kernel allows.
-pub fn directory(context: &Context, uuid: Uuid) -> Result<PathBuf> {
+pub(crate) fn directory(context: &Context, uuid: Uuid) -> Result<PathBuf> {
     let name = format!("{}{}", of_vm(uuid), context.store.place());
     let directory = context.settings.runtime.join(name);
     let longest = Sockets::new(directory.clone())

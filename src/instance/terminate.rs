@@ -15,7 +15,7 @@ use crate::sys::{fault, holder};
 const QUIT: Duration = Duration::from_secs(30);
 
 /// Ends QEMU by QMP `quit`, which writes out what it has cached; kills it when it does not end.
-pub async fn quit(context: &Context, name: &Name, mut qmp: Qmp) -> Result<()> {
+pub(crate) async fn quit(context: &Context, name: &Name, mut qmp: Qmp) -> Result<()> {
     let process = process_of(&qmp, name)?;
     let told = qmp.run(&qapi::qmp::quit {}).await;
     if told.is_err() || !process::wait_for_end(&process, QUIT).await? {
@@ -28,7 +28,7 @@ pub async fn quit(context: &Context, name: &Name, mut qmp: Qmp) -> Result<()> {
 }
 
 /// Kills a QEMU that does not answer; who it is, the kernel says (`SO_PEERPIDFD` of its socket).
-pub async fn kill(context: &Context, name: &Name) -> Result<()> {
+pub(crate) async fn kill(context: &Context, name: &Name) -> Result<()> {
     let unknown =
         || Error::qemu(format!("the QEMU of {name} does not answer and its process is not known"));
     let sockets = sockets::of(context, name);
@@ -80,7 +80,7 @@ fn holder(context: &Context, name: &Name) -> Option<PidFd> {
 }
 
 /// The process of the QEMU that `qmp` talks to.
-pub fn process_of(qmp: &Qmp, name: &Name) -> Result<PidFd> {
+pub(crate) fn process_of(qmp: &Qmp, name: &Name) -> Result<PidFd> {
     let unknown = || Error::qemu(format!("cannot watch the QEMU of {name}"));
     qmp.process().ok_or_else(unknown)
 }

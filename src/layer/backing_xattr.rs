@@ -1,4 +1,4 @@
-//! Which layer a file is, and what it stands on, noted beside its header: an extended attribute of
+//! Which layer a file is, and what it depends on, noted beside its header: an extended attribute of
 //! the file (`user.cowhand.backing`, see `xattr(7)`). Its words, and spaces behind them:
 //!
 //! | word | |
@@ -31,23 +31,23 @@ const NAME: &str = "user.cowhand.backing";
 const LONGEST: usize = 64;
 /// The length of a note. A disk that is full has room for a note that is as long as the one before.
 const LENGTH: usize = 48;
-/// In the place of a name: it stands on nothing.
+/// In the place of a name: it depends on nothing.
 const NONE: &str = "-";
 
 /// What is noted of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RecordedBacking {
+pub(crate) enum RecordedBacking {
     /// Nothing.
     Nothing,
-    /// It stands on this layer, or on none.
+    /// It depends on this layer, or on none.
     On(Option<Layer>),
     /// A merge puts it from one layer on another one, or on none, and has not said yet that it has.
     Between(Layer, Option<Layer>),
 }
 
 impl RecordedBacking {
-    /// May the header say that the layer stands on `backing`?
-    pub fn allows(&self, backing: Option<&Layer>) -> bool {
+    /// May the header say that the layer depends on `backing`?
+    pub(crate) fn allows(&self, backing: Option<&Layer>) -> bool {
         match self {
             Self::Nothing => true,
             Self::On(noted) => noted.as_ref() == backing,
@@ -55,9 +55,9 @@ impl RecordedBacking {
         }
     }
 
-    /// What the layer stands on by its note; `None`: nothing is noted. What a merge takes it off is
-    /// right as long as that layer is there: it holds what it held.
-    pub fn by_note(self, store: &Store) -> Option<Option<Layer>> {
+    /// What the layer depends on by its note; `None`: nothing is noted. What a merge takes it off
+    /// is right as long as that layer is there: it holds what it held.
+    pub(crate) fn by_note(self, store: &Store) -> Option<Option<Layer>> {
         match self {
             Self::Nothing => None,
             Self::On(noted) => Some(noted),
@@ -66,20 +66,20 @@ impl RecordedBacking {
         }
     }
 
-    /// Is this layer one of those that it may stand on?
-    pub fn names(&self, backing: &Layer) -> bool {
+    /// Is this layer one of those that it may depend on?
+    pub(crate) fn names(&self, backing: &Layer) -> bool {
         *self != Self::Nothing && self.allows(Some(backing))
     }
 }
 
-/// Notes that `layer` stands on `backing`.
-pub fn write(store: &Store, layer: &Layer, backing: Option<&Layer>) -> io::Result<()> {
+/// Notes that `layer` depends on `backing`.
+pub(crate) fn write(store: &Store, layer: &Layer, backing: Option<&Layer>) -> io::Result<()> {
     let name = backing.map(Layer::file_name).unwrap_or_default();
     set(store, layer, &format!("{name} {}", layer.id), XattrFlags::empty())
 }
 
 /// The same, where nothing is noted yet.
-pub fn make(store: &Store, layer: &Layer, backing: Option<&Layer>) -> io::Result<()> {
+pub(crate) fn make(store: &Store, layer: &Layer, backing: Option<&Layer>) -> io::Result<()> {
     let name = backing.map(Layer::file_name).unwrap_or_default();
     match set(store, layer, &format!("{name} {}", layer.id), XattrFlags::CREATE) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -89,7 +89,7 @@ pub fn make(store: &Store, layer: &Layer, backing: Option<&Layer>) -> io::Result
 
 /// Notes that a merge is about to put `layer` from `before` on `after`, and makes that survive a
 /// power cut, as what the merge writes into the header does.
-pub fn begin(
+pub(crate) fn begin(
     store: &Store,
     layer: &Layer,
     before: &Layer,
@@ -111,14 +111,14 @@ fn set(store: &Store, layer: &Layer, text: &str, how: XattrFlags) -> io::Result<
 }
 
 /// Does the file system of the layers keep such notes?
-pub fn can_be_kept(store: &Store) -> bool {
+pub(crate) fn can_be_kept(store: &Store) -> bool {
     let mut none = [0_u8; 0];
     // The directory may be a link to one on another disk.
     getxattr(store.layout.layers(), NAME, &mut none[..]) != Err(Errno::NOTSUP)
 }
 
 /// What is noted.
-pub fn read(store: &Store, layer: &Layer) -> RecordedBacking {
+pub(crate) fn read(store: &Store, layer: &Layer) -> RecordedBacking {
     let mut bytes = [0_u8; LONGEST];
     let Ok(length) = lgetxattr(store.layout.layer(layer), NAME, &mut bytes[..]) else {
         return RecordedBacking::Nothing;
@@ -131,14 +131,14 @@ pub fn read(store: &Store, layer: &Layer) -> RecordedBacking {
 }
 
 /// What is noted with the file of a layer that is open, and which layer that note is of.
-pub fn read_file(file: &File) -> (RecordedBacking, Option<LayerId>) {
+pub(crate) fn read_file(file: &File) -> (RecordedBacking, Option<LayerId>) {
     let mut bytes = [0_u8; LONGEST];
     fgetxattr(file, NAME, &mut bytes[..])
         .map_or((RecordedBacking::Nothing, None), |length| parse(&bytes[..length]))
 }
 
 /// Does a note say that the file at `path` is that of `layer`?
-pub fn is_of(path: &Path, layer: &Layer) -> bool {
+pub(crate) fn is_of(path: &Path, layer: &Layer) -> bool {
     let mut bytes = [0_u8; LONGEST];
     lgetxattr(path, NAME, &mut bytes[..])
         .is_ok_and(|length| parse(&bytes[..length]).1.as_ref() == Some(&layer.id))

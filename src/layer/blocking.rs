@@ -24,7 +24,7 @@ impl Drop for StopOnDrop {
 
 /// Does `work`, which counts its bytes and looks at the other every now and then, and tells `task`
 /// of `total` bytes.
-pub async fn run<T: Send + 'static>(
+pub(crate) async fn run<T: Send + 'static>(
     task: &dyn Task,
     total: u64,
     work: impl FnOnce(&Counter, &Stop) -> io::Result<T> + Send + 'static,

@@ -17,7 +17,7 @@ pub fn read(store: &Store, layer: &Layer) -> Result<Chain> {
     follow(store, layer).map(|(chain, _)| chain)
 }
 
-/// The same, of layers of which each stands on what it was made on.
+/// The same, of layers of which each depends on what it was made on.
 pub fn undisputed(store: &Store, layer: &Layer) -> Result<Chain> {
     let (chain, disputed) = follow(store, layer)?;
     disputed.map_or(Ok(chain), |info| Err(disputed_header(store, &info)))
@@ -60,20 +60,20 @@ pub fn files(store: &Store, layer: &Layer) -> Vec<PathBuf> {
     )
 }
 
-/// The chain of a disk's active layer. What it stands on has to be what it was when it was sealed.
+/// The chain of a disk's active layer. What it depends on has to be what it was when it was sealed.
 pub fn of_disk(store: &Store, disk: &Disk) -> Result<Chain> {
     whole(store, &disk.layer)
 }
 
 /// The same as [`read`], of layers of which none has lost anything since it was sealed, and each
-/// stands on what it was made on.
+/// depends on what it was made on.
 pub fn whole(store: &Store, layer: &Layer) -> Result<Chain> {
     let chain = undisputed(store, layer)?;
     chain.links().iter().try_for_each(|link| sealed::refuse_lost(store, &link.layer))?;
     Ok(chain)
 }
 
-/// Refuses a layer that has lost something since it was sealed, or does not stand on what it was
+/// Refuses a layer that has lost something since it was sealed, or does not depend on what it was
 /// made on.
 pub fn refuse_unsound(store: &Store, layer: &Layer) -> Result<()> {
     let info = info::inspect(store, layer)?;
@@ -93,7 +93,7 @@ fn disputed_header(store: &Store, info: &LayerInfo) -> Error {
         None => String::new(),
     };
     Error::damaged(format!(
-        "layer {} is damaged: by its header it stands on {now}{made}",
+        "layer {} is damaged: its header names {now} as its backing file{made}",
         info.layer
     ))
     .hint("cowhand doctor --repair    writes what it was made on into its header")

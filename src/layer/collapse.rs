@@ -6,8 +6,8 @@
 //!   (L's data moves);
 //! - with more children stays, hidden, until one is left.
 //!
-//! Commit changes L, so nothing but C may stand on it, and C vanishes, so all its names must be
-//! ours to re-point and at most one layer may stand on it. Stream only writes C. The cheaper one
+//! Commit changes L, so nothing but C may depend on it, and C vanishes, so all its names must be
+//! ours to re-point and at most one layer may depend on it. Stream only writes C. The cheaper one
 //! that is allowed is taken.
 
 use crate::model::{Format, Layer, LayerId, Name};
@@ -17,8 +17,8 @@ use super::info::LayerInfo;
 
 /// One thing to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
-    /// Nothing stands on it and nobody names it: into the trash.
+pub(crate) enum Action {
+    /// Nothing depends on it and nobody names it: into the trash.
     Drop(Layer),
     /// Write `top`'s data into `base`; `top` vanishes and `base` takes its place.
     Commit {
@@ -29,7 +29,7 @@ pub enum Action {
         /// About how many bytes move.
         bytes: u64,
     },
-    /// Copy `gone`'s data into `top`, which then stands on what `gone` stood on.
+    /// Copy `gone`'s data into `top`, which then depends on what `gone` depended on.
     Stream {
         /// The layer that is written.
         top: Layer,
@@ -49,8 +49,8 @@ pub enum Action {
 
 /// Why an unnamed layer stays.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Why {
-    /// Several layers stand on it.
+pub(crate) enum Why {
+    /// Several layers depend on it.
     Children(Vec<Layer>),
     /// It carries internal snapshots, which a merge would lose.
     InternalSnapshots(u32),
@@ -66,20 +66,24 @@ pub enum Why {
 
 /// Which layers may be written.
 #[derive(Debug, Clone, Copy)]
-pub struct Permissions<'a> {
+pub(crate) struct Permissions<'a> {
     /// The VM the plan is for: its names can be re-pointed.
     pub owner: &'a Name,
     /// Layers that a VM other than `owner` has open, or might open: they must not be written.
     pub in_use: &'a [LayerId],
     /// Layers that stay as they are, because a change that can be undone needs them.
     pub kept: &'a [LayerId],
-    /// Why nobody can be sure who uses what; then nothing is touched.
+    /// Why it is uncertain which VMs use these layers; then nothing is touched.
     pub uncertain: Option<&'a str>,
 }
 
 /// What becomes of `layer` now that `graph` shows who still names it. At most one merge; dropping
 /// goes on downwards.
-pub fn plan(graph: &LayerGraph, layer: &LayerId, permissions: Permissions<'_>) -> Vec<Action> {
+pub(crate) fn plan(
+    graph: &LayerGraph,
+    layer: &LayerId,
+    permissions: Permissions<'_>,
+) -> Vec<Action> {
     let mut actions = Vec::new();
     let mut dropped: Vec<LayerId> = Vec::new();
     let mut next = Some(layer.clone());
@@ -122,7 +126,7 @@ pub fn plan(graph: &LayerGraph, layer: &LayerId, permissions: Permissions<'_>) -
 }
 
 /// The layers that are not what they were after `actions`, or not there any more.
-pub fn touched(actions: &[Action]) -> impl Iterator<Item = &Layer> {
+pub(crate) fn touched(actions: &[Action]) -> impl Iterator<Item = &Layer> {
     actions
         .iter()
         .flat_map(|action| match action {
@@ -135,7 +139,7 @@ pub fn touched(actions: &[Action]) -> impl Iterator<Item = &Layer> {
 }
 
 /// Makes `graph` what it is after `actions`. About sizes it is as vague as they are.
-pub fn apply(graph: &mut LayerGraph, actions: &[Action]) {
+pub(crate) fn apply(graph: &mut LayerGraph, actions: &[Action]) {
     for action in actions {
         match action {
             Action::Drop(layer) => drop(graph.layers.remove(&layer.id)),
@@ -187,7 +191,7 @@ fn merge(
     if permissions.kept.contains(&child.layer.id) {
         return Action::Keep { layer: layer.layer.clone(), why: Why::Undo };
     }
-    // Nobody's yet, or any more: whoever takes it away, or back, relies on what it stands on.
+    // Nobody's yet, or any more: whoever takes it away, or back, relies on what it depends on.
     if graph.users(&child.layer.id).is_empty() {
         return Action::Keep { layer: layer.layer.clone(), why: Why::InUse };
     }

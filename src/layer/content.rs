@@ -19,7 +19,7 @@ const CHUNK: u64 = 1 << 20;
 
 /// The sum of `file`, in hexadecimal digits. It takes as long as its data takes to be read;
 /// `counter` has the bytes read so far.
-pub fn sum(file: &File, counter: &Counter, stop: &Stop) -> io::Result<String> {
+pub(crate) fn sum(file: &File, counter: &Counter, stop: &Stop) -> io::Result<String> {
     let length = file.metadata()?.len();
     let (mut hash, mut buffer) =
         (Sha256::new(), vec![0; usize::try_from(CHUNK).unwrap_or_default()]);

@@ -15,7 +15,7 @@ use crate::qemu::offline::{self, Offline};
 use crate::sys::sparse::{self, Method};
 
 /// Copies the layer `from` as `layer`, durably. One that exists already is left alone.
-pub async fn file(context: &Context, from: &Layer, layer: &Layer) -> Result<Option<Method>> {
+pub(crate) async fn file(context: &Context, from: &Layer, layer: &Layer) -> Result<Option<Method>> {
     if context.store.layout.layer(layer).exists() {
         return Ok(None);
     }
@@ -39,7 +39,7 @@ pub async fn file(context: &Context, from: &Layer, layer: &Layer) -> Result<Opti
 /// Copies the file `from`, which comes from outside, into the pool as `layer`, durably, and backs
 /// it by `backing`. Its owner may have put another file in its place since it was inspected, which
 /// is not copied, or changed it, so the copy is inspected, too.
-pub async fn foreign(
+pub(crate) async fn foreign(
     context: &Context,
     (from, id): (&Path, Option<FileId>),
     layer: &Layer,
@@ -92,7 +92,7 @@ async fn begin(context: &Context, (from, opened): (&Path, File), layer: &Layer) 
 
 /// Copies the file of a layer to `to`, which must not exist, as it is: it names the layer below as
 /// before.
-pub async fn out(context: &Context, layer: &Layer, to: &Path) -> Result<()> {
+pub(crate) async fn out(context: &Context, layer: &Layer, to: &Path) -> Result<()> {
     let path = context.store.layout.layer(layer);
     let opened = opened::open(&context.store, layer)?;
     copy(context, (&path, opened.file), to.to_owned()).await?;
@@ -118,7 +118,11 @@ async fn copy(context: &Context, (from, opened): (&Path, File), to: PathBuf) -> 
 /// Makes `layer` an independent copy of the chain below `source`: a single layer is copied as a
 /// file, a longer chain is flattened into a new qcow2 by QEMU (`blockdev-backup`, `sync: full`, in
 /// the offline engine).
-pub async fn chain(context: &Context, source: &Layer, layer: &Layer) -> Result<Option<Method>> {
+pub(crate) async fn chain(
+    context: &Context,
+    source: &Layer,
+    layer: &Layer,
+) -> Result<Option<Method>> {
     let store = &context.store;
     let chain = chains::whole(store, source)?;
     // A file is copied with all that is in it; internal snapshots belong to the source.
@@ -151,7 +155,7 @@ pub async fn chain(context: &Context, source: &Layer, layer: &Layer) -> Result<O
 
 /// Makes `layer`, a qcow2, an independent copy of what an internal snapshot of `source` holds
 /// (`qemu-img convert -l`).
-pub async fn inner(
+pub(crate) async fn inner(
     context: &Context,
     source: &Layer,
     inside: &Inside<'_>,

@@ -10,7 +10,7 @@ use crate::model::{Format, Layer};
 use crate::store::{Store, atomic};
 use crate::sys::fault;
 
-/// Writes an empty qcow2 layer, standing on `backing` if there is one, and makes it durable.
+/// Writes an empty qcow2 layer, depending on `backing` if there is one, and makes it durable.
 ///
 /// It is written beside its place and renamed, so that a layer that exists is whole. One that
 /// exists already is left alone.

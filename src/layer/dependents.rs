@@ -7,30 +7,30 @@ use super::graph::LayerGraph;
 use super::info::LayerInfo;
 use crate::model::{LayerId, Name};
 
-/// For each layer, those that stand on it.
+/// For each layer, those that depend on it.
 type Children<'a> = BTreeMap<&'a LayerId, Vec<&'a LayerInfo>>;
 
 impl LayerGraph {
-    /// The other VMs and templates that stand on these layers, and would lose data if they went.
+    /// The other VMs and templates that depend on these layers, and would lose data if they went.
     pub fn dependents(&self, owner: &Name, layers: &[LayerId]) -> Vec<Name> {
         self.owners(Some(owner), above(&self.all_children(), layers).into_iter())
     }
 
-    /// Everybody who names this layer or stands on it.
+    /// Everybody who names this layer or depends on it.
     pub fn users(&self, layer: &LayerId) -> Vec<Name> {
         let above = above(&self.all_children(), std::slice::from_ref(layer));
         self.owners(None, above.into_iter().chain([layer]))
     }
 
-    /// The other VMs and templates that name this layer or stand on it.
+    /// The other VMs and templates that name this layer or depend on it.
     pub fn sharers(&self, owner: &Name, layer: &LayerId) -> Vec<Name> {
         let mut names = self.users(layer);
         names.retain(|name| name != owner);
         names
     }
 
-    /// Everybody who would lose data if `root` went, and `root`: whoever is stood on comes after
-    /// those who stand on it. A clone that is still being made is not among them.
+    /// Everybody who would lose data if `root` went, and `root`: whoever is depended on comes after
+    /// those who depend on it. A clone that is still being made is not among them.
     pub fn dependents_first(&self, root: &Name) -> Vec<Name> {
         let children = self.all_children();
         let mut named: BTreeMap<&Name, Vec<LayerId>> = BTreeMap::new();
@@ -64,7 +64,7 @@ impl LayerGraph {
         found.push(name.clone());
     }
 
-    /// The layers that somebody names, and those below them.
+    /// The layers that a record names, and those below them.
     pub fn used(&self) -> BTreeSet<&LayerId> {
         let mut used = BTreeSet::new();
         let mut next: Vec<&LayerId> =
@@ -80,7 +80,7 @@ impl LayerGraph {
         used
     }
 
-    /// The layers that a record names, or that one stands on which somebody uses, and that are not
+    /// The layers that a record names, or that one depends on which is used, and that are not
     /// there.
     pub fn lacking(&self) -> BTreeSet<&LayerId> {
         let used = self.used();
@@ -94,10 +94,10 @@ impl LayerGraph {
             .values()
             .chain(self.noted.values())
             .filter(|info| used.contains(&info.layer.id));
-        let stood_on = infos.filter_map(|info| info.backing.as_ref()).map(|backing| &backing.id);
+        let backing = infos.filter_map(|info| info.backing.as_ref()).map(|backing| &backing.id);
         let damaged: BTreeSet<&LayerId> = self.damaged.iter().map(|layer| &layer.id).collect();
         let is_there = |id: &&LayerId| self.layers.contains_key(*id) || damaged.contains(*id);
-        named.chain(stood_on).filter(|id| !is_there(id)).collect()
+        named.chain(backing).filter(|id| !is_there(id)).collect()
     }
 
     /// A VM or template whose record names a layer with a chain that is not whole, or is not what
@@ -145,7 +145,7 @@ impl LayerGraph {
     }
 }
 
-/// The layers that stand on these.
+/// The layers that depend on these.
 fn above<'a>(children: &Children<'a>, layers: &[LayerId]) -> BTreeSet<&'a LayerId> {
     let mut above = BTreeSet::new();
     let mut next: Vec<&LayerId> = layers.iter().collect();
@@ -169,7 +169,7 @@ mod tests {
         text.parse().expect("a name")
     }
 
-    /// A pool of layers, each with the one it stands on and who names it.
+    /// A pool of layers, each with the one it depends on and who names it.
     fn graph(layers: &[(&str, Option<&str>, Use)]) -> LayerGraph {
         let layer = |text: &str| Layer {
             id: format!("{text:0>10}").parse().expect("an id"),
@@ -197,8 +197,8 @@ mod tests {
     }
 
     #[test]
-    fn who_stands_on_another_disk_of_a_dependent_is_in_the_tower() {
-        // b's first disk stands on a; c stands on b's second disk, d on neither.
+    fn who_depends_on_another_disk_of_a_dependent_is_among_the_dependents() {
+        // b's first disk depends on a; c depends on b's second disk, d on neither.
         let snapshot = |vm| Use::Snapshot(name(vm), name("s"));
         let layers = [
             ("1", None, Use::Template(name("a"))),
@@ -213,14 +213,14 @@ mod tests {
     }
 
     #[test]
-    fn a_clone_that_is_being_made_is_not_in_the_tower_yet() {
+    fn a_clone_that_is_being_made_is_not_among_the_dependents_yet() {
         let layers =
             [("1", None, Use::Template(name("a"))), ("2", Some("1"), Use::Change(name("b")))];
         assert_eq!(graph(&layers).dependents_first(&name("a")), [name("a")]);
     }
 
     #[test]
-    fn who_stand_on_each_other_are_all_in_the_tower() {
+    fn who_depend_on_each_other_are_all_among_the_dependents() {
         let layers = [
             ("1", None, head("a")),
             ("2", Some("1"), head("b")),

@@ -24,7 +24,7 @@ use crate::store::Store;
 use crate::sys::{fault, files};
 
 /// The files that merges write, opened before they do.
-pub struct Written {
+pub(crate) struct Written {
     layers: Vec<Target>,
     headers: Vec<(PathBuf, File)>,
 }
@@ -61,7 +61,10 @@ impl From<Unflushed> for Error {
 
 impl Written {
     /// Opens the files that `merges` write.
-    pub fn open<'a>(store: &Store, merges: impl IntoIterator<Item = &'a Merge>) -> Result<Self> {
+    pub(crate) fn open<'a>(
+        store: &Store,
+        merges: impl IntoIterator<Item = &'a Merge>,
+    ) -> Result<Self> {
         let mut written = Self { layers: Vec::new(), headers: Vec::new() };
         for merge in merges {
             let layer = merge.written();
@@ -82,7 +85,11 @@ impl Written {
     }
 
     /// Lets QEMU write out what it holds of the layers that these jobs copy into.
-    pub async fn flush_nodes(&self, qmp: &mut Qmp, jobs: &[String]) -> Result<(), Unflushed> {
+    pub(crate) async fn flush_nodes(
+        &self,
+        qmp: &mut Qmp,
+        jobs: &[String],
+    ) -> Result<(), Unflushed> {
         for target in self.layers.iter().filter(|target| jobs.contains(&target.job)) {
             if let Err(error) = qmp.flush_node(target.node.clone()).await {
                 self.forget_cached();
@@ -93,7 +100,7 @@ impl Written {
     }
 
     /// Waits for the disk to have all that was written to the files.
-    pub fn sync(&self) -> Result<()> {
+    pub(crate) fn sync(&self) -> Result<()> {
         for (path, file) in self.files() {
             let flushed =
                 fault::point("a merged layer, about to be flushed").and_then(|()| file.sync_data());
@@ -121,7 +128,7 @@ impl Written {
 /// Makes sure of a header that an earlier attempt has let QEMU change: nobody knows whether the
 /// disk has it. Where no QEMU has the layer open, it is written once more, because a failed
 /// write-back of it may have been reported already, and would not be tried again.
-pub fn header(store: &Store, merge: &Merge, in_qemu: bool) -> Result<()> {
+pub(crate) fn header(store: &Store, merge: &Merge, in_qemu: bool) -> Result<()> {
     let Some(layer) = merge.relinked() else { return Ok(()) };
     let path = store.layout.layer(layer);
     let file = opened::open(store, layer)?.file;

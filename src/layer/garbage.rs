@@ -1,7 +1,7 @@
 //! The one rule of what nobody needs: which layers may go, and when nobody can be sure of that.
 //!
 //! A layer is needed when a record, the spare copy of one, a journal or something in the trash
-//! names it, or when a layer stands on it that stays. `rm`, the end of a throw-away VM, `template
+//! names it, or when a layer depends on it that stays. `rm`, the end of a throw-away VM, `template
 //! cool`, `gc` and `doctor` ask here. What a merge leaves is decided by [`super::collapse`], which
 //! plans the merge, and what a change takes out of use goes into the trash as its plan says.
 //!
@@ -24,7 +24,7 @@ use crate::store::Store;
 pub struct Needs {
     /// The layers, and who names them.
     pub graph: LayerGraph,
-    /// What something in the trash stands on, which can be taken back.
+    /// What something in the trash depends on, which can be taken back.
     below_trash: BTreeSet<LayerId>,
     /// Why something in the trash may name any layer.
     unknown: Option<String>,
@@ -41,7 +41,7 @@ pub enum Certainty {
     /// reason: what it names is unknown.
     NamesUnknown(String),
     /// A header cannot be read, or no moment of the store could be seen, for this reason: any layer
-    /// may be stood on.
+    /// may be depended on.
     HeadersUnknown(String),
 }
 
@@ -140,8 +140,8 @@ impl Needs {
         }
     }
 
-    /// Of layers that were nobody's when it was decided that they go, those that nothing stands on
-    /// now. `None` while something might stand on any of them that cannot be seen: something may
+    /// Of layers that were nobody's when it was decided that they go, those that nothing depends on
+    /// now. `None` while something might depend on any of them that cannot be seen: something may
     /// have come back out of the trash since then.
     pub fn decided(&self, layers: &[Layer]) -> Option<Vec<Layer>> {
         let graph = &self.graph;
@@ -152,7 +152,7 @@ impl Needs {
         {
             return None;
         }
-        // A damaged one is not among the layers, and what it stands on is free when it has gone.
+        // A damaged one is not among the layers, and what it depends on is free when it has gone.
         let damaged = layers.iter().filter(|layer| {
             let is_damaged =
                 graph.noted.contains_key(&layer.id) && !graph.layers.contains_key(&layer.id);
@@ -165,7 +165,7 @@ impl Needs {
         Some(free)
     }
 
-    /// All layers that nobody needs, but those that `stays` tells of, with what they stand on.
+    /// All layers that nobody needs, but those that `stays` tells of, with what they depend on.
     pub fn orphans(&self, stays: impl FnMut(&LayerInfo) -> bool) -> Vec<LayerInfo> {
         let all = self.graph.layers.keys().cloned().collect();
         free(&self.graph, &all, &self.below_trash, stays).into_iter().cloned().collect()
@@ -205,15 +205,16 @@ fn unknown(store: &Store) -> Result<Option<String>> {
 }
 
 /// The rule: of the layers in `going`, those that nobody names, that are not in `kept`, and that
-/// nothing stands on but layers that go before them. `stays` has the last word on each. As long as
-/// the pool is large; the order never leaves a layer without what it stands on.
+/// nothing depends on but layers that go before them. `stays` has the last word on each. As long as
+/// the pool is large; the order never leaves a layer without what it depends on.
 fn free<'a>(
     graph: &'a LayerGraph,
     going: &BTreeSet<LayerId>,
     kept: &BTreeSet<LayerId>,
     mut stays: impl FnMut(&LayerInfo) -> bool,
 ) -> Vec<&'a LayerInfo> {
-    // How many stand on each. By its note, a damaged layer stands on what it was made on for ever.
+    // How many depend on each. By its note, a damaged layer depends on what it was made on for
+    // ever.
     let mut children: BTreeMap<&LayerId, usize> = BTreeMap::new();
     for backing in
         graph.layers.values().chain(graph.noted.values()).filter_map(|info| info.backing.as_ref())
@@ -244,7 +245,7 @@ fn free<'a>(
 }
 
 /// The files in `ram/`: memory of guests, and the state of their devices.
-pub fn memory_files(store: &Store) -> Vec<DirEntry> {
+pub(crate) fn memory_files(store: &Store) -> Vec<DirEntry> {
     let entries = std::fs::read_dir(store.layout.rams()).into_iter().flatten().flatten();
     entries
         .filter(|entry| {
@@ -265,7 +266,7 @@ fn memory_id(file: &DirEntry) -> Option<LayerId> {
 
 /// The memory of a snapshot that the name of a file in `ram/` tells of, if that is whole. Neither
 /// what a command was writing when it died, nor that of a warm template, which can be made again.
-pub fn snapshot_memory(file: &DirEntry) -> Option<RamImage> {
+pub(crate) fn snapshot_memory(file: &DirEntry) -> Option<RamImage> {
     let id = memory_id(file)?;
     let images = [false, true].map(|compressed| RamImage { id: id.clone(), compressed });
     images.into_iter().find(|image| *image.file_name() == *file.file_name())
@@ -273,7 +274,7 @@ pub fn snapshot_memory(file: &DirEntry) -> Option<RamImage> {
 
 /// The memory that VMs name, by their records and the spare copies of these. `None` while a record
 /// cannot be read: it may name any.
-pub fn memory_of_vms(store: &Store) -> Result<Option<BTreeSet<LayerId>>> {
+pub(crate) fn memory_of_vms(store: &Store) -> Result<Option<BTreeSet<LayerId>>> {
     let mut named = BTreeSet::new();
     for name in store.directories()? {
         match store.load(&name) {
@@ -295,7 +296,7 @@ pub fn memory_of_vms(store: &Store) -> Result<Option<BTreeSet<LayerId>>> {
 /// Moves the memory of the snapshots of a VM that has gone, whose record was `record`, into its
 /// directory of the trash; not what another VM names, a copy of it for example, and nothing while
 /// that is unknown.
-pub fn trash_memory(store: &Store, record: &Record, trash: &Path) -> Result<()> {
+pub(crate) fn trash_memory(store: &Store, record: &Record, trash: &Path) -> Result<()> {
     let images: Vec<&RamImage> = record.snapshots.iter().filter_map(Snapshot::ram_image).collect();
     if images.is_empty() {
         return Ok(());
@@ -307,7 +308,7 @@ pub fn trash_memory(store: &Store, record: &Record, trash: &Path) -> Result<()> 
 
 /// Of `files`, which were listed before the journals were read, those that no VM names, no removed
 /// one in the trash, and no change has `claimed`. None while any of these is unknown.
-pub fn unneeded_memory(
+pub(crate) fn unneeded_memory(
     store: &Store,
     files: Vec<DirEntry>,
     claimed: BTreeSet<LayerId>,

@@ -1,4 +1,4 @@
-//! Every layer, what it stands on, and who names it: read by [`super::scan`], never stored. Here
+//! Every layer, what it depends on, and who names it: read by [`super::scan`], never stored. Here
 //! are the questions that can be asked of it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,14 +43,14 @@ impl Use {
 /// Why a record does not fit the layers. See [`LayerGraph::head_conflict`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HeadConflict {
-    /// Another layer stands on what the guest would write to.
-    StoodOn {
+    /// Another layer depends on what the guest would write to.
+    HasOverlay {
         /// The disk.
         target: String,
         /// That layer.
         child: Layer,
     },
-    /// Somebody else has the same layer.
+    /// Another VM has the same layer.
     Shared {
         /// The disk.
         target: String,
@@ -62,7 +62,9 @@ pub enum HeadConflict {
 impl fmt::Display for HeadConflict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::StoodOn { target, child } => write!(f, "layer {child} stands on its {target}"),
+            Self::HasOverlay { target, child } => {
+                write!(f, "layer {child} is backed by its {target}")
+            }
             Self::Shared { target, owner } => write!(f, "its {target} belongs to {owner}"),
         }
     }
@@ -82,23 +84,24 @@ pub struct LayerGraph {
     /// Layers whose header cannot be read, or that went while we looked.
     pub damaged: Vec<Layer>,
     /// Of some of the damaged ones, and of those whose header says something else: what they were
-    /// made on, if on anything, as far as that was noted. They may still stand on it.
+    /// made on, if on anything, as far as that was noted. They may still depend on it.
     pub noted: BTreeMap<LayerId, LayerInfo>,
     /// Files that are used in their place and cannot be used as they are now.
     pub unusable: Vec<Layer>,
     /// VMs whose record or journal cannot be read: what they use is unknown.
     pub unreadable: Vec<Name>,
-    /// A VM that somebody has set aside under a name that none can have: what it uses is not
+    /// A VM that a user has set aside under a name that none can have: what it uses is not
     /// counted.
     pub set_aside: Option<String>,
     /// Others changed the store so fast that no moment of it could be seen.
     pub unsettled: bool,
-    /// A layer that is named or stood on, and not there: what it stood on is unknown.
+    /// A layer that is named or depended on, and not there: what it depended on is unknown.
     pub lost: Option<LayerId>,
 }
 
 impl LayerGraph {
-    /// Why nobody can be sure who uses what: somebody's record or a layer's header cannot be read.
+    /// Why it is uncertain which VMs use which layers: a record or the header of a layer
+    /// cannot be read.
     pub fn uncertainty(&self, except: Option<&Name>) -> Option<String> {
         self.unseen_names(except).or_else(|| self.unseen_headers())
     }
@@ -119,12 +122,12 @@ impl LayerGraph {
         let lost = || {
             self.lost
                 .as_ref()
-                .map(|id| format!("layer {id} is missing, and what it stands on is unknown"))
+                .map(|id| format!("layer {id} is missing, and its backing file is unknown"))
         };
         record.or_else(aside).or_else(lost)
     }
 
-    /// Why it is unknown what some layer stands on, or whether all were seen.
+    /// Why it is unknown what some layer depends on, or whether all were seen.
     pub(super) fn unseen_headers(&self) -> Option<String> {
         let header =
             self.damaged.first().map(|layer| format!("the header of layer {layer} cannot be read"));
@@ -134,7 +137,7 @@ impl LayerGraph {
     }
 
     /// Why `record` cannot be the truth about what `name` writes to, if it cannot: a head is
-    /// written, so nothing stands on it and nobody else has it.
+    /// written, so nothing depends on it and nobody else has it.
     pub fn head_conflict(&self, name: &Name, record: &Record) -> Option<HeadConflict> {
         if record.is_template() {
             return None;
@@ -147,14 +150,14 @@ impl LayerGraph {
             let other = self.uses(id).iter().find(|r#use| {
                 r#use.owner() != name && r#use.is_recorded() && !self.is_mistaken(r#use.owner(), id)
             });
-            // That the header of somebody else's layer is wrong is no fault of this one.
+            // That the header of another VM's layer is wrong is no fault of this one.
             let is_other = |child: &&LayerInfo| {
                 child.disputed
                     && !self.owned(name, &child.layer.id)
                     && self.was_made_elsewhere(child, id)
             };
             if let Some(child) = self.children(id).find(|child| !ours(child) && !is_other(child)) {
-                return Some(HeadConflict::StoodOn { target, child: child.layer.clone() });
+                return Some(HeadConflict::HasOverlay { target, child: child.layer.clone() });
             }
             other.map(|other| HeadConflict::Shared { target, owner: other.owner().clone() })
         })
@@ -209,12 +212,12 @@ impl LayerGraph {
         self.named_by(name).iter().any(of_a_chain)
     }
 
-    /// The VM that writes to what an unnamed layer stands on, with nothing named in between. That
+    /// The VM that writes to what an unnamed layer depends on, with nothing named in between. That
     /// must not be, and means that the VM's record is not the last one; the layer may hold what its
     /// guest wrote.
     pub fn head_below(&self, id: &LayerId) -> Option<&Name> {
         let mut below = self.layers.get(id)?.backing.as_ref()?;
-        // A loop is somebody else's finding.
+        // A loop is another finding.
         for _ in 0..self.layers.len() {
             match self.uses(&below.id) {
                 [] => below = self.layers.get(&below.id)?.backing.as_ref()?,
@@ -228,8 +231,9 @@ impl LayerGraph {
         None
     }
 
-    /// The one layer that nobody names, nothing stands on, and that stands on this one with nothing
-    /// named in between: what its VM wrote to before its record was replaced by an older one.
+    /// The one layer that nobody names, nothing depends on, and that depends on this one with
+    /// nothing named in between: what its VM wrote to before its record was replaced by an older
+    /// one.
     /// `None` when there is no such layer, or more than one.
     pub fn later_head(&self, head: &LayerId) -> Option<Layer> {
         let (mut leaves, mut next, mut seen) = (Vec::new(), vec![head], BTreeSet::new());
@@ -239,7 +243,7 @@ impl LayerGraph {
                 return None;
             }
             for child in self.children(id) {
-                // What one that is damaged holds, and what stands on it, nobody knows.
+                // What one that is damaged holds, and what depends on it, nobody knows.
                 if !self.uses(&child.layer.id).is_empty()
                     || self.noted.contains_key(&child.layer.id)
                 {
@@ -304,7 +308,7 @@ impl LayerGraph {
         self.uses.get(id).map_or(&[], Vec::as_slice)
     }
 
-    /// The layers that stand on this one; those that are damaged, by their notes, come last.
+    /// The layers that depend on this one; those that are damaged, by their notes, come last.
     pub fn children<'a>(&'a self, id: &'a LayerId) -> impl Iterator<Item = &'a LayerInfo> {
         let all = self.layers.values().chain(self.noted.values());
         all.filter(move |info| info.backing.as_ref().is_some_and(|backing| backing.id == *id))
@@ -325,7 +329,7 @@ impl LayerGraph {
                 Error::damaged(format!("layer {id} {what}"))
             })?;
             if chain.iter().any(|seen| seen.layer.id == *id) {
-                return Err(Error::damaged(format!("layer {id} stands on itself")));
+                return Err(Error::damaged(format!("the backing files of layer {id} form a loop")));
             }
             chain.push(info);
             next = info.backing.as_ref().map(|backing| &backing.id);

@@ -22,7 +22,7 @@ use crate::sys::image_lock;
 /// Gives up the memory in the active part of `layer`, if there is any. Nobody has it open. An image
 /// with any damage stays as it is, which is an error. Cut short, it leaves at most clusters that
 /// nothing uses, which `disk check --repair` frees.
-pub async fn give_up(context: &Context, layer: &Layer) -> Result<()> {
+pub(crate) async fn give_up(context: &Context, layer: &Layer) -> Result<()> {
     let store = &context.store;
     let is_there = || Ok::<_, Error>(info::inspect(store, layer)?.guest_memory);
     if !is_there()? {

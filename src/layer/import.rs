@@ -17,14 +17,14 @@ use crate::sys::image_lock;
 
 impl Candidate {
     /// The file and its backing files, the lowest last.
-    pub fn chain(&self) -> impl Iterator<Item = &Self> {
+    pub(crate) fn chain(&self) -> impl Iterator<Item = &Self> {
         std::iter::successors(Some(self), |file| file.backing.as_deref())
     }
 }
 
 /// A file that can become a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Candidate {
+pub(crate) struct Candidate {
     /// Its absolute path, links resolved.
     pub path: PathBuf,
     /// Which file it was when it was examined.
@@ -38,7 +38,7 @@ pub struct Candidate {
 }
 
 /// Examines the file of `ask`, which has to be complete in itself.
-pub async fn examine(context: &Context, ask: &Ask<'_>) -> Result<Candidate> {
+pub(crate) async fn examine(context: &Context, ask: &Ask<'_>) -> Result<Candidate> {
     let file = look(ask)?;
     file.refuse_references()?;
     candidate(context, file, ask).await
@@ -46,7 +46,7 @@ pub async fn examine(context: &Context, ask: &Ask<'_>) -> Result<Candidate> {
 
 /// Examines the file of `ask` with its backing files, which lie beside it or below one of `within`.
 /// They are listed.
-pub async fn examine_with_backing(
+pub(crate) async fn examine_with_backing(
     context: &Context,
     ask: &Ask<'_>,
     within: &[PathBuf],
@@ -57,7 +57,7 @@ pub async fn examine_with_backing(
 }
 
 /// The same, for files that were listed before.
-pub async fn examine_again(
+pub(crate) async fn examine_again(
     context: &Context,
     ask: &Ask<'_>,
     within: &[PathBuf],
@@ -81,7 +81,7 @@ fn tree(ask: &Ask<'_>, within: &[PathBuf]) -> Result<Tree> {
 }
 
 /// Says which files are used.
-pub fn tell(context: &Context, tree: &Tree) {
+pub(crate) fn tell(context: &Context, tree: &Tree) {
     for file in tree.files().iter().skip(1) {
         context.ui.note(&format!(
             "{} names {}, which is used, too",
@@ -157,6 +157,6 @@ async fn candidate(context: &Context, file: Foreign, ask: &Ask<'_>) -> Result<Ca
 }
 
 /// How a format is said for `--disk`.
-pub fn disk<'a>(path: &'a Path, said: Option<Format>) -> Ask<'a> {
+pub(crate) fn disk<'a>(path: &'a Path, said: Option<Format>) -> Ask<'a> {
     Ask { path, said, spelling: Spelling::Disk }
 }

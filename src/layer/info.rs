@@ -16,7 +16,7 @@ use crate::store::{Store, plain};
 pub struct LayerInfo {
     /// Identity and format.
     pub layer: Layer,
-    /// The layer it stands on.
+    /// Its backing file.
     pub backing: Option<Layer>,
     /// The size the guest sees, in bytes; 0 where only QEMU could tell (vmdk and the like).
     pub virtual_bytes: u64,
@@ -54,20 +54,20 @@ impl LayerInfo {
 
 /// Notes beside the file of `layer` what its header says, where nothing is noted yet. No QEMU of a
 /// guest may have it open to write.
-pub fn note_backing(store: &Store, layer: &Layer) {
+pub(crate) fn note_backing(store: &Store, layer: &Layer) {
     if backing_xattr::read(store, layer) != RecordedBacking::Nothing {
         return;
     }
     if let Ok(info) = inspect(store, layer)
         && let Err(error) = backing_xattr::make(store, layer, info.backing.as_ref())
     {
-        tracing::debug!("what {layer} stands on is not noted: {error}");
+        tracing::debug!("the backing file of {layer} is not recorded: {error}");
     }
 }
 
 /// Reads what one layer says of itself. What it should not say is damage of this layer; that its
 /// file cannot be read is an error of another kind.
-pub fn inspect(store: &Store, layer: &Layer) -> Result<LayerInfo> {
+pub(crate) fn inspect(store: &Store, layer: &Layer) -> Result<LayerInfo> {
     let path = store.layout.layer(layer);
     let looked = opened::open(store, layer).and_then(|opened| look(&opened, &path, layer));
     looked.map_err(|error| {
@@ -80,7 +80,7 @@ pub fn inspect(store: &Store, layer: &Layer) -> Result<LayerInfo> {
 }
 
 /// The same, of a file that is not in its place.
-pub fn inspect_file(path: &Path, layer: &Layer) -> Result<LayerInfo> {
+pub(crate) fn inspect_file(path: &Path, layer: &Layer) -> Result<LayerInfo> {
     let opened = Opened { file: plain::open_existing(path)?, in_place: None };
     look(&opened, path, layer).map_err(|error| of_the_layer(error, layer))
 }
@@ -196,7 +196,7 @@ fn tables(file: &File, path: &Path, start: &[u8]) -> Result<Result<Vec<u8>, Stri
 }
 
 /// The first bytes of a layer, enough for its header.
-pub fn read_start(store: &Store, layer: &Layer) -> Result<Vec<u8>> {
+pub(crate) fn read_start(store: &Store, layer: &Layer) -> Result<Vec<u8>> {
     start(&opened::open(store, layer)?.file, &store.layout.layer(layer))
 }
 

@@ -16,7 +16,7 @@ const FIXED: usize = 40;
 
 /// An internal snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Inner {
+pub(crate) struct Inner {
     /// QEMU's number for it.
     pub id: String,
     /// Its tag.
@@ -27,7 +27,7 @@ pub struct Inner {
 
 /// Reads the snapshot table of a qcow2 image whose header has been looked at. `shown` is the image
 /// in messages.
-pub fn read(image: &dyn Source, shown: &Path) -> Result<Vec<Inner>> {
+pub(crate) fn read(image: &dyn Source, shown: &Path) -> Result<Vec<Inner>> {
     let bad =
         || Error::refused(format!("the snapshot table of {} cannot be read", shown.display()));
     let mut header = [0; 72];

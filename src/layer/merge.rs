@@ -13,7 +13,7 @@ mod notes;
 
 use std::time::Instant;
 
-pub use jobs::release;
+pub(crate) use jobs::release;
 use jobs::{cancel, copy_all, finalize, has_not_switched};
 
 use super::flush::{self, Written};
@@ -27,7 +27,7 @@ use crate::qemu::qmp::jobs::Job;
 use crate::qemu::qmp::{Qmp, QmpError};
 
 /// Why a merge did not come to its end.
-pub enum Failure {
+pub(crate) enum Failure {
     /// Nothing has switched: every layer holds what it held, and is where it was.
     Untouched(Error),
     /// Something has, or nobody knows: it has to be carried on.
@@ -37,7 +37,7 @@ pub enum Failure {
 /// Carries out `merges`: those that are open in the VM's QEMU there, the others in the offline
 /// engine; in either place all switch together, or none. `paused_at` is set when the guest was
 /// paused.
-pub async fn run(
+pub(crate) async fn run(
     context: &Context,
     live: Option<&mut Qmp>,
     merges: &[Merge],
@@ -141,7 +141,11 @@ fn make_writable<'a>(
 
 /// Calls off merges that another attempt has begun, where none of them has switched. False: they
 /// have to be carried on.
-pub async fn call_off(context: &Context, live: Option<&mut Qmp>, merges: &[Merge]) -> Result<bool> {
+pub(crate) async fn call_off(
+    context: &Context,
+    live: Option<&mut Qmp>,
+    merges: &[Merge],
+) -> Result<bool> {
     let is_untouched = is_called_off(context, live, merges).await?;
     if is_untouched {
         notes::call_off(&context.store, merges);
@@ -212,17 +216,17 @@ async fn place(context: &Context, qmp: &mut Qmp, merge: &Merge) -> Result<Place>
 /// Has this merge happened already, as the headers tell? The commit of an active layer shows in no
 /// header; doing it again is harmless, because nothing was written since.
 fn done(context: &Context, merge: &Merge) -> Result<bool> {
-    let stands_on = |layer, base: Option<&_>| {
+    let is_backed_by = |layer, base: Option<&_>| {
         info::inspect(&context.store, layer).map(|info| info.backing.as_ref() == base)
     };
     match (merge.kind, &merge.overlay) {
-        (MergeKind::Stream, _) => stands_on(&merge.top, merge.below.as_ref()),
-        (MergeKind::Commit, Some(overlay)) => stands_on(overlay, Some(&merge.base)),
+        (MergeKind::Stream, _) => is_backed_by(&merge.top, merge.below.as_ref()),
+        (MergeKind::Commit, Some(overlay)) => is_backed_by(overlay, Some(&merge.base)),
         (MergeKind::Commit, None) => Ok(!context.store.layout.layer(&merge.top).exists()),
     }
 }
 
-/// Copies the data of all of them, as far as they can go without changing who stands on whom. When
+/// Copies the data of all of them, as far as they can go without changing who depends on whom. When
 /// one fails, all are called off.
 async fn copy<'a>(
     context: &Context,

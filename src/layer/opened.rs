@@ -19,7 +19,7 @@ use crate::sys::files::{Pinned, Refusal};
 
 /// The file of a layer, open for reading.
 #[derive(Debug)]
-pub struct Opened {
+pub(crate) struct Opened {
     /// The file itself: the same one whatever becomes of its path.
     pub file: File,
     /// A user's file that is used in its place, and where it lies.
@@ -29,7 +29,7 @@ pub struct Opened {
 /// Opens the file of `layer`. A file that is used in its place belongs to whoever may write to its
 /// directory: what lies there now can be a link, a FIFO, or nothing, which is damage of this layer.
 /// That we cannot open any file (`EMFILE`, `EIO`) is none.
-pub fn open(store: &Store, layer: &Layer) -> Result<Opened> {
+pub(crate) fn open(store: &Store, layer: &Layer) -> Result<Opened> {
     let path = store.layout.layer(layer);
     let missing = || {
         Error::damaged(format!("layer {layer} is missing from the store"))
@@ -87,7 +87,7 @@ pub fn open(store: &Store, layer: &Layer) -> Result<Opened> {
 /// What a layer that is the user's `file`, an absolute path, links to: that path with `/.` before
 /// it. So our links are told from those that somebody has put in the place of a layer that he moved
 /// elsewhere. (Earlier versions did not tell them apart.)
-pub fn link_target(file: &Path) -> PathBuf {
+pub(crate) fn link_target(file: &Path) -> PathBuf {
     let mut target = OsString::from("/.");
     target.push(file);
     target.into()
@@ -95,7 +95,7 @@ pub fn link_target(file: &Path) -> PathBuf {
 
 /// Can the file of `layer`, which cannot be used, have had no backing file? It is a user's, which
 /// is used in its place; or, where that is not certain, in a format that has none.
-pub fn had_no_backing(store: &Store, layer: &Layer) -> bool {
+pub(crate) fn had_no_backing(store: &Store, layer: &Layer) -> bool {
     std::fs::read_link(store.layout.layer(layer)).is_ok_and(|target| {
         may_be_in_place(store, &target) && (layer.format != Format::Qcow2 || is_certain(&target))
     })
@@ -113,7 +113,7 @@ fn is_certain(target: &Path) -> bool {
 }
 
 /// What can be done where `layer` may have been moved elsewhere, and is damaged.
-pub fn about_link(store: &Store, layer: &Layer) -> Option<String> {
+pub(crate) fn about_link(store: &Store, layer: &Layer) -> Option<String> {
     let target = moved_to(store, layer)?;
     let path = store.layout.layer(layer);
     Some(format!(

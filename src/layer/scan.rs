@@ -25,7 +25,7 @@ impl LayerGraph {
     /// Others may be at work meanwhile. A layer that is seen was pinned by a journal before it was
     /// made, and is named by the record before that journal goes: so layers are read first, then
     /// per VM the journal, then the record. Where that is not enough to have seen one moment, it is
-    /// looked again: a VM was renamed meanwhile, or a merge told an overlay what it stands on now
+    /// looked again: a VM was renamed meanwhile, or a merge told an overlay what it depends on now
     /// after its header was read, and before that other layer was.
     pub fn scan(store: &Store) -> Result<Self> {
         let mut rounds = 0..ROUNDS;
@@ -49,7 +49,7 @@ impl LayerGraph {
         }
     }
 
-    /// The same, and the layers that something in the trash stands on, which can be taken back:
+    /// The same, and the layers that something in the trash depends on, which can be taken back:
     /// both as they were at one moment.
     pub fn scan_with_trash(store: &Store) -> Result<(Self, Vec<LayerId>)> {
         let mut rounds = 0..ROUNDS;
@@ -83,7 +83,7 @@ impl LayerGraph {
         for (layer, info, noted) in inspect_all(store)? {
             match info {
                 Ok(info) => {
-                    // Which of the two it stands on nobody knows, so nothing happens to either.
+                    // Which of the two it depends on nobody knows, so nothing happens to either.
                     if info.disputed
                         && let Some(backing) = noted.by_note(store)
                     {
@@ -101,7 +101,7 @@ impl LayerGraph {
                     self.layers.insert(layer.id.clone(), LayerInfo::unusable(layer.clone()));
                     self.unusable.push(layer);
                 }
-                // One layer that is damaged or cannot be read concerns those who stand on it, and
+                // One layer that is damaged or cannot be read concerns those who depend on it, and
                 // nobody else.
                 Err(_) => {
                     if let Some(Some(backing)) = noted.by_note(store) {
@@ -168,8 +168,8 @@ impl LayerGraph {
         self.layers.contains_key(&layer.id) || self.damaged.iter().any(|other| other.id == layer.id)
     }
 
-    /// A layer that is named or stood on was not seen. Either it came, or went, while we looked; or
-    /// it is lost.
+    /// A layer that is named or depended on was not seen. Either it came, or went, while we looked;
+    /// or it is lost.
     fn doubt(&self, store: &Store, unseen: &[(Name, Layer)]) -> Option<Doubt> {
         let is_there = |layer: &Layer| store.layout.layer(layer).symlink_metadata().is_ok();
         let mut used = None;
@@ -280,9 +280,9 @@ fn inspect_all(store: &Store) -> Result<Vec<(Layer, Result<LayerInfo>, RecordedB
     Ok(layers.into_iter().zip(looks).map(|(layer, (info, noted))| (layer, info, noted)).collect())
 }
 
-/// The layers whose header says that they stand on one of `bases`, or whose header is damaged and
+/// The layers whose header says that they depend on one of `bases`, or whose header is damaged and
 /// whose note says so.
-pub fn backed_by(store: &Store, bases: &[&Layer]) -> Result<Vec<Layer>> {
+pub(crate) fn backed_by(store: &Store, bases: &[&Layer]) -> Result<Vec<Layer>> {
     let mut standing = Vec::new();
     for (layer, info, noted) in inspect_all(store)? {
         match info {
@@ -346,7 +346,7 @@ mod tests {
         let top = bench.layer(Some(&merged));
         let mut torn = bench.headers();
         assert_eq!(torn.doubt(&bench.store, &[]), None);
-        // The merge: `top` stands on `base` now, and what was between is gone, before the listing
+        // The merge: `top` depends on `base` now, and what was between is gone, before the listing
         // comes to it.
         for layer in [&merged, &top] {
             bench.remove(layer);

@@ -11,7 +11,7 @@ use crate::model::{FileStamp, Layer, Name, Record};
 use crate::store::Store;
 
 /// What it looks like now.
-pub fn of(store: &Store, layer: &Layer) -> Result<FileStamp> {
+pub(crate) fn of(store: &Store, layer: &Layer) -> Result<FileStamp> {
     of_file(&store.layout.layer(layer), layer)
 }
 
@@ -22,15 +22,15 @@ fn of_file(path: &Path, layer: &Layer) -> Result<FileStamp> {
     Ok(FileStamp { layer: layer.clone(), bytes: about.len(), modified_ns })
 }
 
-/// The stamps of everything that `layer` stands on.
-pub fn below(store: &Store, layer: &Layer) -> Result<Vec<FileStamp>> {
+/// The stamps of everything that `layer` depends on.
+pub(crate) fn below(store: &Store, layer: &Layer) -> Result<Vec<FileStamp>> {
     chain::read(store, layer)?.links()[1..].iter().map(|link| of(store, &link.layer)).collect()
 }
 
-/// Why something that stands on these layers means nothing any more, if so: one of them is not what
-/// it was, or a VM writes to it now. A merge that had no data to move makes a layer the head of a
-/// VM, and leaves its file as it was.
-pub fn obstacle(
+/// Why something that depends on these layers means nothing any more, if so: one of them is not
+/// what it was, or a VM writes to it now. A merge that had no data to move makes a layer the head
+/// of a VM, and leaves its file as it was.
+pub(crate) fn obstacle(
     store: &Store,
     records: &[(Name, Record)],
     stamps: &[FileStamp],
@@ -45,9 +45,9 @@ pub fn obstacle(
     })
 }
 
-/// Why what stands on a layer means nothing any more.
+/// Why what depends on a layer means nothing any more.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Obstacle {
+pub(crate) enum Obstacle {
     /// It is not what it was.
     Changed(Layer),
     /// This VM writes to it.
@@ -58,12 +58,12 @@ impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Changed(layer) => {
-                write!(f, "it stands on layer {layer}, which was merged or removed since then")
+                write!(f, "it depends on layer {layer}, which was merged or removed since then")
             }
             Self::Written(layer, name) => {
                 write!(
                     f,
-                    "it stands on layer {layer}, which was merged since then: {name} writes to it"
+                    "it depends on layer {layer}, which was merged since then: {name} writes to it"
                 )
             }
         }
@@ -71,7 +71,7 @@ impl fmt::Display for Obstacle {
 }
 
 /// The first of these layers that is not what it was, if any.
-pub fn changed<'a>(store: &Store, stamps: &'a [FileStamp]) -> Option<&'a Layer> {
+pub(crate) fn changed<'a>(store: &Store, stamps: &'a [FileStamp]) -> Option<&'a Layer> {
     stamps
         .iter()
         .find(|old| of(store, &old.layer).map_or(true, |now| !is_same(old, &now)))
@@ -79,7 +79,7 @@ pub fn changed<'a>(store: &Store, stamps: &'a [FileStamp]) -> Option<&'a Layer> 
 }
 
 /// Does the file at `path`, which is not in its place, look as the layer did?
-pub fn is_of(old: &FileStamp, path: &Path) -> bool {
+pub(crate) fn is_of(old: &FileStamp, path: &Path) -> bool {
     of_file(path, &old.layer).is_ok_and(|now| is_same(old, &now))
 }
 
@@ -91,7 +91,7 @@ fn is_same(old: &FileStamp, now: &FileStamp) -> bool {
 
 /// Is the time of a file, in nanoseconds, what it was? `tar` and `rsync` may bring it back with
 /// whole seconds.
-pub fn is_same_time(old: i128, now: i128) -> bool {
+pub(crate) fn is_same_time(old: i128, now: i128) -> bool {
     const SECOND: i128 = 1_000_000_000;
     old == now || (now % SECOND == 0 && old.div_euclid(SECOND) == now.div_euclid(SECOND))
 }

@@ -12,7 +12,7 @@ use crate::store::{Store, plain};
 const DEPTH: usize = 4;
 
 /// The files below a directory that are named like a layer.
-pub fn below(directory: &Path) -> Vec<(Layer, PathBuf)> {
+pub(crate) fn below(directory: &Path) -> Vec<(Layer, PathBuf)> {
     let mut files = Vec::new();
     look(directory, DEPTH, &mut files);
     files
@@ -37,7 +37,7 @@ fn look(directory: &Path, depth: usize, files: &mut Vec<(Layer, PathBuf)>) {
 /// Removes a directory of the trash whose own layers were taken out of it, if there is one. With
 /// files of layers that somebody else has put there, it stays, for `gc` to judge, without its
 /// entry: it cannot be taken back again.
-pub fn drop(directory: &Path) -> Result<()> {
+pub(crate) fn drop(directory: &Path) -> Result<()> {
     let removed = match below(directory).is_empty() {
         true => std::fs::remove_dir_all(directory),
         false => std::fs::remove_file(directory.join("entry.json")),
@@ -51,7 +51,7 @@ pub fn drop(directory: &Path) -> Result<()> {
 }
 
 /// Where copies of `layer` are in the trash.
-pub fn copies(store: &Store, layer: &Layer) -> Vec<PathBuf> {
+pub(crate) fn copies(store: &Store, layer: &Layer) -> Vec<PathBuf> {
     let found = store.list_trash().unwrap_or_default();
     let files = found.iter().flat_map(|found| below(&found.path));
     files.filter(|(other, _)| other == layer).map(|(_, path)| path).collect()
@@ -59,7 +59,7 @@ pub fn copies(store: &Store, layer: &Layer) -> Vec<PathBuf> {
 
 /// The file of `layer` among those that were taken out of use with the directory `found`, if there
 /// is one; or why it is not that layer.
-pub fn of(found: &Found, layer: &Layer) -> Option<std::result::Result<(), String>> {
+pub(crate) fn of(found: &Found, layer: &Layer) -> Option<std::result::Result<(), String>> {
     let path = found.path.join("layers").join(layer.file_name());
     let about = path.symlink_metadata().ok()?;
     // Who moved what there has written it down, but for layers that nobody named.
@@ -72,7 +72,7 @@ pub fn of(found: &Found, layer: &Layer) -> Option<std::result::Result<(), String
     }
     Some(match info::inspect_file(&path, layer) {
         Err(error) => Err(error.full_message()),
-        Ok(info) if info.disputed => Err("its header was changed by somebody else".to_owned()),
+        Ok(info) if info.disputed => Err("its header was changed by another program".to_owned()),
         Ok(_) if is_listed || backing_xattr::is_of(&path, layer) => Ok(()),
         Ok(_) => Err("nothing says that it is that layer".to_owned()),
     })
@@ -80,9 +80,9 @@ pub fn of(found: &Found, layer: &Layer) -> Option<std::result::Result<(), String
 
 /// What has to be in the pool as it was, so that `layer` may come back out of the directory
 /// `found`. What `gc` moved there together belongs to several VMs: of that, what `layer` itself
-/// stands on, by the headers. A layer that is in the trash, and is what it was, need not be there
+/// depends on, by the headers. A layer that is in the trash, and is what it was, need not be there
 /// yet: it comes back by a repair of its own.
-pub fn stood_on(store: &Store, found: &Found, layer: &Layer) -> Vec<FileStamp> {
+pub(crate) fn dependencies(store: &Store, found: &Found, layer: &Layer) -> Vec<FileStamp> {
     let Ok(entry) = &found.entry else { return Vec::new() };
     if entry.what != Kind::Gc {
         return entry.below.clone();

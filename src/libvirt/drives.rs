@@ -81,7 +81,7 @@ impl<'a> Files<'a> {
         }
         let directory = printable::shell(real.parent().unwrap_or(Path::new("/")));
         let error = Error::refused(format!(
-            "{what} is {}, which only the XML names; an XML of somebody else's could name any file",
+            "{what} is {}, which only the XML names; an XML from elsewhere could name any file",
             file.display()
         ))
         .hint(format!("if its files may be used: --with-backing={directory}"));

@@ -28,7 +28,7 @@ use crate::vm::request as vm_request;
 
 /// A VM as it would be made.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// Its name.
     pub name: Name,
     /// What becomes of each part of the domain.
@@ -39,7 +39,7 @@ pub struct Plan {
 }
 
 /// Reads the domain, and inspects the files that it names. Nothing is made.
-pub async fn plan(context: &Context, request: &Request) -> Result<Plan> {
+pub(crate) async fn plan(context: &Context, request: &Request) -> Result<Plan> {
     if request.mode == Mode::Use && !request.snapshots.is_empty() {
         return Err(Error::usage("snapshots come over with copies of their files")
             .hint("leave out --disk-mode use"));
@@ -83,7 +83,7 @@ pub async fn plan(context: &Context, request: &Request) -> Result<Plan> {
 }
 
 /// Makes the VM, and a template of it if that is asked for.
-pub async fn import(context: &Context, plan: &Plan, template: bool) -> Result<Record> {
+pub(crate) async fn import(context: &Context, plan: &Plan, template: bool) -> Result<Record> {
     let mut request = plan.request.clone();
     // As they were when they were looked at.
     let variables = plan.variables.as_deref().map(kept).transpose()?;
@@ -142,7 +142,7 @@ fn uuid(context: &Context, domain: &Domain, new: bool, notes: &mut Notes) -> Res
 }
 
 /// Reads the XML of a domain from a file, or from standard input (`-`).
-pub fn read(path: &Path, input: &mut dyn Read) -> Result<String> {
+pub(crate) fn read(path: &Path, input: &mut dyn Read) -> Result<String> {
     let limit = domain::LONGEST as u64 + 1;
     let mut bytes = Vec::new();
     if path == Path::new("-") {

@@ -137,7 +137,7 @@ fn network(interface: Node<'_, '_>, kind: &str, what: &str, notes: &mut Notes) {
         return notes.kept(what, "user network");
     }
     let to = named.map(|name| format!(" {name}")).unwrap_or_default();
-    let becomes = "becomes a user network; ports lead in (set NAME ports=HOST:GUEST)";
+    let becomes = "becomes a user network; to forward ports: set NAME ports=HOST:GUEST";
     notes.changed(what, format!("{kind}{to} {becomes}"));
 }
 

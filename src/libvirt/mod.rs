@@ -5,15 +5,15 @@
 //! format" (<https://libvirt.org/formatdomain.html>).
 
 mod cpu;
-pub mod devices;
+pub(crate) mod devices;
 pub mod domain;
 mod drives;
 pub mod export;
-pub mod import;
+pub(crate) mod import;
 mod interfaces;
 mod machine;
 mod os;
-pub mod request;
+pub(crate) mod request;
 pub mod snapshots;
 mod write;
 mod xml;

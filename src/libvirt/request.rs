@@ -8,7 +8,7 @@ use crate::vm::disk_request::Mode;
 
 /// What is to be done with a domain.
 #[derive(Debug, Clone)]
-pub struct Request {
+pub(crate) struct Request {
     /// The XML.
     pub xml: String,
     /// What it is called in messages.

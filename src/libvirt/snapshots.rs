@@ -2,6 +2,7 @@
 //! becomes of each. Source: libvirt's "Snapshot XML format"
 //! (<https://libvirt.org/formatsnapshot.html>).
 
+mod order;
 pub(super) mod plan;
 
 use std::collections::BTreeMap;

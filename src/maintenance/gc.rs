@@ -82,7 +82,7 @@ pub async fn collect(context: &Context, request: Request) -> Result<Vec<Collecte
         store.give_up_reserve();
     }
     let now = Timestamp::now();
-    // What they stood on can go then, too.
+    // What they depended on can go then, too.
     let mut collected = reap(context, dry_run).await?;
     collected.extend(expire(context, now, &collected, dry_run).await?);
     let (mut spared, mut ahead, mut lacking) = (Vec::new(), 0, None);
@@ -123,7 +123,7 @@ pub async fn collect(context: &Context, request: Request) -> Result<Vec<Collecte
         if let Some(why) = &needed {
             context.ui.warn(&format!("{what} stays in the trash: {why}"));
         }
-        // Somebody may be filling it, or taking things out of it.
+        // Another command may be filling it, or taking things out of it.
         let lock = if old && needed.is_none() && !found.is_newer() {
             trash::alone(context, &found, now)?
         } else {
@@ -174,7 +174,7 @@ pub async fn collect(context: &Context, request: Request) -> Result<Vec<Collecte
                 false => "to empty the trash: cowhand gc --older-than 0",
             };
             context.ui.warn(&format!(
-                "layers that nobody names stay as they are: {torn} in the trash cannot be read, \
+                "layers that no record names stay as they are: {torn} in the trash cannot be read, \
                  and may need them; {hint}"
             ));
         }
@@ -205,7 +205,7 @@ pub async fn collect(context: &Context, request: Request) -> Result<Vec<Collecte
 }
 
 /// Removes what `--expires` has set a date for; what cannot be removed stays, with a warning. What
-/// was taken for a VM to stand on stays as long as that; those in `over` do not count.
+/// was taken for a VM to depend on stays as long as that; those in `over` do not count.
 async fn expire(
     context: &Context,
     now: Timestamp,
@@ -226,7 +226,7 @@ async fn expire(
             let taken_on_the_way = snapshot.expires.is_some_and(|at| at <= snapshot.created);
             let _store_lock =
                 if taken_on_the_way { Some(context.lock_store_for(&[&vm]).await?) } else { None };
-            if taken_on_the_way && is_stood_on(context, &record, &snapshot.name, over)? {
+            if taken_on_the_way && has_dependents(context, &record, &snapshot.name, over)? {
                 continue;
             }
             match delete::expire(context, &vm, &record, snapshot, dry_run).await {
@@ -250,7 +250,7 @@ async fn expire(
 }
 
 /// Is there a VM that was made from the snapshot `name` of `source`?
-fn is_stood_on(
+fn has_dependents(
     context: &Context,
     source: &Record,
     name: &Name,
@@ -281,8 +281,8 @@ async fn reap(context: &Context, dry_run: bool) -> Result<Vec<Collected>> {
         .collect())
 }
 
-/// Merges layers that nobody names, and that stayed because others stood on them which have gone
-/// meanwhile. Not those in `spared`: something in the trash stands on them, and can be taken back
+/// Merges layers that nobody names, and that stayed because others depended on them which have gone
+/// meanwhile. Not those in `spared`: something in the trash depends on them, and can be taken back
 /// still.
 async fn merge_hidden(context: &Context, spared: &[LayerId], dry_run: bool) -> Result<()> {
     if let Some(torn) = context.store.torn_entry()? {

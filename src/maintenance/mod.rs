@@ -3,5 +3,5 @@
 
 pub mod gc;
 pub mod prune;
-pub mod remove;
-pub mod undo;
+pub(crate) mod remove;
+pub(crate) mod undo;

@@ -1,4 +1,4 @@
-//! `image prune`: images that no VM stands on, and what is left of downloads.
+//! `image prune`: images that no VM depends on, and what is left of downloads.
 
 use crate::context::Context;
 use crate::error::{Kind, Result};

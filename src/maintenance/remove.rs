@@ -1,10 +1,14 @@
 //! Removing a VM or template: its directory and its layers go into the trash. Refused while others
-//! stand on them.
+//! depend on them.
 
-use uuid::Uuid;
+mod damaged;
+mod refusal;
 
+use damaged::{remove_broken, settle_overruled, spare};
+use refusal::refuse;
+
+use crate::change::OpenVm;
 use crate::change::recover;
-use crate::change::{OpenVm, open};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::instance::{sockets, status, terminate};
@@ -20,7 +24,7 @@ use crate::warm::cool;
 
 /// What may be removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Which {
+pub(crate) enum Which {
     /// A VM; a template is refused.
     Vm,
     /// A template; a VM is refused.
@@ -59,16 +63,16 @@ impl Which {
 
 /// How far to go.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Options {
+pub(crate) struct Options {
     /// Remove running VMs, too.
     pub force: bool,
     /// Remove what depends on it, too.
     pub cascade: bool,
 }
 
-/// Removes `name` and, with `cascade`, everything that stands on it. Returns the names that are
+/// Removes `name` and, with `cascade`, everything that depends on it. Returns the names that are
 /// gone, dependents first.
-pub async fn remove(
+pub(crate) async fn remove(
     context: &Context,
     name: &Name,
     which: Which,
@@ -84,7 +88,7 @@ pub async fn remove(
         // It is just being made, or its maker has died.
         drop(context.lock_vm(name).await?);
     }
-    // What stands on it and never came to be is nothing to keep.
+    // What depends on it and never came to be is nothing to keep.
     recover::sweep(context, &store_lock).await?;
     if !context.store.layout.vm(name).exists() {
         return Err(context.store.unknown(name));
@@ -105,11 +109,11 @@ pub async fn remove(
     };
     check_kind(name, &record, which)?;
     if store.overruling(name, &record)?.is_some() {
-        // Who stands on it is seen only by a record that is right.
+        // Who depends on it is seen only by a record that is right.
         refuse_running(context, name, options).await?;
         settle_overruled(context, name, options).await?;
     }
-    // Where nothing stands on it, one look at the pool is enough, once nobody else is at work on
+    // Where nothing depends on it, one look at the pool is enough, once nobody else is at work on
     // it: a clone that is just being made has its lock.
     let lock = store.try_lock_vm(name, &context.operation)?;
     let mut graph = LayerGraph::scan(store)?;
@@ -130,9 +134,7 @@ pub async fn remove(
             );
         }
         if to_remove == tried {
-            return Err(Error::damaged(format!(
-                "{name} and what stands on it depend on each other"
-            )));
+            return Err(Error::damaged(format!("{name} and its dependents depend on each other")));
         }
         let mut all_gone = async || {
             for victim in &to_remove {
@@ -166,25 +168,6 @@ pub async fn remove(
     }
 }
 
-/// A record that was changed by somebody else does not name all that the VM has, which would be
-/// nobody's when that is gone.
-async fn settle_overruled(context: &Context, name: &Name, options: Options) -> Result<()> {
-    let record = context.store.load(name)?;
-    let Err(error) = open::refuse_overruled(context, name, &record) else { return Ok(()) };
-    if !options.force {
-        return Err(error.hint(format!("or remove it as it is: cowhand rm --force {name}")));
-    }
-    if spare(context, name).await?.is_none() {
-        context.ui.warn(&format!(
-            "{}: layers of its own may stay in the pool until gc",
-            error.full_message()
-        ));
-        let path = context.store.layout.spare_json(name);
-        std::fs::remove_file(&path).on("remove", &path)?;
-    }
-    Ok(())
-}
-
 fn check_kind(name: &Name, record: &Record, which: Which) -> Result<()> {
     let is = Which::of(record);
     if is == which {
@@ -192,81 +175,6 @@ fn check_kind(name: &Name, record: &Record, which: Which) -> Result<()> {
     }
     Err(Error::refused(format!("{name} is {}, not {}", is.what(), which.what()))
         .hint(format!("if you mean it: cowhand {} {name}", is.verb())))
-}
-
-async fn refuse(
-    context: &Context,
-    graph: &LayerGraph,
-    name: &Name,
-    record: &Record,
-    dependents: &[Name],
-) -> Error {
-    let mut shown = Vec::new();
-    for dependent in dependents {
-        let running =
-            status::observe(context, dependent).await.is_ok_and(|status| status.state.is_live());
-        shown.push(if running { format!("{dependent} (running)") } else { dependent.to_string() });
-    }
-    let (kind, verb) = (record.kind(), Which::of(record).verb());
-    let count = match dependents.len() {
-        1 => "another VM".to_owned(),
-        many => format!("{many} others"),
-    };
-    let is_standby =
-        |name: &&Name| context.store.load(name).is_ok_and(|record| record.is_standby());
-    if dependents.iter().all(|name| is_standby(&name)) {
-        let wait = if dependents.len() == 1 { "waits" } else { "wait" };
-        return Error::refused(format!(
-            "{kind} {name} is the base of {count} that {wait} in its pool"
-        ))
-        .hint(format!("end them first: cowhand pool drain {name}"))
-        .dependents(dependents.iter().map(Name::to_string).collect());
-    }
-    // A shell that is just being started has an owner, too, but it is no run and does not end by
-    // itself.
-    let is_run = |name: &&Name| {
-        context.store.load(name).is_ok_and(|record| {
-            !record.is_standby()
-                && record.ephemeral.is_some_and(|ephemeral| ephemeral.owner.is_some())
-        })
-    };
-    let names: Vec<String> = dependents.iter().map(Name::to_string).collect();
-    let others: Vec<&str> = dependents
-        .iter()
-        .filter(|name| !is_standby(name) && !is_run(name))
-        .map(Name::as_str)
-        .collect();
-    let runs: Vec<&str> = dependents.iter().filter(|name| is_run(name)).map(Name::as_str).collect();
-    let mut error =
-        Error::refused(format!("{kind} {name} is the base of {count}: {}", shown.join(", ")));
-    // What they hold is not what their disks show now.
-    let disputed: Vec<&Name> = dependents.iter().filter(|name| graph.is_disputed(name)).collect();
-    if !disputed.is_empty() {
-        let hint = |error: Error, name: &&Name| {
-            error.hint(format!(
-                "a layer of {name} does not stand on what it was made on; put that right first: \
-                 cowhand doctor {name} --repair"
-            ))
-        };
-        return disputed.iter().fold(error, hint).dependents(names);
-    }
-    if !runs.is_empty() {
-        error = error.hint(format!("wait until these have ended: {}", runs.join(" ")));
-    }
-    if others.len() + runs.len() < names.len() {
-        error = error.hint(format!("end those that wait in its pool: cowhand pool drain {name}"));
-    }
-    if others.is_empty() {
-        return error
-            .hint(format!("or all together: cowhand {verb} {name} --cascade --force"))
-            .dependents(names);
-    }
-    let force = if runs.is_empty() { "" } else { " --force" };
-    error
-        .hint(format!("cowhand flatten {}    makes them independent of it", others.join(" ")))
-        .hint(format!("or remove them first: cowhand rm {}", others.join(" ")))
-        .hint(format!("or all together: cowhand {verb} {name} --cascade{force}"))
-        .dependents(names)
 }
 
 async fn refuse_running(context: &Context, name: &Name, options: Options) -> Result<()> {
@@ -278,51 +186,7 @@ async fn refuse_running(context: &Context, name: &Name, options: Options) -> Res
     Ok(())
 }
 
-/// Puts the spare copy of a record that cannot be read in its place, where it fits: then what it
-/// names goes with it, and can be had back.
-async fn spare(context: &Context, name: &Name) -> Result<Option<Record>> {
-    let store = &context.store;
-    let _lock = context.lock_vm(name).await?;
-    let Some(Ok(spare)) = store.load_spare(name) else { return Ok(None) };
-    let graph = LayerGraph::scan(store)?;
-    if graph.head_conflict(name, &spare).is_some()
-        || spare.layers().any(|layer| !graph.layers.contains_key(&layer.id))
-    {
-        return Ok(None);
-    }
-    let record = store.layout.vm_json(name);
-    if record.is_dir() {
-        let aside = record.with_extension(Uuid::new_v4().simple().to_string());
-        fault::point("a directory, about to be set aside").on("move", &record)?;
-        std::fs::rename(&record, aside).on("move", &record)?;
-    }
-    store.save(name, &spare)?;
-    Ok(Some(spare))
-}
-
-/// Moves what is left of a VM whose record cannot be read into the trash. Its layers stay: nobody
-/// knows which they are, and `gc` finds those that nobody else uses.
-async fn remove_broken(context: &Context, name: &Name) -> Result<Vec<Name>> {
-    let store = &context.store;
-    let _lock = context.lock_vm(name).await?;
-    if status::is_running(context, name)? {
-        return Err(Error::refused(format!("{name} is running"))
-            .hint(format!("stop it first: cowhand stop --force {name}")));
-    }
-    refuse_relative_link(store, name)?;
-    let trash = store.open_trash(
-        &Store::trash_name(&trash::Kind::Rm, name),
-        &Entry::new(trash::Kind::Rm, name, &context.operation),
-    )?;
-    let directory = store.layout.vm(name);
-    let aside = trash.join("vm");
-    fault::point("a damaged VM, on its way to the trash").on("move to the trash", &directory)?;
-    std::fs::rename(&directory, &aside).on("move to the trash", &directory)?;
-    atomic::sync_rename(&directory, &aside)?;
-    Ok(vec![name.clone()])
-}
-
-/// Whether it is gone; not, when somebody stands on it.
+/// Whether it is gone; not, when somebody depends on it.
 async fn remove_one(context: &Context, store_lock: &StoreLock, name: &Name) -> Result<bool> {
     // Who is making a full clone of it has its lock.
     let vm = OpenVm::open(context, name).await?;
@@ -334,14 +198,14 @@ async fn remove_one(context: &Context, store_lock: &StoreLock, name: &Name) -> R
     Ok(true)
 }
 
-/// Moves a VM or template that nothing stands on into the trash.
+/// Moves a VM or template that nothing depends on into the trash.
 async fn take_away(mut vm: OpenVm<'_>, _: &StoreLock, graph: LayerGraph) -> Result<()> {
     let (context, name, record) = (vm.context(), &vm.name().clone(), &vm.record.clone());
     let store = &context.store;
     let ids: Vec<LayerId> = record.layers().map(|layer| layer.id.clone()).collect();
     if let Some(unfinished) = graph.dependents(name, &ids).first() {
         return Err(Error::refused(format!(
-            "what a command has left of {unfinished} stands on {name}"
+            "what a command has left of {unfinished} depends on {name}"
         ))
         .hint("put it right first: cowhand doctor --repair"));
     }
@@ -363,7 +227,7 @@ async fn take_away(mut vm: OpenVm<'_>, _: &StoreLock, graph: LayerGraph) -> Resu
     }
     let mut entry = Entry::new(trash::Kind::Rm, name, &context.operation).of(record);
     entry.layers.clone_from(&layers);
-    entry.below = stands_on(store, record, &layers);
+    entry.below = dependencies(store, record, &layers);
     let trash = store.open_trash(&Store::trash_name(&trash::Kind::Rm, name), &entry)?;
     let directory = store.layout.vm(name);
     fault::point("a VM, on its way to the trash").on("move to the trash", &directory)?;
@@ -379,7 +243,7 @@ async fn take_away(mut vm: OpenVm<'_>, _: &StoreLock, graph: LayerGraph) -> Resu
         // It can be made again.
         cool::remove_files(store, warm)?;
     }
-    // Where its layers stay, so does its memory: somebody else may need both.
+    // Where its layers stay, so does its memory: another VM may need both.
     if uncertain.is_none() {
         garbage::trash_memory(store, record, &trash)?;
     }
@@ -402,7 +266,7 @@ fn refuse_relative_link(store: &Store, name: &Name) -> Result<()> {
 
 /// What the VM cannot do without if it is to be had back, and is not among the layers in its trash:
 /// also layers of its own that stay in the pool. One that is damaged has to change before that.
-fn stands_on(store: &Store, record: &Record, trashed: &[Layer]) -> Vec<FileStamp> {
+fn dependencies(store: &Store, record: &Record, trashed: &[Layer]) -> Vec<FileStamp> {
     let mut stamps: Vec<FileStamp> = Vec::new();
     // Of a chain that cannot be read, what the record names.
     let chain = |layer: &Layer| match chain::read(store, layer) {

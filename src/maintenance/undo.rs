@@ -1,19 +1,21 @@
 //! Taking back a revert, an rm or a set: everything they put out of use lies whole in the trash,
 //! with the record from before.
 //!
-//! The bytes are not enough. Layers in the trash stand on layers in the pool, which a later
+//! The bytes are not enough. Layers in the trash depend on layers in the pool, which a later
 //! `snapshot rm` may have merged; so the trash notes what those looked like, and what is not so any
 //! more cannot be undone. What an undo puts out of use goes into the trash, too, but is not in the
 //! list: undoing again takes back the change before.
 
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+mod list;
+
+use list::unusable;
+pub(crate) use list::{Undoable, list};
 
 use crate::change::{OpenVm, Plan, Planned};
 use crate::context::Context;
-use crate::error::{Error, IoContext, Kind, Result};
+use crate::error::{Error, IoContext, Result};
 use crate::instance::{launch, logs, status};
-use crate::layer::{stamp, trashed};
+use crate::layer::trashed;
 use crate::model::printable;
 use crate::model::{Config, Layer, Name, Record, Snapshot, SnapshotKind, State};
 use crate::qemu::cmdline::StartMode;
@@ -23,164 +25,14 @@ use crate::steps::qemu::StopQemu;
 use crate::steps::record::WriteRecord;
 use crate::steps::restore::{self, RestoreLayers};
 use crate::steps::trash::{DropTrash, TrashLayers};
-use crate::store::trash::{self, Entry, Found};
-use crate::store::{Store, atomic, plain, schema};
+use crate::store::trash::{self, Entry};
+use crate::store::{Store, atomic};
 use crate::sys::fault;
 use crate::vm::edit;
 
-/// Something that can be taken back, or could have been.
-#[derive(Debug, Clone)]
-pub struct Undoable {
-    /// What the trash says of it.
-    pub entry: Entry,
-    /// The VM, by its present name.
-    pub vm: Name,
-    /// Bytes on disk.
-    pub bytes: u64,
-    /// Why it cannot be taken back any more.
-    pub obstacle: Option<String>,
-    path: PathBuf,
-    before: Record,
-}
-
-/// What can be taken back, the last first; of one VM, or of all.
-pub fn list(context: &Context, vm: Option<&Name>) -> Result<Vec<Undoable>> {
-    let store = &context.store;
-    let records = store.records()?;
-    let mut all: Vec<Undoable> = Vec::new();
-    for found in store.list_trash()?.into_iter().rev() {
-        let Some(entry) = found.entry.ok().filter(Entry::can_be_undone) else {
-            continue;
-        };
-        let file = if entry.what == trash::Kind::Rm { "vm/vm.json" } else { "vm.json" };
-        let Some(text) = plain::read_if_possible(&found.path.join(file)) else { continue };
-        let Ok(before) = schema::parse_record(&text) else { continue };
-        let now = records.iter().find(|(_, record)| record.uuid == before.uuid);
-        let name = now.map_or(&entry.vm, |(name, _)| name).clone();
-        let missing = |layer: &&Layer| {
-            !found.path.join("layers").join(layer.file_name()).exists()
-                && !store.layout.layer(layer).exists()
-        };
-        // A VM whose record could not be read was removed without its layers.
-        let disks = before.config.volumes().map(|disk| &disk.layer);
-        let needed = disks.filter(|_| entry.what == trash::Kind::Rm);
-        let gone = entry
-            .layers
-            .iter()
-            .chain(needed)
-            .find(missing)
-            .map(|layer| format!("its layer {layer} is not there any more"));
-        let away = is_on_another_disk(store, &found.path).then(|| {
-            let path = found.path.display();
-            format!("{path} leads to another disk; move it back first")
-        });
-        let obstacle = gone
-            .or(away)
-            .or_else(|| {
-                obstacle(store, &all, &records, &entry, &name, now.map(|(_, record)| record))
-            })
-            .or_else(|| taken(&records, &before, &entry))
-            .or_else(|| unnoted(store, &found.path, &before, &entry));
-        all.push(Undoable {
-            entry,
-            vm: name,
-            bytes: found.bytes,
-            obstacle,
-            path: found.path,
-            before,
-        });
-    }
-    all.retain(|undoable| vm.is_none_or(|vm| *vm == undoable.vm));
-    Ok(all)
-}
-
-/// Does this directory of the trash lie on another file system than the layers? Then nothing is
-/// moved back by a rename.
-fn is_on_another_disk(store: &Store, trash: &Path) -> bool {
-    let device = |path: &Path| path.metadata().ok().map(|about| about.dev());
-    device(trash) != device(&store.layout.layers())
-}
-
-/// Nothing says what a disk of a removed VM stood on: its layer was missing then, or its record
-/// could not be read.
-fn unnoted(store: &Store, trash: &Path, before: &Record, entry: &Entry) -> Option<String> {
-    let is_noted = |layer: &Layer| {
-        entry.layers.contains(layer) || entry.below.iter().any(|stamp| stamp.layer == *layer)
-    };
-    let mut disks = before.config.volumes().map(|disk| &disk.layer);
-    let layer = disks.find(|layer| entry.what == trash::Kind::Rm && !is_noted(layer))?;
-    Some(format!(
-        "what its layer {layer} stood on was not noted when it was removed, and may have changed; \
-         if nothing was merged or removed since then: mv {} {}",
-        trash.join("vm").display(),
-        store.layout.vm(&entry.vm).display()
-    ))
-}
-
-/// Another VM or template has one of its layers: then what the entry or the record says is wrong.
-fn taken(records: &[(Name, Record)], before: &Record, entry: &Entry) -> Option<String> {
-    let layers: Vec<&Layer> = entry.layers.iter().chain(before.layers()).collect();
-    records.iter().filter(|(_, record)| record.uuid != before.uuid).find_map(|(name, record)| {
-        let layer = record.layers().find(|layer| layers.contains(layer))?;
-        Some(format!("its layer {layer} belongs to {name}"))
-    })
-}
-
-fn obstacle(
-    store: &Store,
-    later: &[Undoable],
-    records: &[(Name, Record)],
-    entry: &Entry,
-    name: &Name,
-    now: Option<&Record>,
-) -> Option<String> {
-    if let Some(obstacle) = stamp::obstacle(store, records, &entry.below) {
-        if let stamp::Obstacle::Changed(layer) = &obstacle {
-            // What a later change has put into the trash comes back with that one.
-            let first = later
-                .iter()
-                .find(|later| later.obstacle.is_none() && later.entry.layers.contains(layer));
-            if let Some(first) = first {
-                return Some(format!(
-                    "`{}` of {} has to be taken back first",
-                    first.entry.operation, first.vm
-                ));
-            }
-        }
-        return Some(obstacle.to_string());
-    }
-    match (&entry.what, now) {
-        (trash::Kind::Rm, None) if store.exists(name) => {
-            Some(format!("the name {name} is taken by another VM"))
-        }
-        (trash::Kind::Rm, Some(_)) => Some("it has been taken back already".to_owned()),
-        (trash::Kind::Rm, None) => None,
-        (_, None) if store.load(name).is_err_and(|error| error.kind() != Kind::NotFound) => {
-            Some(format!("the record of {name} cannot be read: cowhand doctor {name}"))
-        }
-        (_, None) => Some("the VM is not there any more".to_owned()),
-        (_, Some(_)) => None,
-    }
-}
-
-/// What is in the trash and cannot be used, and may be what is to be taken back.
-fn unusable(context: &Context, vm: Option<&Name>) -> Result<Option<String>> {
-    let trash = context.store.list_trash()?;
-    let name =
-        |found: &Found| found.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let is_its = |found: &&Found| vm.is_none_or(|vm| name(found).ends_with(&format!("-{vm}")));
-    Ok(trash.iter().filter(is_its).find_map(|found| {
-        Some(format!(
-            "{} in the trash may be what is meant, and cannot be used: {}",
-            name(found),
-            found.fault()?
-        ))
-    }))
-}
-
 /// Takes back a change of `vm`, or of all VMs: the one at the place `nth` of the list; 1 is the
 /// last.
-pub async fn undo(context: &Context, vm: Option<&Name>, nth: usize) -> Result<Undoable> {
+pub(crate) async fn undo(context: &Context, vm: Option<&Name>, nth: usize) -> Result<Undoable> {
     // What lies on a disk that is not mounted is not gone.
     context.store.refuse_unmounted()?;
     let mut all = list(context, vm)?;
@@ -343,7 +195,7 @@ fn drop_trash(last: &Undoable) -> Planned {
 /// The head from before a revert; what stands there now goes into the trash.
 async fn undo_revert(context: &Context, last: &Undoable) -> Result<()> {
     let vm = &last.vm;
-    // Nobody may collect meanwhile what is to be brought back, or what it stands on.
+    // Nobody may collect meanwhile what is to be brought back, or what it depends on.
     let store_lock = context.lock_store_for(&[vm]).await?;
     let mut opened = OpenVm::for_change(context, vm, "undo a change of").await?;
     let record = opened.record.clone();
@@ -358,7 +210,7 @@ async fn undo_revert(context: &Context, last: &Undoable) -> Result<()> {
     };
     // Snapshots that were taken since then stay.
     let still_there = |name: &Name| record.snapshots.iter().any(|snapshot| snapshot.name == *name);
-    let head = last.before.head.clone().filter(still_there);
+    let current = last.before.current.clone().filter(still_there);
     let trash = Store::trash_name(&trash::Kind::Undo, vm);
     let mut in_place = false;
     let (after, plan) = match &last.entry.undo_snapshot {
@@ -369,11 +221,12 @@ async fn undo_revert(context: &Context, last: &Undoable) -> Result<()> {
             let (snapshot, what) = (&snapshot, trash::Kind::Undo);
             internal::revert(
                 &record,
-                &internal::Reverting { snapshot, head, old_pid, memory: None, trash, what },
+                &internal::Reverting { snapshot, current, old_pid, memory: None, trash, what },
             )
         }
         None => {
-            let mut after = Record { config: last.before.config.clone(), head, ..record.clone() };
+            let mut after =
+                Record { config: last.before.config.clone(), current, ..record.clone() };
             after.config.generation = uuid::Uuid::new_v4();
             let directory =
                 last.path.file_name().unwrap_or_default().to_string_lossy().into_owned();

@@ -15,7 +15,7 @@ use crate::store::{Store, trash};
 
 /// What becomes of layers that lose their names. Holds the locks that keep other VMs from changing
 /// it.
-pub struct CollapsePlan {
+pub(crate) struct CollapsePlan {
     graph: LayerGraph,
     /// The record without the names that are given up.
     pub dropped: Record,
@@ -26,7 +26,7 @@ pub struct CollapsePlan {
 
 impl CollapsePlan {
     /// What becomes of `layers` when the record of `vm` says `dropped`.
-    pub fn at(
+    pub(crate) fn at(
         context: &Context,
         vm: &Name,
         dropped: Record,
@@ -78,7 +78,7 @@ impl CollapsePlan {
     }
 
     /// The merges, and what goes into the trash.
-    pub fn changes(&self) -> LayerChanges {
+    pub(crate) fn changes(&self) -> LayerChanges {
         let mut changes = LayerChanges::default();
         for (target, actions) in &self.disks {
             changes.add(target, actions, &self.graph);
@@ -87,7 +87,7 @@ impl CollapsePlan {
     }
 
     /// What becomes of each layer; `unmerged`: why nothing could be merged.
-    pub fn outcomes(&self, unmerged: Option<&str>) -> Vec<Outcome> {
+    pub(crate) fn outcomes(&self, unmerged: Option<&str>) -> Vec<Outcome> {
         let planned = self
             .disks
             .iter()
@@ -97,7 +97,7 @@ impl CollapsePlan {
 }
 
 /// What becomes of the layer of one action on the disk `target`.
-pub fn outcome(
+pub(crate) fn outcome(
     target: &str,
     action: &Action,
     graph: &LayerGraph,
@@ -124,7 +124,8 @@ pub fn outcome(
             if users.is_empty() {
                 users.push("hidden ones themselves".to_owned());
             }
-            (What::Kept(format!("{} layers stand on it ({})", children.len(), users.join(", "))), 0)
+            let users = users.join(", ");
+            (What::Kept(format!("it backs {} layers ({users})", children.len())), 0)
         }
         Action::Keep { why: Why::Uncertain(why), .. } => (What::Kept(why.clone()), 0),
         Action::Keep { why: Why::Undo, .. } => {
@@ -148,7 +149,7 @@ pub fn outcome(
 
 /// Merges layers below `vm` that nobody names and that need not stay. A VM somebody else works on
 /// is left for the next time. Layers in `spared` stay as they are.
-pub async fn merge_hidden(
+pub(crate) async fn merge_hidden(
     context: &Context,
     vm: &Name,
     spared: &[LayerId],

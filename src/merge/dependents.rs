@@ -1,4 +1,4 @@
-//! The others: VMs that stand on layers which are about to be merged. Stopped ones are kept from
+//! The others: VMs that depend on layers which are about to be merged. Stopped ones are kept from
 //! starting by their locks; running or busy ones keep their layers from being written.
 
 use std::collections::BTreeSet;
@@ -11,24 +11,24 @@ use crate::model::{LayerId, Name, Record};
 use crate::store::VmLock;
 
 /// The pool as it is when the record of `vm` says `after`.
-pub fn graph_after(context: &Context, vm: &Name, after: &Record) -> Result<LayerGraph> {
+pub(crate) fn graph_after(context: &Context, vm: &Name, after: &Record) -> Result<LayerGraph> {
     let mut graph = LayerGraph::scan(&context.store)?;
     graph.forget(vm);
     graph.add_record(vm, after);
     Ok(graph)
 }
 
-/// Those who stand on some layers: locked, or busy.
-pub struct DependentLocks {
+/// Those who depend on some layers: locked, or busy.
+pub(crate) struct DependentLocks {
     _locks: Vec<VmLock>,
     busy: Vec<Name>,
 }
 
 impl DependentLocks {
-    /// Locks those who stand on `layers`, which lose their name when the record of `vm` says
+    /// Locks those who depend on `layers`, which lose their name when the record of `vm` says
     /// `after`, and on the nameless ones below. Returns the pool as it is then, too. Who stands
     /// there later than that is seen when the change begins ([`crate::change::dependents`]).
-    pub fn lock(
+    pub(crate) fn lock(
         context: &Context,
         vm: &Name,
         after: &Record,
@@ -64,7 +64,7 @@ impl DependentLocks {
     }
 
     /// The layers of those who are busy, which must not be written.
-    pub fn in_use(&self, graph: &LayerGraph) -> Result<Vec<LayerId>> {
+    pub(crate) fn in_use(&self, graph: &LayerGraph) -> Result<Vec<LayerId>> {
         let mut layers = Vec::new();
         for name in &self.busy {
             layers.extend(open_layers(graph, name)?);

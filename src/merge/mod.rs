@@ -2,8 +2,8 @@
 //! locks the VMs that depend on them; [`collapse`] merges what a removed snapshot leaves without a
 //! name.
 
-pub mod collapse;
-pub mod dependents;
+pub(crate) mod collapse;
+pub(crate) mod dependents;
 pub mod outcome;
-pub mod plan;
-pub mod undoable;
+pub(crate) mod plan;
+pub(crate) mod undoable;

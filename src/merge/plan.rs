@@ -13,7 +13,7 @@ use crate::store::trash;
 
 /// What becomes of the layers of one VM.
 #[derive(Debug, Clone, Default)]
-pub struct LayerChanges {
+pub(crate) struct LayerChanges {
     /// Layers that are merged.
     pub merges: Vec<Merge>,
     /// Layers that go into the trash.
@@ -22,7 +22,7 @@ pub struct LayerChanges {
 
 impl LayerChanges {
     /// Adds what the collapse planner has decided for one disk.
-    pub fn add(&mut self, target: &str, actions: &[Action], graph: &LayerGraph) {
+    pub(crate) fn add(&mut self, target: &str, actions: &[Action], graph: &LayerGraph) {
         for action in actions {
             let (kind, top, base, bytes) = match action {
                 Action::Drop(layer) => {
@@ -45,7 +45,7 @@ impl LayerChanges {
 /// The plan that gives up names and merges what they leave: write the record without the names,
 /// merge, re-point what was named after a vanished layer, clean up. `dropped` is the record without
 /// the names.
-pub fn collapse(
+pub(crate) fn collapse(
     before: &Record,
     dropped: &Record,
     changes: LayerChanges,
@@ -95,7 +95,7 @@ pub fn collapse(
 }
 
 /// The record as it is after `action`: what is committed is called by the layer that it went into.
-pub fn repointed(mut record: Record, action: &Action) -> Record {
+pub(crate) fn repointed(mut record: Record, action: &Action) -> Record {
     if let Action::Commit { top, base, .. } = action {
         repoint(&mut record, top, base);
     }

@@ -10,7 +10,7 @@ use crate::store::trash::Entry;
 
 /// The layers that stay as they are, so that what can be undone still can be.
 #[derive(Default)]
-pub struct Kept {
+pub(crate) struct Kept {
     /// Those.
     pub layers: Vec<LayerId>,
     /// Why it is not known which.
@@ -20,7 +20,7 @@ pub struct Kept {
 impl Kept {
     /// What the trash needs; nothing unless `keep`. Whoever is removed after the pool was read is
     /// still in it, so the trash is read after it.
-    pub fn look(context: &Context, keep: bool) -> Result<Self> {
+    pub(crate) fn look(context: &Context, keep: bool) -> Result<Self> {
         if !keep {
             return Ok(Self::default());
         }
@@ -31,13 +31,13 @@ impl Kept {
     }
 
     /// Why nothing of `vm` may be merged or removed, if so.
-    pub fn uncertainty(&self, graph: &LayerGraph, vm: &Name) -> Option<String> {
+    pub(crate) fn uncertainty(&self, graph: &LayerGraph, vm: &Name) -> Option<String> {
         graph.uncertainty(Some(vm)).or_else(|| self.unknown.clone())
     }
 }
 
 /// The changes that can be undone as long as `touched` are what they are.
-pub fn relying_on<'a>(
+pub(crate) fn relying_on<'a>(
     context: &Context,
     touched: impl Iterator<Item = &'a Layer>,
 ) -> Result<Vec<Entry>> {
@@ -47,7 +47,7 @@ pub fn relying_on<'a>(
 }
 
 /// Those of `entries` that cannot be undone any more.
-pub fn lost(context: &Context, entries: Vec<Entry>) -> Result<Vec<Entry>> {
+pub(crate) fn lost(context: &Context, entries: Vec<Entry>) -> Result<Vec<Entry>> {
     only(context, entries, false)
 }
 
@@ -63,11 +63,11 @@ fn only(context: &Context, mut entries: Vec<Entry>, possible: bool) -> Result<Ve
 }
 
 /// What the command was, in words, for a person to read.
-pub fn words(entry: &Entry) -> String {
+pub(crate) fn words(entry: &Entry) -> String {
     format!("`{}` of {}", entry.command(), entry.vm)
 }
 
 /// The same as the entry says it, for JSON.
-pub fn words_as_noted(entry: &Entry) -> String {
+pub(crate) fn words_as_noted(entry: &Entry) -> String {
     format!("`{}` of {}", entry.operation, entry.vm)
 }

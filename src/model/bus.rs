@@ -30,9 +30,9 @@ const IDE_DISKS: usize = 4;
 /// Three AHCI controllers. With a fourth one, SeaBIOS boots from none of them on a Q35.
 const SATA_DISKS: usize = 18;
 /// The ports of our USB controller.
-pub const USB_PORTS: usize = 15;
+pub(crate) const USB_PORTS: usize = 15;
 /// The most drives and network cards together: what QEMU has slots for, whatever they are.
-pub const DEVICES: usize = 24;
+pub(crate) const DEVICES: usize = 24;
 /// The longest serial number that every bus transfers whole (ATA8-ACS: 20 characters).
 const SERIAL_LENGTH: usize = 20;
 
@@ -94,7 +94,7 @@ impl FromStr for Bus {
 }
 
 /// Can a disk have this name? It becomes part of the id of a QEMU device.
-pub fn is_target(text: &str) -> bool {
+pub(crate) fn is_target(text: &str) -> bool {
     let letters =
         ["vd", "sd", "hd", "xvd", "ubd"].into_iter().find_map(|start| text.strip_prefix(start));
     let is_lettered = letters.is_some_and(|rest| {
@@ -108,7 +108,7 @@ pub fn is_target(text: &str) -> bool {
 }
 
 /// Refuses a serial number that a bus would cut off or change.
-pub fn check_serial(serial: &str) -> Result<()> {
+pub(crate) fn check_serial(serial: &str) -> Result<()> {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.+:".contains(c);
     if serial.is_empty() || serial.len() > SERIAL_LENGTH || !serial.chars().all(is_plain) {
         return Err(Error::usage(format!("{serial:?} is not the serial number of a disk"))
@@ -119,7 +119,7 @@ pub fn check_serial(serial: &str) -> Result<()> {
 
 /// Refuses disks that a machine of this type cannot have, of each its bus and whether it is
 /// read-only, and CD-ROM drives.
-pub fn check(machine: &str, disks: &[(Bus, bool)], cdroms: &[Bus]) -> Result<()> {
+pub(crate) fn check(machine: &str, disks: &[(Bus, bool)], cdroms: &[Bus]) -> Result<()> {
     let all = || disks.iter().map(|disk| disk.0).chain(cdroms.iter().copied());
     let on = |bus: Bus| all().filter(|one| *one == bus).count();
     if let Some(bus) = cdroms.iter().find(|bus| matches!(bus, Bus::Virtio | Bus::Nvme)) {
@@ -147,25 +147,25 @@ pub fn check(machine: &str, disks: &[(Bus, bool)], cdroms: &[Bus]) -> Result<()>
 }
 
 /// For more than [`DEVICES`].
-pub fn too_many() -> Error {
+pub(crate) fn too_many() -> Error {
     Error::refused(format!(
         "a VM has at most {DEVICES} disks, CD-ROM drives and network cards together"
     ))
 }
 
 /// Is the chipset of this machine type Q35, and not i440FX?
-pub fn is_q35(machine: &str) -> bool {
+pub(crate) fn is_q35(machine: &str) -> bool {
     machine.contains("q35")
 }
 
 /// A disk whose state in the guest QEMU cannot save. Of such a guest there is no memory to be had
 /// (QEMU's `hw/nvme/ctrl.c` has `.unmigratable = 1`).
-pub fn unsaved(config: &Config) -> Option<&Disk> {
+pub(crate) fn unsaved(config: &Config) -> Option<&Disk> {
     config.disks.iter().find(|disk| disk.bus == Bus::Nvme)
 }
 
 /// Refuses to save the memory of `what`, where QEMU cannot.
-pub fn refuse_memory(what: &str, config: &Config) -> Result<()> {
+pub(crate) fn refuse_memory(what: &str, config: &Config) -> Result<()> {
     unsaved(config).map_or(Ok(()), |disk| {
         Err(Error::refused(format!(
             "the memory of {what} cannot be saved: its disk {} is on NVMe, and QEMU does not save \

@@ -20,7 +20,7 @@ pub struct Link {
     pub internal_snapshots: u32,
 }
 
-/// Layers that stand on each other: the active layer first, the base last. Never empty.
+/// Layers that depend on each other: the active layer first, the base last. Never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chain {
     links: Vec<Link>,

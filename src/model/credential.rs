@@ -7,7 +7,7 @@ pub fn hash_password(word: &str) -> Result<String> {
     use sha_crypt::PasswordHasher;
     if word.is_empty() {
         return Err(Error::usage("an empty password lets everybody in")
-            .hint("to let nobody in by password: locked"));
+            .hint("to disable login by password: locked"));
     }
     let hash = sha_crypt::ShaCrypt::SHA512
         .hash_password(word.as_bytes())

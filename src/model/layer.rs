@@ -133,7 +133,7 @@ impl Layer {
         Self { id: LayerId::random(), format }
     }
 
-    /// The name of its file in the pool, and in the header of the overlays that stand on it.
+    /// The name of its file in the pool, and in the header of the overlays that depend on it.
     pub fn file_name(&self) -> String {
         format!("{}.{}", self.id, self.format)
     }

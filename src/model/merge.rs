@@ -1,4 +1,4 @@
-//! A merge of layers that stand on each other.
+//! A merge of layers that depend on each other.
 
 use super::Layer;
 
@@ -15,11 +15,11 @@ pub struct Merge {
     pub between: Vec<Layer>,
     /// The lowest layer.
     pub base: Layer,
-    /// What `base` stands on.
+    /// The backing file of `base`.
     pub below: Option<Layer>,
-    /// What stands on `top`; `None` when it is an active layer.
+    /// The overlay on `top`; `None` when it is an active layer.
     pub overlay: Option<Layer>,
-    /// Layers that stay although their data was copied: somebody else needs them.
+    /// Layers that stay although their data was copied: another VM needs them.
     pub kept: Vec<Layer>,
     /// About how many bytes move.
     pub bytes: u64,
@@ -45,7 +45,7 @@ impl MergeKind {
 }
 
 impl Merge {
-    /// A merge of two layers of which one stands on the other.
+    /// A merge of two layers of which one backs the other.
     pub fn pair(target: &str, kind: MergeKind, top: &Layer, base: &Layer, bytes: u64) -> Self {
         Self {
             target: target.to_owned(),
@@ -82,7 +82,7 @@ impl Merge {
         }
     }
 
-    /// The layer whose header says something else afterwards: it stands on another one. The commit
+    /// The layer whose header says something else afterwards: it depends on another one. The commit
     /// of an active layer changes none.
     pub fn relinked(&self) -> Option<&Layer> {
         match self.kind {
@@ -91,7 +91,7 @@ impl Merge {
         }
     }
 
-    /// What [`Self::relinked`] stands on before.
+    /// The backing file of [`Self::relinked`] before.
     pub fn backing_before(&self) -> &Layer {
         match self.kind {
             MergeKind::Commit => &self.top,
@@ -99,7 +99,7 @@ impl Merge {
         }
     }
 
-    /// What [`Self::relinked`] stands on afterwards.
+    /// The backing file of [`Self::relinked`] afterwards.
     pub fn backing_after(&self) -> Option<&Layer> {
         match self.kind {
             MergeKind::Commit => Some(&self.base),

@@ -1,7 +1,7 @@
 //! Names, layers, VMs and snapshots as plain data. No I/O happens here; every other room may use
 //! it.
 
-pub mod bus;
+pub(crate) mod bus;
 mod chain;
 mod config;
 mod credential;
@@ -13,9 +13,9 @@ mod merge;
 mod name;
 mod network;
 mod nic;
-pub mod pci;
+pub(crate) mod pci;
 mod port;
-pub mod printable;
+pub(crate) mod printable;
 mod record;
 mod seed;
 mod size;

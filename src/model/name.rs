@@ -78,7 +78,7 @@ impl fmt::Display for Name {
     }
 }
 
-/// `vm` or `vm@snapshot`, as typed. `vm@current` is the snapshot the head stands on.
+/// `vm` or `vm@snapshot`, as typed. `vm@current` is the snapshot the head is based on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PointRef {
     /// The VM or template.
@@ -88,7 +88,7 @@ pub struct PointRef {
 }
 
 impl PointRef {
-    /// The word that means "the snapshot the head stands on".
+    /// The word that means "the snapshot the head is based on".
     pub const CURRENT: &'static str = "current";
 }
 

@@ -71,7 +71,7 @@ impl Nic {
         let is_udp = |port: &&PortForward| port.protocol == Protocol::Udp;
         match self.ports.iter().find(is_udp) {
             Some(port) if self.network == Network::Restricted => Err(Error::usage(format!(
-                "{port} would not be answered: through a restricted network, only TCP ports lead in"
+                "{port} cannot be forwarded: a restricted network forwards TCP ports only"
             ))),
             _ => Ok(()),
         }

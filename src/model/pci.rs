@@ -18,7 +18,7 @@ pub struct PciSlot {
 }
 
 /// The most root ports that a machine gets: two slots with eight functions each.
-pub const ROOT_PORTS: u8 = 16;
+pub(crate) const ROOT_PORTS: u8 = 16;
 
 impl PciSlot {
     /// Can a machine have a device there, and nothing of its own?

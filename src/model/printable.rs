@@ -10,18 +10,18 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// Text that has to stay on one line.
-pub fn line(text: &str) -> Cow<'_, str> {
+pub(crate) fn line(text: &str) -> Cow<'_, str> {
     escape(text, |c| c == ' ')
 }
 
 /// Text of several lines; tabulators stay, too.
-pub fn lines(text: &str) -> Cow<'_, str> {
+pub(crate) fn lines(text: &str) -> Cow<'_, str> {
     escape(text, |c| matches!(c, ' ' | '\n' | '\t'))
 }
 
 /// A path as one word of a command that a person may paste into a shell: a file's name must not
 /// become a second command.
-pub fn shell(path: &Path) -> String {
+pub(crate) fn shell(path: &Path) -> String {
     let bytes = path.as_os_str().as_bytes();
     // It is no option.
     let here = if bytes.starts_with(b"-") { "./" } else { "" };
@@ -48,7 +48,7 @@ fn in_dollar_quotes(chunk: std::str::Utf8Chunk<'_>) -> String {
 
 /// Makes a log printable that comes in pieces.
 #[derive(Debug, Default)]
-pub struct LogEscape {
+pub(crate) struct LogEscape {
     /// The end of a piece that the next one may complete: a part of a character, or half a line
     /// break.
     held: Vec<u8>,
@@ -56,7 +56,7 @@ pub struct LogEscape {
 
 impl LogEscape {
     /// What can be printed after this piece.
-    pub fn push(&mut self, piece: &[u8]) -> String {
+    pub(crate) fn push(&mut self, piece: &[u8]) -> String {
         self.held.extend_from_slice(piece);
         let incomplete = if self.held.ends_with(b"\r") { 1 } else { incomplete(&self.held) };
         let rest = self.held.split_off(self.held.len() - incomplete);
@@ -68,7 +68,7 @@ impl LogEscape {
 
 /// Text of several lines with the styles that this program puts into it: colours and nothing else
 /// (`ESC [ numbers m`, ECMA-48 "select graphic rendition").
-pub fn styled(text: &str) -> String {
+pub(crate) fn styled(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some((before, from)) = rest.split_once('\x1b') {
@@ -87,7 +87,7 @@ pub fn styled(text: &str) -> String {
 }
 
 /// JSON text, whose strings may hold what serde_json leaves as it is.
-pub fn json(text: &str) -> Cow<'_, str> {
+pub(crate) fn json(text: &str) -> Cow<'_, str> {
     replace(
         text,
         |c| !is_control(c) || matches!(c, ' ' | '\n'),

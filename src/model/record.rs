@@ -21,8 +21,8 @@ pub struct Record {
     pub origin: Option<Origin>,
     /// The machine, with the head: one writable layer per disk (a template's are sealed).
     pub config: Config,
-    /// The snapshot the head stands on.
-    pub head: Option<Name>,
+    /// The current snapshot: the one the head is based on.
+    pub current: Option<Name>,
     /// Oldest first; a parent always comes before its children.
     pub snapshots: Vec<Snapshot>,
     /// Of a warm template: the guest that has booted already.
@@ -147,12 +147,12 @@ impl Record {
         }
     }
 
-    /// The snapshot called `name`; `current` is the one the head stands on.
+    /// The snapshot called `name`; `current` is the one the head is based on.
     pub fn snapshot(&self, vm: &Name, name: &Name) -> Result<&Snapshot> {
         let wanted = if name.as_str() == super::PointRef::CURRENT {
-            self.head
+            self.current
                 .as_ref()
-                .ok_or_else(|| Error::not_found(format!("VM {vm} stands on no snapshot")))?
+                .ok_or_else(|| Error::not_found(format!("VM {vm} has no current snapshot")))?
         } else {
             name
         };

@@ -9,7 +9,7 @@ use super::{Config, Memory, Name, RamImage};
 pub struct Snapshot {
     /// Its name, unique in its VM.
     pub name: Name,
-    /// The snapshot the head stood on when it was taken.
+    /// The snapshot the head depended on when it was taken.
     pub parent: Option<Name>,
     /// How it is kept.
     pub kind: SnapshotKind,
@@ -62,7 +62,7 @@ pub enum Quiesced {
     NotAsked,
     /// The guest agent is not there, or does not answer.
     Absent,
-    /// Somebody else had frozen them.
+    /// Another program had frozen them.
     AlreadyFrozen,
     /// The guest did not answer in time.
     Hung,

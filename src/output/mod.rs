@@ -5,8 +5,8 @@
 pub mod json;
 mod progress;
 pub mod table;
-pub mod time;
-pub mod tree;
+pub(crate) mod time;
+pub(crate) mod tree;
 
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::sync::OnceLock;

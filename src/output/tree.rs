@@ -7,7 +7,7 @@ use crate::output::time;
 use crate::snapshot::list;
 
 /// `cowhand snapshot tree`.
-pub fn snapshots(tree: &list::Tree) -> String {
+pub(crate) fn snapshots(tree: &list::Tree) -> String {
     let width = tree.rows.iter().map(|row| row.snapshot.name.as_str().len()).max().unwrap_or(0);
     let mut root = Tree::new(tree.vm.to_string());
     root.leaves = below(tree, None, width);
@@ -41,7 +41,7 @@ fn below(tree: &list::Tree, parent: Option<&Name>, width: usize) -> Vec<Tree<Str
         leaf.leaves = below(tree, Some(name), width);
         leaves.push(leaf);
     }
-    if tree.head.as_ref() == parent {
+    if tree.current.as_ref() == parent {
         leaves.push(Tree::new(format!("● you are here  {}", human(tree.head_bytes))));
     }
     leaves

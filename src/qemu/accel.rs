@@ -67,15 +67,15 @@ pub fn choose(wanted: Accel, host: &Host) -> Result<Chosen> {
         ))),
         (_, Ok(()), true) => Ok(Chosen { accel: "kvm", cpu: "host", warning: None }),
         (Accel::Auto, Ok(()), false) => tcg(Some(
-            "KVM has no hardware behind it here (no vmx or svm): the guest's processor is \
-             emulated, which is much slower"
+            "KVM is not usable on this host (no vmx or svm): using TCG, which is much slower"
                 .into(),
         )),
         (Accel::Kvm, Ok(()), false) => Ok(Chosen {
             accel: "kvm",
             cpu: "qemu64",
             warning: Some(
-                "KVM has no hardware behind it here (no vmx or svm): many guests will not boot"
+                "KVM has no hardware support on this host (no vmx or svm): many guests will not \
+                 boot"
                     .into(),
             ),
         }),

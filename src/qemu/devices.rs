@@ -15,7 +15,7 @@ const AHCI_PORTS: usize = 6;
 const ROOT_PORT_SLOTS: [u8; 2] = [29, 30];
 
 /// The root ports of a Q35: as many as the cards behind them need, since bus numbers have no gaps.
-pub fn root_ports(config: &Config) -> Vec<Value> {
+pub(crate) fn root_ports(config: &Config) -> Vec<Value> {
     let buses = config.nics.iter().filter_map(|nic| nic.place).map(|place| place.bus);
     let ports = if config.is_q35() { buses.max().unwrap_or(0).min(pci::ROOT_PORTS) } else { 0 };
     let port = |number: u8| {
@@ -38,7 +38,7 @@ fn root_port(bus: u8) -> String {
 }
 
 /// A network card on `-netdev net<index>`.
-pub fn card(config: &Config, index: usize, nic: &Nic) -> Value {
+pub(crate) fn card(config: &Config, index: usize, nic: &Nic) -> Value {
     let driver = match nic.model {
         NicModel::Virtio => "virtio-net-pci",
         NicModel::E1000 => "e1000",
@@ -70,7 +70,7 @@ struct Drive<'a> {
 
 /// The disks, then the CD-ROM drives, each behind the controller that it needs, where that is not
 /// there yet. The guest boots from the first of them that it can boot from.
-pub fn drives(config: &Config) -> Vec<Value> {
+pub(crate) fn drives(config: &Config) -> Vec<Value> {
     let disks = config.disks.iter().map(|disk| Drive {
         target: &disk.target,
         bus: disk.bus,

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 
 /// A firmware image and its variable store's first state.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Uefi {
+pub(crate) struct Uefi {
     /// Read-only code.
     pub code: PathBuf,
     /// What a new variable store is copied from.
@@ -24,7 +24,7 @@ const KNOWN: [(&str, &str); 5] = [
 ];
 
 /// The first firmware that is installed.
-pub fn find() -> Result<Uefi> {
+pub(crate) fn find() -> Result<Uefi> {
     KNOWN
         .iter()
         .find(|(code, variables)| Path::new(code).exists() && Path::new(variables).exists())

@@ -31,7 +31,11 @@ const SPECIAL: [&str; 10] = [
 
 /// The networks of the QEMU of a guest with these cards, on a host that asks these name
 /// servers. `group` is where its control group will be.
-pub fn of(nics: &[Nic], servers: &[IpAddr], group: impl FnOnce() -> Option<PathBuf>) -> Networks {
+pub(crate) fn of(
+    nics: &[Nic],
+    servers: &[IpAddr],
+    group: impl FnOnce() -> Option<PathBuf>,
+) -> Networks {
     if nics.is_empty() {
         return Networks::None;
     }

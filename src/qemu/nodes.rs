@@ -13,26 +13,26 @@ use sha2::{Digest, Sha256};
 use crate::model::{Chain, Format, Layer, Link};
 
 /// The qdev id of the guest's device `target`.
-pub fn device_id(target: &str) -> String {
+pub(crate) fn device_id(target: &str) -> String {
     format!("dev-{target}")
 }
 
 /// The ISO image in a CD-ROM drive, which QEMU opens at `path`.
-pub fn iso(target: &str, iso: &Path, path: &Path) -> Value {
+pub(crate) fn iso(target: &str, iso: &Path, path: &Path) -> Value {
     let file = json!({"driver": "file", "filename": path.to_string_lossy(), "read-only": true});
     json!({"driver": "raw", "node-name": iso_node(target, iso), "read-only": true, "file": file})
 }
 
 /// The node name of an ISO image in a drive: it tells which image it is, by a part of the SHA-256
 /// checksum of its path.
-pub fn iso_node(target: &str, iso: &Path) -> String {
+pub(crate) fn iso_node(target: &str, iso: &Path) -> String {
     let sum = Sha256::digest(iso.as_os_str().as_encoded_bytes());
     let digits: String = sum.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
     format!("cd-{target}-{digits}")
 }
 
 /// The nodes of a chain in the order they have to be added: base first, active layer last.
-pub fn chain_nodes(chain: &Chain, writable: bool) -> Vec<Value> {
+pub(crate) fn chain_nodes(chain: &Chain, writable: bool) -> Vec<Value> {
     let links = chain.links();
     let mut nodes = Vec::with_capacity(links.len() * 2);
     for (depth, link) in links.iter().enumerate().rev() {
@@ -42,12 +42,12 @@ pub fn chain_nodes(chain: &Chain, writable: bool) -> Vec<Value> {
     nodes
 }
 
-/// The two nodes of one layer, standing on `backing`.
-pub fn layer_nodes(link: &Link, backing: Option<&Layer>, writable: bool) -> [Value; 2] {
+/// The two nodes of one layer, depending on `backing`.
+pub(crate) fn layer_nodes(link: &Link, backing: Option<&Layer>, writable: bool) -> [Value; 2] {
     [file_node(&link.layer, &link.path.to_string_lossy()), stacked(&link.layer, backing, writable)]
 }
 
-/// The format node of a layer that stands on `backing`.
+/// The format node of a layer that depends on `backing`.
 fn stacked(layer: &Layer, backing: Option<&Layer>, writable: bool) -> Value {
     let mut format = format_node(layer, writable);
     // A VMDK never has one here; said, so that a parent which its owner writes into its header
@@ -60,13 +60,13 @@ fn stacked(layer: &Layer, backing: Option<&Layer>, writable: bool) -> Value {
 
 /// The options of a layer's format node as they are, written out once more for `blockdev-reopen`,
 /// while it is written to.
-pub fn reopened(layer: &Layer, backing: Option<&Layer>) -> Value {
+pub(crate) fn reopened(layer: &Layer, backing: Option<&Layer>) -> Value {
     stacked(layer, backing, true)
 }
 
 /// The nodes of an overlay that is to be put on top of a running VM's head by `blockdev-snapshot`:
 /// QEMU connects it there.
-pub fn overlay_nodes(layer: &Layer, path: &Path) -> [Value; 2] {
+pub(crate) fn overlay_nodes(layer: &Layer, path: &Path) -> [Value; 2] {
     let mut format = format_node(layer, true);
     format["backing"] = Value::Null;
     [file_node(layer, &path.to_string_lossy()), format]

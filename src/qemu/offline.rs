@@ -30,7 +30,7 @@ const START: Duration = Duration::from_secs(60);
 
 /// A chain to open.
 #[derive(Debug)]
-pub struct Open<'a> {
+pub(crate) struct Open<'a> {
     chain: &'a Chain,
     /// How many layers may be written to, from above.
     written: usize,
@@ -38,17 +38,17 @@ pub struct Open<'a> {
 
 impl<'a> Open<'a> {
     /// All layers read-only.
-    pub fn read_only(chain: &'a Chain) -> Self {
+    pub(crate) fn read_only(chain: &'a Chain) -> Self {
         Self { chain, written: 0 }
     }
 
     /// The active layer writable.
-    pub fn active(chain: &'a Chain) -> Self {
+    pub(crate) fn active(chain: &'a Chain) -> Self {
         Self { chain, written: 1 }
     }
 
     /// The same, and a block job makes the layers below writable where it has to.
-    pub fn writable(chain: &'a Chain) -> Self {
+    pub(crate) fn writable(chain: &'a Chain) -> Self {
         Self { chain, written: chain.links().len() }
     }
 }
@@ -67,7 +67,7 @@ fn pin(path: &Path) -> Result<Pinned> {
 }
 
 /// A running engine.
-pub struct Offline {
+pub(crate) struct Offline {
     /// The connection.
     pub qmp: Qmp,
     child: Child,
@@ -76,7 +76,7 @@ pub struct Offline {
 impl Offline {
     /// Starts the engine and opens `chains`; layers they share are opened once. It reaches these
     /// layers and the file `target`, and nothing else.
-    pub async fn start(
+    pub(crate) async fn start(
         context: &Context,
         chains: &[Open<'_>],
         target: Option<&Path>,
@@ -104,7 +104,7 @@ impl Offline {
 
     /// Starts the engine for an overlay and the open file below it, and opens nothing. It reaches
     /// these two and nothing else.
-    pub async fn start_on(context: &Context, below: &Held, overlay: &Path) -> Result<Self> {
+    pub(crate) async fn start_on(context: &Context, below: &Held, overlay: &Path) -> Result<Self> {
         let cage = Cage::new(Limits::ENGINE).holding(below).writing(&below.path()).writing(overlay);
         Self::launch(context, &[], &cage).await
     }
@@ -151,7 +151,7 @@ impl Offline {
 
     /// Copies everything the node `source` shows into the qcow2 image at `target`, which must be
     /// empty.
-    pub async fn copy_into(
+    pub(crate) async fn copy_into(
         &mut self,
         source: &str,
         target: &Path,
@@ -179,7 +179,7 @@ impl Offline {
     }
 
     /// Ends the engine in order, so that everything is written.
-    pub async fn quit(mut self) {
+    pub(crate) async fn quit(mut self) {
         let _ = self.qmp.run(&qapi::qmp::quit {}).await;
         if let Ok(process) = PidFd::open(self.child.id().cast_signed()) {
             // It only has to write out what it has; should it hang, dropping it kills it.

@@ -15,7 +15,7 @@ use crate::sys::command;
 
 /// What was found out about one binary.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Probe {
+pub(crate) struct Probe {
     /// The binary.
     pub path: PathBuf,
     /// Its length and modification time: another file asks for another probe.
@@ -31,7 +31,7 @@ pub struct Probe {
 
 impl Probe {
     /// Looks into the binary named in the settings, or into the cache.
-    pub fn get(context: &Context) -> Result<Self> {
+    pub(crate) fn get(context: &Context) -> Result<Self> {
         let path = find(context)?;
         let about = path.metadata().on("read", &path)?;
         let stamp = (about.len(), about.mtime(), about.mtime_nsec());
@@ -51,7 +51,7 @@ impl Probe {
     }
 
     /// Puts it into the cache of a store that was not there yet when QEMU was asked.
-    pub fn keep(&self, context: &Context) {
+    pub(crate) fn keep(&self, context: &Context) {
         let cache = context.store.layout.probe_cache();
         if !plain::is_there(&cache) {
             write(&cache, std::slice::from_ref(self));
@@ -59,7 +59,7 @@ impl Probe {
     }
 
     /// The versioned machine type behind `name` (`q35` → `pc-q35-7.2`).
-    pub fn machine(&self, name: &str) -> Result<String> {
+    pub(crate) fn machine(&self, name: &str) -> Result<String> {
         self.machines.get(name).cloned().ok_or_else(|| {
             Error::refused(format!(
                 "{} (QEMU {}) has no machine type {name}",
@@ -151,7 +151,7 @@ fn parse(path: PathBuf, stamp: (u64, i64, i64), output: &[u8]) -> Option<Probe> 
 
 /// The offline engine that belongs to a system emulator: the storage daemon beside it, or in the
 /// search path.
-pub fn storage_daemon(emulator: &Path, context: &Context) -> Option<PathBuf> {
+pub(crate) fn storage_daemon(emulator: &Path, context: &Context) -> Option<PathBuf> {
     let name = Path::new("qemu-storage-daemon");
     let beside = emulator.parent().map(|directory| directory.join(name));
     beside

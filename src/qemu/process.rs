@@ -39,7 +39,7 @@ const LOCK_TRIES: u32 = 200;
 
 /// Files that go with a start.
 #[derive(Debug)]
-pub struct Files<'a> {
+pub(crate) struct Files<'a> {
     /// The lock QEMU inherits.
     pub run_lock: &'a Path,
     /// What QEMU prints; its directory also has the serial log.
@@ -56,7 +56,7 @@ pub struct Files<'a> {
 
 /// The argument vector of the process `pid`, as it says itself (`/proc/PID/cmdline`, at most 1 MiB
 /// of it); empty when it has ended.
-pub fn argv(pid: i32) -> Vec<String> {
+pub(crate) fn argv(pid: i32) -> Vec<String> {
     let mut text = Vec::new();
     let _ = File::open(format!("/proc/{pid}/cmdline"))
         .and_then(|file| file.take(1 << 20).read_to_end(&mut text));
@@ -64,7 +64,7 @@ pub fn argv(pid: i32) -> Vec<String> {
 }
 
 /// Starts QEMU and waits for its greeting. When it ends instead, the error quotes it.
-pub async fn start(argv: &[String], sockets: &Sockets, files: Files<'_>) -> Result<Qmp> {
+pub(crate) async fn start(argv: &[String], sockets: &Sockets, files: Files<'_>) -> Result<Qmp> {
     let lock = take_run_lock(files.run_lock).await?;
     let mut inherited = files.held;
     inherited.push(lock.into());
@@ -134,7 +134,7 @@ fn open_log(path: &Path) -> Result<File> {
 }
 
 /// What a QEMU printed last, quoted; `None` when it said nothing.
-pub fn last_words(log: &Path) -> Option<String> {
+pub(crate) fn last_words(log: &Path) -> Option<String> {
     let words = Rotated::open(log)
         .and_then(|log| log.tail(0, LAST_WORDS))
         .map(|text| command::tail(&text))
@@ -247,7 +247,7 @@ async fn take_run_lock(path: &Path) -> Result<File> {
 }
 
 /// Removes the sockets of a QEMU that ended, and its control group.
-pub fn clear_sockets(sockets: &Sockets) {
+pub(crate) fn clear_sockets(sockets: &Sockets) {
     let link = sockets.group();
     if let Ok(group) = std::fs::read_link(&link) {
         cgroup::remove(&group);
@@ -260,13 +260,13 @@ pub fn clear_sockets(sockets: &Sockets) {
 }
 
 /// Removes what a QEMU that ended badly has left of its sockets, and their directory.
-pub fn clear(sockets: &Sockets) {
+pub(crate) fn clear(sockets: &Sockets) {
     clear_sockets(sockets);
     let _ = std::fs::remove_dir(sockets.directory());
 }
 
 /// Waits until the process has ended; false when `limit` comes first.
-pub async fn wait_for_end(process: &PidFd, limit: Duration) -> Result<bool> {
+pub(crate) async fn wait_for_end(process: &PidFd, limit: Duration) -> Result<bool> {
     match tokio::time::timeout(limit, process.ended()).await {
         Ok(result) => result
             .map(|()| true)

@@ -191,7 +191,7 @@ fn is_old(version: &str) -> bool {
 /// Lets QEMU write to the disks of a paused guest again. A migration that is over has given them
 /// up, and takes them back when the guest goes on, which this one shall not; a block export takes
 /// them back, too (`blk_exp_add` in QEMU's `block/export/export.c`).
-pub async fn take_disks_back(
+pub(crate) async fn take_disks_back(
     qmp: &mut Qmp,
     nodes: &[String],
     socket: &Path,
@@ -271,7 +271,7 @@ impl Relay {
 
 /// Has QEMU close its end of the pipe, should it have it still: a migration that began has taken
 /// it.
-pub async fn take_pipe_back(qmp: &mut Qmp) -> Result<(), QmpError> {
+pub(crate) async fn take_pipe_back(qmp: &mut Qmp) -> Result<(), QmpError> {
     match qmp.call::<Value>("closefd", json!({"fdname": FD})).await {
         Ok(_) | Err(QmpError::Refused { .. }) => Ok(()),
         Err(error) => Err(error),
@@ -286,7 +286,7 @@ async fn wait_for_lock(file: File) -> Result<()> {
 }
 
 /// Waits for the relay of another process, if it still is at work.
-pub async fn wait_for_relay(files: &Files) -> Result<()> {
+pub(crate) async fn wait_for_relay(files: &Files) -> Result<()> {
     for path in [&files.partial, &files.whole] {
         if let Ok(Some(file)) = plain::open(path) {
             return wait_for_lock(file).await;
@@ -297,7 +297,12 @@ pub async fn wait_for_relay(files: &Files) -> Result<()> {
 
 /// Reads the memory at `path` into a QEMU that was started with `-incoming defer`. When this
 /// returns its CPUs stand still.
-pub async fn load(qmp: &mut Qmp, path: &Path, compressed: bool, task: &dyn Task) -> Result<()> {
+pub(crate) async fn load(
+    qmp: &mut Qmp,
+    path: &Path,
+    compressed: bool,
+    task: &dyn Task,
+) -> Result<()> {
     qmp.prepare_migration().await?;
     let file = plain::open_existing(path)?;
     let (fd, feeder) = match compressed {

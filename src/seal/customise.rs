@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 /// One of the options.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Option_ {
+pub(crate) struct Option_ {
     /// Its name, without dashes.
     pub name: &'static str,
     /// The form of its value; `None`: it takes none.
@@ -19,7 +19,7 @@ const fn option(name: &'static str, value: &'static str, help: &'static str) -> 
 }
 
 /// All of them.
-pub const OPTIONS: &[Option_] = &[
+pub(crate) const OPTIONS: &[Option_] = &[
     option("append-line", "FILE:LINE", "Append a line to a file"),
     option("chmod", "MODE:FILE", "Change the permissions of a file (octal)"),
     option(
@@ -34,16 +34,16 @@ pub const OPTIONS: &[Option_] = &[
         "FILE:EXPR",
         "Edit a file with a Perl expression (the guest's perl; else sed -E): 's/a/b/'",
     ),
-    option("firstboot", "SCRIPT", "Run a script of yours at the first boot of each clone"),
+    option("firstboot", "SCRIPT", "Run a script at the first boot of each clone"),
     option("firstboot-command", "CMD", "Run a command at the first boot of each clone"),
-    option("hostname", "NAME", "Give all clones this host name, instead of each its own"),
+    option("hostname", "NAME", "Set this host name for all clones"),
     option(
         "install",
         "PKG,PKG",
         "Install packages with the guest's package manager (--network, or a local source)",
     ),
-    option("link", "TARGET:LINK[:LINK]", "Make symbolic links"),
-    option("mkdir", "DIR", "Make a directory, with its parents"),
+    option("link", "TARGET:LINK[:LINK]", "Create symbolic links"),
+    option("mkdir", "DIR", "Create a directory, with its parents"),
     option("motd", "TEXT", "Set the message of the day"),
     option("move", "SOURCE:DEST", "Move a file or directory"),
     option(
@@ -53,24 +53,24 @@ pub const OPTIONS: &[Option_] = &[
          password:WORD, random, locked, disabled",
     ),
     option("root-password", "SELECTOR", "Set root's password; SELECTOR as in --password"),
-    option("run", "SCRIPT", "Run a script of yours in the guest's tree"),
-    option("run-command", "CMD", "Run a command in the guest's tree"),
+    option("run", "SCRIPT", "Run a script in the guest's file system"),
+    option("run-command", "CMD", "Run a command in the guest's file system"),
     Option_ {
         name: "selinux-relabel",
         value: None,
-        help: "Let SELinux label everything anew at the next boot",
+        help: "Relabel all files for SELinux at the next boot",
     },
     option(
         "ssh-inject",
         "USER[:SELECTOR]",
-        "Let a key log in as a user: file:KEY.pub, string:KEY [default: your own key]",
+        "Authorise an SSH key for a user: file:KEY.pub, string:KEY [default: your own key]",
     ),
     option("timezone", "ZONE", "Set the time zone (Europe/Berlin)"),
-    option("touch", "FILE", "Make an empty file, or set its time"),
-    option("truncate", "FILE", "Make a file empty"),
+    option("touch", "FILE", "Create an empty file, or set its time"),
+    option("truncate", "FILE", "Truncate a file to zero length"),
     option("uninstall", "PKG,PKG", "Remove packages"),
-    Option_ { name: "update", value: None, help: "Bring all packages up to date" },
-    option("upload", "FILE:DEST", "Copy a file to a place in the guest"),
+    Option_ { name: "update", value: None, help: "Update all packages" },
+    option("upload", "FILE:DEST", "Copy a file to a path in the guest"),
     option("write", "FILE:CONTENT", "Write text into a file"),
 ];
 

@@ -6,12 +6,12 @@
 //! (`-smbios type=3,asset=…`), where every Linux shows it without a driver.
 
 /// The script.
-pub const SCRIPT_PATH: &str = "/usr/lib/cowhand/first-boot";
+pub(crate) const SCRIPT_PATH: &str = "/usr/lib/cowhand/first-boot";
 /// Where the user's scripts lie.
-pub const SCRIPTS: &str = "/usr/lib/cowhand/first-boot.d";
+pub(crate) const SCRIPTS: &str = "/usr/lib/cowhand/first-boot.d";
 /// A unit of systemd's.
 #[derive(Debug, Clone, Copy)]
-pub struct Unit {
+pub(crate) struct Unit {
     /// Where it lies.
     pub path: &'static str,
     /// What makes systemd start it.
@@ -27,7 +27,7 @@ pub struct Unit {
 /// The units. A name comes before everything that might use it; host keys before the SSH server,
 /// and in nobody else's way, for making them takes a while; the user's scripts when there is a
 /// network.
-pub const UNITS: [Unit; 3] = [
+pub(crate) const UNITS: [Unit; 3] = [
     Unit {
         path: "/etc/systemd/system/cowhand-identity.service",
         wanted: "/etc/systemd/system/sysinit.target.wants/cowhand-identity.service",
@@ -109,7 +109,7 @@ WantedBy=sysinit.target
 ";
 
 /// The script's text.
-pub const SCRIPT: &str = concat!(
+pub(crate) const SCRIPT: &str = concat!(
     r#"#!/bin/sh
 # Put here when the template of this machine was sealed. Runs once, at the first boot of each clone.
 PATH=/usr/sbin:/usr/bin:/sbin:/bin

@@ -119,7 +119,7 @@ fn target(number: usize) -> String {
 
 /// Seals `paths`, which are the disks of one guest. With `out`, they stay as they are and the one
 /// disk goes, sealed, into a new file.
-pub async fn seal(
+pub(crate) async fn seal(
     context: &Context,
     paths: &[PathBuf],
     format: Option<Format>,
@@ -173,7 +173,7 @@ pub async fn seal(
     Ok((report, Some(written)))
 }
 
-/// Overlays on the disks, and the drives made of them. No overlay says what it stands on: QEMU is
+/// Overlays on the disks, and the drives made of them. No overlay says what it depends on: QEMU is
 /// told.
 fn work_on(disks: &[Disk], place: impl Fn(usize) -> PathBuf) -> Result<Vec<Drive>> {
     let mut drives = Vec::new();

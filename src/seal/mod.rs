@@ -13,17 +13,17 @@
 //! All of it is carried out inside the [appliance](crate::appliance), on an overlay: the disks
 //! change when everything has worked, or not at all.
 
-pub mod customise;
-pub mod firstboot;
-pub mod image;
+pub(crate) mod customise;
+pub(crate) mod firstboot;
+pub(crate) mod image;
 pub mod operations;
 pub mod options;
-pub mod overlay;
-pub mod pending;
-pub mod run;
-pub mod selection;
-pub mod step;
-pub mod vm;
+pub(crate) mod overlay;
+pub(crate) mod pending;
+pub(crate) mod run;
+pub(crate) mod selection;
+pub(crate) mod step;
+pub(crate) mod vm;
 
 use serde::{Deserialize, Serialize};
 

@@ -12,24 +12,24 @@ use crate::model::{Format, Layer};
 use crate::qemu::nodes;
 
 /// A directory for overlays that are thrown away.
-pub struct Scratch(tempfile::TempDir);
+pub(crate) struct Scratch(tempfile::TempDir);
 
 impl Scratch {
     /// An empty one.
-    pub fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         tempfile::tempdir()
             .map(Self)
             .map_err(|source| Error::failed("cannot make a temporary directory").because(source))
     }
 
     /// The overlay of the disk with this number.
-    pub fn path(&self, number: usize) -> PathBuf {
+    pub(crate) fn path(&self, number: usize) -> PathBuf {
         self.0.path().join(format!("{number}.qcow2"))
     }
 }
 
 /// The block nodes of an overlay on the node `below`.
-pub fn overlay_nodes(name: &str, path: &Path, below: &str) -> [Value; 2] {
+pub(crate) fn overlay_nodes(name: &str, path: &Path, below: &str) -> [Value; 2] {
     let file = format!("{name}-file");
     [
         json!({"driver": "file", "node-name": file, "filename": path, "discard": "unmap"}),
@@ -40,9 +40,9 @@ pub fn overlay_nodes(name: &str, path: &Path, below: &str) -> [Value; 2] {
     ]
 }
 
-/// The block nodes of an image that stands on nothing: itself, read-only until a commit writes to
+/// The block nodes of an image that depends on nothing: itself, read-only until a commit writes to
 /// it.
-pub fn base_nodes(name: &str, path: &Path, format: Format) -> [Value; 2] {
+pub(crate) fn base_nodes(name: &str, path: &Path, format: Format) -> [Value; 2] {
     let file = format!("{name}-file");
     let mut node = json!({
         "driver": format.as_str(), "node-name": name, "file": file, "read-only": true,
@@ -62,7 +62,7 @@ pub fn base_nodes(name: &str, path: &Path, format: Format) -> [Value; 2] {
 }
 
 /// The block nodes of a layer of the store and everything below it.
-pub fn drive(context: &Context, target: &str, layer: &Layer) -> Result<Drive> {
+pub(crate) fn drive(context: &Context, target: &str, layer: &Layer) -> Result<Drive> {
     let chain = chain::read(&context.store, layer)?;
     Ok(Drive {
         target: target.to_owned(),

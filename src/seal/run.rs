@@ -10,7 +10,7 @@ use crate::error::Result;
 
 /// What is to be done, with the files it needs.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Sealing {
+pub(crate) struct Sealing {
     /// What.
     pub plan: Plan,
     /// The files.
@@ -25,7 +25,7 @@ pub struct Sealing {
 
 impl Sealing {
     /// Boots the appliance on these disks.
-    pub async fn carry_out(
+    pub(crate) async fn carry_out(
         &self,
         context: &Context,
         drives: &[Drive],

@@ -4,7 +4,7 @@ use super::operations::{OPERATIONS, Operation};
 use crate::error::{Error, Result};
 
 /// What `--operations` and `--enable` say, as names in the order of the table.
-pub fn select(operations: Option<&str>, enable: Option<&str>) -> Result<Vec<String>> {
+pub(crate) fn select(operations: Option<&str>, enable: Option<&str>) -> Result<Vec<String>> {
     let defaults =
         || OPERATIONS.iter().filter(|operation| operation.default).map(|operation| operation.name);
     let mut wanted: Vec<&str> = match (operations, enable) {
@@ -52,7 +52,7 @@ pub fn select(operations: Option<&str>, enable: Option<&str>) -> Result<Vec<Stri
 }
 
 /// The operation of that name.
-pub fn find(name: &str) -> Result<&'static Operation> {
+pub(crate) fn find(name: &str) -> Result<&'static Operation> {
     OPERATIONS.iter().find(|operation| operation.name == name).ok_or_else(|| {
         let mut near: Vec<(usize, &str)> = OPERATIONS
             .iter()

@@ -12,7 +12,7 @@ use crate::model::Layer;
 /// Lets the appliance seal the guest on overlays.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Seal {
+pub(crate) struct Seal {
     /// The overlays.
     pub disks: Vec<Sealed>,
     /// What is to be done. Not in the journal: it is done before the pivot or not at all.
@@ -23,7 +23,7 @@ pub struct Seal {
 /// One disk of a [`Seal`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Sealed {
+pub(crate) struct Sealed {
     /// The VM's name for the disk.
     pub target: String,
     /// The overlay.

@@ -23,7 +23,7 @@ fn disks(record: &Record) -> impl Iterator<Item = &Disk> {
 }
 
 /// The plan that seals the disks of `record`, and the record that it leads to.
-pub fn plan(
+pub(crate) fn plan(
     context: &Context,
     vm: &Name,
     record: &Record,
@@ -62,7 +62,11 @@ pub fn plan(
 }
 
 /// What sealing `record` would do. The appliance writes to overlays nobody will see.
-pub async fn dry_run(context: &Context, record: &Record, sealing: &Sealing) -> Result<Report> {
+pub(crate) async fn dry_run(
+    context: &Context,
+    record: &Record,
+    sealing: &Sealing,
+) -> Result<Report> {
     let scratch = Scratch::new()?;
     let mut drives = Vec::new();
     for (number, disk) in disks(record).enumerate() {

@@ -105,10 +105,10 @@ pub async fn take(opened: &mut OpenVm<'_>, request: &Request) -> Result<Taken> {
     let with_memory = (request.memory || request.internal) && state.is_live();
     if with_memory && request.quiesce == Quiesce::Require {
         return Err(Error::usage(
-            "memory and disks of one instant need no freeze, \
-             and a frozen guest would wake up frozen",
+            "--quiesce require conflicts with --memory and --internal: a reverted guest would \
+             resume frozen",
         )
-        .hint("leave out --quiesce or --memory"));
+        .hint("omit --quiesce, or --memory and --internal"));
     }
     if with_memory {
         bus::refuse_memory(vm.as_str(), &record.config)?;
@@ -146,7 +146,7 @@ pub async fn take(opened: &mut OpenVm<'_>, request: &Request) -> Result<Taken> {
             let limit = request.quiesce_limit.unwrap_or(freeze::FREEZE);
             if freeze::is_frozen(context, vm, limit).await {
                 context.ui.warn(&format!(
-                    "the file systems of {vm} are frozen, by somebody else: they are in \
+                    "the file systems of {vm} were frozen by another program: they are frozen in \
                      {vm}@{name}, too, and stay so after a revert; {}",
                     freeze::how_to_thaw(vm)
                 ));

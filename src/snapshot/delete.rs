@@ -19,7 +19,7 @@ use crate::store::{Store, trash};
 
 /// How snapshots are removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Request {
+pub(crate) struct Request {
     /// What goes along.
     pub which: Which,
     /// Leave the layers alone that a change needs which can be undone.
@@ -30,7 +30,7 @@ pub struct Request {
 
 /// Removes `vm@snapshot`, or with `dry_run` only says what that would do. Several are removed one
 /// by one, from the leaves down.
-pub async fn remove(
+pub(crate) async fn remove(
     context: &Context,
     vm: &Name,
     snapshot: &Name,
@@ -45,7 +45,7 @@ pub async fn remove(
 
 /// Removes a snapshot that has expired, as it was seen in the record `seen` of `vm`; not one that
 /// has taken its name meanwhile.
-pub async fn expire(
+pub(crate) async fn expire(
     context: &Context,
     vm: &Name,
     seen: &Record,

@@ -31,10 +31,10 @@ use crate::steps::trash::TrashLayers;
 use crate::store::{VmLock, trash};
 
 /// How the tags begin under which a head is kept for `undo`.
-pub const UNDO_PREFIX: &str = "cw-undo-";
+pub(crate) const UNDO_PREFIX: &str = "cw-undo-";
 
 /// The tags in `layer` under which heads are kept for `undo`.
-pub async fn undo_tags(context: &Context, layer: &Layer) -> Result<Vec<String>> {
+pub(crate) async fn undo_tags(context: &Context, layer: &Layer) -> Result<Vec<String>> {
     let path = context.store.layout.layer(layer);
     let inside =
         Img::find(context)?.info(&path, Source::File(&path, layer.format)).await?.snapshots;
@@ -46,7 +46,7 @@ pub async fn undo_tags(context: &Context, layer: &Layer) -> Result<Vec<String>> 
 }
 
 /// Refuses a disk that cannot carry internal snapshots, naming it.
-pub fn refuse_formats(vm: &Name, record: &Record) -> Result<()> {
+pub(crate) fn refuse_formats(vm: &Name, record: &Record) -> Result<()> {
     let Some(disk) = record.config.writable().find(|disk| disk.layer.format != Format::Qcow2)
     else {
         return Ok(());
@@ -56,18 +56,18 @@ pub fn refuse_formats(vm: &Name, record: &Record) -> Result<()> {
         disk.target, disk.layer.format
     ))
     .hint(format!(
-        "take an external one, on which the disk goes on as qcow2: cowhand snapshot create {vm}"
+        "take an external one, after which the disk is qcow2: cowhand snapshot create {vm}"
     )))
 }
 
 /// A tag for a new one. QEMU takes a number for its own id, and an image may carry tags that others
 /// made: so it is no name of a user's.
-pub fn free_tag() -> String {
+pub(crate) fn free_tag() -> String {
     format!("cw-{}", LayerId::random())
 }
 
 /// The plan that takes one. `writer` is the QEMU that runs.
-pub async fn take(
+pub(crate) async fn take(
     qmp: Option<&mut Qmp>,
     record: &Record,
     taking: &plan::Taking,
@@ -101,7 +101,7 @@ fn layers<'a>(disks: impl Iterator<Item = &'a Disk>) -> Vec<Layer> {
 }
 
 /// Are the layers that carry the snapshot the head's own still?
-pub fn is_in_head(record: &Record, snapshot: &Snapshot) -> bool {
+pub(crate) fn is_in_head(record: &Record, snapshot: &Snapshot) -> bool {
     let place = |disk: &Disk| (disk.target.clone(), disk.layer.clone());
     let of = |config: &crate::model::Config| config.writable().map(place).collect::<Vec<_>>();
     of(&record.config) == of(&snapshot.config)
@@ -109,11 +109,11 @@ pub fn is_in_head(record: &Record, snapshot: &Snapshot) -> bool {
 
 /// How a revert to an internal snapshot goes.
 #[derive(Debug)]
-pub struct Reverting<'a> {
+pub(crate) struct Reverting<'a> {
     /// The snapshot.
     pub snapshot: &'a Snapshot,
     /// The snapshot that the head follows afterwards.
-    pub head: Option<Name>,
+    pub current: Option<Name>,
     /// The QEMU that runs.
     pub old_pid: Option<i32>,
     /// Take up its memory; the guest runs afterwards, or stands still.
@@ -125,11 +125,11 @@ pub struct Reverting<'a> {
 }
 
 /// The record after a revert, and the plan.
-pub fn revert(record: &Record, reverting: &Reverting<'_>) -> (Record, Plan) {
+pub(crate) fn revert(record: &Record, reverting: &Reverting<'_>) -> (Record, Plan) {
     let snapshot = reverting.snapshot;
     let tag = snapshot.tag().unwrap_or_default().to_owned();
     let mut after = plan::back_at(record, snapshot);
-    after.head.clone_from(&reverting.head);
+    after.current.clone_from(&reverting.current);
     let mut before: Vec<Planned> = Vec::new();
     let stop = reverting.old_pid.map(|_| StopQemu {}.into());
     let mut trashed = Vec::new();
@@ -231,7 +231,7 @@ fn refuse_sealed_elsewhere(
                 locks.push(lock.ok_or_else(|| {
                     Error::locked(format!(
                         "another command is at work on {user}, \
-                         which stands on the layer of {vm}@{}",
+                         which depends on the layer of {vm}@{}",
                         snapshot.name
                     ))
                 })?);
@@ -243,13 +243,17 @@ fn refuse_sealed_elsewhere(
                     snapshot.name
                 )));
             }
-            let stands_on = |head: &Disk| {
+            let is_backed_by_it = |head: &Disk| {
                 graph
                     .chain(&head.layer.id)
                     .map(|chain| chain.iter().any(|info| info.layer == disk.layer))
             };
-            let open =
-                record.config.volumes().map(stands_on).collect::<Result<Vec<_>>>()?.contains(&true);
+            let open = record
+                .config
+                .volumes()
+                .map(is_backed_by_it)
+                .collect::<Result<Vec<_>>>()?
+                .contains(&true);
             if open && status::is_running(context, &user)? {
                 return Err(Error::refused(format!(
                     "{user} is running, and has the layer of {vm}@{} ({}, {}) open",

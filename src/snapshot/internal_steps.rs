@@ -24,7 +24,7 @@ use crate::ui::Task;
 /// Takes an internal snapshot: of a running VM with its memory, by its QEMU; else by `qemu-img`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct InternalSave {
+pub(crate) struct InternalSave {
     /// Its name in the images.
     pub tag: String,
     /// The layers, which are the head.
@@ -53,7 +53,7 @@ impl Step for InternalSave {
 /// one, which was taken just before.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct InternalRevert {
+pub(crate) struct InternalRevert {
     /// Where to.
     pub tag: String,
     /// The snapshot that was taken just before.
@@ -88,7 +88,7 @@ impl Step for InternalRevert {
 /// Removes an internal snapshot from layers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct InternalDelete {
+pub(crate) struct InternalDelete {
     /// Its name in the images.
     pub tag: String,
     /// The layers.
@@ -175,7 +175,7 @@ async fn go_back(
         // has written is not ours to overwrite.
         if !ours || qmp.status(REPLY).await?.running {
             return Err(Error::refused(format!(
-                "{name} was started by somebody else while a revert of it was half done, and may \
+                "{name} was started by another program during a revert, and may \
                  have written to its disks"
             ))
             .hint(format!(
@@ -207,7 +207,7 @@ async fn unsave(run: &mut Run<'_>, tag: &str, layers: &[Layer]) -> Result<()> {
 
 /// Removes an internal snapshot from `layers`, those that carry it: in the running QEMU where the
 /// guest writes to them, else by `qemu-img`.
-pub async fn delete(run: &mut Run<'_>, tag: &str, layers: &[Layer]) -> Result<()> {
+pub(crate) async fn delete(run: &mut Run<'_>, tag: &str, layers: &[Layer]) -> Result<()> {
     let (context, name) = (run.context, run.name.clone());
     let missing = without(run.context, layers, tag).await?;
     let there: Vec<Layer> =
@@ -260,7 +260,7 @@ async fn give_up_memory(context: &Context, layer: &Layer) {
 }
 
 /// The same of a layer that may be sealed; that it cannot be given up is an error.
-pub async fn give_up_memory_of(context: &Context, layer: &Layer) -> Result<()> {
+pub(crate) async fn give_up_memory_of(context: &Context, layer: &Layer) -> Result<()> {
     let rewriting = Rewriting::begin(&context.store, layer)?;
     let given_up = guest_memory::give_up(context, layer).await;
     rewriting.end(&context.store)?;

@@ -14,13 +14,13 @@ use crate::model::{Config, LayerId, Name, Record, Snapshot};
 pub struct Row {
     /// The snapshot.
     pub snapshot: Snapshot,
-    /// The head stands on it.
+    /// It is the current snapshot.
     pub current: bool,
     /// Bytes on disk of its layers: what was written since the snapshot before.
     pub bytes: u64,
-    /// The snapshots that stand on it.
+    /// The snapshots that depend on it.
     pub children: Vec<Name>,
-    /// The snapshots that stand on it, directly or not.
+    /// The snapshots that depend on it, directly or not.
     pub descendants: Vec<Name>,
 }
 
@@ -39,7 +39,7 @@ pub fn show(context: &Context, vm: &Name, snapshot: &Name) -> Result<Row> {
 
 fn row(context: &Context, record: &Record, snapshot: &Snapshot) -> Row {
     Row {
-        current: record.head.as_ref() == Some(&snapshot.name),
+        current: record.current.as_ref() == Some(&snapshot.name),
         // An internal one has no layer of its own.
         bytes: if snapshot.tag().is_some() { 0 } else { bytes(context, &snapshot.config) },
         descendants: plan::to_remove(record, &snapshot.name, Which::ChildrenOnly)
@@ -68,8 +68,8 @@ pub struct Tree {
     pub rows: Vec<Row>,
     /// Per snapshot, the VMs and templates cloned from it.
     pub clones: Vec<Vec<Name>>,
-    /// The snapshot the head stands on.
-    pub head: Option<Name>,
+    /// The current snapshot: the one the head is based on.
+    pub current: Option<Name>,
     /// Bytes on disk of the head's layers.
     pub head_bytes: u64,
 }
@@ -84,7 +84,7 @@ pub fn tree(context: &Context, vm: &Name) -> Result<Tree> {
         rows: record.snapshots.iter().map(|snapshot| row(context, &record, snapshot)).collect(),
         clones,
         head_bytes: bytes(context, &record.config),
-        head: record.head,
+        current: record.current,
     })
 }
 

@@ -18,7 +18,7 @@ use crate::qemu::{confinement, nodes};
 /// Makes overlays known to the running QEMU.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct AddNodes {
+pub(crate) struct AddNodes {
     /// The overlays.
     pub layers: Vec<Layer>,
 }
@@ -64,7 +64,7 @@ impl Step for AddNodes {
 /// Puts overlays on top of the heads of the running VM, all or none (QMP `transaction`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Switch {
+pub(crate) struct Switch {
     /// Which.
     pub disks: Vec<Switched>,
 }
@@ -72,7 +72,7 @@ pub struct Switch {
 /// One disk of a [`Switch`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Switched {
+pub(crate) struct Switched {
     /// The guest's name for the disk.
     pub target: String,
     /// The layer that was the head.
@@ -106,7 +106,7 @@ impl Step for Switch {
 
     /// While QEMU lives it knows which layer its device is on. When it is dead, an overlay that was
     /// made and never switched to is empty, and one that was switched to may hold the guest's
-    /// writes: standing on it is right either way.
+    /// writes: depending on it is right either way.
     async fn happened(&self, run: &mut Run<'_>) -> Result<Option<bool>> {
         // All of them have switched, or none: one tells for all.
         if let Some(qmp) = run.qmp().await?
@@ -132,7 +132,7 @@ impl Step for Switch {
 /// Freezes the guest's file systems through the guest agent; undone by a thaw.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Freeze {
+pub(crate) struct Freeze {
     /// The change fails when this does.
     pub required: bool,
     /// How long it may take, in milliseconds.
@@ -169,7 +169,7 @@ impl Step for Freeze {
         }
     }
 
-    /// What somebody else has frozen is not ours to thaw. After a crash nobody knows who it was,
+    /// What another program has frozen is not ours to thaw. After a crash nobody knows who it was,
     /// and a thaw is the lesser evil.
     async fn undo(&self, run: &mut Run<'_>) -> Result<()> {
         thaw_ours(run).await;
@@ -180,7 +180,7 @@ impl Step for Freeze {
 /// Thaws the guest's file systems, where this change has frozen them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Thaw {}
+pub(crate) struct Thaw {}
 
 impl Step for Thaw {
     const TAG: &'static str = "thaw";

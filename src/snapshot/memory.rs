@@ -11,7 +11,7 @@ const SMALL: u64 = 1 << 20;
 
 /// Refuses memory that the QEMU of here and now could not take up, naming the difference. `after`
 /// is the VM as it would be.
-pub fn check(
+pub(crate) fn check(
     context: &Context,
     vm: &Name,
     after: &Record,
@@ -45,7 +45,7 @@ pub fn check(
 
 /// Refuses a snapshot there is no room for: overlays, and memory of which no more can be written
 /// than QEMU has in use.
-pub fn check_space(context: &Context, config: &Config, qemu: Option<i32>) -> Result<()> {
+pub(crate) fn check_space(context: &Context, config: &Config, qemu: Option<i32>) -> Result<()> {
     let overlays = SMALL * (1 + config.writable().count() as u64);
     let memory =
         qemu.map_or(0, |pid| space::resident(pid).unwrap_or(u64::MAX).min(config.memory_bytes));

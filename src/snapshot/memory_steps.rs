@@ -22,7 +22,7 @@ const LOOK: Duration = Duration::from_millis(2);
 /// Gets ready to save the guest's memory, which still runs; undone by calling that off.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct BeginMemory {
+pub(crate) struct BeginMemory {
     /// The file.
     #[serde(with = "form")]
     pub image: RamImage,
@@ -50,7 +50,7 @@ impl Step for BeginMemory {
         if self.running
             && let Way::Stopped(why) = &saving.way
         {
-            context.ui.note(&format!("the guest stands still while its memory is saved: {why}"));
+            context.ui.note(&format!("the guest is paused while its memory is saved: {why}"));
         }
         run.saving = Some(saving);
         Ok(())
@@ -70,7 +70,7 @@ impl Step for BeginMemory {
 /// Pauses the guest's CPUs; undone by letting them go on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Pause {
+pub(crate) struct Pause {
     /// They ran before.
     pub resume: bool,
 }
@@ -103,7 +103,7 @@ impl Step for Pause {
 /// here loses the memory, not the snapshot: the disks have switched.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct SaveMemory {
+pub(crate) struct SaveMemory {
     /// The file.
     #[serde(with = "form")]
     pub image: RamImage,
@@ -140,7 +140,7 @@ impl Step for SaveMemory {
 /// Starts QEMU with the memory of a snapshot, its CPUs paused; undone by ending it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct LoadMemory {
+pub(crate) struct LoadMemory {
     /// The file.
     #[serde(with = "form")]
     pub image: RamImage,

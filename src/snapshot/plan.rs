@@ -21,13 +21,13 @@ use crate::store::trash;
 
 /// What is removed along with a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Which {
-    /// Nothing: what stands on it stands on its parent then.
+pub(crate) enum Which {
+    /// Nothing: what depends on it depends on its parent then.
     #[default]
     Alone,
-    /// Everything that stands on it.
+    /// Everything that depends on it.
     WithChildren,
-    /// Everything that stands on it, and not itself.
+    /// Everything that depends on it, and not itself.
     ChildrenOnly,
 }
 
@@ -45,7 +45,7 @@ pub enum Quiesce {
 
 /// A snapshot that is about to be taken.
 #[derive(Debug, Clone)]
-pub struct Taking {
+pub(crate) struct Taking {
     /// Its name.
     pub name: Name,
     /// The user's words.
@@ -63,10 +63,10 @@ pub struct Taking {
 }
 
 /// The record with the snapshot; its layers are still the head's.
-pub fn named(record: &Record, taking: &Taking) -> Record {
+pub(crate) fn named(record: &Record, taking: &Taking) -> Record {
     let snapshot = Snapshot {
         name: taking.name.clone(),
-        parent: record.head.clone(),
+        parent: record.current.clone(),
         kind: SnapshotKind::External,
         created: Timestamp::now(),
         description: taking.description.clone(),
@@ -84,12 +84,12 @@ pub fn named(record: &Record, taking: &Taking) -> Record {
     };
     let mut after = record.clone();
     after.snapshots.push(snapshot);
-    after.head = Some(taking.name.clone());
+    after.current = Some(taking.name.clone());
     after
 }
 
 /// The record after the snapshot, and the plan.
-pub fn take(record: &Record, taking: &Taking) -> (Record, Plan) {
+pub(crate) fn take(record: &Record, taking: &Taking) -> (Record, Plan) {
     let mut after = named(record, taking);
     let mut before: Vec<Planned> = Vec::new();
     let mut switched = Vec::new();
@@ -130,7 +130,7 @@ pub fn take(record: &Record, taking: &Taking) -> (Record, Plan) {
 
 /// A revert that is about to be made.
 #[derive(Debug, Clone)]
-pub struct Reverting {
+pub(crate) struct Reverting {
     /// QEMU runs.
     pub live: bool,
     /// The snapshot's memory is taken up; its guest runs afterwards, or stands still.
@@ -141,7 +141,11 @@ pub struct Reverting {
 
 /// The record after a revert to `snapshot`, and the plan: new overlays on its layers, the old head
 /// into the trash.
-pub fn revert(record: &Record, snapshot: &Snapshot, reverting: &Reverting) -> (Record, Plan) {
+pub(crate) fn revert(
+    record: &Record,
+    snapshot: &Snapshot,
+    reverting: &Reverting,
+) -> (Record, Plan) {
     let mut after = back_at(record, snapshot);
     let mut before: Vec<Planned> = Vec::new();
     for disk in after.config.writable_mut() {
@@ -176,16 +180,16 @@ pub fn revert(record: &Record, snapshot: &Snapshot, reverting: &Reverting) -> (R
 
 /// The record with its head's configuration as it was at `snapshot`, layers and all; a generation
 /// id is never used twice.
-pub fn back_at(record: &Record, snapshot: &Snapshot) -> Record {
+pub(crate) fn back_at(record: &Record, snapshot: &Snapshot) -> Record {
     let mut after = record.clone();
     after.config = snapshot.config.clone();
     after.config.generation = Uuid::new_v4();
-    after.head = Some(snapshot.name.clone());
+    after.current = Some(snapshot.name.clone());
     after
 }
 
-/// The record without `name`: what stood on it stands on its parent.
-pub fn without(record: &Record, name: &Name) -> Record {
+/// The record without `name`: what depended on it depends on its parent.
+pub(crate) fn without(record: &Record, name: &Name) -> Record {
     let mut after = record.clone();
     let parent = record
         .snapshots
@@ -198,14 +202,14 @@ pub fn without(record: &Record, name: &Name) -> Record {
     {
         snapshot.parent.clone_from(&parent);
     }
-    if after.head.as_ref() == Some(name) {
-        after.head = parent;
+    if after.current.as_ref() == Some(name) {
+        after.current = parent;
     }
     after
 }
 
 /// The snapshots that go when `name` is removed in this way, from the leaves down.
-pub fn to_remove(record: &Record, name: &Name, which: Which) -> Vec<Name> {
+pub(crate) fn to_remove(record: &Record, name: &Name, which: Which) -> Vec<Name> {
     if which == Which::Alone {
         return vec![name.clone()];
     }

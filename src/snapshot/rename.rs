@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::model::{Name, PointRef};
 
 /// Renames `vm@old` to `vm@new`.
-pub async fn rename(context: &Context, vm: &Name, old: &Name, new: &Name) -> Result<()> {
+pub(crate) async fn rename(context: &Context, vm: &Name, old: &Name, new: &Name) -> Result<()> {
     let mut opened = OpenVm::for_change(context, vm, "rename a snapshot of").await?;
     let record = &mut opened.record;
     let old = record.snapshot(vm, old)?.name.clone();
@@ -28,6 +28,6 @@ pub async fn rename(context: &Context, vm: &Name, old: &Name, new: &Name) -> Res
         renamed(&mut snapshot.name);
         snapshot.parent.as_mut().map(renamed);
     }
-    record.head.as_mut().map(renamed);
+    record.current.as_mut().map(renamed);
     opened.save()
 }

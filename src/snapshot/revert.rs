@@ -81,7 +81,7 @@ pub async fn revert(
             &record,
             &internal::Reverting {
                 snapshot: &snapshot,
-                head: Some(snapshot.name.clone()),
+                current: Some(snapshot.name.clone()),
                 old_pid,
                 memory: running,
                 trash,

@@ -19,7 +19,7 @@ use crate::store::{Store, plain};
 /// Makes an empty qcow2 layer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct CreateOverlay {
+pub(crate) struct CreateOverlay {
     /// The new layer.
     pub layer: Layer,
     /// Its backing file, if it has one.
@@ -52,7 +52,7 @@ impl Step for CreateOverlay {
 /// Copies a file of the user's into a layer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct CopyFile {
+pub(crate) struct CopyFile {
     /// The file.
     pub from: PathBuf,
     /// Which file it was when it was examined; another one in its place is not copied.
@@ -87,7 +87,7 @@ impl Step for CopyFile {
 /// Makes a qcow2 layer with the content of a small raw file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct WrapFile {
+pub(crate) struct WrapFile {
     /// The file.
     pub from: PathBuf,
     /// The new layer.
@@ -113,7 +113,7 @@ impl Step for WrapFile {
 /// Makes a layer that is an independent copy of another one and its backing files.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct CopyChain {
+pub(crate) struct CopyChain {
     /// What is copied.
     pub source: Layer,
     /// The new layer.
@@ -141,7 +141,7 @@ impl Step for CopyChain {
 /// Makes a layer that is an independent copy of what an internal snapshot holds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct CopyInternal {
+pub(crate) struct CopyInternal {
     /// The layer that carries the internal snapshot.
     pub source: Layer,
     /// The name of the snapshot in there.
@@ -172,7 +172,7 @@ impl Step for CopyInternal {
 /// Makes a layer that is a file of the user's, in its place.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct LinkFile {
+pub(crate) struct LinkFile {
     /// The file.
     pub file: PathBuf,
     /// The new layer.
@@ -198,7 +198,7 @@ impl Step for LinkFile {
 /// Sets the permission bits of layers' files.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct SetMode {
+pub(crate) struct SetMode {
     /// Which.
     pub layers: Vec<Layer>,
     /// Their bits before, in the same order.
@@ -257,7 +257,7 @@ fn set_mode(store: &Store, layer: &Layer, mode: u32) -> Result<()> {
 /// engine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Resize {
+pub(crate) struct Resize {
     /// The guest's name for the disk.
     pub target: String,
     /// Its active layer.

@@ -12,7 +12,7 @@ use crate::store::schema::form;
 /// Merges layers, in the VM's QEMU or offline. A guest whose active layer is merged is left paused.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct MergeLayers {
+pub(crate) struct MergeLayers {
     /// All of them: they switch together.
     #[serde(with = "form")]
     pub merges: Vec<Merge>,
@@ -77,7 +77,7 @@ impl Step for MergeLayers {
 /// stay.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct RemoveLayers {
+pub(crate) struct RemoveLayers {
     /// Which.
     pub layers: Vec<Layer>,
 }
@@ -106,7 +106,7 @@ impl Step for RemoveLayers {
 /// Removes memory that no snapshot has any more.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct RemoveMemory {
+pub(crate) struct RemoveMemory {
     /// The files.
     #[serde(with = "form")]
     pub images: Vec<RamImage>,

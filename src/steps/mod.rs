@@ -1,11 +1,11 @@
 //! The steps that changes of several kinds have in common.
 
-pub mod layers;
-pub mod merge;
-pub mod qemu;
-pub mod record;
-pub mod restore;
-pub mod trash;
+pub(crate) mod layers;
+pub(crate) mod merge;
+pub(crate) mod qemu;
+pub(crate) mod record;
+pub(crate) mod restore;
+pub(crate) mod trash;
 
 #[cfg(test)]
 mod tests;

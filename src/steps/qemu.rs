@@ -10,7 +10,7 @@ use crate::instance::terminate;
 /// Ends QEMU (QMP `quit`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct StopQemu {}
+pub(crate) struct StopQemu {}
 
 impl Step for StopQemu {
     const TAG: &'static str = "stop-qemu";
@@ -34,7 +34,7 @@ impl Step for StopQemu {
 /// Lets the guest's CPUs go on after a merge or a revert.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Resume {}
+pub(crate) struct Resume {}
 
 impl Step for Resume {
     const TAG: &'static str = "resume";

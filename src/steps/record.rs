@@ -11,7 +11,7 @@ use crate::store::schema::RecordV1;
 /// Replaces `vm.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct WriteRecord {
+pub(crate) struct WriteRecord {
     /// The new record, as it is known when the change begins.
     pub record: Box<RecordV1>,
     /// The snapshot that the record adds, if any.
@@ -20,12 +20,12 @@ pub struct WriteRecord {
 
 impl WriteRecord {
     /// A new `vm.json`.
-    pub fn of(record: &Record) -> Self {
+    pub(crate) fn of(record: &Record) -> Self {
         Self { record: Box::new(RecordV1::from(record)), snapshot: None }
     }
 
     /// The same, with a snapshot that is just being taken.
-    pub fn with_snapshot(record: &Record, snapshot: &Name) -> Self {
+    pub(crate) fn with_snapshot(record: &Record, snapshot: &Name) -> Self {
         Self { snapshot: Some(snapshot.clone()), ..Self::of(record) }
     }
 

@@ -1,5 +1,5 @@
 //! Layers that come back out of the trash. A change of another VM, with which this one shares no
-//! lock, may be about to merge or remove what they stand on: see [`crate::change::dependents`].
+//! lock, may be about to merge or remove what they depend on: see [`crate::change::dependents`].
 
 use std::path::Path;
 
@@ -19,12 +19,12 @@ use crate::store::{Store, make_directory};
 /// Moves layers out of the trash, back into the pool; undone by moving them into it again.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct RestoreLayers {
+pub(crate) struct RestoreLayers {
     /// The directory in the trash.
     pub directory: String,
     /// Which layers.
     pub layers: Vec<Layer>,
-    /// What they stand on, as it was when they went into it.
+    /// What they depend on, as it was when they went into it.
     #[serde(default, with = "form")]
     pub below: Vec<FileStamp>,
 }
@@ -53,7 +53,7 @@ impl Step for RestoreLayers {
             &self.layers,
             &self.below,
         )?;
-        // From here on their headers tell what they stand on.
+        // From here on their headers tell what they depend on.
         run.release_store();
         Ok(())
     }
@@ -65,9 +65,9 @@ impl Step for RestoreLayers {
 }
 
 /// Moves `layers` of `vm` out of the directory `trash`, back into the pool. Refused when what they
-/// stand on is not what `below` says, or will not stay so; then they may be in the pool, and the
+/// depend on is not what `below` says, or will not stay so; then they may be in the pool, and the
 /// caller moves them back ([`put_back`]).
-pub fn restore(
+pub(crate) fn restore(
     store: &Store,
     vm: &Name,
     trash: &Path,
@@ -102,7 +102,7 @@ pub fn restore(
         let consumed = consumed(&journal.steps);
         if let Some(stamp) = below.iter().find(|stamp| consumed.contains(&stamp.layer)) {
             let error = Error::refused(format!(
-                "{vm} stands on layer {}, which `{}` of {other} is about to merge or remove",
+                "{vm} depends on layer {}, which `{}` of {other} is about to merge or remove",
                 stamp.layer,
                 journal.command()
             ));
@@ -147,7 +147,7 @@ fn belongs_to_another(records: &[(Name, Record)], name: Option<&Name>, layer: &L
 }
 
 /// [`restore`], or nothing.
-pub fn restore_or_put_back(
+pub(crate) fn restore_or_put_back(
     store: &Store,
     vm: &Name,
     trash: &Path,
@@ -166,7 +166,7 @@ pub fn restore_or_put_back(
 }
 
 /// Moves layers that were restored into the trash again, whatever is left of their directory there.
-pub fn put_back(store: &Store, trash: &Path, layers: &[Layer]) -> Result<()> {
+pub(crate) fn put_back(store: &Store, trash: &Path, layers: &[Layer]) -> Result<()> {
     make_directory(&trash.join("layers"))?;
     // What is there still was never taken out.
     let restored: Vec<Layer> =
@@ -342,8 +342,8 @@ mod tests {
     fn what_is_left_of_a_merge_takes_nobody_of_its_own_plan_for_a_newcomer() {
         let bench = Bench::new();
         let plan: Vec<Layer> = bench.merge().iter().flat_map(|step| step.touches().pins).collect();
-        // Merged already, and only to be removed: `top` goes, and what it stood on, but for `kept`,
-        // went before.
+        // Merged already, and only to be removed: `top` goes, and what it depended on, but for
+        // `kept`, went before.
         let left = [RemoveLayers { layers: vec![bench.base.clone(), bench.top.clone()] }.into()];
         refuse_new_dependents(&bench.store, &name("other"), &left, &plan)
             .expect("its own layer stands on it still");

@@ -13,7 +13,7 @@ use crate::store::trash::{Entry, Kind};
 /// Moves layers that no record names any more into the trash.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct TrashLayers {
+pub(crate) struct TrashLayers {
     /// The directory in the trash.
     pub directory: String,
     /// The verb.
@@ -30,7 +30,7 @@ pub struct TrashLayers {
 
 impl TrashLayers {
     /// The step that keeps what a change takes out of use, for `undo`.
-    pub fn of(
+    pub(crate) fn of(
         before: &Record,
         directory: String,
         what: Kind,
@@ -79,7 +79,7 @@ impl Step for TrashLayers {
 /// Removes a directory of the trash that has served its purpose.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct DropTrash {
+pub(crate) struct DropTrash {
     /// Which.
     pub directory: String,
 }

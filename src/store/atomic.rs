@@ -8,7 +8,7 @@ use crate::sys::{fault, files};
 
 /// Replaces `path` with `bytes`: temporary file (0600) beside it, fsync, rename, fsync of the
 /// directory.
-pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     let mut file = tempfile::Builder::new()
         .prefix(".")
@@ -25,7 +25,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// Writes `path` where it does not exist; one that somebody else has written meanwhile stays.
-pub fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     let mut file = tempfile::Builder::new()
         .prefix(".")
@@ -46,7 +46,7 @@ pub fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// [`write`] without the flushes: after a power cut there may be the old file, the new one, or none
 /// that can be read.
-pub fn write_unflushed(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write_unflushed(path: &Path, bytes: &[u8]) -> Result<()> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     let mut file = tempfile::Builder::new()
         .prefix(".")
@@ -59,12 +59,12 @@ pub fn write_unflushed(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// Makes a rename from one directory to another survive a power cut: the new name first, so that
 /// the file never has none.
-pub fn sync_rename(from: &Path, to: &Path) -> Result<()> {
+pub(crate) fn sync_rename(from: &Path, to: &Path) -> Result<()> {
     [to, from].into_iter().filter_map(Path::parent).try_for_each(sync_directory)
 }
 
 /// Makes renames, creations and removals in `directory` survive a power cut.
-pub fn sync_directory(directory: &Path) -> Result<()> {
+pub(crate) fn sync_directory(directory: &Path) -> Result<()> {
     files::open_directory(directory)
         .and_then(|directory| directory.sync_all())
         .on("flush", directory)

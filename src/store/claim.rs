@@ -55,7 +55,7 @@ impl Store {
         if self.exists(name) || self.has_journal(name) {
             return Ok(());
         }
-        // At one stroke: were its lock to go before the directory, somebody else could begin in
+        // At one stroke: were its lock to go before the directory, another command could begin in
         // there.
         let gone = self.layout.gone(&Uuid::new_v4().simple().to_string());
         match std::fs::rename(&directory, &gone) {

@@ -164,7 +164,7 @@ impl Store {
         ahead
     }
 
-    /// Somebody who knows says that the clock is right.
+    /// The user says that the clock is right.
     pub fn trust_clock(&self) {
         self.write_clock_note(&Look::take().note());
     }

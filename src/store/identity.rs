@@ -30,7 +30,7 @@ const MOST: usize = 1000;
 
 /// What `store.json` says.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Identity {
+pub(crate) struct Identity {
     schema: u32,
     /// Which store this is; none: an earlier version has made it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::model::{Layer, Name, RamImage, WarmImage};
 
 /// How directories of VMs begin that are gone. No name of a VM does.
-pub const GONE: &str = ".gone-";
+pub(super) const GONE: &str = ".gone-";
 
 /// The store's map: pure path arithmetic.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -74,7 +74,7 @@ pub fn open_lock(path: &Path) -> Result<File> {
 }
 
 /// Writes down who holds the lock. Only information: a failure is no reason not to go on.
-pub fn sign(mut file: &File, operation: &str) {
+pub(crate) fn sign(mut file: &File, operation: &str) {
     let _ = file
         .set_len(0)
         .and_then(|()| file.seek(SeekFrom::Start(0)))
@@ -82,7 +82,7 @@ pub fn sign(mut file: &File, operation: &str) {
 }
 
 /// Who holds the lock, as its file says.
-pub fn holder(path: &Path) -> String {
+pub(crate) fn holder(path: &Path) -> String {
     let mut text = String::new();
     let read = plain::open(path)
         .ok()

@@ -28,29 +28,29 @@ fn tokens(directory: &Path) -> Vec<Uuid> {
 }
 
 /// Is the token `mark` on `directory`?
-pub fn is_on(directory: &Path, mark: Uuid) -> bool {
+pub(crate) fn is_on(directory: &Path, mark: Uuid) -> bool {
     tokens(directory).contains(&mark)
 }
 
 /// The newest token on `directory`.
-pub fn newest(directory: &Path) -> Option<Uuid> {
+pub(crate) fn newest(directory: &Path) -> Option<Uuid> {
     tokens(directory).last().copied()
 }
 
 /// Puts the token `mark` on `directory`, and leaves `before` there. An error where there are no
 /// such attributes, or the directory cannot be changed. Until [`sync`] a power cut may undo it.
-pub fn add(directory: &Path, before: Option<Uuid>, mark: Uuid) -> io::Result<()> {
+pub(crate) fn add(directory: &Path, before: Option<Uuid>, mark: Uuid) -> io::Result<()> {
     let text = before.map_or_else(|| mark.to_string(), |before| format!("{before} {mark}"));
     Ok(setxattr(directory, NAME, text.as_bytes(), XattrFlags::empty())?)
 }
 
 /// Makes the tokens on `directory` survive a power cut.
-pub fn sync(directory: &Path) -> io::Result<()> {
+pub(crate) fn sync(directory: &Path) -> io::Result<()> {
     files::open_directory(directory)?.sync_all()
 }
 
 /// Leaves no token but `mark` on `directory`. If that fails, an earlier one stays beside it.
-pub fn keep(directory: &Path, mark: Uuid) {
+pub(crate) fn keep(directory: &Path, mark: Uuid) {
     let text = mark.to_string();
     if let Err(error) = setxattr(directory, NAME, text.as_bytes(), XattrFlags::empty()) {
         tracing::debug!("{} keeps an earlier mark: {error}", directory.display());
@@ -58,12 +58,12 @@ pub fn keep(directory: &Path, mark: Uuid) {
 }
 
 /// Can the entry `name` be in a directory that nobody has put anything into?
-pub fn is_of_file_system(name: &OsStr) -> bool {
+pub(crate) fn is_of_file_system(name: &OsStr) -> bool {
     name == "lost+found"
 }
 
 /// Is there nothing in `directory` but what its file system has put there?
-pub fn is_empty(directory: &Path) -> io::Result<bool> {
+pub(crate) fn is_empty(directory: &Path) -> io::Result<bool> {
     for entry in std::fs::read_dir(directory)? {
         if !is_of_file_system(&entry?.file_name()) {
             return Ok(false);

@@ -20,7 +20,7 @@ const USUAL: usize = 1 << 20;
 
 /// Reads all of the file at `path`; `None` when there is none. What is no file, or too long to be
 /// one of ours, is damage.
-pub fn read(path: &Path) -> Result<Option<Vec<u8>>> {
+pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>> {
     let Some(file) = open(path)? else { return Ok(None) };
     // One that is too long is not read up to that.
     let length = file.metadata().on("read", path)?.len();
@@ -40,12 +40,12 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>> {
 }
 
 /// The same where it makes no difference why it cannot be read.
-pub fn read_if_possible(path: &Path) -> Option<Vec<u8>> {
+pub(crate) fn read_if_possible(path: &Path) -> Option<Vec<u8>> {
     read(path).ok().flatten()
 }
 
 /// Opens the file at `path` for reading, however long it is; `None` when there is none.
-pub fn open(path: &Path) -> Result<Option<File>> {
+pub(crate) fn open(path: &Path) -> Result<Option<File>> {
     // Opening a terminal does not make it ours.
     let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
     let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
@@ -66,17 +66,17 @@ pub fn open(path: &Path) -> Result<Option<File>> {
 }
 
 /// The same of one that has to be there.
-pub fn open_existing(path: &Path) -> Result<File> {
+pub(crate) fn open_existing(path: &Path) -> Result<File> {
     open(path)?.ok_or_else(|| Error::not_found(format!("{} is not there", path.display())))
 }
 
 /// Is there anything at `path`, be it a link that leads nowhere?
-pub fn is_there(path: &Path) -> bool {
+pub(crate) fn is_there(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
 }
 
 /// What lies at `path` and is no file, in words; `None` where there is nothing, or a file.
-pub fn no_file_at(path: &Path) -> Option<&'static str> {
+pub(crate) fn no_file_at(path: &Path) -> Option<&'static str> {
     let is_link = path.symlink_metadata().ok()?.is_symlink();
     match path.metadata() {
         Ok(about) if about.is_file() => None,
@@ -93,7 +93,7 @@ pub fn no_file_at(path: &Path) -> Option<&'static str> {
 }
 
 /// That as an error.
-pub fn damage(path: &Path) -> Option<Error> {
+pub(crate) fn damage(path: &Path) -> Option<Error> {
     no_file_at(path).map(|is| is_no_file(path, is))
 }
 

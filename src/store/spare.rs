@@ -38,6 +38,15 @@ impl Store {
         }
     }
 
+    /// The same for a caller without the VM's lock: `None`, too, if another command has written the
+    /// record and its spare copy since `record` was read.
+    pub fn overruling_still(&self, name: &Name, record: &Record) -> Result<Option<Record>> {
+        let Some(spare) = self.overruling(name, record)? else { return Ok(None) };
+        let stays = self.load_if_there(name)?.as_ref() == Some(record)
+            && self.overruling(name, record)?.as_ref() == Some(&spare);
+        Ok(stays.then_some(spare))
+    }
+
     /// Reads the spare copy of the record of `name`; `None` when there is no such file.
     pub fn load_spare(&self, name: &Name) -> Option<Result<Record>> {
         let path = self.layout.spare_json(name);

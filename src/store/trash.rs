@@ -73,7 +73,7 @@ pub struct Found {
 }
 
 impl Found {
-    /// The layers that what is in it stands on, as long as it can be had back.
+    /// The layers that what is in it depends on, as long as it can be had back.
     pub fn below(&self) -> Vec<LayerId> {
         needs(&self.path).into_iter().flat_map(Needs::layers).collect()
     }
@@ -128,7 +128,7 @@ impl Store {
         fault::point("a layer, on its way out of the trash").on("move out of the trash", &from)?;
         let to = self.layout.layer(layer);
         match files::rename_new(&from, &to) {
-            // What is in the pool by this name belongs to somebody else.
+            // What is in the pool by this name belongs to another VM.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 let there = format!(
                     "layer {layer} cannot be taken out of the trash: {} is there",
@@ -209,7 +209,7 @@ impl Store {
         Ok(())
     }
 
-    /// The layers that something in the trash stands on, as long as it can be had back.
+    /// The layers that something in the trash depends on, as long as it can be had back.
     pub fn below_trash(&self) -> Result<Vec<LayerId>> {
         let all = self.trash_entries()?.into_iter().filter_map(|path| needs(&path));
         Ok(all.flat_map(Needs::layers).collect())

@@ -38,7 +38,7 @@ impl Store {
         };
         Err(Error::damaged(format!("{shown} of the store is not there"))
             .hint("is the file system mounted that it lies on?")
-            .hint(format!("if there is nothing to have back: mkdir -m 700 {shown}{touch}")))
+            .hint(format!("if there is nothing to recover: mkdir -m 700 {shown}{touch}")))
     }
 
     /// Refuses the store while one of the directories that may lie on a disk of their own is not
@@ -71,7 +71,7 @@ impl Store {
             "the file system that belongs there is probably not mounted: mount it on {shown}"
         ))
         .hint(format!(
-            "if it is the right one, or there is nothing to have back: touch {}",
+            "if it is the right one, or there is nothing to recover: touch {}",
             directory.join(ANYTHING).display()
         )))
     }
@@ -151,7 +151,7 @@ impl Store {
     }
 
     /// A directory beside those of VMs, with a name that no VM can have, and a record in it: a VM
-    /// that somebody has set aside.
+    /// that a user has set aside.
     pub fn set_aside(&self) -> Result<Option<String>> {
         let Ok(entries) = std::fs::read_dir(self.layout.vms()) else { return Ok(None) };
         let is_set_aside = |entry: &std::fs::DirEntry| {

@@ -10,14 +10,14 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use nix::libc;
 
-pub mod code;
+pub(crate) mod code;
 
 use code::Instruction;
 
 /// What a program is asked about (`enum bpf_attach_type`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
-pub enum Hook {
+pub(crate) enum Hook {
     /// A packet that arrives.
     Ingress = 0,
     /// A packet that leaves.
@@ -34,7 +34,7 @@ pub enum Hook {
 
 impl Hook {
     /// Those by which something is sent.
-    pub const SENDING: [Self; 5] =
+    pub(crate) const SENDING: [Self; 5] =
         [Self::Egress, Self::Connect4, Self::Connect6, Self::Send4, Self::Send6];
 
     /// `enum bpf_prog_type`.
@@ -103,12 +103,12 @@ struct Attached {
 }
 
 /// A table of the most recent keys, for programs: `key_bytes` each, with a value of four bytes.
-pub fn recent_keys(key_bytes: u32, entries: u32) -> io::Result<OwnedFd> {
+pub(crate) fn recent_keys(key_bytes: u32, entries: u32) -> io::Result<OwnedFd> {
     call(MAP, &mut Map { kind: LRU_HASH, key_bytes, value_bytes: 4, entries }).and_then(owned)
 }
 
 /// Gives the kernel a program. It looks through it, and refuses one that could go wrong.
-pub fn load(hook: Hook, instructions: &[Instruction]) -> io::Result<OwnedFd> {
+pub(crate) fn load(hook: Hook, instructions: &[Instruction]) -> io::Result<OwnedFd> {
     let mut name = [0; 16];
     name[..7].copy_from_slice(b"cowhand");
     let mut attributes = Load {
@@ -124,7 +124,7 @@ pub fn load(hook: Hook, instructions: &[Instruction]) -> io::Result<OwnedFd> {
 }
 
 /// Lets a program decide about the sockets of the control group whose directory `group` is.
-pub fn attach(group: impl AsFd, hook: Hook, program: &OwnedFd) -> io::Result<()> {
+pub(crate) fn attach(group: impl AsFd, hook: Hook, program: &OwnedFd) -> io::Result<()> {
     let mut attributes = Attached {
         target: number(group)?,
         program: number(program)?,
@@ -137,7 +137,7 @@ pub fn attach(group: impl AsFd, hook: Hook, program: &OwnedFd) -> io::Result<()>
 
 /// How many programs decide about this in the control group, not counting those of the groups above
 /// it.
-pub fn attached(group: impl AsFd, hook: Hook) -> io::Result<u32> {
+pub(crate) fn attached(group: impl AsFd, hook: Hook) -> io::Result<u32> {
     let mut attributes =
         Attached { target: number(group)?, program: hook as u32, ..Attached::default() };
     call(QUERY, &mut attributes)?;

@@ -50,7 +50,7 @@ const BESIDE: [&str; 11] = [
 
 /// What a program in the cage may use up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// Address space, in bytes.
     pub memory: u64,
     /// Processor time, in seconds; `None`: no limit.
@@ -63,34 +63,34 @@ pub struct Limits {
 
 impl Limits {
     /// For a look at headers: 1 GiB, 30 s of processor time, two minutes, no writing.
-    pub const LOOK: Self = Self {
+    pub(crate) const LOOK: Self = Self {
         memory: 1 << 30,
         cpu_seconds: Some(30),
         file_bytes: Some(0),
         time: Some(Duration::from_secs(120)),
     };
     /// For a change of headers, or of an internal snapshot: 4 GiB, an hour.
-    pub const EDIT: Self = Self {
+    pub(crate) const EDIT: Self = Self {
         memory: 4 << 30,
         cpu_seconds: Some(3600),
         file_bytes: None,
         time: Some(Duration::from_secs(2 * 3600)),
     };
     /// For reading all of an image of a person's choice, which takes as long as it takes: 4 GiB.
-    pub const READ: Self = Self {
+    pub(crate) const READ: Self = Self {
         memory: 4 << 30,
         cpu_seconds: Some(6 * 3600),
         file_bytes: None,
         time: Some(Duration::from_secs(24 * 3600)),
     };
     /// For the engine of block jobs, which is watched over QMP: 16 GiB.
-    pub const ENGINE: Self =
+    pub(crate) const ENGINE: Self =
         Self { memory: 16 << 30, cpu_seconds: None, file_bytes: None, time: None };
 }
 
 /// The walls around a program.
 #[derive(Debug, Clone)]
-pub struct Cage {
+pub(crate) struct Cage {
     /// Files and directories it may read.
     pub read: Vec<PathBuf>,
     /// Files and directories it may read, change and make.
@@ -123,33 +123,33 @@ impl Held {
 
 impl Cage {
     /// One with nothing in it but the program.
-    pub fn new(limits: Limits) -> Self {
+    pub(crate) fn new(limits: Limits) -> Self {
         Self { read: Vec::new(), write: Vec::new(), held: Vec::new(), limits }
     }
 
     /// With a file or directory to read.
     #[must_use]
-    pub fn reading(mut self, path: &Path) -> Self {
+    pub(crate) fn reading(mut self, path: &Path) -> Self {
         self.read.push(path.to_owned());
         self
     }
 
     /// With a file or directory to change.
     #[must_use]
-    pub fn writing(mut self, path: &Path) -> Self {
+    pub(crate) fn writing(mut self, path: &Path) -> Self {
         self.write.push(path.to_owned());
         self
     }
 
     /// With an open file to read, at [`Held::path`].
     #[must_use]
-    pub fn holding(mut self, file: &Held) -> Self {
+    pub(crate) fn holding(mut self, file: &Held) -> Self {
         self.held.push(file.clone());
         self
     }
 
     /// What the program says, with the names of the open files instead of where it has found them.
-    pub fn named(&self, text: &str) -> String {
+    pub(crate) fn named(&self, text: &str) -> String {
         let mut files: Vec<(String, &Held)> = self
             .held
             .iter()
@@ -163,7 +163,7 @@ impl Cage {
     }
 
     /// Puts the program that `command` starts into the cage.
-    pub fn apply(&self, command: &mut Command) -> io::Result<()> {
+    pub(crate) fn apply(&self, command: &mut Command) -> io::Result<()> {
         let mut rules = self.rules(command.get_program()).map_err(io::Error::other)?;
         let limits = self.limits;
         let held = self.held.clone();

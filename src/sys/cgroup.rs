@@ -57,12 +57,12 @@ impl AsFd for Group {
 
 /// Where the group for the program that is called `name` would be; `None` where this host has no
 /// tree of version 2.
-pub fn planned(name: &str) -> Option<PathBuf> {
+pub(crate) fn planned(name: &str) -> Option<PathBuf> {
     Some(path_of("self")?.join(format!("{OURS}{name}")))
 }
 
 /// Removes a group of ours in which no process is left.
-pub fn remove(path: &Path) {
+pub(crate) fn remove(path: &Path) {
     let is_ours = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(OURS));
     if !is_ours || !is_version_2(path) {
         return;
@@ -76,12 +76,12 @@ pub fn remove(path: &Path) {
 }
 
 /// Is the process `pid` in a group of ours?
-pub fn has_one(pid: i32) -> bool {
+pub(crate) fn has_one(pid: i32) -> bool {
     of(pid).is_some()
 }
 
 /// The directory of the group that the process `pid` is in, if that is one of ours.
-pub fn of(pid: i32) -> Option<io::Result<OwnedFd>> {
+pub(crate) fn of(pid: i32) -> Option<io::Result<OwnedFd>> {
     let path = path_of(&pid.to_string())?;
     let name = path.file_name()?.to_string_lossy();
     let how = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;

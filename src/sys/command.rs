@@ -30,7 +30,7 @@ const TAIL: usize = 4096;
 
 /// The full path of a program: as given when it contains a slash, else the first executable of that
 /// name in the `search` path (a colon-separated list, as `PATH` is).
-pub fn find(program: &Path, search: &OsStr) -> Option<PathBuf> {
+pub(crate) fn find(program: &Path, search: &OsStr) -> Option<PathBuf> {
     use std::os::unix::fs::PermissionsExt;
     let executable = |path: &Path| {
         path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
@@ -65,7 +65,7 @@ fn environment(own: bool) -> impl Iterator<Item = (OsString, OsString)> {
 
 /// Runs a program to its end and returns what it printed; a non-zero exit is an error that quotes
 /// it.
-pub fn output<I, S>(program: &Path, args: I) -> Result<Vec<u8>>
+pub(crate) fn output<I, S>(program: &Path, args: I) -> Result<Vec<u8>>
 where
     I: IntoIterator<Item = S>,
     S: AsRef<OsStr>,
@@ -86,7 +86,7 @@ where
 /// Runs a program in `cage` without blocking the caller; `paths` follow `args`, behind `--`. An
 /// exit code that is not in `fine` is an error that quotes its last words. Dropped half-way, or
 /// when its time is over, the program is killed.
-pub async fn run(
+pub(crate) async fn run(
     program: &Path,
     args: &[&str],
     paths: &[&OsStr],
@@ -140,7 +140,7 @@ pub async fn run(
 }
 
 /// Runs a program to its end, however it ends; dropped half-way, the program is killed.
-pub async fn outcome(program: &Path, args: &[String]) -> io::Result<Output> {
+pub(crate) async fn outcome(program: &Path, args: &[String]) -> io::Result<Output> {
     let mut command = clean(program);
     command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     dies_with_us(&mut command);
@@ -197,7 +197,7 @@ impl Drop for KillOnDrop {
 
 /// Runs a program, gives it `input` and returns what it printed; a non-zero exit is an error that
 /// quotes it.
-pub fn conversation<I, S>(program: &Path, args: I, input: &[u8]) -> Result<Vec<u8>>
+pub(crate) fn conversation<I, S>(program: &Path, args: I, input: &[u8]) -> Result<Vec<u8>>
 where
     I: IntoIterator<Item = S>,
     S: AsRef<OsStr>,
@@ -222,14 +222,14 @@ where
 }
 
 /// The last lines of what a program printed.
-pub fn tail(text: &[u8]) -> String {
+pub(crate) fn tail(text: &[u8]) -> String {
     let start = text.len().saturating_sub(TAIL);
     String::from_utf8_lossy(&text[start..]).trim().to_owned()
 }
 
 /// Starts a program that outlives us, unless `with_us`: a session of its own, no standard input,
 /// its output in `log`, and `inherited` kept open. It runs in its `confinement`, if there is one.
-pub fn detached(
+pub(crate) fn detached(
     argv: &[String],
     log: &File,
     inherited: Vec<OwnedFd>,
@@ -262,7 +262,11 @@ pub fn detached(
 
 /// Starts a companion that outlives us: a session of its own, `orders` as its standard input,
 /// `inherited` kept open.
-pub fn companion(argv: &[String], orders: OwnedFd, inherited: Vec<OwnedFd>) -> io::Result<Child> {
+pub(crate) fn companion(
+    argv: &[String],
+    orders: OwnedFd,
+    inherited: Vec<OwnedFd>,
+) -> io::Result<Child> {
     let (program, args) = argv.split_first().ok_or(io::ErrorKind::InvalidInput)?;
     let mut command = clean(program);
     command.args(args).current_dir("/").stdin(orders).stdout(Stdio::null()).stderr(Stdio::null());
@@ -274,12 +278,12 @@ pub fn companion(argv: &[String], orders: OwnedFd, inherited: Vec<OwnedFd>) -> i
 
 /// Starts a helper that ends with us: no standard input, `inherited` kept open, its errors piped,
 /// killed by the kernel when we die.
-pub fn helper(argv: &[String], inherited: OwnedFd) -> io::Result<Child> {
+pub(crate) fn helper(argv: &[String], inherited: OwnedFd) -> io::Result<Child> {
     start_helper(argv, inherited, None)
 }
 
 /// The same, in a cage.
-pub fn caged_helper(argv: &[String], inherited: OwnedFd, cage: &Cage) -> io::Result<Child> {
+pub(crate) fn caged_helper(argv: &[String], inherited: OwnedFd, cage: &Cage) -> io::Result<Child> {
     start_helper(argv, inherited, Some(cage))
 }
 

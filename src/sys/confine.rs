@@ -16,26 +16,17 @@
 //!
 //! QEMU's own `-sandbox` comes on top. What is not confined is written down in `docs/security.md`.
 
-use std::ffi::CStr;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use landlock::{
-    Access, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr,
-    RulesetCreated, RulesetCreatedAttr, RulesetError, Scope, make_bitflags, path_beneath_rules,
-};
-use rustix::fs::{Access as Permission, AtFlags, CWD, Mode, OFlags, accessat, open};
-use rustix::io::Errno;
+use landlock::RulesetCreated;
 use rustix::process::Resource;
-use rustix::thread::{
-    CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
-    configure_capability_in_ambient_set, remove_capability_from_bounding_set, set_capabilities,
-};
+use rustix::thread::CapabilitySet;
 
-use super::cage::{self, RULES};
+use super::cage;
 use super::cgroup::Group;
 use super::name_servers::LIST;
 use super::seccomp::Filter;
@@ -44,13 +35,15 @@ use namespaces::{Namespaces, Wanted};
 use networks::Networks;
 use root::{Root, Use};
 
+mod capabilities;
 mod destinations;
 mod namespaces;
-pub mod networks;
+pub(crate) mod networks;
 pub mod observed;
-pub mod pool;
+pub(crate) mod pool;
 mod root;
-pub mod tried;
+mod rules;
+pub(crate) mod tried;
 
 /// What a QEMU may reach.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -183,57 +176,24 @@ impl Confinement {
 
     /// Why this host cannot do all of it, where that was asked for and `error` came of it.
     pub fn refusal(&self, error: &io::Error) -> Option<String> {
-        if let Err(error) = self.rules(Path::new("/")) {
+        if let Err(error) = rules::of(self, Path::new("/")) {
             return Some(error.to_string());
         }
         let code = error.raw_os_error()?;
         let (missing, why) = [
             (NO_GROUP, NO_GROUP_WHY),
-            (NO_NAMESPACES, "this host gives it no processes of its own (pid_namespaces(7))"),
+            (NO_NAMESPACES, "this host gives it no PID namespace (pid_namespaces(7))"),
             (NO_FILTER, "this host filters no system calls (seccomp(2))"),
-            (NO_ROOT, "this host gives it no root directory of its own (mount_namespaces(7))"),
+            (NO_ROOT, "this host gives it no separate root directory (mount_namespaces(7))"),
         ]
         .into_iter()
         .find(|(missing, _)| code >= *missing)?;
         Some(format!("{why}: {}", io::Error::from_raw_os_error(code - missing)))
     }
 
-    /// The capabilities it keeps, as far as we have them. Files without the permission bits for us,
-    /// those of another user for example, root opens by `CAP_DAC_OVERRIDE` alone. That is more than
-    /// is needed where they are only read; but `CAP_DAC_READ_SEARCH` lifts the root directory, too
-    /// (`open_by_handle_at(2)`).
-    fn capabilities(&self) -> CapabilitySet {
-        let by_privilege = CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;
-        let ours = capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.permitted);
-        if !ours.intersects(by_privilege) {
-            return self.kept & ours;
-        }
-        // Capabilities are those of a thread.
-        let opens = || {
-            let without = |sets: CapabilitySet| sets & !by_privilege;
-            let sets = capabilities(None)?;
-            let (effective, permitted) = (without(sets.effective), without(sets.permitted));
-            set_capabilities(None, CapabilitySets { effective, permitted, ..sets })?;
-            let (read, write) = (Permission::READ_OK, Permission::READ_OK | Permission::WRITE_OK);
-            let all = |paths: &[PathBuf], how| paths.iter().all(|path| is_open(path, how));
-            let socket = write | Permission::EXEC_OK;
-            let writes =
-                all(&self.write, write) && all(&self.merge, write) && all(&self.sockets, socket);
-            Ok::<_, Errno>(writes && all(&self.read, read))
-        };
-        let needs_none = std::thread::scope(|scope| {
-            scope.spawn(opens).join().ok().and_then(Result::ok).unwrap_or_default()
-        });
-        let needed = match needs_none {
-            true => CapabilitySet::empty(),
-            false => CapabilitySet::DAC_OVERRIDE,
-        };
-        (self.kept | needed) & ours
-    }
-
     /// Starts the program of `command`, confined. `more` is asked of the child before that.
     pub fn start(&self, command: Command, more: impl FnOnce(&mut Command)) -> io::Result<Started> {
-        let (kept, missing) = (self.capabilities(), self.missing());
+        let (kept, missing) = (capabilities::kept_by(self), self.missing());
         let group = match self.networks.group() {
             Ok(group) => group,
             Err(error) if networks::is_lacking(error) => {
@@ -288,7 +248,7 @@ impl Confinement {
         is_apart: Arc<AtomicBool>,
     ) -> io::Result<()> {
         let program = Path::new(command.get_program()).to_owned();
-        let mut rules = Some(self.rules(&program).map_err(io::Error::other)?);
+        let mut rules = Some(rules::of(self, &program).map_err(io::Error::other)?);
         let root = Root::new(self.shown(&program), self.pool.as_deref(), kept, is_apart);
         let pool = self.pool.as_deref().map(root::c_string).transpose()?;
         let filter = Filter::new(self.networks.sockets())?;
@@ -299,9 +259,9 @@ impl Confinement {
                 .map_err(|error| *error)
                 .and_then(Root::enter)
                 .or_else(|error| missing(NO_ROOT, error.raw_os_error()))?;
-            keep_capabilities(kept)?;
+            capabilities::keep(kept)?;
             let rules = rules.take().and_then(|rules| match &pool {
-                Some(pool) => with_layers(rules, pool).ok(),
+                Some(pool) => rules::with_layers(rules, pool).ok(),
                 None => Some(rules),
             });
             // It sets no_new_privs, too.
@@ -327,44 +287,6 @@ impl Confinement {
             .chain([(PathBuf::from(ALTERNATIVES), Use::READ)])
             .chain(self.read.iter().chain(&self.merge).map(with(Use::READ)))
             .chain(self.write.iter().chain(&self.sockets).map(with(Use::WRITE)))
-    }
-
-    /// Those of networks are not among them: they know ports, and no addresses.
-    fn rules(&self, program: &Path) -> Result<RulesetCreated, RulesetError> {
-        let read = AccessFs::from_read(RULES);
-        let write = to_write();
-        let listen = write | make_bitflags!(AccessFs::{ReadDir | MakeSock | RemoveFile});
-        let level = match self.strict {
-            true => CompatLevel::HardRequirement,
-            false => CompatLevel::BestEffort,
-        };
-        Ruleset::default()
-            .set_compatibility(level)
-            .handle_access(AccessFs::from_all(RULES))?
-            .scope(Scope::from_all(RULES))?
-            // It listens on sockets, and connects to none that is a file (Linux 7.1).
-            .set_compatibility(CompatLevel::BestEffort)
-            .handle_access(AccessFs::ResolveUnix)?
-            .create()?
-            .add_rules(path_beneath_rules(cage::programs(program), read))?
-            .add_rules(path_beneath_rules(&self.read, AccessFs::ReadFile))?
-            .add_rules(path_beneath_rules(self.write.iter().chain(&self.merge), write))?
-            .add_rules(path_beneath_rules(&self.sockets, listen))
-    }
-}
-
-/// What a file that is written to is opened with.
-fn to_write() -> BitFlags<AccessFs> {
-    make_bitflags!(AccessFs::{ReadFile | WriteFile | Truncate | IoctlDev})
-}
-
-/// With the layers in the directory `pool` of the calling process's root directory.
-fn with_layers(rules: RulesetCreated, pool: &CStr) -> Result<RulesetCreated, RulesetError> {
-    let how = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    match open(pool, how, Mode::empty()) {
-        Ok(directory) => rules.add_rule(PathBeneath::new(directory, to_write())),
-        // There are none.
-        Err(_) => Ok(rules),
     }
 }
 
@@ -398,35 +320,6 @@ const DEVICES: [&str; 2] = ["/dev/null", "/dev/userfaultfd"];
 fn changes_in(servers: &Path) -> Option<&'static Path> {
     let known = ["/run/systemd/resolve", "/run/resolvconf", "/run/netconfig"].map(Path::new);
     known.into_iter().find(|directory| servers.starts_with(directory))
-}
-
-/// May the calling thread open what lies at `path`? What is not there is no matter of permissions.
-fn is_open(path: &Path, how: Permission) -> bool {
-    accessat(CWD, path, how, AtFlags::empty()) != Err(Errno::ACCESS)
-}
-
-/// Gives up all capabilities of the calling thread but those in `kept`, for whatever it executes
-/// next, too. The bounding set is what root would have then, where it may be emptied; with
-/// `no_new_privs`, no program has more than its caller.
-fn keep_capabilities(kept: CapabilitySet) -> Result<(), Errno> {
-    let each = || (0..u64::BITS).map(|number| CapabilitySet::from_bits_retain(1 << number));
-    // There are none before Linux 4.3.
-    let _ = clear_ambient_capability_set();
-    for capability in each().filter(|capability| !kept.contains(*capability)) {
-        match remove_capability_from_bounding_set(capability) {
-            // The kernel knows no more of them, or we may not.
-            Err(Errno::INVAL | Errno::PERM) => break,
-            other => other?,
-        }
-    }
-    let permitted = capabilities(None)?.permitted & kept;
-    let sets = CapabilitySets { effective: permitted, permitted, inheritable: permitted };
-    set_capabilities(None, sets)?;
-    // Else an ordinary user's program would lose them.
-    for capability in each().filter(|capability| permitted.contains(*capability)) {
-        let _ = configure_capability_in_ambient_set(capability, true);
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //! information, lies behind it.
 
 /// The part of an ELF file that is needed to run it; all of it where that cannot be told.
-pub fn loadable(program: &[u8]) -> Vec<u8> {
+pub(crate) fn loadable(program: &[u8]) -> Vec<u8> {
     program[..end(program).unwrap_or(program.len())].to_vec()
 }
 

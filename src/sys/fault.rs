@@ -10,19 +10,19 @@ use std::time::Duration;
 
 /// What happens at the point that is hit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// The process dies, as by `kill -9`.
     Die,
     /// The operation fails, as if the disk had.
     Fail,
-    /// The process stands still (`SIGSTOP`) until somebody lets it go on: time to do something to
+    /// The process stands still (`SIGSTOP`) until it is continued: time to do something to
     /// QEMU.
     Stall,
 }
 
 /// Which point is hit.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
+pub(crate) enum Place {
     /// The one that a run comes across at this place, counted from 1.
     Number(u32),
     /// The first one of this name.
@@ -30,7 +30,7 @@ pub enum Place {
 }
 
 /// From here on, the point at this place does that, after `tell` has been told where it was.
-pub fn arm(place: Place, fault: Fault, tell: fn(&str)) {
+pub(crate) fn arm(place: Place, fault: Fault, tell: fn(&str)) {
     #[cfg(debug_assertions)]
     let _ = armed::FAULT.set((place, fault, tell));
     #[cfg(not(debug_assertions))]
@@ -38,7 +38,7 @@ pub fn arm(place: Place, fault: Fault, tell: fn(&str)) {
 }
 
 /// `7:die`, `3:fail`, `a VM, in the trash:stall`.
-pub fn parse(text: &str) -> Option<(Place, Fault)> {
+pub(crate) fn parse(text: &str) -> Option<(Place, Fault)> {
     let (place, fault) = text.rsplit_once(':')?;
     let fault = match fault {
         "die" => Fault::Die,
@@ -51,7 +51,7 @@ pub fn parse(text: &str) -> Option<(Place, Fault)> {
 
 /// A place where it may happen.
 #[cfg(debug_assertions)]
-pub fn point(name: &str) -> io::Result<()> {
+pub(crate) fn point(name: &str) -> io::Result<()> {
     use nix::sys::signal::{Signal, kill};
     use nix::unistd::Pid;
     use std::sync::atomic::Ordering;
@@ -88,7 +88,7 @@ pub fn point(_: &str) -> io::Result<()> {
 }
 
 /// From here on, nobody waits longer than that for QEMU.
-pub fn set_patience(limit: Duration) {
+pub(crate) fn set_patience(limit: Duration) {
     #[cfg(debug_assertions)]
     {
         let _ = armed::PATIENCE.set(limit);
@@ -98,7 +98,7 @@ pub fn set_patience(limit: Duration) {
 
 /// How long QEMU may take where `usual` is the rule.
 #[inline]
-pub fn patience(usual: Duration) -> Duration {
+pub(crate) fn patience(usual: Duration) -> Duration {
     #[cfg(debug_assertions)]
     if let Some(limit) = armed::PATIENCE.get() {
         return usual.min(*limit);
@@ -113,9 +113,9 @@ mod armed {
     use std::time::Duration;
 
     /// Which point, what happens there, and who is told.
-    pub type Armed = (super::Place, super::Fault, fn(&str));
+    pub(super) type Armed = (super::Place, super::Fault, fn(&str));
 
-    pub static FAULT: OnceLock<Armed> = OnceLock::new();
-    pub static COUNT: AtomicU32 = AtomicU32::new(0);
-    pub static PATIENCE: OnceLock<Duration> = OnceLock::new();
+    pub(super) static FAULT: OnceLock<Armed> = OnceLock::new();
+    pub(super) static COUNT: AtomicU32 = AtomicU32::new(0);
+    pub(super) static PATIENCE: OnceLock<Duration> = OnceLock::new();
 }

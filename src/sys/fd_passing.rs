@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
 /// Sends `bytes` with `fd` beside them; returns how many of the bytes went out.
-pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fd: BorrowedFd<'_>) -> io::Result<usize> {
+pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8], fd: BorrowedFd<'_>) -> io::Result<usize> {
     let fds = [fd.as_raw_fd()];
     let message = [ControlMessage::ScmRights(&fds)];
     Ok(sendmsg::<()>(

@@ -19,13 +19,13 @@ use crate::error::IoContext;
 const LINKS: usize = 40;
 
 /// Can `count` more files be open at once? The kernel's reason when they cannot.
-pub fn can_open(count: usize) -> io::Result<()> {
+pub(crate) fn can_open(count: usize) -> io::Result<()> {
     (0..count).map(|_| File::open("/dev/null")).collect::<io::Result<Vec<_>>>().map(drop)
 }
 
 /// Raises the soft limit of open files (`RLIMIT_NOFILE`) to the hard one, for this process and the
 /// programs it starts. A limit that cannot be raised stays as it is.
-pub fn raise_limit() {
+pub(crate) fn raise_limit() {
     let limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum {
         let _ =
@@ -34,13 +34,13 @@ pub fn raise_limit() {
 }
 
 /// How many files a process may have open (`RLIMIT_NOFILE`, soft limit); `None`: any number.
-pub fn limit() -> Option<u64> {
+pub(crate) fn limit() -> Option<u64> {
     getrlimit(Resource::Nofile).current
 }
 
 /// Why a path is not followed.
 #[derive(Debug)]
-pub enum Refusal {
+pub(crate) enum Refusal {
     /// The kernel's reason.
     Io(io::Error),
     /// A symbolic link on the way belongs to another user, who can lead it anywhere.
@@ -69,7 +69,7 @@ impl From<rustix::io::Errno> for Refusal {
 /// A file that was opened once, and what its path was then. It stays the same file whatever becomes
 /// of the path.
 #[derive(Debug)]
-pub struct Pinned {
+pub(crate) struct Pinned {
     /// The file, open for reading; what is neither a file nor a directory can only be looked at
     /// (`O_PATH`).
     pub file: File,
@@ -84,7 +84,7 @@ impl Pinned {
     ///
     /// The path is walked component by component on descriptors, so that nothing can be exchanged
     /// between a look and the use.
-    pub fn open(path: &Path) -> Result<Self, Refusal> {
+    pub(crate) fn open(path: &Path) -> Result<Self, Refusal> {
         let path = std::path::absolute(path)?;
         let anchor = |path: &Path| {
             rustix::fs::open(
@@ -150,24 +150,24 @@ impl Pinned {
     }
 
     /// The file for a program in a cage.
-    pub fn held(&self) -> crate::error::Result<Held> {
+    pub(crate) fn held(&self) -> crate::error::Result<Held> {
         Held::of(&self.file, &self.path).on("keep open", &self.path)
     }
 
     /// A path that leads to this very file for as long as this lives, for programs that we start.
-    pub fn proc_path(&self) -> PathBuf {
+    pub(crate) fn proc_path(&self) -> PathBuf {
         proc_path(&self.file)
     }
 }
 
 /// Opens a directory, to lock or flush it. What is none keeps nobody waiting.
-pub fn open_directory(path: &Path) -> io::Result<File> {
+pub(crate) fn open_directory(path: &Path) -> io::Result<File> {
     let flags = (OFlags::DIRECTORY | OFlags::NONBLOCK).bits().cast_signed();
     OpenOptions::new().read(true).custom_flags(flags).open(path)
 }
 
 /// Renames a file; what is at `to` already stays, and is an error (`AlreadyExists`).
-pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+pub(crate) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         // This file system cannot do it in one.
         Err(Errno::INVAL | Errno::NOSYS) if to.symlink_metadata().is_ok() => {
@@ -179,13 +179,13 @@ pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 /// A path that leads to an open file, in this process and in those it starts.
-pub fn proc_path(file: &impl AsRawFd) -> PathBuf {
+pub(crate) fn proc_path(file: &impl AsRawFd) -> PathBuf {
     PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()))
 }
 
 /// Opens a file to append to it, and makes it if it is not there. It is readable by its owner
 /// alone, also when it was there; a link is not followed, and a FIFO does not keep us waiting.
-pub fn append_private(path: &Path) -> io::Result<File> {
+pub(crate) fn append_private(path: &Path) -> io::Result<File> {
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
     let file =
         OpenOptions::new().create(true).append(true).mode(0o600).custom_flags(flags).open(path)?;
@@ -225,7 +225,7 @@ fn is_trusted(uid: u32) -> bool {
 
 /// What a file is, in words, that is no ordinary file, directory or link: opening one can wait for
 /// ever, or do something.
-pub fn special(kind: FileType) -> Option<&'static str> {
+pub(crate) fn special(kind: FileType) -> Option<&'static str> {
     match kind {
         _ if kind.is_fifo() => Some("a FIFO"),
         _ if kind.is_socket() => Some("a socket"),
@@ -236,7 +236,7 @@ pub fn special(kind: FileType) -> Option<&'static str> {
 }
 
 /// The same of what lies at `path`, or of what a link there leads to. Nothing is opened.
-pub fn special_at(path: &Path) -> Option<&'static str> {
+pub(crate) fn special_at(path: &Path) -> Option<&'static str> {
     let kinds = [path.symlink_metadata(), path.metadata()].into_iter().flatten();
     kinds.map(|about| about.file_type()).find_map(special)
 }

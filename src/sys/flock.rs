@@ -14,7 +14,7 @@ const FLAGS: i32 = OFlags::NONBLOCK.union(OFlags::NOCTTY).bits().cast_signed();
 
 /// Opens a lock file for locking, creating it (0600) when it is not there. It is never unlinked by
 /// itself. What is no file is refused.
-pub fn open(path: &Path) -> io::Result<File> {
+pub(crate) fn open(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(FLAGS);
     let file = options.open(path)?;
@@ -25,17 +25,17 @@ pub fn open(path: &Path) -> io::Result<File> {
 }
 
 /// Takes the lock without waiting; false when somebody else has it.
-pub fn try_exclusive(file: &File) -> io::Result<bool> {
+pub(crate) fn try_exclusive(file: &File) -> io::Result<bool> {
     held_elsewhere_is_false(flock(file, FlockOperation::NonBlockingLockExclusive))
 }
 
 /// Takes the lock beside others who do, without waiting; false when somebody has it alone.
-pub fn try_shared(file: &File) -> io::Result<bool> {
+pub(crate) fn try_shared(file: &File) -> io::Result<bool> {
     held_elsewhere_is_false(flock(file, FlockOperation::NonBlockingLockShared))
 }
 
 /// Takes the lock, waiting for it as long as it takes.
-pub fn exclusive(file: &File) -> io::Result<()> {
+pub(crate) fn exclusive(file: &File) -> io::Result<()> {
     Ok(flock(file, FlockOperation::LockExclusive)?)
 }
 
@@ -43,7 +43,7 @@ pub fn exclusive(file: &File) -> io::Result<()> {
 ///
 /// Takes the lock *shared* for an instant, so observers never see each other; whoever wants it
 /// exclusively retries.
-pub fn is_held(path: &Path) -> io::Result<bool> {
+pub(crate) fn is_held(path: &Path) -> io::Result<bool> {
     let file = match OpenOptions::new().read(true).custom_flags(FLAGS).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
@@ -61,7 +61,7 @@ pub fn is_held(path: &Path) -> io::Result<bool> {
 
 /// Does `path` still lead to the file that was opened? A directory may have been renamed away
 /// meanwhile.
-pub fn is_still_at(file: &File, path: &Path) -> io::Result<bool> {
+pub(crate) fn is_still_at(file: &File, path: &Path) -> io::Result<bool> {
     let opened = file.metadata()?;
     match std::fs::metadata(path) {
         Ok(now) => Ok(now.ino() == opened.ino() && now.dev() == opened.dev()),

@@ -11,18 +11,18 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use super::pidfd::PidFd;
 
 /// Watches one file.
-pub struct Follow(Inotify);
+pub(crate) struct Follow(Inotify);
 
 impl Follow {
     /// Begins to watch `path`.
-    pub fn new(path: &Path) -> io::Result<Self> {
+    pub(crate) fn new(path: &Path) -> io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC)?;
         inotify.add_watch(path, AddWatchFlags::IN_MODIFY)?;
         Ok(Self(inotify))
     }
 
     /// Blocks until it was written to, or the process has ended. Returns whether that has ended.
-    pub fn wait(&self, process: Option<&PidFd>) -> io::Result<bool> {
+    pub(crate) fn wait(&self, process: Option<&PidFd>) -> io::Result<bool> {
         let mut fds = vec![PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
         fds.extend(process.map(|process| PollFd::new(process.as_fd(), PollFlags::POLLIN)));
         loop {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 /// The QEMU that has `path` open (`/proc/PID/fd`). Others may look at it for a moment; they are not
 /// meant.
-pub fn of(path: &Path) -> Option<i32> {
+pub(crate) fn of(path: &Path) -> Option<i32> {
     let wanted = fs::metadata(path).ok()?;
     let processes = fs::read_dir("/proc").ok()?.flatten();
     let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
@@ -14,7 +14,7 @@ pub fn of(path: &Path) -> Option<i32> {
 }
 
 /// Has this process `path` open? `None` where we may not see what it has open.
-pub fn has(pid: i32, path: &Path) -> Option<bool> {
+pub(crate) fn has(pid: i32, path: &Path) -> Option<bool> {
     fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
     Some(fs::metadata(path).is_ok_and(|wanted| has_open(pid, &wanted)))
 }

@@ -16,12 +16,12 @@ const FIRST: i64 = 100;
 const WRITE: i64 = FIRST + 1;
 
 /// Does some QEMU on this host write to the image at `path`? Only looks; takes no lock.
-pub fn is_written_to(path: &Path) -> io::Result<bool> {
+pub(crate) fn is_written_to(path: &Path) -> io::Result<bool> {
     is_locked(path, WRITE, 1)
 }
 
 /// Has some QEMU on this host the image at `path` open? Only looks; takes no lock.
-pub fn is_open(path: &Path) -> io::Result<bool> {
+pub(crate) fn is_open(path: &Path) -> io::Result<bool> {
     is_locked(path, FIRST, 200)
 }
 

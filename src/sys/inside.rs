@@ -13,7 +13,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{Gid, Uid, setgid, setgroups, setsid, setuid};
 
 /// The most bytes [`add_entropy`] takes.
-pub const ENTROPY: usize = 64;
+pub(crate) const ENTROPY: usize = 64;
 
 #[repr(C)]
 struct PoolInfo {
@@ -38,7 +38,7 @@ mod request {
 /// Mixes `seed` into the kernel's random generator, and makes it use it from now on (`random(4)`:
 /// `RNDADDENTROPY`, `RNDRESEEDCRNG`).
 #[allow(unsafe_code)]
-pub fn add_entropy(seed: &[u8]) -> io::Result<()> {
+pub(crate) fn add_entropy(seed: &[u8]) -> io::Result<()> {
     let random = File::options().write(true).open("/dev/urandom")?;
     let mut info = PoolInfo { bits: 0, bytes: 0, data: [0; ENTROPY] };
     let length = seed.len().min(ENTROPY);
@@ -56,7 +56,7 @@ pub fn add_entropy(seed: &[u8]) -> io::Result<()> {
 /// Gives a network card another address (`netdevice(7)`: `SIOCSIFHWADDR`), which virtio cards allow
 /// while they are up.
 #[allow(unsafe_code)]
-pub fn set_card_address(card: &str, address: [u8; 6]) -> io::Result<()> {
+pub(crate) fn set_card_address(card: &str, address: [u8; 6]) -> io::Result<()> {
     let socket = std::net::UdpSocket::bind(("127.0.0.1", 0))?;
     // SAFETY: all zeros is a valid `ifreq`.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -77,7 +77,7 @@ pub fn set_card_address(card: &str, address: [u8; 6]) -> io::Result<()> {
 }
 
 /// Sets the clock.
-pub fn set_clock(nanoseconds: u64) -> io::Result<()> {
+pub(crate) fn set_clock(nanoseconds: u64) -> io::Result<()> {
     let time = rustix::time::Timespec {
         tv_sec: i64::try_from(nanoseconds / 1_000_000_000).unwrap_or_default(),
         tv_nsec: i64::try_from(nanoseconds % 1_000_000_000).unwrap_or_default(),
@@ -86,7 +86,7 @@ pub fn set_clock(nanoseconds: u64) -> io::Result<()> {
 }
 
 /// Signals as something to poll: of children that end, and of the port.
-pub fn signals() -> io::Result<SignalFd> {
+pub(crate) fn signals() -> io::Result<SignalFd> {
     let mut set = SigSet::empty();
     [Signal::SIGIO, Signal::SIGCHLD].into_iter().for_each(|signal| set.add(signal));
     set.thread_block()?;
@@ -96,7 +96,7 @@ pub fn signals() -> io::Result<SignalFd> {
 /// Asks for `SIGIO` when somebody comes to the other end of a virtio-serial port, or goes. While
 /// nobody is there, poll(2) returns at once.
 #[allow(unsafe_code)]
-pub fn tell_of_changes(port: &File) -> io::Result<()> {
+pub(crate) fn tell_of_changes(port: &File) -> io::Result<()> {
     let fd = port.as_raw_fd();
     // SAFETY: plain numbers in, none out; the descriptor is open.
     let told = unsafe {
@@ -108,7 +108,7 @@ pub fn tell_of_changes(port: &File) -> io::Result<()> {
 
 /// Rows and columns of the terminal behind `fd`.
 #[allow(unsafe_code)]
-pub fn terminal_size(fd: impl AsFd) -> Option<(u16, u16)> {
+pub(crate) fn terminal_size(fd: impl AsFd) -> Option<(u16, u16)> {
     // SAFETY: all zeros is a valid `winsize`, and the kernel writes one.
     let size = unsafe {
         let mut size: libc::winsize = std::mem::zeroed();
@@ -120,7 +120,7 @@ pub fn terminal_size(fd: impl AsFd) -> Option<(u16, u16)> {
 
 /// Gives the terminal behind `fd` a size.
 #[allow(unsafe_code)]
-pub fn set_terminal_size(fd: impl AsFd, (rows, columns): (u16, u16)) -> io::Result<()> {
+pub(crate) fn set_terminal_size(fd: impl AsFd, (rows, columns): (u16, u16)) -> io::Result<()> {
     let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: the kernel reads a `winsize`, which this is.
     unsafe { request::set_window_size(fd.as_fd().as_raw_fd(), &size) }?;
@@ -129,7 +129,7 @@ pub fn set_terminal_size(fd: impl AsFd, (rows, columns): (u16, u16)) -> io::Resu
 
 /// Who a command runs as.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Who {
+pub(crate) struct Who {
     /// The user.
     pub uid: u32,
     /// The user's own group.
@@ -141,7 +141,7 @@ pub struct Who {
 /// Has `command` start in a session of its own, on `terminal` if there is one (its standard input),
 /// as `who`, with no signal blocked.
 #[allow(unsafe_code)]
-pub fn prepare(command: &mut Command, terminal: bool, who: Option<Who>) {
+pub(crate) fn prepare(command: &mut Command, terminal: bool, who: Option<Who>) {
     let groups: Option<Vec<Gid>> =
         who.as_ref().map(|who| who.groups.iter().map(|gid| Gid::from_raw(*gid)).collect());
     // SAFETY: between fork and exec only system calls are made, which are async-signal-safe; what
@@ -170,7 +170,7 @@ pub fn prepare(command: &mut Command, terminal: bool, who: Option<Who>) {
 }
 
 /// A new pair of terminals: ours, and the command's.
-pub fn terminals(size: (u16, u16)) -> io::Result<(OwnedFd, OwnedFd)> {
+pub(crate) fn terminals(size: (u16, u16)) -> io::Result<(OwnedFd, OwnedFd)> {
     let pair = nix::pty::openpty(None, None)?;
     set_terminal_size(&pair.master, size)?;
     for fd in [&pair.master, &pair.slave] {
@@ -180,7 +180,7 @@ pub fn terminals(size: (u16, u16)) -> io::Result<(OwnedFd, OwnedFd)> {
 }
 
 /// Reading and writing never wait from now on.
-pub fn never_wait(fd: impl AsFd) -> io::Result<()> {
+pub(crate) fn never_wait(fd: impl AsFd) -> io::Result<()> {
     let flags = rustix::fs::fcntl_getfl(fd.as_fd())?;
     Ok(rustix::fs::fcntl_setfl(fd.as_fd(), flags | rustix::fs::OFlags::NONBLOCK)?)
 }

@@ -28,7 +28,7 @@ use super::rotated::Rotated;
 use super::{command, flock, relay};
 
 /// The verb under which this program is the limiter.
-pub const VERB: &str = "limit-logs";
+pub(crate) const VERB: &str = "limit-logs";
 /// The logs of a VM. The first one carries the lock.
 const LOGS: [&str; 2] = ["serial.log", "qemu.log"];
 /// The attribute of the newer serial log with a limit that was changed while the limiter runs:
@@ -42,7 +42,7 @@ const LONGEST: Duration = Duration::from_secs(1);
 /// What the limiter was told: the limit in bytes, and descriptors of QEMU's process, the directory
 /// and the logs.
 #[derive(Debug)]
-pub struct Orders {
+pub(crate) struct Orders {
     limit: u64,
     process: RawFd,
     directory: RawFd,
@@ -51,7 +51,7 @@ pub struct Orders {
 
 impl Orders {
     /// From the words behind [`VERB`].
-    pub fn parse(words: &[String]) -> Option<Self> {
+    pub(crate) fn parse(words: &[String]) -> Option<Self> {
         let [limit, process, directory, serial, qemu] = words else { return None };
         Some(Self {
             limit: limit.parse().ok()?,
@@ -63,13 +63,13 @@ impl Orders {
 }
 
 /// Does the VM whose serial log is `serial_log` have a limiter?
-pub fn is_running(serial_log: &Path) -> io::Result<bool> {
+pub(crate) fn is_running(serial_log: &Path) -> io::Result<bool> {
     flock::is_held(serial_log)
 }
 
 /// Gives the limiter of the VM whose serial log is `serial_log` another limit, in bytes; `None` is
 /// no limit. It obeys within a second. An error when the file system has no extended attributes.
-pub fn change(serial_log: &Path, limit: Option<u64>) -> io::Result<()> {
+pub(crate) fn change(serial_log: &Path, limit: Option<u64>) -> io::Result<()> {
     let log = File::options()
         .read(true)
         .write(true)
@@ -91,7 +91,7 @@ fn limit(serial_log: &File, ordered: u64) -> u64 {
 
 /// Starts the limiter for the logs in `directory`; it ends with `process`. Each file may have
 /// `limit` bytes.
-pub fn start(directory: &Path, limit: u64, process: &PidFd) -> io::Result<()> {
+pub(crate) fn start(directory: &Path, limit: u64, process: &PidFd) -> io::Result<()> {
     let open = |name| {
         let mut options = File::options();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
@@ -115,7 +115,7 @@ pub fn start(directory: &Path, limit: u64, process: &PidFd) -> io::Result<()> {
 }
 
 /// Is the limiter, until QEMU has ended.
-pub fn run(orders: &Orders) -> io::Result<()> {
+pub(crate) fn run(orders: &Orders) -> io::Result<()> {
     // For those who look at a list of processes.
     let _ = std::fs::write("/proc/self/comm", "cowhand-logs");
     let (process, directory) = (own(orders.process), File::from(own(orders.directory)));

@@ -5,14 +5,14 @@ use std::io::Read;
 use std::net::IpAddr;
 
 /// Where they are listed. libslirp asks them for its guest.
-pub const LIST: &str = "/etc/resolv.conf";
+pub(crate) const LIST: &str = "/etc/resolv.conf";
 /// How much of the list is read, in bytes.
 const LONGEST: u64 = 64 * 1024;
 /// The C library asks three of them.
 const MOST: usize = 8;
 
 /// Their addresses, as far as they can be read.
-pub fn of_host() -> Vec<IpAddr> {
+pub(crate) fn of_host() -> Vec<IpAddr> {
     let mut text = Vec::new();
     let read = File::open(LIST).and_then(|file| file.take(LONGEST).read_to_end(&mut text));
     match read {

@@ -7,13 +7,13 @@ use super::boot;
 use crate::model::Owner;
 
 /// This process.
-pub fn ours() -> Option<Owner> {
+pub(crate) fn ours() -> Option<Owner> {
     let pid = std::process::id().cast_signed();
     Some(Owner { pid, started: started(pid)?, boot: boot::id()?, namespace: namespace()? })
 }
 
 /// Is it still there? A dead process that nobody has waited for is not.
-pub fn is_alive(owner: &Owner) -> bool {
+pub(crate) fn is_alive(owner: &Owner) -> bool {
     if namespace().is_some_and(|ours| ours != owner.namespace) {
         // It cannot be seen from here.
         return boot::id().is_none_or(|boot| boot == owner.boot);

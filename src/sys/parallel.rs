@@ -10,7 +10,7 @@ const MOST: usize = 8;
 
 /// What `look` says of each of `items`, in their order. Where no thread can be started, the
 /// caller's does all of it.
-pub fn map<T: Sync, R: Send>(items: &[T], look: impl Fn(&T) -> R + Sync) -> Vec<R> {
+pub(crate) fn map<T: Sync, R: Send>(items: &[T], look: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let cpus = thread::available_parallelism().map_or(1, NonZero::get).min(MOST);
     let threads = cpus.min(items.len() / WORTH_A_THREAD);
     if threads < 2 {

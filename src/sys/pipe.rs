@@ -13,7 +13,7 @@ const WIDE: usize = 1 << 20;
 const NARROW: usize = 4096;
 
 /// A pipe: the end to read, the end to write.
-pub fn wide() -> io::Result<(File, OwnedFd)> {
+pub(crate) fn wide() -> io::Result<(File, OwnedFd)> {
     let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
     // Only faster: where the kernel does not allow it, the pipe stays as it is.
     let _ = fcntl_setpipe_size(&write, WIDE);
@@ -22,7 +22,7 @@ pub fn wide() -> io::Result<(File, OwnedFd)> {
 
 /// A pipe in which nothing has room, and how many bytes have to be read before what the other side
 /// writes.
-pub fn full() -> io::Result<(File, OwnedFd, usize)> {
+pub(crate) fn full() -> io::Result<(File, OwnedFd, usize)> {
     let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
     let size = fcntl_setpipe_size(&write, NARROW)?;
     let mut file = File::from(write);
@@ -31,13 +31,13 @@ pub fn full() -> io::Result<(File, OwnedFd, usize)> {
 }
 
 /// Gives a pipe more room, for speed.
-pub fn widen(read: &File) {
+pub(crate) fn widen(read: &File) {
     let _ = fcntl_setpipe_size(read, WIDE);
 }
 
 /// Does a thread of the process `pid` whose name begins with one of `names` wait for room in a
 /// pipe? `None`: there is no such thread, or the kernel does not say what it waits for.
-pub fn is_waiting_for_room(pid: i32, names: &[&str]) -> Option<bool> {
+pub(crate) fn is_waiting_for_room(pid: i32, names: &[&str]) -> Option<bool> {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).ok()?;
     let read = |task: &std::path::Path, file: &str| {
         std::fs::read_to_string(task.join(file)).unwrap_or_default()

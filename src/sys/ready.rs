@@ -14,7 +14,7 @@ use super::pidfd::PidFd;
 
 /// What came first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ready {
+pub(crate) enum Ready {
     /// The file is there.
     Created,
     /// The process has ended.
@@ -25,20 +25,25 @@ pub enum Ready {
 
 /// Watches a directory for the creation of one file. Made before the process is started, so that
 /// nothing is missed.
-pub struct Watch {
+pub(crate) struct Watch {
     inotify: Inotify,
 }
 
 impl Watch {
     /// Begins to watch `directory`.
-    pub fn new(directory: &Path) -> io::Result<Self> {
+    pub(crate) fn new(directory: &Path) -> io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
         inotify.add_watch(directory, AddWatchFlags::IN_CREATE)?;
         Ok(Self { inotify })
     }
 
     /// Blocks until `path` (in the watched directory) exists, `process` ends, or `timeout` is over.
-    pub fn wait(&self, path: &Path, process: &PidFd, timeout: Duration) -> io::Result<Ready> {
+    pub(crate) fn wait(
+        &self,
+        path: &Path,
+        process: &PidFd,
+        timeout: Duration,
+    ) -> io::Result<Ready> {
         let deadline = Instant::now() + timeout;
         loop {
             if path.exists() {

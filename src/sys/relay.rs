@@ -17,11 +17,11 @@ use std::path::{Path, PathBuf};
 use super::pipe;
 
 /// This program, whatever has become of its file.
-pub const PROGRAM: &str = "/proc/self/exe";
+pub(crate) const PROGRAM: &str = "/proc/self/exe";
 /// The verb under which it is the relay.
-pub const VERB: &str = "relay-memory";
+pub(crate) const VERB: &str = "relay-memory";
 /// The order to begin.
-pub const OPEN: u8 = b'o';
+pub(crate) const OPEN: u8 = b'o';
 /// zstd's own default.
 const LEVEL: i32 = 3;
 const CHUNK: usize = 1 << 20;
@@ -29,7 +29,7 @@ const CHUNK: usize = 1 << 20;
 /// What the relay was told: descriptors of the stream and of the (locked) file, how many bytes of
 /// the stream to skip, whether to compress, the file's name and its final name.
 #[derive(Debug)]
-pub struct Orders {
+pub(crate) struct Orders {
     stream: RawFd,
     file: RawFd,
     skip: u64,
@@ -40,7 +40,7 @@ pub struct Orders {
 
 impl Orders {
     /// From the words behind [`VERB`].
-    pub fn parse(words: &[String]) -> Option<Self> {
+    pub(crate) fn parse(words: &[String]) -> Option<Self> {
         let [stream, file, skip, how, partial, whole] = words else { return None };
         Some(Self {
             stream: stream.parse().ok()?,
@@ -54,7 +54,7 @@ impl Orders {
 }
 
 /// Is the relay, to the end of the stream.
-pub fn run(orders: &Orders) -> io::Result<()> {
+pub(crate) fn run(orders: &Orders) -> io::Result<()> {
     let (mut stream, file) = (own(orders.stream), own(orders.file));
     let mut order = [0];
     let opened = matches!(io::stdin().read(&mut order), Ok(1)) && order[0] == OPEN;
@@ -93,7 +93,7 @@ fn take_down(stream: &mut File, mut file: &File, orders: &Orders) -> io::Result<
 }
 
 /// Copies to the end.
-pub fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
+pub(crate) fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
     let mut buffer = vec![0; CHUNK];
     loop {
         match from.read(&mut buffer) {

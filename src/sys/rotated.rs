@@ -40,7 +40,7 @@ const PART_OF_A_ROUND: u64 = 16;
 
 /// A log that is open.
 #[derive(Debug)]
-pub struct Rotated {
+pub(crate) struct Rotated {
     directory: File,
     older: OsString,
     current: File,
@@ -48,7 +48,7 @@ pub struct Rotated {
 
 /// What was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Piece {
+pub(crate) struct Piece {
     /// How many bytes are in the buffer; 0 at the end of the log.
     pub bytes: usize,
     /// The position behind these bytes.
@@ -66,7 +66,7 @@ struct Older {
 
 impl Rotated {
     /// Opens the log whose newer file is `path`, for reading.
-    pub fn open(path: &Path) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let directory =
             path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
@@ -79,29 +79,29 @@ impl Rotated {
 
     /// The same from descriptors; `name` is the name of the newer file in `directory`. To rotate
     /// it, `current` has to be open for reading and writing.
-    pub fn of(directory: File, name: &str, current: File) -> Self {
+    pub(crate) fn of(directory: File, name: &str, current: File) -> Self {
         Self { directory, older: older_name(name.as_ref()), current }
     }
 
     /// The length of the newer file, in bytes.
-    pub fn current_bytes(&self) -> io::Result<u64> {
+    pub(crate) fn current_bytes(&self) -> io::Result<u64> {
         Ok(self.current.metadata()?.len())
     }
 
     /// The position of the first byte that is still there.
-    pub fn begin(&self) -> io::Result<u64> {
+    pub(crate) fn begin(&self) -> io::Result<u64> {
         let _lock = self.lock(FlockOperation::NonBlockingLockShared);
         Ok(self.older()?.map_or(0, |older| older.begin))
     }
 
     /// The position behind the last byte.
-    pub fn end(&self) -> io::Result<u64> {
+    pub(crate) fn end(&self) -> io::Result<u64> {
         let _lock = self.lock(FlockOperation::NonBlockingLockShared);
         Ok(base(self.older()?.as_ref()).saturating_add(self.current_bytes()?))
     }
 
     /// Reads what is at `position`, as far as it fits into `buffer`.
-    pub fn read(&self, position: u64, buffer: &mut [u8]) -> io::Result<Piece> {
+    pub(crate) fn read(&self, position: u64, buffer: &mut [u8]) -> io::Result<Piece> {
         let _lock = self.lock(FlockOperation::NonBlockingLockShared);
         let older = self.older()?;
         let (base, mut at) = (base(older.as_ref()), position);
@@ -123,7 +123,7 @@ impl Rotated {
     }
 
     /// The last bytes from `position` on, at most `limit` of them.
-    pub fn tail(&self, position: u64, limit: u64) -> io::Result<Vec<u8>> {
+    pub(crate) fn tail(&self, position: u64, limit: u64) -> io::Result<Vec<u8>> {
         let (mut at, mut all) = (position.max(self.end()?.saturating_sub(limit)), Vec::new());
         let mut buffer = vec![0; 16 << 10];
         while let rest @ 1.. = limit.saturating_sub(all.len() as u64) {
@@ -141,7 +141,7 @@ impl Rotated {
     /// Moves the last `keep` bytes of the newer file to the older one, whose content is dropped.
     /// When the disk has no room for that they are dropped, too: the limit counts more than the
     /// log.
-    pub fn rotate(&mut self, keep: u64) -> io::Result<()> {
+    pub(crate) fn rotate(&mut self, keep: u64) -> io::Result<()> {
         let _lock = self.lock(FlockOperation::NonBlockingLockExclusive);
         // Whatever is in the place of the older file, the newer one must not grow.
         let base = base(self.older().ok().flatten().as_ref());
@@ -225,7 +225,7 @@ struct Locked {
 }
 
 /// The name of the older file.
-pub fn older_name(name: &std::ffi::OsStr) -> OsString {
+pub(crate) fn older_name(name: &std::ffi::OsStr) -> OsString {
     let mut older = name.to_owned();
     older.push(".1");
     older

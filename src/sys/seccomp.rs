@@ -2,7 +2,7 @@
 //! QEMU that runs a guest, and QEMU's tools. Such a program needs none of the calls that are
 //! refused here (`EPERM`), and a stranger who has taken it over may:
 //! - owners, permissions, times and extended attributes of files. Landlock and mounts do not keep
-//!   them from who may write to a file. What a layer stands on is noted in such an attribute
+//!   them from who may write to a file. What a layer depends on is noted in such an attribute
 //!   (`layer/backing_xattr.rs`), and a file of root's whose set-user-ID bit is set is a way to
 //!   become root;
 //! - `io_uring(7)`, whose operations no filter sees;
@@ -24,7 +24,7 @@ use seccompiler::{
     SeccompCondition, SeccompFilter, SeccompRule, apply_filter,
 };
 
-pub use sockets::Sockets;
+pub(crate) use sockets::Sockets;
 
 mod sockets;
 
@@ -175,11 +175,11 @@ const NAMESPACES: [i32; 7] = [
 
 /// The filter, ready for the kernel: a program for each error.
 #[derive(Debug, Clone)]
-pub struct Filter([BpfProgram; 2]);
+pub(crate) struct Filter([BpfProgram; 2]);
 
 impl Filter {
     /// Makes the filter of a program that makes these sockets.
-    pub fn new(sockets: Sockets) -> io::Result<Self> {
+    pub(crate) fn new(sockets: Sockets) -> io::Result<Self> {
         // The C library takes `clone` where it is told that there is no `clone3`, whose flags are
         // not seen.
         let clone3 = [(libc::SYS_clone3, Vec::new())].into();
@@ -192,7 +192,7 @@ impl Filter {
 
     /// Sets it for the calling thread and whatever it executes, for good; `no_new_privs`, too. It
     /// allocates nothing, so it may be called between fork and exec.
-    pub fn apply(&self) -> io::Result<()> {
+    pub(crate) fn apply(&self) -> io::Result<()> {
         self.0.iter().try_for_each(|program| apply_filter(program)).map_err(|error| match error {
             Error::Prctl(error) | Error::Seccomp(error) => error,
             _ => io::Error::from(io::ErrorKind::Unsupported),

@@ -8,20 +8,20 @@ use std::path::Path;
 use rustix::fs::{FallocateFlags, OFlags, fallocate};
 
 /// Bytes that are free for us on the file system of `path` (`statvfs(3)`).
-pub fn free(path: &Path) -> io::Result<u64> {
+pub(crate) fn free(path: &Path) -> io::Result<u64> {
     let about = rustix::fs::statvfs(path)?;
     Ok(about.f_bavail.saturating_mul(about.f_frsize))
 }
 
 /// The same of an open file (`fstatvfs(3)`).
-pub fn free_of(file: &File) -> io::Result<u64> {
+pub(crate) fn free_of(file: &File) -> io::Result<u64> {
     let about = rustix::fs::fstatvfs(file)?;
     Ok(about.f_bavail.saturating_mul(about.f_frsize))
 }
 
 /// Bytes in all on the file system of `path`, and how many more files it can hold (`None` where it
 /// does not count them).
-pub fn size(path: &Path) -> io::Result<(u64, Option<u64>)> {
+pub(crate) fn size(path: &Path) -> io::Result<(u64, Option<u64>)> {
     let about = rustix::fs::statvfs(path)?;
     Ok((
         about.f_blocks.saturating_mul(about.f_frsize),
@@ -30,7 +30,7 @@ pub fn size(path: &Path) -> io::Result<(u64, Option<u64>)> {
 }
 
 /// Makes the file `path` (0600) take so many bytes on disk (`fallocate(2)`).
-pub fn allocate(path: &Path, bytes: u64) -> io::Result<()> {
+pub(crate) fn allocate(path: &Path, bytes: u64) -> io::Result<()> {
     // Whatever lies in its place keeps nobody waiting.
     let flags = OFlags::NONBLOCK.bits().cast_signed();
     let file = OpenOptions::new()
@@ -44,12 +44,12 @@ pub fn allocate(path: &Path, bytes: u64) -> io::Result<()> {
 }
 
 /// Bytes of memory the host has (`/proc/meminfo`).
-pub fn memory() -> Option<u64> {
+pub(crate) fn memory() -> Option<u64> {
     meminfo("MemTotal:")
 }
 
 /// Bytes of memory that can be had without swapping.
-pub fn available_memory() -> Option<u64> {
+pub(crate) fn available_memory() -> Option<u64> {
     meminfo("MemAvailable:")
 }
 
@@ -60,7 +60,7 @@ fn meminfo(what: &str) -> Option<u64> {
 }
 
 /// Bytes of memory the process `pid` has in use (`/proc/<pid>/statm`).
-pub fn resident(pid: i32) -> Option<u64> {
+pub(crate) fn resident(pid: i32) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
     let pages: u64 = text.split_whitespace().nth(1)?.parse().ok()?;
     Some(pages * rustix::param::page_size() as u64)

@@ -23,12 +23,12 @@ pub enum Method {
 }
 
 /// Set it, and the copy stops at the next chunk with [`io::ErrorKind::Interrupted`].
-pub type Stop = Arc<AtomicBool>;
+pub(crate) type Stop = Arc<AtomicBool>;
 
 const CHUNK: usize = 16 << 20;
 
 /// Copies `source` to `to`, which must not exist and gets mode 0600, and flushes it to the disk.
-pub fn copy(source: &File, to: &Path, counter: &Counter, stop: &Stop) -> io::Result<Method> {
+pub(crate) fn copy(source: &File, to: &Path, counter: &Counter, stop: &Stop) -> io::Result<Method> {
     let target = File::options().write(true).create_new(true).mode(0o600).open(to)?;
     // FICLONE of ioctl_ficlonerange(2): btrfs, xfs and others.
     if ioctl_ficlone(&target, source).is_ok() {
@@ -48,7 +48,7 @@ pub fn copy(source: &File, to: &Path, counter: &Counter, stop: &Stop) -> io::Res
 
 /// The next stretch of data at or after `offset`; file systems that know no holes report the whole
 /// rest.
-pub fn next_data(file: &File, offset: u64, length: u64) -> io::Result<Option<(u64, u64)>> {
+pub(crate) fn next_data(file: &File, offset: u64, length: u64) -> io::Result<Option<(u64, u64)>> {
     if offset >= length {
         return Ok(None);
     }

@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 /// Lets us wait for children, whatever our caller has told the kernel: where it ignores SIGCHLD,
 /// which programs inherit, nobody can (`waitpid(2)`, `ECHILD`).
 #[allow(unsafe_code)]
-pub fn can_be_waited_for() {
+pub(crate) fn can_be_waited_for() {
     // SAFETY: no handler of ours is set. It fails for no signal that can be caught.
     let _ = unsafe { signal(nix::sys::signal::Signal::SIGCHLD, SigHandler::SigDfl) };
 }

@@ -5,11 +5,11 @@ use std::io::{self, IsTerminal};
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 
 /// Puts the terminal back as it was when dropped.
-pub struct Raw(Termios);
+pub(crate) struct Raw(Termios);
 
 impl Raw {
     /// Switches standard input to raw mode; `None` when it is not a terminal.
-    pub fn enter() -> io::Result<Option<Self>> {
+    pub(crate) fn enter() -> io::Result<Option<Self>> {
         let stdin = io::stdin();
         if !stdin.is_terminal() {
             return Ok(None);

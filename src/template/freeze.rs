@@ -21,11 +21,11 @@ use crate::steps::record::WriteRecord;
 use crate::store::Store;
 
 /// The mode of a template's files.
-pub const MODE: u32 = 0o444;
+pub(crate) const MODE: u32 = 0o444;
 
 /// What becomes of what clones must not share.
 #[derive(Debug, Clone, Copy)]
-pub enum SealMode<'a> {
+pub(crate) enum SealMode<'a> {
     /// It stays, and they share it.
     AsItIs,
     /// The guest has taken it out itself.
@@ -36,13 +36,13 @@ pub enum SealMode<'a> {
 
 /// What came of it.
 #[derive(Debug, Default)]
-pub struct Frozen {
+pub(crate) struct Frozen {
     /// What sealing did, or would do.
     pub sealed: Option<Report>,
 }
 
 /// Makes a template of the stopped VM `name`, called `new_name` if that is given.
-pub async fn freeze(
+pub(crate) async fn freeze(
     context: &Context,
     name: &Name,
     new_name: Option<&Name>,
@@ -188,7 +188,7 @@ fn mode(store: &Store, layer: &Layer) -> Result<u32> {
 
 /// Refuses a template whose files are not what they were when it was frozen: every clone of it
 /// would be wrong.
-pub fn check_untouched(store: &Store, name: &Name, record: &Record) -> Result<()> {
+pub(crate) fn check_untouched(store: &Store, name: &Name, record: &Record) -> Result<()> {
     let Role::Template { stamps, .. } = &record.role else {
         return Ok(());
     };
@@ -205,7 +205,7 @@ pub fn check_untouched(store: &Store, name: &Name, record: &Record) -> Result<()
                 None => "make the template anew; clones of it that exist may be damaged",
                 Some(_) => {
                     "add the image anew, under another name; \
-                     VMs that stand on this one may be damaged"
+                     VMs that depend on this one may be damaged"
                 }
             }))
         }

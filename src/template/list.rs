@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::layer::graph::LayerGraph;
 use crate::model::{LayerId, Name, Record, Role, Warm};
 
-/// A template, and who stands on it.
+/// A template, and who depends on it.
 #[derive(Debug, Clone)]
 pub struct Row {
     /// Its name.
@@ -18,7 +18,7 @@ pub struct Row {
     pub frozen: jiff::Timestamp,
     /// Host-specific state was stripped from it.
     pub sealed: bool,
-    /// The VMs and templates that stand on it.
+    /// The VMs and templates that depend on it.
     pub dependents: Vec<Name>,
     /// Bytes on disk.
     pub bytes: u64,

@@ -1,6 +1,6 @@
 //! Templates: VMs that are frozen for ever. They cannot be started or changed, and name whoever
-//! stands on them.
+//! depends on them.
 
-pub mod freeze;
+pub(crate) mod freeze;
 pub mod list;
-pub mod windows;
+pub(crate) mod windows;

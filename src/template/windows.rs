@@ -19,7 +19,7 @@ const TICK: Duration = Duration::from_millis(200);
 
 /// Runs it in the running VM `name` and waits until the guest is off; the agent may take
 /// `agent_limit` to answer, all of it `limit`.
-pub async fn generalise(
+pub(crate) async fn generalise(
     context: &Context,
     name: &Name,
     agent_limit: Duration,
@@ -44,7 +44,7 @@ pub async fn generalise(
         Ok(Finished { code, stdout, stderr, .. }) => {
             let words = String::from_utf8_lossy(&[stdout, stderr].concat()).trim().to_owned();
             return Err(Error::refused(format!(
-                "sysprep.exe failed in {name} (exit code {code}); it goes on running"
+                "sysprep.exe failed in {name} (exit code {code}); it is still running"
             ))
             .hint(r"Windows says why in C:\Windows\System32\Sysprep\Panther\setuperr.log")
             .because(words));
@@ -71,7 +71,7 @@ pub async fn generalise(
 
 fn late(name: &Name, limit: Duration) -> Error {
     Error::qemu(format!(
-        "{name} was not off {} s after sysprep.exe was started; it goes on",
+        "{name} was not off {} s after sysprep.exe was started; it is still running",
         limit.as_secs()
     ))
     .hint(format!("when it is off: cowhand template create {name} --no-seal"))

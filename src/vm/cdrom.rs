@@ -18,7 +18,7 @@ use crate::qemu::qmp::{Qmp, QmpError};
 use crate::store::{Store, plain};
 
 /// The path of an ISO image, without links, once it has been looked at.
-pub fn iso(path: &Path) -> Result<PathBuf> {
+pub(crate) fn iso(path: &Path) -> Result<PathBuf> {
     // As it is spelt: a link of another user's is seen only there.
     boot_files::check_iso(path)?;
     path.canonicalize().on("find", path)
@@ -31,7 +31,7 @@ pub(super) fn refuse_used(store: &Store, iso: &Path) -> Result<()> {
 
 /// A change of the ISO image in a drive.
 #[derive(Debug, Clone)]
-pub struct Change {
+pub(crate) struct Change {
     /// The drive; without one, the only one.
     pub target: Option<String>,
     /// The ISO image; without one, the drive is empty afterwards.
@@ -44,7 +44,7 @@ pub struct Change {
 /// Returns the drive.
 ///
 /// QEMU is told first. Whatever comes of that, the record then says what is in the drive.
-pub async fn change(context: &Context, name: &Name, change: &Change) -> Result<Cdrom> {
+pub(crate) async fn change(context: &Context, name: &Name, change: &Change) -> Result<Cdrom> {
     let iso = change.iso.as_deref().map(iso).transpose()?;
     if let Some(iso) = &iso {
         refuse_used(&context.store, iso)?;
@@ -99,7 +99,7 @@ fn save(context: &Context, name: &Name, before: &Record, after: &Record) -> Resu
 }
 
 /// Removes a drive from a VM that does not run.
-pub async fn remove(context: &Context, name: &Name, target: &str) -> Result<()> {
+pub(crate) async fn remove(context: &Context, name: &Name, target: &str) -> Result<()> {
     let vm = OpenVm::for_change(context, name, "change").await?;
     vm.refuse_running("change")?;
     let record = &vm.record;
@@ -201,7 +201,7 @@ async fn left(qmp: &mut Qmp, before: &Cdrom, wanted: &Cdrom) -> Result<Option<Pa
 
 /// Refuses a running VM in whose drives there is something else than its record says: memory that
 /// is saved of it would be taken up in another machine.
-pub async fn refuse_difference(qmp: &mut Qmp, name: &Name, config: &Config) -> Result<()> {
+pub(crate) async fn refuse_difference(qmp: &mut Qmp, name: &Name, config: &Config) -> Result<()> {
     for cdrom in &config.cdroms {
         let node = qmp.root_node(&cdrom.target).await?;
         let noted =

@@ -9,7 +9,7 @@ use crate::model::{Bus, Cdrom, Disk};
 
 /// A CD-ROM drive as asked for: `FILE[,bus=B]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CdromRequest {
+pub(crate) struct CdromRequest {
     /// What is in it.
     pub iso: Option<PathBuf>,
     /// Its bus, where it is not the usual one of the machine.
@@ -20,7 +20,7 @@ pub struct CdromRequest {
 
 impl CdromRequest {
     /// Its bus in a machine of this type.
-    pub fn bus(&self, machine: &str) -> Bus {
+    pub(crate) fn bus(&self, machine: &str) -> Bus {
         self.bus.unwrap_or(Bus::of_cdroms(machine))
     }
 }
@@ -44,7 +44,7 @@ impl FromStr for CdromRequest {
 }
 
 /// The drives with a name each, beside `disks`.
-pub fn named(requests: &[CdromRequest], machine: &str, disks: &[Disk]) -> Vec<Cdrom> {
+pub(crate) fn named(requests: &[CdromRequest], machine: &str, disks: &[Disk]) -> Vec<Cdrom> {
     let mut taken: BTreeSet<String> = disks.iter().map(|disk| disk.target.clone()).collect();
     taken.extend(requests.iter().filter_map(|request| request.target.clone()));
     let named = |request: &CdromRequest| {

@@ -23,7 +23,7 @@ use super::request::{OnImage, Request};
 use super::requirements::{check, refuse_used_twice};
 
 /// Makes the VM `name`. Everything is examined before anything is written.
-pub async fn create(context: &Context, name: &Name, request: &Request) -> Result<Record> {
+pub(crate) async fn create(context: &Context, name: &Name, request: &Request) -> Result<Record> {
     check(request)?;
     let candidates = points::examine(context, request).await?;
     let mut sealed = Vec::new();
@@ -121,7 +121,7 @@ pub async fn create(context: &Context, name: &Name, request: &Request) -> Result
         created: Timestamp::now(),
         origin: image.as_ref().map(|image| image.origin.clone()),
         config,
-        head: request.current.clone(),
+        current: request.current.clone(),
         snapshots,
         warm: None,
         ephemeral: None,
@@ -137,7 +137,7 @@ pub async fn create(context: &Context, name: &Name, request: &Request) -> Result
     Ok(record)
 }
 
-/// An image that a disk is about to stand on.
+/// An image that a disk is about to depend on.
 struct Image<'a> {
     origin: Origin,
     layer: Layer,

@@ -8,7 +8,7 @@ use crate::model::{Bus, Format, bus};
 
 /// What becomes of a disk file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Mode {
+pub(crate) enum Mode {
     /// Its content is copied into the store.
     #[default]
     Copy,
@@ -18,7 +18,7 @@ pub enum Mode {
 
 /// A disk file as asked for: `FILE[,copy|use][,format=F][,ro][,bus=B][,serial=S]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DiskRequest {
+pub(crate) struct DiskRequest {
     /// The file.
     pub path: PathBuf,
     /// Copy it or use it.
@@ -37,7 +37,7 @@ pub struct DiskRequest {
 
 impl DiskRequest {
     /// A copy of the file, with nothing else said of it.
-    pub fn new(path: PathBuf) -> Self {
+    pub(crate) fn new(path: PathBuf) -> Self {
         Self {
             path,
             mode: Mode::Copy,

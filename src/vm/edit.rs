@@ -28,14 +28,14 @@ const TRIED_AGAIN: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(50);
 
 /// The keys of [`set`], for messages and help.
-pub const KEYS: &str = "memory, cpus, cpu, machine, kernel, initrd, append, ports, net, \
+pub(crate) const KEYS: &str = "memory, cpus, cpu, machine, kernel, initrd, append, ports, net, \
                         disk.TARGET.bus, disk.TARGET.serial, cloud-init, hostname, \
                         credential.NAME, autostart, expires, log.max, tag.KEY";
 /// How the changes begin that a running VM allows.
 const WHILE_RUNNING: [&str; 4] = ["tag.", "autostart=", "expires=", "log.max="];
 
 /// Renames a stopped VM, or a template. Clones remember their source by its UUID, so they follow.
-pub async fn rename(context: &Context, old: &Name, new: &Name) -> Result<()> {
+pub(crate) async fn rename(context: &Context, old: &Name, new: &Name) -> Result<()> {
     let store = &context.store;
     let _store_lock = context.lock_store_for(&[old]).await?;
     let vm = OpenVm::open(context, old).await?;
@@ -49,7 +49,7 @@ pub async fn rename(context: &Context, old: &Name, new: &Name) -> Result<()> {
 
 /// Changes the configuration of a VM: all of `changes` (`KEY=VALUE`), or none. What concerns its
 /// machine, only while it does not run.
-pub async fn set(context: &Context, name: &Name, changes: &[String]) -> Result<()> {
+pub(crate) async fn set(context: &Context, name: &Name, changes: &[String]) -> Result<()> {
     let vm = OpenVm::for_change(context, name, "change").await?;
     let (before, mut record) = (vm.record.clone(), vm.record.clone());
     for change in changes {
@@ -144,7 +144,7 @@ pub(crate) fn machine(config: &Config) -> Config {
 }
 
 /// The content of a credential's file.
-pub fn credential(path: &Path) -> Result<Vec<u8>> {
+pub(crate) fn credential(path: &Path) -> Result<Vec<u8>> {
     let mut content = Vec::new();
     // One that is too long is refused as that.
     let limit = u64::try_from(LONGEST_CREDENTIALS).unwrap_or(u64::MAX) + 1;
@@ -325,14 +325,14 @@ fn boot(record: &mut Record, create: bool) -> Result<&mut KernelBoot> {
 }
 
 /// Lets the CPUs of a running VM stand still.
-pub async fn pause(context: &Context, name: &Name) -> Result<()> {
+pub(crate) async fn pause(context: &Context, name: &Name) -> Result<()> {
     let mut vm = OpenVm::for_change(context, name, "pause").await?;
     vm.running_qmp().await?.run(&qapi::qmp::stop {}).await?;
     Ok(())
 }
 
 /// Lets them go on.
-pub async fn resume(context: &Context, name: &Name) -> Result<()> {
+pub(crate) async fn resume(context: &Context, name: &Name) -> Result<()> {
     let mut vm = OpenVm::for_change(context, name, "resume").await?;
     let had_io_error = vm.live().await?.is_some_and(|(_, now)| now.status == "io-error");
     vm.running_qmp().await?.cont().await?;

@@ -208,7 +208,7 @@ pub fn disks(context: &Context, name: &Name) -> Result<Vec<DiskRow>> {
         .collect())
 }
 
-/// The chain of one disk, with who else stands on each layer.
+/// The chain of one disk, with who else depends on each layer.
 #[derive(Debug)]
 pub struct ChainRow {
     /// `vda`, …
@@ -217,7 +217,7 @@ pub struct ChainRow {
     pub chain: Chain,
     /// Per layer of the chain: the snapshots of this VM it belongs to.
     pub snapshots: Vec<Vec<Name>>,
-    /// Per layer of the chain: the other VMs and templates that name it or stand on it.
+    /// Per layer of the chain: the other VMs and templates that name it or depend on it.
     pub shared_by: Vec<Vec<Name>>,
 }
 

@@ -1,15 +1,15 @@
 //! VMs: created, changed, started, stopped, listed. Their state is observed every time, never
 //! stored.
 
-pub mod cdrom;
-pub mod cdrom_request;
-pub mod create;
-pub mod disk_request;
-pub mod edit;
+pub(crate) mod cdrom;
+pub(crate) mod cdrom_request;
+pub(crate) mod create;
+pub(crate) mod disk_request;
+pub(crate) mod edit;
 pub mod list;
-pub mod points;
-pub mod request;
-pub mod requirements;
-pub mod select;
-pub mod start;
-pub mod stop;
+pub(crate) mod points;
+pub(crate) mod request;
+pub(crate) mod requirements;
+pub(crate) mod select;
+pub(crate) mod start;
+pub(crate) mod stop;

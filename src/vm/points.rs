@@ -94,7 +94,7 @@ pub(super) async fn examine(context: &Context, request: &Request) -> Result<Vec<
 }
 
 /// Examines the disk files of a snapshot.
-pub async fn examine_point(context: &Context, request: &Request) -> Result<Vec<Candidate>> {
+pub(crate) async fn examine_point(context: &Context, request: &Request) -> Result<Vec<Candidate>> {
     let mut candidates = Vec::new();
     for disk in &request.disks {
         let ask = import::disk(&disk.path, disk.format);

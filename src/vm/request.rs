@@ -10,9 +10,9 @@ use super::cdrom_request::CdromRequest;
 use super::disk_request::DiskRequest;
 use crate::model::{Bus, Credentials, Firmware, KernelBoot, LogLimit, Name, Nic, Seed, VmState};
 
-/// A disk that stands on an image of the store.
+/// A disk that depends on an image of the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OnImage {
+pub(crate) struct OnImage {
     /// The image.
     pub name: Name,
     /// Its identity, where it was looked at before: another one of the same name is not taken for
@@ -24,10 +24,10 @@ pub struct OnImage {
 
 /// A VM as asked for.
 #[derive(Debug, Clone, Default)]
-pub struct Request {
+pub(crate) struct Request {
     /// Disks from files, in the guest's order.
     pub disks: Vec<DiskRequest>,
-    /// An image of the store that the first disk stands on.
+    /// An image of the store that the first disk depends on.
     pub image: Option<OnImage>,
     /// Bring in the backing files of the disks as well: those beside them, and those below these
     /// directories.
@@ -74,7 +74,7 @@ pub struct Request {
 
 /// A snapshot as asked for.
 #[derive(Debug, Clone)]
-pub struct Point {
+pub(crate) struct Point {
     /// Its name.
     pub name: Name,
     /// The snapshot before it, which comes earlier in the list.

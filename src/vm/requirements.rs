@@ -15,7 +15,7 @@ const MEMORY_MIN: u64 = 1 << 20;
 const DISKS_MAX: usize = 20;
 
 /// Refuses what no VM can be, without looking at any image.
-pub fn check(request: &Request) -> Result<()> {
+pub(crate) fn check(request: &Request) -> Result<()> {
     check_machine_type(&request.machine)?;
     check_machine(request.memory_bytes, request.cpus, request.cpu.as_deref())?;
     let size = request.image.iter().filter_map(|image| image.size);
@@ -122,7 +122,7 @@ pub(super) fn refuse_used_twice(store: &Store, file: &Path) -> Result<()> {
                 "{} is used by another VM of this store",
                 file.display()
             ))
-            .hint("give each VM a file of its own: --disk FILE,copy"));
+            .hint("give each VM its own file: --disk FILE,copy"));
         }
     }
     Ok(())

@@ -8,7 +8,7 @@ use crate::sys::owner;
 
 /// What was selected.
 #[derive(Debug, Default)]
-pub struct Selected {
+pub(crate) struct Selected {
     /// The VMs, in the order of their names.
     pub names: Vec<Name>,
     /// Running VMs that end by themselves, with the command that created them.
@@ -20,7 +20,7 @@ pub struct Selected {
 }
 
 /// The VMs with `autostart=on` that do not run.
-pub fn with_autostart(context: &Context) -> Result<Selected> {
+pub(crate) fn with_autostart(context: &Context) -> Result<Selected> {
     let mut selected = Selected::default();
     for name in context.store.names()? {
         let is_due = context.store.load(&name).and_then(|record| {
@@ -43,13 +43,13 @@ pub fn with_autostart(context: &Context) -> Result<Selected> {
 }
 
 /// Does any VM have `autostart=on`, running or not?
-pub fn any_with_autostart(context: &Context) -> Result<bool> {
+pub(crate) fn any_with_autostart(context: &Context) -> Result<bool> {
     let has = |name: &Name| context.store.load(name).is_ok_and(|record| record.autostart);
     Ok(context.store.names()?.iter().any(has))
 }
 
 /// The VMs that run. Clones that wait in the pool are not among them.
-pub fn running(context: &Context) -> Result<Selected> {
+pub(crate) fn running(context: &Context) -> Result<Selected> {
     let mut selected = Selected::default();
     for name in context.store.names()? {
         match status::is_running(context, &name) {

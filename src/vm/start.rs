@@ -11,7 +11,7 @@ use crate::qemu::cmdline::StartMode;
 use crate::qemu::sockets::Sockets;
 
 /// Starts `name`; with `paused`, its CPUs wait for `resume`.
-pub async fn start(context: &Context, name: &Name, paused: bool) -> Result<()> {
+pub(crate) async fn start(context: &Context, name: &Name, paused: bool) -> Result<()> {
     let vm = OpenVm::for_change(context, name, "start").await?;
     if vm.is_running()? {
         return Err(Error::refused(format!("{name} is running already"))
@@ -30,7 +30,7 @@ fn refuse_unstartable(context: &Context, name: &Name, record: &Record) -> Result
             .hint(format!("what can be done about it: cowhand doctor {name}"))
     };
     if let Some(head_conflict) = LayerGraph::scan(&context.store)?.head_conflict(name, record) {
-        return Err(damaged(format!("{head_conflict}, so its record is not the last one")));
+        return Err(damaged(format!("its record is out of date ({head_conflict})")));
     }
     ports::refuse_taken(context, record.config.nics.iter().flat_map(|nic| &nic.ports))
         .map_err(|error| error.hint(format!("another port: cowhand set {name} ports=HOST:GUEST,…")))
@@ -40,7 +40,7 @@ fn refuse_unstartable(context: &Context, name: &Name, record: &Record) -> Result
 /// the directory of its sockets and pipes, without which a shell could not start it, and its serial
 /// log, which is for its owner alone; and notes where the directory is, so that a VM that is
 /// started by hand is seen.
-pub fn plan(context: &Context, name: &Name, paused: bool) -> Result<Vec<String>> {
+pub(crate) fn plan(context: &Context, name: &Name, paused: bool) -> Result<Vec<String>> {
     let record = context.store.load(name)?;
     open::refuse_template(name, &record, "start")?;
     open::refuse_overruled(context, name, &record)?;

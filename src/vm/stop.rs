@@ -28,7 +28,7 @@ const PRESS_AGAIN: Duration = Duration::from_secs(10);
 
 /// How a VM came to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stopped {
+pub(crate) enum Stopped {
     /// It did not run.
     Already,
     /// The guest agent shut it down.
@@ -44,7 +44,12 @@ pub enum Stopped {
 
 /// Stops `name` within `limit`. When the guest does not comply it goes on running, and the error
 /// says so.
-pub async fn stop(context: &Context, name: &Name, force: bool, limit: Duration) -> Result<Stopped> {
+pub(crate) async fn stop(
+    context: &Context,
+    name: &Name,
+    force: bool,
+    limit: Duration,
+) -> Result<Stopped> {
     // Held to the end: whoever changes the VM meanwhile waits.
     let _lock = lock(context, name, force).await?;
     let observed = status::observe(context, name).await?;
@@ -65,7 +70,7 @@ pub async fn stop(context: &Context, name: &Name, force: bool, limit: Duration) 
     if observed.state == State::Paused {
         return Err(Error::refused(format!("{name} is paused: its guest cannot shut down"))
             .hint(format!("let it go on first: cowhand resume {name}"))
-            .hint(format!("or pull the plug: cowhand stop --force {name}")));
+            .hint(format!("or to end QEMU without a shutdown: cowhand stop --force {name}")));
     }
     let qmp = connect::within(context, name, limit.max(Duration::from_secs(1))).await?;
     let mut qmp = qmp.ok_or_else(|| connect::not_running(name))?;
@@ -79,7 +84,7 @@ pub async fn stop(context: &Context, name: &Name, force: bool, limit: Duration) 
 async fn lock(context: &Context, name: &Name, force: bool) -> Result<VmLock> {
     let store = &context.store;
     let lock = match context.lock_vm(name).await {
-        // The store cannot be changed until somebody mends it.
+        // The store cannot be changed until it is repaired.
         Err(error) if error.kind() == Kind::Damaged && store.check_identity().is_err() => {
             context.ui.warn(&error.full_message());
             return context.lock_vm_unprepared(name).await;
@@ -129,11 +134,11 @@ async fn ask(
         }
     }
     Err(Error::qemu(format!(
-        "the guest of {name} did not shut down within {} s; it goes on running",
+        "the guest of {name} did not shut down within {} s; it is still running",
         limit.as_secs()
     ))
     .hint(format!("give it longer: cowhand stop --timeout {} {name}", limit.as_secs().max(1) * 3))
-    .hint(format!("or pull the plug: cowhand stop --force {name}")))
+    .hint(format!("or to end QEMU without a shutdown: cowhand stop --force {name}")))
 }
 
 /// `how` if it was the guest that shut down.

@@ -14,7 +14,7 @@ use crate::store::{Store, plain};
 use crate::sys::flock;
 
 /// Takes the warm guest of the template `name` away again. Refused while clones run on it.
-pub async fn cool(context: &Context, name: &Name) -> Result<u64> {
+pub(crate) async fn cool(context: &Context, name: &Name) -> Result<u64> {
     let store = &context.store;
     discard::reap(context).await?;
     let _store_lock = context.lock_store().await?;
@@ -35,7 +35,7 @@ pub async fn cool(context: &Context, name: &Name) -> Result<u64> {
 }
 
 /// Removes the memory of a warm guest.
-pub fn remove_files(store: &Store, warm: &Warm) -> Result<()> {
+pub(crate) fn remove_files(store: &Store, warm: &Warm) -> Result<()> {
     remove(&store.layout.warm_memory(&warm.image))?;
     remove(&store.layout.warm_state(&warm.image))
 }
@@ -48,7 +48,7 @@ fn remove(path: &Path) -> Result<()> {
 }
 
 /// Refuses while a QEMU has the memory mapped; else keeps everybody from beginning to.
-pub fn refuse_used(
+pub(crate) fn refuse_used(
     context: &Context,
     name: &Name,
     record: &Record,

@@ -117,8 +117,8 @@ fn check(context: &Context, name: &Name, record: &Record) -> Result<()> {
     if record.image().is_some() {
         let error = Error::refused(format!("{name} is an image, and only a template can be warm"));
         return Err(error.hint(format!(
-            "make a template of a VM that stands on it: cowhand create NEW --image {name}, cowhand \
-             template create NEW --warm"
+            "make a template of a VM that is based on it: cowhand create NEW --image {name}, \
+             cowhand template create NEW --warm"
         )));
     }
     freeze::check_untouched(&context.store, name, record)?;

@@ -1,6 +1,6 @@
 //! Warm templates: a guest that was booted once, and whose memory clones go on from.
 
-pub mod cool;
+pub(crate) mod cool;
 pub mod make;
-pub mod resume;
-pub mod steps;
+pub(crate) mod resume;
+pub(crate) mod steps;

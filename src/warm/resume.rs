@@ -35,13 +35,13 @@ use crate::sys::{fault, flock};
 /// The name of the state's descriptor in QEMU.
 const FD: &str = "cw-state";
 /// What both sides of the stream have to be told.
-pub const CAPABILITIES: [&str; 2] = ["events", IGNORE_SHARED];
+pub(crate) const CAPABILITIES: [&str; 2] = ["events", IGNORE_SHARED];
 const IGNORE_SHARED: &str = "x-ignore-shared";
 /// How long a guest that goes on may take to say its first word.
 const FIRST_WORD: Duration = Duration::from_secs(120);
 
 /// Why `warm`, of the template `name`, cannot be gone on from here and now; `None` when it can.
-pub fn incompatibility(
+pub(crate) fn incompatibility(
     context: &Context,
     name: &Name,
     record: &Record,
@@ -74,7 +74,7 @@ pub fn incompatibility(
 
 /// Starts a QEMU for `record` and has it read what `warm` has saved: it stands still where the
 /// template's guest stood. With `with_us` it is killed when we are.
-pub async fn wake(
+pub(crate) async fn wake(
     context: &Context,
     name: &Name,
     record: &Record,
@@ -98,7 +98,7 @@ pub async fn wake(
 }
 
 /// Lets the guest that stands still go on, as `name`.
-pub async fn go_on(context: &Context, name: &Name, mut qmp: Qmp) -> Result<()> {
+pub(crate) async fn go_on(context: &Context, name: &Name, mut qmp: Qmp) -> Result<()> {
     let failed =
         |source: std::io::Error| Error::failed(format!("{name} cannot go on")).because(source);
     fault::point("a guest, about to go on").map_err(failed)?;
@@ -145,7 +145,7 @@ async fn load(qmp: &mut Qmp, state: &File) -> std::result::Result<(), QmpError> 
 /// Makes the guest that goes on as `name` a guest of its own. Until this has returned nothing of
 /// the user's may run in it. A guest whose random generator could not be reseeded is an error: it
 /// repeats the random numbers of others.
-pub async fn adopt_identity(
+pub(crate) async fn adopt_identity(
     context: &Context,
     name: &Name,
     record: &Record,

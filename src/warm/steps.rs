@@ -13,7 +13,7 @@ use crate::model::Warm;
 /// ending it, because until then it is another's double.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ResumeWarm {
+pub(crate) struct ResumeWarm {
     /// What it goes on from. Not in the journal: it happens as long as this process lives, or not
     /// at all.
     #[serde(skip)]
@@ -22,7 +22,7 @@ pub struct ResumeWarm {
 
 impl ResumeWarm {
     /// From this memory.
-    pub fn from(warm: &Warm) -> Self {
+    pub(crate) fn from(warm: &Warm) -> Self {
         Self { warm: Some(Box::new(warm.clone())) }
     }
 }
@@ -38,7 +38,7 @@ impl Step for ResumeWarm {
 
     async fn apply(&self, run: &mut Run<'_>) -> Result<()> {
         let context = run.context;
-        let lost = || Error::failed("what it goes on from is not known any more");
+        let lost = || Error::failed("the warm guest that it resumes is no longer known");
         let warm = self.warm.as_deref().ok_or_else(lost)?;
         let record = context.store.load(&run.name)?;
         let qmp = resume::wake(context, &run.name, &record, warm, false).await?;

@@ -19,7 +19,7 @@ const TABLE: usize = 34 * 512;
 
 /// A device that may carry a file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Device {
+pub(super) struct Device {
     /// `/dev/vda1`.
     pub path: String,
     /// `vda1` in the VM's own words, or the name of a logical volume.
@@ -40,7 +40,7 @@ pub struct Device {
 
 impl Device {
     /// Does `/etc/fstab` mean this device by `source`?
-    pub fn is(&self, source: &str) -> bool {
+    pub(super) fn is(&self, source: &str) -> bool {
         let same = |ours: &str, theirs: &str| !ours.is_empty() && ours.eq_ignore_ascii_case(theirs);
         let content =
             |field: fn(&Superblock) -> &str| self.content.as_ref().map(field).unwrap_or_default();
@@ -97,7 +97,7 @@ fn kernel_name(name: &str) -> Option<(usize, Option<u32>)> {
 }
 
 /// The disks called `names`, and their partitions; `None`: not all of them are there yet.
-pub fn disks(names: &[String]) -> Option<Vec<Device>> {
+pub(super) fn disks(names: &[String]) -> Option<Vec<Device>> {
     let mut devices = Vec::new();
     for (index, target) in names.iter().enumerate() {
         let disk = disk_with_serial(target)?;
@@ -138,12 +138,12 @@ fn device(path: String, name: String, disk: usize, partition: Option<u32>, table
 }
 
 /// What is on a device.
-pub fn look(path: &str) -> Option<Superblock> {
+pub(super) fn look(path: &str) -> Option<Superblock> {
     superblock::identify(&read_start(path, superblock::BYTES).ok()?)
 }
 
 /// The logical volumes that are active.
-pub fn mapped() -> Vec<Device> {
+pub(super) fn mapped() -> Vec<Device> {
     let Ok(entries) = std::fs::read_dir("/sys/block") else { return Vec::new() };
     let mapped = entries.flatten().filter_map(|entry| {
         let name = std::fs::read_to_string(entry.path().join("dm/name")).ok()?.trim().to_owned();
@@ -165,7 +165,7 @@ pub fn mapped() -> Vec<Device> {
 }
 
 /// `vda2 (ext4), vda3 (swap)`.
-pub fn describe(devices: &[Device]) -> String {
+pub(super) fn describe(devices: &[Device]) -> String {
     let one = |device: &Device| {
         format!(
             "{} ({})",
@@ -177,7 +177,7 @@ pub fn describe(devices: &[Device]) -> String {
 }
 
 /// Is there any of this kind?
-pub fn any(devices: &[Device], kind: Kind) -> bool {
+pub(super) fn any(devices: &[Device], kind: Kind) -> bool {
     devices.iter().any(|device| device.content.as_ref().is_some_and(|block| block.kind == kind))
 }
 
@@ -193,7 +193,7 @@ fn disk_with_serial(serial: &str) -> Option<String> {
 static PAYLOAD: OnceLock<File> = OnceLock::new();
 
 /// Opens the disk with the files the job carries along, if there is one.
-pub fn open_payload() -> Result<()> {
+pub(super) fn open_payload() -> Result<()> {
     if let Some(disk) = disk_with_serial(crate::appliance::protocol::PAYLOAD) {
         let path = format!("/dev/{disk}");
         let file = File::open(&path).on("open", Path::new(&path))?;
@@ -203,7 +203,7 @@ pub fn open_payload() -> Result<()> {
 }
 
 /// The disk with the files the job carries along.
-pub fn payload() -> Result<&'static File> {
+pub(super) fn payload() -> Result<&'static File> {
     PAYLOAD.get().ok_or_else(|| Error::failed("the job came without its files"))
 }
 

@@ -2,7 +2,7 @@
 
 /// One line.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub(super) struct Entry {
     /// `UUID=…`, `LABEL=…`, `/dev/…`.
     pub source: String,
     /// Where.
@@ -15,12 +15,12 @@ pub struct Entry {
 
 impl Entry {
     /// The value of an option such as `subvol=`.
-    pub fn option(&self, name: &str) -> Option<&str> {
+    pub(super) fn option(&self, name: &str) -> Option<&str> {
         self.options.iter().find_map(|option| option.strip_prefix(name)?.strip_prefix('='))
     }
 
     /// Is it there to be mounted from a disk of the guest's own, somewhere below the root?
-    pub fn is_on_disk(&self) -> bool {
+    pub(super) fn is_on_disk(&self) -> bool {
         let disk = ["UUID=", "LABEL=", "PARTUUID=", "PARTLABEL=", "/dev/"]
             .iter()
             .any(|start| self.source.starts_with(start));
@@ -34,7 +34,7 @@ impl Entry {
 }
 
 /// The entries, in the order in which they have to be mounted.
-pub fn parse(text: &str) -> Vec<Entry> {
+pub(super) fn parse(text: &str) -> Vec<Entry> {
     let mut entries: Vec<Entry> = text.lines().filter_map(line).collect();
     entries.sort_by_key(|entry| entry.place.matches('/').count() - usize::from(entry.place == "/"));
     entries

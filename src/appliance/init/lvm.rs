@@ -14,7 +14,7 @@ const CONFIG: &str = "devices { use_devicesfile=0 obtain_device_list_from_udev=0
                       global { use_lvmpolld=0 event_activation=0 }";
 
 /// Makes the logical volumes appear.
-pub fn activate() -> Result<()> {
+pub(super) fn activate() -> Result<()> {
     if !super::modules::load("lvm")? {
         return Err(Error::refused(
             "the guest's disks are LVM's, and the appliance's kernel has no device mapper",
@@ -30,12 +30,12 @@ pub fn activate() -> Result<()> {
 }
 
 /// Gives everything up again, so that it is whole.
-pub fn deactivate() -> Result<()> {
+pub(super) fn deactivate() -> Result<()> {
     run(&["vgchange", "--activate", "n"])
 }
 
 /// New UUIDs for all physical volumes and volume groups.
-pub fn new_uuids() -> Result<()> {
+pub(super) fn new_uuids() -> Result<()> {
     if !Path::new(LVM).exists() || !super::devices::mapped().is_empty() {
         return Ok(());
     }
@@ -49,7 +49,7 @@ pub fn new_uuids() -> Result<()> {
 }
 
 /// The volume groups there are.
-pub fn groups() -> Result<Vec<String>> {
+pub(super) fn groups() -> Result<Vec<String>> {
     names("vgs", "vg_name")
 }
 

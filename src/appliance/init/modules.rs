@@ -7,7 +7,7 @@ use crate::appliance::initramfs::{Group, MODULES};
 use crate::error::{Error, IoContext, Result};
 
 /// Loads what the group `name` needs. False: this kernel has no such thing.
-pub fn load(name: &str) -> Result<bool> {
+pub(super) fn load(name: &str) -> Result<bool> {
     let path = Path::new(MODULES);
     let text = std::fs::read(path).on("read", path)?;
     let groups: Vec<Group> = serde_json::from_slice(&text)

@@ -16,7 +16,11 @@ use crate::seal::operations::{Special, Work};
 use crate::seal::selection;
 
 /// All of it, inside the guest's tree.
-pub fn all(host: &mut Host, job: &Job, system: &System) -> Result<(Vec<Performed>, Changes)> {
+pub(super) fn all(
+    host: &mut Host,
+    job: &Job,
+    system: &System,
+) -> Result<(Vec<Performed>, Changes)> {
     let mut tree = Tree::new(job.dry_run);
     let (late, early): (Vec<&Wish>, Vec<&Wish>) =
         job.plan.wishes.iter().partition(|wish| wish.what.is_late());

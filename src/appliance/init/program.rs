@@ -14,12 +14,12 @@ use crate::error::{Error, Result};
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Runs a program of the appliance's own. One that fails is an error that quotes it.
-pub fn output(program: &str, args: &[&str]) -> Result<String> {
+pub(super) fn output(program: &str, args: &[&str]) -> Result<String> {
     output_with(program, args, &[0])
 }
 
 /// The same; exit codes other than those in `fine` are errors.
-pub fn output_with(program: &str, args: &[&str], fine: &[i32]) -> Result<String> {
+pub(super) fn output_with(program: &str, args: &[&str], fine: &[i32]) -> Result<String> {
     let mut command = Command::new(program);
     command
         .args(args)
@@ -45,7 +45,7 @@ pub fn output_with(program: &str, args: &[&str], fine: &[i32]) -> Result<String>
 
 /// Runs a program of the guest's in its tree, which is our root by now. What it prints goes to the
 /// host; one that fails is an error.
-pub fn in_tree(host: &mut Host, what: &str, program: &str, args: &[&str]) -> Result<()> {
+pub(super) fn in_tree(host: &mut Host, what: &str, program: &str, args: &[&str]) -> Result<()> {
     let mut command = Command::new(program);
     command.args(args).current_dir("/").env_clear().stdin(Stdio::null());
     command.envs([

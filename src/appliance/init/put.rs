@@ -15,7 +15,7 @@ use crate::seal::customise::{Blob, Customisation as C, Wish};
 use crate::seal::firstboot;
 
 /// One of them.
-pub fn one(host: &mut Host, tree: &mut Tree, wish: &Wish) -> Result<()> {
+pub(super) fn one(host: &mut Host, tree: &mut Tree, wish: &Wish) -> Result<()> {
     tree.begin(&wish.label);
     apply(host, tree, &wish.what).map_err(|error| {
         let named = Error::new(error.kind(), format!("{}: {}", wish.label, error.full_message()));

@@ -13,7 +13,7 @@ use crate::seal::firstboot;
 use crate::seal::operations::Special;
 
 /// Where we are, and what else is going to be done.
-pub struct Place<'a> {
+pub(super) struct Place<'a> {
     /// The system.
     pub system: &'a System,
     /// Everything.
@@ -21,7 +21,12 @@ pub struct Place<'a> {
 }
 
 /// One of them.
-pub fn one(host: &mut Host, tree: &mut Tree, special: Special, place: &Place<'_>) -> Result<()> {
+pub(super) fn one(
+    host: &mut Host,
+    tree: &mut Tree,
+    special: Special,
+    place: &Place<'_>,
+) -> Result<()> {
     match special {
         Special::BackupFiles => backup_files(tree),
         Special::NmConnections => nm_connections(tree),

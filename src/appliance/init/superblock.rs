@@ -3,11 +3,11 @@
 //! Microsoft's FAT specification, LVM2's `lib/format_text/layout.h`, the LUKS specifications.
 
 /// How much of a device has to be read.
-pub const BYTES: usize = 72 * 1024;
+pub(super) const BYTES: usize = 72 * 1024;
 
 /// What was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Superblock {
+pub(super) struct Superblock {
     /// What it is.
     pub kind: Kind,
     /// As `/etc/fstab` would write it.
@@ -18,7 +18,7 @@ pub struct Superblock {
 
 /// What it can be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub(super) enum Kind {
     /// ext2, ext3 or ext4.
     Ext4,
     /// XFS.
@@ -39,7 +39,7 @@ pub enum Kind {
 
 impl Kind {
     /// The name `mount(8)` and the module groups know it by.
-    pub fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Ext4 => "ext4",
             Self::Xfs => "xfs",
@@ -54,7 +54,7 @@ impl Kind {
 }
 
 /// Looks at the first [`BYTES`] of a device; a short device has fewer.
-pub fn identify(bytes: &[u8]) -> Option<Superblock> {
+pub(super) fn identify(bytes: &[u8]) -> Option<Superblock> {
     let at = |offset: usize, magic: &[u8]| bytes.get(offset..offset + magic.len()) == Some(magic);
     let slice =
         |offset: usize, length: usize| bytes.get(offset..offset + length).unwrap_or_default();

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-pub use surroundings::Surroundings;
+pub(super) use surroundings::Surroundings;
 
 use super::devices::{self, Device};
 use super::superblock::{Kind, Superblock};
@@ -20,7 +20,7 @@ const ROOT: &str = "/sysroot";
 const SUBVOLUMES: [&str; 5] = ["", "@", "root", "@rootfs", "@/.snapshots/1/snapshot"];
 
 /// A system, and what of it is mounted.
-pub struct System {
+pub(super) struct System {
     /// Its own words for itself.
     pub name: String,
     /// What GRUB reads is on a logical volume.
@@ -47,7 +47,7 @@ struct Mounted {
 }
 
 /// The one system on these disks.
-pub fn find(host: &mut Host, disks: &[Device]) -> Result<System> {
+pub(super) fn find(host: &mut Host, disks: &[Device]) -> Result<System> {
     let mut devices = disks.to_vec();
     let mut volume_groups = Vec::new();
     if devices::any(&devices, Kind::Lvm) {
@@ -266,7 +266,7 @@ fn kernel_messages() -> Vec<String> {
 
 impl System {
     /// Mounts the root, and everything its `/etc/fstab` puts below it.
-    pub fn mount_all(&mut self, host: &mut Host) -> Result<()> {
+    pub(super) fn mount_all(&mut self, host: &mut Host) -> Result<()> {
         let root = self.root.clone();
         attach(&root.device, ROOT, &subvolume_option(root.subvolume))?;
         self.note("/", &root.device);
@@ -340,7 +340,7 @@ impl System {
     }
 
     /// The file systems that are mounted, each once.
-    pub fn file_systems(&self) -> impl Iterator<Item = (&Device, &Superblock)> {
+    pub(super) fn file_systems(&self) -> impl Iterator<Item = (&Device, &Superblock)> {
         let is_mounted =
             |device: &&Device| self.mounted.iter().any(|mounted| mounted.device == device.path);
         self.devices
@@ -350,12 +350,12 @@ impl System {
     }
 
     /// `vda2 on / (ext4)`, …
-    pub fn mounts(&self) -> Vec<String> {
+    pub(super) fn mounts(&self) -> Vec<String> {
         self.mounted.iter().map(|mounted| mounted.what.clone()).collect()
     }
 
     /// Makes the guest's tree our root.
-    pub fn enter(&self) -> Result<Outside> {
+    pub(super) fn enter(&self) -> Result<Outside> {
         let fd = File::open("/").on("open", Path::new("/"))?;
         rustix::process::chroot(ROOT).on("enter", Path::new(ROOT))?;
         rustix::process::chdir("/").on("enter", Path::new(ROOT))?;
@@ -363,7 +363,7 @@ impl System {
     }
 
     /// Takes everything off again, which writes it.
-    pub fn leave(&mut self) -> Result<()> {
+    pub(super) fn leave(&mut self) -> Result<()> {
         rustix::fs::sync();
         for mounted in &self.mounted {
             // A disk that is full, or broken, shows here.
@@ -387,13 +387,13 @@ impl System {
 }
 
 /// The way back out of the guest's tree.
-pub struct Outside {
+pub(super) struct Outside {
     fd: OwnedFd,
 }
 
 impl Outside {
     /// Takes it.
-    pub fn back(self) -> Result<()> {
+    pub(super) fn back(self) -> Result<()> {
         rustix::process::fchdir(&self.fd).on("leave", Path::new(ROOT))?;
         rustix::process::chroot(".").on("leave", Path::new(ROOT))
     }

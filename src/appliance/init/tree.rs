@@ -16,7 +16,7 @@ use crate::seal::{PathChange, Performed, Touched};
 const ROOM: usize = (LINE - LINE / 4) as usize;
 
 /// The tree.
-pub struct Tree {
+pub(super) struct Tree {
     /// Change nothing.
     pub dry_run: bool,
     homes: Vec<PathBuf>,
@@ -31,7 +31,7 @@ pub struct Tree {
 
 impl Tree {
     /// The tree under `/`.
-    pub fn new(dry_run: bool) -> Self {
+    pub(super) fn new(dry_run: bool) -> Self {
         Self {
             dry_run,
             homes: homes(),
@@ -43,7 +43,7 @@ impl Tree {
     }
 
     /// From here on, what is touched belongs to the operation `name`.
-    pub fn begin(&mut self, name: &str) {
+    pub(super) fn begin(&mut self, name: &str) {
         // An option may stand for several things, one after the other.
         if self.performed.last().is_none_or(|last| last.name != name) {
             self.performed.push(Performed { name: name.to_owned(), touched: Vec::new(), more: 0 });
@@ -52,7 +52,7 @@ impl Tree {
     }
 
     /// Removes what has to go. What was touched, without operations that found nothing to do.
-    pub fn finish(mut self) -> Result<Vec<Performed>> {
+    pub(super) fn finish(mut self) -> Result<Vec<Performed>> {
         self.remove_doomed()?;
         Ok(self
             .performed
@@ -62,7 +62,7 @@ impl Tree {
     }
 
     /// Removes what has to go by now, so that what is written afterwards stays.
-    pub fn remove_doomed(&mut self) -> Result<()> {
+    pub(super) fn remove_doomed(&mut self) -> Result<()> {
         if self.dry_run {
             return Ok(());
         }
@@ -73,7 +73,7 @@ impl Tree {
     }
 
     /// Notes that something happens to a path.
-    pub fn touch(&mut self, path: &Path, how: PathChange) {
+    pub(super) fn touch(&mut self, path: &Path, how: PathChange) {
         let touched = Touched { path: path.to_string_lossy().into_owned(), how };
         let Some(performed) = self.performed.last_mut() else { return };
         if self.seen.contains(&touched) {
@@ -92,7 +92,7 @@ impl Tree {
     }
 
     /// In a dry run: is it, or what it is in, something that would have been made by now?
-    pub fn would_be_there(&self, path: &Path) -> bool {
+    pub(super) fn would_be_there(&self, path: &Path) -> bool {
         let made = |touched: &Touched| {
             touched.how == PathChange::Created && path.starts_with(&touched.path)
         };
@@ -101,7 +101,7 @@ impl Tree {
 
     /// What a glob matches; `~` is everybody's home, in which links to elsewhere are not followed:
     /// their owners make them as they please.
-    pub fn glob(&self, pattern: &str) -> Result<Vec<PathBuf>> {
+    pub(super) fn glob(&self, pattern: &str) -> Result<Vec<PathBuf>> {
         let is_a_users = pattern.starts_with('~');
         let strays = |path: &Path| {
             let home = self.homes.iter().find(|home| path.starts_with(home));
@@ -135,7 +135,7 @@ impl Tree {
 
     /// Removes a path with everything below it, at the end of everything, and overwrites what it
     /// held, now. Links are removed, not followed.
-    pub fn remove(&mut self, path: &Path) -> Result<()> {
+    pub(super) fn remove(&mut self, path: &Path) -> Result<()> {
         if path.symlink_metadata().is_err() || !self.doomed.insert(path.to_owned()) {
             return Ok(());
         }
@@ -150,7 +150,7 @@ impl Tree {
     }
 
     /// The same, at once and without overwriting.
-    pub fn remove_now(&mut self, path: &Path) -> Result<()> {
+    pub(super) fn remove_now(&mut self, path: &Path) -> Result<()> {
         if path.symlink_metadata().is_ok() {
             self.touch(path, PathChange::Removed);
             if !self.dry_run {
@@ -161,7 +161,7 @@ impl Tree {
     }
 
     /// Removes the files below a directory, which stays, and its directories with it.
-    pub fn remove_files(&mut self, directory: &Path, keep: &[&str]) -> Result<()> {
+    pub(super) fn remove_files(&mut self, directory: &Path, keep: &[&str]) -> Result<()> {
         for file in files_below(directory) {
             let name = file.file_name().unwrap_or_default().to_string_lossy();
             if !keep.contains(&name.as_ref()) {
@@ -172,7 +172,7 @@ impl Tree {
     }
 
     /// Makes a file empty; its owner, mode and labels stay.
-    pub fn empty(&mut self, path: &Path) -> Result<()> {
+    pub(super) fn empty(&mut self, path: &Path) -> Result<()> {
         if path.metadata().is_ok_and(|about| about.is_file() && about.len() > 0) {
             self.touch(path, PathChange::Emptied);
             if !self.dry_run {
@@ -183,7 +183,7 @@ impl Tree {
     }
 
     /// Gives a file that is there other content; its owner, mode and labels stay.
-    pub fn rewrite(&mut self, path: &Path, content: &[u8]) -> Result<()> {
+    pub(super) fn rewrite(&mut self, path: &Path, content: &[u8]) -> Result<()> {
         if std::fs::read(path).is_ok_and(|old| old != content) {
             self.touch(path, PathChange::Changed);
             if !self.dry_run {
@@ -199,7 +199,7 @@ impl Tree {
     }
 
     /// Writes a file, and the directories it is in.
-    pub fn write(&mut self, path: &Path, content: &[u8], mode: u32) -> Result<()> {
+    pub(super) fn write(&mut self, path: &Path, content: &[u8], mode: u32) -> Result<()> {
         let there = path.exists();
         let same = |about: std::fs::Metadata| {
             about.mode() & 0o7777 == mode && about.len() == content.len() as u64
@@ -228,7 +228,7 @@ impl Tree {
     }
 
     /// Gives what was made the SELinux label of the directory it is in: nobody here would do it.
-    pub fn label(&self, path: &Path) {
+    pub(super) fn label(&self, path: &Path) {
         const LABEL: &str = "security.selinux";
         let mut label = [0u8; 256];
         let Some(parent) = path.parent() else { return };
@@ -244,7 +244,7 @@ impl Tree {
     }
 
     /// Makes a symbolic link, in place of what is there.
-    pub fn link(&mut self, target: &str, link: &Path) -> Result<()> {
+    pub(super) fn link(&mut self, target: &str, link: &Path) -> Result<()> {
         if std::fs::read_link(link).is_ok_and(|old| old.as_os_str() == target) {
             return Ok(());
         }
@@ -263,7 +263,7 @@ impl Tree {
     }
 
     /// The directories a path is in.
-    pub fn parents(&self, path: &Path) -> Result<()> {
+    pub(super) fn parents(&self, path: &Path) -> Result<()> {
         match path.parent() {
             Some(parent) if !self.dry_run && !parent.exists() => {
                 self.parents(parent)?;
@@ -276,7 +276,7 @@ impl Tree {
     }
 
     /// Lets `edit` make another text of a file's, line by line; `None` drops the line.
-    pub fn edit_lines(
+    pub(super) fn edit_lines(
         &mut self,
         path: &Path,
         mut edit: impl FnMut(&str) -> Option<String>,
@@ -327,7 +327,7 @@ fn wipe(path: &Path) -> Result<()> {
 }
 
 /// Everything below a directory that is no directory; links are not followed.
-pub fn files_below(directory: &Path) -> Vec<PathBuf> {
+pub(super) fn files_below(directory: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
     let mut files = Vec::new();
     for entry in entries.flatten() {

@@ -26,7 +26,7 @@ const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
 const TOOLS: &str = "/tools";
 
 /// What is to be done to one file system.
-pub struct Change {
+pub(super) struct Change {
     device: String,
     kind: Kind,
     uuid: String,
@@ -34,14 +34,14 @@ pub struct Change {
 
 /// Everything that is to be done, and the tools for it.
 #[derive(Default)]
-pub struct Changes {
+pub(super) struct Changes {
     changes: Vec<Change>,
     files: Vec<(String, Vec<u8>)>,
 }
 
 /// Inside the guest's tree: decides, changes what refers to the old UUIDs, and takes the tools
 /// along.
-pub fn prepare(host: &mut Host, tree: &mut Tree, system: &System) -> Result<Changes> {
+pub(super) fn prepare(host: &mut Host, tree: &mut Tree, system: &System) -> Result<Changes> {
     let mut all = Changes::default();
     for (device, content) in system.file_systems() {
         let tools: &[&str] = match content.kind {
@@ -109,7 +109,7 @@ impl Changes {
     }
 
     /// Outside the tree, which is not mounted any more: does it.
-    pub fn carry_out(self) -> Result<()> {
+    pub(super) fn carry_out(self) -> Result<()> {
         if self.files.is_empty() {
             return Ok(());
         }

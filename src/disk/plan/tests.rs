@@ -121,7 +121,7 @@ fn a_stream_is_refused_or_leaves_all_points_as_they_were() {
 }
 
 #[test]
-fn all_disks_that_are_made_to_stand_on_nothing_read_what_they_read() {
+fn all_disks_that_are_made_to_depend_on_nothing_read_what_they_read() {
     run(150, &["done"], |world, (_, (vm, _), _, _), tally| {
         let vm = world.vm(*vm);
         let record = &world.records[&vm];

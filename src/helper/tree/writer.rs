@@ -21,7 +21,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use bounds::checked;
-pub use bounds::{Budget, Refusal};
+pub(crate) use bounds::{Budget, Refusal};
 use rustix::fs::{
     AtFlags, Mode, OFlags, ResolveFlags, Timespec, Timestamps, futimens, mkdirat, openat, openat2,
     renameat, symlinkat, unlinkat,
@@ -36,7 +36,7 @@ const LONGEST_LINK: usize = 4095;
 /// A place for a tree: a directory that is open, and a name in it. What happens to the path
 /// afterwards changes nothing.
 #[derive(Debug)]
-pub struct Target {
+pub(crate) struct Target {
     parent: OwnedFd,
     name: OsString,
     path: PathBuf,
@@ -45,7 +45,7 @@ pub struct Target {
 impl Target {
     /// The place at `path`, whose parent directory has to exist. Links in the path of that
     /// directory are followed.
-    pub fn at(path: &Path) -> io::Result<Self> {
+    pub(crate) fn at(path: &Path) -> io::Result<Self> {
         let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
         let parent =
             path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -57,7 +57,7 @@ impl Target {
     }
 
     /// The path it was opened with.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 }
@@ -65,7 +65,7 @@ impl Target {
 /// Takes a tree piece by piece. Files appear under their names when they are whole; if the writer
 /// is dropped before [`Writer::finish`], only whole files stay.
 #[derive(Debug)]
-pub struct Writer {
+pub(crate) struct Writer {
     target: Target,
     root: Root,
     file: Option<Unfinished>,
@@ -129,13 +129,13 @@ impl Drop for Unfinished {
 
 impl Writer {
     /// One for a tree of this host: all permission bits are taken over, and nothing is counted.
-    pub fn trusted(target: Target) -> Self {
+    pub(crate) fn trusted(target: Target) -> Self {
         Self::new(target, Budget::UNLIMITED, 0o7777)
     }
 
     /// One for a tree that a guest sends. Set-uid, set-gid and sticky bits are dropped: who writes
     /// here owns, and may be root.
-    pub fn untrusted(target: Target, budget: Budget) -> Self {
+    pub(crate) fn untrusted(target: Target, budget: Budget) -> Self {
         Self::new(target, budget, 0o777)
     }
 
@@ -155,12 +155,12 @@ impl Writer {
     }
 
     /// The path of the target.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.target.path()
     }
 
     /// Takes an entry.
-    pub fn entry(&mut self, entry: &Entry) -> io::Result<()> {
+    pub(crate) fn entry(&mut self, entry: &Entry) -> io::Result<()> {
         self.finish_file()?;
         let path = checked(entry)?;
         self.count(entry)?;
@@ -176,7 +176,7 @@ impl Writer {
 
     /// Takes bytes of the file that came last. They follow each other, perhaps with holes between
     /// them.
-    pub fn data(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn data(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let Some(unfinished) = &mut self.file else { return Err(Refusal::Data.into()) };
         let end = offset.checked_add(bytes.len() as u64).filter(|end| *end <= unfinished.length);
         let Some(end) = end.filter(|_| !bytes.is_empty() && offset >= unfinished.end) else {
@@ -189,7 +189,7 @@ impl Writer {
     }
 
     /// The tree is whole. Returns the bytes of data that were written.
-    pub fn finish(mut self) -> io::Result<u64> {
+    pub(crate) fn finish(mut self) -> io::Result<u64> {
         self.finish_file()?;
         self.leave(0)?;
         if let Root::Directory(root, about) = &self.root {

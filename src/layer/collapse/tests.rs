@@ -200,7 +200,7 @@ fn what_internal_snapshots_rest_on_stays() {
 }
 
 proptest! {
-    /// Whatever the forest: what is written or vanishes is never named by somebody else, and
+    /// Whatever the forest: what is written or vanishes is never named by another record, and
     /// nothing named is dropped.
     #[test]
     fn nobody_elses_data_is_touched(

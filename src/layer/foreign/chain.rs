@@ -25,7 +25,7 @@ const PARTS: usize = 1024;
 
 /// An image and everything it names.
 #[derive(Debug)]
-pub struct Tree {
+pub(crate) struct Tree {
     /// The image.
     pub image: Foreign,
     /// Its backing file.
@@ -65,7 +65,7 @@ impl Allowed {
 }
 
 /// Finds and inspects everything that `image` names, in its own directory or below one of `within`.
-pub fn resolve(image: Foreign, within: &[PathBuf]) -> Result<Tree> {
+pub(crate) fn resolve(image: Foreign, within: &[PathBuf]) -> Result<Tree> {
     let below = within.iter().map(|directory| directory.canonicalize().on("find", directory));
     let allowed =
         Allowed { own: directory_of(&image.path).to_owned(), below: below.collect::<Result<_>>()? };
@@ -177,17 +177,17 @@ fn is_torn(name: &str) -> bool {
 
 impl Tree {
     /// The images from the top one down to the base.
-    pub fn images(&self) -> Vec<&Tree> {
+    pub(crate) fn images(&self) -> Vec<&Tree> {
         std::iter::successors(Some(self), |tree| tree.backing.as_deref()).collect()
     }
 
     /// Is every image of it one file, but for its backing file?
-    pub fn is_plain(&self) -> bool {
+    pub(crate) fn is_plain(&self) -> bool {
         self.images().iter().all(|tree| tree.data_file.is_none() && tree.extents.is_empty())
     }
 
     /// Every file, the image first.
-    pub fn files(&self) -> Vec<PathBuf> {
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
         let of = |tree: &&Tree| {
             let parts = tree.parts().map(|file| file.path.clone());
             std::iter::once(tree.image.path.clone()).chain(parts).collect::<Vec<_>>()
@@ -196,7 +196,7 @@ impl Tree {
     }
 
     /// Every file, open, for a program that works on the node.
-    pub fn held(&self) -> Vec<Held> {
+    pub(crate) fn held(&self) -> Vec<Held> {
         let of = |tree: &&Tree| {
             let parts = tree.parts().map(|file| file.held.clone());
             std::iter::once(tree.image.held.clone()).chain(parts).collect::<Vec<_>>()
@@ -211,7 +211,7 @@ impl Tree {
 
     /// The block node of the whole tree, of the files that are open ([`Tree::held`]). A descriptor
     /// is not handed on: a new one with these files is written into `scratch`.
-    pub fn node(&self, scratch: &Path) -> Result<Value> {
+    pub(crate) fn node(&self, scratch: &Path) -> Result<Value> {
         let file = |path: &Path| json!({"driver": "file", "filename": path.to_string_lossy()});
         let mut node =
             json!({"driver": self.image.format.as_str(), "file": file(&self.image.held.path())});

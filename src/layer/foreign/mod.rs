@@ -8,8 +8,8 @@
 //!                  ([`chain`])
 //! ```
 
-pub mod chain;
-pub mod rule;
+pub(crate) mod chain;
+pub(crate) mod rule;
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -26,7 +26,7 @@ use rule::Ask;
 /// A file whose headers have been read. It was opened once: whoever owns its directory may exchange
 /// it, and what is read then is still this one.
 #[derive(Debug, Clone)]
-pub struct Foreign {
+pub(crate) struct Foreign {
     /// Its absolute path, links resolved.
     pub path: PathBuf,
     /// The file itself, open, for QEMU's programs.
@@ -37,20 +37,18 @@ pub struct Foreign {
     pub format: Format,
     /// What it says in that format.
     pub inspection: Inspection,
-    /// Its size in bytes.
-    pub bytes: u64,
 }
 
 /// Opens a regular file for reading. A FIFO, a device or a directory is refused at once, and so is
 /// what another user's link leads to.
-pub fn open(path: &Path) -> Result<Pinned> {
+pub(crate) fn open(path: &Path) -> Result<Pinned> {
     let pinned = Pinned::open(path).map_err(|refusal| refused(path, refusal))?;
     refuse_unless_regular(path, &pinned.file.metadata().on("read", path)?)?;
     Ok(pinned)
 }
 
 /// In words, why a file was not opened.
-pub fn refused(path: &Path, refusal: Refusal) -> Error {
+pub(crate) fn refused(path: &Path, refusal: Refusal) -> Error {
     let shown = path.display();
     match refusal {
         Refusal::Io(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -75,7 +73,7 @@ pub fn refused(path: &Path, refusal: Refusal) -> Error {
 }
 
 /// Refuses what is not a regular file, and says what it is.
-pub fn refuse_unless_regular(path: &Path, about: &std::fs::Metadata) -> Result<()> {
+pub(crate) fn refuse_unless_regular(path: &Path, about: &std::fs::Metadata) -> Result<()> {
     use std::os::unix::fs::FileTypeExt;
     let kind = about.file_type();
     let shown = path.display();
@@ -96,7 +94,7 @@ pub fn refuse_unless_regular(path: &Path, about: &std::fs::Metadata) -> Result<(
 }
 
 /// Opens and inspects `ask.path`. Whether it names other files is for the caller to judge.
-pub fn look(ask: &Ask<'_>) -> Result<Foreign> {
+pub(crate) fn look(ask: &Ask<'_>) -> Result<Foreign> {
     look_at(open(ask.path)?, ask)
 }
 
@@ -110,18 +108,18 @@ fn look_at(opened: Pinned, ask: &Ask<'_>) -> Result<Foreign> {
     let about = file.metadata().on("read", &path)?;
     let id = FileId { device: about.dev(), inode: about.ino() };
     fault::point("a file from outside, looked at").on("read", &path)?;
-    Ok(Foreign { path, held, id, format, inspection, bytes: about.len() })
+    Ok(Foreign { path, held, id, format, inspection })
 }
 
 /// Does the file name no other one, in this format?
-pub fn is_alone(file: &File, path: &Path, format: Format) -> Result<bool> {
+pub(crate) fn is_alone(file: &File, path: &Path, format: Format) -> Result<bool> {
     let inspection = inspect::inspect(file, format).on("read the headers of", path)?;
     Ok(inspection.names.is_empty() && inspection.unusable.is_none())
 }
 
 impl Foreign {
     /// Refuses an image that names other files, with these files; and one that cannot be used.
-    pub fn refuse_references(&self) -> Result<()> {
+    pub(crate) fn refuse_references(&self) -> Result<()> {
         self.refuse_unusable()?;
         let names = &self.inspection.names;
         if names.is_empty() {
@@ -154,7 +152,7 @@ impl Foreign {
     }
 
     /// Refuses what no program can work with.
-    pub fn refuse_unusable(&self) -> Result<()> {
+    pub(crate) fn refuse_unusable(&self) -> Result<()> {
         let shown = self.path.display();
         if let Some(why) = &self.inspection.unusable {
             return Err(Error::refused(format!(

@@ -14,7 +14,7 @@ use crate::model::{Format, printable};
 
 /// A file, what the user says it is, and how the user says so.
 #[derive(Debug, Clone, Copy)]
-pub struct Ask<'a> {
+pub(crate) struct Ask<'a> {
     /// The file.
     pub path: &'a Path,
     /// Its format, as the user says.
@@ -25,7 +25,7 @@ pub struct Ask<'a> {
 
 /// How a format is said on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Spelling {
+pub(crate) enum Spelling {
     /// `--disk FILE,format=F`.
     Disk,
     /// `-f F`.
@@ -61,7 +61,7 @@ fn by_name(path: &Path) -> Named {
 }
 
 /// The format of a file that looks like `content`; or the question which one it has.
-pub fn decide(ask: &Ask<'_>, content: Content) -> Result<Format> {
+pub(crate) fn decide(ask: &Ask<'_>, content: Content) -> Result<Format> {
     let shown = ask.path.display();
     let raw_after_all =
         || format!("to use it as a raw disk all the same: {}", ask.saying(Format::Raw));

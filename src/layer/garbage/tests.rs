@@ -8,8 +8,8 @@ use crate::model::{
     Config, Credentials, Disk, Firmware, Format, LogLimit, Role, Snapshot, SnapshotKind, VmState,
 };
 
-/// A layer of the model: what it stands on, whether somebody names it, whether the trash stands on
-/// it.
+/// A layer of the model: what it depends on, whether somebody names it, whether the trash depends
+/// on it.
 #[derive(Debug, Clone)]
 struct Modelled {
     backing: Option<usize>,
@@ -44,7 +44,7 @@ fn needs(layers: &[Modelled]) -> Needs {
     Needs { graph, below_trash, unknown: None, going: None }
 }
 
-/// Layers that stand on earlier ones, and now and then on a later one: then there may be a loop.
+/// Layers that depend on earlier ones, and now and then on a later one: then there may be a loop.
 fn graphs() -> impl Strategy<Value = Vec<Modelled>> {
     let one = |at: usize, count: usize| {
         let backing = prop_oneof![
@@ -64,7 +64,7 @@ fn graphs() -> impl Strategy<Value = Vec<Modelled>> {
 fn is_needed(layers: &[Modelled], going: &[bool], number: usize, seen: &mut Vec<usize>) -> bool {
     let modelled = &layers[number];
     if modelled.is_named || modelled.is_kept || !going[number] || seen.contains(&number) {
-        // Who stands on itself stays.
+        // Who depends on itself stays.
         return true;
     }
     seen.push(number);
@@ -77,7 +77,7 @@ fn is_needed(layers: &[Modelled], going: &[bool], number: usize, seen: &mut Vec<
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
-    /// Exactly those go that are not needed, and each after everything that stands on it.
+    /// Exactly those go that are not needed, and each after everything that depends on it.
     #[test]
     fn what_goes_is_what_nobody_needs(
         layers in graphs(),
@@ -106,7 +106,7 @@ proptest! {
         }
     }
 
-    /// Who stays keeps what it stands on.
+    /// Who stays keeps what it depends on.
     #[test]
     fn what_stays_keeps_all_below_it(layers in graphs(), stays in 0_usize..24) {
         let needs = needs(&layers);
@@ -163,7 +163,7 @@ fn record() -> Record {
         created: Timestamp::UNIX_EPOCH,
         origin: None,
         config: config(1),
-        head: Some(name("s")),
+        current: Some(name("s")),
         snapshots: vec![snapshot],
         warm: None,
         ephemeral: None,
@@ -171,7 +171,7 @@ fn record() -> Record {
     }
 }
 
-/// A VM whose head 1 stands on its snapshot's layer 0, with nobody else in the store.
+/// A VM whose head 1 depends on its snapshot's layer 0, with nobody else in the store.
 fn vm() -> (Needs, Record) {
     let mut needs = needs(&[modelled(None), modelled(Some(0))]);
     let record = record();
@@ -193,7 +193,7 @@ fn while_a_record_cannot_be_read_only_a_throw_away_vm_takes_along_what_it_wrote_
     let freed = needs.freed_by(&record, Going::IntoTrash);
     assert!(freed.layers.is_empty() && freed.uncertain.is_some_and(|why| why.contains("other")));
     assert_eq!(needs.freed_by(&record, Going::ThrownAway).layers, [layer(1)]);
-    // What a template has is what others stand on.
+    // What a template has is what others depend on.
     let role = Role::Template {
         frozen: Timestamp::UNIX_EPOCH,
         sealed: true,
@@ -208,7 +208,7 @@ fn while_a_record_cannot_be_read_only_a_throw_away_vm_takes_along_what_it_wrote_
 }
 
 #[test]
-fn a_layer_that_is_missing_may_stand_on_any_that_a_template_has() {
+fn a_layer_that_is_missing_may_depend_on_any_that_a_template_has() {
     let (mut needs, record) = vm();
     needs.graph.lost = Some(layer(9).id);
     assert!(needs.freed_by(&record, Going::IntoTrash).layers.is_empty());

@@ -37,7 +37,7 @@ pub(super) async fn copy_all<'a>(
     Ok(ready)
 }
 
-/// Lets jobs that have copied everything change who stands on whom, and forgets them.
+/// Lets jobs that have copied everything change who depends on whom, and forgets them.
 pub(super) async fn finalize(qmp: &mut Qmp, merges: &[(&Merge, Job)]) -> Result<(), QmpError> {
     for (merge, job) in merges {
         match job.status.as_str() {
@@ -102,7 +102,7 @@ async fn start(qmp: &mut Qmp, merge: &Merge, root: &str) -> Result<(), QmpError>
 
 /// Closes layers that have vanished; should QEMU still want one, its file only stays open a little
 /// longer.
-pub async fn release(qmp: &mut Qmp, layers: impl IntoIterator<Item = &Layer>) {
+pub(crate) async fn release(qmp: &mut Qmp, layers: impl IntoIterator<Item = &Layer>) {
     for layer in layers {
         for node in [layer.node(), layer.file_node()] {
             if let Err(error) = qmp.remove_node(&node).await {

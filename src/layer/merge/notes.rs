@@ -70,7 +70,7 @@ fn write<'a>(
         if let Some(layer) = merge.relinked()
             && let Err(error) = backing_xattr::write(store, layer, backing(merge))
         {
-            tracing::debug!("what {layer} stands on is not noted: {error}");
+            tracing::debug!("the backing file of {layer} is not recorded: {error}");
         }
     }
 }
@@ -88,7 +88,7 @@ mod tests {
         layer
     }
 
-    /// Writes `backing` into its header, as QEMU does, and one that somebody has taken over.
+    /// Writes `backing` into its header, as QEMU does, and one that was taken over.
     fn put(store: &Store, layer: &Layer, backing: &Layer) {
         let path = store.layout.layer(layer);
         let name = backing.file_name();
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_stands_on_what_was_planned_whatever_its_header_says() {
+    fn a_layer_depends_on_what_was_planned_whatever_its_header_says() {
         let room = tempfile::tempdir().expect("a directory");
         let store = Store::at(room.path()).expect("a store");
         store.prepare().expect("a store");

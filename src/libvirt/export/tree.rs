@@ -74,7 +74,7 @@ impl Export<'_> {
         let xml = self
             .domain(&record.config, None, |target| files.get(&target.to_owned()).cloned())
             .await?;
-        let current = record.head.as_ref().and_then(|head| nearest(record, head, &kept));
+        let current = record.current.as_ref().and_then(|head| nearest(record, head, &kept));
         let directory = self.scratch.join(SNAPSHOTS);
         std::fs::create_dir(&directory).on("make", &directory)?;
         let mut written = Vec::new();

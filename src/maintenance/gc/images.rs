@@ -73,7 +73,7 @@ pub(super) async fn give_up_memory(context: &Context) -> Result<Vec<Collected>> 
     };
     for info in graph.layers.values().filter(|info| info.guest_memory && !is_template(info)) {
         let users = graph.users(&info.layer.id);
-        // Somebody may use it whose record cannot be read.
+        // A VM may use it whose record cannot be read.
         let (Some(first), None) = (users.first(), graph.uncertainty(None)) else { continue };
         let mut locks = Vec::new();
         for user in &users {

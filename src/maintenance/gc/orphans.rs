@@ -63,7 +63,7 @@ fn finish_removal(store: &Store, found: &Found, entry: &Entry) -> Result<usize> 
     Ok(moved)
 }
 
-/// Layers that nobody names and nobody stands on, left by commands that died. Not while a record
+/// Layers that nobody names and nobody depends on, left by commands that died. Not while a record
 /// cannot be read: it might name them. Returns how many went into the trash.
 pub fn trash_orphans(context: &Context, needs: &Needs, dry_run: bool) -> Result<usize> {
     let store = &context.store;
@@ -90,35 +90,35 @@ pub fn trash_orphans(context: &Context, needs: &Needs, dry_run: bool) -> Result<
         let layer = &info.layer;
         if let Some(name) = needs.graph.head_below(&layer.id) {
             context.ui.warn(&format!(
-                "layer {layer} is named by nobody, and may hold what the \
+                "no record names layer {layer}, which may hold what the \
                  guest of {name} wrote: it stays; see cowhand doctor {name}"
             ));
             return true;
         }
-        // Whatever the records say: somebody writes to it, or reads from it.
+        // Whatever the records say: a QEMU writes to it, or reads from it.
         let is_open = image_lock::is_open(&store.layout.layer(layer)).unwrap_or(true);
         if is_open {
             context
                 .ui
-                .warn(&format!("layer {layer} is named by nobody and open in a QEMU: it stays"));
+                .warn(&format!("no record names layer {layer}, but a QEMU has it open: it stays"));
         }
         is_open
     };
     let orphans = needs.orphans(stays);
-    let below = stood_on(store, &needs.graph, &orphans);
+    let below = dependencies(store, &needs.graph, &orphans);
     let mut trash = Trash { context, below, directory: None };
     let mut moved = 0;
     for info in &orphans {
         let (layer, bytes) = (&info.layer, human(info.allocated_bytes));
         if dry_run {
             context.ui.note(&format!(
-                "layer {layer} ({bytes}) is used by nobody and would go into the trash"
+                "layer {layer} ({bytes}) is unused and would be moved to the trash"
             ));
             continue;
         }
         store.trash_layer(trash.directory()?, layer)?;
         moved += 1;
-        context.ui.note(&format!("layer {layer} ({bytes}) was used by nobody and is in the trash"));
+        context.ui.note(&format!("layer {layer} ({bytes}) was unused and is in the trash now"));
     }
     if let Some(directory) = &trash.directory {
         store.flush_trashed(directory)?;
@@ -127,9 +127,9 @@ pub fn trash_orphans(context: &Context, needs: &Needs, dry_run: bool) -> Result<
     Ok(moved)
 }
 
-/// What these layers stand on, as it is now: once that has changed, they mean nothing. What goes
+/// What these layers depend on, as it is now: once that has changed, they mean nothing. What goes
 /// with them is among it: if we are killed on the way, it stays.
-fn stood_on(store: &Store, graph: &LayerGraph, going: &[LayerInfo]) -> Vec<FileStamp> {
+fn dependencies(store: &Store, graph: &LayerGraph, going: &[LayerInfo]) -> Vec<FileStamp> {
     let mut seen = BTreeSet::new();
     let mut stamps = Vec::new();
     for info in going {
@@ -145,7 +145,7 @@ fn stood_on(store: &Store, graph: &LayerGraph, going: &[LayerInfo]) -> Vec<FileS
 /// The directory of the trash for what nobody names, made for the first of it.
 struct Trash<'a> {
     context: &'a Context,
-    /// What the layers that go into it stand on.
+    /// What the layers that go into it depend on.
     below: Vec<FileStamp>,
     directory: Option<PathBuf>,
 }

@@ -34,8 +34,8 @@ pub(super) fn needed(
     Ok(of_layers.or_else(|| lacking.why_memory(&memory)))
 }
 
-/// Layers that are named or stood on, and not in the pool, with who names them; and the pool. The
-/// same of the memory of snapshots.
+/// Layers that are named or depended on, and not in the pool, with who names them; and the pool.
+/// The same of the memory of snapshots.
 pub(super) struct Lacking {
     missing: BTreeMap<LayerId, Option<Name>>,
     memory: Vec<(Name, RamImage)>,
@@ -85,7 +85,7 @@ impl Lacking {
                     how_to_mend(name)
                 ),
                 None => format!(
-                    "others stand on layer {layer}, and {path} has its name: cowhand doctor"
+                    "other layers are backed by {layer}, and {path} has its name: cowhand doctor"
                 ),
             });
         }

@@ -23,7 +23,7 @@ struct Layer<'a> {
     allocated_bytes: u64,
     /// The snapshots of this VM that it belongs to.
     snapshots: &'a [Name],
-    /// The other VMs and templates that stand on it.
+    /// The other VMs and templates that depend on it.
     shared_by: &'a [Name],
 }
 

@@ -43,7 +43,7 @@ pub struct Details<'a> {
     cloud_init: Option<CloudInit<'a>>,
     credentials: Vec<&'a str>,
     autostart: bool,
-    /// The snapshot that the head stands on.
+    /// The current snapshot.
     head: Option<&'a Name>,
     expires: Option<String>,
     cut_short: Option<&'a str>,
@@ -183,7 +183,7 @@ impl<'a> Details<'a> {
             cloud_init: config.seed.as_ref().map(CloudInit::from),
             credentials: config.credentials.names().collect(),
             autostart: record.autostart,
-            head: record.head.as_ref(),
+            head: record.current.as_ref(),
             expires: record.ephemeral.as_ref().and_then(|ephemeral| ephemeral.expires).map(rfc3339),
             cut_short: details.cut_short.as_deref(),
             pid: status.pid,

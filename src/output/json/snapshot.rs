@@ -21,7 +21,7 @@ pub struct Snapshot<'a> {
     expires: Option<String>,
     vm_state: &'static str,
     created: String,
-    /// The head stands on it.
+    /// It is the current snapshot.
     current: bool,
     description: &'a str,
     quiesced: bool,
@@ -151,7 +151,7 @@ impl<'a> TakenSnapshot<'a> {
     }
 }
 
-/// `snapshot revert`: the VM, the snapshot that it stands on, and what it is doing.
+/// `snapshot revert`: the VM, the snapshot that it is based on, and what it is doing.
 #[derive(Debug, Serialize)]
 pub struct Reverted<'a> {
     name: &'a Name,

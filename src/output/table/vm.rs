@@ -89,7 +89,7 @@ pub fn details(name: &str, details: &Details) -> String {
         let verified = if image.verified { "verified" } else { "not verified" };
         lines.push(("sha256", format!("{} {verified}", image.sha256.as_deref().unwrap_or("-"))));
     }
-    lines.extend(record.head.as_ref().map(|head| ("head", format!("on snapshot {head}"))));
+    lines.extend(record.current.as_ref().map(|head| ("head", format!("on snapshot {head}"))));
     if let Some(boot) = &config.kernel {
         lines.push(("kernel", boot.kernel.display().to_string()));
         lines.extend(boot.initrd.as_ref().map(|initrd| ("initrd", initrd.display().to_string())));

@@ -43,7 +43,7 @@ impl Qmp {
         self.call("qom-get", json!({"path": path, "property": property})).await
     }
 
-    /// Does somebody in the guest hold the guest agent's port open (`query-chardev`)?
+    /// Does a program in the guest hold the guest agent's port open (`query-chardev`)?
     pub async fn agent_is_listening(&mut self) -> Result<bool, QmpError> {
         let chardevs: Vec<Chardev> = self.call("query-chardev", json!({})).await?;
         Ok(chardevs.iter().any(|chardev| chardev.label == "agent" && chardev.open))

@@ -8,10 +8,10 @@
 //! Commands and replies are the types of the `qapi` crate where those decode on every QEMU we
 //! support; elsewhere small structs of our own, which ignore what they do not know.
 
-pub mod block;
-pub mod error;
+pub(crate) mod block;
+pub(crate) mod error;
 pub mod jobs;
-pub mod migration;
+pub(crate) mod migration;
 mod wire;
 
 use std::collections::VecDeque;

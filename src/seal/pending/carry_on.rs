@@ -11,7 +11,11 @@ use crate::error::{Error, IoContext, Result};
 /// Carries on what earlier commands have left for these disks; with `completes` false, says what
 /// has to be done first. An order that names other disks, too, is for a command that names all of
 /// them.
-pub async fn carry_on(context: &Context, disks: &[GivenDisk<'_>], completes: bool) -> Result<()> {
+pub(crate) async fn carry_on(
+    context: &Context,
+    disks: &[GivenDisk<'_>],
+    completes: bool,
+) -> Result<()> {
     for directory in directories(&context.store)? {
         let concerns = match read(&directory.join(ORDER)) {
             Ok(None) => false,
@@ -56,7 +60,7 @@ pub async fn carry_on(context: &Context, disks: &[GivenDisk<'_>], completes: boo
 /// What versions before this one have left beside a disk. It is never read. Where nobody but us can
 /// have put it there, the disk may be half written, and is refused; else a note says how to remove
 /// it.
-pub fn refuse_old(context: &Context, disk: &Path) -> Result<()> {
+pub(crate) fn refuse_old(context: &Context, disk: &Path) -> Result<()> {
     let name = disk.file_name().unwrap_or_default().to_string_lossy();
     let old: Vec<PathBuf> = ["seal.json", "sealing"]
         .map(|ending| disk.with_file_name(format!(".{name}.cowhand-{ending}")))

@@ -102,7 +102,7 @@ pub(super) fn remove(directory: &Path) -> Result<()> {
 
 /// What an earlier command has left, for those who look after the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Left {
+pub(crate) struct Left {
     /// Where.
     pub directory: PathBuf,
     /// The disks it is for; none when they are not known.
@@ -116,7 +116,7 @@ pub struct Left {
 }
 
 /// Everything earlier commands have left that are not at work any more.
-pub fn left(store: &Store) -> Result<Vec<Left>> {
+pub(crate) fn left(store: &Store) -> Result<Vec<Left>> {
     Ok(found(store)?.into_iter().map(Left::from).collect())
 }
 
@@ -141,7 +141,7 @@ impl From<Found> for Left {
 
 /// Removes what counts for nothing, and what was not begun for longer than `age`. What may be in
 /// the disks in part stays.
-pub fn sweep(store: &Store, age: Duration, dry_run: bool) -> Result<Vec<Left>> {
+pub(crate) fn sweep(store: &Store, age: Duration, dry_run: bool) -> Result<Vec<Left>> {
     let all = store.layout.sealing();
     let guard = match files::open_directory(&all) {
         Err(error) if is_none(&error) => return Ok(Vec::new()),

@@ -19,7 +19,7 @@ mod left;
 mod order;
 mod work;
 
-pub use carry_on::{carry_on, refuse_old};
-pub use left::{Left, left, sweep};
-pub use order::GivenDisk;
-pub use work::Work;
+pub(crate) use carry_on::{carry_on, refuse_old};
+pub(crate) use left::{Left, left, sweep};
+pub(crate) use order::GivenDisk;
+pub(crate) use work::Work;

@@ -76,7 +76,7 @@ impl Stamped {
 
 /// A disk of this command's.
 #[derive(Debug, Clone, Copy)]
-pub struct GivenDisk<'a> {
+pub(crate) struct GivenDisk<'a> {
     /// The file, open.
     pub file: &'a Pinned,
     /// Its format.

@@ -16,7 +16,7 @@ use crate::sys::{files, flock};
 /// A directory in the store for the overlays of one command. It goes with this, unless an order was
 /// given in it.
 #[derive(Debug)]
-pub struct Work {
+pub(crate) struct Work {
     directory: PathBuf,
     /// Says that a command is at work in it.
     _lock: File,
@@ -25,7 +25,7 @@ pub struct Work {
 
 impl Work {
     /// A new one. What commands have left that died before they gave an order is removed.
-    pub fn begin(context: &Context) -> Result<Self> {
+    pub(crate) fn begin(context: &Context) -> Result<Self> {
         let store = &context.store;
         store.prepare()?;
         let all = store.layout.sealing();
@@ -49,19 +49,14 @@ impl Work {
     }
 
     /// The overlay of the disk with this number.
-    pub fn overlay(&self, number: usize) -> PathBuf {
+    pub(crate) fn overlay(&self, number: usize) -> PathBuf {
         overlay(&self.directory, number)
-    }
-
-    /// A file of another name.
-    pub fn file(&self, name: &str) -> PathBuf {
-        self.directory.join(name)
     }
 
     /// Notes that the overlays of these disks are done, and commits them: from here on they are
     /// carried on. Refused while nothing has happened when a disk's file system may have no room
     /// for what its overlay holds.
-    pub async fn commit(mut self, context: &Context, disks: &[GivenDisk<'_>]) -> Result<()> {
+    pub(crate) async fn commit(mut self, context: &Context, disks: &[GivenDisk<'_>]) -> Result<()> {
         let overlays: Vec<PathBuf> = (0..disks.len()).map(|number| self.overlay(number)).collect();
         for overlay in &overlays {
             File::open(overlay).and_then(|file| file.sync_all()).on("flush", overlay)?;

@@ -63,9 +63,9 @@ proptest! {
         let (after, plan) = take(&before, &wanted);
         assert_sound(&after);
         let snapshot = after.snapshots.last().expect("the new one");
-        assert_eq!((&snapshot.name, &snapshot.parent), (&wanted.name, &before.head));
+        assert_eq!((&snapshot.name, &snapshot.parent), (&wanted.name, &before.current));
         assert_eq!(snapshot.config, before.config);
-        assert_eq!(after.head.as_ref(), Some(&wanted.name));
+        assert_eq!(after.current.as_ref(), Some(&wanted.name));
         assert_eq!(after.snapshots[..before.snapshots.len()], before.snapshots[..]);
         // What is made is the head, and nothing else is new.
         let (steps, pivot) = plan.parts();
@@ -87,7 +87,7 @@ proptest! {
     }
 
     #[test]
-    fn a_revert_stands_on_the_snapshot_and_trashes_the_old_head(
+    fn a_revert_depends_on_the_snapshot_and_trashes_the_old_head(
         history in histories(), number in 0_usize..8, at in 0_usize..8, live: bool,
     ) {
         let mut world = history.world();
@@ -97,7 +97,7 @@ proptest! {
         let wanted = Reverting { live, memory: None, trash: "t".to_owned() };
         let (after, plan) = revert(&before, &snapshot, &wanted);
         assert_sound(&after);
-        assert_eq!(after.head.as_ref(), Some(&snapshot.name));
+        assert_eq!(after.current.as_ref(), Some(&snapshot.name));
         assert_eq!(after.snapshots, before.snapshots);
         let (steps, pivot) = plan.parts();
         assert_eq!((&made(steps), &made(&steps[..pivot])), (&heads(&after), &heads(&after)));
@@ -132,7 +132,7 @@ proptest! {
     }
 
     #[test]
-    fn what_stood_on_a_snapshot_that_goes_stands_on_its_parent(
+    fn what_depended_on_a_snapshot_that_goes_depends_on_its_parent(
         history in histories(), number in 0_usize..8, at in 0_usize..8,
     ) {
         let world = history.world();
@@ -147,12 +147,12 @@ proptest! {
             parent.clone_from(&snapshot.parent);
         };
         expected.snapshots.iter_mut().for_each(|other| onto(&mut other.parent));
-        onto(&mut expected.head);
+        onto(&mut expected.current);
         assert_eq!(after, expected);
     }
 
     #[test]
-    fn what_goes_with_a_snapshot_is_all_that_stands_on_it_leaves_first(
+    fn what_goes_with_a_snapshot_is_all_that_depends_on_it_leaves_first(
         history in histories(), number in 0_usize..8, at in 0_usize..8,
     ) {
         let world = history.world();
@@ -353,7 +353,7 @@ fn remove((history, (number, at, which, busy, undo)): &Removal, tally: &mut Tall
     merge_hidden(world, &vm, &in_use, tally);
 }
 
-/// What the trash would need if something in it stood on a layer.
+/// What the trash would need if something in it depended on a layer.
 fn below(world: &World, number: usize) -> Vec<LayerId> {
     let (mut next, mut kept) = (world.layers.keys().nth(number % world.layers.len()), Vec::new());
     while let Some(layer) = next {

@@ -32,7 +32,7 @@ pub struct Entry {
     pub operation: String,
     /// The layers in it.
     pub layers: Vec<Layer>,
-    /// What those layers stand on, as it was then: without it they mean nothing.
+    /// What those layers depend on, as it was then: without it they mean nothing.
     pub below: Vec<FileStamp>,
     /// The internal snapshot in the layers of the head that holds what they were.
     pub undo_snapshot: Option<String>,

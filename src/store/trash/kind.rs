@@ -58,7 +58,7 @@ impl Kind {
         }
     }
 
-    /// Does it take heads of a VM out of use? Nothing stands on those.
+    /// Does it take heads of a VM out of use? Nothing depends on those.
     pub fn keeps_a_head(&self) -> bool {
         matches!(self, Self::Revert | Self::Reset | Self::Undo)
     }

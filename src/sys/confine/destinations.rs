@@ -112,7 +112,7 @@ impl Destinations {
                     code.load(Width::Four, R2, R6, 24);
                     code.load(Width::Eight, R3, R6, 64);
                     code.load(Width::Four, R3, R3, 44);
-                    code.to_host(R3, 16);
+                    code.host_order(R3, 16);
                     reply(&mut code, peers);
                 }
                 port_of_call(&mut code);
@@ -132,7 +132,7 @@ impl Destinations {
     fn note(&self, code: &mut Code, peers: RawFd) {
         let (from_peer, pass) = (code.label(), code.label());
         code.load(Width::Four, R7, R6, 16);
-        code.to_host(R7, 16);
+        code.host_order(R7, 16);
         code.go_if(R7, Test::NotEqual, ETHERNET[0], pass);
         load_bytes(code, 0, 24, HEADER, pass);
         code.load(Width::One, R7, Stack, HEADER);
@@ -167,7 +167,7 @@ impl Destinations {
         code.set(R9, 0);
         code.place(ours);
         code.load(Width::Four, R7, R6, 16);
-        code.to_host(R7, 16);
+        code.host_order(R7, 16);
         code.go_if(R7, Test::Equal, ETHERNET[1], v6);
         code.go_if(R7, Test::NotEqual, ETHERNET[0], drop);
 
@@ -296,13 +296,13 @@ fn reply(code: &mut Code, peers: RawFd) {
 /// R8 becomes the port of a call (`struct bpf_sock_addr`).
 fn port_of_call(code: &mut Code) {
     code.load(Width::Four, R8, R6, 24);
-    code.to_host(R8, 16);
+    code.host_order(R8, 16);
 }
 
 /// A word of an address.
 fn load_host(code: &mut Code, to: Register, base: Register, offset: i16) {
     code.load(Width::Four, to, base, offset);
-    code.to_host(to, 32);
+    code.host_order(to, 32);
 }
 
 /// R2 to R5 become an IPv6 address.
@@ -315,7 +315,7 @@ fn words(code: &mut Code, base: Register, offset: i16) {
 /// A port of a packet.
 fn port(code: &mut Code, to: Register, offset: i16) {
     code.load(Width::Two, to, Stack, offset);
-    code.to_host(to, 16);
+    code.host_order(to, 16);
 }
 
 /// Copies bytes of a packet to the stack.

@@ -6,7 +6,7 @@ use rustix::io::Errno;
 
 use super::super::cgroup::Group;
 use super::super::seccomp::Sockets;
-pub use super::destinations::{Destinations, Rule, Verdict};
+pub(crate) use super::destinations::{Destinations, Rule, Verdict};
 
 /// What a QEMU has of networks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

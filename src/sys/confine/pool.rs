@@ -34,7 +34,7 @@ const TO_WRITE: (MountAttrFlags, MountAttrFlags) =
 
 /// What becomes of a layer in the root directory of a QEMU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shown {
+pub(crate) enum Shown {
     /// It may read it and write to it.
     ToWrite,
     /// It has it no more, and what it takes on the disk can become free.
@@ -44,7 +44,7 @@ pub enum Shown {
 /// Changes how the layer at `path` is shown to the QEMU `process`, whose number is `pid`. Returns
 /// where QEMU finds it. A QEMU that has no root directory of its own finds all layers where they
 /// are.
-pub fn set(process: &PidFd, pid: i32, path: &Path, how: Shown) -> io::Result<PathBuf> {
+pub(crate) fn set(process: &PidFd, pid: i32, path: &Path, how: Shown) -> io::Result<PathBuf> {
     let Some(root) = own_root(pid)? else { return Ok(path.to_owned()) };
     let name = path.file_name().unwrap_or_default();
     let pool = readlinkat(&root, POOL, Vec::new())?;

@@ -11,8 +11,12 @@ use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 
 use rustix::fs::{XattrFlags, removexattr, setxattr};
 use rustix::process::{Pid, PidfdFlags, getrlimit, pidfd_open, prlimit, test_kill_process};
+use rustix::thread::{
+    CapabilitySets, capabilities, configure_capability_in_ambient_set, set_capabilities,
+};
 
 use super::super::skipped::skipped;
+use super::capabilities::kept_by;
 use super::*;
 
 /// Where the attacker finds what it may, and what it may not; without it, there is none.
@@ -362,14 +366,14 @@ fn a_file_that_root_opens_by_privilege_alone_keeps_that_and_no_other() {
         return skipped("root's capabilities are needed");
     }
     let room = Room::new();
-    assert_eq!(room.confinement.capabilities(), memory);
+    assert_eq!(kept_by(&room.confinement), memory);
     let file = room.directory.join("iso");
     let mode = |bits| std::fs::set_permissions(&file, PermissionsExt::from_mode(bits));
     mode(0o200).expect("a file");
-    assert_eq!(room.confinement.capabilities(), memory | all);
+    assert_eq!(kept_by(&room.confinement), memory | all);
     mode(0o400).expect("a file");
-    assert_eq!(room.confinement.capabilities(), memory);
-    assert_eq!(room.confinement.clone().writing(&file).capabilities(), memory | all);
+    assert_eq!(kept_by(&room.confinement), memory);
+    assert_eq!(kept_by(&room.confinement.clone().writing(&file)), memory | all);
     // A directory of another user, for that user alone; also on the way, as a link.
     let chown = |path: &Path, user: u32| {
         nix::unistd::chown(path, Some(nix::unistd::Uid::from_raw(user)), None).expect("root");
@@ -380,11 +384,11 @@ fn a_file_that_root_opens_by_privilege_alone_keeps_that_and_no_other() {
     std::os::unix::fs::symlink(&file, &link).expect("a link");
     chown(private.path(), 1000);
     let linked = room.confinement.clone().reading(&link);
-    assert_eq!(linked.capabilities(), memory | all);
+    assert_eq!(kept_by(&linked), memory | all);
     chown(&room.directory, 1000);
-    assert_eq!(room.confinement.capabilities(), memory | all);
+    assert_eq!(kept_by(&room.confinement), memory | all);
     let low = Confinement::new(false).on_low_ports();
-    assert_eq!(low.capabilities(), CapabilitySet::NET_BIND_SERVICE & ours);
+    assert_eq!(kept_by(&low), CapabilitySet::NET_BIND_SERVICE & ours);
     // What was looked at in between changes nothing for us.
     assert_eq!(capabilities(None).expect("capabilities").permitted, ours);
 }
@@ -407,7 +411,7 @@ fn capabilities_that_are_given_up_do_not_come_back_wherever_they_were() {
         Ok(())
     });
     let confinement = room.confinement.clone().reading(Path::new("/proc"));
-    let kept = confinement.capabilities();
+    let kept = kept_by(&confinement);
     confinement.confine(&mut command, kept, Arc::default()).expect("a program");
     let output = command.output().expect("a shell");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

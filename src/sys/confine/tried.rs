@@ -11,13 +11,13 @@ use super::networks::{Destinations, Networks};
 use super::{Confinement, NO_GROUP};
 
 /// Does this kernel have Landlock, and has it been switched on?
-pub fn has_landlock() -> bool {
+pub(crate) fn has_landlock() -> bool {
     let asked = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
     asked.handle_access(AccessFs::Execute).and_then(Ruleset::create).is_ok()
 }
 
 /// Runs `program --version`, confined as strictly as can be. Where that does not work, the reason.
-pub fn strictly(program: &Path) -> Option<String> {
+pub(crate) fn strictly(program: &Path) -> Option<String> {
     let confinement = Confinement::new(true).saving_memory();
     match version(&confinement, program) {
         Ok(Some(0)) => None,
@@ -28,7 +28,7 @@ pub fn strictly(program: &Path) -> Option<String> {
 
 /// Why this host filters no destinations; `None`: it does. The program begins in a control group
 /// whose destinations are filtered, and is confined otherwise as far as this host can.
-pub fn destinations(program: &Path) -> Option<String> {
+pub(crate) fn destinations(program: &Path) -> Option<String> {
     let group = cgroup::planned(&format!("try-{}", std::process::id()));
     let networks = Networks::To { destinations: Destinations::default(), group: group.clone() };
     let confinement = Confinement::new(false).with_networks(networks).only_filtered();

@@ -7,7 +7,7 @@ use super::Rules;
 
 /// Which sockets a program makes. Those that are files it always makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sockets {
+pub(crate) enum Sockets {
     /// No others.
     Local,
     /// Those of TCP on which it listens. It connects to none.

@@ -9,13 +9,13 @@ use super::super::{Host, program};
 use crate::error::{IoContext, Result};
 
 /// What a guest's programs expect to find, mounted for as long as they run. Made inside the tree.
-pub struct Surroundings {
+pub(crate) struct Surroundings {
     places: Vec<&'static str>,
 }
 
 impl Surroundings {
     /// Mounts them; with a network, also sets that up as QEMU's user network has it.
-    pub fn make(host: &mut Host, network: bool) -> Result<Self> {
+    pub(crate) fn make(host: &mut Host, network: bool) -> Result<Self> {
         let mut made = Self { places: Vec::new() };
         for (kind, place) in [
             ("proc", "/proc"),
@@ -59,7 +59,7 @@ impl Surroundings {
     }
 
     /// Takes them away again; a program that still runs must not keep the tree.
-    pub fn remove(self) -> Result<()> {
+    pub(crate) fn remove(self) -> Result<()> {
         for place in self.places.iter().rev() {
             unmount(*place, UnmountFlags::DETACH).on("unmount", Path::new(place))?;
         }

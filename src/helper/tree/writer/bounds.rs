@@ -14,7 +14,7 @@ const LONGEST_NAME: usize = 255;
 
 /// What a tree may bring at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Budget {
+pub(crate) struct Budget {
     /// The lengths of all files together, in bytes. Holes count, too: a sparse file counts as long
     /// as it appears.
     pub bytes: u64,
@@ -24,7 +24,7 @@ pub struct Budget {
 
 impl Budget {
     /// No limit, for a tree from this host.
-    pub const UNLIMITED: Self = Self { bytes: u64::MAX, entries: u64::MAX };
+    pub(crate) const UNLIMITED: Self = Self { bytes: u64::MAX, entries: u64::MAX };
 }
 
 impl Default for Budget {

@@ -9,7 +9,7 @@ use crate::model::{Disk, Fingerprint, Role};
 
 /// A history.
 #[derive(Debug, Clone)]
-pub struct History {
+pub(crate) struct History {
     /// How many disks the first VM has.
     pub disks: usize,
     /// Its first disk is a raw file.
@@ -24,7 +24,7 @@ pub struct History {
 
 impl History {
     /// The store at the end of it.
-    pub fn world(&self) -> World {
+    pub(crate) fn world(&self) -> World {
         let mut world = World::default();
         self.found(&mut world);
         for (what, one, two, three) in &self.events {
@@ -47,7 +47,7 @@ impl History {
     fn found(&self, world: &mut World) {
         let text = include_bytes!("../../../../tests/fixtures/vm-v1.json");
         let mut record = crate::store::schema::parse_record(text).expect("a record");
-        (record.snapshots, record.head) = (Vec::new(), None);
+        (record.snapshots, record.current) = (Vec::new(), None);
         record.config.disks.clear();
         for number in 0..self.disks {
             let format = if self.raw && number == 0 { Format::Raw } else { Format::Qcow2 };
@@ -80,7 +80,7 @@ fn write(world: &mut World, vm: &Name, number: usize, at: u64) {
 }
 
 /// A snapshot that is about to be taken.
-pub fn taking(world: &mut World, with_memory: bool) -> Taking {
+pub(crate) fn taking(world: &mut World, with_memory: bool) -> Taking {
     let image = with_memory.then(|| RamImage::new(false));
     let writer = Fingerprint {
         qemu: "7.2.22".to_owned(),
@@ -117,7 +117,7 @@ fn snapshot(world: &mut World, vm: &Name, with_memory: bool) {
 }
 
 /// A snapshot of the VM by its number.
-pub fn chosen(world: &World, vm: &Name, number: usize) -> Option<Snapshot> {
+pub(crate) fn chosen(world: &World, vm: &Name, number: usize) -> Option<Snapshot> {
     let snapshots = &world.records[vm].snapshots;
     snapshots.get(number % snapshots.len().max(1)).cloned()
 }
@@ -133,7 +133,7 @@ fn go_back(world: &mut World, vm: &Name, number: usize) {
 fn clone(world: &mut World, vm: &Name, number: usize, is_template: bool) {
     let Some(snapshot) = chosen(world, vm, number) else { return };
     let mut record = world.records[vm].clone();
-    (record.snapshots, record.head, record.config) = (Vec::new(), None, snapshot.config);
+    (record.snapshots, record.current, record.config) = (Vec::new(), None, snapshot.config);
     record.uuid = Uuid::new_v4();
     for disk in record.config.disks.iter_mut().chain(&mut record.config.nvram) {
         let layer = Layer::new(Format::Qcow2);
@@ -196,7 +196,7 @@ fn add_disk(world: &mut World, vm: &Name, number: usize) {
 }
 
 /// What a world was made by: the form of its first VM, and what happened then.
-pub fn histories() -> impl Strategy<Value = History> {
+pub(crate) fn histories() -> impl Strategy<Value = History> {
     let happened = (0_u8..24, 0_usize..64, 0_usize..64, 0_usize..64);
     (1_usize..4, any::<[bool; 3]>(), prop::collection::vec(happened, 0..40)).prop_map(
         |(disks, [raw, read_only, nvram], events)| History { disks, raw, read_only, nvram, events },

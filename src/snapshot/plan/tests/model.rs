@@ -17,7 +17,7 @@ use crate::steps::record::WriteRecord;
 use crate::steps::trash::TrashLayers;
 
 /// Bytes of a block.
-pub const BLOCK: u64 = 1 << 16;
+pub(crate) const BLOCK: u64 = 1 << 16;
 
 /// What was written, by the number of the block.
 type Blocks = BTreeMap<u64, u32>;
@@ -27,8 +27,8 @@ type Reading = Result<Vec<u32>, String>;
 
 /// A layer.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Held {
-    /// What it stands on.
+pub(crate) struct Held {
+    /// What it depends on.
     pub backing: Option<Layer>,
     /// In blocks.
     pub size: u64,
@@ -40,7 +40,7 @@ pub struct Held {
 
 /// A store.
 #[derive(Debug, Clone, Default)]
-pub struct World {
+pub(crate) struct World {
     /// The pool.
     pub layers: BTreeMap<Layer, Held>,
     /// The layers in the trash.
@@ -53,12 +53,12 @@ pub struct World {
     pub last: u32,
 }
 
-pub fn name(text: &str) -> Name {
+pub(crate) fn name(text: &str) -> Name {
     text.parse().expect("a name")
 }
 
 /// All steps of a kind, as a journal has them.
-pub fn steps_of<S: Step>(steps: &[Planned]) -> Vec<S> {
+pub(crate) fn steps_of<S: Step>(steps: &[Planned]) -> Vec<S> {
     steps.iter().filter_map(|step| read(step)).collect()
 }
 
@@ -75,7 +75,7 @@ fn read<S: Step + DeserializeOwned>(step: &Planned) -> Option<S> {
 
 /// How much of a step is done before its process dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
+pub(crate) enum Part {
     Half,
     Whole,
 }
@@ -87,17 +87,17 @@ impl Part {
 }
 
 impl World {
-    pub fn number(&mut self) -> u32 {
+    pub(crate) fn number(&mut self) -> u32 {
         self.last += 1;
         self.last
     }
 
-    pub fn held(&mut self, layer: &Layer) -> &mut Held {
+    pub(crate) fn held(&mut self, layer: &Layer) -> &mut Held {
         self.layers.get_mut(layer).expect("the layer is there")
     }
 
     /// A new layer without data.
-    pub fn make(&mut self, layer: &Layer, backing: Option<&Layer>, size: u64) {
+    pub(crate) fn make(&mut self, layer: &Layer, backing: Option<&Layer>, size: u64) {
         assert!(
             backing.is_none_or(|backing| self.layers.contains_key(backing)),
             "{layer} would stand on nothing"
@@ -122,7 +122,7 @@ impl World {
         Err("it stands on itself".to_owned())
     }
 
-    pub fn reading(&self, layer: &Layer) -> Reading {
+    pub(crate) fn reading(&self, layer: &Layer) -> Reading {
         let held = self.layers.get(layer).ok_or_else(|| format!("{layer} is not there"))?;
         (0..held.size).map(|at| self.block(Some(layer), at)).collect()
     }
@@ -137,7 +137,7 @@ impl World {
     }
 
     /// The layers that a record names, and those below them.
-    pub fn reachable(&self) -> BTreeSet<Layer> {
+    pub(crate) fn reachable(&self) -> BTreeSet<Layer> {
         let mut next: Vec<&Layer> = self.records.values().flat_map(Record::layers).collect();
         let mut found = BTreeSet::new();
         while let Some(layer) = next.pop() {
@@ -149,12 +149,12 @@ impl World {
     }
 
     /// Everything that a user can revert to, and what is read there.
-    pub fn points(&self) -> BTreeMap<String, Reading> {
+    pub(crate) fn points(&self) -> BTreeMap<String, Reading> {
         self.points_with(&self.reachable())
     }
 
     /// The points of all records, and the internal snapshots of those of `layers` that are there.
-    pub fn points_with(&self, layers: &BTreeSet<Layer>) -> BTreeMap<String, Reading> {
+    pub(crate) fn points_with(&self, layers: &BTreeSet<Layer>) -> BTreeMap<String, Reading> {
         let mut points = BTreeMap::new();
         for (name, record) in &self.records {
             let snapshots =
@@ -178,7 +178,7 @@ impl World {
     }
 
     /// What a scan would see.
-    pub fn graph(&self) -> LayerGraph {
+    pub(crate) fn graph(&self) -> LayerGraph {
         let mut graph = LayerGraph::default();
         for (layer, held) in &self.layers {
             let info = LayerInfo {
@@ -198,7 +198,7 @@ impl World {
     }
 
     /// Does a step to the store, on behalf of the VM `name`.
-    pub fn apply(&mut self, name: &Name, step: &Planned, part: Part) {
+    pub(crate) fn apply(&mut self, name: &Name, step: &Planned, part: Part) {
         if let Some(CreateOverlay { layer, backing, virtual_bytes }) = read(step) {
             self.make(&layer, backing.as_ref(), virtual_bytes / BLOCK);
         } else if let Some(WriteRecord { record, .. }) = read(step) {
@@ -289,7 +289,7 @@ impl World {
 
     /// As QEMU does it: what is below does not show in the new part, and what lies there already
     /// does.
-    pub fn grow(&mut self, layer: &Layer, size: u64) {
+    pub(crate) fn grow(&mut self, layer: &Layer, size: u64) {
         let held = self.layers[layer].clone();
         for at in held.size..size {
             if self.block(held.backing.as_ref(), at) != Ok(0) {
@@ -301,7 +301,7 @@ impl World {
     }
 
     /// The layers that these VMs have open.
-    pub fn open(&self, names: &[Name]) -> Vec<LayerId> {
+    pub(crate) fn open(&self, names: &[Name]) -> Vec<LayerId> {
         let busy = self.records.iter().filter(|(name, _)| names.contains(name));
         let records = busy.map(|(name, record)| (name.clone(), record.clone())).collect();
         let world = Self { records, layers: self.layers.clone(), ..Self::default() };
@@ -309,7 +309,7 @@ impl World {
     }
 
     /// The VM with this number, templates left aside.
-    pub fn vm(&self, number: usize) -> Name {
+    pub(crate) fn vm(&self, number: usize) -> Name {
         let vms: Vec<&Name> = self
             .records
             .iter()
@@ -321,7 +321,7 @@ impl World {
 }
 
 /// A disk of a config by its number.
-pub fn volume(record: &mut Record, number: usize) -> Option<&mut Disk> {
+pub(crate) fn volume(record: &mut Record, number: usize) -> Option<&mut Disk> {
     let count = record.config.writable().count().max(1);
     record.config.writable_mut().nth(number % count)
 }

@@ -154,7 +154,7 @@ impl From<&Record> for RecordV1 {
                 OriginV1 { uuid, name, snapshot, template }
             }),
             config: ConfigV1::from(&record.config),
-            head: record.head.clone(),
+            head: record.current.clone(),
             snapshots: record.snapshots.iter().map(SnapshotV1::from).collect(),
             warm: record.warm.clone().map(WarmV1::from),
             ephemeral: record.ephemeral.clone().map(EphemeralV1::from),
@@ -187,7 +187,7 @@ impl TryFrom<RecordV1> for Record {
                 template,
             }),
             config: record.config.try_into()?,
-            head: record.head,
+            current: record.head,
             snapshots: record
                 .snapshots
                 .into_iter()
@@ -228,16 +228,14 @@ fn check_tree(record: &Record) -> Result<()> {
         }
         if let Some(parent) = snapshot.parent.as_ref().filter(|parent| !seen.contains(parent)) {
             return Err(Error::damaged(format!(
-                "snapshot {} stands on {parent}, which is not there",
+                "the parent of snapshot {}, {parent}, does not exist",
                 snapshot.name
             )));
         }
         seen.insert(&snapshot.name);
     }
-    match record.head.as_ref().filter(|head| !seen.contains(head)) {
-        Some(head) => {
-            Err(Error::damaged(format!("the head stands on snapshot {head}, which is not there")))
-        }
+    match record.current.as_ref().filter(|head| !seen.contains(head)) {
+        Some(head) => Err(Error::damaged(format!("the current snapshot {head} does not exist"))),
         None => Ok(()),
     }
 }

@@ -187,7 +187,7 @@ fn the_kernel_refuses_what_the_rules_refuse_in_whatever_form_the_address_is_writ
     let answers = std::thread::scope(|scope| {
         scope.spawn(|| {
             while !answered.load(Ordering::Relaxed) {
-                // Until somebody is there.
+                // Until the other end listens.
                 let _ = peer.send_to(b"who?", (Ipv4Addr::LOCALHOST, forwarded));
                 std::thread::sleep(std::time::Duration::from_millis(5));
             }
