@@ -39,6 +39,7 @@ mod kept;
 mod kvm;
 mod libvirt_snapshots;
 mod lifecycle;
+mod limits;
 mod locks;
 mod memory;
 mod merges;

@@ -16,8 +16,8 @@ use crate::error::{Error, Result};
 use crate::instance::sockets;
 use crate::layer::chain;
 use crate::model::{
-    Config, Disk, Ephemeral, Format, Layer, Name, Network, Nic, Origin, PointRef, PortForward,
-    Record, Role, Warm,
+    Config, Disk, Ephemeral, Format, Layer, Limits, Name, Network, Nic, Origin, PointRef,
+    PortForward, Record, Role, Warm,
 };
 use crate::snapshot;
 use crate::steps::layers::{CopyChain, CopyInternal, CreateOverlay};
@@ -64,6 +64,8 @@ pub struct Request {
     pub ports: Vec<PortForward>,
     /// What they reach instead of what the source says.
     pub network: Option<Network>,
+    /// Their limits instead of those of the source.
+    pub limits: Option<Limits>,
     /// They are not to stay.
     pub ephemeral: Option<Ephemeral>,
 }
@@ -340,6 +342,7 @@ async fn one(
     let mut config = source.config.clone();
     config.generation = Uuid::new_v4();
     config.nics = cards(&config, request)?;
+    config.limits = request.limits.unwrap_or(config.limits);
     let mut steps = Vec::new();
     match (request.kind, &source.tag) {
         (_, Some(tag)) => config.disks.iter_mut().chain(&mut config.nvram).for_each(|disk| {

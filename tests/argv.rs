@@ -58,6 +58,7 @@ fn config() -> Config {
         ],
         nvram: Some(disk("nvram", layer("vars000000", Format::Raw), false)),
         cdroms: Vec::new(),
+        limits: Default::default(),
         log_limit: Default::default(),
         seed: None,
         credentials: Default::default(),

@@ -20,7 +20,7 @@ use cowhand::maintenance::prune::Pruned;
 use cowhand::merge::outcome::{Outcome, Removed, What};
 use cowhand::model::{
     Bus, Cdrom, Chain, Ephemeral, Fingerprint, Firmware, Format, ImageOrigin, KernelBoot, Layer,
-    Link, LogLimit, Memory, Merge, MergeKind, Name, PciSlot, Quiesced, Record, Role, Seed,
+    Limits, Link, LogLimit, Memory, Merge, MergeKind, Name, PciSlot, Quiesced, Record, Role, Seed,
     Snapshot, SnapshotKind, State,
 };
 use cowhand::output::json;
@@ -113,6 +113,7 @@ fn bare() -> Record {
     record.config.tags.clear();
     record.config.nics.clear();
     record.config.log_limit = LogLimit::Unlimited;
+    record.config.limits = Limits { io: Some(20 << 20), iops: Some(500) };
     record
 }
 

@@ -7,7 +7,7 @@ use crate::clone::{self, Kind, Request};
 use crate::ephemeral;
 use crate::error::{Error, Result};
 use crate::instance::ports;
-use crate::model::{Ephemeral, Name, Network, PointRef, PortForward, parse_age};
+use crate::model::{Ephemeral, Limits, Name, Network, PointRef, PortForward, parse_age};
 use crate::output::{json, time};
 
 /// Create VMs from a template, a snapshot or a stopped VM
@@ -49,6 +49,9 @@ pub(super) struct Clone {
     /// Use this network instead of the source's: user[,…] or restricted, as in `create --net`
     #[arg(long, value_name = "NETWORK")]
     net: Option<Network>,
+    /// Use these limits instead of the source's: io=SIZE, iops=COUNT, or none
+    #[arg(long, value_name = "LIMIT,…")]
+    limit: Option<Limits>,
 }
 
 /// How long a warm clone belongs to us at most, until it is a guest of its own.
@@ -83,6 +86,7 @@ impl Clone {
             kind,
             ports: self.port,
             network: self.net,
+            limits: self.limit,
             ephemeral: ephemeral_at_first,
         };
         if self.warm || self.start {

@@ -12,7 +12,7 @@ use crate::error::{Error, IoContext, Result};
 use crate::image::add;
 use crate::image::source::Wanted;
 use crate::model::{
-    Bus, Credentials, Firmware, KernelBoot, LogLimit, Name, Nic, PortForward, parse_size,
+    Bus, Credentials, Firmware, KernelBoot, Limits, LogLimit, Name, Nic, PortForward, parse_size,
 };
 use crate::output::json;
 use crate::vm::cdrom;
@@ -116,6 +116,10 @@ pub(super) struct Create {
     /// UDP; can be repeated
     #[arg(short, long = "port", value_name = "HOST:GUEST")]
     port: Vec<PortForward>,
+    /// Limit what the guest reads and writes per second, on all disks together: io=SIZE (bytes),
+    /// iops=COUNT, or none
+    #[arg(long, value_name = "LIMIT,…")]
+    limit: Option<Limits>,
     /// Maximum size of each of the two log files: 64K or more, or none [default: 16M]
     #[arg(long, value_name = "SIZE", value_parser = LogLimit::parse)]
     log_max: Option<LogLimit>,
@@ -199,6 +203,7 @@ impl Create {
             machine: self.machine,
             kernel,
             nics,
+            limits: self.limit.unwrap_or_default(),
             log_limit: self.log_max.unwrap_or_default(),
             autostart: self.autostart,
             credentials: credentials(&self.credential)?,

@@ -13,7 +13,7 @@ use crate::error::{Error, IoContext, Kind, Result};
 use crate::guest::exec::{self, Stream, Streams};
 use crate::guest::outcome::Failure;
 use crate::helper::frame;
-use crate::model::{Ephemeral, Name, Network, PointRef, parse_age};
+use crate::model::{Ephemeral, Limits, Name, Network, PointRef, parse_age};
 
 /// Serve as the custom executor of a GitLab runner, with one VM per job
 ///
@@ -112,6 +112,9 @@ pub(super) struct Prepare {
     /// Use this network instead of the template's: user[,…] or restricted, as in `create --net`
     #[arg(long, value_name = "NETWORK")]
     net: Option<Network>,
+    /// Use these limits instead of the template's: io=SIZE, iops=COUNT, or none
+    #[arg(long, value_name = "LIMIT,…")]
+    limit: Option<Limits>,
     /// Let `gc` or a `run` remove the VM after this time, whatever happens
     #[arg(long, value_name = "AGE", default_value = "1d", value_parser = parse_age)]
     ttl: Duration,
@@ -145,6 +148,7 @@ impl Prepare {
             copy_limit: limit,
             ports: Vec::new(),
             network: self.net,
+            limits: self.limit,
             most: None,
             command: exec::Request { agent_limit: limit, ..Default::default() },
         };

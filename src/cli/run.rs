@@ -9,7 +9,7 @@ use crate::ephemeral::request::{Keep, Request, Warmth};
 use crate::ephemeral::run;
 use crate::error::{Error, Result};
 use crate::guest;
-use crate::model::{Name, Network, PointRef, PortForward, parse_age, parse_time};
+use crate::model::{Limits, Name, Network, PointRef, PortForward, parse_age, parse_time};
 use crate::output::json;
 
 /// Run a command in a new VM, which is removed afterwards
@@ -68,6 +68,9 @@ pub(super) struct Run {
     /// Use this network instead of the template's: user[,…] or restricted, as in `create --net`
     #[arg(long, value_name = "NETWORK")]
     net: Option<Network>,
+    /// Use these limits instead of the template's: io=SIZE, iops=COUNT, or none
+    #[arg(long, value_name = "LIMIT,…")]
+    limit: Option<Limits>,
     /// Seconds to wait for the guest to boot and its agent to answer
     #[arg(long, value_name = "SECS", default_value_t = 300)]
     agent_timeout: u64,
@@ -135,6 +138,7 @@ impl Run {
             copy_limit: self.copy_timeout,
             ports: self.port,
             network: self.net,
+            limits: self.limit,
             most: self.max_parallel,
             command,
         };

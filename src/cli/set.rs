@@ -14,9 +14,10 @@ use crate::vm::edit;
 /// the guest), hostname (host name that cloud-init sets in the guest), credential.NAME (FILE with a
 /// credential for systemd in the guest), expires (of a clone with an expiry date: 30m, 2d; `gc`
 /// then removes it permanently), log.max (maximum size of each of the two log files: 64K or more,
-/// or none; default 16M), autostart (on: start the VM with the host; off), tag.KEY. An empty value
-/// removes a key or restores its default. Either all changes are made, or none. While the VM runs,
-/// only autostart, expires, log.max and tags can be changed.
+/// or none; default 16M), limit.io and limit.iops (as in `create --limit`), autostart (on: start
+/// the VM with the host; off), tag.KEY. An empty value removes a key or restores its default.
+/// Either all changes are made, or none. While the VM runs, only autostart, expires, limits,
+/// log.max and tags can be changed.
 #[derive(Debug, Args)]
 pub(super) struct Set {
     /// The VM

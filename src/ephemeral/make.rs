@@ -100,7 +100,9 @@ fn is_as_made(request: &Request, template: &Record) -> bool {
     let cards = &template.config.nics;
     let is_theirs =
         |asked: &Network| !cards.is_empty() && cards.iter().all(|card| card.network == *asked);
-    request.ports.is_empty() && request.network.as_ref().is_none_or(is_theirs)
+    request.ports.is_empty()
+        && request.network.as_ref().is_none_or(is_theirs)
+        && request.limits.is_none_or(|limits| limits == template.config.limits)
 }
 
 /// QEMU ends with us, unless it is to stay.
@@ -115,6 +117,7 @@ fn cloning(request: &Request, name: &Name, kind: Kind, ephemeral: &Ephemeral) ->
         kind,
         ports: request.ports.clone(),
         network: request.network.clone(),
+        limits: request.limits,
         ephemeral: Some(ephemeral.clone()),
     }
 }

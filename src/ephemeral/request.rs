@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::guest::copy;
 use crate::guest::exec;
-use crate::model::{Name, Network, PointRef, PortForward};
+use crate::model::{Limits, Name, Network, PointRef, PortForward};
 
 /// Where the guest comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -59,6 +59,8 @@ pub(crate) struct Request {
     pub ports: Vec<PortForward>,
     /// What it reaches instead of what the template says.
     pub network: Option<Network>,
+    /// Its limits instead of those of the template.
+    pub limits: Option<Limits>,
     /// How many runs may go on at once.
     pub most: Option<u32>,
     /// The command.

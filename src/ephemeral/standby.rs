@@ -136,6 +136,7 @@ async fn start(context: &Context, template: &Name, record: &Record) -> Result<()
         kind: Kind::Warm,
         ports: Vec::new(),
         network: None,
+        limits: None,
         ephemeral: Some(ours.clone()),
     };
     let path = context.store.layout.vm(&name);

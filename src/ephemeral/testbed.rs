@@ -256,6 +256,7 @@ impl<'a> Testbed<'a> {
             copy_limit: self.limit,
             ports: Vec::new(),
             network: self.network.clone(),
+            limits: None,
             most: None,
             command: exec::Request::default(),
         }

@@ -315,6 +315,7 @@ fn config(machine: String, disk: Disk) -> Config {
         disks: vec![disk],
         nvram: None,
         cdroms: Vec::new(),
+        limits: Default::default(),
         log_limit: LogLimit::default(),
         seed: None,
         credentials: Credentials::default(),

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use nix::sys::stat::Mode;
 
-use super::{boot_files, descriptors, sockets};
+use super::{boot_files, descriptors, limits, sockets, terminate};
 use crate::cloudinit;
 use crate::context::Context;
 use crate::error::{Error, IoContext, Kind, Result};
@@ -49,7 +49,10 @@ pub(crate) async fn launch(
     record: &Record,
     launch: impl Into<Launch<'_>>,
 ) -> Result<Qmp> {
-    let Launch { how, held, with_us } = launch.into();
+    let Launch { how: wanted, held, with_us } = launch.into();
+    // A guest does nothing before it has its limits.
+    let waits = matches!(wanted, StartMode::Running) && !record.config.limits.are_none();
+    let how = if waits { StartMode::Paused } else { wanted };
     let store = &context.store;
     if let Some(old) = sockets::of(context, name) {
         process::clear(&old);
@@ -89,14 +92,35 @@ pub(crate) async fn launch(
     let is_confined = files.confinement.is_some();
     let is_filtered = files.confinement.as_ref().is_some_and(Confinement::filters_destinations);
     let started = process::start(&argv, &sockets, files).await;
-    let qmp = started.map_err(|error| match error.kind() {
+    let mut qmp = started.map_err(|error| match error.kind() {
         Kind::Qemu => did_not_start(error, name, is_confined),
         _ => error,
     })?;
+    if let Err(error) = limit(&mut qmp, name, record, waits).await {
+        let told = match last_words(context, name) {
+            Some(words) => error.because(words),
+            None => error,
+        };
+        return Err(match terminate::quit(context, name, qmp).await {
+            Ok(()) => told,
+            Err(second) => told.hint(second.full_message()),
+        });
+    }
     if is_filtered {
         warn_of_destinations(context, name, &qmp);
     }
     Ok(qmp)
+}
+
+/// Gives a guest that was just started its limits, and lets it run if it waits for them alone.
+async fn limit(qmp: &mut Qmp, name: &Name, record: &Record, waits: bool) -> Result<()> {
+    if !record.config.limits.are_none() {
+        limits::apply(qmp, name, &record.config).await?;
+    }
+    if waits {
+        qmp.cont_until_running().await?;
+    }
+    Ok(())
 }
 
 /// Root may expect that the destinations of a guest are filtered. For an ordinary user they never

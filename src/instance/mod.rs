@@ -6,6 +6,7 @@ pub(crate) mod connect;
 mod descriptors;
 pub(crate) mod fingerprint;
 pub(crate) mod launch;
+pub(crate) mod limits;
 pub(crate) mod logs;
 pub(crate) mod ports;
 pub(crate) mod sockets;

@@ -14,7 +14,7 @@ pub(crate) use list::{Undoable, list};
 use crate::change::{OpenVm, Plan, Planned};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
-use crate::instance::{launch, logs, status};
+use crate::instance::{launch, limits, logs, status};
 use crate::layer::trashed;
 use crate::model::printable;
 use crate::model::{Config, Layer, Name, Record, Snapshot, SnapshotKind, State};
@@ -150,8 +150,15 @@ async fn undo_set(context: &Context, last: &Undoable) -> Result<()> {
         opened.refuse_running("change")?;
     }
     let limit = (config.log_limit != record.config.log_limit).then_some(config.log_limit);
+    let before = record.config.limits;
     let after = Record { config, autostart: last.before.autostart, ..record };
     let plan = Plan::pivot(WriteRecord::of(&after)).after([drop_trash(last)]);
+    // First: what failed can be undone once more.
+    if after.config.limits != before
+        && let Some(qmp) = opened.qmp().await?
+    {
+        limits::apply(qmp, &last.vm, &after.config).await?;
+    }
     opened.carry_out_on_files(plan).await?;
     match limit {
         Some(limit) => logs::limit_anew(context, &last.vm, limit).await,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use uuid::Uuid;
 
-use super::{Bus, Credentials, Layer, LogLimit, Nic, Seed};
+use super::{Bus, Credentials, Layer, Limits, LogLimit, Nic, Seed};
 use crate::error::{Error, Result};
 
 /// The machine: everything that goes into QEMU's argument vector, and its disks.
@@ -33,6 +33,8 @@ pub struct Config {
     pub nvram: Option<Disk>,
     /// The CD-ROM drives.
     pub cdroms: Vec<Cdrom>,
+    /// How much it may take from the host.
+    pub limits: Limits,
     /// How much of its output is kept.
     pub log_limit: LogLimit,
     /// What cloud-init is told in the guest.

@@ -10,11 +10,21 @@ use std::path::Path;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::model::{Chain, Format, Layer, Link};
+use crate::model::{Bus, Chain, Disk, Format, Layer, Link};
 
 /// The qdev id of the guest's device `target`.
 pub(crate) fn device_id(target: &str) -> String {
     format!("dev-{target}")
+}
+
+/// The device with the block backend of the guest's disk, as `block_set_io_throttle` finds it. That
+/// of a virtio disk is a child of its PCI device.
+pub(crate) fn throttled(disk: &Disk) -> String {
+    let device = device_id(&disk.target);
+    match disk.bus {
+        Bus::Virtio => format!("/machine/peripheral/{device}/virtio-backend"),
+        _ => device,
+    }
 }
 
 /// The ISO image in a CD-ROM drive, which QEMU opens at `path`.

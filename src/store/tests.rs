@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::*;
-use crate::model::{Config, Credentials, Disk, Firmware, LogLimit, Record, Role};
+use crate::model::{Config, Credentials, Disk, Firmware, Limits, LogLimit, Record, Role};
 
 fn record(layer: &Layer) -> Record {
     Record {
@@ -24,6 +24,7 @@ fn record(layer: &Layer) -> Record {
             disks: vec![Disk::new("vda", layer.clone(), 512)],
             nvram: None,
             cdroms: Vec::new(),
+            limits: Limits::default(),
             log_limit: LogLimit::default(),
             seed: None,
             credentials: Credentials::default(),

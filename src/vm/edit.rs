@@ -14,10 +14,10 @@ use crate::cloudinit;
 use crate::context::Context;
 use crate::ephemeral;
 use crate::error::{Error, IoContext, Result};
-use crate::instance::{boot_files, logs, status};
+use crate::instance::{boot_files, limits, logs, status};
 use crate::model::{
-    Bus, Config, Ephemeral, KernelBoot, LONGEST_CREDENTIALS, LogLimit, Name, Network, Nic, Record,
-    Seed, Snapshot, bus, parse_age, parse_size,
+    Bus, Config, Ephemeral, KernelBoot, LONGEST_CREDENTIALS, Limits, LogLimit, Name, Network, Nic,
+    Record, Seed, Snapshot, bus, parse_age, parse_size,
 };
 use crate::qemu::probe::Probe;
 use crate::store::trash::{self, Entry};
@@ -30,9 +30,10 @@ const LOOK: Duration = Duration::from_millis(50);
 /// The keys of [`set`], for messages and help.
 pub(crate) const KEYS: &str = "memory, cpus, cpu, machine, kernel, initrd, append, ports, net, \
                         disk.TARGET.bus, disk.TARGET.serial, cloud-init, hostname, \
-                        credential.NAME, autostart, expires, log.max, tag.KEY";
+                        credential.NAME, autostart, expires, limit.io, \
+                        limit.iops, log.max, tag.KEY";
 /// How the changes begin that a running VM allows.
-const WHILE_RUNNING: [&str; 4] = ["tag.", "autostart=", "expires=", "log.max="];
+const WHILE_RUNNING: [&str; 5] = ["tag.", "autostart=", "expires=", "limit.", "log.max="];
 
 /// Renames a stopped VM, or a template. Clones remember their source by its UUID, so they follow.
 pub(crate) async fn rename(context: &Context, old: &Name, new: &Name) -> Result<()> {
@@ -50,7 +51,7 @@ pub(crate) async fn rename(context: &Context, old: &Name, new: &Name) -> Result<
 /// Changes the configuration of a VM: all of `changes` (`KEY=VALUE`), or none. What concerns its
 /// machine, only while it does not run.
 pub(crate) async fn set(context: &Context, name: &Name, changes: &[String]) -> Result<()> {
-    let vm = OpenVm::for_change(context, name, "change").await?;
+    let mut vm = OpenVm::for_change(context, name, "change").await?;
     let (before, mut record) = (vm.record.clone(), vm.record.clone());
     for change in changes {
         let (key, value) = change.split_once('=').ok_or_else(|| {
@@ -75,6 +76,12 @@ pub(crate) async fn set(context: &Context, name: &Name, changes: &[String]) -> R
         boot_files::check_kernel(boot)?;
     }
     config.check_devices()?;
+    // Before the record says so: what failed can be done once more.
+    if changes.iter().any(|change| change.starts_with("limit."))
+        && let Some(qmp) = vm.qmp().await?
+    {
+        limits::apply(qmp, name, &record.config).await?;
+    }
     if record == before {
         return Ok(());
     }
@@ -140,7 +147,12 @@ fn warn_of_memory(context: &Context, name: &Name, record: &Record) {
 
 /// What a running guest would notice.
 pub(crate) fn machine(config: &Config) -> Config {
-    Config { tags: BTreeMap::new(), log_limit: LogLimit::default(), ..config.clone() }
+    Config {
+        tags: BTreeMap::new(),
+        limits: Limits::default(),
+        log_limit: LogLimit::default(),
+        ..config.clone()
+    }
 }
 
 /// The content of a credential's file.
@@ -211,6 +223,7 @@ fn apply(record: &mut Record, key: &str, value: &str) -> Result<()> {
         }
         _ if key.starts_with("disk.") => disk(config, key, value)?,
         "autostart" => record.autostart = autostart(record, value)?,
+        _ if key.starts_with("limit.") => config.limits.set(&key["limit.".len()..], value)?,
         "log.max" => config.log_limit = LogLimit::parse(value)?,
         "ports" => {
             let ports: Vec<_> = value

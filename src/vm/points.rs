@@ -145,6 +145,7 @@ pub(super) fn config(
         disks,
         nvram,
         cdroms,
+        limits: request.limits,
         log_limit: request.log_limit,
         seed: request.seed.clone(),
         credentials: request.credentials.clone(),

@@ -8,7 +8,9 @@ use uuid::Uuid;
 
 use super::cdrom_request::CdromRequest;
 use super::disk_request::DiskRequest;
-use crate::model::{Bus, Credentials, Firmware, KernelBoot, LogLimit, Name, Nic, Seed, VmState};
+use crate::model::{
+    Bus, Credentials, Firmware, KernelBoot, Limits, LogLimit, Name, Nic, Seed, VmState,
+};
 
 /// A disk that depends on an image of the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +58,8 @@ pub(crate) struct Request {
     pub kernel: Option<KernelBoot>,
     /// Network cards.
     pub nics: Vec<Nic>,
+    /// How much it may take from the host.
+    pub limits: Limits,
     /// The limit of each log.
     pub log_limit: LogLimit,
     /// Does it start with the host?

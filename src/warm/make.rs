@@ -34,8 +34,8 @@ use crate::helper::frame;
 use crate::instance::launch::Launch;
 use crate::instance::{connect, fingerprint, launch, status, terminate};
 use crate::model::{
-    Config, Fingerprint, GUEST_ADDRESS, LayerId, Name, Nic, PointRef, Record, Warm, WarmImage, bus,
-    human,
+    Config, Fingerprint, GUEST_ADDRESS, LayerId, Limits, Name, Nic, PointRef, Record, Warm,
+    WarmImage, bus, human,
 };
 use crate::qemu::cmdline::StartMode;
 use crate::qemu::probe::Probe;
@@ -97,6 +97,8 @@ pub async fn warm(context: &Context, name: &Name, warming: &Warming) -> Result<W
         kind: Kind::Thin,
         ports: Vec::new(),
         network: None,
+        // It boots once, for all of them.
+        limits: Some(Limits::default()),
         ephemeral: Some(ours.clone()),
     };
     clone::clone(context, &request).await?;
@@ -371,6 +373,8 @@ async fn keep(
     fault::point("the state of devices, about to be kept").on("rename", &state)?;
     std::fs::rename(&state, layout.warm_state(&image)).on("rename", &state)?;
     atomic::sync_directory(&layout.rams())?;
+    // The clone had none.
+    let config = Config { limits: record.config.limits, ..config };
     let warm = Warm {
         image,
         made: Timestamp::now(),

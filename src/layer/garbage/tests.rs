@@ -5,7 +5,8 @@ use uuid::Uuid;
 use super::*;
 use crate::layer::graph::Use;
 use crate::model::{
-    Config, Credentials, Disk, Firmware, Format, LogLimit, Role, Snapshot, SnapshotKind, VmState,
+    Config, Credentials, Disk, Firmware, Format, Limits, LogLimit, Role, Snapshot, SnapshotKind,
+    VmState,
 };
 
 /// A layer of the model: what it depends on, whether somebody names it, whether the trash depends
@@ -137,6 +138,7 @@ fn config(disk: usize) -> Config {
         disks: vec![Disk::new("vda", layer(disk), 512)],
         nvram: None,
         cdroms: Vec::new(),
+        limits: Limits::default(),
         log_limit: LogLimit::default(),
         seed: None,
         credentials: Credentials::default(),

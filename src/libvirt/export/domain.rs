@@ -116,6 +116,10 @@ impl Export<'_> {
         if self.record.autostart {
             notes.left("autostart", format!("virsh autostart {}", self.vm));
         }
+        if !config.limits.are_none() {
+            let how = "libvirt limits each disk by itself (virsh blkdeviotune)";
+            notes.left("limits", format!("{}: {how}", config.limits));
+        }
         if config.kernel.is_some() {
             notes.kept("kernel", "stays where it is");
         }

@@ -37,7 +37,9 @@ pub struct Details<'a> {
     cdroms: Vec<Cdrom<'a>>,
     nics: Vec<Nic<'a>>,
     generation: Uuid,
-    /// Without a limit, null.
+    /// Without a limit, null, and likewise below.
+    io_max_bytes: Option<u64>,
+    io_max_operations: Option<u64>,
     log_max_bytes: Option<u64>,
     tags: &'a BTreeMap<String, String>,
     cloud_init: Option<CloudInit<'a>>,
@@ -178,6 +180,8 @@ impl<'a> Details<'a> {
             cdroms: config.cdroms.iter().map(Cdrom::from).collect(),
             nics: config.nics.iter().map(Nic::from).collect(),
             generation: config.generation,
+            io_max_bytes: config.limits.io,
+            io_max_operations: config.limits.iops,
             log_max_bytes: config.log_limit.bytes(),
             tags: &config.tags,
             cloud_init: config.seed.as_ref().map(CloudInit::from),

@@ -142,6 +142,9 @@ pub fn details(name: &str, details: &Details) -> String {
     if record.autostart {
         lines.push(("autostart", "on".to_owned()));
     }
+    if !config.limits.are_none() {
+        lines.push(("limits", config.limits.to_string()));
+    }
     if config.log_limit != LogLimit::default() {
         lines.push(("log.max", config.log_limit.bytes().map_or("none".to_owned(), human)));
     }

@@ -4,7 +4,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Qmp, QmpError};
-use crate::model::{Layer, LayerId};
+use crate::model::{Disk, Layer, LayerId, Limits};
+use crate::qemu::nodes;
 
 #[derive(Deserialize)]
 struct Chardev {
@@ -36,11 +37,21 @@ impl Qmp {
     pub async fn root_node(&mut self, target: &str) -> Result<String, QmpError> {
         let (path, property) = match target {
             "nvram" => ("/machine".to_owned(), "pflash1"),
-            disk => {
-                (format!("/machine/peripheral/{}", crate::qemu::nodes::device_id(disk)), "drive")
-            }
+            disk => (format!("/machine/peripheral/{}", nodes::device_id(disk)), "drive"),
         };
         self.call("qom-get", json!({"path": path, "property": property})).await
+    }
+
+    /// Limits what all disks of the guest together read and write in a second
+    /// (`block_set_io_throttle`); a limit that is not there is taken away. It stays with the device
+    /// whatever becomes of the nodes below it.
+    pub async fn limit_disk(&mut self, disk: &Disk, limits: Limits) -> Result<(), QmpError> {
+        let arguments = json!({
+            "id": nodes::throttled(disk), "group": "limits",
+            "bps": limits.io.unwrap_or(0), "bps_rd": 0, "bps_wr": 0,
+            "iops": limits.iops.unwrap_or(0), "iops_rd": 0, "iops_wr": 0,
+        });
+        self.call::<Value>("block_set_io_throttle", arguments).await.map(drop)
     }
 
     /// Does a program in the guest hold the guest agent's port open (`query-chardev`)?

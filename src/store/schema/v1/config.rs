@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::error::{Error, Result};
 use crate::model::{
-    Cdrom, Config, Credentials, Disk, Firmware, KernelBoot, LogLimit, Nic, Seed, bus,
+    Cdrom, Config, Credentials, Disk, Firmware, KernelBoot, Limits, LogLimit, Nic, Seed, bus,
 };
 use crate::store::schema::devices::{CdromV1, DiskV1, NicV1};
 
@@ -30,6 +30,12 @@ pub(super) struct ConfigV1 {
     nvram: Option<DiskV1>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     cdroms: Vec<CdromV1>,
+    /// Bytes in a second, of all disks together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    io_max_bytes: Option<u64>,
+    /// Reads and writes in a second, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    io_max_operations: Option<u64>,
     /// Bytes; 0 is no limit, and no value the default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     log_max_bytes: Option<u64>,
@@ -108,6 +114,8 @@ impl From<&Config> for ConfigV1 {
             disks: config.disks.iter().map(DiskV1::from).collect(),
             nvram: config.nvram.as_ref().map(DiskV1::from),
             cdroms: config.cdroms.iter().map(CdromV1::from).collect(),
+            io_max_bytes: config.limits.io,
+            io_max_operations: config.limits.iops,
             log_max_bytes: config.log_limit.to_saved(),
             seed: config.seed.as_ref().map(SeedV1::from),
             credentials: config.credentials.encoded().clone(),
@@ -148,6 +156,7 @@ impl TryFrom<ConfigV1> for Config {
             disks: config.disks.into_iter().map(Disk::try_from).collect::<Result<_>>()?,
             nvram: config.nvram.map(Disk::try_from).transpose()?,
             cdroms: config.cdroms.into_iter().map(Cdrom::try_from).collect::<Result<_>>()?,
+            limits: Limits::from_saved(config.io_max_bytes, config.io_max_operations),
             log_limit: LogLimit::from_saved(config.log_max_bytes),
             seed: config.seed.map(Seed::from),
             credentials: Credentials::from_encoded(config.credentials)?,
